@@ -1,0 +1,137 @@
+// What the pages of a memory hold before anybody has written to them.
+//
+// An image is a sparse map from page to bytes. Its non-zero pages are stored in
+// a memfd; pages that are all zero are holes there and cost nothing. Once built
+// (image_builder.h) it never changes: the memfd is sealed, so that not even
+// this process can write to it, and any number of memories and threads share it
+// through an ImageRef. It lives until the last reference goes.
+//
+// When not to use it: to look at a memory's present contents (an image is how a
+// memory began), or as a general file (only whole pages are kept).
+//
+// Example:
+//   std::vector<std::byte> hello(5, std::byte{'x'});
+//   absl::StatusOr<ImageRef> image =
+//       ImageFromBytes({.name = "hello", .size_bytes = 65536}, hello);
+//   if (!image.ok()) return image.status();
+//   (*image)->stored_pages();                  // 1
+//   (*image)->IsStored(PageIndex(1));          // false: zeroes
+//   (*image)->PageBytes(PageIndex(0))[4];      // 'x'
+//
+// Threads: everything here may be called from any thread at any time. Signals:
+// every const method except Read() only reads memory that was written before
+// the image was handed out: no lock, no allocation, no system call, so it may
+// be used in a signal handler and on the fault path. Copying or dropping an
+// ImageRef may not: the last drop unmaps and closes.
+//
+// Fork: the child inherits the view and the descriptor (unless it executes
+// another program: the descriptor is close-on-exec). It sees the same bytes as
+// the parent, since nobody can change them; stored pages stay shared between
+// the two. Destroying the child's copy does not disturb the parent. This
+// differs from the memories of a pool, which the child does not have.
+//
+// Core dumps: the view is MADV_DONTDUMP. A dump of a process with many images
+// does not contain them.
+//
+// Kernel: memfd_create and seals, Linux 3.17. Where the kernel knows it (6.3)
+// the memfd is also sealed against being executed (MFD_NOEXEC_SEAL).
+
+#ifndef FIRSTTOUCH_INIT_IMAGE_H_
+#define FIRSTTOUCH_INIT_IMAGE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "firsttouch/init/page_map.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+
+class ImageWriter;
+class MemfdCalls;
+
+// The largest image: 1 TiB of memory (not of stored pages).
+inline constexpr uint64_t kMaxImageBytes = PageMap::kMaxPages * kPageBytes;
+
+class Image {
+ public:
+  Image(const Image&) = delete;
+  Image& operator=(const Image&) = delete;
+  ~Image();
+
+  // Tells images apart: unique in this process, never 0, never used again after
+  // the image is gone.
+  uint64_t id() const { return id_; }
+
+  // As given by the builder's caller. Not unique. The memfd carries it too,
+  // behind "firsttouch:" and cut to what the kernel takes (249 bytes in all),
+  // where /proc/<pid>/maps and /proc/<pid>/fd show it.
+  const std::string& name() const { return name_; }
+
+  // Bytes from offset 0, as declared. May end inside a page: the rest of that
+  // page is zero. May be zero: an image of no pages.
+  uint64_t size_bytes() const { return size_bytes_; }
+
+  // size_bytes() in pages, rounded up.
+  PageCount pages() const { return stored_.pages(); }
+
+  // Whether the page has bytes other than zero. False at or past pages().
+  bool IsStored(PageIndex page) const { return stored_.Contains(page); }
+
+  // How many pages are stored: the image's cost in memory, in pages.
+  uint64_t stored_pages() const { return stored_.count(); }
+
+  // The set of stored pages, to walk its runs.
+  const PageMap& stored() const { return stored_; }
+
+  // The same as words: bit p % 64 of word p / 64, ceil(pages() / 64) words,
+  // bits past pages() zero. Null for an image of no pages.
+  const uint64_t* stored_words() const { return stored_.words(); }
+
+  // The whole image, pages() * kPageBytes long, page aligned, read-only; null
+  // for an image of no pages. ONLY STORED PAGES MAY BE READ through this
+  // pointer: a read of a hole gives zeroes but makes the kernel allocate a page
+  // for it, which then counts for ever. PageBytes() and Read() have no such
+  // trap.
+  const std::byte* data() const { return data_; }
+
+  // The kPageBytes bytes of one page: in the view for a stored page, in one
+  // shared page of zeroes for any other. Page aligned. Valid as long as the
+  // image.
+  const std::byte* PageBytes(PageIndex page) const;
+
+  // Copies out [offset_bytes, offset_bytes + into.size()).
+  //
+  // Errors: OutOfRange, naming the range, when it does not end within
+  // size_bytes(); `into` is untouched then.
+  absl::Status Read(uint64_t offset_bytes, std::span<std::byte> into) const;
+
+  // The file behind the view, pages() * kPageBytes long, stored pages at their
+  // offsets, holes elsewhere; for MAP_PRIVATE mappings of it. Sealed with
+  // F_SEAL_SEAL, _SHRINK, _GROW and _WRITE: nobody can change or resize it.
+  // Borrowed: do not close it.
+  int memfd() const { return memfd_; }
+
+ private:
+  friend class ImageWriter;
+
+  explicit Image(MemfdCalls& calls);
+
+  MemfdCalls& calls_;
+  uint64_t id_ = 0;
+  std::string name_;
+  uint64_t size_bytes_ = 0;
+  PageMap stored_;
+  const std::byte* data_ = nullptr;  // Unmapped by the destructor.
+  int memfd_ = -1;                   // Closed by the destructor.
+};
+
+using ImageRef = std::shared_ptr<const Image>;
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_INIT_IMAGE_H_
