@@ -1,0 +1,126 @@
+"""What this repository needs from others.
+
+In the WORKSPACE of whoever takes this repository as an external one:
+
+    # Your own copies come first: what exists already is left alone.
+    http_archive(name = "com_google_absl", ...)
+
+    local_repository(name = "firsttouch", path = "...")  # or http_archive
+
+    load("@firsttouch//:deps.bzl", "firsttouch_dependencies")
+
+    firsttouch_dependencies()
+
+With Bazel 7 and newer, MODULE.bazel does the same.
+"""
+
+load("//bazel:system.bzl", "debian_repository", "system_abseil", "system_repository")
+
+def _maybe(rule, name, **kwargs):
+    """Defines a repository unless the workspace has one of that name."""
+    if not native.existing_rule(name):
+        rule(name = name, **kwargs)
+
+def firsttouch_dependencies():
+    """Defines each dependency that the workspace does not define itself.
+
+    The defaults take what Debian 12 has installed, and say which package to
+    install where it is missing.
+    """
+
+    # The languages' rules. Bazel's own tools load these four.
+    _maybe(
+        debian_repository,
+        name = "rules_cc",
+        package = "bazel-rules-cc",
+        path = "/usr/share/bazel/rules/cc",
+        # 0.0.4 loads a symbol from Bazel that 4.2.3 does not have yet.
+        substitutions = {
+            ", \"use_cpp_toolchain\")": ")",
+            "use_cpp_toolchain()": "[\"@bazel_tools//tools/cpp:toolchain_type\"]",
+        },
+        substitute_in = [
+            "cc/private/rules_impl/cc_flags_supplier.bzl",
+            "cc/private/rules_impl/compiler_flag.bzl",
+        ],
+    )
+    _maybe(
+        debian_repository,
+        name = "rules_java",
+        package = "bazel-rules-java",
+        path = "/usr/share/bazel/rules/java",
+    )
+    _maybe(
+        debian_repository,
+        name = "rules_proto",
+        package = "bazel-rules-proto",
+        path = "/usr/share/bazel/rules/proto",
+    )
+    _maybe(
+        debian_repository,
+        name = "bazel_skylib",
+        package = "bazel-skylib",
+        path = "/usr/share/bazel/tools/skylib",
+    )
+
+    # Bazel names this one in every test rule and would download it.
+    _maybe(
+        system_repository,
+        name = "remote_coverage_tools",
+        build_file = Label("//bazel/third_party:remote_coverage_tools.BUILD"),
+    )
+
+    # Bazel 4.2.3 has shell rules built in; newer ones have this repository.
+    _maybe(
+        system_repository,
+        name = "rules_shell",
+        build_file = Label("//bazel/third_party:empty.BUILD"),
+        files = {
+            "shell/BUILD.bazel": Label("//bazel/third_party:empty.BUILD"),
+            "shell/sh_binary.bzl": Label("//bazel/third_party:sh_binary.bzl"),
+            "shell/sh_library.bzl": Label("//bazel/third_party:sh_library.bzl"),
+            "shell/sh_test.bzl": Label("//bazel/third_party:sh_test.bzl"),
+        },
+    )
+
+    # Libraries, under the names that everybody's BUILD files use.
+    _maybe(system_abseil, name = "com_google_absl")
+    _maybe(
+        system_repository,
+        name = "com_google_googletest",
+        build_file = Label("//bazel/third_party:googletest.BUILD"),
+        packages = {
+            "libgmock-dev": "/usr/include/gmock/gmock.h",
+            "libgtest-dev": "/usr/include/gtest/gtest.h",
+        },
+    )
+    _maybe(
+        system_repository,
+        name = "com_googlesource_code_re2",
+        build_file = Label("//bazel/third_party:re2.BUILD"),
+        packages = {"libre2-dev": "/usr/include/re2/re2.h"},
+    )
+    _maybe(
+        system_repository,
+        name = "com_github_google_benchmark",
+        build_file = Label("//bazel/third_party:benchmark.BUILD"),
+        packages = {"libbenchmark-dev": "/usr/include/benchmark/benchmark.h"},
+    )
+    _maybe(
+        system_repository,
+        name = "com_google_protobuf",
+        build_file = Label("//bazel/third_party:protobuf.BUILD"),
+        files = {
+            "bazel/BUILD.bazel": Label("//bazel/third_party:empty.BUILD"),
+            "bazel/cc_proto_library.bzl": Label("//bazel/third_party:cc_proto_library.bzl"),
+            "bazel/proto_library.bzl": Label("//bazel/third_party:proto_library.bzl"),
+        },
+        packages = {
+            "libprotobuf-dev": "/usr/include/google/protobuf/message.h",
+            "protobuf-compiler": "/usr/bin/protoc",
+        },
+        symlinks = {
+            "include/google/protobuf": "/usr/include/google/protobuf",
+            "protoc": "/usr/bin/protoc",
+        },
+    )
