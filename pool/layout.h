@@ -1,0 +1,238 @@
+// Where each memory of a pool lies. Pure, checked arithmetic: no system call,
+// no allocation except for an error's text. What was asked for
+// (LayoutOptions) and what was decided (PoolLayout) are two types, with one
+// function between them and one function, CheckLayoutInvariants, that states
+// what must hold of the pair.
+//
+// The reservation, for instances = 1 and memories_per_instance = 2. Every box
+// names the field that gives its size, every arrow the accessor that gives its
+// offset or length:
+//
+//   reservation_bytes()
+//   |<------------------------------------------------------------------->|
+//                       slot_stride_bytes()       slot_stride_bytes()
+//                      |<--------------------->| |<--------------------->|
+//   +------------------+---------------+-------+-+---------------+-------+
+//   |guard_before_bytes|memory_bytes() | guard_  |memory_bytes() | guard_ |
+//   |                  |    slot 0     | after_  |    slot 1     | after_ |
+//   |                  |               | bytes   |               | bytes  |
+//   +------------------+---------------+---------+---------------+--------+
+//   ^                  ^               ^         ^               ^
+//   0                  |               |         |               guard_after_
+//                      |               |         |                 offset_bytes
+//                      |               |         | (SlotIndex(1)) | |
+//                      memory_offset_bytes(SlotIndex(1)) |
+//                      guard_after_offset_bytes(SlotIndex(0))
+//                      memory_offset_bytes(SlotIndex(0))
+//                        = first_memory_offset_bytes()
+//
+// guard_before_bytes stands once, in front of the first memory. In front of
+// every other memory stands the guard_after_bytes of the memory before it;
+// that is why guard_after_bytes must not be smaller than guard_before_bytes.
+//
+// Nothing here depends on what backs the memories. Guards are addresses at
+// which no page is ever resident; they need no mapping of their own.
+//
+//   absl::StatusOr<PoolLayout> layout = PoolLayout::Compute(
+//       {.instances = 64, .max_memory_bytes = uint64_t{4} << 30,
+//        .guard_before_bytes = uint64_t{2} << 30,
+//        .guard_after_bytes = uint64_t{2} << 30});
+//   for (const LayoutRange& range : layout->Ranges()) { ... }
+#ifndef FIRSTTOUCH_POOL_LAYOUT_H_
+#define FIRSTTOUCH_POOL_LAYOUT_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "firsttouch/pool/ids.h"
+
+namespace firsttouch {
+
+// What a user asks for. All sizes are bytes.
+struct LayoutOptions {
+  // Instances the pool can hold at once. At least 1.
+  uint32_t instances = 0;
+  // Memories of each instance, laid out next to each other. At least 1.
+  // instances * memories_per_instance must fit 32 bits.
+  uint32_t memories_per_instance = 1;
+  // The most a memory can grow to. A multiple of page_bytes (not necessarily of
+  // a Wasm page or of granule_bytes), at least one page. A memory's size at run
+  // time is any number of bytes up to this.
+  uint64_t max_memory_bytes = 0;
+  // Guard in front of the first memory. A multiple of page_bytes; 0 for none.
+  uint64_t guard_before_bytes = 0;
+  // Guard behind each memory. A multiple of page_bytes, at least
+  // guard_before_bytes; 0 for none (then neighbours touch: only for guests
+  // whose every access is checked).
+  uint64_t guard_after_bytes = 0;
+  // The host's page. A power of two from 4096 on.
+  uint64_t page_bytes = 4096;
+  // The most that one fault fills. A power of two, a multiple of page_bytes. A
+  // granule that reaches past a memory's size is cut there, so it may be larger
+  // than the memory.
+  uint64_t granule_bytes = 65536;
+
+  friend bool operator==(const LayoutOptions&, const LayoutOptions&) = default;
+};
+
+// What a range of the reservation is for.
+enum class LayoutRangeKind { kGuardBefore, kMemory, kGuardAfter };
+
+// "guard before", "memory" or "guard after". Static storage.
+std::string_view LayoutRangeKindName(LayoutRangeKind kind);
+
+// One range of the reservation with a single purpose. Never empty.
+struct LayoutRange {
+  uint64_t offset_bytes = 0;  // from the base of the reservation
+  uint64_t bytes = 0;
+  LayoutRangeKind kind = LayoutRangeKind::kMemory;
+  // The memory itself; for kGuardAfter the memory in front of the guard; for
+  // kGuardBefore slot 0, the memory behind it.
+  SlotIndex slot;
+  // The LayoutOptions field that makes these bytes, e.g. "guard_after_bytes".
+  // Static storage.
+  std::string_view cause;
+
+  friend bool operator==(const LayoutRange&, const LayoutRange&) = default;
+};
+
+class PoolLayout;
+
+// The ranges of a layout in ascending order, made one at a time: constant
+// memory, also for a million slots. Their bytes sum to reservation_bytes(), and
+// each range begins where the one before ended. Refers to the layout, which
+// must outlive it.
+class LayoutRanges {
+ public:
+  class Iterator {
+   public:
+    using value_type = LayoutRange;
+    using difference_type = std::ptrdiff_t;
+    using pointer = const LayoutRange*;
+    using reference = const LayoutRange&;
+    using iterator_category = std::input_iterator_tag;
+
+    Iterator() = default;
+    reference operator*() const { return range_; }
+    pointer operator->() const { return &range_; }
+    Iterator& operator++();
+    Iterator operator++(int);
+    friend bool operator==(const Iterator& a, const Iterator& b) {
+      return a.step_ == b.step_;
+    }
+
+   private:
+    friend class LayoutRanges;
+    Iterator(const PoolLayout* layout, uint64_t step);
+    // Moves to the next step that has bytes, and describes it.
+    void Settle();
+
+    const PoolLayout* layout_ = nullptr;
+    uint64_t step_ = 0;  // 0 guard before, then 1 + 2 * slot: memory, guard
+    LayoutRange range_;
+  };
+  using iterator = Iterator;
+  using const_iterator = Iterator;
+
+  explicit LayoutRanges(const PoolLayout* layout) : layout_(layout) {}
+  Iterator begin() const;
+  Iterator end() const;
+
+ private:
+  const PoolLayout* layout_;
+};
+
+// A computed layout. A small value: copy it freely. All accessors are pure,
+// async-signal-safe and constant time.
+class PoolLayout {
+ public:
+  // Decides the layout. InvalidArgument names the option, its value, the rule
+  // and a way out, for options that are zero, unaligned or contradictory and
+  // for sums or products that do not fit 64 bits. Whether this machine has room
+  // for the layout is a different question: pool/limits.h.
+  static absl::StatusOr<PoolLayout> Compute(const LayoutOptions& options);
+
+  const LayoutOptions& options() const { return options_; }
+
+  // Address space of the whole pool, guards included. A multiple of page_bytes.
+  uint64_t reservation_bytes() const { return reservation_bytes_; }
+  // From the start of a memory to the start of the next.
+  uint64_t slot_stride_bytes() const { return slot_stride_bytes_; }
+  // From the base of the reservation to the start of slot 0.
+  uint64_t first_memory_offset_bytes() const {
+    return options_.guard_before_bytes;
+  }
+  // Bytes of each memory: options().max_memory_bytes.
+  uint64_t memory_bytes() const { return options_.max_memory_bytes; }
+  // Number of memories: instances * memories_per_instance.
+  uint32_t slots() const { return slots_; }
+
+  // Offset of a memory from the base. `slot` < slots().
+  uint64_t memory_offset_bytes(SlotIndex slot) const {
+    return first_memory_offset_bytes() + slot.value() * slot_stride_bytes_;
+  }
+  // Offset of the guard behind a memory (of the next memory where
+  // guard_after_bytes is 0). `slot` < slots().
+  uint64_t guard_after_offset_bytes(SlotIndex slot) const {
+    return memory_offset_bytes(slot) + memory_bytes();
+  }
+  // Addresses that are guard on the way down from `slot`: guard_before_bytes
+  // for slot 0, guard_after_bytes (of the memory before) for the others.
+  uint64_t guard_in_front_bytes(SlotIndex slot) const {
+    return slot.value() == 0 ? options_.guard_before_bytes
+                             : options_.guard_after_bytes;
+  }
+
+  // `instance` < options().instances, `memory` < memories_per_instance.
+  SlotIndex SlotOf(InstanceIndex instance, MemoryIndex memory) const {
+    return SlotIndex(instance.value() * options_.memories_per_instance +
+                     memory.value());
+  }
+  // `slot` < slots().
+  InstanceIndex InstanceOf(SlotIndex slot) const {
+    return InstanceIndex(slot.value() / options_.memories_per_instance);
+  }
+  MemoryIndex MemoryOf(SlotIndex slot) const {
+    return MemoryIndex(slot.value() % options_.memories_per_instance);
+  }
+
+  // Every byte of the reservation, with its purpose and the option that makes
+  // it.
+  LayoutRanges Ranges() const { return LayoutRanges(this); }
+
+ private:
+  friend class PoolLayoutTestPeer;  // makes wrong layouts, for the checker
+  PoolLayout() = default;
+
+  LayoutOptions options_;
+  uint64_t reservation_bytes_ = 0;
+  uint64_t slot_stride_bytes_ = 0;
+  uint32_t slots_ = 0;
+};
+
+// States the security claims and checks them for one pair of options and
+// layout; Internal names the first that fails, with the numbers. It works the
+// offsets out anew, in 128 bits, and does not trust Compute:
+//   1. the layout was made for these options;
+//   2. every size and offset is a multiple of the page, the granule is a power
+//      of two and a multiple of the page;
+//   3. no sum or product overflowed;
+//   4. memories do not overlap and lie inside the reservation;
+//   5. from any memory, at least guard_before_bytes downwards and at least
+//      guard_after_bytes upwards belong to no other memory and lie inside the
+//      reservation;
+//   6. the ranges sum to the reservation with no gap, no overlap, no byte
+//      unexplained;
+//   7. SlotOf, InstanceOf and MemoryOf are inverse to each other.
+// Looks at every slot up to 4096 of them, and at the first and last 2048 of a
+// larger pool; the offsets are linear in the slot, so nothing else can differ.
+absl::Status CheckLayoutInvariants(const LayoutOptions& options,
+                                   const PoolLayout& layout);
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_POOL_LAYOUT_H_

@@ -1,0 +1,83 @@
+// Whether this machine has room for a layout, and if not: which limit, what
+// was asked, and the largest pool that would fit. The facts are a plain struct,
+// so that the answer is a pure function of them and any machine can be tried in
+// a test; ReadLimitFacts reads them from the machine we run on.
+#ifndef FIRSTTOUCH_POOL_LIMITS_H_
+#define FIRSTTOUCH_POOL_LIMITS_H_
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "firsttouch/pool/layout.h"
+
+namespace firsttouch {
+
+// vm.overcommit_memory.
+enum class Overcommit : int { kHeuristic = 0, kAlways = 1, kNever = 2 };
+
+inline constexpr uint64_t kUnlimited = ~uint64_t{0};
+
+// What decides whether a mapping is granted. Values that could not be read are
+// at their defaults here, which are the most permissive ones.
+struct LimitFacts {
+  // User-space addresses have this many bits (47 on x86-64).
+  uint32_t address_space_bits = 47;
+  // RLIMIT_AS (ulimit -v), soft limit; kUnlimited for none.
+  uint64_t rlimit_as_bytes = kUnlimited;
+  // Of that, already used by this process (VmSize).
+  uint64_t mapped_bytes = 0;
+  // vm.max_map_count and the mappings this process has now.
+  uint64_t max_map_count = kUnlimited;
+  uint64_t maps = 0;
+  Overcommit overcommit = Overcommit::kHeuristic;
+  // In mode kNever: CommitLimit and Committed_AS of /proc/meminfo. The kernel
+  // then counts a private writable mapping in full, MAP_NORESERVE or not.
+  uint64_t commit_limit_bytes = kUnlimited;
+  uint64_t committed_bytes = 0;
+};
+
+// What a slot will cost once in use; the layout does not know.
+struct LimitUse {
+  // Mappings that the whole pool needs, whatever its slots do.
+  uint64_t fixed_maps = 1;
+  // Mappings that each slot may add: 2 where an image is mapped into the slot
+  // (the image's and the one behind it), 0 for a pool that copies.
+  uint64_t maps_per_slot = 0;
+};
+
+enum class Limit { kAddressSpace, kRlimitAs, kMapCount, kOvercommit };
+
+// "address space", "RLIMIT_AS", "vm.max_map_count", "overcommit". Static.
+std::string_view LimitName(Limit limit);
+
+// The answer as numbers, for tools.
+struct LimitVerdict {
+  // The tightest limit that the layout exceeds; nullopt: it fits.
+  std::optional<Limit> exceeded;
+  // In the unit of that limit: bytes, or mappings for kMapCount.
+  uint64_t asked = 0;
+  uint64_t available = 0;
+  // The largest number of instances, everything else as asked, for which no
+  // limit is exceeded. At most options().instances unless nothing is exceeded;
+  // 0 when not even one fits.
+  uint32_t largest_instances = 0;
+};
+
+// Pure. Counts the whole reservation against each limit.
+LimitVerdict JudgeLimits(const PoolLayout& layout, const LimitUse& use,
+                         const LimitFacts& facts);
+
+// OK, or ResourceExhausted with the limit's name and value, the bytes asked,
+// the slots, the largest pool that fits and the way out. Pure.
+absl::Status CheckLimits(const PoolLayout& layout, const LimitUse& use,
+                         const LimitFacts& facts);
+
+// The facts of this process now. Reads /proc; never fails (what cannot be read
+// stays at its default). Allocates; not for signal handlers.
+LimitFacts ReadLimitFacts();
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_POOL_LIMITS_H_

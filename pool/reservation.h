@@ -1,0 +1,96 @@
+// The address range of a pool: one mapping for all of its slots and guards.
+// Making slots, growing them and handing them on never changes the number of
+// mappings of the reservation itself.
+//
+//   absl::StatusOr<Reservation> reservation = Reservation::Create(
+//       RealKernel(), layout, {.name = "tenants"});
+//   std::byte* memory = reinterpret_cast<std::byte*>(
+//       reservation->base() + layout.memory_offset_bytes(SlotIndex(7)));
+//
+// The mapping is private, anonymous, readable and writable, without a swap
+// reservation (MAP_NORESERVE). It does nothing against an access outside a
+// memory by itself: until the pages are registered with a userfaultfd, touching
+// any address gives a zero page. Register the whole range before handing out
+// any of it, and unmap (destroy this) before closing the userfaultfd.
+//
+// Thread safety: const calls from any thread; Create and the destructor are
+// ordinary calls. Not for signal handlers, except base(), bytes() and
+// Contains().
+#ifndef FIRSTTOUCH_POOL_RESERVATION_H_
+#define FIRSTTOUCH_POOL_RESERVATION_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "firsttouch/pool/layout.h"
+#include "firsttouch/uffd/kernel.h"
+
+namespace firsttouch {
+
+// A pool's reservation begins at a multiple of this: the locator finds a pool
+// by the address's 4 GiB chunk.
+inline constexpr uint64_t kPoolAlignmentBytes = uint64_t{1} << 32;
+
+struct ReservationOptions {
+  // Shown as [anon:firsttouch:NAME] in /proc/PID/maps where the kernel can
+  // (CONFIG_ANON_VMA_NAME, 5.17); quietly not where it cannot. Characters the
+  // kernel refuses ([ ] \ $ ` and non-printable) become '_', and the whole is
+  // cut at 79 characters.
+  std::string name;
+  // False: MADV_DONTDUMP, so that a crash does not walk terabytes.
+  bool include_in_core_dump = false;
+  // False: MADV_DONTFORK, so that a child has no mapping there and dies on
+  // touch. True is for hosts that know what they do: a child has no
+  // userfaultfd, so that in it missing pages read as zero and guards are
+  // writable.
+  bool inherit_on_fork = false;
+  // The base is a multiple of this; a power of two, at least a page. Memories
+  // that the locator is to find need kPoolAlignmentBytes.
+  uint64_t alignment_bytes = kPoolAlignmentBytes;
+  // False: MADV_NOHUGEPAGE, so that one touch never makes 2 MiB resident (and
+  // never a page above a memory's size). True: MADV_HUGEPAGE.
+  bool huge_pages = false;
+};
+
+class Reservation {
+ public:
+  // Maps layout.reservation_bytes() at a multiple of options.alignment_bytes.
+  // Errors:
+  //   ResourceExhausted: no room. Names the bytes asked, the number of slots,
+  //     the limit that refused (address space, RLIMIT_AS, vm.max_map_count,
+  //     overcommit) and the largest pool that fits.
+  //   InvalidArgument: layout.options().page_bytes is not this machine's page.
+  //   Others: the errno of a refused call, with the call and the range.
+  // Nothing is left mapped after an error. `kernel` must outlive the result.
+  static absl::StatusOr<Reservation> Create(Kernel& kernel,
+                                            const PoolLayout& layout,
+                                            const ReservationOptions& options);
+
+  Reservation(Reservation&& other) noexcept;
+  Reservation& operator=(Reservation&& other) noexcept;
+  Reservation(const Reservation&) = delete;
+  Reservation& operator=(const Reservation&) = delete;
+  // Unmaps everything.
+  ~Reservation();
+
+  // First address; a multiple of options.alignment_bytes. 0 after a move.
+  uintptr_t base() const noexcept { return base_; }
+  uint64_t bytes() const noexcept { return bytes_; }
+  bool Contains(uintptr_t address) const noexcept {
+    return address - base_ < bytes_;
+  }
+
+ private:
+  Reservation(Kernel* kernel, uintptr_t base, uint64_t bytes)
+      : kernel_(kernel), base_(base), bytes_(bytes) {}
+
+  Kernel* kernel_ = nullptr;
+  uintptr_t base_ = 0;
+  uint64_t bytes_ = 0;
+};
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_POOL_RESERVATION_H_

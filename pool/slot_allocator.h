@@ -1,0 +1,161 @@
+// Which slot of a pool is free, and which of the free ones to take. Hands out
+// numbers in [0, capacity()); what a number stands for (an instance with its
+// memories, a stack, a table) is the caller's.
+//
+//   SlotAllocator allocator(64, SlotStrategy::kAffinity);
+//   absl::StatusOr<SlotAllocator::Pick> pick = allocator.Acquire(image->id());
+//   if (!pick.ok()) return pick.status();        // ResourceExhausted
+//   if (pick->last_key != image->id()) Bind(pick->slot, *image);
+//   ... run ...
+//   if (Reset(pick->slot).ok()) allocator.Release(pick->slot, image->id());
+//   else allocator.Quarantine(pick->slot);
+//
+// How it scales: free slots are kept in shards, one for each core. Acquire and
+// Release lock the shard of the core they run on and no other, as long as it
+// has what is asked for; otherwise Acquire looks into the other shards (without
+// locking those that visibly have nothing) and takes from there. A released
+// slot goes to the releasing core's shard, where it is warm. kRandom is the
+// exception: its slots have a fixed shard, and every Acquire picks a random
+// one, so that each free slot is as likely as any other.
+//
+// Memory is allocated by the constructor only: 48 bytes a slot and at most 5
+// KiB a shard. Acquire and Release allocate nothing unless Acquire fails (the
+// error's text).
+//
+// Thread safety: all methods from any thread. Not async-signal-safe.
+#ifndef FIRSTTOUCH_POOL_SLOT_ALLOCATOR_H_
+#define FIRSTTOUCH_POOL_SLOT_ALLOCATOR_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "firsttouch/uffd/mutex.h"
+
+namespace firsttouch {
+
+// Which free slot to take.
+enum class SlotStrategy {
+  // The one released last, on this core if there is one: its pages and caches
+  // are warm, and the number of slots ever used stays as small as the load
+  // allows. Never-used slots come last, in ascending order.
+  kNextAvailable,
+  // Any, with equal probability: a guest cannot foresee its neighbours. From a
+  // pseudo-random generator; not meant to withstand someone who sees many
+  // results.
+  kRandom,
+  // The one that needs the least work for the caller's key:
+  //   1. the one released last among those last released with the same key
+  //      (on this core first);
+  //   2. one last released with key 0, then one never used;
+  //   3. the least recently released of the rest (exact within a shard; between
+  //      shards as far as the releases are separated by such a case 3).
+  kAffinity,
+};
+
+// "next-available", "random", "affinity". Static storage.
+std::string_view SlotStrategyName(SlotStrategy strategy);
+
+class SlotAllocator {
+ public:
+  static constexpr uint64_t kDefaultSeed = 0x9e3779b97f4a7c15;
+  // One shard for each configured core, at most 64.
+  static constexpr uint32_t kShardPerCore = 0;
+
+  struct Pick {
+    uint32_t slot;
+    // The key of the slot's last Release; 0 if it was never released. Reported
+    // whatever the strategy.
+    uint64_t last_key;
+  };
+
+  // `slots` > 0. `seed` is for kRandom only. `shards` other than kShardPerCore
+  // is for tests and measurements; with 1, every order above is exact.
+  SlotAllocator(uint32_t slots, SlotStrategy strategy,
+                uint64_t seed = kDefaultSeed, uint32_t shards = kShardPerCore);
+  SlotAllocator(const SlotAllocator&) = delete;
+  SlotAllocator& operator=(const SlotAllocator&) = delete;
+  ~SlotAllocator();
+
+  // Takes a free slot; it belongs to the caller until Release or Quarantine.
+  // `affinity_key` says what the caller is going to put there; 0 for nothing in
+  // particular. If no slot is free, waits for one until `deadline`; by default
+  // it does not wait. Waiters are not served in any particular order.
+  // ResourceExhausted if none became free: the text names the capacity, the
+  // slots in use, those quarantined, and the option to raise. Also, at once and
+  // whatever the deadline, when all slots are quarantined.
+  absl::StatusOr<Pick> Acquire(uint64_t affinity_key,
+                               absl::Time deadline = absl::InfinitePast());
+
+  // Gives back a slot that is in use and clean, last used for `affinity_key`
+  // (0: nothing worth finding again). Ends the process with a line on stderr if
+  // the slot is not in use: handing a slot to two owners is worse.
+  void Release(uint32_t slot, uint64_t affinity_key);
+
+  // Takes a slot that is in use out of circulation for good: its contents could
+  // not be restored. Ends the process as Release does if it is not in use.
+  void Quarantine(uint32_t slot);
+
+  uint32_t capacity() const { return capacity_; }
+  SlotStrategy strategy() const { return strategy_; }
+  uint32_t shards() const { return shard_count_; }
+  // Counts of the moment; exact while no other thread acquires or releases.
+  // capacity() = in_use() + quarantined() + free.
+  uint32_t in_use() const;
+  uint32_t quarantined() const {
+    return quarantined_.load(std::memory_order_relaxed);
+  }
+  // Slots that were handed out at least once. Under kRandom, capacity().
+  uint32_t ever_used() const;
+
+ private:
+  struct Node;
+  struct Shard;
+
+  uint32_t CoreShard() const;
+  // One attempt over all shards, following the strategy; nullopt: saw nothing.
+  std::optional<Pick> TryAcquire(uint64_t key);
+  std::optional<Pick> TryNextAvailable();
+  std::optional<Pick> TryAffinity(uint64_t key);
+  std::optional<Pick> TryRandom();
+  std::optional<Pick> TakeFresh();
+  // Locks every shard in turn and takes any free slot. nullopt only if there
+  // was a moment at which none was free.
+  std::optional<Pick> TryExhaustively(uint64_t key);
+  std::optional<Pick> WaitUntil(uint64_t key, absl::Time deadline);
+  void ChangeWaiters(int change);
+  void WakeOne();
+  Pick Hand(uint32_t slot);
+  absl::Status ExhaustedError() const;
+
+  const uint32_t capacity_;
+  const SlotStrategy strategy_;
+  const uint32_t shard_count_;
+  // Slots from here on were never handed out. Not for kRandom. Written only
+  // while the pool still grows into never-used slots.
+  alignas(64) std::atomic<uint32_t> fresh_;
+  // Counts the times that affinity took a slot from another key: the clock by
+  // which shards compare their oldest slots.
+  std::atomic<uint32_t> takeovers_{0};
+  std::atomic<uint32_t> quarantined_{0};
+  std::unique_ptr<Node[]> nodes_;
+  std::unique_ptr<Shard[]> shards_;
+  // kRandom: the shards' arrays of free slots, one after the other.
+  std::unique_ptr<uint32_t[]> random_slots_;
+
+  // Lock order: a shard's lock and wait_mutex_ are never held together.
+  Mutex wait_mutex_;
+  CondVar wait_changed_;
+  // Moves with every release or quarantine that a waiter should look at.
+  uint64_t wait_epoch_ ABSL_GUARDED_BY(wait_mutex_) = 0;
+};
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_POOL_SLOT_ALLOCATOR_H_
