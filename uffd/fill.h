@@ -1,0 +1,98 @@
+// Fills over a range that go on where the kernel stopped.
+//
+// UFFDIO_COPY and its relatives stop half-way for reasons that are not errors:
+// a page is there already, an event waits to be read, a page table was freed
+// under the copy. These loops resolve each of them, so that what remains in
+// FillResult::error is final.
+//
+//   FillResult filled = ContinueRange(kernel, fd, start, bytes, 0, {});
+//   if (!filled.ok()) ...  // pages below start + filled.bytes_done are there
+//
+// Raw layer, on the fault path: async-signal-safe, takes no lock, allocates
+// nothing, logs nothing, uses no thread-local storage. A call that has to wait
+// (only after EAGAIN without progress) waits in poll(2).
+
+#ifndef FIRSTTOUCH_UFFD_FILL_H_
+#define FIRSTTOUCH_UFFD_FILL_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "firsttouch/uffd/kernel.h"
+
+namespace firsttouch {
+
+// What to do when the kernel does not get on. The defaults fit a pool whose
+// userfaultfd asks for no events.
+struct FillPolicy {
+  // EAGAIN without progress means "an event is unread" or "mappings change".
+  // `drain_events`, where there is one, is called first at each such stop and
+  // must read every event that the userfaultfd holds; returning true ("there
+  // were some") retries at once and counts no wait, returning false waits. It
+  // runs where the fill runs: in a handler it must be signal-safe.
+  bool (*drain_events)(void* context) = nullptr;
+  void* context = nullptr;
+
+  // Stops in a row without progress before the fill gives up with EAGAIN. Any
+  // progress starts the count and the waits anew.
+  uint32_t max_stalls = 100;
+  // The first of these retry at once.
+  uint32_t immediate_retries = 4;
+  // Waits after that: this, doubled each time, never above the cap. At least 1.
+  int first_wait_ms = 1;
+  int wait_cap_ms = 64;
+
+  // Wake the waiters of a page that turned out to be there (EEXIST). A thread
+  // that resolves faults for others must: the one that made the page present
+  // may have done so before the waiter went to sleep. In SIGBUS mode nobody
+  // waits.
+  bool wake_present = false;
+};
+
+// How far a fill got.
+struct FillResult {
+  // Bytes from the start of the range that are now there, filled by this call
+  // or found present. The whole range when ok().
+  uint64_t bytes_done = 0;
+  // Pages of these that were there before (EEXIST), left as they were.
+  uint64_t pages_present = 0;
+  // Times the kernel said EAGAIN without progress.
+  uint32_t stalls = 0;
+  // 0, or what ended the fill: ENOENT (no single registered range), ESRCH (the
+  // process has gone), EAGAIN (max_stalls), EFAULT (CONTINUE: the file has no
+  // such page; COPY: the source is unreadable), EBUSY and ENOENT (MOVE: the
+  // source), ENOMEM, EINVAL.
+  int error = 0;
+
+  constexpr bool ok() const { return error == 0; }
+  // Pages that this call put there.
+  constexpr uint64_t pages_filled() const {
+    return bytes_done / 4096 - pages_present;
+  }
+};
+
+// Each of these fills [start, start + bytes) and skips pages that are there.
+// `mode` is the call's own (abi.h). Page aligned, but for CopyRange's `src`.
+// Kernel versions and single errors: see Kernel's method of the name.
+FillResult CopyRange(Kernel& kernel, int fd, uintptr_t dst, uintptr_t src,
+                     size_t bytes, uint64_t mode, const FillPolicy& policy);
+FillResult ZeroRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
+                     uint64_t mode, const FillPolicy& policy);
+FillResult ContinueRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
+                         uint64_t mode, const FillPolicy& policy);
+// A destination page that is there keeps its contents, and its source page
+// stays where it is.
+FillResult MoveRange(Kernel& kernel, int fd, uintptr_t dst, uintptr_t src,
+                     size_t bytes, uint64_t mode, const FillPolicy& policy);
+// A page that is there is not poisoned.
+FillResult PoisonRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
+                       uint64_t mode, const FillPolicy& policy);
+
+// Sets or clears write protection on the whole range, retrying EAGAIN as above.
+FillResult WriteProtectRange(Kernel& kernel, int fd, uintptr_t start,
+                             size_t bytes, uint64_t mode,
+                             const FillPolicy& policy);
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_UFFD_FILL_H_
