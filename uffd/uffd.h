@@ -23,7 +23,6 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -57,20 +56,17 @@ class Uffd {
     kSyscall,
   };
 
-  // One way that was tried, and what came of it.
-  struct Attempt {
-    How how;
-    int error;  // 0 or an errno
-  };
-
   // Opens and shakes hands. Tried in order, the least privilege first:
-  //   kernel_faults false: syscall USER_MODE_ONLY (no privilege, 5.11), device
-  //     USER_MODE_ONLY (where a sandbox refuses the syscall), device and
-  //     syscall without the flag (kernels before 5.11; no other difference).
-  //   kernel_faults true: device, syscall.
-  // Errors: Unavailable or PermissionDenied when no way works (lists each try,
-  // its errno and the remedy), ResourceExhausted when the table of descriptors
-  // is full, FailedPrecondition when the kernel lacks a required feature.
+  //   kernel_faults false: syscall USER_MODE_ONLY (no privilege; 5.11), device
+  //     USER_MODE_ONLY (where a seccomp filter refuses the syscall; 6.1), plain
+  //     syscall (kernels before 5.11).
+  //   kernel_faults true: device (needs its mode only), plain syscall.
+  // The features are asked of a throw-away descriptor first, so that one which
+  // this kernel lacks can be named. Errors: PermissionDenied or Unimplemented
+  // where no way works (lists each try, its errno and the remedy),
+  // ResourceExhausted where the table of descriptors is full (names
+  // RLIMIT_NOFILE), FailedPrecondition where the kernel lacks a required
+  // feature.
   static absl::StatusOr<Uffd> Open(Kernel& kernel, const UffdOptions& options);
 
   Uffd(Uffd&& other) noexcept;
@@ -139,6 +135,9 @@ std::string UffdRegisterModeNames(uint64_t mode);
 
 // "EAGAIN: Resource temporarily unavailable (errno 11)".
 std::string ErrnoText(int error);
+
+// The running kernel, "6.1.0-18-amd64", as uname(2) has it.
+std::string KernelRelease();
 
 }  // namespace firsttouch
 

@@ -1,0 +1,151 @@
+// On the fault path: async-signal-safe, no lock, no allocation, no logging, no
+// thread-local storage.
+
+#include "firsttouch/uffd/fill.h"
+
+#include <algorithm>
+#include <cerrno>
+
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+namespace {
+
+// What a stop without progress costs, one after the other. Progress makes a new
+// one.
+class Stalls {
+ public:
+  Stalls(Kernel& kernel, const FillPolicy& policy)
+      : kernel_(kernel), policy_(policy) {}
+
+  void Reset() { in_a_row_ = 0; }
+
+  // Reads events or waits. False: enough.
+  bool Next() {
+    if (in_a_row_ >= policy_.max_stalls) return false;
+    ++in_a_row_;
+    if (policy_.drain_events != nullptr &&
+        policy_.drain_events(policy_.context)) {
+      return true;
+    }
+    if (in_a_row_ <= policy_.immediate_retries) return true;
+    const uint32_t waits_before = in_a_row_ - policy_.immediate_retries - 1;
+    const int first_ms = std::max(policy_.first_wait_ms, 1);
+    const int cap_ms = std::max(policy_.wait_cap_ms, first_ms);
+    int wait_ms = first_ms;
+    for (uint32_t i = 0; i < waits_before && wait_ms < cap_ms; ++i) {
+      wait_ms = wait_ms > cap_ms / 2 ? cap_ms : wait_ms * 2;
+    }
+    // With no descriptor poll(2) is a sleep that a signal may cut short, which
+    // costs one retry more.
+    kernel_.Poll(nullptr, 0, wait_ms);
+    return true;
+  }
+
+ private:
+  Kernel& kernel_;
+  const FillPolicy& policy_;
+  uint32_t in_a_row_ = 0;
+};
+
+// Runs `step(offset_bytes, bytes)`, one of the kernel's range calls, over the
+// whole range.
+template <typename Step>
+FillResult Fill(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
+                const FillPolicy& policy, Step step) {
+  FillResult result;
+  Stalls stalls(kernel, policy);
+  while (result.bytes_done < bytes) {
+    const RangeResult range =
+        step(result.bytes_done, bytes - result.bytes_done);
+    if (range.bytes_done > 0) {
+      result.bytes_done += static_cast<uint64_t>(range.bytes_done);
+      stalls.Reset();
+    }
+    switch (range.error) {
+      case 0:
+        break;
+      case EAGAIN:
+        // With a count: go on from there at once.
+        if (range.bytes_done > 0) break;
+        ++result.stalls;
+        if (!stalls.Next()) {
+          result.error = EAGAIN;
+          return result;
+        }
+        break;
+      case EEXIST:
+        // The page where the call stopped is there: somebody was faster.
+        if (result.bytes_done >= bytes) break;
+        if (policy.wake_present) {
+          kernel.Wake(fd, start + result.bytes_done, kPageBytes);
+        }
+        result.bytes_done += kPageBytes;
+        ++result.pages_present;
+        stalls.Reset();
+        break;
+      default:
+        result.error = range.error;
+        return result;
+    }
+    if (range.error == 0 && range.bytes_done == 0) {
+      // Neither progress nor a reason: no kernel answers so.
+      result.error = EIO;
+      return result;
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+FillResult CopyRange(Kernel& kernel, int fd, uintptr_t dst, uintptr_t src,
+                     size_t bytes, uint64_t mode, const FillPolicy& policy) {
+  return Fill(kernel, fd, dst, bytes, policy,
+              [&](uint64_t offset, size_t left) {
+                return kernel.Copy(fd, dst + offset, src + offset, left, mode);
+              });
+}
+
+FillResult ZeroRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
+                     uint64_t mode, const FillPolicy& policy) {
+  return Fill(kernel, fd, start, bytes, policy,
+              [&](uint64_t offset, size_t left) {
+                return kernel.ZeroPage(fd, start + offset, left, mode);
+              });
+}
+
+FillResult ContinueRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
+                         uint64_t mode, const FillPolicy& policy) {
+  return Fill(kernel, fd, start, bytes, policy,
+              [&](uint64_t offset, size_t left) {
+                return kernel.Continue(fd, start + offset, left, mode);
+              });
+}
+
+FillResult MoveRange(Kernel& kernel, int fd, uintptr_t dst, uintptr_t src,
+                     size_t bytes, uint64_t mode, const FillPolicy& policy) {
+  return Fill(kernel, fd, dst, bytes, policy,
+              [&](uint64_t offset, size_t left) {
+                return kernel.Move(fd, dst + offset, src + offset, left, mode);
+              });
+}
+
+FillResult PoisonRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
+                       uint64_t mode, const FillPolicy& policy) {
+  return Fill(kernel, fd, start, bytes, policy,
+              [&](uint64_t offset, size_t left) {
+                return kernel.Poison(fd, start + offset, left, mode);
+              });
+}
+
+FillResult WriteProtectRange(Kernel& kernel, int fd, uintptr_t start,
+                             size_t bytes, uint64_t mode,
+                             const FillPolicy& policy) {
+  return Fill(kernel, fd, start, bytes, policy,
+              [&](uint64_t offset, size_t left) {
+                return kernel.WriteProtect(fd, start + offset, left, mode);
+              });
+}
+
+}  // namespace firsttouch

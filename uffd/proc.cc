@@ -1,0 +1,120 @@
+#include "firsttouch/uffd/proc.h"
+
+#include <linux/magic.h>
+#include <sys/vfs.h>
+
+#include <fstream>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+
+namespace firsttouch {
+
+Mapping::Kind Mapping::kind() const {
+  if (absl::StartsWith(path, "/anon_hugepage")) return Kind::kHugetlb;
+  if (absl::StartsWith(path, "/memfd:") || absl::StartsWith(path, "/SYSV") ||
+      absl::StartsWith(path, "/dev/zero") ||
+      absl::StartsWith(path, "[anon_shmem:")) {
+    return Kind::kShmem;
+  }
+  if (inode == 0) {
+    // [heap], [stack] and [anon:NAME] are anonymous memory with a name.
+    const bool named_anonymous = path.empty() || path == "[heap]" ||
+                                 path == "[stack]" ||
+                                 absl::StartsWith(path, "[anon:");
+    return named_anonymous ? Kind::kAnonymous : Kind::kSpecial;
+  }
+  struct statfs file_system {};
+  if (statfs(path.c_str(), &file_system) == 0) {
+    if (file_system.f_type == TMPFS_MAGIC) return Kind::kShmem;
+    if (file_system.f_type == HUGETLBFS_MAGIC) return Kind::kHugetlb;
+  }
+  return absl::StartsWith(path, "/dev/shm/") ? Kind::kShmem : Kind::kFile;
+}
+
+std::string Mapping::Describe() const {
+  const char* sharing = is_shared() ? "shared " : "private ";
+  const std::string name = path.empty() ? "" : absl::StrCat(" ", path);
+  switch (kind()) {
+    case Kind::kAnonymous:
+      return absl::StrCat(sharing, "anonymous memory", name);
+    case Kind::kShmem:
+      if (absl::StartsWith(path, "/dev/zero")) return "shared anonymous memory";
+      return absl::StrCat(
+          sharing,
+          absl::StartsWith(path, "/memfd:") ? "memfd" : "shared-memory",
+          " mapping", name);
+    case Kind::kHugetlb:
+      return absl::StrCat(sharing, "hugetlbfs mapping", name);
+    case Kind::kFile:
+      return absl::StrCat(sharing, "file mapping", name);
+    case Kind::kSpecial:
+      return absl::StrCat("special mapping", name);
+  }
+  return path;
+}
+
+std::optional<Mapping> ParseMapping(std::string_view line) {
+  // 7f0a1c000000-7f0a1c021000 rw-p 00000000 00:00 0    /a path with blanks
+  const std::vector<std::string> fields = absl::StrSplit(
+      absl::string_view(line.data(), line.size()), absl::MaxSplits(' ', 5));
+  if (fields.size() < 5) return std::nullopt;
+  const std::vector<std::string> ends = absl::StrSplit(fields[0], '-');
+  Mapping mapping;
+  uint64_t start = 0;
+  uint64_t end = 0;
+  if (ends.size() != 2 || !absl::SimpleHexAtoi(ends[0], &start) ||
+      !absl::SimpleHexAtoi(ends[1], &end) || fields[1].size() != 4 ||
+      !absl::SimpleAtoi(fields[4], &mapping.inode)) {
+    return std::nullopt;
+  }
+  mapping.start = start;
+  mapping.end = end;
+  mapping.permissions = fields[1];
+  if (fields.size() > 5) {
+    mapping.path = std::string(absl::StripLeadingAsciiWhitespace(fields[5]));
+  }
+  return mapping;
+}
+
+std::vector<Mapping> MappingsOf(uintptr_t start, uintptr_t end) {
+  std::vector<Mapping> mappings;
+  std::ifstream maps("/proc/self/maps");
+  std::string line;
+  while (std::getline(maps, line)) {
+    std::optional<Mapping> mapping = ParseMapping(line);
+    if (mapping.has_value() && mapping->end > start && mapping->start < end) {
+      mappings.push_back(*std::move(mapping));
+    }
+  }
+  return mappings;
+}
+
+uint64_t CountMappings() {
+  uint64_t count = 0;
+  std::ifstream maps("/proc/self/maps");
+  std::string line;
+  while (std::getline(maps, line)) ++count;
+  return count;
+}
+
+std::optional<std::string> ReadFirstLine(const std::string& path) {
+  std::ifstream file(path);
+  std::string line;
+  if (!std::getline(file, line)) return std::nullopt;
+  return line;
+}
+
+std::optional<int64_t> ReadNumber(const std::string& path) {
+  const std::optional<std::string> line = ReadFirstLine(path);
+  int64_t number = 0;
+  if (!line.has_value() || !absl::SimpleAtoi(*line, &number)) {
+    return std::nullopt;
+  }
+  return number;
+}
+
+}  // namespace firsttouch

@@ -1,0 +1,63 @@
+// What /proc says of this process's mappings and of the machine's limits: for
+// error texts and the probe.
+//
+// Allocates; not for signal handlers. A file that cannot be read is "nothing
+// known", never an error.
+
+#ifndef FIRSTTOUCH_UFFD_PROC_H_
+#define FIRSTTOUCH_UFFD_PROC_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace firsttouch {
+
+// One line of /proc/self/maps.
+struct Mapping {
+  enum class Kind {
+    kAnonymous,  // private, no file
+    kShmem,      // memfd, tmpfs, shared anonymous, System V: private or shared
+    kHugetlb,    // huge pages of hugetlbfs
+    kFile,       // a file of any other file system
+    kSpecial,    // [vdso] and its like
+  };
+
+  uintptr_t start = 0;
+  uintptr_t end = 0;        // exclusive
+  std::string permissions;  // "rw-p"
+  uint64_t inode = 0;
+  std::string path;  // empty for anonymous memory without a name
+
+  bool is_shared() const {
+    return permissions.size() > 3 && permissions[3] == 's';
+  }
+  // By name, as the kernel's text has nothing better: tmpfs is known by
+  // "/memfd:", "/dev/shm/", "/dev/zero (deleted)" and "/SYSV", or by asking the
+  // file system of the path.
+  Kind kind() const;
+  // "private file mapping /usr/bin/true", "private anonymous memory",
+  // "shared memfd mapping /memfd:store (deleted)".
+  std::string Describe() const;
+};
+
+// Reads one line of the format of /proc/self/maps; nothing where it is not one.
+std::optional<Mapping> ParseMapping(std::string_view line);
+
+// The mappings of this process that [start, end) touches, in order.
+std::vector<Mapping> MappingsOf(uintptr_t start, uintptr_t end);
+
+// How many mappings this process has; what vm.max_map_count limits.
+uint64_t CountMappings();
+
+// The first line of a small file without the end of line.
+std::optional<std::string> ReadFirstLine(const std::string& path);
+
+// The number that a file of one number holds ("0", "65530").
+std::optional<int64_t> ReadNumber(const std::string& path);
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_UFFD_PROC_H_
