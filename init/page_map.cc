@@ -1,0 +1,144 @@
+#include "firsttouch/init/page_map.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <optional>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+
+absl::StatusOr<PageMap> PageMap::Create(PageCount pages) {
+  if (pages.value() > kMaxPages) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a page map of ", pages.value(), " pages exceeds the limit ", "of ",
+        kMaxPages, " pages (1 TiB of memory)"));
+  }
+  PageMap map;
+  const size_t bytes = WordsFor(pages) * sizeof(uint64_t);
+  if (bytes != 0) {
+    // Anonymous memory reads as zero and is backed by memory only where it has
+    // been written: that is what makes the set sparse.
+    void* words = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (words == MAP_FAILED) {
+      const int error = errno;
+      return absl::ErrnoToStatus(
+          error,
+          absl::StrCat("mmap of ", bytes, " bytes for a page map of ",
+                       pages.value(), " pages failed with errno ", error,
+                       "; raise RLIMIT_AS (ulimit -v) or vm.max_map_count"));
+    }
+    map.words_ = static_cast<uint64_t*>(words);
+  }
+  map.pages_ = pages;
+  return map;
+}
+
+PageMap::PageMap(PageMap&& other) noexcept
+    : pages_(std::exchange(other.pages_, PageCount(0))),
+      count_(std::exchange(other.count_, 0)),
+      words_(std::exchange(other.words_, nullptr)) {}
+
+PageMap& PageMap::operator=(PageMap&& other) noexcept {
+  if (this != &other) {
+    Free();
+    pages_ = std::exchange(other.pages_, PageCount(0));
+    count_ = std::exchange(other.count_, 0);
+    words_ = std::exchange(other.words_, nullptr);
+  }
+  return *this;
+}
+
+PageMap::~PageMap() { Free(); }
+
+void PageMap::Free() {
+  if (words_ != nullptr) munmap(words_, word_count() * sizeof(uint64_t));
+}
+
+uint64_t* PageMap::WordOf(PageIndex page, const char* operation) {
+  if (page.value() >= pages_.value()) {
+    std::fprintf(
+        stderr, "firsttouch: PageMap::%s of page %llu in a map of %llu pages\n",
+        operation, static_cast<unsigned long long>(page.value()),
+        static_cast<unsigned long long>(pages_.value()));
+    std::abort();
+  }
+  return &words_[page.value() / kPagesPerWord];
+}
+
+bool PageMap::Insert(PageIndex page) {
+  uint64_t& word = *WordOf(page, "Insert");
+  const uint64_t bit = uint64_t{1} << (page.value() % kPagesPerWord);
+  if ((word & bit) != 0) return false;
+  word |= bit;
+  ++count_;
+  return true;
+}
+
+bool PageMap::Erase(PageIndex page) {
+  uint64_t& word = *WordOf(page, "Erase");
+  const uint64_t bit = uint64_t{1} << (page.value() % kPagesPerWord);
+  if ((word & bit) == 0) return false;
+  word &= ~bit;
+  --count_;
+  return true;
+}
+
+uint64_t PageMap::Find(uint64_t from, bool wanted) const {
+  if (from >= pages_.value()) return pages_.value();
+  size_t index = from / kPagesPerWord;
+  // Bits below `from` are masked out; after the first word none are.
+  uint64_t mask = ~uint64_t{0} << (from % kPagesPerWord);
+  for (; index < word_count(); ++index, mask = ~uint64_t{0}) {
+    const uint64_t word = (wanted ? words_[index] : ~words_[index]) & mask;
+    if (word != 0) {
+      // The complement has ones past the end of the map.
+      return std::min(index * kPagesPerWord + std::countr_zero(word),
+                      pages_.value());
+    }
+  }
+  return pages_.value();
+}
+
+std::optional<PageRun> PageMap::Next(uint64_t from, bool wanted) const {
+  const uint64_t first = Find(from, wanted);
+  if (first == pages_.value()) return std::nullopt;
+  const uint64_t end = Find(first, !wanted);
+  return PageRun{PageIndex(first), PageCount(end - first)};
+}
+
+std::optional<PageRun> PageMap::NextRun(PageIndex from) const {
+  return Next(from.value(), true);
+}
+
+std::optional<PageRun> PageMap::NextGap(PageIndex from) const {
+  return Next(from.value(), false);
+}
+
+uint64_t PageMap::CountIn(PageIndex from, PageCount length) const {
+  const uint64_t begin = std::min(from.value(), pages_.value());
+  const uint64_t end = begin + std::min(length.value(), pages_.value() - begin);
+  uint64_t count = 0;
+  for (uint64_t page = begin; page < end;) {
+    const uint64_t shift = page % kPagesPerWord;
+    const uint64_t here = std::min(kPagesPerWord - shift, end - page);
+    uint64_t word = words_[page / kPagesPerWord] >> shift;
+    if (here < kPagesPerWord) word &= (uint64_t{1} << here) - 1;
+    count += std::popcount(word);
+    page += here;
+  }
+  return count;
+}
+
+}  // namespace firsttouch
