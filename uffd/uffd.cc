@@ -227,7 +227,7 @@ absl::Status CheckRange(const char* call, uintptr_t start, size_t bytes) {
 
 }  // namespace
 
-std::string_view UffdHowName(How how) {
+const char* UffdHowName(How how) {
   switch (how) {
     case How::kSyscallUserModeOnly:
       return "userfaultfd(2) with USER_MODE_ONLY";

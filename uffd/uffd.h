@@ -22,7 +22,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -117,7 +116,7 @@ class Uffd {
 };
 
 // "userfaultfd(2) with USER_MODE_ONLY", "/dev/userfaultfd", ...
-std::string_view UffdHowName(Uffd::How how);
+const char* UffdHowName(Uffd::How how);
 
 // Opens a descriptor in this one way, without a handshake. Value: the
 // descriptor.
