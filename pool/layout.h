@@ -8,23 +8,20 @@
 // names the field that gives its size, every arrow the accessor that gives its
 // offset or length:
 //
-//   reservation_bytes()
-//   |<------------------------------------------------------------------->|
-//                       slot_stride_bytes()       slot_stride_bytes()
-//                      |<--------------------->| |<--------------------->|
-//   +------------------+---------------+-------+-+---------------+-------+
-//   |guard_before_bytes|memory_bytes() | guard_  |memory_bytes() | guard_ |
-//   |                  |    slot 0     | after_  |    slot 1     | after_ |
-//   |                  |               | bytes   |               | bytes  |
-//   +------------------+---------------+---------+---------------+--------+
-//   ^                  ^               ^         ^               ^
-//   0                  |               |         |               guard_after_
-//                      |               |         |                 offset_bytes
-//                      |               |         | (SlotIndex(1)) | |
-//                      memory_offset_bytes(SlotIndex(1)) |
-//                      guard_after_offset_bytes(SlotIndex(0))
-//                      memory_offset_bytes(SlotIndex(0))
-//                        = first_memory_offset_bytes()
+// clang-format off
+//   |<---------------------- reservation_bytes() --------------------->|
+//                  |<- slot_stride_bytes() ->|<- slot_stride_bytes() ->|
+//   +--------------+---------------+---------+---------------+---------+
+//   | guard_before | max_memory    | guard_  | max_memory    | guard_  |
+//   | _bytes       | _bytes        | after_  | _bytes        | after_  |
+//   |              | (slot 0)      | bytes   | (slot 1)      | bytes   |
+//   +--------------+---------------+---------+---------------+---------+
+//   0              |               |         |               |
+//                  |               |         |  guard_after_offset_bytes(1)
+//                  |               |   memory_offset_bytes(1)
+//                  |       guard_after_offset_bytes(0)
+//           memory_offset_bytes(0) = first_memory_offset_bytes()
+// clang-format on
 //
 // guard_before_bytes stands once, in front of the first memory. In front of
 // every other memory stands the guard_after_bytes of the memory before it;
@@ -141,6 +138,8 @@ class LayoutRanges {
   explicit LayoutRanges(const PoolLayout* layout) : layout_(layout) {}
   Iterator begin() const;
   Iterator end() const;
+  // From the memory of `slot` on, in constant time. `slot` < slots().
+  Iterator From(SlotIndex slot) const;
 
  private:
   const PoolLayout* layout_;

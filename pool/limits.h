@@ -24,6 +24,8 @@ inline constexpr uint64_t kUnlimited = ~uint64_t{0};
 struct LimitFacts {
   // User-space addresses have this many bits (47 on x86-64).
   uint32_t address_space_bits = 47;
+  // The longest run of user-space addresses without a mapping.
+  uint64_t largest_gap_bytes = kUnlimited;
   // RLIMIT_AS (ulimit -v), soft limit; kUnlimited for none.
   uint64_t rlimit_as_bytes = kUnlimited;
   // Of that, already used by this process (VmSize).
@@ -42,6 +44,9 @@ struct LimitFacts {
 struct LimitUse {
   // Mappings that the whole pool needs, whatever its slots do.
   uint64_t fixed_maps = 1;
+  // The base has to be a multiple of this (as ReservationOptions): so much of a
+  // gap may be lost in front of it. A power of two.
+  uint64_t alignment_bytes = uint64_t{1} << 32;
   // Mappings that each slot may add: 2 where an image is mapped into the slot
   // (the image's and the one behind it), 0 for a pool that copies.
   uint64_t maps_per_slot = 0;
@@ -60,8 +65,8 @@ struct LimitVerdict {
   uint64_t asked = 0;
   uint64_t available = 0;
   // The largest number of instances, everything else as asked, for which no
-  // limit is exceeded. At most options().instances unless nothing is exceeded;
-  // 0 when not even one fits.
+  // limit is exceeded; 0 when not even one fits. At least what was asked for if
+  // nothing is exceeded.
   uint32_t largest_instances = 0;
 };
 

@@ -25,6 +25,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "firsttouch/pool/layout.h"
+#include "firsttouch/pool/limits.h"
 #include "firsttouch/uffd/kernel.h"
 
 namespace firsttouch {
@@ -61,8 +62,10 @@ class Reservation {
   //   ResourceExhausted: no room. Names the bytes asked, the number of slots,
   //     the limit that refused (address space, RLIMIT_AS, vm.max_map_count,
   //     overcommit) and the largest pool that fits.
-  //   InvalidArgument: layout.options().page_bytes is not this machine's page.
-  //   Others: the errno of a refused call, with the call and the range.
+  //   InvalidArgument: layout.options().page_bytes is not this machine's page,
+  //     or options.alignment_bytes is not a power of two from the page on.
+  //   FailedPrecondition: huge_pages on a kernel without transparent huge
+  //   pages. Others: the errno of a refused call, with the call and the range.
   // Nothing is left mapped after an error. `kernel` must outlive the result.
   static absl::StatusOr<Reservation> Create(Kernel& kernel,
                                             const PoolLayout& layout,
@@ -90,6 +93,14 @@ class Reservation {
   uintptr_t base_ = 0;
   uint64_t bytes_ = 0;
 };
+
+// Why the kernel refused to map a layout's reservation, as Create reports it:
+// ResourceExhausted with the limit that the facts show to be exceeded, or, if
+// they show none, with the bytes asked and all the facts. `error` is mmap's
+// errno. Pure.
+absl::Status ExplainRefusedReservation(const PoolLayout& layout,
+                                       uint64_t alignment_bytes,
+                                       const LimitFacts& facts, int error);
 
 }  // namespace firsttouch
 

@@ -1,0 +1,240 @@
+#include "firsttouch/pool/reservation.h"
+
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "firsttouch/pool/layout.h"
+#include "firsttouch/pool/limits.h"
+#include "firsttouch/uffd/kernel.h"
+
+namespace firsttouch {
+namespace {
+
+constexpr int kProtection = PROT_READ | PROT_WRITE;
+constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+
+// <linux/mman.h>, <linux/prctl.h>: 4.17 and 5.17.
+constexpr int kMapFixedNoreplace = 0x100000;
+constexpr int kPrSetVma = 0x53564d41;
+constexpr unsigned long kPrSetVmaAnonName = 0;
+
+// What PR_SET_VMA_ANON_NAME takes, without the final zero.
+constexpr size_t kMaxNameBytes = 79;
+
+// Aligned places to try one by one where there is no room for more than the
+// reservation itself.
+constexpr int kPlacesToTry = 1024;
+
+std::string ErrnoText(int error) {
+  return absl::StrCat(std::strerror(error), " (errno ", error, ")");
+}
+
+std::string Range(uintptr_t start, uint64_t bytes) {
+  return absl::StrFormat("[%#x, %#x)", start, start + bytes);
+}
+
+std::string MappingName(std::string_view name) {
+  std::string full = "firsttouch:" + std::string(name);
+  for (char& c : full) {
+    if (c < 0x20 || c > 0x7e ||
+        std::string_view("[]\\$`").find(c) != std::string_view::npos) {
+      c = '_';
+    }
+  }
+  if (full.size() > kMaxNameBytes) full.resize(kMaxNameBytes);
+  return full;
+}
+
+// Maps more than is needed and gives back both ends.
+CallResult MapAndTrim(Kernel& kernel, uint64_t bytes, uint64_t alignment) {
+  const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  uint64_t with_slack;
+  if (__builtin_add_overflow(bytes, alignment - page, &with_slack)) {
+    return {.error = ENOMEM};
+  }
+  const CallResult all = kernel.Mmap(0, with_slack, kProtection, kFlags, -1, 0);
+  if (!all.ok()) return all;
+  const uintptr_t start = static_cast<uintptr_t>(all.value);
+  const uintptr_t base = (start + alignment - 1) & ~(alignment - 1);
+  const uint64_t head = base - start;
+  const uint64_t tail = with_slack - head - bytes;
+  CallResult trimmed;
+  if (head != 0) trimmed = kernel.Munmap(start, head);
+  if (trimmed.ok() && tail != 0) trimmed = kernel.Munmap(base + bytes, tail);
+  if (!trimmed.ok()) {
+    // A range that is gone already does no harm.
+    kernel.Munmap(start, with_slack);
+    return {.error = trimmed.error};
+  }
+  return {.value = static_cast<int64_t>(base)};
+}
+
+// Maps exactly what is needed, at aligned places one after the other from where
+// the kernel itself would have put it.
+CallResult MapWhereAligned(Kernel& kernel, uint64_t bytes, uint64_t alignment) {
+  const CallResult hint = kernel.Mmap(0, bytes, kProtection, kFlags, -1, 0);
+  if (!hint.ok()) return hint;
+  if (static_cast<uint64_t>(hint.value) % alignment == 0) return hint;
+  kernel.Munmap(static_cast<uintptr_t>(hint.value), bytes);
+  uintptr_t place = static_cast<uintptr_t>(hint.value) & ~(alignment - 1);
+  for (int i = 0; i < kPlacesToTry && place != 0; ++i, place -= alignment) {
+    const CallResult mapped = kernel.Mmap(place, bytes, kProtection,
+                                          kFlags | kMapFixedNoreplace, -1, 0);
+    if (!mapped.ok()) {
+      if (mapped.error == EEXIST) continue;  // something is in the way
+      return mapped;
+    }
+    if (static_cast<uintptr_t>(mapped.value) == place) return mapped;
+    // A kernel before 4.17 took the address for a hint.
+    kernel.Munmap(static_cast<uintptr_t>(mapped.value), bytes);
+  }
+  return {.error = ENOMEM};
+}
+
+CallResult MapAligned(Kernel& kernel, uint64_t bytes, uint64_t alignment) {
+  const CallResult mapped = MapAndTrim(kernel, bytes, alignment);
+  if (mapped.ok() || mapped.error != ENOMEM) return mapped;
+  return MapWhereAligned(kernel, bytes, alignment);
+}
+
+// One madvise of a new reservation.
+absl::Status Advise(Kernel& kernel, const Reservation& reservation, int advice,
+                    std::string_view name) {
+  const CallResult result =
+      kernel.Madvise(reservation.base(), reservation.bytes(), advice);
+  if (result.ok()) return absl::OkStatus();
+  return absl::ErrnoToStatus(
+      result.error,
+      absl::StrCat("madvise(", std::string(name), ") of the reservation ",
+                   Range(reservation.base(), reservation.bytes())));
+}
+
+}  // namespace
+
+absl::Status ExplainRefusedReservation(const PoolLayout& layout,
+                                       uint64_t alignment_bytes,
+                                       const LimitFacts& facts, int error) {
+  const std::string refused =
+      absl::StrCat("mmap of ", layout.reservation_bytes(), " bytes for ",
+                   layout.slots(), " slots: ", ErrnoText(error));
+  const absl::Status limits =
+      CheckLimits(layout, {.alignment_bytes = alignment_bytes}, facts);
+  if (!limits.ok()) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        std::string(limits.message().data(), limits.message().size()), " [",
+        refused, "]"));
+  }
+  auto number = [](uint64_t value) {
+    return value == kUnlimited ? std::string("unlimited") : absl::StrCat(value);
+  };
+  return absl::ResourceExhaustedError(absl::StrCat(
+      refused, "; no limit that we know of explains it: address space ",
+      facts.address_space_bits, " bits with a gap of ",
+      number(facts.largest_gap_bytes), " bytes, RLIMIT_AS ",
+      number(facts.rlimit_as_bytes), " with ", facts.mapped_bytes,
+      " mapped, vm.max_map_count ", number(facts.max_map_count), " with ",
+      facts.maps, " in use, vm.overcommit_memory ",
+      static_cast<int>(facts.overcommit),
+      "; lower instances, max_memory_bytes or guard_after_bytes, and look for "
+      "a limit of the container (RLIMIT_AS, RLIMIT_DATA, a security module)"));
+}
+
+absl::StatusOr<Reservation> Reservation::Create(
+    Kernel& kernel, const PoolLayout& layout,
+    const ReservationOptions& options) {
+  const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  if (layout.options().page_bytes != page) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("page_bytes ", layout.options().page_bytes,
+                     " is not this machine's page size ", page));
+  }
+  const uint64_t alignment = options.alignment_bytes;
+  if (!std::has_single_bit(alignment) || alignment < page) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "alignment_bytes ", alignment,
+        " is not a power of two from the page size ", page, " on"));
+  }
+  const uint64_t bytes = layout.reservation_bytes();
+  const CallResult mapped = MapAligned(kernel, bytes, alignment);
+  if (!mapped.ok()) {
+    if (mapped.error == ENOMEM) {
+      return ExplainRefusedReservation(layout, alignment, ReadLimitFacts(),
+                                       mapped.error);
+    }
+    return absl::ErrnoToStatus(mapped.error,
+                               absl::StrCat("mmap of ", bytes, " bytes for ",
+                                            layout.slots(), " slots"));
+  }
+  // Unmaps on every way out from here on.
+  Reservation reservation(&kernel, static_cast<uintptr_t>(mapped.value), bytes);
+
+  if (!options.inherit_on_fork) {
+    absl::Status status =
+        Advise(kernel, reservation, MADV_DONTFORK, "MADV_DONTFORK");
+    if (!status.ok()) return status;
+  }
+  if (!options.include_in_core_dump) {
+    absl::Status status =
+        Advise(kernel, reservation, MADV_DONTDUMP, "MADV_DONTDUMP");
+    if (!status.ok()) return status;
+  }
+  const CallResult huge =
+      kernel.Madvise(reservation.base_, bytes,
+                     options.huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+  // A kernel without transparent huge pages answers EINVAL; then there is
+  // nothing to switch off.
+  if (!huge.ok() && options.huge_pages && huge.error == EINVAL) {
+    return absl::FailedPreconditionError(
+        "huge_pages is set, but madvise(MADV_HUGEPAGE) gives EINVAL: this "
+        "kernel has no transparent huge pages (CONFIG_TRANSPARENT_HUGEPAGE); "
+        "clear huge_pages");
+  }
+  if (!huge.ok() && huge.error != EINVAL) {
+    return absl::ErrnoToStatus(
+        huge.error,
+        absl::StrCat("madvise(",
+                     options.huge_pages ? "MADV_HUGEPAGE" : "MADV_NOHUGEPAGE",
+                     ") of the reservation ", Range(reservation.base_, bytes)));
+  }
+  // Only for people who read /proc/PID/maps: an older kernel does without.
+  prctl(kPrSetVma, kPrSetVmaAnonName, reservation.base_, bytes,
+        MappingName(options.name).c_str());
+  return reservation;
+}
+
+Reservation::Reservation(Reservation&& other) noexcept
+    : kernel_(std::exchange(other.kernel_, nullptr)),
+      base_(std::exchange(other.base_, 0)),
+      bytes_(std::exchange(other.bytes_, 0)) {}
+
+Reservation& Reservation::operator=(Reservation&& other) noexcept {
+  if (this != &other) {
+    if (bytes_ != 0) kernel_->Munmap(base_, bytes_);
+    kernel_ = std::exchange(other.kernel_, nullptr);
+    base_ = std::exchange(other.base_, 0);
+    bytes_ = std::exchange(other.bytes_, 0);
+  }
+  return *this;
+}
+
+Reservation::~Reservation() {
+  if (bytes_ != 0) kernel_->Munmap(base_, bytes_);
+}
+
+}  // namespace firsttouch
