@@ -1,0 +1,60 @@
+// What tests of this and other folders need around the kernel: children that
+// may die, lose their privileges or have calls refused; scratch memory.
+
+#ifndef FIRSTTOUCH_UFFD_TEST_UTIL_H_
+#define FIRSTTOUCH_UFFD_TEST_UTIL_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace firsttouch {
+
+// How a child of RunInChild ended.
+struct ChildResult {
+  bool timed_out = false;
+  int exit_code = -1;  // -1: did not exit by itself
+  int signal = 0;      // that killed it, or 0
+  std::string output;  // what `body` returned, or wrote to stdout and stderr
+};
+
+// Forks, runs `body` in the child, and returns what it returned as `output`
+// (exit code 0) or how it died. What the child writes to its stdout and stderr
+// comes first. After a minute the child is killed. The body must not use
+// GoogleTest's assertions: return text and assert on it.
+ChildResult RunInChild(const std::function<std::string()>& body);
+
+// Makes this process (a child) uid and gid 65534 without groups, and keeps
+// /proc/self its own. False where it is neither root nor 65534 already, or the
+// user namespace has no such user.
+bool BecomeNobody();
+
+// From now on these system calls fail with `error` in this process (a child),
+// as under a container's seccomp profile. `refuse_uffd_device` also refuses the
+// ioctl of /dev/userfaultfd. False where the kernel has no seccomp filters.
+bool RefuseSystemCalls(const std::vector<int>& numbers, int error,
+                       bool refuse_uffd_device);
+
+// Private anonymous memory (read, write, NORESERVE, no huge pages) that is
+// unmapped at the end. Aborts where there is none.
+class ScratchMemory {
+ public:
+  explicit ScratchMemory(size_t bytes);
+  ~ScratchMemory();
+  ScratchMemory(const ScratchMemory&) = delete;
+  ScratchMemory& operator=(const ScratchMemory&) = delete;
+
+  char* data() const { return data_; }
+  uintptr_t address() const { return reinterpret_cast<uintptr_t>(data_); }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  char* data_;
+  size_t bytes_;
+};
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_UFFD_TEST_UTIL_H_
