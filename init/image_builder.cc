@@ -34,6 +34,11 @@ constexpr PageCount kOnePage(1);
 // memfd_create's limit: a file name of 255 bytes less its own "memfd:".
 constexpr size_t kMaxMemfdNameBytes = 249;
 
+// On the heap: not every compiler aligns a stack frame that far under ASan.
+struct alignas(kPageBytes) PageBuffer {
+  std::byte bytes[kPageBytes];
+};
+
 bool IsZero(std::span<const std::byte> bytes) {
   // A buffer is zero when its first byte is, and each byte equals the next.
   return bytes.empty() ||
@@ -329,10 +334,11 @@ absl::StatusOr<ImageRef> ImageFromCallback(
     MemfdCalls& calls) {
   absl::StatusOr<ImageWriter> writer = ImageWriter::Create(options, calls);
   if (!writer.ok()) return writer.status();
-  alignas(kPageBytes) std::byte bytes[kPageBytes];
+  const auto buffer = std::make_unique<PageBuffer>();
+  const std::span<std::byte, kPageBytes> bytes(buffer->bytes);
   for (uint64_t offset = 0; offset < options.size_bytes; offset += kPageBytes) {
     const PageIndex page = PageContaining(offset);
-    std::memset(bytes, 0, kPageBytes);
+    std::memset(bytes.data(), 0, kPageBytes);
     absl::Status status = fill(page, bytes);
     if (!status.ok()) {
       return writer->Prefixed(absl::Status(
@@ -341,7 +347,7 @@ absl::StatusOr<ImageRef> ImageFromCallback(
     }
     const size_t wanted =
         std::min<uint64_t>(kPageBytes, options.size_bytes - offset);
-    status = writer->Put(offset, std::span(bytes).first(wanted));
+    status = writer->Put(offset, bytes.first(wanted));
     if (!status.ok()) return status;
   }
   return std::move(*writer).Finish();

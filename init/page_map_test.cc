@@ -133,6 +133,14 @@ TEST(PageMapTest, EveryInsertAndEraseOfEverySmallSet) {
   }
 }
 
+TEST(PageMapTest, EveryRangeOfALongMap) {
+  Model model(200, false);
+  for (uint64_t page = 0; page < model.size(); ++page) {
+    model[page] = page * page % 5 != 1 || (page >= 60 && page < 140);
+  }
+  CheckSame(MakeMap(model), model, 0, model.size());
+}
+
 TEST(PageMapTest, RunsAndGapsTileTheMap) {
   Model model(300, false);
   for (uint64_t page = 0; page < model.size(); ++page) {
