@@ -249,7 +249,7 @@ TEST(LayoutTest, HoldsAtRandomOrSaysWhy) {
   };
   int computed = 0;
   int refused = 0;
-  for (int i = 0; i < 100'000; ++i) {
+  for (int i = 0; i < 4000; ++i) {
     LayoutOptions options;
     options.page_bytes = uint64_t{4096} << magnitude(3);
     options.granule_bytes = options.page_bytes << magnitude(4);
@@ -299,8 +299,8 @@ TEST(LayoutTest, HoldsAtRandomOrSaysWhy) {
                                          "guard_after_bytes"));
     }
   }
-  EXPECT_GT(computed, 10'000);
-  EXPECT_GT(refused, 10'000);
+  EXPECT_GT(computed, 500);
+  EXPECT_GT(refused, 500);
 }
 
 struct BadOptions {
