@@ -31,6 +31,8 @@ constexpr unsigned kMfdNoexecSeal = 0x0008;
 
 constexpr PageCount kOnePage(1);
 
+constexpr uint64_t kPagesPerHugePage = (uint64_t{2} << 20) / kPageBytes;
+
 // memfd_create's limit: a file name of 255 bytes less its own "memfd:".
 constexpr size_t kMaxMemfdNameBytes = 249;
 
@@ -243,7 +245,11 @@ class ImageWriter {
       absl::Status status = Punch(*gap);
       if (!status.ok()) return status;
     }
-    return absl::OkStatus();
+    // The last huge page may reach past the end of the file.
+    const PageIndex end = PageIndex(0) + stored.pages();
+    const uint64_t over = end.value() % kPagesPerHugePage;
+    if (over == 0) return absl::OkStatus();
+    return Punch({end, PageCount(kPagesPerHugePage - over)});
   }
 
   absl::Status Seal() {
