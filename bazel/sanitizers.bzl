@@ -18,11 +18,7 @@ _COMMON_COPTS = ["-g1", "-O1", "-fno-omit-frame-pointer"]
 
 _COPTS = {
     "asan": ["-fsanitize=address"],
-    "tsan": [
-        "-fsanitize=thread",
-        # gcc warns that it does not model fences; every use is documented.
-        "-Wno-tsan",
-    ],
+    "tsan": ["-fsanitize=thread"],
     "ubsan": [
         "-fsanitize=undefined",
         # Asks more of the link than Bazel's way of calling clang gives.

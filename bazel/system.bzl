@@ -134,8 +134,8 @@ def _system_abseil_impl(ctx):
         "BUILD.bazel",
         ctx.attr.build_file,
         substitutions = {
-            "%{archives}": "".join([
-                "        \"-l{}\",\n".format(archive)
+            "%{archives}": "\",\n        \"".join([
+                "-l" + archive
                 for archive in archives
             ]),
         },

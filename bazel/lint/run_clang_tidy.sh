@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Runs clang-tidy and keeps what it finds in a file, which is empty if that is
+# nothing. It does not fail, so that one run of Bazel shows all findings: the
+# test that reads the file does.
+#
+#   run_clang_tidy.sh <report> <argument of clang-tidy>...
+set -uo pipefail
+
+report="$1"
+shift
+
+if ! command -v clang-tidy > /dev/null; then
+  echo "clang-tidy is not installed: apt-get install clang-tidy (./bazelw does)" > "$report"
+  exit 0
+fi
+# Findings are on standard output; on standard error are their number, and what
+# matters only if clang-tidy could not do its work.
+errors="$(clang-tidy "$@" 2>&1 > "$report")" || printf '%s\n' "$errors" >> "$report"
