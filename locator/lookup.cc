@@ -21,7 +21,9 @@ constinit std::atomic<const PoolEntry*> g_chunks[kChunks];
 
 namespace {
 
-constexpr uint64_t kPageShift = 12;
+constexpr uint64_t kPageBytes = 4096;
+
+__extension__ typedef unsigned __int128 Uint128;
 
 struct Division {
   uint64_t quotient;
@@ -30,17 +32,14 @@ struct Division {
 
 // With reciprocal = floor((2^64 - 1) / divisor), the high half of the product
 // is the quotient or one less: reciprocal >= 2^64 / divisor - 1, so the error
-// is below value / 2^64 < 1 before rounding down.
+// is below value / 2^64 < 1 before rounding down. Corrected without a branch,
+// which would be mispredicted.
 inline Division Divide(uint64_t value, uint64_t divisor, uint64_t reciprocal) {
-  __extension__ typedef unsigned __int128 Uint128;
-  uint64_t quotient =
+  const uint64_t estimate =
       static_cast<uint64_t>((Uint128{value} * reciprocal) >> 64);
-  uint64_t remainder = value - quotient * divisor;
-  if (remainder >= divisor) {
-    ++quotient;
-    remainder -= divisor;
-  }
-  return {quotient, remainder};
+  const uint64_t remainder = value - estimate * divisor;
+  const uint64_t one_less = remainder >= divisor;
+  return {estimate + one_less, remainder - (divisor & (0 - one_less))};
 }
 
 inline const PoolEntry* Find(uintptr_t address) {
@@ -53,7 +52,7 @@ inline const PoolEntry* Find(uintptr_t address) {
   return pool;
 }
 
-inline uint64_t SizeOf(const PoolEntry& pool, uint32_t slot) {
+inline uint64_t SizeOf(const PoolEntry& pool, uint64_t slot) {
   const char* first = reinterpret_cast<const char*>(pool.first_size_bytes);
   return reinterpret_cast<const std::atomic<uint64_t>*>(
              first + slot * pool.size_stride_bytes)
@@ -62,34 +61,35 @@ inline uint64_t SizeOf(const PoolEntry& pool, uint32_t slot) {
 
 // `address` is in the pool.
 inline Location Describe(const PoolEntry& pool, uintptr_t address) {
-  Location at;
-  at.pool = &pool;
   const uint64_t from_base = address - pool.base;
+  const uint64_t from_first = from_base - pool.first_memory_offset_bytes;
   if (from_base < pool.first_memory_offset_bytes) {
-    at.place = Place::kGuardBefore;
-    at.offset_bytes =
-        static_cast<int64_t>(from_base - pool.first_memory_offset_bytes);
-    at.size_bytes = SizeOf(pool, 0);
-    return at;
+    return {.pool = &pool,
+            .place = Place::kGuardBefore,
+            .offset_bytes = static_cast<int64_t>(from_first),
+            .size_bytes = SizeOf(pool, 0)};
   }
-  const Division by_stride =
-      Divide(from_base - pool.first_memory_offset_bytes, pool.slot_stride_bytes,
-             pool.slot_stride_reciprocal);
-  const Division by_instance =
-      Divide(by_stride.quotient, pool.memories_per_instance,
-             pool.memories_per_instance_reciprocal);
-  const uint64_t offset = by_stride.remainder;
-  at.place =
-      offset < pool.max_memory_bytes ? Place::kMemory : Place::kGuardAfter;
-  at.slot = static_cast<uint32_t>(by_stride.quotient);
-  at.instance = static_cast<uint32_t>(by_instance.quotient);
-  at.memory = static_cast<uint32_t>(by_instance.remainder);
-  at.offset_bytes = static_cast<int64_t>(offset);
-  at.page = offset >> kPageShift;
-  at.size_bytes = SizeOf(pool, at.slot);
-  at.in_bounds = offset < at.size_bytes;
-  at.page_in_bounds = (at.page << kPageShift) < at.size_bytes;
-  return at;
+  const auto [slot, offset] =
+      Divide(from_first, pool.slot_stride_bytes, pool.slot_stride_reciprocal);
+  // Both below 2^32, where slot + 1 in place of slot makes the estimate exact:
+  // it then lies strictly between slot / divisor and (slot + 1) / divisor.
+  const uint64_t instance = static_cast<uint64_t>(
+      (Uint128{slot + 1} * pool.memories_per_instance_reciprocal) >> 64);
+  const uint64_t memory = slot - instance * pool.memories_per_instance;
+  const uint64_t size_bytes = SizeOf(pool, slot);
+  return {
+      .pool = &pool,
+      .place =
+          offset < pool.max_memory_bytes ? Place::kMemory : Place::kGuardAfter,
+      .in_bounds = offset < size_bytes,
+      .page_in_bounds = (offset & ~(kPageBytes - 1)) < size_bytes,
+      .slot = static_cast<uint32_t>(slot),
+      .instance = static_cast<uint32_t>(instance),
+      .memory = static_cast<uint32_t>(memory),
+      .offset_bytes = static_cast<int64_t>(offset),
+      .page = offset / kPageBytes,
+      .size_bytes = size_bytes,
+  };
 }
 
 }  // namespace
