@@ -368,11 +368,13 @@ CallResult FakeKernel::Madvise(uintptr_t start, size_t bytes,
 CallResult FakeKernel::ProcessMadvise(const iovec* ranges, size_t count,
                                       int advice) noexcept {
   size_t bytes = 0;
-  for (size_t i = 0; i < count; ++i) bytes += ranges[i].iov_len;
+  for (size_t i = 0; ranges != nullptr && i < count; ++i) {
+    bytes += ranges[i].iov_len;
+  }
   return Plain(
       {.op = Op::kProcessMadvise,
        .start =
-           count == 0 ? 0 : reinterpret_cast<uintptr_t>(ranges[0].iov_base),
+           bytes == 0 ? 0 : reinterpret_cast<uintptr_t>(ranges[0].iov_base),
        .bytes = bytes,
        .mode = static_cast<uint64_t>(advice)},
       {static_cast<int64_t>(bytes), 0},

@@ -15,8 +15,8 @@ namespace firsttouch {
 absl::StatusOr<Pagemap> Pagemap::Open(Kernel& kernel) {
   const CallResult opened = kernel.OpenPagemap();
   if (!opened.ok()) {
-    return absl::ErrnoToStatus(
-        opened.error,
+    return absl::Status(
+        absl::ErrnoToStatusCode(opened.error),
         absl::StrCat(
             "/proc/self/pagemap cannot be opened: ", ErrnoText(opened.error),
             opened.error == ENOENT ? "; is /proc mounted?" : ""));

@@ -76,6 +76,11 @@ absl::Status DescriptorsExhausted(int error) {
   return absl::ResourceExhaustedError(text);
 }
 
+// absl::ErrnoToStatus would say the error's text a second time.
+absl::Status Failed(int error, const std::string& text) {
+  return absl::Status(absl::ErrnoToStatusCode(error), text);
+}
+
 struct Attempt {
   How how;
   int error;
@@ -201,7 +206,7 @@ absl::Status RegisterError(uintptr_t start, size_t bytes, uint64_t mode,
           ": a shared mapping that can never become writable cannot be "
           "registered; open its file for writing, or map it MAP_PRIVATE"));
     default:
-      return absl::ErrnoToStatus(error, what);
+      return Failed(error, what);
   }
 }
 
@@ -347,10 +352,9 @@ absl::StatusOr<Uffd> Uffd::Open(Kernel& kernel, const UffdOptions& options) {
     const CallResult asked = kernel.Api(probe_fd, 0, &offered);
     kernel.Close(probe_fd);
     if (!asked.ok()) {
-      return absl::ErrnoToStatus(
-          asked.error,
-          absl::StrCat("UFFDIO_API without features on ", UffdHowName(how),
-                       ": ", ErrnoText(asked.error)));
+      return Failed(asked.error, absl::StrCat("UFFDIO_API without features on ",
+                                              UffdHowName(how), ": ",
+                                              ErrnoText(asked.error)));
     }
     const uint64_t missing = options.required_features & ~offered.features;
     if (missing != 0) {
@@ -374,13 +378,12 @@ absl::StatusOr<Uffd> Uffd::Open(Kernel& kernel, const UffdOptions& options) {
     uffdio_api reply{};
     const CallResult agreed = kernel.Api(uffd.fd(), features, &reply);
     if (!agreed.ok()) {
-      return absl::ErrnoToStatus(
-          agreed.error,
-          absl::StrCat("UFFDIO_API with ", UffdFeatureNames(features), ": ",
-                       ErrnoText(agreed.error),
-                       agreed.error == EPERM
-                           ? "; EVENT_FORK needs CAP_SYS_PTRACE"
-                           : ""));
+      return Failed(agreed.error,
+                    absl::StrCat("UFFDIO_API with ", UffdFeatureNames(features),
+                                 ": ", ErrnoText(agreed.error),
+                                 agreed.error == EPERM
+                                     ? "; EVENT_FORK needs CAP_SYS_PTRACE"
+                                     : ""));
     }
     return uffd;
   }
@@ -437,10 +440,9 @@ absl::Status Uffd::Unregister(uintptr_t start, size_t bytes) const {
   if (!range.ok()) return range;
   const CallResult result = kernel_->Unregister(fd_, start, bytes);
   if (result.ok()) return absl::OkStatus();
-  return absl::ErrnoToStatus(
-      result.error,
-      absl::StrCat("UFFDIO_UNREGISTER of ", RangeText(start, bytes), ": ",
-                   ErrnoText(result.error)));
+  return Failed(result.error,
+                absl::StrCat("UFFDIO_UNREGISTER of ", RangeText(start, bytes),
+                             ": ", ErrnoText(result.error)));
 }
 
 }  // namespace firsttouch
