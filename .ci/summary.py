@@ -101,9 +101,11 @@ def main():
             passed += 1
     for label in sorted(outcome.unbuilt - set(outcome.tests)):
         failed.append((label, "FAILED TO BUILD"))
+    # A package that does not load has no targets to be counted.
+    for error in sorted(set(outcome.errors)):
+        failed.append(("bazel", error))
     if not failed and (bazel_exit != 0 or not outcome.tests):
-        for error in outcome.errors or ["it says why above"]:
-            failed.append(("bazel, with exit code %d" % bazel_exit, error))
+        failed.append(("bazel", "exit code %d; it says why above" % bazel_exit))
 
     for label, status in failed:
         print("failed: %s: %s" % (label, status))
