@@ -11,11 +11,18 @@ is skipped; every skipped case is listed with its reason. The last line is
 """
 
 import json
+import re
 import sys
 import urllib.parse
 import xml.etree.ElementTree
 
 PASSED = ("PASSED", "FLAKY")
+
+# A package that does not load is in no event but in what Bazel prints.
+NOT_LOADED = re.compile(
+    r"(?:ERROR|WARNING).*?((?:error loading package|no such package|package contains errors).*)"
+)
+COLORS = re.compile("\x1b\\[[0-9;]*[A-Za-z]")
 
 
 def skipped_cases(path):
@@ -72,6 +79,12 @@ class Outcome:
         elif "testSummary" in kind:
             label = kind["testSummary"]["label"]
             self.tests[label] = event["testSummary"]["overallStatus"]
+        elif "progress" in kind:
+            text = event.get("progress", {}).get("stderr", "")
+            for line in COLORS.sub("", text).splitlines():
+                match = NOT_LOADED.match(line)
+                if match:
+                    self.errors.append(match.group(1))
         elif "aborted" in event and "description" in event["aborted"]:
             # A test that did not build is counted as that.
             if "targetCompleted" not in kind and "testSummary" not in kind:
@@ -101,7 +114,6 @@ def main():
             passed += 1
     for label in sorted(outcome.unbuilt - set(outcome.tests)):
         failed.append((label, "FAILED TO BUILD"))
-    # A package that does not load has no targets to be counted.
     for error in sorted(set(outcome.errors)):
         failed.append(("bazel", error))
     if not failed and (bazel_exit != 0 or not outcome.tests):
