@@ -14,7 +14,7 @@ In the WORKSPACE of whoever takes this repository as an external one:
 With Bazel 7 and newer, MODULE.bazel does the same.
 """
 
-load("//bazel:npm.bzl", "npm_package")
+load("//bazel:npm_packages.bzl", "npm_packages")
 load("//bazel:system.bzl", "debian_repository", "system_abseil", "system_repository")
 
 def _maybe(rule, name, **kwargs):
@@ -126,25 +126,4 @@ def firsttouch_dependencies():
         },
     )
 
-    # From the npm registry, when a target needs them.
-    _maybe(
-        npm_package,
-        name = "sqlite_amalgamation",
-        build_file = Label("//bazel/third_party:sqlite_amalgamation.BUILD"),
-        package = "better-sqlite3",
-        sha256 = "ebf0ed75a7a59dbcb3b24bbd014ef49d9f15bc328e4adcbf516f2a8fadfa2835",
-        strip_prefix = "package/deps/sqlite3",
-        version = "12.11.1",
-    )
-    _maybe(
-        npm_package,
-        name = "buildifier",
-        build_file = Label("//bazel/third_party:buildifier.BUILD"),
-        fallback_executables = [
-            "buildifier-linux_amd64",
-            "buildifier-linux_arm64",
-        ],
-        package = "@bazel/buildifier",
-        sha256 = "b96ea9b13003036c801f52bee6f9b0314738f8432e5cb9d814c89f59292604ee",
-        version = "8.2.1",
-    )
+    npm_packages(exists = native.existing_rule)
