@@ -1,0 +1,707 @@
+#include "firsttouch/service/core.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "firsttouch/init/image_builder.h"
+#include "firsttouch/locator/locator.h"
+#include "firsttouch/pool/limits.h"
+#include "firsttouch/service/anchor.h"
+#include "firsttouch/service/signals.h"
+#include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+namespace {
+
+constexpr uint32_t kMaxHandlerThreads = 64;
+constexpr uint64_t kMinHotPagesLimit = 64;
+
+// Features without which neither backing works, by way of resolving.
+uint64_t RequiredFeatures(Resolve resolve) {
+  const uint64_t both = kUffdFeaturePagefaultFlagWp;
+  return resolve == Resolve::kInThread ? both | kUffdFeatureSigbus : both;
+}
+
+// Private mappings of a memfd: registered for missing, minor and write-protect
+// faults.
+constexpr uint64_t kSharedFeatures = kUffdFeatureMissingShmem |
+                                     kUffdFeatureMinorShmem |
+                                     kUffdFeatureWpHugetlbfsShmem;
+
+std::string Pages(uint64_t bytes) {
+  return absl::StrCat(bytes, " (", PagesRoundedUp(bytes).value(), " pages)");
+}
+
+std::atomic<uint32_t> g_next_pool_id{1};
+
+// Outlives every core: a release may still be leaving it when another thread
+// deletes the core.
+Mutex& OrphanMutex() {
+  static Mutex* const mutex = new Mutex;
+  return *mutex;
+}
+
+}  // namespace
+
+Core::Core(ServiceOptions options, Kernel& kernel, const PoolLayout& layout)
+    : options_(std::move(options)),
+      kernel_(kernel),
+      layout_(layout),
+      allocator_(layout.options().instances, options_.strategy) {}
+
+absl::StatusOr<std::unique_ptr<Core>> Core::Create(ServiceOptions options,
+                                                   Kernel& kernel) {
+  absl::StatusOr<PoolLayout> layout = PoolLayout::Compute(options.layout);
+  if (!layout.ok()) return layout.status();
+  if (options.resolve == Resolve::kHandlerThread &&
+      (options.handler_threads == 0 ||
+       options.handler_threads > kMaxHandlerThreads)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "handler_threads ", options.handler_threads, " is not in 1 to ",
+        kMaxHandlerThreads, ": with none, nobody would resolve a fault"));
+  }
+  if (options.resolve == Resolve::kInThread &&
+      options.kernel_faults.value_or(false)) {
+    return absl::InvalidArgumentError(
+        "kernel_faults true needs resolve kHandlerThread: a fault that the "
+        "kernel takes cannot be resolved by a signal in the thread; use "
+        "Memory::MakeReady before system calls instead");
+  }
+  std::unique_ptr<Core> core(new Core(std::move(options), kernel, *layout));
+  if (absl::Status status = core->Start(); !status.ok()) return status;
+  return core;
+}
+
+absl::Status Core::OpenUffd() {
+  const bool in_thread = options_.resolve == Resolve::kInThread;
+  UffdOptions wanted;
+  wanted.required_features = RequiredFeatures(options_.resolve);
+  wanted.wished_features = kSharedFeatures;
+  if (options_.backing == Backing::kShared) {
+    wanted.required_features |= kSharedFeatures;
+  }
+  if (!in_thread) {
+    wanted.wished_features |= kUffdFeaturePoison | kUffdFeatureExactAddress;
+  }
+  wanted.kernel_faults = !in_thread && options_.kernel_faults.value_or(true);
+  absl::StatusOr<Uffd> uffd = Uffd::Open(kernel_, wanted);
+  if (!uffd.ok() && wanted.kernel_faults && !options_.kernel_faults) {
+    // Wished for, not required.
+    wanted.kernel_faults = false;
+    uffd = Uffd::Open(kernel_, wanted);
+  }
+  if (!uffd.ok()) return uffd.status();
+  uffd_.emplace(*std::move(uffd));
+  serves_kernel_faults_ = !in_thread && uffd_->kernel_faults();
+  absl::StatusOr<UniqueFd> anchor = AnchorDescriptor(uffd_->fd());
+  if (!anchor.ok()) return anchor.status();
+  anchor_ = *std::move(anchor);
+
+  // WP_UNPOPULATED is not used; it came with the kernel that can also map and
+  // write-protect a page in one UFFDIO_CONTINUE, which has no bit of its own.
+  const bool continue_wp =
+      (uffd_->available_features() & kUffdFeatureWpUnpopulated) != 0;
+  const uint64_t missing = kSharedFeatures & ~uffd_->features();
+  if (options_.backing == Backing::kShared && !continue_wp) {
+    return absl::FailedPreconditionError(
+        "backing kShared needs UFFDIO_CONTINUE with write-protection (kernel "
+        "6.4), which this kernel lacks: use kCopied, or leave backing unset");
+  }
+  const LimitFacts facts = ReadLimitFacts();
+  const LimitUse shared_use{.fixed_maps = 4, .maps_per_slot = 2};
+  if (options_.backing.has_value()) {
+    fault_core_.backing = *options_.backing;
+    backing_reason_ = "asked for";
+  } else if (missing != 0 || !continue_wp) {
+    fault_core_.backing = Backing::kCopied;
+    backing_reason_ = "this kernel lacks what kShared needs (6.4)";
+  } else if (!CheckLimits(layout_, shared_use, facts).ok()) {
+    fault_core_.backing = Backing::kCopied;
+    backing_reason_ = absl::StrCat("vm.max_map_count ", facts.max_map_count,
+                                   " leaves no two mappings for "
+                                   "each of ",
+                                   layout_.slots(), " slots");
+  } else {
+    fault_core_.backing = Backing::kShared;
+    backing_reason_ = "the kernel has all it needs";
+  }
+  const LimitUse use = fault_core_.backing == Backing::kShared
+                           ? shared_use
+                           : LimitUse{.fixed_maps = 4, .maps_per_slot = 0};
+  if (absl::Status status = CheckLimits(layout_, use, facts); !status.ok()) {
+    return status;
+  }
+  fault_core_.uffd = uffd_->fd();
+  fault_core_.poison = (uffd_->features() & kUffdFeaturePoison) != 0;
+  return absl::OkStatus();
+}
+
+absl::Status Core::MapBookKeeping() {
+  const PageCount pages = PagesRoundedUp(layout_.memory_bytes());
+  const uint64_t per_slot = PageStates::BytesFor(pages);
+  book_keeping_bytes_ = per_slot * layout_.slots();
+  const CallResult mapped =
+      kernel_.Mmap(0, book_keeping_bytes_, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (!mapped.ok()) {
+    return absl::ErrnoToStatus(
+        mapped.error,
+        absl::StrCat("mmap of ", book_keeping_bytes_,
+                     " bytes of book-keeping for ", layout_.slots(),
+                     " slots (mostly untouched; RLIMIT_AS and overcommit "
+                     "count it)"));
+  }
+  book_keeping_ = reinterpret_cast<void*>(mapped.value);
+  // One page of states a slot is the rule: a huge page would hold those of 512.
+  kernel_.Madvise(mapped.value, book_keeping_bytes_, MADV_NOHUGEPAGE);
+
+  const CallResult alive = kernel_.Mmap(0, kPageBytes, PROT_READ | PROT_WRITE,
+                                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (!alive.ok()) {
+    return absl::ErrnoToStatus(alive.error, "mmap of a page");
+  }
+  alive_page_ = reinterpret_cast<void*>(alive.value);
+  const CallResult wipe =
+      kernel_.Madvise(alive.value, kPageBytes, MADV_WIPEONFORK);
+  if (!wipe.ok()) {
+    return absl::ErrnoToStatus(
+        wipe.error,
+        "MADV_WIPEONFORK (kernel 4.14), by which a forked child "
+        "learns that the pool is not its own");
+  }
+  auto* const word = new (alive_page_) std::atomic<uint64_t>(1);
+  fault_core_.alive = word;
+
+  slots_ = std::make_unique<SlotState[]>(layout_.slots());
+  for (uint32_t i = 0; i < layout_.slots(); ++i) {
+    SlotState& slot = slots_[i];
+    slot.base =
+        reservation_->base() + layout_.memory_offset_bytes(SlotIndex(i));
+    slot.pages = PageStates(
+        static_cast<std::byte*>(book_keeping_) + i * per_slot, pages);
+  }
+  if (layout_.options().memories_per_instance > 1) {
+    instances_ = std::make_unique<InstanceState[]>(layout_.options().instances);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Core::Start() {
+  if (absl::Status status = OpenUffd(); !status.ok()) return status;
+  absl::StatusOr<Reservation> reservation = Reservation::Create(
+      kernel_, layout_,
+      {.name = options_.name,
+       .include_in_core_dump = options_.include_in_core_dump});
+  if (!reservation.ok()) return reservation.status();
+  reservation_.emplace(*std::move(reservation));
+  uint64_t ioctls = kUffdIoctlCopy | kUffdIoctlZeroPage | kUffdIoctlWake |
+                    kUffdIoctlWriteProtect;
+  if (absl::Status status =
+          uffd_->Register(reservation_->base(), reservation_->bytes(),
+                          kUffdRegisterMissing | kUffdRegisterWp, ioctls);
+      !status.ok()) {
+    return status;
+  }
+  if (absl::Status status = MapBookKeeping(); !status.ok()) return status;
+  // Absent before 6.7: then pages that may have changed are dropped.
+  if (absl::StatusOr<Pagemap> pagemap = Pagemap::Open(kernel_); pagemap.ok()) {
+    pagemap_.emplace(*std::move(pagemap));
+  }
+
+  fault_core_.kernel = &kernel_;
+  fault_core_.resolve = options_.resolve;
+  fault_core_.granule_pages = layout_.options().granule_bytes / kPageBytes;
+  fault_core_.slots = slots_.get();
+  fault_core_.name = options_.name.c_str();
+  fault_core_.trap_callback = options_.trap_callback;
+  fault_core_.trap_user = options_.trap_user;
+  ops_.emplace(
+      SlotOpsContext{.core = fault_core_,
+                     .pagemap_fd = pagemap_.has_value() ? pagemap_->fd() : -1,
+                     .stride_bytes = layout_.slot_stride_bytes(),
+                     .max_memory_bytes = layout_.memory_bytes(),
+                     .include_in_core_dump = options_.include_in_core_dump});
+
+  PoolEntry& entry = fault_core_.entry;
+  entry.base = reservation_->base();
+  entry.bytes = reservation_->bytes();
+  entry.first_memory_offset_bytes = layout_.first_memory_offset_bytes();
+  entry.slot_stride_bytes = layout_.slot_stride_bytes();
+  entry.max_memory_bytes = layout_.memory_bytes();
+  entry.slots = layout_.slots();
+  entry.memories_per_instance = layout_.options().memories_per_instance;
+  entry.first_size_bytes = &slots_[0].size_bytes;
+  entry.size_stride_bytes = sizeof(SlotState);
+  entry.owner = &fault_core_;
+  entry.pool_id = g_next_pool_id.fetch_add(1, std::memory_order_relaxed);
+  if (absl::Status status = RegisterPool(&entry); !status.ok()) return status;
+  registered_ = true;
+
+  if (options_.signals == SignalOwnership::kInstall) {
+    if (absl::Status status = InstallFaultHandler(); !status.ok()) {
+      return status;
+    }
+    handler_installed_ = true;
+  }
+  if (options_.resolve == Resolve::kHandlerThread) {
+    absl::StatusOr<std::unique_ptr<HandlerThreads>> threads =
+        HandlerThreads::Start(fault_core_, options_.name,
+                              options_.handler_threads);
+    if (!threads.ok()) return threads.status();
+    threads_ = *std::move(threads);
+  }
+  return absl::OkStatus();
+}
+
+Core::~Core() {
+  if (fault_core_.alive != nullptr && !fault_core_.InOwnerProcess()) {
+    // A forked child: the mappings are not there, the threads are not there,
+    // and the userfaultfd is the parent's. Whatever these objects hold is left.
+    static_cast<void>(threads_.release());
+    if (reservation_.has_value()) {
+      static_cast<void>(new Reservation(*std::move(reservation_)));
+    }
+    if (registered_) UnregisterPool(&fault_core_.entry);
+    return;
+  }
+  // First nobody reads events any more (no guest code runs either), then the
+  // memory goes, and only then the userfaultfd that guards it.
+  threads_.reset();
+  if (registered_) UnregisterPool(&fault_core_.entry);
+  reservation_.reset();
+  anchor_.reset();
+  uffd_.reset();
+  if (handler_installed_) {
+    // Refused when somebody has installed a handler in front of ours: ours
+    // stays, as the one he chains to.
+    UninstallFaultHandler().IgnoreError();
+  }
+  if (book_keeping_ != nullptr) {
+    kernel_.Munmap(reinterpret_cast<uintptr_t>(book_keeping_),
+                   book_keeping_bytes_);
+  }
+  if (alive_page_ != nullptr) {
+    kernel_.Munmap(reinterpret_cast<uintptr_t>(alive_page_), kPageBytes);
+  }
+}
+
+absl::Status Core::CheckProcess() const {
+  if (fault_core_.InOwnerProcess()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "pool \"", options_.name,
+      "\" belongs to the process that made it; this is a child of fork(2), "
+      "which has neither its memory nor its userfaultfd: make a Service of "
+      "its own in the child"));
+}
+
+absl::Status Core::CheckMemoryOptions(const MemoryOptions& options) const {
+  if (options.size_bytes > layout_.memory_bytes()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "size_bytes ", Pages(options.size_bytes), " exceeds max_memory_bytes ",
+        Pages(layout_.memory_bytes()), " of pool \"", options_.name,
+        "\": ask for less, or raise LayoutOptions::max_memory_bytes"));
+  }
+  if (options.image != nullptr &&
+      options.image->size_bytes() > options.size_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "image \"", options.image->name(), "\" of ",
+        Pages(options.image->size_bytes()), " bytes is larger than size_bytes ",
+        Pages(options.size_bytes),
+        " of the memory: raise MemoryOptions::size_bytes"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<uint32_t> Core::TakeInstance(const MemoryOptions& first) {
+  if (absl::Status status = EnsureAlternateStack(); !status.ok()) {
+    return status;
+  }
+  const uint64_t key = first.image == nullptr ? 0 : first.image->id();
+  absl::StatusOr<SlotAllocator::Pick> pick =
+      allocator_.Acquire(key, first.deadline);
+  if (!pick.ok()) {
+    return absl::Status(pick.status().code(),
+                        absl::StrCat("pool \"", options_.name,
+                                     "\": ", pick.status().message()));
+  }
+  return pick->slot;
+}
+
+absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
+  if (absl::Status status = BindImage(*ops_, slot, options.image);
+      !status.ok()) {
+    return status;
+  }
+  const uint64_t size_pages = PagesRoundedUp(options.size_bytes).value();
+  if (slot.kept_pages > size_pages) {
+    if (absl::Status status =
+            DropPages(*ops_, slot, size_pages, slot.kept_pages);
+        !status.ok()) {
+      return status;
+    }
+  }
+  if (absl::Status status = DropStrays(*ops_, slot); !status.ok()) {
+    return status;
+  }
+  slot.kept_pages = size_pages;
+  slot.initial_bytes = options.size_bytes;
+  slot.trap_callback = options.trap_callback;
+  slot.trap_user = options.trap_user;
+  slot.broken = false;
+  slot.last_fault_page.store(~uint64_t{0}, std::memory_order_relaxed);
+  slot.lifecycle.store(SlotLifecycle::kLeased, std::memory_order_relaxed);
+  slot.size_bytes.store(options.size_bytes, std::memory_order_release);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Memory> Core::AcquireOne(const MemoryOptions& options) {
+  if (absl::Status status = CheckProcess(); !status.ok()) return status;
+  const uint32_t per_instance = layout_.options().memories_per_instance;
+  if (per_instance != 1) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "pool \"", options_.name, "\" has memories_per_instance ", per_instance,
+        ": an instance is acquired as a whole, by AcquireInstance"));
+  }
+  if (absl::Status status = CheckMemoryOptions(options); !status.ok()) {
+    return status;
+  }
+  absl::StatusOr<uint32_t> instance = TakeInstance(options);
+  if (!instance.ok()) return instance.status();
+  SlotState& slot = slots_[*instance];
+  if (absl::Status status = PrepareSlot(slot, options); !status.ok()) {
+    slot.lifecycle.store(SlotLifecycle::kQuarantined,
+                         std::memory_order_release);
+    allocator_.Quarantine(*instance);
+    return status;
+  }
+  return Memory(this, &slot);
+}
+
+absl::StatusOr<std::vector<Memory>> Core::AcquireInstance(
+    std::span<const MemoryOptions> options) {
+  if (absl::Status status = CheckProcess(); !status.ok()) return status;
+  const uint32_t per_instance = layout_.options().memories_per_instance;
+  if (options.size() != per_instance) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        options.size(), " memories asked for in pool \"", options_.name,
+        "\", whose memories_per_instance is ", per_instance,
+        ": give exactly one MemoryOptions for each"));
+  }
+  for (const MemoryOptions& one : options) {
+    if (absl::Status status = CheckMemoryOptions(one); !status.ok()) {
+      return status;
+    }
+  }
+  absl::StatusOr<uint32_t> instance = TakeInstance(options[0]);
+  if (!instance.ok()) return instance.status();
+  if (instances_ != nullptr) {
+    instances_[*instance].held.store(per_instance, std::memory_order_relaxed);
+  }
+  std::vector<Memory> memories;
+  memories.reserve(per_instance);
+  absl::Status failure;
+  for (uint32_t i = 0; i < per_instance; ++i) {
+    SlotState& slot = slots_[*instance * per_instance + i];
+    if (failure.ok()) failure = PrepareSlot(slot, options[i]);
+    if (!failure.ok()) {
+      // Whatever was not prepared is not known to be clean.
+      slot.lifecycle.store(SlotLifecycle::kQuarantined,
+                           std::memory_order_release);
+      LetGo(SlotNumber(slot), /*failed=*/true, 0);
+      continue;
+    }
+    memories.push_back(Memory(this, &slot));
+  }
+  if (!failure.ok()) return failure;
+  return memories;
+}
+
+absl::StatusOr<uint64_t> Core::GrowBy(SlotState& slot, uint64_t delta_bytes) {
+  if (absl::Status status = CheckProcess(); !status.ok()) return status;
+  uint64_t before = slot.size_bytes.load(std::memory_order_relaxed);
+  do {
+    if (delta_bytes > layout_.memory_bytes() ||
+        before > layout_.memory_bytes() - delta_bytes) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "growing from ", Pages(before), " by ", delta_bytes,
+          " bytes exceeds max_memory_bytes ", Pages(layout_.memory_bytes()),
+          " of pool \"", options_.name,
+          "\": raise LayoutOptions::max_memory_bytes"));
+    }
+  } while (!slot.size_bytes.compare_exchange_weak(before, before + delta_bytes,
+                                                  std::memory_order_seq_cst));
+  Count(slot.counters.grows);
+  // A page that was touched out of bounds before may now be in bounds.
+  if (slot.strays.count.load(std::memory_order_acquire) != 0) {
+    if (absl::Status status = DropStrays(*ops_, slot); !status.ok()) {
+      return status;
+    }
+  }
+  return before;
+}
+
+uint64_t Core::HotPagesLimit(uint64_t keep_pages) const {
+  return options_.hot_pages_limit.value_or(
+      std::max(kMinHotPagesLimit, keep_pages / 4));
+}
+
+absl::Status Core::Restore(SlotState& slot) {
+  // Where handler threads fill, a fill may be under way for a thread that has
+  // gone on: it sees the size 0 or is waited for. In-thread, whoever fills is
+  // in the memory, and everybody has left it.
+  uint64_t size_bytes = 0;
+  if (fault_core_.resolve == Resolve::kHandlerThread) {
+    size_bytes = slot.size_bytes.exchange(0, std::memory_order_seq_cst);
+    WaitForFills(slot);
+  } else {
+    size_bytes = slot.size_bytes.load(std::memory_order_relaxed);
+    slot.size_bytes.store(0, std::memory_order_relaxed);
+  }
+  absl::Status status = RestorePages(*ops_, slot, slot.kept_pages,
+                                     PagesRoundedUp(size_bytes).value(),
+                                     HotPagesLimit(slot.kept_pages));
+  if (status.ok()) status = DropStrays(*ops_, slot);
+  return status;
+}
+
+absl::Status Core::Reset(SlotState& slot) {
+  if (absl::Status status = CheckProcess(); !status.ok()) return status;
+  if (slot.broken) {
+    return absl::FailedPreconditionError(
+        "an earlier Reset of this memory failed: release it");
+  }
+  if (absl::Status status = Restore(slot); !status.ok()) {
+    // The size stays 0: every touch of a missing page traps.
+    slot.broken = true;
+    return status;
+  }
+  slot.size_bytes.store(slot.initial_bytes, std::memory_order_release);
+  return absl::OkStatus();
+}
+
+absl::Status Core::Release(SlotState& slot) {
+  // In a child the slot is not ours to touch; forgetting it is all there is.
+  if (absl::Status status = CheckProcess(); !status.ok()) return status;
+  // Orphan() waits for releases that did not see it coming.
+  slot.returning.fetch_add(1, std::memory_order_seq_cst);
+  if (orphaned_.load(std::memory_order_seq_cst)) {
+    slot.returning.fetch_sub(1, std::memory_order_release);
+    ReleaseOrphan(slot);
+    return absl::OkStatus();
+  }
+  slot.lifecycle.store(SlotLifecycle::kReturning, std::memory_order_relaxed);
+  absl::Status status = slot.broken
+                            ? absl::FailedPreconditionError(
+                                  "a Reset of this memory failed: its slot is "
+                                  "quarantined")
+                            : Restore(slot);
+  if (status.ok()) {
+    CountOwned(slot.counters.handovers);
+    slot.lifecycle.store(SlotLifecycle::kFree, std::memory_order_release);
+  } else {
+    slot.lifecycle.store(SlotLifecycle::kQuarantined,
+                         std::memory_order_release);
+  }
+  LetGo(SlotNumber(slot), !status.ok(),
+        slot.image == nullptr ? 0 : slot.image->id());
+  // The last touch of this object: from here on it may be deleted.
+  slot.returning.fetch_sub(1, std::memory_order_release);
+  return status;
+}
+
+void Core::LetGo(uint32_t slot_number, bool failed, uint64_t affinity_key) {
+  uint32_t instance = slot_number;
+  if (instances_ != nullptr) {
+    instance = slot_number / layout_.options().memories_per_instance;
+    InstanceState& state = instances_[instance];
+    if (failed) state.failed.store(true, std::memory_order_relaxed);
+    if (state.held.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+    failed = state.failed.load(std::memory_order_relaxed);
+    const SlotState& first =
+        slots_[instance * layout_.options().memories_per_instance];
+    affinity_key = first.image == nullptr ? 0 : first.image->id();
+  }
+  if (failed) {
+    allocator_.Quarantine(instance);
+  } else {
+    allocator_.Release(instance, affinity_key);
+  }
+}
+
+bool Core::AnyHeld() const {
+  for (uint32_t i = 0; i < layout_.slots(); ++i) {
+    if (slots_[i].lifecycle.load(std::memory_order_acquire) ==
+        SlotLifecycle::kLeased) {
+      return true;
+    }
+  }
+  return false;
+}
+
+void Core::Orphan(std::unique_ptr<Core> core) {
+  core->orphaned_.store(true, std::memory_order_seq_cst);
+  for (uint32_t i = 0; i < core->layout_.slots(); ++i) {
+    while (core->slots_[i].returning.load(std::memory_order_acquire) != 0) {
+      sched_yield();
+    }
+  }
+  MutexLock lock(&OrphanMutex());
+  if (!core->AnyHeld()) return;
+  core->last_release_deletes_ = true;
+  static_cast<void>(core.release());
+}
+
+void Core::ReleaseOrphan(SlotState& slot) {
+  // Nobody will acquire the slot again: there is nothing to restore.
+  std::unique_ptr<Core> last;
+  MutexLock lock(&OrphanMutex());
+  slot.lifecycle.store(SlotLifecycle::kFree, std::memory_order_release);
+  if (last_release_deletes_ && !AnyHeld()) last.reset(this);
+}
+
+absl::StatusOr<ImageRef> Core::Snapshot(SlotState& slot, std::string name) {
+  if (absl::Status status = CheckProcess(); !status.ok()) return status;
+  const uint64_t size_bytes = slot.size_bytes.load(std::memory_order_relaxed);
+  const uint64_t size_pages = PagesRoundedUp(size_bytes).value();
+  if (absl::Status status = SettleUntracked(*ops_, slot, size_pages);
+      !status.ok()) {
+    return status;
+  }
+  std::vector<PageData> changed;
+  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
+    const uint64_t open = group.open.load(std::memory_order_acquire) &
+                          group.present.load(std::memory_order_relaxed);
+    ForEachRun(open, [&](uint64_t bit, uint64_t pages) {
+      for (uint64_t i = 0; i < pages; ++i) {
+        const uint64_t page = index * kPagesPerGroup + bit + i;
+        changed.push_back(
+            {PageIndex(page), reinterpret_cast<const std::byte*>(
+                                  slot.base + page * kPageBytes)});
+      }
+    });
+  });
+  return ImageWithPages({.name = std::move(name), .size_bytes = size_bytes},
+                        slot.image.get(), changed);
+}
+
+absl::Status Core::MakeReady(SlotState& slot, uint64_t offset_bytes,
+                             uint64_t bytes, Access access) {
+  if (absl::Status status = CheckProcess(); !status.ok()) return status;
+  const uint64_t size_bytes = slot.size_bytes.load(std::memory_order_relaxed);
+  if (offset_bytes > size_bytes || bytes > size_bytes - offset_bytes) {
+    return absl::OutOfRangeError(absl::StrCat(
+        "the range of ", bytes, " bytes at offset ", offset_bytes,
+        " does not end within the memory's size of ", size_bytes, " bytes"));
+  }
+  if (bytes == 0) return absl::OkStatus();
+  const uint64_t end = PagesRoundedUp(offset_bytes + bytes).value();
+  for (uint64_t page = offset_bytes / kPageBytes; page < end; ++page) {
+    const PageState state = slot.pages.StateOf(page);
+    const bool present =
+        (slot.pages.GroupOf(page).present.load(std::memory_order_relaxed) >>
+             (page % kPagesPerGroup) &
+         1) != 0;
+    // Untracked pages are writable for the kernel, too.
+    const bool ready =
+        present && (access == Access::kRead || state != PageState::kClean);
+    if (ready) continue;
+    const FaultResult result =
+        ResolveFault(fault_core_, {.slot = SlotNumber(slot),
+                                   .offset_bytes = page * kPageBytes,
+                                   .access = access,
+                                   .protection = state == PageState::kClean});
+    if (result.kind == FaultResult::Kind::kFailed) {
+      return absl::ErrnoToStatus(
+          result.error,
+          absl::StrCat(result.call, " for the page at offset ",
+                       page * kPageBytes, " of slot ", SlotNumber(slot),
+                       " in pool "
+                       ", options_.name, "
+                       ""));
+    }
+  }
+  return absl::OkStatus();
+}
+
+MemoryPages Core::CountPages(SlotState& slot) const {
+  MemoryPages count;
+  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
+    const uint64_t present = group.present.load(std::memory_order_relaxed);
+    const uint64_t open =
+        present & (group.open.load(std::memory_order_acquire) |
+                   group.untracked.load(std::memory_order_relaxed));
+    count.touched += std::popcount(present);
+    count.writable += std::popcount(open);
+    ForEachRun(open, [&](uint64_t bit, uint64_t pages) {
+      for (uint64_t page = index * kPagesPerGroup + bit; pages > 0;
+           ++page, --pages) {
+        const auto* now =
+            reinterpret_cast<const std::byte*>(slot.base + page * kPageBytes);
+        static constexpr std::byte kZeroPage[kPageBytes] = {};
+        const std::byte* before = page < slot.image_pages
+                                      ? slot.image->PageBytes(PageIndex(page))
+                                      : kZeroPage;
+        count.changed += memcmp(now, before, kPageBytes) != 0;
+      }
+    });
+  });
+  return count;
+}
+
+ServiceStats Core::Stats() const {
+  ServiceStats stats;
+  for (uint32_t i = 0; i < layout_.slots(); ++i) {
+    AddSlotCounters(slots_[i].counters, stats);
+  }
+  for (const FaultCore::Shard& shard : fault_core_.shards) {
+    for (int i = 0; i < LatencyHistogram::kBuckets; ++i) {
+      stats.fault_latency[i] +=
+          shard.latency.bucket[i].load(std::memory_order_relaxed);
+    }
+  }
+  stats.slots = layout_.slots();
+  const uint64_t per_instance = layout_.options().memories_per_instance;
+  stats.slots_in_use = allocator_.in_use() * per_instance;
+  stats.slots_quarantined = allocator_.quarantined() * per_instance;
+  return stats;
+}
+
+std::string Core::Describe() const {
+  const LayoutOptions& layout = layout_.options();
+  std::string text = absl::StrCat(
+      "pool \"", options_.name, "\" at 0x", absl::Hex(reservation_->base()),
+      ": ", layout.instances, " instances of ", layout.memories_per_instance,
+      " memories of at most ", Pages(layout.max_memory_bytes), ", ",
+      layout_.reservation_bytes(), " bytes reserved\n");
+  absl::StrAppend(&text, "backing: ", BackingName(fault_core_.backing), " (",
+                  backing_reason_, "), granule ", layout.granule_bytes,
+                  " bytes\n");
+  absl::StrAppend(
+      &text, "faults: resolved ", ResolveName(options_.resolve),
+      options_.resolve == Resolve::kHandlerThread
+          ? absl::StrCat(" by ", options_.handler_threads, " threads")
+          : "",
+      serves_kernel_faults_ ? ", also those of system calls"
+                            : ", system calls need MakeReady",
+      "\n");
+  absl::StrAppend(&text, "userfaultfd: opened by ", UffdHowName(uffd_->how()),
+                  ", features ", UffdFeatureNames(uffd_->features()), "\n");
+  absl::StrAppend(
+      &text, "untracked pages: ",
+      pagemap_.has_value() ? "found by PAGEMAP_SCAN"
+                           : "dropped at release (no PAGEMAP_SCAN before 6.7)",
+      "\nslots: ", std::string(SlotStrategyName(options_.strategy)), "\n");
+  return text;
+}
+
+}  // namespace firsttouch

@@ -1,0 +1,133 @@
+// A pool with all that serves it: what Service and Memory stand for.
+//
+// LIFETIME. A Core lives as long as its Service or any memory that is held.
+// Counting references would make every hand-over write a line that all threads
+// share; instead each slot says whether it is held, and only once the Service
+// is gone (`orphaned_`) do releases look whether they were the last.
+//
+// LOCK ORDER. One mutex for all cores, taken only when a Service has gone
+// before its memories; never on the steady path, nor with another one held, nor
+// on the fault path.
+
+#ifndef FIRSTTOUCH_SERVICE_CORE_H_
+#define FIRSTTOUCH_SERVICE_CORE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "firsttouch/pool/layout.h"
+#include "firsttouch/pool/reservation.h"
+#include "firsttouch/pool/slot_allocator.h"
+#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/handler_threads.h"
+#include "firsttouch/service/memory.h"
+#include "firsttouch/service/options.h"
+#include "firsttouch/service/service.h"
+#include "firsttouch/service/slot_ops.h"
+#include "firsttouch/service/stats.h"
+#include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/mutex.h"
+#include "firsttouch/uffd/pagemap.h"
+#include "firsttouch/uffd/uffd.h"
+#include "firsttouch/uffd/unique_fd.h"
+
+namespace firsttouch {
+
+class Core {
+ public:
+  static absl::StatusOr<std::unique_ptr<Core>> Create(ServiceOptions options,
+                                                      Kernel& kernel);
+  // In the process that made it: ends the handler threads, unmaps the pool,
+  // then closes the userfaultfd, in this order. In a forked child: leaves
+  // everything as it is, since none of it is the child's.
+  ~Core();
+
+  absl::StatusOr<Memory> AcquireOne(const MemoryOptions& options);
+  absl::StatusOr<std::vector<Memory>> AcquireInstance(
+      std::span<const MemoryOptions> options);
+
+  // What Memory does; see memory.h.
+  absl::StatusOr<uint64_t> GrowBy(SlotState& slot, uint64_t delta_bytes);
+  absl::Status Reset(SlotState& slot);
+  absl::StatusOr<ImageRef> Snapshot(SlotState& slot, std::string name);
+  absl::Status MakeReady(SlotState& slot, uint64_t offset_bytes, uint64_t bytes,
+                         Access access);
+  MemoryPages CountPages(SlotState& slot) const;
+  absl::Status Release(SlotState& slot);
+
+  // The Service is gone: deletes `core` now, or when the last memory goes.
+  static void Orphan(std::unique_ptr<Core> core);
+
+  ServiceStats Stats() const;
+  std::string Describe() const;
+
+  const ServiceOptions& options() const { return options_; }
+  const PoolLayout& layout() const { return layout_; }
+  const FaultCore& fault_core() const { return fault_core_; }
+  bool serves_kernel_faults() const { return serves_kernel_faults_; }
+  uint32_t SlotNumber(const SlotState& slot) const {
+    return static_cast<uint32_t>(&slot - slots_.get());
+  }
+
+ private:
+  // How the memories of one instance are held.
+  struct InstanceState {
+    std::atomic<uint32_t> held{0};
+    std::atomic<bool> failed{false};
+  };
+
+  Core(ServiceOptions options, Kernel& kernel, const PoolLayout& layout);
+
+  absl::Status Start();
+  absl::Status OpenUffd();
+  absl::Status MapBookKeeping();
+  absl::Status CheckMemoryOptions(const MemoryOptions& options) const;
+  absl::Status CheckProcess() const;
+  absl::StatusOr<uint32_t> TakeInstance(const MemoryOptions& first);
+  absl::Status PrepareSlot(SlotState& slot, const MemoryOptions& options);
+  // Gives the instance back once its last memory is released.
+  void LetGo(uint32_t slot_number, bool failed, uint64_t affinity_key);
+  // Restores a slot that its holder has left.
+  absl::Status Restore(SlotState& slot);
+  void ReleaseOrphan(SlotState& slot);
+  bool AnyHeld() const;
+  uint64_t HotPagesLimit(uint64_t keep_pages) const;
+
+  const ServiceOptions options_;
+  Kernel& kernel_;
+  const PoolLayout layout_;
+  std::string backing_reason_;
+  bool serves_kernel_faults_ = false;
+
+  FaultCore fault_core_;
+  std::optional<Uffd> uffd_;
+  UniqueFd anchor_;
+  std::optional<Pagemap> pagemap_;
+  std::optional<Reservation> reservation_;
+  void* book_keeping_ = nullptr;  // PageStates of all slots
+  uint64_t book_keeping_bytes_ = 0;
+  void* alive_page_ = nullptr;
+  std::unique_ptr<SlotState[]> slots_;
+  std::unique_ptr<InstanceState[]> instances_;
+  SlotAllocator allocator_;
+  std::optional<SlotOpsContext> ops_;
+  std::unique_ptr<HandlerThreads> threads_;
+  bool registered_ = false;
+  bool handler_installed_ = false;
+
+  std::atomic<bool> orphaned_{false};
+  // Under the mutex of all cores. Set once Orphan() has seen memories that are
+  // still held: the last of them deletes the core.
+  bool last_release_deletes_ = false;
+};
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_CORE_H_

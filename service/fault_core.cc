@@ -1,0 +1,426 @@
+// ON THE FAULT PATH: async-signal-safe, no lock, no allocation, no logging, no
+// thread-local storage.
+
+#include "firsttouch/service/fault_core.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include <algorithm>
+#include <bit>
+
+#include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+namespace {
+
+// Bytes for pages that start as zeroes, for one fill of up to 16 pages.
+constexpr uint64_t kMaxZeroRunPages = 16;
+alignas(
+    kPageBytes) constexpr std::byte kZeroes[kMaxZeroRunPages * kPageBytes] = {};
+
+// A fault on one page that is resolved this often in a row will never be
+// resolved: rather die with a message than burn a core.
+constexpr uint32_t kMaxSamePageFaults = 1u << 20;
+
+class Filler {
+ public:
+  Filler(FaultCore& core, SlotState& slot, uint64_t size_pages)
+      : core_(core), slot_(slot), size_pages_(size_pages) {
+    // A thread that resolves for others must wake them also when the page is
+    // there already: it may have come before they went to sleep.
+    policy_.wake_present = core.resolve == Resolve::kHandlerThread;
+  }
+
+  FaultResult Read(uint64_t page);
+  FaultResult Write(uint64_t page, bool protection);
+
+ private:
+  bool IsImagePage(uint64_t page) const {
+    return page < slot_.image_pages &&
+           (slot_.image_stored[page / 64] >> (page % 64) & 1) != 0;
+  }
+  uint64_t ImageWord(uint64_t group) const {
+    return group * kPagesPerGroup < slot_.image_pages
+               ? slot_.image_stored[group]
+               : 0;
+  }
+  uintptr_t Address(uint64_t page) const {
+    return slot_.base + page * kPageBytes;
+  }
+  uintptr_t ImageAddress(uint64_t page) const {
+    return reinterpret_cast<uintptr_t>(slot_.image_data) + page * kPageBytes;
+  }
+
+  // The bits of `group` whose pages are in the same mapping as `page`: where an
+  // image is mapped it ends at image_pages, and no fill may cross that.
+  uint64_t SameMapping(uint64_t group, uint64_t page) const {
+    if (core_.backing == Backing::kCopied) return ~uint64_t{0};
+    return page < slot_.image_pages ? GroupMask(group, 0, slot_.image_pages)
+                                    : ~GroupMask(group, 0, slot_.image_pages);
+  }
+
+  // Pages of the granule around `page`, cut at the size.
+  uint64_t GranuleFirst(uint64_t page) const {
+    return page / core_.granule_pages * core_.granule_pages;
+  }
+  uint64_t GranuleEnd(uint64_t page) const {
+    return std::min(GranuleFirst(page) + core_.granule_pages, size_pages_);
+  }
+
+  FaultResult Outcome(const FillResult& fill, const char* call) {
+    Count(slot_.counters.kernel_calls, 1 + fill.stalls + fill.pages_present);
+    if (fill.ok()) return {};
+    if (fill.error == ESRCH) return {FaultResult::Kind::kGone, ESRCH, call};
+    return {FaultResult::Kind::kFailed, fill.error, call};
+  }
+
+  void MarkOpen(uint64_t page, uint64_t pages) {
+    for (uint64_t end = page + pages; page < end;) {
+      const uint64_t group = page / kPagesPerGroup;
+      const uint64_t mask = GroupMask(group, page, end);
+      slot_.pages.group(group).open.fetch_or(mask, std::memory_order_release);
+      slot_.pages.NoteGroup(group);
+      page = (group + 1) * kPagesPerGroup;
+    }
+  }
+  void MarkPresent(uint64_t page, uint64_t pages) {
+    for (uint64_t end = page + pages; page < end;) {
+      const uint64_t group = page / kPagesPerGroup;
+      const uint64_t mask = GroupMask(group, page, end);
+      slot_.pages.group(group).present.fetch_or(mask,
+                                                std::memory_order_relaxed);
+      slot_.pages.NoteGroup(group);
+      page = (group + 1) * kPagesPerGroup;
+    }
+  }
+
+  // Maps image pages, protected, wherever the granule lacks them.
+  FaultResult MapImageGranule(uint64_t page, bool include_page);
+  // Copies image pages, protected, wherever the granule lacks them.
+  FaultResult CopyImageGranule(uint64_t page);
+  // For each run of image pages in the granule that are not there (and `page`
+  // itself, if asked for), ascending.
+  template <typename FillRun>
+  FaultResult ForMissingImageRuns(uint64_t page, bool include_page,
+                                  FillRun fill_run);
+
+  FaultResult ReadZeroGranule(uint64_t page);
+  FaultResult WriteImagePage(uint64_t page);
+  FaultResult WriteZeroRun(uint64_t page);
+  FaultResult Unprotect(uint64_t page);
+
+  FaultCore& core_;
+  SlotState& slot_;
+  const uint64_t size_pages_;
+  FillPolicy policy_;
+};
+
+template <typename FillRun>
+FaultResult Filler::ForMissingImageRuns(uint64_t page, bool include_page,
+                                        FillRun fill_run) {
+  const uint64_t first = GranuleFirst(page);
+  const uint64_t end = std::min(GranuleEnd(page), slot_.image_pages);
+  FaultResult result;
+  for (uint64_t group = first / kPagesPerGroup;
+       group * kPagesPerGroup < end &&
+       result.kind == FaultResult::Kind::kResolved;
+       ++group) {
+    const PageGroup& planes = slot_.pages.group(group);
+    uint64_t want = ImageWord(group) & GroupMask(group, first, end) &
+                    ~planes.present.load(std::memory_order_relaxed) &
+                    ~planes.open.load(std::memory_order_relaxed);
+    if (group == page / kPagesPerGroup) {
+      // The hardware knows better than the planes whether this page is there.
+      const uint64_t bit = uint64_t{1} << (page % kPagesPerGroup);
+      want = include_page ? want | bit : want & ~bit;
+    }
+    ForEachRun(want, [&](uint64_t bit, uint64_t pages) {
+      if (result.kind != FaultResult::Kind::kResolved) return;
+      const uint64_t run = group * kPagesPerGroup + bit;
+      result = fill_run(run, pages);
+      if (result.kind == FaultResult::Kind::kResolved) MarkPresent(run, pages);
+    });
+  }
+  return result;
+}
+
+FaultResult Filler::MapImageGranule(uint64_t page, bool include_page) {
+  return ForMissingImageRuns(
+      page, include_page, [&](uint64_t run, uint64_t pages) {
+        const FillResult fill =
+            ContinueRange(*core_.kernel, core_.uffd, Address(run),
+                          pages * kPageBytes, kUffdContinueWp, policy_);
+        Count(slot_.counters.pages_mapped, fill.pages_filled());
+        return Outcome(fill, "UFFDIO_CONTINUE");
+      });
+}
+
+FaultResult Filler::CopyImageGranule(uint64_t page) {
+  return ForMissingImageRuns(page, true, [&](uint64_t run, uint64_t pages) {
+    const FillResult fill =
+        CopyRange(*core_.kernel, core_.uffd, Address(run), ImageAddress(run),
+                  pages * kPageBytes, kUffdCopyWp, policy_);
+    Count(slot_.counters.pages_copied, fill.pages_filled());
+    return Outcome(fill, "UFFDIO_COPY");
+  });
+}
+
+FaultResult Filler::ReadZeroGranule(uint64_t page) {
+  // Only pages that are zero, missing and neighbours of the touched one: the
+  // run around it within its group and granule.
+  const uint64_t group = page / kPagesPerGroup;
+  const PageGroup& planes = slot_.pages.group(group);
+  const uint64_t bit = page % kPagesPerGroup;
+  const uint64_t open_to_fill =
+      (GroupMask(group, GranuleFirst(page), GranuleEnd(page)) &
+       SameMapping(group, page) & ~ImageWord(group) &
+       ~planes.present.load(std::memory_order_relaxed) &
+       ~planes.open.load(std::memory_order_relaxed)) |
+      (uint64_t{1} << bit);
+  const uint64_t above = std::countr_one(open_to_fill >> bit);
+  const uint64_t below =
+      bit == 0 ? 0 : std::countl_one(open_to_fill << (64 - bit));
+  const uint64_t first = page - below;
+  const uint64_t pages = below + above;
+
+  // Nothing write-protects the kernel's page of zeroes in the same call, so a
+  // write to it would not be seen: a scan at release tells.
+  PageGroup& marks = slot_.pages.group(group);
+  marks.untracked.fetch_or(GroupMask(group, first, first + pages),
+                           std::memory_order_relaxed);
+  slot_.any_untracked.store(true, std::memory_order_relaxed);
+  slot_.pages.NoteGroup(group);
+  FillResult fill = ZeroRange(*core_.kernel, core_.uffd, Address(first),
+                              pages * kPageBytes, 0, policy_);
+  FaultResult result = Outcome(fill, "UFFDIO_ZEROPAGE");
+  if (result.kind != FaultResult::Kind::kResolved) return result;
+  Count(slot_.counters.pages_zeroed, fill.pages_filled());
+  if (fill.pages_present != 0) {
+    // ZEROPAGE, unlike COPY, also calls a page present that only carries a
+    // marker (write-protected when it was dropped, or poisoned). If this one
+    // is really there, COPY says so as well.
+    fill =
+        CopyRange(*core_.kernel, core_.uffd, Address(page),
+                  reinterpret_cast<uintptr_t>(kZeroes), kPageBytes, 0, policy_);
+    Count(slot_.counters.pages_copied, fill.pages_filled());
+    result = Outcome(fill, "UFFDIO_COPY");
+    if (result.kind != FaultResult::Kind::kResolved) return result;
+  }
+  MarkPresent(first, pages);
+  return {};
+}
+
+FaultResult Filler::Unprotect(uint64_t page) {
+  const FillResult fill = WriteProtectRange(
+      *core_.kernel, core_.uffd, Address(page), kPageBytes, 0, policy_);
+  return Outcome(fill, "UFFDIO_WRITEPROTECT");
+}
+
+FaultResult Filler::WriteImagePage(uint64_t page) {
+  // Filled as a private page at once: a page that is not mapped yet costs no
+  // interrupt of other cores, a copy of one that is mapped does.
+  uint64_t first = page;
+  uint64_t pages = 1;
+  if (core_.backing == Backing::kCopied) {
+    // The whole run of missing pages around it in one copy; all of them count
+    // as changed, which costs less than to protect the others.
+    const uint64_t group = page / kPagesPerGroup;
+    const PageGroup& planes = slot_.pages.group(group);
+    const uint64_t bit = page % kPagesPerGroup;
+    const uint64_t missing =
+        (GroupMask(group, GranuleFirst(page), GranuleEnd(page)) &
+         ImageWord(group) & ~planes.present.load(std::memory_order_relaxed) &
+         ~planes.open.load(std::memory_order_relaxed)) |
+        (uint64_t{1} << bit);
+    const uint64_t above = std::countr_one(missing >> bit);
+    const uint64_t below =
+        bit == 0 ? 0 : std::countl_one(missing << (64 - bit));
+    first = page - below;
+    pages = below + above;
+  }
+  MarkOpen(first, pages);
+  const FillResult fill =
+      CopyRange(*core_.kernel, core_.uffd, Address(first), ImageAddress(first),
+                pages * kPageBytes, 0, policy_);
+  Count(slot_.counters.pages_copied, fill.pages_filled());
+  FaultResult result = Outcome(fill, "UFFDIO_COPY");
+  if (result.kind != FaultResult::Kind::kResolved) return result;
+  MarkPresent(first, pages);
+  if (fill.pages_present != 0) return Unprotect(page);
+  if (core_.backing == Backing::kShared) {
+    return MapImageGranule(page, /*include_page=*/false);
+  }
+  return {};
+}
+
+FaultResult Filler::WriteZeroRun(uint64_t page) {
+  // One page, or, for a guest that fills upwards page by page, twice as many as
+  // last time.
+  uint64_t pages = 1;
+  if (slot_.zero_run_end.load(std::memory_order_relaxed) == page) {
+    pages =
+        std::min({2 * slot_.zero_run_pages.load(std::memory_order_relaxed),
+                  kMaxZeroRunPages, core_.granule_pages, size_pages_ - page});
+    const uint64_t group = page / kPagesPerGroup;
+    const PageGroup& planes = slot_.pages.group(group);
+    const uint64_t taken = ImageWord(group) | ~SameMapping(group, page) |
+                           planes.present.load(std::memory_order_relaxed) |
+                           planes.open.load(std::memory_order_relaxed);
+    const uint64_t bit = page % kPagesPerGroup;
+    uint64_t free = 1;
+    while (free < pages && bit + free < kPagesPerGroup &&
+           (taken >> (bit + free) & 1) == 0) {
+      ++free;
+    }
+    pages = free;
+  }
+  slot_.zero_run_end.store(page + pages, std::memory_order_relaxed);
+  slot_.zero_run_pages.store(pages, std::memory_order_relaxed);
+
+  MarkOpen(page, pages);
+  const FillResult fill = CopyRange(*core_.kernel, core_.uffd, Address(page),
+                                    reinterpret_cast<uintptr_t>(kZeroes),
+                                    pages * kPageBytes, 0, policy_);
+  Count(slot_.counters.pages_copied, fill.pages_filled());
+  const FaultResult result = Outcome(fill, "UFFDIO_COPY");
+  if (result.kind != FaultResult::Kind::kResolved) return result;
+  MarkPresent(page, pages);
+  if (fill.pages_present != 0) return Unprotect(page);
+  return {};
+}
+
+FaultResult Filler::Read(uint64_t page) {
+  const PageGroup& planes = slot_.pages.GroupOf(page);
+  const uint64_t bit = uint64_t{1} << (page % kPagesPerGroup);
+  if ((planes.open.load(std::memory_order_acquire) & bit) != 0) {
+    // Somebody is writing it for the first time right now: help.
+    return Write(page, /*protection=*/false);
+  }
+  if (IsImagePage(page)) {
+    if (core_.backing == Backing::kShared) {
+      Count(slot_.counters.minor_faults);
+      return MapImageGranule(page, /*include_page=*/true);
+    }
+    Count(slot_.counters.missing_read_faults);
+    return CopyImageGranule(page);
+  }
+  Count(slot_.counters.missing_read_faults);
+  return ReadZeroGranule(page);
+}
+
+FaultResult Filler::Write(uint64_t page, bool protection) {
+  if (protection) {
+    Count(slot_.counters.write_protect_faults);
+    MarkOpen(page, 1);
+    return Unprotect(page);
+  }
+  // Also where the planes say "present": the page may have been dropped behind
+  // our back, or swapped out while protected. COPY tells: EEXIST, and then it
+  // is unprotected.
+  Count(slot_.counters.missing_write_faults);
+  return IsImagePage(page) ? WriteImagePage(page) : WriteZeroRun(page);
+}
+
+// Whether the same page has faulted too often in a row.
+bool FaultsWithoutEnd(SlotState& slot, uint64_t page) {
+  if (slot.last_fault_page.load(std::memory_order_relaxed) != page) {
+    slot.last_fault_page.store(page, std::memory_order_relaxed);
+    slot.same_page_faults.store(0, std::memory_order_relaxed);
+    return false;
+  }
+  return slot.same_page_faults.fetch_add(1, std::memory_order_relaxed) >=
+         kMaxSamePageFaults;
+}
+
+}  // namespace
+
+const char* BackingName(Backing backing) {
+  return backing == Backing::kShared ? "shared" : "copied";
+}
+
+const char* ResolveName(Resolve resolve) {
+  return resolve == Resolve::kInThread ? "in-thread" : "handler-thread";
+}
+
+const char* SlotLifecycleName(SlotLifecycle lifecycle) {
+  switch (lifecycle) {
+    case SlotLifecycle::kFree:
+      return "free";
+    case SlotLifecycle::kLeased:
+      return "leased";
+    case SlotLifecycle::kReturning:
+      return "returning";
+    case SlotLifecycle::kQuarantined:
+      return "quarantined";
+  }
+  return "unknown";
+}
+
+void LatencyHistogram::Add(uint64_t ns) {
+  const int index = ns == 0 ? 0 : std::bit_width(ns) - 1;
+  bucket[std::min(index, kBuckets - 1)].fetch_add(1, std::memory_order_relaxed);
+}
+
+uint64_t MonotonicNanos() noexcept {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 +
+         static_cast<uint64_t>(now.tv_nsec);
+}
+
+FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept {
+  SlotState& slot = core.slots[fault.slot];
+  // Sequentially consistent, both: a release stores size 0 and then reads
+  // fills_in_flight; here it is the other way round.
+  slot.fills_in_flight.fetch_add(1, std::memory_order_seq_cst);
+  const uint64_t size_bytes = slot.size_bytes.load(std::memory_order_seq_cst);
+  FaultResult result;
+  if (fault.offset_bytes >= size_bytes) {
+    result.kind = FaultResult::Kind::kOutOfBounds;
+  } else {
+    const uint64_t page = fault.offset_bytes / kPageBytes;
+    if (FaultsWithoutEnd(slot, page)) {
+      result = {FaultResult::Kind::kFailed, ELOOP, "the fault's resolution"};
+    } else {
+      Filler filler(core, slot, PagesRoundedUp(size_bytes).value());
+      result = fault.access == Access::kWrite
+                   ? filler.Write(page, fault.protection)
+                   : filler.Read(page);
+    }
+  }
+  slot.fills_in_flight.fetch_sub(1, std::memory_order_release);
+  return result;
+}
+
+FaultResult MakeTrapping(FaultCore& core, uint32_t slot_number,
+                         uintptr_t page_address) noexcept {
+  SlotState& slot = core.slots[slot_number];
+  const uint32_t index =
+      slot.strays.count.fetch_add(1, std::memory_order_relaxed);
+  if (index < StrayPages::kCapacity) {
+    slot.strays.page[index].store(page_address, std::memory_order_release);
+  }
+  Count(slot.counters.kernel_calls);
+  if (core.poison) {
+    FillPolicy policy;
+    policy.wake_present = true;
+    const FillResult fill = PoisonRange(*core.kernel, core.uffd, page_address,
+                                        kPageBytes, 0, policy);
+    if (fill.ok()) return {};
+    return {fill.error == ESRCH ? FaultResult::Kind::kGone
+                                : FaultResult::Kind::kFailed,
+            fill.error, "UFFDIO_POISON"};
+  }
+  const CallResult protect =
+      core.kernel->Mprotect(page_address, kPageBytes, PROT_NONE);
+  if (!protect.ok()) {
+    return {FaultResult::Kind::kFailed, protect.error, "mprotect"};
+  }
+  core.kernel->Wake(core.uffd, page_address, kPageBytes);
+  return {};
+}
+
+}  // namespace firsttouch

@@ -1,0 +1,134 @@
+// What the fault path knows of a pool, and the one function that makes a page
+// appear.
+//
+// ON THE FAULT PATH: async-signal-safe, no lock, no allocation, no logging, no
+// thread-local storage; //service:fault_path_symbols_test holds the object
+// files to that.
+
+#ifndef FIRSTTOUCH_SERVICE_FAULT_CORE_H_
+#define FIRSTTOUCH_SERVICE_FAULT_CORE_H_
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "firsttouch/locator/locator.h"
+#include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/trap.h"
+#include "firsttouch/uffd/fill.h"
+#include "firsttouch/uffd/kernel.h"
+
+namespace firsttouch {
+
+// How a page gets its contents.
+enum class Backing : uint8_t {
+  // Image pages are a private mapping of the image's memfd: a first read maps
+  // the shared page, write-protected; a first write makes a private copy. Clean
+  // pages cost nothing per slot. Two mappings per bound slot.
+  kShared,
+  // Image pages are copied at first touch, a granule at a time. No mapping per
+  // slot: for pools near vm.max_map_count, and images that differ per slot.
+  kCopied,
+};
+
+// Who resolves a fault.
+enum class Resolve : uint8_t {
+  // The thread that took it, in a SIGBUS handler: no hand-off. A system call
+  // that is handed a missing or protected page gets EFAULT: see
+  // Memory::MakeReady.
+  kInThread,
+  // Handler threads that read fault events. Where userfaultfd may serve the
+  // kernel's own accesses, system calls work on any page.
+  kHandlerThread,
+};
+
+const char* BackingName(Backing backing);
+const char* ResolveName(Resolve resolve);
+
+// Latencies of resolved faults, from the handler's entry to its end: bucket i
+// counts those of [2^i, 2^(i+1)) ns. 32 buckets reach 4 s.
+struct LatencyHistogram {
+  static constexpr int kBuckets = 32;
+  std::atomic<uint64_t> bucket[kBuckets];
+  void Add(uint64_t ns);
+};
+
+// Everything the fault path reads of a pool; constant while the pool lives,
+// but for the atomics.
+struct FaultCore {
+  Kernel* kernel = nullptr;
+  int uffd = -1;
+  Backing backing = Backing::kShared;
+  Resolve resolve = Resolve::kInThread;
+  // Whether UFFDIO_POISON works (6.6); without it a page is made inaccessible
+  // by mprotect(2), as the first users of userfaultfd did.
+  bool poison = false;
+  uint64_t granule_pages = 16;
+  SlotState* slots = nullptr;
+  const char* name = "";
+  TrapCallback trap_callback = nullptr;
+  void* trap_user = nullptr;
+  // First word of a page that a forked child finds zeroed (MADV_WIPEONFORK,
+  // 4.14): 1 in the process that made the pool. In a child the userfaultfd
+  // still acts on the parent's memory and must not be used.
+  const std::atomic<uint64_t>* alive = nullptr;
+  PoolEntry entry;
+  // By slot number modulo kShards, so that threads on different slots do not
+  // share a line.
+  static constexpr uint32_t kShards = 8;
+  struct alignas(64) Shard {
+    LatencyHistogram latency;
+  };
+  Shard shards[kShards];
+
+  bool InOwnerProcess() const {
+    return alive->load(std::memory_order_relaxed) != 0;
+  }
+};
+
+// A fault, as the hardware or the kernel's event tells it.
+struct Fault {
+  uint32_t slot = 0;
+  uint64_t offset_bytes = 0;  // from the memory's start
+  Access access = Access::kRead;
+  // The page is mapped and the access was refused (a write-protect fault).
+  // False says less: the page may have been missing, or swapped out.
+  bool protection = false;
+};
+
+struct FaultResult {
+  enum class Kind : uint8_t {
+    kResolved,
+    // Outside the bounds; nothing was done.
+    kOutOfBounds,
+    // The kernel refused; `error` and `call` say what.
+    kFailed,
+    // The process is ending, or the fault belongs to nobody any more.
+    kGone,
+  };
+  Kind kind = Kind::kResolved;
+  int error = 0;
+  const char* call = "";
+};
+
+// Makes the touched page (and what of its granule comes for free) appear as
+// the access needs it. Any number of threads may resolve faults of one slot at
+// once, also of one page: each step is idempotent, and whoever comes second
+// finds the page there and completes what is missing.
+//
+// Order that matters: a page is put into the `open` plane before it can be
+// written; fills_in_flight is raised before the bounds are read, so that a
+// release either sees the fill or the fill sees the release.
+FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept;
+
+// Makes a page outside the bounds trap for the thread that waits on it
+// (handler threads). `page_address` lies in slot `slot`'s reach.
+FaultResult MakeTrapping(FaultCore& core, uint32_t slot,
+                         uintptr_t page_address) noexcept;
+
+// Nanoseconds of CLOCK_MONOTONIC.
+uint64_t MonotonicNanos() noexcept;
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_FAULT_CORE_H_

@@ -1,0 +1,98 @@
+#include "firsttouch/service/memory.h"
+
+#include <atomic>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "firsttouch/service/core.h"
+
+namespace firsttouch {
+namespace {
+
+absl::Status Released(const char* what) {
+  return absl::FailedPreconditionError(absl::StrCat(
+      what, ": the memory was released (or moved from): nothing is held"));
+}
+
+}  // namespace
+
+Memory& Memory::operator=(Memory&& other) noexcept {
+  if (this != &other) {
+    if (slot_ != nullptr) Release().IgnoreError();
+    core_ = std::exchange(other.core_, nullptr);
+    slot_ = std::exchange(other.slot_, nullptr);
+  }
+  return *this;
+}
+
+Memory::~Memory() {
+  if (slot_ != nullptr) Release().IgnoreError();
+}
+
+std::byte* Memory::base() const {
+  return slot_ == nullptr ? nullptr : reinterpret_cast<std::byte*>(slot_->base);
+}
+
+uint64_t Memory::size_bytes() const {
+  return slot_ == nullptr ? 0
+                          : slot_->size_bytes.load(std::memory_order_acquire);
+}
+
+uint64_t Memory::max_bytes() const {
+  return slot_ == nullptr ? 0 : core_->layout().memory_bytes();
+}
+
+uint32_t Memory::instance() const {
+  return core_->SlotNumber(*slot_) /
+         core_->layout().options().memories_per_instance;
+}
+
+uint32_t Memory::memory_index() const {
+  return core_->SlotNumber(*slot_) %
+         core_->layout().options().memories_per_instance;
+}
+
+absl::Status Memory::Grow(uint64_t new_size_bytes) {
+  if (slot_ == nullptr) return Released("Grow");
+  const uint64_t before = size_bytes();
+  if (new_size_bytes < before) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "new_size_bytes ", new_size_bytes, " is below the present size of ",
+        before, " bytes: a memory does not shrink"));
+  }
+  return core_->GrowBy(*slot_, new_size_bytes - before).status();
+}
+
+absl::StatusOr<uint64_t> Memory::GrowBy(uint64_t delta_bytes) {
+  if (slot_ == nullptr) return Released("GrowBy");
+  return core_->GrowBy(*slot_, delta_bytes);
+}
+
+absl::Status Memory::Reset() {
+  if (slot_ == nullptr) return Released("Reset");
+  return core_->Reset(*slot_);
+}
+
+absl::StatusOr<ImageRef> Memory::Snapshot(std::string name) const {
+  if (slot_ == nullptr) return Released("Snapshot");
+  return core_->Snapshot(*slot_, std::move(name));
+}
+
+absl::Status Memory::MakeReady(uint64_t offset_bytes, uint64_t bytes,
+                               Access access) const {
+  if (slot_ == nullptr) return Released("MakeReady");
+  return core_->MakeReady(*slot_, offset_bytes, bytes, access);
+}
+
+MemoryPages Memory::CountPages() const {
+  return slot_ == nullptr ? MemoryPages{} : core_->CountPages(*slot_);
+}
+
+absl::Status Memory::Release() {
+  if (slot_ == nullptr) return Released("Release");
+  Core* const core = std::exchange(core_, nullptr);
+  return core->Release(*std::exchange(slot_, nullptr));
+}
+
+}  // namespace firsttouch

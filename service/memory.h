@@ -1,0 +1,130 @@
+// A sandbox's memory: one slot of a pool, held by whoever holds this.
+//
+//   absl::StatusOr<Memory> memory = service->Acquire({.image = image,
+//                                                     .size_bytes = 1 << 20});
+//   if (!memory.ok()) return memory.status();
+//   std::byte* base = memory->base();
+//   base[123] = std::byte{1};       // faults in, starts as the image says
+//   ...                             // base[1 << 20] would be a trap
+//   return memory->Release();       // clean for the next; or let it go out of
+//                                   // scope
+//
+// BEFORE Reset() AND Release() every thread must have left the memory: a thread
+// that still touches it is as wrong as a use after free. (It traps where the
+// page is not resident; it need not.)
+//
+// SIZES are bytes. A size that is no multiple of 4096 leaves the rest of its
+// last page accessible once that page is resident: the bytes behind the end are
+// zero for each new holder, but a touch of them need not trap.
+//
+// Thread-compatible: several threads may touch the memory itself at will, and
+// call size_bytes(), Grow(), GrowBy(), MakeReady() and CountPages() at once;
+// Reset(), Snapshot(), Release(), moving and destroying need the handle alone.
+// Not for signal handlers. May be released on another thread than the one that
+// acquired it, and may outlive its Service.
+
+#ifndef FIRSTTOUCH_SERVICE_MEMORY_H_
+#define FIRSTTOUCH_SERVICE_MEMORY_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/service/trap.h"
+
+namespace firsttouch {
+
+class Core;
+struct SlotState;
+
+// What is known of a memory's pages, in pages.
+struct MemoryPages {
+  uint64_t touched = 0;   // there: mapped since some holder touched them
+  uint64_t writable = 0;  // of these, not write-protected
+  uint64_t changed = 0;   // of these, with other bytes than at first
+};
+
+class Memory {
+ public:
+  // Holds nothing.
+  Memory() = default;
+  Memory(Memory&& other) noexcept
+      : core_(std::exchange(other.core_, nullptr)),
+        slot_(std::exchange(other.slot_, nullptr)) {}
+  Memory& operator=(Memory&& other) noexcept;
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  // Releases; an error can only be seen in the statistics (quarantined slots).
+  ~Memory();
+
+  // Whether this holds a slot.
+  explicit operator bool() const { return slot_ != nullptr; }
+
+  // The first byte, a multiple of 4096; nullptr after release. Constant while
+  // held.
+  std::byte* base() const;
+
+  // Bytes that may be touched now; 0 after release.
+  uint64_t size_bytes() const;
+
+  // Bytes that the slot can grow to; 0 after release.
+  uint64_t max_bytes() const;
+
+  // Which memory of which instance of the pool this is.
+  uint32_t instance() const;
+  uint32_t memory_index() const;
+
+  // Makes the memory `new_size_bytes` large; what is new reads as zero. No
+  // system call. InvalidArgument for a size below the present one,
+  // ResourceExhausted for one above max_bytes() (names both, in bytes and
+  // pages, and the option), FailedPrecondition after release.
+  absl::Status Grow(uint64_t new_size_bytes);
+
+  // The same by a difference, atomically for threads that grow one memory at
+  // once. Returns the size before.
+  absl::StatusOr<uint64_t> GrowBy(uint64_t delta_bytes);
+
+  // Back to the initial image and size, in the same slot. After an error the
+  // memory must not be used any more; its release will quarantine the slot.
+  absl::Status Reset();
+
+  // The memory as it is now, as an image that later memories can start from;
+  // pages that are as in the memory's own image are taken from there. The
+  // caller sees to it that nobody writes meanwhile. Errors: FailedPrecondition
+  // after release; those of image_builder.h.
+  absl::StatusOr<ImageRef> Snapshot(std::string name) const;
+
+  // Makes [offset_bytes, offset_bytes + bytes) ready for a system call that
+  // will read (kRead) or write (kWrite) it: afterwards each page is there and,
+  // for kWrite, writable and known as changed. Needed where faults are resolved
+  // in-thread, since the kernel does not take SIGBUS in the middle of read(2):
+  // it returns EFAULT, or a short count. Harmless where not needed.
+  // OutOfRange when the range does not end within size_bytes();
+  // FailedPrecondition after release; the errno of a fill that failed.
+  absl::Status MakeReady(uint64_t offset_bytes, uint64_t bytes,
+                         Access access) const;
+
+  // Counts pages; compares the contents of writable ones, so its time grows
+  // with them. All 0 after release.
+  MemoryPages CountPages() const;
+
+  // Gives the slot back, clean for its next holder. After an error the slot is
+  // quarantined: nobody gets it any more. FailedPrecondition when nothing is
+  // held.
+  absl::Status Release();
+
+ private:
+  friend class Core;
+  Memory(Core* core, SlotState* slot) : core_(core), slot_(slot) {}
+
+  Core* core_ = nullptr;
+  SlotState* slot_ = nullptr;
+};
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_MEMORY_H_

@@ -1,0 +1,70 @@
+// What a service is asked for.
+
+#ifndef FIRSTTOUCH_SERVICE_OPTIONS_H_
+#define FIRSTTOUCH_SERVICE_OPTIONS_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "firsttouch/pool/layout.h"
+#include "firsttouch/pool/slot_allocator.h"
+#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/trap.h"
+
+namespace firsttouch {
+
+// Who installs the signal handlers; see service/signals.h.
+enum class SignalOwnership : uint8_t {
+  // The service does, in front of what is there, and undoes it at its end.
+  kInstall,
+  // The host's own handlers call HandleFault().
+  kHost,
+};
+
+struct ServiceOptions {
+  // For people: in errors, traps, mappings and thread names.
+  std::string name = "pool";
+
+  // The pool: how many instances, how large, which guards. No default fits.
+  // page_bytes must be this machine's 4096.
+  LayoutOptions layout;
+
+  // How a page gets its contents. Unset: kShared where the kernel can (6.4 and
+  // the features it needs) and the mapping limit leaves room for every slot to
+  // be bound, else kCopied. Describe() says what was picked and why.
+  std::optional<Backing> backing;
+
+  // Who resolves faults.
+  Resolve resolve = Resolve::kInThread;
+
+  // kHandlerThread: how many threads read fault events, 1 to 64.
+  uint32_t handler_threads = 1;
+
+  // kHandlerThread: whether faults that the kernel takes (system calls on pool
+  // memory) must be served. True needs a privilege, see uffd.h, and fails
+  // without; unset: where it is allowed.
+  std::optional<bool> kernel_faults;
+
+  // Which free slot is handed out.
+  SlotStrategy strategy = SlotStrategy::kAffinity;
+
+  SignalOwnership signals = SignalOwnership::kInstall;
+
+  // Called for touches outside the bounds that the memory's own callback did
+  // not take; may be null.
+  TrapCallback trap_callback = nullptr;
+  void* trap_user = nullptr;
+
+  // At most this many pages of a slot stay private and writable from one holder
+  // to the next; a slot with more is dropped as a whole at release. Unset: a
+  // quarter of the memory's initial size, at least 64.
+  std::optional<uint64_t> hot_pages_limit;
+
+  // Whether a core dump includes the pool (and walks all of its reservation).
+  bool include_in_core_dump = false;
+};
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_OPTIONS_H_

@@ -1,0 +1,40 @@
+#include "firsttouch/service/page_states.h"
+
+#include <algorithm>
+
+namespace firsttouch {
+
+const char* PageStateName(PageState state) {
+  switch (state) {
+    case PageState::kMissing:
+      return "missing";
+    case PageState::kClean:
+      return "clean";
+    case PageState::kUntracked:
+      return "untracked";
+    case PageState::kDirty:
+      return "dirty";
+    case PageState::kHot:
+      return "hot";
+  }
+  return "unknown";
+}
+
+void PageStates::Forget(uint64_t first_page, uint64_t end_page) const {
+  ForEachGroup([&](uint64_t index, PageGroup& group) {
+    const uint64_t gone = GroupMask(index, first_page, end_page);
+    if (gone == 0) return;
+    group.present.fetch_and(~gone, std::memory_order_relaxed);
+    group.untracked.fetch_and(~gone, std::memory_order_relaxed);
+    group.open.fetch_and(~gone, std::memory_order_relaxed);
+    group.hot.fetch_and(~gone, std::memory_order_relaxed);
+    const bool empty = group.present.load(std::memory_order_relaxed) == 0 &&
+                       group.open.load(std::memory_order_relaxed) == 0;
+    if (empty) {
+      summary_[index / 64].fetch_and(~(uint64_t{1} << (index % 64)),
+                                     std::memory_order_relaxed);
+    }
+  });
+}
+
+}  // namespace firsttouch

@@ -1,0 +1,188 @@
+// What is known about every page of a slot.
+//
+// ON THE FAULT PATH: async-signal-safe, no lock, no allocation, no logging, no
+// thread-local storage.
+//
+// Four bits a page, kept as four bit planes over groups of 64 pages:
+//
+//   present  untracked  open  hot   state           what is known
+//      0         0        0    -    kMissing        nothing mapped; next touch
+//                                                   faults
+//      1         0        0    -    kClean          mapped, write-protected:
+//      its
+//                                                   bytes are the initial ones
+//      1         1        0    -    kUntracked      mapped, not protected: may
+//                                                   have changed; a scan tells
+//      *         *        1    0    kDirty          unprotected since this
+//                                                   lease: must be restored
+//      *         *        1    1    kHot            unprotected since an
+//      earlier
+//                                                   lease and kept so: must be
+//                                                   restored
+//
+// Who moves a page from which state to which:
+//   fault path   kMissing -> kClean      minor fault, or copy with protection
+//   fault path   kMissing -> kUntracked  zero page for a read
+//   fault path   kMissing, kClean, kUntracked -> kDirty   first write
+//   release      kUntracked -> kClean (protected), kDirty (the scan found it
+//                written) or kMissing (dropped)
+//   release      kDirty -> kHot, after its bytes were restored
+//   release      any -> kMissing, when the page was dropped
+// A bit of `open` is set BEFORE the kernel is asked to let the page be written,
+// and cleared only after the page is gone: a page that can have changed is
+// never missing from the plane. `present` is set after the kernel has mapped
+// the page; it may lag behind, and nothing that matters rests on it.
+//
+// 32 bytes of planes for 64 pages: 4 KiB of book-keeping tell of 32 MiB.
+
+#ifndef FIRSTTOUCH_SERVICE_PAGE_STATES_H_
+#define FIRSTTOUCH_SERVICE_PAGE_STATES_H_
+
+#include <atomic>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+
+enum class PageState : uint8_t {
+  kMissing,
+  kClean,
+  kUntracked,
+  kDirty,
+  kHot,
+};
+
+// "missing", "clean", ...; a static string.
+const char* PageStateName(PageState state);
+
+inline constexpr uint64_t kPagesPerGroup = 64;
+
+// The planes of 64 neighbouring pages; bit i is page i of the group. All zero
+// is "nothing known of any page: all are missing", as fresh memory is.
+struct PageGroup {
+  std::atomic<uint64_t> present;
+  std::atomic<uint64_t> untracked;
+  std::atomic<uint64_t> open;
+  std::atomic<uint64_t> hot;
+};
+static_assert(sizeof(PageGroup) == 32);
+
+// The page states of one slot, over memory that is given and starts zeroed.
+//
+// Any number of threads may set bits (the fault path). Clear*() and the walks
+// belong to the slot's owner while no fill is in flight.
+class PageStates {
+ public:
+  // Bytes of zeroed memory, page aligned, that PageStates needs for `pages`
+  // pages; a multiple of kPageBytes.
+  static constexpr uint64_t BytesFor(PageCount pages) {
+    return RoundUpToPage(SummaryBytes(Groups(pages)) +
+                         Groups(pages) * sizeof(PageGroup));
+  }
+
+  PageStates() = default;
+
+  // Over BytesFor(pages) bytes at `memory`, which must be zero, page aligned
+  // and outlive the object.
+  PageStates(void* memory, PageCount pages)
+      : summary_(static_cast<std::atomic<uint64_t>*>(memory)),
+        groups_(reinterpret_cast<PageGroup*>(static_cast<std::byte*>(memory) +
+                                             SummaryBytes(Groups(pages)))),
+        group_count_(Groups(pages)) {}
+
+  uint64_t group_count() const { return group_count_; }
+
+  PageGroup& group(uint64_t index) const { return groups_[index]; }
+  PageGroup& GroupOf(uint64_t page) const {
+    return groups_[page / kPagesPerGroup];
+  }
+
+  // Must be called for a group after a bit in it was set, so that the walks
+  // find it. Idempotent.
+  void NoteGroup(uint64_t index) const {
+    std::atomic<uint64_t>& word = summary_[index / 64];
+    const uint64_t bit = uint64_t{1} << (index % 64);
+    if ((word.load(std::memory_order_relaxed) & bit) == 0) {
+      word.fetch_or(bit, std::memory_order_relaxed);
+    }
+  }
+
+  PageState StateOf(uint64_t page) const {
+    const PageGroup& group = GroupOf(page);
+    const uint64_t bit = uint64_t{1} << (page % kPagesPerGroup);
+    if (group.open.load(std::memory_order_acquire) & bit) {
+      return (group.hot.load(std::memory_order_relaxed) & bit)
+                 ? PageState::kHot
+                 : PageState::kDirty;
+    }
+    if ((group.present.load(std::memory_order_relaxed) & bit) == 0) {
+      return PageState::kMissing;
+    }
+    return (group.untracked.load(std::memory_order_relaxed) & bit)
+               ? PageState::kUntracked
+               : PageState::kClean;
+  }
+
+  // Calls visit(index, group) for every group that may have a bit set, in
+  // ascending order.
+  template <typename Visit>
+  void ForEachGroup(Visit visit) const {
+    const uint64_t words = (group_count_ + 63) / 64;
+    for (uint64_t w = 0; w < words; ++w) {
+      uint64_t bits = summary_[w].load(std::memory_order_relaxed);
+      while (bits != 0) {
+        const uint64_t index = w * 64 + std::countr_zero(bits);
+        bits &= bits - 1;
+        visit(index, groups_[index]);
+      }
+    }
+  }
+
+  // Forgets all that is known of pages [first_page, end_page): they are
+  // missing now. Only after the kernel dropped them, by the slot's owner.
+  void Forget(uint64_t first_page, uint64_t end_page) const;
+
+ private:
+  static constexpr uint64_t Groups(PageCount pages) {
+    return (pages.value() + kPagesPerGroup - 1) / kPagesPerGroup;
+  }
+  // A summary bit a group, in whole cache lines.
+  static constexpr uint64_t SummaryBytes(uint64_t groups) {
+    return (groups + 511) / 512 * 64;
+  }
+
+  std::atomic<uint64_t>* summary_ = nullptr;
+  PageGroup* groups_ = nullptr;
+  uint64_t group_count_ = 0;
+};
+
+// The bits of group `group_index` that lie in pages [first_page, end_page).
+constexpr uint64_t GroupMask(uint64_t group_index, uint64_t first_page,
+                             uint64_t end_page) {
+  const uint64_t group_first = group_index * kPagesPerGroup;
+  const uint64_t from = first_page > group_first ? first_page - group_first : 0;
+  const uint64_t to = end_page > group_first ? end_page - group_first : 0;
+  if (from >= kPagesPerGroup || to <= from) return 0;
+  const uint64_t upto =
+      to >= kPagesPerGroup ? ~uint64_t{0} : (uint64_t{1} << to) - 1;
+  return upto & (~uint64_t{0} << from);
+}
+
+// Calls visit(first_bit, length) for each run of ones in `bits`, ascending.
+template <typename Visit>
+void ForEachRun(uint64_t bits, Visit visit) {
+  while (bits != 0) {
+    const int first = std::countr_zero(bits);
+    const int length = std::countr_one(bits >> first);
+    visit(static_cast<uint64_t>(first), static_cast<uint64_t>(length));
+    if (first + length >= 64) return;
+    bits &= ~uint64_t{0} << (first + length);
+  }
+}
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_PAGE_STATES_H_

@@ -1,0 +1,120 @@
+// The fault service: a pool of sandbox memories, supplied page by page at first
+// touch.
+//
+//   absl::StatusOr<std::unique_ptr<Service>> service = Service::Create(
+//       {.name = "tenants",
+//        .layout = {.instances = 1000,
+//                   .max_memory_bytes = uint64_t{4} << 30,
+//                   .guard_after_bytes = uint64_t{2} << 30}});
+//   if (!service.ok()) return service.status();
+//   absl::StatusOr<Memory> memory =
+//       (*service)->Acquire({.image = image, .size_bytes = 16 << 20});
+//
+// WHAT A TOUCH DOES. Inside the memory's size: the page appears, with the
+// image's bytes or zeroes; the code that touched never notices. Outside: a
+// trap, see service/trap.h. Nothing is ever made PROT_NONE for that (but for
+// handler threads before kernel 6.6): out of bounds is "the page is not there
+// and will not come".
+//
+// WHEN NOT TO USE IT. Memory shared between processes, or by fork: a pool is
+// not inherited (MADV_DONTFORK). Memory that system calls are given without
+// Memory::MakeReady, unless faults of the kernel are served.
+//
+// ORDER OF ENDS. Service and Memory may go in any order: the pool stays mapped,
+// and its userfaultfd open, until the last of them is gone.
+//
+// Thread-safe. Not for signal handlers. In a child of fork(2) every call fails
+// with FailedPrecondition and touching a memory is SIGSEGV.
+//
+// Kernel: 5.11 without privilege (USER_MODE_ONLY), 5.7 otherwise, for the
+// copied backing; 6.4 for the shared one. docs/kernel.md has the table.
+
+#ifndef FIRSTTOUCH_SERVICE_SERVICE_H_
+#define FIRSTTOUCH_SERVICE_SERVICE_H_
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/service/memory.h"
+#include "firsttouch/service/options.h"
+#include "firsttouch/service/stats.h"
+#include "firsttouch/service/trap.h"
+#include "firsttouch/uffd/kernel.h"
+
+namespace firsttouch {
+
+class Core;
+
+// What a memory is to be.
+struct MemoryOptions {
+  // What it holds at first; null for zeroes. Kept alive while a slot is bound.
+  ImageRef image;
+  // Bytes that may be touched; at least the image's size, at most the pool's
+  // max_memory_bytes. 0 is legal: every touch traps.
+  uint64_t size_bytes = 0;
+  // Called, in signal context, for touches outside the bounds; may be null.
+  TrapCallback trap_callback = nullptr;
+  void* trap_user = nullptr;
+  // Until when to wait where every slot is in use; the default does not wait.
+  absl::Time deadline = absl::InfinitePast();
+};
+
+class Service {
+ public:
+  // Reserves the pool, opens the userfaultfd and starts what serves it. Errors
+  // name the option, its value, the rule and the way out: InvalidArgument for
+  // options, ResourceExhausted for a limit of this process or machine,
+  // PermissionDenied or Unavailable where userfaultfd is refused (lists each
+  // way that was tried), FailedPrecondition where the kernel lacks a feature
+  // that an option needs. `kernel` must outlive the service and its memories.
+  static absl::StatusOr<std::unique_ptr<Service>> Create(
+      ServiceOptions options, Kernel& kernel = RealKernel());
+
+  Service(const Service&) = delete;
+  Service& operator=(const Service&) = delete;
+  // Memories that are held stay valid.
+  ~Service();
+
+  // A memory of its own, for a pool with one memory per instance.
+  // ResourceExhausted when every slot is in use (until the deadline, if there
+  // is one): names capacity, use and the option. InvalidArgument for a size
+  // above the pool's maximum or below the image's, naming both. Gives the
+  // calling thread an alternate signal stack if it lacks one. In the steady
+  // cycle: no system call, no lock shared with other threads, no allocation.
+  absl::StatusOr<Memory> Acquire(const MemoryOptions& options);
+
+  // All memories of one instance: exactly memories_per_instance options, in
+  // order of their index. The instance is free again when the last of them is
+  // released; the slots' deadline is that of the first.
+  absl::StatusOr<std::vector<Memory>> AcquireInstance(
+      std::span<const MemoryOptions> options);
+
+  ServiceStats Stats() const;
+
+  // What was picked and why, for people: some lines of text.
+  std::string Describe() const;
+
+  const ServiceOptions& options() const;
+  Backing backing() const;
+  // Whether system calls work on any page, without MakeReady.
+  bool serves_kernel_faults() const;
+  const PoolLayout& layout() const;
+  // The pool's first address and its number in this process.
+  uintptr_t base() const;
+  uint32_t pool_id() const;
+
+ private:
+  explicit Service(Core* core) : core_(core) {}
+
+  Core* core_;
+};
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_SERVICE_H_

@@ -1,0 +1,620 @@
+// The contract of a memory, on every way of supplying it.
+
+#include "firsttouch/service/service.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "firsttouch/locator/locator.h"
+#include "firsttouch/service/service_test_util.h"
+#include "firsttouch/service/signals.h"
+#include "firsttouch/uffd/units.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace firsttouch {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr uint64_t kMax = 64 * kPageBytes;
+constexpr uint64_t kGuard = 64 * 1024;
+
+class ServiceTest : public testing::TestWithParam<Way> {
+ protected:
+  void SetUp() override { MakeService({}); }
+
+  // Options with what the tests use filled in where it is unset.
+  void MakeService(ServiceOptions options) {
+    options.name = "test";
+    options.layout.instances = 3;
+    if (options.layout.max_memory_bytes == 0) {
+      options.layout.max_memory_bytes = kMax;
+    }
+    options.layout.guard_before_bytes = kGuard;
+    options.layout.guard_after_bytes = kGuard;
+    options.backing = GetParam().backing;
+    options.resolve = GetParam().resolve;
+    options.trap_callback = JumpOutOfTrap;
+    service_.reset();
+    absl::StatusOr<std::unique_ptr<Service>> service =
+        Service::Create(std::move(options));
+    if (!service.ok()) {
+      GTEST_SKIP() << "not to be had here: " << service.status();
+    }
+    service_ = *std::move(service);
+  }
+
+  Memory MustAcquire(const MemoryOptions& options) {
+    absl::StatusOr<Memory> memory = service_->Acquire(options);
+    EXPECT_TRUE(memory.ok()) << memory.status();
+    return memory.ok() ? *std::move(memory) : Memory();
+  }
+
+  std::unique_ptr<Service> service_;
+};
+
+INSTANTIATE_TEST_SUITE_P(AllWays, ServiceTest, AllWays(), WayName);
+
+TEST_P(ServiceTest, AMemoryStartsAsItsImageAndThenZeroes) {
+  const ImageRef image = PatternImage("start", 20, {3, 17});
+  Memory memory = MustAcquire({.image = image, .size_bytes = 40 * kPageBytes});
+  EXPECT_EQ(FirstDifference(memory, InitialBytes(image, 40 * kPageBytes)),
+            std::nullopt);
+}
+
+TEST_P(ServiceTest, WritesAreSeenByTheHolderAndNotByTheNextOne) {
+  const ImageRef image = PatternImage("next", 20, {3, 17});
+  const std::vector<uint8_t> initial = InitialBytes(image, 40 * kPageBytes);
+  for (int cycle = 0; cycle < 20; ++cycle) {
+    std::vector<Memory> memories;
+    for (int slot = 0; slot < 3; ++slot) {
+      memories.push_back(
+          MustAcquire({.image = image, .size_bytes = initial.size()}));
+      ASSERT_EQ(FirstDifference(memories.back(), initial), std::nullopt)
+          << "cycle " << cycle << " slot " << slot;
+    }
+    for (Memory& memory : memories) {
+      for (uint64_t page : {0, 1, 3, 7, 16, 17, 19, 20, 25, 39}) {
+        const uint64_t at = page * kPageBytes + 9 + cycle;
+        Store(memory, at, ~initial[at]);
+        EXPECT_EQ(Load(memory, at), static_cast<uint8_t>(~initial[at]));
+      }
+      EXPECT_EQ(memory.CountPages().changed, 10u);
+    }
+    for (Memory& memory : memories)
+      EXPECT_EQ(memory.Release(), absl::OkStatus());
+  }
+}
+
+TEST_P(ServiceTest, WritesWithoutAReadBeforeAreNotSeenByTheNextHolder) {
+  const ImageRef image = PatternImage("cold", 20, {3, 17});
+  const std::vector<uint8_t> initial = InitialBytes(image, 40 * kPageBytes);
+  for (uint64_t page = 0; page < 40; ++page) {
+    Memory memory = MustAcquire({.image = image, .size_bytes = initial.size()});
+    Store(memory, page * kPageBytes + 5, 0xaa);
+    memory = MustAcquire({.image = image, .size_bytes = initial.size()});
+    Memory second = MustAcquire({.image = image, .size_bytes = initial.size()});
+    EXPECT_EQ(FirstDifference(memory, initial), std::nullopt) << page;
+    EXPECT_EQ(FirstDifference(second, initial), std::nullopt) << page;
+  }
+}
+
+TEST_P(ServiceTest, AZeroPageThatIsReadAndThenWrittenIsRestored) {
+  for (int cycle = 0; cycle < 3; ++cycle) {
+    Memory memory = MustAcquire({.size_bytes = kMax});
+    for (uint64_t page = 0; page < 64; ++page) {
+      ASSERT_EQ(Load(memory, page * kPageBytes + 100), 0) << page;
+    }
+    for (uint64_t page = 0; page < 64; page += 3) {
+      Store(memory, page * kPageBytes + 100, 0x5a);
+    }
+    EXPECT_EQ(memory.Release(), absl::OkStatus());
+  }
+  Memory memory = MustAcquire({.size_bytes = kMax});
+  EXPECT_EQ(FirstDifference(memory, std::vector<uint8_t>(kMax)), std::nullopt);
+}
+
+TEST_P(ServiceTest, ATouchOutsideTheSizeTrapsAndNamesTheOffset) {
+  Memory memory = MustAcquire({.size_bytes = 10 * kPageBytes});
+  const uint64_t size = memory.size_bytes();
+  for (uint64_t offset : {size, size + 1, kMax - 1, kMax, kMax + kGuard - 1}) {
+    std::optional<TrapInfo> trap = TrapOf([&] { Load(memory, offset); });
+    ASSERT_TRUE(trap.has_value()) << offset;
+    EXPECT_EQ(trap->offset_bytes, static_cast<int64_t>(offset));
+    EXPECT_EQ(trap->access, Access::kRead);
+    EXPECT_EQ(trap->size_bytes, size);
+    EXPECT_EQ(trap->instance, memory.instance());
+    EXPECT_EQ(trap->memory, 0u);
+    EXPECT_TRUE(trap->leased);
+    EXPECT_STREQ(trap->pool_name, "test");
+    EXPECT_EQ(trap->address,
+              reinterpret_cast<uintptr_t>(memory.base()) + offset);
+
+    trap = TrapOf([&] { Store(memory, offset, 1); });
+    ASSERT_TRUE(trap.has_value()) << offset;
+    EXPECT_EQ(trap->access, Access::kWrite);
+  }
+  Store(memory, size - 1, 1);
+  EXPECT_EQ(Load(memory, size - 1), 1);
+}
+
+TEST_P(ServiceTest, ATouchInFrontOfThePoolHasANegativeOffset) {
+  std::vector<Memory> memories;
+  for (int i = 0; i < 3; ++i) {
+    memories.push_back(MustAcquire({.size_bytes = kPageBytes}));
+  }
+  for (Memory& memory : memories) {
+    std::optional<TrapInfo> trap =
+        TrapOf([&] { Load(memory, static_cast<uint64_t>(-5)); });
+    ASSERT_TRUE(trap.has_value());
+    if (memory.instance() == 0) {
+      EXPECT_EQ(trap->instance, 0u);
+      EXPECT_EQ(trap->offset_bytes, -5);
+    } else {
+      // The guard region in front belongs to the memory before.
+      EXPECT_EQ(trap->instance, memory.instance() - 1);
+      EXPECT_EQ(trap->offset_bytes, static_cast<int64_t>(kMax + kGuard - 5));
+    }
+  }
+}
+
+TEST_P(ServiceTest, AThousandTrapsInOneThread) {
+  Memory memory = MustAcquire({.size_bytes = kPageBytes});
+  for (int i = 0; i < 1000; ++i) {
+    ASSERT_TRUE(TrapOf([&] {
+                  Store(memory, kPageBytes * (1 + i % 60), 1);
+                }).has_value());
+  }
+  EXPECT_EQ(service_->Stats().traps, 1000u);
+}
+
+TEST_P(ServiceTest, ASizeOfZeroIsLegalAndEveryTouchTraps) {
+  Memory memory = MustAcquire({.size_bytes = 0});
+  EXPECT_EQ(memory.size_bytes(), 0u);
+  std::optional<TrapInfo> trap = TrapOf([&] { Load(memory, 0); });
+  ASSERT_TRUE(trap.has_value());
+  EXPECT_EQ(trap->offset_bytes, 0);
+  EXPECT_EQ(trap->size_bytes, 0u);
+}
+
+TEST_P(ServiceTest, GrowthShowsZeroesAndMovesTheBound) {
+  Memory memory = MustAcquire({.size_bytes = 2 * kPageBytes});
+  // A page that trapped before it was in bounds must be as any other.
+  ASSERT_TRUE(TrapOf([&] { Load(memory, 2 * kPageBytes); }).has_value());
+  EXPECT_EQ(memory.Grow(5 * kPageBytes), absl::OkStatus());
+  EXPECT_EQ(memory.size_bytes(), 5 * kPageBytes);
+  EXPECT_EQ(Load(memory, 2 * kPageBytes), 0);
+  Store(memory, 5 * kPageBytes - 1, 7);
+  EXPECT_EQ(Load(memory, 5 * kPageBytes - 1), 7);
+  EXPECT_TRUE(TrapOf([&] { Load(memory, 5 * kPageBytes); }).has_value());
+  absl::StatusOr<uint64_t> before = memory.GrowBy(kPageBytes);
+  ASSERT_TRUE(before.ok());
+  EXPECT_EQ(*before, 5 * kPageBytes);
+}
+
+TEST_P(ServiceTest, APageThatWasGrownIntoIsGoneForTheNextHolder) {
+  for (int cycle = 0; cycle < 4; ++cycle) {
+    Memory memory = MustAcquire({.size_bytes = 2 * kPageBytes});
+    ASSERT_TRUE(TrapOf([&] { Load(memory, 2 * kPageBytes + 3); }).has_value())
+        << cycle;
+    ASSERT_EQ(memory.Grow(30 * kPageBytes), absl::OkStatus());
+    for (uint64_t page = 2; page < 30; ++page) {
+      ASSERT_EQ(Load(memory, page * kPageBytes + 3), 0) << cycle;
+      Store(memory, page * kPageBytes + 3, 0x77);
+    }
+  }
+}
+
+TEST_P(ServiceTest, ASmallerHolderCannotReachPastItsSize) {
+  for (int cycle = 0; cycle < 3; ++cycle) {
+    {
+      Memory large = MustAcquire({.size_bytes = 40 * kPageBytes});
+      for (uint64_t page = 0; page < 40; ++page) {
+        Store(large, page * kPageBytes, 0x33);
+      }
+    }
+    Memory small = MustAcquire({.size_bytes = 4 * kPageBytes});
+    for (uint64_t page = 4; page < 40; ++page) {
+      ASSERT_TRUE(TrapOf([&] { Load(small, page * kPageBytes); }).has_value());
+    }
+    ASSERT_EQ(small.Grow(40 * kPageBytes), absl::OkStatus());
+    for (uint64_t page = 0; page < 40; ++page) {
+      ASSERT_EQ(Load(small, page * kPageBytes), 0);
+    }
+  }
+}
+
+TEST_P(ServiceTest, ASizeThatEndsInsideAPageTrapsBehindThePage) {
+  Memory memory = MustAcquire({.size_bytes = 5000});
+  Store(memory, 4999, 1);
+  EXPECT_TRUE(TrapOf([&] { Load(memory, 2 * kPageBytes); }).has_value());
+  ASSERT_EQ(memory.GrowBy(3).value(), 5000u);
+  EXPECT_EQ(memory.size_bytes(), 5003u);
+  EXPECT_EQ(Load(memory, 5002), 0);
+  // The rest of the last page is reachable once the page is there, and clean
+  // for the next.
+  Store(memory, 5002, 1);
+  Store(memory, 6000, 9);
+  memory = Memory();
+  std::vector<Memory> next;
+  for (int i = 0; i < 3; ++i) {
+    next.push_back(MustAcquire({.size_bytes = 5000}));
+    EXPECT_EQ(Load(next.back(), 4999), 0);
+    EXPECT_EQ(Load(next.back(), 6000), 0);
+  }
+}
+
+TEST_P(ServiceTest, ChangingTheImageShowsTheNewOneOnly) {
+  const ImageRef images[] = {PatternImage("a", 10, {2}),
+                             PatternImage("bb", 30, {0, 29}), nullptr,
+                             PatternImage("ccc", 1)};
+  for (int cycle = 0; cycle < 40; ++cycle) {
+    const ImageRef& image = images[(cycle * 7 + cycle / 5) % 4];
+    const uint64_t size = (30 + cycle % 11) * kPageBytes;
+    Memory memory = MustAcquire({.image = image, .size_bytes = size});
+    ASSERT_EQ(FirstDifference(memory, InitialBytes(image, size)), std::nullopt)
+        << cycle;
+    for (uint64_t page = cycle % 3; page < size / kPageBytes; page += 2) {
+      Store(memory, page * kPageBytes + cycle, 0xdd);
+    }
+  }
+}
+
+TEST_P(ServiceTest, ResetRestoresBytesAndSize) {
+  const ImageRef image = PatternImage("reset", 12, {5});
+  const std::vector<uint8_t> initial = InitialBytes(image, 16 * kPageBytes);
+  Memory memory = MustAcquire({.image = image, .size_bytes = initial.size()});
+  for (int cycle = 0; cycle < 5; ++cycle) {
+    ASSERT_EQ(memory.Grow(20 * kPageBytes), absl::OkStatus());
+    for (uint64_t page = 0; page < 20; page += 2) {
+      Store(memory, page * kPageBytes + 1, 0xcc);
+    }
+    ASSERT_EQ(memory.Reset(), absl::OkStatus());
+    ASSERT_EQ(FirstDifference(memory, initial), std::nullopt) << cycle;
+    ASSERT_TRUE(TrapOf([&] { Load(memory, 16 * kPageBytes); }).has_value());
+  }
+}
+
+TEST_P(ServiceTest, ASnapshotIsWhatTheMemoryHeld) {
+  const ImageRef image = PatternImage("origin", 12, {5});
+  Memory memory = MustAcquire({.image = image, .size_bytes = 16 * kPageBytes});
+  EXPECT_EQ(Load(memory, 14 * kPageBytes), 0);
+  Store(memory, 0, 1);
+  Store(memory, 5 * kPageBytes + 8, 2);
+  Store(memory, 14 * kPageBytes + 8, 3);
+  ASSERT_EQ(memory.Grow(18 * kPageBytes), absl::OkStatus());
+  Store(memory, 17 * kPageBytes, 4);
+  memset(memory.base() + 2 * kPageBytes, 0, kPageBytes);
+  std::vector<uint8_t> held(18 * kPageBytes);
+  memcpy(held.data(), memory.base(), held.size());
+
+  absl::StatusOr<ImageRef> snapshot = memory.Snapshot("snapshot");
+  ASSERT_TRUE(snapshot.ok()) << snapshot.status();
+  EXPECT_EQ((*snapshot)->size_bytes(), 18 * kPageBytes);
+  // 12 pages, one a hole and one zeroed; 5, 14 and 17 written.
+  EXPECT_EQ((*snapshot)->stored_pages(), 13u);
+  Memory copy =
+      MustAcquire({.image = *snapshot, .size_bytes = 18 * kPageBytes});
+  EXPECT_EQ(FirstDifference(copy, held), std::nullopt);
+  // The memory itself goes on as before.
+  EXPECT_EQ(FirstDifference(memory, held), std::nullopt);
+}
+
+TEST_P(ServiceTest, SystemCallsWorkOnARangeThatWasMadeReady) {
+  const ImageRef image = PatternImage("syscall", 12);
+  for (int cycle = 0; cycle < 3; ++cycle) {
+    Memory memory =
+        MustAcquire({.image = image, .size_bytes = 30 * kPageBytes});
+    int pipe_fds[2];
+    ASSERT_EQ(pipe(pipe_fds), 0);
+    const std::string text(3 * kPageBytes, 'x');
+    ASSERT_EQ(write(pipe_fds[1], text.data(), text.size()),
+              static_cast<ssize_t>(text.size()));
+    // Over image pages and zero pages, from the middle of a page.
+    const uint64_t offset = 10 * kPageBytes + 100;
+    ASSERT_EQ(memory.MakeReady(offset, text.size(), Access::kWrite),
+              absl::OkStatus());
+    EXPECT_EQ(read(pipe_fds[0], memory.base() + offset, text.size()),
+              static_cast<ssize_t>(text.size()));
+    EXPECT_EQ(memcmp(memory.base() + offset, text.data(), text.size()), 0);
+
+    ASSERT_EQ(memory.MakeReady(0, 3 * kPageBytes, Access::kRead),
+              absl::OkStatus());
+    EXPECT_EQ(write(pipe_fds[1], memory.base(), 3 * kPageBytes),
+              static_cast<ssize_t>(3 * kPageBytes));
+    close(pipe_fds[0]);
+    close(pipe_fds[1]);
+    ASSERT_EQ(memory.Reset(), absl::OkStatus());
+    EXPECT_EQ(FirstDifference(memory, InitialBytes(image, 30 * kPageBytes)),
+              std::nullopt);
+  }
+}
+
+TEST_P(ServiceTest, SystemCallsOnColdPagesFailUnlessKernelFaultsAreServed) {
+  Memory memory = MustAcquire({.size_bytes = 4 * kPageBytes});
+  int pipe_fds[2];
+  ASSERT_EQ(pipe(pipe_fds), 0);
+  ASSERT_EQ(write(pipe_fds[1], "hello", 5), 5);
+  const ssize_t got = read(pipe_fds[0], memory.base(), 5);
+  if (service_->serves_kernel_faults()) {
+    EXPECT_EQ(got, 5);
+  } else {
+    EXPECT_EQ(got, -1);
+    EXPECT_EQ(errno, EFAULT);
+  }
+  close(pipe_fds[0]);
+  close(pipe_fds[1]);
+}
+
+TEST_P(ServiceTest, MakeReadyPastTheEndIsAnErrorThatNamesTheRange) {
+  Memory memory = MustAcquire({.size_bytes = 5000});
+  const absl::Status status = memory.MakeReady(4999, 2, Access::kRead);
+  EXPECT_EQ(status.code(), absl::StatusCode::kOutOfRange);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("the range of 2 bytes at offset 4999 does not end "
+                        "within the memory's size of 5000 bytes"));
+  EXPECT_EQ(memory.MakeReady(~uint64_t{0}, 2, Access::kRead).code(),
+            absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(memory.MakeReady(5000, 0, Access::kRead), absl::OkStatus());
+}
+
+TEST_P(ServiceTest, UseAfterReleaseIsAClearError) {
+  Memory memory = MustAcquire({.size_bytes = kPageBytes});
+  EXPECT_EQ(memory.Release(), absl::OkStatus());
+  EXPECT_FALSE(memory);
+  EXPECT_EQ(memory.base(), nullptr);
+  EXPECT_EQ(memory.size_bytes(), 0u);
+  for (const absl::Status& status :
+       {memory.Release(), memory.Reset(), memory.Grow(1),
+        memory.GrowBy(1).status(), memory.MakeReady(0, 0, Access::kRead),
+        memory.Snapshot("x").status()}) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(std::string(status.message()),
+                HasSubstr("the memory was released"));
+  }
+}
+
+TEST_P(ServiceTest, ATouchAfterReleaseOfAMissingPageTraps) {
+  Memory memory = MustAcquire({.size_bytes = 4 * kPageBytes});
+  volatile auto* stale =
+      reinterpret_cast<volatile uint8_t*>(memory.base()) + 3 * kPageBytes;
+  EXPECT_EQ(memory.Release(), absl::OkStatus());
+  std::optional<TrapInfo> trap = TrapOf([&] { *stale = 1; });
+  ASSERT_TRUE(trap.has_value());
+  EXPECT_FALSE(trap->leased);
+  EXPECT_EQ(trap->size_bytes, 0u);
+  // What the trap left behind does not disturb the next holder.
+  std::vector<Memory> next;
+  for (int i = 0; i < 3; ++i) {
+    next.push_back(MustAcquire({.size_bytes = 4 * kPageBytes}));
+    Store(next.back(), 3 * kPageBytes, 2);
+  }
+}
+
+TEST_P(ServiceTest, SizesOutOfRangeNameBothSizesAndTheOption) {
+  absl::StatusOr<Memory> memory =
+      service_->Acquire({.size_bytes = kMax + kPageBytes});
+  EXPECT_EQ(memory.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(std::string(memory.status().message()),
+            "size_bytes 266240 (65 pages) exceeds max_memory_bytes 262144 (64 "
+            "pages) of pool \"test\": ask for less, or raise "
+            "LayoutOptions::max_memory_bytes");
+
+  memory = service_->Acquire(
+      {.image = PatternImage("big", 5), .size_bytes = 4 * kPageBytes});
+  EXPECT_EQ(memory.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(std::string(memory.status().message()),
+            "image \"big\" of 20480 (5 pages) bytes is larger than size_bytes "
+            "16384 (4 pages) of the memory: raise MemoryOptions::size_bytes");
+
+  Memory held = MustAcquire({.size_bytes = kPageBytes});
+  absl::Status status = held.Grow(kMax + 1);
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(std::string(status.message()),
+            "growing from 4096 (1 pages) by 258049 bytes exceeds "
+            "max_memory_bytes 262144 (64 pages) of pool \"test\": raise "
+            "LayoutOptions::max_memory_bytes");
+  EXPECT_EQ(held.GrowBy(~uint64_t{0}).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  status = held.Grow(1);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("new_size_bytes 1 is below the present size of 4096"));
+  EXPECT_EQ(held.size_bytes(), kPageBytes);
+}
+
+TEST_P(ServiceTest, AnExhaustedPoolSaysSoAtOnce) {
+  std::vector<Memory> memories;
+  for (int i = 0; i < 3; ++i) {
+    memories.push_back(MustAcquire({.size_bytes = kPageBytes}));
+  }
+  absl::StatusOr<Memory> more = service_->Acquire({.size_bytes = kPageBytes});
+  EXPECT_EQ(more.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(more.status().message()), HasSubstr("pool \"test\""));
+  EXPECT_EQ(service_->Stats().slots_in_use, 3u);
+  memories.pop_back();
+  EXPECT_TRUE(service_->Acquire({.size_bytes = kPageBytes}).ok());
+}
+
+TEST_P(ServiceTest, AMemoryMayOutliveItsService) {
+  const ImageRef image = PatternImage("outlive", 8);
+  Memory first = MustAcquire({.image = image, .size_bytes = 10 * kPageBytes});
+  Memory second = MustAcquire({.image = image, .size_bytes = 10 * kPageBytes});
+  const uintptr_t base = service_->base();
+  service_.reset();
+  EXPECT_EQ(FirstDifference(first, InitialBytes(image, 10 * kPageBytes)),
+            std::nullopt);
+  EXPECT_TRUE(TrapOf([&] { Load(first, 10 * kPageBytes); }).has_value());
+  EXPECT_EQ(first.Release(), absl::OkStatus());
+  EXPECT_NE(FindPool(base), nullptr);
+  EXPECT_EQ(Load(second, 9 * kPageBytes), 0);
+  EXPECT_EQ(second.Release(), absl::OkStatus());
+  EXPECT_EQ(FindPool(base), nullptr);
+}
+
+TEST_P(ServiceTest, ThreadsThatTouchTheSamePagesAtOnceAgree) {
+  const ImageRef image = PatternImage("threads", 32, {4, 5, 20});
+  const std::vector<uint8_t> initial = InitialBytes(image, kMax);
+  for (int cycle = 0; cycle < 30; ++cycle) {
+    Memory memory = MustAcquire({.image = image, .size_bytes = kMax});
+    std::atomic<int> ready{0};
+    std::atomic<uint64_t> wrong{0};
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 4; ++t) {
+      threads.emplace_back([&, t] {
+        ASSERT_EQ(EnsureAlternateStack(), absl::OkStatus());
+        ready.fetch_add(1);
+        while (ready.load() < 4) std::this_thread::yield();
+        for (uint64_t page = 0; page < 64; ++page) {
+          const uint64_t at = page * kPageBytes;
+          if (Load(memory, at) != initial[at]) ++wrong;
+          Store(memory, at + 8 + t, 0x40 + t);
+          if (Load(memory, at + 8 + t) != 0x40 + t) ++wrong;
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(wrong.load(), 0u);
+    // No write was lost to a page that came a second time.
+    for (uint64_t page = 0; page < 64; ++page) {
+      for (int t = 0; t < 4; ++t) {
+        ASSERT_EQ(Load(memory, page * kPageBytes + 8 + t), 0x40 + t)
+            << "cycle " << cycle << " page " << page;
+      }
+    }
+    ASSERT_EQ(memory.Reset(), absl::OkStatus());
+    ASSERT_EQ(FirstDifference(memory, initial), std::nullopt) << cycle;
+  }
+}
+
+TEST_P(ServiceTest, ASteadyHolderFaultsOnlyTheFirstTime) {
+  const ImageRef image = PatternImage("steady", 32);
+  const auto cycle = [&] {
+    Memory memory = MustAcquire({.image = image, .size_bytes = kMax});
+    for (uint64_t page : {1, 5, 9, 33}) Store(memory, page * kPageBytes, 1);
+  };
+  cycle();
+  const ServiceStats before = service_->Stats();
+  for (int i = 0; i < 100; ++i) cycle();
+  const ServiceStats after = service_->Stats();
+  EXPECT_EQ(after.faults(), before.faults());
+  EXPECT_EQ(after.kernel_calls, before.kernel_calls);
+  EXPECT_EQ(after.handovers, before.handovers + 100);
+  EXPECT_GE(after.pages_restored, before.pages_restored + 400);
+}
+
+TEST_P(ServiceTest, StatisticsTellFaultsApart) {
+  const ImageRef image = PatternImage("stats", 32, {31});
+  {
+    Memory memory = MustAcquire({.image = image, .size_bytes = kMax});
+    Load(memory, 0);                    // image, read
+    Store(memory, kPageBytes, 1);       // clean image page, write
+    Store(memory, 16 * kPageBytes, 1);  // image, first touch a write
+    Load(memory, 40 * kPageBytes);      // zero page, read
+  }
+  const ServiceStats stats = service_->Stats();
+  const bool shared = GetParam().backing == Backing::kShared;
+  EXPECT_EQ(stats.minor_faults, shared ? 1u : 0u);
+  EXPECT_EQ(stats.missing_read_faults, shared ? 1u : 2u);
+  EXPECT_EQ(stats.missing_write_faults, 1u);
+  EXPECT_EQ(stats.write_protect_faults, 1u);
+  EXPECT_EQ(stats.faults(), 4u);
+  EXPECT_GT(stats.FaultLatencyQuantileNs(0.5), 0u);
+  EXPECT_THAT(stats.ToString(), HasSubstr("1 write-protect"));
+}
+
+TEST_P(ServiceTest, MoreHotPagesThanAllowedDropTheSlot) {
+  MakeService({.hot_pages_limit = 3});
+  if (service_ == nullptr) return;
+  const ImageRef image = PatternImage("limit", 32);
+  for (int cycle = 0; cycle < 5; ++cycle) {
+    Memory memory = MustAcquire({.image = image, .size_bytes = kMax});
+    ASSERT_EQ(FirstDifference(memory, InitialBytes(image, kMax)), std::nullopt);
+    for (uint64_t page = 0; page < 40; ++page) {
+      Store(memory, page * kPageBytes, 1);
+    }
+  }
+  EXPECT_GE(service_->Stats().pages_dropped, 5u * 40);
+}
+
+TEST_P(ServiceTest, DescribeSaysWhatWasPicked) {
+  const std::string text = service_->Describe();
+  EXPECT_THAT(text, HasSubstr("pool \"test\""));
+  EXPECT_THAT(text, HasSubstr(GetParam().backing == Backing::kShared
+                                  ? "backing: shared (asked for)"
+                                  : "backing: copied (asked for)"));
+  EXPECT_THAT(text, HasSubstr(GetParam().resolve == Resolve::kInThread
+                                  ? "resolved in-thread"
+                                  : "resolved handler-thread by 1 threads"));
+}
+
+class InstanceTest : public testing::TestWithParam<Way> {};
+
+INSTANTIATE_TEST_SUITE_P(AllWays, InstanceTest, AllWays(), WayName);
+
+TEST_P(InstanceTest, MemoriesOfOneInstanceComeAndGoTogether) {
+  ServiceOptions options;
+  options.name = "multi";
+  options.layout = {.instances = 2,
+                    .memories_per_instance = 3,
+                    .max_memory_bytes = kMax,
+                    .guard_after_bytes = kGuard};
+  options.backing = GetParam().backing;
+  options.resolve = GetParam().resolve;
+  options.trap_callback = JumpOutOfTrap;
+  absl::StatusOr<std::unique_ptr<Service>> service =
+      Service::Create(std::move(options));
+  if (!service.ok()) GTEST_SKIP() << service.status();
+  const ImageRef image = PatternImage("one", 4);
+  const MemoryOptions wanted[] = {{.image = image, .size_bytes = kMax},
+                                  {.size_bytes = kPageBytes},
+                                  {.size_bytes = 0}};
+  EXPECT_EQ((*service)->Acquire(wanted[0]).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string((*service)
+                              ->AcquireInstance(std::span(wanted).first(2))
+                              .status()
+                              .message()),
+              HasSubstr("2 memories asked for in pool \"multi\", whose "
+                        "memories_per_instance is 3"));
+  for (int cycle = 0; cycle < 5; ++cycle) {
+    absl::StatusOr<std::vector<Memory>> first =
+        (*service)->AcquireInstance(wanted);
+    absl::StatusOr<std::vector<Memory>> second =
+        (*service)->AcquireInstance(wanted);
+    ASSERT_TRUE(first.ok() && second.ok());
+    EXPECT_NE((*first)[0].instance(), (*second)[0].instance());
+    for (uint32_t i = 0; i < 3; ++i) {
+      EXPECT_EQ((*first)[i].memory_index(), i);
+      EXPECT_EQ((*first)[i].instance(), (*first)[0].instance());
+    }
+    EXPECT_EQ(FirstDifference((*first)[0], InitialBytes(image, kMax)),
+              std::nullopt);
+    Store((*first)[0], 3 * kPageBytes, 9);
+    Store((*first)[1], 100, 9);
+    std::optional<TrapInfo> trap = TrapOf([&] { Load((*first)[2], 5); });
+    ASSERT_TRUE(trap.has_value());
+    EXPECT_EQ(trap->memory, 2u);
+    EXPECT_EQ(trap->instance, (*first)[0].instance());
+    // Two of three released: the instance is still in use.
+    first->erase(first->begin());
+    first->erase(first->begin());
+    EXPECT_EQ((*service)->AcquireInstance(wanted).status().code(),
+              absl::StatusCode::kResourceExhausted);
+    first->clear();
+    EXPECT_TRUE((*service)->AcquireInstance(wanted).ok());
+  }
+}
+
+}  // namespace
+}  // namespace firsttouch

@@ -1,0 +1,136 @@
+// What the tests of the service share.
+
+#ifndef FIRSTTOUCH_SERVICE_SERVICE_TEST_UTIL_H_
+#define FIRSTTOUCH_SERVICE_SERVICE_TEST_UTIL_H_
+
+#include <setjmp.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/init/image_builder.h"
+#include "firsttouch/service/service.h"
+#include "firsttouch/service/trap.h"
+#include "gtest/gtest.h"
+
+namespace firsttouch {
+
+// One way of supplying memory. The contract is the same for each.
+struct Way {
+  Backing backing;
+  Resolve resolve;
+};
+
+inline std::string WayName(const testing::TestParamInfo<Way>& info) {
+  return std::string(info.param.backing == Backing::kShared ? "Shared"
+                                                            : "Copied") +
+         (info.param.resolve == Resolve::kInThread ? "InThread"
+                                                   : "HandlerThread");
+}
+
+inline auto AllWays() {
+  return testing::Values(Way{Backing::kShared, Resolve::kInThread},
+                         Way{Backing::kCopied, Resolve::kInThread},
+                         Way{Backing::kShared, Resolve::kHandlerThread},
+                         Way{Backing::kCopied, Resolve::kHandlerThread});
+}
+
+// The trap that TrapOf() is waiting for, per thread.
+struct CaughtTrap {
+  sigjmp_buf jump;
+  bool armed = false;
+  TrapInfo info;
+};
+
+inline CaughtTrap& ThisThreadsTrap() {
+  static thread_local CaughtTrap trap;
+  return trap;
+}
+
+// A trap callback for TrapOf().
+inline TrapAction JumpOutOfTrap(const TrapInfo& info) {
+  CaughtTrap& caught = ThisThreadsTrap();
+  if (!caught.armed) return TrapAction::kUnhandled;
+  caught.armed = false;
+  caught.info = info;
+  siglongjmp(caught.jump, 1);
+}
+
+// Runs `body`, which must have nothing to destroy when it traps; the trap, or
+// nullopt when there was none.
+inline std::optional<TrapInfo> TrapOf(absl::FunctionRef<void()> body) {
+  // The mask is not saved: that it is right after a trap is part of the test.
+  if (sigsetjmp(ThisThreadsTrap().jump, 0) == 0) {
+    ThisThreadsTrap().armed = true;
+    body();
+    ThisThreadsTrap().armed = false;
+    return std::nullopt;
+  }
+  return ThisThreadsTrap().info;
+}
+
+inline uint8_t Load(const Memory& memory, uint64_t offset) {
+  return static_cast<uint8_t>(
+      reinterpret_cast<volatile std::byte*>(memory.base())[offset]);
+}
+
+inline void Store(const Memory& memory, uint64_t offset, uint8_t value) {
+  reinterpret_cast<volatile std::byte*>(memory.base())[offset] =
+      std::byte{value};
+}
+
+// An image of `pages` pages, byte i of page p being a mix of both, never zero;
+// each page whose number is in `holes` is zero.
+inline ImageRef PatternImage(const std::string& name, uint64_t pages,
+                             const std::vector<uint64_t>& holes = {}) {
+  std::vector<std::byte> bytes(pages * kPageBytes);
+  for (uint64_t i = 0; i < bytes.size(); ++i) {
+    bytes[i] = std::byte(
+        1 +
+        (i / kPageBytes * 31 + i % kPageBytes * 7 + name.size() * 13) % 251);
+  }
+  for (uint64_t hole : holes) {
+    memset(bytes.data() + hole * kPageBytes, 0, kPageBytes);
+  }
+  absl::StatusOr<ImageRef> image = ImageFromBytes(
+      {.name = name, .size_bytes = bytes.size()}, std::span(bytes));
+  EXPECT_TRUE(image.ok()) << image.status();
+  return image.ok() ? *image : nullptr;
+}
+
+// The bytes that a memory of `size_bytes` with this image starts with.
+inline std::vector<uint8_t> InitialBytes(const ImageRef& image,
+                                         uint64_t size_bytes) {
+  std::vector<uint8_t> bytes(size_bytes);
+  for (uint64_t page = 0; image != nullptr && page < image->pages().value();
+       ++page) {
+    const uint64_t offset = page * kPageBytes;
+    memcpy(bytes.data() + offset, image->PageBytes(PageIndex(page)),
+           std::min<uint64_t>(kPageBytes, size_bytes - offset));
+  }
+  return bytes;
+}
+
+// The first offset at which the memory differs from `expected`, or nullopt.
+inline std::optional<uint64_t> FirstDifference(
+    const Memory& memory, const std::vector<uint8_t>& expected) {
+  if (memory.size_bytes() != expected.size()) return memory.size_bytes();
+  if (memcmp(memory.base(), expected.data(), expected.size()) == 0) {
+    return std::nullopt;
+  }
+  for (uint64_t i = 0; i < expected.size(); ++i) {
+    if (Load(memory, i) != expected[i]) return i;
+  }
+  return std::nullopt;
+}
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_SERVICE_TEST_UTIL_H_

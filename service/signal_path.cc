@@ -1,0 +1,180 @@
+// From a signal to the pool it belongs to.
+//
+// ON THE FAULT PATH: async-signal-safe, no lock, no allocation, no logging, no
+// thread-local storage.
+
+#include <errno.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include "firsttouch/locator/locator.h"
+#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/raw_text.h"
+#include "firsttouch/service/signals.h"
+#include "firsttouch/service/trap.h"
+#include "firsttouch/uffd/units.h"
+
+#ifndef __x86_64__
+#error "The fault's access and program counter are read from the x86-64 context"
+#endif
+
+namespace firsttouch {
+namespace {
+
+// Bits of the page-fault error code (Intel SDM volume 3, 4.7).
+constexpr greg_t kFaultProtection = 1;
+constexpr greg_t kFaultWrite = 2;
+
+Access AccessOf(const ucontext_t& context) {
+  return (context.uc_mcontext.gregs[REG_ERR] & kFaultWrite) != 0
+             ? Access::kWrite
+             : Access::kRead;
+}
+
+// Gives the interrupted code's signal mask back, so that a callback may leave
+// by longjmp without a saved mask.
+void RestoreMask(const ucontext_t& context) {
+  // The kernel's signal set, not the larger one of the C library.
+  constexpr size_t kKernelSigsetBytes = 8;
+  syscall(SYS_rt_sigprocmask, SIG_SETMASK, &context.uc_sigmask, nullptr,
+          kKernelSigsetBytes);
+}
+
+FaultOutcome Trap(FaultCore& core, const Location& where, uintptr_t address,
+                  ucontext_t& context) {
+  SlotState& slot = core.slots[where.slot];
+  Count(slot.counters.traps);
+  TrapInfo trap;
+  trap.pool_id = core.entry.pool_id;
+  trap.pool_name = core.name;
+  trap.instance = where.instance;
+  trap.memory = where.memory;
+  trap.leased =
+      slot.lifecycle.load(std::memory_order_acquire) == SlotLifecycle::kLeased;
+  trap.access = AccessOf(context);
+  trap.offset_bytes = where.offset_bytes;
+  trap.size_bytes = where.size_bytes;
+  trap.address = address;
+  trap.program_counter =
+      static_cast<uintptr_t>(context.uc_mcontext.gregs[REG_RIP]);
+  trap.ucontext = &context;
+  RestoreMask(context);
+  if (trap.leased && slot.trap_callback != nullptr) {
+    trap.user = slot.trap_user;
+    if (slot.trap_callback(trap) == TrapAction::kResume) {
+      return FaultOutcome::kResolved;
+    }
+  }
+  if (core.trap_callback != nullptr) {
+    trap.user = core.trap_user;
+    if (core.trap_callback(trap) == TrapAction::kResume) {
+      return FaultOutcome::kResolved;
+    }
+  }
+  RawText()
+      .Text("firsttouch: out of bounds ")
+      .Text(trap.access == Access::kWrite ? "write" : "read")
+      .Text(" in pool \"")
+      .Text(core.name)
+      .Text("\", instance ")
+      .Number(trap.instance)
+      .Text(", memory ")
+      .Number(trap.memory)
+      .Text(" (slot ")
+      .Number(where.slot)
+      .Text(trap.leased ? "): offset " : ", not held by anybody): offset ")
+      .Signed(trap.offset_bytes)
+      .Text(" is not below the size of ")
+      .Number(trap.size_bytes)
+      .Text(" bytes (address ")
+      .Hex(trap.address)
+      .Text(", instruction ")
+      .Hex(trap.program_counter)
+      .Text("); no trap callback took it")
+      .WriteLine(STDERR_FILENO);
+  return FaultOutcome::kUnhandledTrap;
+}
+
+// Undoes a mprotect(PROT_NONE) that made a page trap which has come into the
+// bounds since (no POISON: see fault_core.h).
+bool Reopen(FaultCore& core, uintptr_t page_address) {
+  return core.kernel->Mprotect(page_address, kPageBytes, PROT_READ | PROT_WRITE)
+      .ok();
+}
+
+}  // namespace
+
+FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
+  // Sent by someone (kill, sigqueue) or a hardware memory error: not ours.
+  const bool page_fault = (signal == SIGBUS && info->si_code == BUS_ADRERR) ||
+                          (signal == SIGSEGV && (info->si_code == SEGV_ACCERR ||
+                                                 info->si_code == SEGV_MAPERR));
+  if (!page_fault) return FaultOutcome::kNotMine;
+  const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
+  const PoolEntry* entry = FindPool(address);
+  if (entry == nullptr) return FaultOutcome::kNotMine;
+  FaultCore& core = *static_cast<FaultCore*>(entry->owner);
+  // In a forked child the pool is not mapped, and the userfaultfd, if it was
+  // inherited, would change the parent.
+  if (!core.InOwnerProcess()) return FaultOutcome::kNotMine;
+
+  const int saved_errno = errno;
+  const uint64_t start_ns = MonotonicNanos();
+  auto& context = *static_cast<ucontext_t*>(ucontext);
+  const Location where = LocateIn(*entry, address);
+  FaultResult result{FaultResult::Kind::kOutOfBounds, 0, ""};
+  if (where.in_bounds) {
+    if (signal == SIGSEGV) {
+      if (core.resolve == Resolve::kHandlerThread && !core.poison &&
+          Reopen(core, RoundDownToPage(address))) {
+        errno = saved_errno;
+        return FaultOutcome::kResolved;
+      }
+      // In bounds and inaccessible, by nobody's doing of ours.
+      return FaultOutcome::kNotMine;
+    }
+    result = ResolveFault(
+        core, {.slot = where.slot,
+               .offset_bytes = static_cast<uint64_t>(where.offset_bytes),
+               .access = AccessOf(context),
+               .protection = (context.uc_mcontext.gregs[REG_ERR] &
+                              kFaultProtection) != 0});
+  }
+  FaultOutcome outcome = FaultOutcome::kResolved;
+  switch (result.kind) {
+    case FaultResult::Kind::kResolved:
+      core.shards[where.slot % FaultCore::kShards].latency.Add(
+          MonotonicNanos() - start_ns);
+      break;
+    case FaultResult::Kind::kOutOfBounds:
+      outcome = Trap(core, where, address, context);
+      break;
+    case FaultResult::Kind::kGone:
+      break;
+    case FaultResult::Kind::kFailed:
+      RawText()
+          .Text("firsttouch: cannot supply the page at offset ")
+          .Signed(where.offset_bytes)
+          .Text(" of pool \"")
+          .Text(core.name)
+          .Text("\", instance ")
+          .Number(where.instance)
+          .Text(", memory ")
+          .Number(where.memory)
+          .Text(": ")
+          .Text(result.call)
+          .Text(" failed with errno ")
+          .Signed(result.error)
+          .Text("; going on would show wrong bytes")
+          .WriteLine(STDERR_FILENO);
+      outcome = FaultOutcome::kUnhandledTrap;
+      break;
+  }
+  errno = saved_errno;
+  return outcome;
+}
+
+}  // namespace firsttouch

@@ -1,0 +1,68 @@
+// What is done to a slot between two holders: binding an image, restoring,
+// dropping.
+//
+// All of these belong to the slot's owner (the thread that acquires, resets or
+// releases it) while no guest code runs in it. They may allocate and take no
+// lock. A failure leaves the slot in a state that is not known: the caller
+// quarantines it.
+
+#ifndef FIRSTTOUCH_SERVICE_SLOT_OPS_H_
+#define FIRSTTOUCH_SERVICE_SLOT_OPS_H_
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/slot_state.h"
+
+namespace firsttouch {
+
+// What the operations need beside the fault path's view of the pool.
+struct SlotOpsContext {
+  FaultCore& core;
+  // Of PAGEMAP_SCAN; -1 where there is none (before 6.7), and then pages that
+  // may have changed are dropped instead of looked at.
+  int pagemap_fd = -1;
+  // Bytes from one slot's start to the next one's.
+  uint64_t stride_bytes = 0;
+  uint64_t max_memory_bytes = 0;
+  bool include_in_core_dump = false;
+};
+
+// Waits until no fill is under way in the slot. Spins, then yields: a fill is a
+// system call of some microseconds.
+void WaitForFills(const SlotState& slot);
+
+// Makes the slot's memory that of `image` (null: zeroes), whatever it was
+// before. Nothing but pages that are known to be clean stays resident. Every
+// property of the range (registration, DONTFORK, DONTDUMP, NOHUGEPAGE) is as
+// before.
+absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
+                       const ImageRef& image);
+
+// Gives back every page that lies in [first_page, end_page): missing again.
+// One system call, none where nothing is resident.
+absl::Status DropPages(const SlotOpsContext& context, SlotState& slot,
+                       uint64_t first_page, uint64_t end_page);
+
+// Pages outside the bounds that were made to trap one by one (handler threads)
+// are as untouched ones again.
+absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot);
+
+// Restores the initial bytes of pages below `keep_pages` and drops those up to
+// `size_pages` (pages that the holder grew into). Restored pages stay private
+// and writable, as the next holder's hot set, up to `hot_pages_limit` of them;
+// above that all of the slot is dropped.
+absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
+                          uint64_t keep_pages, uint64_t size_pages,
+                          uint64_t hot_pages_limit);
+
+// Finds out which untracked pages below `end_page` have changed; afterwards
+// none of them is untracked.
+absl::Status SettleUntracked(const SlotOpsContext& context, SlotState& slot,
+                             uint64_t end_page);
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_SLOT_OPS_H_

@@ -1,0 +1,140 @@
+// The record of one slot: who holds it, what it is bound to, what is known of
+// its pages.
+//
+// ON THE FAULT PATH: plain data and atomics, no lock, no allocation.
+//
+// Who may touch what:
+//   size_bytes, fills_in_flight, lifecycle    anybody, atomically
+//   pages (the planes)                        fault path: sets bits; owner:
+//                                             clears, with no fill in flight
+//   everything under "owner"                  the thread that acquires, resets
+//                                             or releases; one at a time, and
+//                                             not while guest code runs
+//   counters, strays                          anybody, relaxed
+// The owner's plain fields are read by the fault path of a leased slot; that is
+// ordered by the store of size_bytes (release) at acquire and its load
+// (acquire) in the fault path. A slot that is not leased has size 0: every
+// fault in it ends before it reads anything else.
+
+#ifndef FIRSTTOUCH_SERVICE_SLOT_STATE_H_
+#define FIRSTTOUCH_SERVICE_SLOT_STATE_H_
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "firsttouch/init/image.h"
+#include "firsttouch/service/page_states.h"
+#include "firsttouch/service/trap.h"
+
+namespace firsttouch {
+
+// Life of a slot:
+//
+//   kFree --acquire--> kLeased --release--> kReturning --restored--> kFree
+//                                                \--failed--------->
+//                                                kQuarantined
+//
+// kFree: pages below kept_pages hold initial bytes, pages above are missing.
+// kQuarantined: a step of the reset failed, nothing is known; never leased
+// again.
+enum class SlotLifecycle : uint32_t {
+  kFree,
+  kLeased,
+  kReturning,
+  kQuarantined,
+};
+
+const char* SlotLifecycleName(SlotLifecycle lifecycle);
+
+// What happened in a slot since the pool was made. Relaxed: each number is
+// right, together they may be a moment apart.
+struct SlotCounters {
+  std::atomic<uint64_t> minor_faults;          // first read of an image page
+  std::atomic<uint64_t> missing_read_faults;   // first read of a zero page, or
+                                               // of an image page by copy
+  std::atomic<uint64_t> missing_write_faults;  // first touch was a write
+  std::atomic<uint64_t> write_protect_faults;  // first write to a clean page
+  std::atomic<uint64_t> pages_mapped;          // shared with the image
+  std::atomic<uint64_t> pages_copied;          // private from the start
+  std::atomic<uint64_t> pages_zeroed;          // the kernel's page of zeroes
+  std::atomic<uint64_t> pages_restored;        // copied back at release
+  std::atomic<uint64_t> pages_dropped;         // given back to the kernel
+  std::atomic<uint64_t> traps;
+  std::atomic<uint64_t> handovers;
+  std::atomic<uint64_t> binds;  // an image was mapped, or replaced
+  std::atomic<uint64_t> grows;
+  std::atomic<uint64_t> kernel_calls;  // made by firsttouch for this slot
+};
+
+// Adds to a counter of a slot. One writer in the common case, so a plain
+// add would lose counts only where threads share a memory; they may.
+inline void Count(std::atomic<uint64_t>& counter, uint64_t by = 1) {
+  counter.fetch_add(by, std::memory_order_relaxed);
+}
+
+// Adds to a counter that only the slot's owner writes: no locked instruction.
+inline void CountOwned(std::atomic<uint64_t>& counter, uint64_t by = 1) {
+  counter.store(counter.load(std::memory_order_relaxed) + by,
+                std::memory_order_relaxed);
+}
+
+// Pages outside the bounds that had to be made to trap one by one (handler
+// threads: poisoned, or made inaccessible). Dropped again at growth and
+// release.
+struct StrayPages {
+  static constexpr uint32_t kCapacity = 8;
+  // How many were added; may exceed kCapacity, and then all that lies behind
+  // the size must be treated.
+  std::atomic<uint32_t> count;
+  // Page addresses.
+  std::atomic<uintptr_t> page[kCapacity];
+};
+
+struct alignas(64) SlotState {
+  // The bounds: bytes from the start that may be touched. 0 while nobody holds
+  // the slot.
+  std::atomic<uint64_t> size_bytes{0};
+  // Threads that are placing pages. A release waits until there is none.
+  std::atomic<uint32_t> fills_in_flight{0};
+  std::atomic<SlotLifecycle> lifecycle{SlotLifecycle::kFree};
+  // Releases that have begun and not let go of the pool; see core.h.
+  std::atomic<uint32_t> returning{0};
+  // First byte of the memory; fixed.
+  uintptr_t base = 0;
+  PageStates pages;
+
+  // Owner. What the slot is bound to, in the form the fault path reads; 0 and
+  // null without an image.
+  uint64_t image_pages = 0;
+  const uint64_t* image_stored = nullptr;
+  const std::byte* image_data = nullptr;
+  // Owner. The holder's trap callback.
+  TrapCallback trap_callback = nullptr;
+  void* trap_user = nullptr;
+  // Guards against a fault that is resolved without end: the page of the last
+  // fault and how often in a row.
+  std::atomic<uint64_t> last_fault_page{~uint64_t{0}};
+  std::atomic<uint32_t> same_page_faults{0};
+  // Where the last fill of zero pages for writing ended, and how many pages it
+  // had: a guest that fills its heap upwards gets more at a time.
+  std::atomic<uint64_t> zero_run_end{0};
+  std::atomic<uint64_t> zero_run_pages{0};
+  // Whether some page is untracked.
+  std::atomic<bool> any_untracked{false};
+
+  // Owner only from here on.
+  ImageRef image;
+  uint64_t initial_bytes = 0;
+  // Pages from the start that may be resident while the slot is free.
+  uint64_t kept_pages = 0;
+  // A Reset failed: nothing is known of the pages.
+  bool broken = false;
+
+  SlotCounters counters{};
+  StrayPages strays{};
+};
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_SLOT_STATE_H_

@@ -1,0 +1,77 @@
+// What a memory's owner is told when code leaves the memory's bounds.
+//
+// A touch outside a memory's current size is a trap: the faulting thread gets
+// SIGBUS (SIGSEGV where the page had to be made inaccessible, see
+// service/service.h), firsttouch finds out which memory the address belongs to
+// and calls the trap callback in signal context, on the thread that touched.
+//
+//   TrapAction OnTrap(const TrapInfo& trap) {
+//     Sandbox* sandbox = CurrentSandbox();        // e.g. found by trap.user
+//     if (sandbox == nullptr) return TrapAction::kUnhandled;
+//     sandbox->trap_offset = trap.offset_bytes;
+//     siglongjmp(sandbox->jump_buffer, 1);
+//   }
+//
+// The callback runs as a signal handler does, on the alternate stack: it may
+// call async-signal-safe functions only. The signal mask is already that of the
+// interrupted code, so that longjmp and siglongjmp(sigsetjmp(env, 0)) leave
+// nothing blocked: a thousand traps in one thread are a thousand traps.
+
+#ifndef FIRSTTOUCH_SERVICE_TRAP_H_
+#define FIRSTTOUCH_SERVICE_TRAP_H_
+
+#include <cstdint>
+
+namespace firsttouch {
+
+// How memory was touched, or is about to be.
+enum class Access : uint8_t { kRead, kWrite };
+
+// One touch outside a memory's bounds. Plain data, valid during the callback;
+// copy what is needed later.
+struct TrapInfo {
+  // Number of the pool in this process, and its name (NUL-terminated, cut to 31
+  // bytes; valid as long as the pool).
+  uint32_t pool_id;
+  const char* pool_name;
+  // Which memory of which instance. An address in a guard region belongs to the
+  // memory in front of it; one in the pool's leading guard to the first memory,
+  // with a negative offset.
+  uint32_t instance;
+  uint32_t memory;
+  // Whether somebody holds the memory: false for a touch after release.
+  bool leased;
+  Access access;
+  // Bytes from the memory's start to the touched byte. An access that begins
+  // in bounds and crosses the end is reported at the first byte past the last
+  // page in bounds.
+  int64_t offset_bytes;
+  // The memory's size in bytes at the time of the touch.
+  uint64_t size_bytes;
+  // The touched address, and the instruction that touched it.
+  uintptr_t address;
+  uintptr_t program_counter;
+  // The ucontext_t of the interrupted code: a callback may edit it (for
+  // example to go on at another instruction) and return kResume.
+  void* ucontext;
+  // As given with the callback.
+  void* user;
+};
+
+// What a trap callback answers, where it returns at all.
+enum class TrapAction {
+  // Not handled: the next callback is asked (the memory's, then the service's,
+  // then whoever owned the signal before us), and in the end the process dies
+  // by the signal, after a line on stderr that names slot and offset.
+  kUnhandled,
+  // The callback edited the context (or made the touch legal): the interrupted
+  // code goes on from it. Without an edit the same instruction runs again.
+  kResume,
+};
+
+// A plain function, since it is called in signal context.
+using TrapCallback = TrapAction (*)(const TrapInfo& trap);
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_TRAP_H_
