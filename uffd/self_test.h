@@ -1,0 +1,73 @@
+// Tries each feature on scratch memory, in a child process, under a time limit.
+//
+// A kernel can have a feature and hang in it: write-protect faults did on 5.8.
+// So what is used is tried first: each test does what a pool would do, faults
+// included, and what comes out is compared byte by byte. A test that hangs or
+// dies takes its child with it and nothing else.
+//
+//   for (const SelfTestResult& result : RunSelfTests(RealKernel(), {})) {
+//     if (result.outcome != SelfTestOutcome::kWorks) ...
+//   }
+//
+// Forks (and in the child starts threads): call it early, and not from a signal
+// handler. Takes a few milliseconds where nothing hangs.
+
+#ifndef FIRSTTOUCH_UFFD_SELF_TEST_H_
+#define FIRSTTOUCH_UFFD_SELF_TEST_H_
+
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "firsttouch/uffd/kernel.h"
+
+namespace firsttouch {
+
+enum class SelfTestOutcome {
+  kWorks,
+  kMissing,  // the kernel lacks it, or refuses it to this user
+  kFailed,   // it did something else than it should
+  kCrashed,  // the child died
+  kHung,     // the time limit passed
+};
+
+struct SelfTestInfo {
+  std::string_view id;     // "in-thread.copy"
+  std::string_view what;   // "missing page filled by COPY"
+  std::string_view since;  // "4.14": the first kernel that can have it
+};
+
+struct SelfTestResult {
+  SelfTestInfo test;
+  SelfTestOutcome outcome = SelfTestOutcome::kFailed;
+  // Why not, in one line; empty where it works. Names the kernel where it hung.
+  std::string detail;
+
+  bool works() const { return outcome == SelfTestOutcome::kWorks; }
+};
+
+struct SelfTestOptions {
+  // For each test.
+  absl::Duration time_limit = absl::Seconds(5);
+  // A test hook: this test touches a page that nobody fills, as on a kernel
+  // that loses the event.
+  std::string hang;
+};
+
+// Every test there is, in the order they run. In-thread tests resolve faults by
+// SIGBUS in the thread that took them, handler-thread tests by a second thread
+// that reads events.
+std::span<const SelfTestInfo> SelfTests();
+
+// Runs the test of this id; kFailed where there is none.
+SelfTestResult RunSelfTest(Kernel& kernel, std::string_view id,
+                           const SelfTestOptions& options);
+
+std::vector<SelfTestResult> RunSelfTests(Kernel& kernel,
+                                         const SelfTestOptions& options);
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_UFFD_SELF_TEST_H_
