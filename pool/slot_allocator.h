@@ -18,7 +18,7 @@
 // exception: its slots have a fixed shard, and every Acquire picks a random
 // one, so that each free slot is as likely as any other.
 //
-// Memory is allocated by the constructor only: 48 bytes a slot and at most 5
+// Memory is allocated by the constructor only: 64 bytes a slot and at most 5
 // KiB a shard. Acquire and Release allocate nothing unless Acquire fails (the
 // error's text).
 //
@@ -75,7 +75,7 @@ class SlotAllocator {
     uint64_t last_key;
   };
 
-  // `slots` > 0. `seed` is for kRandom only. `shards` other than kShardPerCore
+  // `seed` is for kRandom only. `shards` other than kShardPerCore
   // is for tests and measurements; with 1, every order above is exact.
   SlotAllocator(uint32_t slots, SlotStrategy strategy,
                 uint64_t seed = kDefaultSeed, uint32_t shards = kShardPerCore);
@@ -119,15 +119,26 @@ class SlotAllocator {
   struct Shard;
 
   uint32_t CoreShard() const;
-  // One attempt over all shards, following the strategy; nullopt: saw nothing.
+  // The shards in the order of a walk that begins at `home`.
+  Shard& ShardFrom(uint32_t home, uint32_t distance) const;
+
+  // One attempt, following the strategy; nullopt: saw nothing.
   std::optional<Pick> TryAcquire(uint64_t key);
   std::optional<Pick> TryNextAvailable();
   std::optional<Pick> TryAffinity(uint64_t key);
   std::optional<Pick> TryRandom();
+  // From one shard, if it has such a slot.
+  std::optional<Pick> TakeNewest(Shard& shard);
+  std::optional<Pick> TakeWithKey(Shard& shard, uint64_t key);
+  std::optional<Pick> TakeKeyless(Shard& shard);
+  std::optional<Pick> TakeOldest(Shard& shard);
+  std::optional<Pick> TakeRandom(Shard& shard, uint64_t random);
+  std::optional<Pick> TakeAny(Shard& shard, uint64_t key);
   std::optional<Pick> TakeFresh();
-  // Locks every shard in turn and takes any free slot. nullopt only if there
-  // was a moment at which none was free.
+  // Looks into every shard. nullopt only if there was a moment at which no slot
+  // was free.
   std::optional<Pick> TryExhaustively(uint64_t key);
+  static uint64_t ReleasesOf(Shard& shard);
   std::optional<Pick> WaitUntil(uint64_t key, absl::Time deadline);
   void ChangeWaiters(int change);
   void WakeOne();
