@@ -14,6 +14,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "firsttouch/uffd/proc.h"
 #include "firsttouch/uffd/unique_fd.h"
@@ -246,11 +247,16 @@ void Advise(UffdFacts& facts) {
     }
     advise(text + ".");
   }
+  std::vector<std::string> lacking;
   for (const UffdFeatureInfo& feature : kUffdFeatures) {
     if (facts.can_open && (facts.features & feature.bit) == 0) {
-      advise(absl::StrCat("the feature ", feature.name, " comes with Linux ",
-                          feature.version, "."));
+      lacking.push_back(
+          absl::StrCat(feature.name, " (Linux ", feature.version, ")"));
     }
+  }
+  if (!lacking.empty()) {
+    advise(absl::StrCat("a newer kernel has the features ",
+                        absl::StrJoin(lacking, ", "), "."));
   }
   if (facts.pagemap_scan_error == ENOTTY) {
     advise("PAGEMAP_SCAN comes with Linux 6.7.");
