@@ -1,0 +1,15 @@
+;; Two memories of its own.
+(module
+  (memory $a (export "a") 1 2)
+  (memory $b (export "b") 2 3)
+  (data (memory $a) (i32.const 0) "a")
+  (data (memory $b) (i32.const 65536) "b")
+  (func (export "load_a") (param i32) (result i32)
+    (i32.load8_u $a (local.get 0)))
+  (func (export "load_b") (param i32) (result i32)
+    (i32.load8_u $b (local.get 0)))
+  (func (export "store_b") (param i32 i32)
+    (i32.store8 $b (local.get 0) (local.get 1)))
+  (func (export "grow_b") (param i32) (result i32)
+    (memory.grow $b (local.get 0)))
+)
