@@ -51,7 +51,7 @@ SlotAllocator::Pick Take(SlotAllocator& allocator, uint64_t key = 0) {
   return pick.ok() ? *pick : SlotAllocator::Pick{~uint32_t{0}, 0};
 }
 
-// Runs on one core until destroyed. False where there is no such core.
+// Runs on one core until destroyed. False where that core is not to be had.
 class PinnedTo {
  public:
   explicit PinnedTo(int core) {
@@ -59,8 +59,7 @@ class PinnedTo {
     cpu_set_t only;
     CPU_ZERO(&only);
     CPU_SET(core, &only);
-    pinned_ = CPU_ISSET(core, &before_) &&
-              sched_setaffinity(0, sizeof(only), &only) == 0;
+    pinned_ = sched_setaffinity(0, sizeof(only), &only) == 0;
   }
   ~PinnedTo() { sched_setaffinity(0, sizeof(before_), &before_); }
   explicit operator bool() const { return pinned_; }
