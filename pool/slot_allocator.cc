@@ -282,10 +282,12 @@ void SlotAllocator::Shard::Erase(Node* nodes, uint32_t slot) {
 }
 
 SlotAllocator::SlotAllocator(uint32_t slots, SlotStrategy strategy,
-                             uint64_t seed, uint32_t shards)
+                             uint64_t seed, uint32_t shards,
+                             const char* capacity_option)
     : capacity_(slots),
       strategy_(strategy),
       shard_count_(ShardsFor(slots, shards)),
+      capacity_option_(capacity_option),
       fresh_(strategy == SlotStrategy::kRandom ? slots : 0),
       nodes_(new Node[slots]),
       shards_(new Shard[shard_count_]) {
@@ -581,8 +583,8 @@ absl::Status SlotAllocator::ExhaustedError() const {
       absl::StrAppend(&text, " because their reset failed");
     }
     absl::StrAppend(&text,
-                    "; release one, wait for one with a deadline, or raise "
-                    "LayoutOptions::instances");
+                    "; release one, wait for one with a deadline, or raise ",
+                    capacity_option_);
   }
   return absl::ResourceExhaustedError(text);
 }

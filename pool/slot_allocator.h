@@ -77,8 +77,10 @@ class SlotAllocator {
 
   // `seed` is for kRandom only. `shards` other than kShardPerCore
   // is for tests and measurements; with 1, every order above is exact.
+  // `capacity_option` (static storage) is what an error tells to raise.
   SlotAllocator(uint32_t slots, SlotStrategy strategy,
-                uint64_t seed = kDefaultSeed, uint32_t shards = kShardPerCore);
+                uint64_t seed = kDefaultSeed, uint32_t shards = kShardPerCore,
+                const char* capacity_option = "LayoutOptions::instances");
   SlotAllocator(const SlotAllocator&) = delete;
   SlotAllocator& operator=(const SlotAllocator&) = delete;
   ~SlotAllocator();
@@ -148,6 +150,7 @@ class SlotAllocator {
   const uint32_t capacity_;
   const SlotStrategy strategy_;
   const uint32_t shard_count_;
+  const char* const capacity_option_;
   // Slots from here on were never handed out. Not for kRandom. Written only
   // while the pool still grows into never-used slots.
   alignas(64) std::atomic<uint32_t> fresh_;

@@ -1,0 +1,137 @@
+// A pool of tables: arrays of fixed-size elements (function references,
+// handles) that belong to a sandbox beside its memories, and that every access
+// checks against their length. Handed out with every byte zero.
+//
+//   absl::StatusOr<std::unique_ptr<TablePool>> pool = TablePool::Create(
+//       RealKernel(), {.name = "funcrefs", .tables = 64, .max_elements =
+//       10'000});
+//   absl::StatusOr<TableLease> table = (*pool)->Acquire(/*elements=*/100);
+//   void** functions = reinterpret_cast<void**>(table->data());
+//   absl::Status grown = table->Grow(200);
+//
+// All tables are one reservation, laid out by PoolLayout without guards: an
+// index is always checked. Not inherited by a child of fork, and not in core
+// dumps.
+//
+// Thread safety: all methods of TablePool from any thread; a lease belongs to
+// one owner at a time. Not async-signal-safe.
+#ifndef FIRSTTOUCH_POOL_TABLE_POOL_H_
+#define FIRSTTOUCH_POOL_TABLE_POOL_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "firsttouch/pool/layout.h"
+#include "firsttouch/pool/reservation.h"
+#include "firsttouch/pool/slot_allocator.h"
+#include "firsttouch/uffd/kernel.h"
+
+namespace firsttouch {
+
+struct TablePoolOptions {
+  // Shown in /proc/PID/maps, as ReservationOptions::name.
+  std::string name;
+  // At least 1.
+  uint32_t tables = 0;
+  // The most elements a table can have; at least 1.
+  uint64_t max_elements = 0;
+  // Bytes of an element; at least 1. A table begins at a page, so elements are
+  // aligned as their size allows.
+  uint64_t element_bytes = sizeof(void*);
+  // At release so many bytes at the start are set to zero and stay resident;
+  // what the owner had beyond is given back to the kernel.
+  uint64_t keep_resident_bytes = 65536;
+  SlotStrategy strategy = SlotStrategy::kNextAvailable;
+};
+
+class TablePool;
+
+// One table, while it is leased. Gives it back when destroyed.
+class TableLease {
+ public:
+  TableLease(TableLease&& other) noexcept;
+  TableLease& operator=(TableLease&& other) noexcept;
+  TableLease(const TableLease&) = delete;
+  TableLease& operator=(const TableLease&) = delete;
+  ~TableLease() { Release(); }
+
+  // First element; page aligned. nullptr after Release or a move. Stays the
+  // same when the table grows.
+  std::byte* data() const { return data_; }
+  // 0 after Release or a move.
+  uint64_t elements() const { return elements_; }
+
+  // Makes the table longer; the new elements are zero. InvalidArgument if
+  // `elements` is less than now or more than max_elements, FailedPrecondition
+  // after Release or a move.
+  absl::Status Grow(uint64_t elements);
+
+  // Sets the table to zero and gives it back; nothing happens the second time.
+  // Only elements() of it are cleaned, which is what the owner may write. A
+  // table that the kernel refuses to clean is quarantined: never handed out
+  // again, and counted.
+  void Release();
+
+ private:
+  friend class TablePool;
+  TableLease(TablePool* pool, uint32_t slot, std::byte* data, uint64_t elements)
+      : pool_(pool), slot_(slot), data_(data), elements_(elements) {}
+
+  TablePool* pool_ = nullptr;
+  uint32_t slot_ = 0;
+  std::byte* data_ = nullptr;
+  uint64_t elements_ = 0;
+};
+
+class TablePool {
+ public:
+  // Errors: InvalidArgument for options (the text names the option, its value
+  // and the rule); others as Reservation::Create. `kernel` must outlive the
+  // pool.
+  static absl::StatusOr<std::unique_ptr<TablePool>> Create(
+      Kernel& kernel, const TablePoolOptions& options);
+
+  TablePool(const TablePool&) = delete;
+  TablePool& operator=(const TablePool&) = delete;
+  // Unmaps the tables. Ends the process with a line on stderr if one is leased.
+  ~TablePool();
+
+  // A table of `elements` (0 is legal) with every byte zero. InvalidArgument if
+  // that is more than max_elements; ResourceExhausted if no table is free
+  // before `deadline`; by default it does not wait.
+  absl::StatusOr<TableLease> Acquire(
+      uint64_t elements, absl::Time deadline = absl::InfinitePast());
+
+  // max_memory_bytes of the layout is a table's bytes, rounded up to a page.
+  const PoolLayout& layout() const { return layout_; }
+  const Reservation& reservation() const { return reservation_; }
+  uint64_t max_elements() const { return max_elements_; }
+  uint64_t element_bytes() const { return element_bytes_; }
+  uint32_t capacity() const { return slots_.capacity(); }
+  uint32_t in_use() const { return slots_.in_use(); }
+  uint32_t quarantined() const { return slots_.quarantined(); }
+
+ private:
+  friend class TableLease;
+  TablePool(Kernel& kernel, const PoolLayout& layout, Reservation reservation,
+            const TablePoolOptions& options);
+  absl::Status CheckElements(uint64_t elements) const;
+  void Release(uint32_t slot, std::byte* data, uint64_t elements);
+
+  Kernel& kernel_;
+  const PoolLayout layout_;
+  const Reservation reservation_;
+  const uint64_t max_elements_;
+  const uint64_t element_bytes_;
+  const uint64_t keep_resident_bytes_;
+  SlotAllocator slots_;
+};
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_POOL_TABLE_POOL_H_

@@ -1,0 +1,178 @@
+#include "firsttouch/pool/table_pool.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "firsttouch/pool/layout.h"
+#include "firsttouch/uffd/fake_kernel.h"
+#include "firsttouch/uffd/kernel.h"
+#include "gtest/gtest.h"
+
+namespace firsttouch {
+namespace {
+
+using Op = FakeKernel::Op;
+
+constexpr uint64_t kPage = 4096;
+
+std::string Text(const absl::Status& status) {
+  return std::string(status.message().data(), status.message().size());
+}
+
+std::unique_ptr<TablePool> MakePool(Kernel& kernel,
+                                    const TablePoolOptions& options) {
+  absl::StatusOr<std::unique_ptr<TablePool>> pool =
+      TablePool::Create(kernel, options);
+  EXPECT_TRUE(pool.ok()) << pool.status();
+  return pool.ok() ? *std::move(pool) : nullptr;
+}
+
+bool AllZero(const std::byte* start, uint64_t bytes) {
+  return std::all_of(start, start + bytes,
+                     [](std::byte b) { return b == std::byte{0}; });
+}
+
+TEST(TablePoolTest, TablesLieSideBySide) {
+  std::unique_ptr<TablePool> pool =
+      MakePool(RealKernel(), {.tables = 2, .max_elements = 1000});
+  EXPECT_EQ(pool->layout().memory_bytes(), 2 * kPage);
+  EXPECT_EQ(pool->layout().reservation_bytes(), 4 * kPage);
+  EXPECT_TRUE(
+      CheckLayoutInvariants(pool->layout().options(), pool->layout()).ok());
+  TableLease a = *pool->Acquire(1000);
+  TableLease b = *pool->Acquire(0);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(a.data()), pool->reservation().base());
+  EXPECT_EQ(b.data(), a.data() + 2 * kPage);
+  EXPECT_EQ(a.elements(), 1000u);
+  EXPECT_EQ(b.elements(), 0u);
+  EXPECT_EQ(Text(pool->Acquire(1).status()),
+            "all 2 slots are taken: 2 in use, 0 quarantined; release one, wait "
+            "for one with a deadline, or raise TablePoolOptions::tables");
+}
+
+TEST(TablePoolTest, TheNextOwnerSeesNothing) {
+  std::mt19937_64 random(3);
+  for (uint64_t element_bytes : {1, 8, 24}) {
+    for (uint64_t keep : {uint64_t{0}, uint64_t{100}, kPage, ~uint64_t{0}}) {
+      std::unique_ptr<TablePool> pool =
+          MakePool(RealKernel(), {.tables = 1,
+                                  .max_elements = 2000,
+                                  .element_bytes = element_bytes,
+                                  .keep_resident_bytes = keep});
+      for (int round = 0; round < 50; ++round) {
+        const uint64_t first = random() % 2001;
+        const uint64_t grown = first + random() % (2001 - first);
+        TableLease table = *pool->Acquire(first);
+        ASSERT_TRUE(AllZero(table.data(), 2000 * element_bytes));
+        std::memset(table.data(), 0x5a, first * element_bytes);
+        ASSERT_TRUE(table.Grow(grown).ok());
+        EXPECT_EQ(table.elements(), grown);
+        std::memset(table.data(), 0xa5, grown * element_bytes);
+      }
+    }
+  }
+}
+
+TEST(TablePoolTest, GrowsUpToItsMaximum) {
+  std::unique_ptr<TablePool> pool =
+      MakePool(RealKernel(), {.tables = 1, .max_elements = 10});
+  EXPECT_EQ(Text(pool->Acquire(11).status()),
+            "a table of 11 elements exceeds max_elements 10; raise "
+            "TablePoolOptions::max_elements");
+  TableLease table = *pool->Acquire(5);
+  EXPECT_EQ(Text(table.Grow(4)), "a table of 5 elements cannot shrink to 4");
+  EXPECT_EQ(Text(table.Grow(~uint64_t{0})),
+            "a table of 18446744073709551615 elements exceeds max_elements 10; "
+            "raise TablePoolOptions::max_elements");
+  EXPECT_EQ(table.elements(), 5u);
+  EXPECT_TRUE(table.Grow(10).ok());
+  table.Release();
+  EXPECT_EQ(table.data(), nullptr);
+  EXPECT_EQ(table.elements(), 0u);
+  EXPECT_EQ(table.Grow(10).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(Text(table.Grow(10)), "the table was released");
+  table.Release();  // nothing happens
+  EXPECT_EQ(pool->in_use(), 0u);
+}
+
+TEST(TablePoolTest, MovingKeepsOneOwner) {
+  std::unique_ptr<TablePool> pool =
+      MakePool(RealKernel(), {.tables = 2, .max_elements = 10});
+  TableLease a = *pool->Acquire(1);
+  TableLease b = *pool->Acquire(2);
+  std::byte* data = b.data();
+  a = std::move(b);
+  EXPECT_EQ(a.data(), data);
+  EXPECT_EQ(a.elements(), 2u);
+  EXPECT_EQ(b.data(), nullptr);
+  EXPECT_EQ(pool->in_use(), 1u);
+  TableLease c(std::move(a));
+  EXPECT_EQ(c.data(), data);
+  EXPECT_EQ(pool->in_use(), 1u);
+}
+
+TEST(TablePoolTest, ATableThatCannotBeCleanedIsQuarantined) {
+  FakeKernel kernel;
+  std::unique_ptr<TablePool> pool = MakePool(
+      kernel, {.tables = 1, .max_elements = 1000, .keep_resident_bytes = 0});
+  kernel.Fail(Op::kMadvise, 1, CallResult{0, ENOMEM});
+  { TableLease table = *pool->Acquire(1000); }
+  EXPECT_EQ(pool->quarantined(), 1u);
+  EXPECT_EQ(pool->in_use(), 0u);
+  EXPECT_EQ(Text(pool->Acquire(1).status()),
+            "all 1 slots are taken: 0 in use, 1 quarantined because their "
+            "reset failed, so that none will become free; make a new pool");
+}
+
+TEST(TablePoolTest, ErrorsNameTheOption) {
+  auto error = [](const TablePoolOptions& options) {
+    const absl::Status status =
+        TablePool::Create(RealKernel(), options).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    return Text(status);
+  };
+  EXPECT_EQ(error({.tables = 0, .max_elements = 1}),
+            "tables is 0; a table pool holds at least 1 table");
+  EXPECT_EQ(error({.tables = 1, .max_elements = 0}),
+            "max_elements 0 * element_bytes 8 is 0; a table has room for at "
+            "least 1 byte");
+  EXPECT_EQ(error({.tables = 1, .max_elements = 5, .element_bytes = 0}),
+            "max_elements 5 * element_bytes 0 is 0; a table has room for at "
+            "least 1 byte");
+  EXPECT_EQ(error({.tables = 1, .max_elements = uint64_t{1} << 61}),
+            "max_elements 2305843009213693952 * element_bytes 8 does not fit "
+            "64 bits; lower one of them");
+  EXPECT_EQ(
+      error({.tables = 1, .max_elements = ~uint64_t{0}, .element_bytes = 1}),
+      "max_elements 18446744073709551615 * element_bytes 1 does not fit "
+      "64 bits; lower one of them");
+  EXPECT_EQ(error({.tables = 4'000'000'000, .max_elements = uint64_t{1} << 40}),
+            "tables 4000000000 * max_elements 1099511627776 * element_bytes 8 "
+            "does not fit 64 bits; lower one of them");
+  EXPECT_EQ(TablePool::Create(RealKernel(), {.tables = 1'000'000'000,
+                                             .max_elements = 1 << 20})
+                .status()
+                .code(),
+            absl::StatusCode::kResourceExhausted);
+}
+
+TEST(TablePoolDeathTest, DestroyingALeasedTableEndsTheProcess) {
+  std::unique_ptr<TablePool> pool =
+      MakePool(RealKernel(), {.tables = 2, .max_elements = 1});
+  TableLease lease = *pool->Acquire(1);
+  EXPECT_DEATH(pool.reset(),
+               "firsttouch: a TablePool is destroyed while 1 of its tables are "
+               "leased");
+}
+
+}  // namespace
+}  // namespace firsttouch
