@@ -44,20 +44,20 @@ bool IsOptional(std::string_view id) {
   return id == "move" || id == "process-madvise" || id == "guard";
 }
 
-Test::Outcome OutcomeOf(SelfTestOutcome outcome) {
+Trial::Outcome OutcomeOf(SelfTestOutcome outcome) {
   switch (outcome) {
     case SelfTestOutcome::kWorks:
-      return Test::WORKS;
+      return Trial::WORKS;
     case SelfTestOutcome::kMissing:
-      return Test::MISSING;
+      return Trial::MISSING;
     case SelfTestOutcome::kFailed:
-      return Test::FAILED;
+      return Trial::FAILED;
     case SelfTestOutcome::kCrashed:
-      return Test::CRASHED;
+      return Trial::CRASHED;
     case SelfTestOutcome::kHung:
-      return Test::HUNG;
+      return Trial::HUNG;
   }
-  return Test::OUTCOME_UNSPECIFIED;
+  return Trial::OUTCOME_UNSPECIFIED;
 }
 
 bool Works(std::span<const SelfTestResult> tests, std::string_view id) {
@@ -138,7 +138,7 @@ DoctorReport MakeReport(const UffdFacts& facts,
 
   for (const std::string& text : facts.advice) report.add_advice(text);
   for (const SelfTestResult& result : tests) {
-    Test& test = *report.add_tests();
+    Trial& test = *report.add_trials();
     test.set_id(std::string(result.test.id));
     test.set_what(std::string(result.test.what));
     test.set_since(std::string(result.test.since));

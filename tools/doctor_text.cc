@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -57,13 +58,13 @@ class Printer {
 void PrintHead(const DoctorReport& report, Printer& printer) {
   const Machine& machine = report.machine();
   printer.Text(
-      "firsttouch doctor: ",
+      "machine: ",
       absl::StrCat("Linux ", machine.kernel_release(), " ",
                    machine.architecture(), ", uid ", machine.uid(),
                    machine.cap_sys_ptrace() ? " with CAP_SYS_PTRACE" : "", ", ",
                    machine.address_bits(), " address bits"));
   if (!machine.container_hints().empty()) {
-    printer.Text("inside: ", absl::StrJoin(machine.container_hints(), ", "));
+    printer.Text("inside:  ", absl::StrJoin(machine.container_hints(), ", "));
   }
   switch (report.verdict()) {
     case DoctorReport::ALL_RECOMMENDED_WORKS:
@@ -151,22 +152,22 @@ void PrintMappings(const DoctorReport& report, Printer& printer) {
 
 void PrintTests(const DoctorReport& report, Printer& printer) {
   printer.Head("Tried on scratch memory");
-  for (const Test& test : report.tests()) {
+  for (const Trial& test : report.trials()) {
     Mark mark = Mark::kBad;
     std::string word = "FAILED";
     switch (test.outcome()) {
-      case Test::WORKS:
+      case Trial::WORKS:
         mark = Mark::kGood;
         word = "works";
         break;
-      case Test::MISSING:
+      case Trial::MISSING:
         mark = test.recommended() ? Mark::kBad : Mark::kWeak;
         word = "missing";
         break;
-      case Test::HUNG:
+      case Trial::HUNG:
         word = "HUNG";
         break;
-      case Test::CRASHED:
+      case Trial::CRASHED:
         word = "CRASHED";
         break;
       default:
@@ -176,9 +177,13 @@ void PrintTests(const DoctorReport& report, Printer& printer) {
                               absl::StrFormat("%-28s %-35s %s", test.id(),
                                               test.what(), test.since())));
     if (test.detail().empty()) continue;
-    // The first line; the whole is above, under "Opening", and in the JSON.
-    const std::vector<std::string> lines = absl::StrSplit(test.detail(), '\n');
-    printer.Text("          ", lines.front());
+    // Of several lines the first: the others are the ways of opening again.
+    std::vector<std::string> lines = absl::StrSplit(test.detail(), '\n');
+    if (lines.size() > 1 && absl::EndsWith(lines[0], ":")) {
+      lines[0].pop_back();
+      absl::StrAppend(&lines[0], " (see Opening)");
+    }
+    printer.Text("          ", lines[0]);
   }
 }
 

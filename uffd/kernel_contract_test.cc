@@ -377,6 +377,79 @@ TEST_P(KernelContract, RemoveIsReadBeforeAFillGoesOn) {
   EXPECT_EQ(drain.events[0].end, memory.address() + 2 * kPage);
 }
 
+TEST_P(KernelContract, FillsOfOneRangeMayRace) {
+  OPEN_OR_SKIP(uffd, kUffdFeatureSigbus);
+  ScratchMemory memory(16 * kPage);
+  ASSERT_TRUE(uffd->Register(memory.address(), memory.bytes(),
+                             kUffdRegisterMissing, kUffdIoctlCopy)
+                  .ok());
+  for (int round = 0; round < 50; ++round) {
+    std::atomic<int> errors{0};
+    std::atomic<uint64_t> filled_pages{0};
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; ++i) {
+      threads.emplace_back([&] {
+        const FillResult filled =
+            CopyRange(kernel(), uffd->fd(), memory.address(), source(),
+                      memory.bytes(), 0, {});
+        if (!filled.ok()) ++errors;
+        filled_pages += filled.pages_filled();
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(errors.load(), 0);
+    EXPECT_EQ(filled_pages.load(), 16u) << "each page is filled once";
+    EXPECT_EQ(std::memcmp(memory.data(), source_.data(), memory.bytes()), 0);
+    ASSERT_TRUE(
+        kernel().Madvise(memory.address(), memory.bytes(), kMadvDontNeed).ok());
+  }
+}
+
+TEST_P(KernelContract, ChangesOfMappingsAreEvents) {
+  OPEN_OR_SKIP(uffd, kUffdFeatureEventRemap | kUffdFeatureEventUnmap);
+  const CallResult mapped = kernel().Mmap(0, 4 * kPage, PROT_READ | PROT_WRITE,
+                                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const CallResult target =
+      kernel().Mmap(0, kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_TRUE(mapped.ok() && target.ok());
+  const uintptr_t at = static_cast<uintptr_t>(mapped.value);
+  ASSERT_TRUE(uffd->Register(at, 4 * kPage, kUffdRegisterMissing, 0).ok());
+  // Each call waits until its event is read.
+  std::thread changer([&] {
+    EXPECT_NE(mremap(reinterpret_cast<void*>(at), kPage, kPage,
+                     MREMAP_MAYMOVE | MREMAP_FIXED,
+                     reinterpret_cast<void*>(target.value)),
+              MAP_FAILED);
+    EXPECT_TRUE(kernel().Munmap(at + 2 * kPage, 2 * kPage).ok());
+  });
+  EventReader reader(kernel(), uffd->fd());
+  std::vector<Event> events;
+  while (events.empty() || events.back().kind != Event::Kind::kUnmap ||
+         events.back().start != at + 2 * kPage) {
+    pollfd readable{uffd->fd(), POLLIN, 0};
+    const CallResult polled = kernel().Poll(&readable, 1, 30'000);
+    if (polled.error == EINTR) continue;
+    ASSERT_EQ(polled.value, 1);
+    for (const Event& event : reader.Read().events) events.push_back(event);
+  }
+  changer.join();
+  bool remapped = false;
+  for (const Event& event : events) {
+    if (event.kind != Event::Kind::kRemap) continue;
+    remapped = true;
+    EXPECT_EQ(event.from, at);
+    EXPECT_EQ(event.to, static_cast<uintptr_t>(target.value));
+    EXPECT_EQ(event.bytes, kPage);
+  }
+  EXPECT_TRUE(remapped);
+  EXPECT_EQ(events.back().end, at + 4 * kPage);
+  // The moved page has left with its registration: no more events for it.
+  kernel().Unregister(uffd->fd(), at + kPage, kPage);
+  kernel().Unregister(uffd->fd(), static_cast<uintptr_t>(target.value), kPage);
+  kernel().Munmap(at + kPage, kPage);
+  kernel().Munmap(static_cast<uintptr_t>(target.value), kPage);
+}
+
 TEST_P(KernelContract, OneProcessMadviseDropsManyRanges) {
   ScratchMemory memory(8 * kPage);
   std::memset(memory.data(), 'm', memory.bytes());
