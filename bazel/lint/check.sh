@@ -83,7 +83,7 @@ check_rules() {
     ! grep --quiet --extended-regexp '^ *cc_(library|test|binary)\(' "$build" ||
       grep --quiet '^lint_targets(' "$build" ||
       found+="$build"$'\n'
-  done < <(sources . -name BUILD.bazel ! -path './tests/consumer/*')
+  done < <(sources . -name BUILD.bazel ! -path ./BUILD.bazel ! -path './tests/consumer/*')
   report "BUILD files with C++ targets, and without lint_targets() at the end" "$found"
 
   return "$bad"

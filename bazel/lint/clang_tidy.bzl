@@ -54,6 +54,10 @@ def _clang_tidy_aspect_impl(target, ctx):
         for header in headers
     ])) if headers else "^$"
 
+    arguments = ["--quiet", "--header-filter=" + header_filter]
+    if ctx.rule.kind == "cc_test" or ctx.rule.attr.testonly:
+        arguments.append("--checks=-google-*,-misc-*,-performance-*,-readability-*")
+
     reports = []
     for file in sources + alone:
         report = ctx.actions.declare_file("{}.{}.clang_tidy".format(ctx.label.name, file.basename))
@@ -62,12 +66,8 @@ def _clang_tidy_aspect_impl(target, ctx):
             executable = ctx.executable._run,
             arguments = [
                 report.path,
-                "--quiet",
                 "--config-file=" + ctx.file._config.path,
-                "--header-filter=" + header_filter,
-                file.path,
-                "--",
-            ] + flags,
+            ] + arguments + [file.path, "--"] + flags,
             inputs = depset([file, ctx.file._config], transitive = [context.headers]),
             mnemonic = "ClangTidy",
             outputs = [report],

@@ -15,4 +15,9 @@ if ! command -v clang-tidy > /dev/null; then
 fi
 # Findings are on standard output; on standard error are their number, and what
 # matters only if clang-tidy could not do its work.
-errors="$(clang-tidy "$@" 2>&1 > "$report")" || printf '%s\n' "$errors" >> "$report"
+errors="$(clang-tidy "$@" 2>&1 > "$report.raw")" || printf '%s\n' "$errors" >> "$report.raw"
+
+# Paths as they are in the source tree, not where Bazel has put the files.
+sed -E "s,(\./)?$PWD/,,g; s,bazel-out/[^ :]*/_virtual_includes/[^/]*/firsttouch/,,g" \
+  "$report.raw" > "$report"
+rm -f "$report.raw"
