@@ -206,6 +206,8 @@ TEST(PageMapTest, MovingKeepsTheWordsWhereTheyAre) {
   PageMap second = std::move(first);
   EXPECT_EQ(second.words(), words);
   EXPECT_EQ(second.count(), 2u);
+  // What has been moved from is an empty map.
+  // NOLINTNEXTLINE(bugprone-use-after-move)
   EXPECT_EQ(first.pages(), PageCount(0));
   EXPECT_EQ(first.count(), 0u);
   EXPECT_EQ(first.words(), nullptr);
@@ -215,6 +217,7 @@ TEST(PageMapTest, MovingKeepsTheWordsWhereTheyAre) {
   third = std::move(second);
   EXPECT_EQ(third.words(), words);
   EXPECT_TRUE(third.Contains(PageIndex(2)));
+  // NOLINTNEXTLINE(bugprone-use-after-move)
   EXPECT_EQ(second.words(), nullptr);
 }
 
