@@ -1,0 +1,34 @@
+// System calls and signals of a piece of code, counted from outside.
+
+#ifndef FIRSTTOUCH_BENCH_COUNT_CALLS_H_
+#define FIRSTTOUCH_BENCH_COUNT_CALLS_H_
+
+#include <cstdint>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/statusor.h"
+
+namespace firsttouch::bench {
+
+struct CallCounts {
+  // Of all threads; rt_sigreturn included.
+  uint64_t system_calls = 0;
+  // Deliveries of SIGBUS and SIGSEGV.
+  uint64_t signals = 0;
+};
+
+// Runs `body` in a child of fork(2), which this process traces by ptrace(2),
+// and counts between body's two calls of the given function, from whichever
+// thread. Threads that the child starts are counted too. Call it while this
+// process has one thread only. The child ends after `body`: what it made is
+// gone.
+//
+// Nothing is assumed of `body`; it is slowed down by some us a system call.
+// Errors: the errno of fork or ptrace (containers may refuse it); Aborted when
+// the child ended otherwise than by returning from `body`.
+absl::StatusOr<CallCounts> CountCalls(
+    absl::FunctionRef<void(absl::FunctionRef<void()> mark)> body);
+
+}  // namespace firsttouch::bench
+
+#endif  // FIRSTTOUCH_BENCH_COUNT_CALLS_H_

@@ -1,0 +1,67 @@
+// Handing a memory to the next tenant, clean, in every way there is, behind one
+// interface.
+//
+// A way is one row of bench:cycle. To add one (another policy of firsttouch,
+// another baseline), write a factory and put it into AllCycleWays().
+
+#ifndef FIRSTTOUCH_BENCH_CYCLE_WAYS_H_
+#define FIRSTTOUCH_BENCH_CYCLE_WAYS_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "firsttouch/init/image.h"
+
+namespace firsttouch::bench {
+
+inline constexpr uint64_t kCycleImageBytes = 1 << 20;
+inline constexpr uint64_t kCycleMemoryBytes = 4 << 20;
+
+// The pages that a tenant writes to.
+using PageList = std::span<const uint32_t>;
+
+// One memory at a time, for one thread.
+class CycleSlot {
+ public:
+  virtual ~CycleSlot() = default;
+  // A memory that starts as the image says, zeroes behind it.
+  virtual std::byte* Acquire(const ImageRef& image) = 0;
+  // The tenant has gone; it wrote to these pages and to no others. (All but the
+  // memcpy limit have to find that out.)
+  virtual void Release(PageList changed) = 0;
+};
+
+// What all threads of a measurement share.
+class CycleWay {
+ public:
+  virtual ~CycleWay() = default;
+  virtual std::unique_ptr<CycleSlot> NewSlot() = 0;
+  // Bytes that idle slots keep for themselves, all slots together; after every
+  // slot was released.
+  virtual std::optional<uint64_t> PrivateBytesOfAll() = 0;
+};
+
+struct CycleWayFactory {
+  // At most 22 characters.
+  std::string name;
+  // For up to `slots` slots; null where this machine cannot.
+  std::unique_ptr<CycleWay> (*make)(uint32_t slots);
+  // What only knows the changed pages because the measurement tells is a limit,
+  // and no slot of its own can be cold.
+  bool is_limit = false;
+};
+
+// The rows that others are compared with.
+inline constexpr char kCopyOnWriteName[] = "CoW + MADV_DONTNEED";
+inline constexpr char kLimitName[] = "memcpy of the changed";
+
+const std::vector<CycleWayFactory>& AllCycleWays();
+
+}  // namespace firsttouch::bench
+
+#endif  // FIRSTTOUCH_BENCH_CYCLE_WAYS_H_

@@ -1,0 +1,87 @@
+// What the measurements are made of: images, pools, and the kernel's own
+// mappings. Whatever fails ends the program with a line that says why.
+
+#ifndef FIRSTTOUCH_BENCH_SCENE_H_
+#define FIRSTTOUCH_BENCH_SCENE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string_view>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/service/memory.h"
+#include "firsttouch/service/service.h"
+
+namespace firsttouch::bench {
+
+[[noreturn]] void Die(std::string_view what);
+
+inline void OrDie(const absl::Status& status) {
+  if (!status.ok()) Die(status.ToString());
+}
+
+template <typename T>
+T OrDie(absl::StatusOr<T> value) {
+  if (!value.ok()) Die(value.status().ToString());
+  return *std::move(value);
+}
+
+// An image all of whose pages are stored and differ from each other.
+ImageRef PatternImage(uint64_t bytes, uint32_t seed = 1);
+
+struct PoolShape {
+  Backing backing = Backing::kShared;
+  Resolve resolve = Resolve::kInThread;
+  uint64_t granule_bytes = 64 << 10;
+  uint32_t slots = 1;
+  uint64_t memory_bytes = 4 << 20;
+  TrapCallback trap_callback = nullptr;
+  SlotStrategy strategy = SlotStrategy::kAffinity;
+};
+
+std::unique_ptr<Service> MakePool(const PoolShape& shape);
+
+// A memory without a resident page, in a pool of one slot that is free.
+Memory ColdMemory(Service& pool, const ImageRef& image, uint64_t size_bytes);
+
+// Memory from the kernel, private and never in huge pages, as the pool's.
+class Mapping {
+ public:
+  // Of zeroes, aligned to 2 MiB.
+  explicit Mapping(uint64_t bytes);
+  // The same, but from the start as the image's file is.
+  Mapping(uint64_t bytes, const ImageRef& image);
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+  ~Mapping();
+
+  std::byte* base() const { return base_; }
+  uint64_t bytes() const { return bytes_; }
+
+  // As when it was made.
+  void MapAnew();
+  // From now on the start is as this image's file is. Where the one before was
+  // larger, what lies behind this one stays the other's.
+  void Bind(const ImageRef& image);
+  // Without a page, by MADV_DONTNEED.
+  void Drop();
+
+ private:
+  std::byte* reservation_;
+  uint64_t reservation_bytes_;
+  std::byte* base_;
+  uint64_t bytes_;
+  ImageRef image_;
+};
+
+// Touches a byte in each page.
+void ReadEachPage(const std::byte* base, uint64_t bytes);
+void WriteEachPage(std::byte* base, uint64_t bytes);
+
+}  // namespace firsttouch::bench
+
+#endif  // FIRSTTOUCH_BENCH_SCENE_H_

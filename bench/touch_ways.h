@@ -1,0 +1,77 @@
+// First touch, in every way there is, behind one interface: what first_touch
+// and ratios measure is the same code.
+
+#ifndef FIRSTTOUCH_BENCH_TOUCH_WAYS_H_
+#define FIRSTTOUCH_BENCH_TOUCH_WAYS_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "firsttouch/bench/scene.h"
+
+namespace firsttouch::bench {
+
+// Bytes that one Touch() covers, a page at a time or more.
+inline constexpr uint64_t kTouchBytes = 4 << 20;
+
+// What is there at the first touch.
+enum class Content { kImage, kZero };
+
+class TouchWay {
+ public:
+  virtual ~TouchWay() = default;
+  // Puts everything back to untouched. Not timed.
+  virtual void Prepare() = 0;
+  // Touches a byte in each page of kTouchBytes. Timed.
+  virtual void Touch() = 0;
+};
+
+// Touched in a pool.
+struct PoolTouch {
+  Content content = Content::kImage;
+  Access access = Access::kRead;
+  uint64_t granule_bytes = 64 << 10;
+  Backing backing = Backing::kShared;
+  Resolve resolve = Resolve::kInThread;
+};
+std::unique_ptr<TouchWay> MakePoolTouch(const PoolTouch& touch);
+// Like "image/read/64KiB/shared/in-thread".
+std::string PoolTouchName(const PoolTouch& touch);
+
+// What the kernel does by itself.
+enum class KernelTouchKind {
+  // Anonymous memory, or a private mapping of the image's file (which the
+  // kernel maps 64 KiB at a time around a read).
+  kFault,
+  // The same, but MADV_POPULATE_READ or _WRITE of each granule before it is
+  // touched (5.14).
+  kPopulate,
+  // memcpy from the image, or memset, of each granule into fresh anonymous
+  // memory.
+  kCopy,
+};
+struct KernelTouch {
+  KernelTouchKind kind = KernelTouchKind::kFault;
+  Content content = Content::kImage;
+  Access access = Access::kRead;
+  uint64_t granule_bytes = 64 << 10;
+};
+std::unique_ptr<TouchWay> MakeKernelTouch(const KernelTouch& touch);
+std::string KernelTouchName(const KernelTouch& touch);
+
+struct NamedTouchWay {
+  std::string name;
+  std::function<std::unique_ptr<TouchWay>()> make;
+};
+// All of the above.
+std::vector<NamedTouchWay> AllTouchWays();
+
+// "4KiB", "2MiB".
+std::string BytesName(uint64_t bytes);
+
+}  // namespace firsttouch::bench
+
+#endif  // FIRSTTOUCH_BENCH_TOUCH_WAYS_H_

@@ -1,0 +1,103 @@
+#include "firsttouch/bench/trap_ways.h"
+
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/mman.h>
+
+#include <cstddef>
+
+#include "absl/strings/str_cat.h"
+#include "firsttouch/bench/scene.h"
+#include "firsttouch/service/signals.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch::bench {
+namespace {
+
+// One thread traps.
+sigjmp_buf g_back;
+const std::byte* g_guard;
+
+TrapAction JumpBack(const TrapInfo&) { siglongjmp(g_back, 1); }
+
+void OnSegv(int signal, siginfo_t* info, void*) {
+  const auto* const address = static_cast<const std::byte*>(info->si_addr);
+  if (address >= g_guard && address < g_guard + kPageBytes) {
+    siglongjmp(g_back, 1);
+  }
+  // Not ours: dies of it at the return.
+  ::signal(signal, SIG_DFL);
+}
+
+// Touches `address` that many times and comes back by g_back each time. The
+// mask need not be saved: neither handler leaves one behind.
+void TouchAndReturn(volatile std::byte* address, int times) {
+  // Kept over siglongjmp.
+  volatile int left = times;
+  while (left > 0) {
+    left = left - 1;
+    if (sigsetjmp(g_back, 0) == 0) *address = std::byte{1};
+  }
+}
+
+class InPool : public TrapWay {
+ public:
+  explicit InPool(Resolve resolve)
+      : pool_(MakePool({.resolve = resolve, .trap_callback = JumpBack})),
+        memory_(OrDie(pool_->Acquire({.size_bytes = kPageBytes}))) {}
+
+  void Trap(int times) override {
+    TouchAndReturn(memory_.base() + 2 * kPageBytes, times);
+  }
+
+ private:
+  const std::unique_ptr<Service> pool_;
+  Memory memory_;
+};
+
+class ByKernel : public TrapWay {
+ public:
+  ByKernel() : mapping_(4 * kPageBytes) {
+    OrDie(EnsureAlternateStack());
+    guard_ = mapping_.base() + 2 * kPageBytes;
+    if (mprotect(guard_, kPageBytes, PROT_NONE) != 0) Die("mprotect failed");
+  }
+
+  void Trap(int times) override {
+    // In place of the pools' handler, not behind it.
+    struct sigaction action = {};
+    action.sa_sigaction = OnSegv;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    struct sigaction before;
+    if (sigaction(SIGSEGV, &action, &before) != 0) Die("sigaction failed");
+    g_guard = guard_;
+    TouchAndReturn(guard_, times);
+    sigaction(SIGSEGV, &before, nullptr);
+  }
+
+ private:
+  Mapping mapping_;
+  std::byte* guard_;
+};
+
+}  // namespace
+
+std::unique_ptr<TrapWay> MakePoolTrap(Resolve resolve) {
+  return std::make_unique<InPool>(resolve);
+}
+
+std::unique_ptr<TrapWay> MakeKernelTrap() {
+  return std::make_unique<ByKernel>();
+}
+
+std::vector<NamedTrapWay> AllTrapWays() {
+  std::vector<NamedTrapWay> ways;
+  for (Resolve resolve : {Resolve::kInThread, Resolve::kHandlerThread}) {
+    ways.push_back({absl::StrCat("pool/", ResolveName(resolve)),
+                    [resolve] { return MakePoolTrap(resolve); }});
+  }
+  ways.push_back({"kernel/mprotect+SIGSEGV", MakeKernelTrap});
+  return ways;
+}
+
+}  // namespace firsttouch::bench

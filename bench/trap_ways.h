@@ -1,0 +1,41 @@
+// Leaving the bounds and coming back by siglongjmp: what trap and ratios
+// measure.
+
+#ifndef FIRSTTOUCH_BENCH_TRAP_WAYS_H_
+#define FIRSTTOUCH_BENCH_TRAP_WAYS_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "firsttouch/service/fault_core.h"
+
+namespace firsttouch::bench {
+
+class TrapWay {
+ public:
+  virtual ~TrapWay() = default;
+  // Traps that many times.
+  virtual void Trap(int times) = 0;
+};
+
+// A touch behind the size of a memory in a pool.
+std::unique_ptr<TrapWay> MakePoolTrap(Resolve resolve);
+
+// The kernel's own way: a page made inaccessible by mprotect(2) once, before
+// the measurement, and the leanest SIGSEGV handler that is still right: on an
+// alternate stack, compares the address with one range and jumps, with no mask
+// to save or restore.
+std::unique_ptr<TrapWay> MakeKernelTrap();
+
+struct NamedTrapWay {
+  std::string name;
+  std::function<std::unique_ptr<TrapWay>()> make;
+};
+std::vector<NamedTrapWay> AllTrapWays();
+
+}  // namespace firsttouch::bench
+
+#endif  // FIRSTTOUCH_BENCH_TRAP_WAYS_H_
