@@ -119,9 +119,9 @@ absl::StatusOr<std::unique_ptr<const InstanceState>> InstanceState::Capture(
   for (size_t i = 0; i < layout.externref_tables.size(); ++i) {
     const auto* table =
         Field<wasm_rt_externref_table_t>(instance, layout.externref_tables[i]);
-    state->externref_tables_.push_back(
-        {.max_size = table->max_size,
-         .elements = {table->data, table->data + table->size}});
+    ExternrefTable& copy = state->externref_tables_.emplace_back();
+    copy.max_size = table->max_size;
+    copy.elements.assign(table->data, table->data + table->size);
   }
   for (size_t i = 0; i < layout.funcref_globals.size(); ++i) {
     absl::StatusOr<Function> function =

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,11 @@ struct SourceKind {
   Backing backing = Backing::kShared;
   Resolve resolve = Resolve::kInThread;
 };
+
+// For test output.
+inline void PrintTo(const SourceKind& kind, std::ostream* out) {
+  *out << kind.name;
+}
 
 // All of them.
 std::vector<SourceKind> AllSourceKinds();
