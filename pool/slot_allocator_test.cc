@@ -285,7 +285,7 @@ TEST(SlotAllocatorTest, RandomTakesEachFreeSlotAboutAsOften) {
       if (held[slot]) {
         EXPECT_EQ(count[slot], 0) << slot;
       } else {
-        EXPECT_NEAR(count[slot], kDraws / 10, kDraws / 50) << slot;
+        EXPECT_NEAR(count[slot], kDraws / 10.0, kDraws / 50.0) << slot;
       }
     }
   }
