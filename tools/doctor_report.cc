@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -70,9 +71,8 @@ bool Works(std::span<const SelfTestResult> tests, std::string_view id) {
 template <typename Field>
 void AddNames(const std::string& joined, Field* field) {
   if (joined == "none") return;
-  for (const auto name : absl::StrSplit(joined, '|')) {
-    *field->Add() = std::string(name);
-  }
+  const std::vector<std::string> names = absl::StrSplit(joined, '|');
+  for (const std::string& name : names) *field->Add() = name;
 }
 
 }  // namespace

@@ -178,12 +178,13 @@ void PrintTests(const DoctorReport& report, Printer& printer) {
                                               test.what(), test.since())));
     if (test.detail().empty()) continue;
     // Of several lines the first: the others are the ways of opening again.
-    std::vector<std::string> lines = absl::StrSplit(test.detail(), '\n');
-    if (lines.size() > 1 && absl::EndsWith(lines[0], ":")) {
-      lines[0].pop_back();
-      absl::StrAppend(&lines[0], " (see Opening)");
+    const std::vector<std::string> lines = absl::StrSplit(test.detail(), '\n');
+    std::string first = lines.front();
+    if (lines.size() > 1 && absl::EndsWith(first, ":")) {
+      first.pop_back();
+      absl::StrAppend(&first, " (see Opening)");
     }
-    printer.Text("          ", lines[0]);
+    printer.Text("          ", first);
   }
 }
 

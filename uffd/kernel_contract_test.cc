@@ -70,9 +70,10 @@ INSTANTIATE_TEST_SUITE_P(Kernels, KernelContract,
                            return info.param == Which::kReal ? "Real" : "Fake";
                          });
 
-#define OPEN_OR_SKIP(uffd, features)                 \
-  const std::unique_ptr<Uffd> uffd = Open(features); \
-  if (uffd == nullptr) GTEST_SKIP() << skip_
+// Declares `name`, a Uffd with the features, or skips the test.
+#define OPEN_OR_SKIP(name, features)                 \
+  const std::unique_ptr<Uffd> name = Open(features); \
+  if ((name) == nullptr) GTEST_SKIP() << skip_
 
 TEST_P(KernelContract, CopyFillsAndStopsAtAPageThatIsThere) {
   OPEN_OR_SKIP(uffd, kUffdFeatureSigbus);

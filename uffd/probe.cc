@@ -179,7 +179,7 @@ void ProbeCalls(Kernel& kernel, UffdFacts& facts) {
 
 // The choice in brackets of "always [madvise] never".
 std::string ChosenOf(const std::string& path) {
-  const std::string line = ReadFirstLine(path).value_or("");
+  std::string line = ReadFirstLine(path).value_or("");
   const size_t open = line.find('[');
   const size_t close = line.find(']');
   if (open == std::string::npos || close == std::string::npos) return line;

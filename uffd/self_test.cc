@@ -47,7 +47,8 @@ struct Verdict {
 Verdict Works() { return {}; }
 Verdict Failed(std::string detail) { return {kExitFailed, std::move(detail)}; }
 Verdict Missing(const absl::Status& status) {
-  return {kExitMissing, std::string(status.message())};
+  std::string detail(status.message());
+  return {kExitMissing, std::move(detail)};
 }
 Verdict Unexpected(const char* call, int error) {
   return Failed(absl::StrCat(call, ": ", ErrnoText(error)));
