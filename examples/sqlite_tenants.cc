@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -192,14 +193,14 @@ class Progress {
 
 // A status in one line.
 std::string OneLine(const absl::Status& status) {
-  return absl::StrReplaceAll(std::string(status.message()), {{"\n", "; "}});
+  return absl::StrReplaceAll(status.message(), {{"\n", "; "}});
 }
 
 // The value at `part` (0 to 1) of the sorted values; 0 without any.
 double Quantile(const std::vector<double>& sorted, double part) {
   if (sorted.empty()) return 0;
   const auto last = static_cast<double>(sorted.size() - 1);
-  return sorted[static_cast<size_t>(part * last + 0.5)];
+  return sorted[static_cast<size_t>(std::lround(part * last))];
 }
 
 // Sets up the database in the first way that works.

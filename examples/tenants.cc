@@ -197,7 +197,7 @@ class Session {
     Error(absl::StrCat("out of bounds at ", address, ": got ", trap.Message()));
   }
 
-  void Error(std::string text) {
+  void Error(const std::string& text) {
     if (results_->errors.size() < kMaxErrors) {
       results_->errors.push_back(
           absl::StrCat("tenant ", tenant_.number, ": ", text));

@@ -177,8 +177,8 @@ class Guest {
     return guest;
   }
 
-  Guest(Guest&&) = default;
-  Guest& operator=(Guest&&) = default;
+  Guest(Guest&&) noexcept = default;
+  Guest& operator=(Guest&&) noexcept = default;
 
   // The instance, for calling its exports under Run.
   Instance* get() const { return instance_.get(); }

@@ -111,7 +111,7 @@ absl::StatusOr<ModuleHeader> ParseModuleHeader(std::string_view text_view) {
   }
   std::string type;
   for (absl::string_view argument : absl::StrSplit(arguments, ',')) {
-    if (RE2::PartialMatch(std::string(argument),
+    if (RE2::PartialMatch(absl::StrCat(argument),
                           absl::StrCat(R"(struct )", kInstanceType), &type)) {
       header.imports.push_back(type);
     }
@@ -128,7 +128,7 @@ absl::StatusOr<ModuleHeader> ParseModuleHeader(std::string_view text_view) {
   for (absl::string_view line : absl::StrSplit(fields, '\n')) {
     // An instance without any state has one member, because C wants one.
     if (absl::StrContains(line, "dummy_member")) continue;
-    if (absl::Status status = ParseField(text, std::string(line), &header);
+    if (absl::Status status = ParseField(text, absl::StrCat(line), &header);
         !status.ok()) {
       return status;
     }

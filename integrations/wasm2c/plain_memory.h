@@ -87,9 +87,9 @@ class PlainMemorySource : public MemorySource {
   absl::Status Reserve();
 
   // Makes a slot show what `request` says. It holds no one's bytes before.
-  absl::Status Prepare(uint32_t slot, const MemoryRequest& request);
+  absl::Status Prepare(uint32_t index, const MemoryRequest& request);
   // Drops what was written since.
-  absl::Status Clean(uint32_t slot, const MemoryRequest& request);
+  absl::Status Clean(uint32_t index, const MemoryRequest& request);
   absl::Status SetSize(uint32_t slot, uint64_t new_size_bytes);
   void GiveBack(uint32_t slot);
   // A file with the image's bytes and no holes; -1 and a status on failure.

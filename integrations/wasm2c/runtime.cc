@@ -39,7 +39,7 @@ struct Run {
 // An exception's values are at most this long.
 constexpr uint32_t kMaxExceptionBytes = 65536;
 
-struct Exception {
+struct Thrown {
   uint32_t tag = 0;
   uint32_t size = 0;
   alignas(16) uint8_t values[kMaxExceptionBytes];
@@ -52,7 +52,7 @@ struct Exception {
 struct ThreadState {
   Run* run;
   jmp_buf* unwind_target;
-  Exception* exception;  // made at the first throw
+  Thrown* exception;  // made at the first throw
   ScopedMemorySource* source;
   // The thread's own stack; zeroes until the first run.
   uintptr_t stack_low;
@@ -391,7 +391,7 @@ void wasm_rt_load_exception(uint32_t tag, uint32_t size, const void* values) {
   if (wasm2c_thread.exception == nullptr) {
     static thread_local firsttouch::wasm2c::ThreadEnd at_end;
     (void)at_end;
-    wasm2c_thread.exception = new firsttouch::wasm2c::Exception;
+    wasm2c_thread.exception = new firsttouch::wasm2c::Thrown;
   }
   wasm2c_thread.exception->tag = tag;
   wasm2c_thread.exception->size = size;

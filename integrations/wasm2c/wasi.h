@@ -89,7 +89,7 @@ struct Z_wasi_snapshot_preview1_instance_t {
   uint32_t EnvironGet(uint32_t environ, uint32_t environ_buf);
   uint32_t EnvironSizesGet(uint32_t environc, uint32_t environ_buf_size);
   uint32_t ClockResGet(uint32_t clock, uint32_t resolution);
-  uint32_t ClockTimeGet(uint32_t clock, uint32_t time);
+  uint32_t ClockTimeGet(uint32_t clock, uint32_t at);
   uint32_t FdClose(uint32_t fd);
   uint32_t FdFdstatGet(uint32_t fd, uint32_t stat);
   uint32_t FdFilestatGet(uint32_t fd, uint32_t stat);

@@ -58,8 +58,8 @@ extern __thread uintptr_t wasm_rt_stack_limit
 #define WASM_RT_MAX_CALL_STACK_DEPTH \
   ((uint32_t)(wasm_rt_stack_pointer() >= wasm_rt_stack_limit))
 
-static inline __attribute__((always_inline)) uintptr_t
-wasm_rt_stack_pointer(void) {
+static inline __attribute__((always_inline)) uintptr_t wasm_rt_stack_pointer(
+    void) {
 #if defined(__x86_64__)
   /* Not __builtin_frame_address: that would cost every function its frame
    * pointer. */
