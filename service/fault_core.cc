@@ -21,6 +21,12 @@ constexpr uint64_t kMaxZeroRunPages = 16;
 alignas(
     kPageBytes) constexpr std::byte kZeroes[kMaxZeroRunPages * kPageBytes] = {};
 
+// A guest that reads an image from one end to the other gets up to this many
+// pages mapped at a fault: most of what a fault costs is the signal.
+constexpr uint64_t kMaxReadRunPages = 256;
+// And one that writes so gets up to this many private copies.
+constexpr uint64_t kMaxWriteRunPages = 16;
+
 // A fault on one page that is resolved this often in a row will never be
 // resolved: rather die with a message than burn a core.
 constexpr uint32_t kMaxSamePageFaults = 1u << 20;
@@ -97,15 +103,23 @@ class Filler {
     }
   }
 
-  // Maps image pages, protected, wherever the granule lacks them.
-  FaultResult MapImageGranule(uint64_t page, bool include_page);
+  // Maps image pages, protected, wherever the granule lacks them; more than a
+  // granule for who reads upwards.
+  FaultResult MapImageGranule(uint64_t page);
   // Copies image pages, protected, wherever the granule lacks them.
   FaultResult CopyImageGranule(uint64_t page);
-  // For each run of image pages in the granule that are not there (and `page`
-  // itself, if asked for), ascending.
+  // For each run of image pages in [first, end) that are not there, and `page`
+  // itself, ascending.
   template <typename FillRun>
-  FaultResult ForMissingImageRuns(uint64_t page, bool include_page,
+  FaultResult ForMissingImageRuns(uint64_t page, uint64_t first, uint64_t end,
                                   FillRun fill_run);
+
+  // How many pages from `page` on to fill for a write: one, or, for a guest
+  // that fills upwards page by page, twice as many as last time, up to `most`
+  // and to the next page that is there or in `other`, bits of its group.
+  uint64_t WriteRun(uint64_t page, std::atomic<uint64_t>& last_end,
+                    std::atomic<uint64_t>& last_pages, uint64_t other,
+                    uint64_t most);
 
   FaultResult ReadZeroGranule(uint64_t page);
   FaultResult WriteImagePage(uint64_t page);
@@ -119,10 +133,9 @@ class Filler {
 };
 
 template <typename FillRun>
-FaultResult Filler::ForMissingImageRuns(uint64_t page, bool include_page,
-                                        FillRun fill_run) {
-  const uint64_t first = GranuleFirst(page);
-  const uint64_t end = std::min(GranuleEnd(page), slot_.image_pages);
+FaultResult Filler::ForMissingImageRuns(uint64_t page, uint64_t first,
+                                        uint64_t end, FillRun fill_run) {
+  end = std::min(end, slot_.image_pages);
   FaultResult result;
   for (uint64_t group = first / kPagesPerGroup;
        group * kPagesPerGroup < end &&
@@ -135,7 +148,7 @@ FaultResult Filler::ForMissingImageRuns(uint64_t page, bool include_page,
     if (group == page / kPagesPerGroup) {
       // The hardware knows better than the planes whether this page is there.
       const uint64_t bit = uint64_t{1} << (page % kPagesPerGroup);
-      want = include_page ? want | bit : want & ~bit;
+      want |= bit;
     }
     ForEachRun(want, [&](uint64_t bit, uint64_t pages) {
       if (result.kind != FaultResult::Kind::kResolved) return;
@@ -147,25 +160,38 @@ FaultResult Filler::ForMissingImageRuns(uint64_t page, bool include_page,
   return result;
 }
 
-FaultResult Filler::MapImageGranule(uint64_t page, bool include_page) {
+FaultResult Filler::MapImageGranule(uint64_t page) {
+  const uint64_t first = GranuleFirst(page);
+  uint64_t pages = core_.granule_pages;
+  if (slot_.read_run_end.load(std::memory_order_relaxed) == first) {
+    pages = std::max(
+        pages,
+        std::min(2 * slot_.read_run_pages.load(std::memory_order_relaxed),
+                 kMaxReadRunPages));
+  }
+  slot_.read_run_end.store(first + pages, std::memory_order_relaxed);
+  slot_.read_run_pages.store(pages, std::memory_order_relaxed);
   return ForMissingImageRuns(
-      page, include_page, [&](uint64_t run, uint64_t pages) {
+      page, first, std::min(first + pages, size_pages_),
+      [&](uint64_t run, uint64_t run_pages) {
         const FillResult fill =
             ContinueRange(*core_.kernel, core_.uffd, Address(run),
-                          pages * kPageBytes, kUffdContinueWp, policy_);
+                          run_pages * kPageBytes, kUffdContinueWp, policy_);
         Count(slot_.counters.pages_mapped, fill.pages_filled());
         return Outcome(fill, "UFFDIO_CONTINUE");
       });
 }
 
 FaultResult Filler::CopyImageGranule(uint64_t page) {
-  return ForMissingImageRuns(page, true, [&](uint64_t run, uint64_t pages) {
-    const FillResult fill =
-        CopyRange(*core_.kernel, core_.uffd, Address(run), ImageAddress(run),
-                  pages * kPageBytes, kUffdCopyWp, policy_);
-    Count(slot_.counters.pages_copied, fill.pages_filled());
-    return Outcome(fill, "UFFDIO_COPY");
-  });
+  return ForMissingImageRuns(
+      page, GranuleFirst(page), GranuleEnd(page),
+      [&](uint64_t run, uint64_t pages) {
+        const FillResult fill = CopyRange(
+            *core_.kernel, core_.uffd, Address(run), ImageAddress(run),
+            pages * kPageBytes, kUffdCopyWp, policy_);
+        Count(slot_.counters.pages_copied, fill.pages_filled());
+        return Outcome(fill, "UFFDIO_COPY");
+      });
 }
 
 FaultResult Filler::ReadZeroGranule(uint64_t page) {
@@ -240,6 +266,9 @@ FaultResult Filler::WriteImagePage(uint64_t page) {
         bit == 0 ? 0 : std::countl_one(missing << (64 - bit));
     first = page - below;
     pages = below + above;
+  } else {
+    pages = WriteRun(page, slot_.write_run_end, slot_.write_run_pages,
+                     ~ImageWord(page / kPagesPerGroup), kMaxWriteRunPages);
   }
   MarkOpen(first, pages);
   const FillResult fill =
@@ -250,23 +279,19 @@ FaultResult Filler::WriteImagePage(uint64_t page) {
   if (result.kind != FaultResult::Kind::kResolved) return result;
   MarkPresent(first, pages);
   if (fill.pages_present != 0) return Unprotect(page);
-  if (core_.backing == Backing::kShared) {
-    return MapImageGranule(page, /*include_page=*/false);
-  }
   return {};
 }
 
-FaultResult Filler::WriteZeroRun(uint64_t page) {
-  // One page, or, for a guest that fills upwards page by page, twice as many as
-  // last time.
+uint64_t Filler::WriteRun(uint64_t page, std::atomic<uint64_t>& last_end,
+                          std::atomic<uint64_t>& last_pages, uint64_t other,
+                          uint64_t most) {
   uint64_t pages = 1;
-  if (slot_.zero_run_end.load(std::memory_order_relaxed) == page) {
-    pages =
-        std::min({2 * slot_.zero_run_pages.load(std::memory_order_relaxed),
-                  kMaxZeroRunPages, core_.granule_pages, size_pages_ - page});
+  if (last_end.load(std::memory_order_relaxed) == page) {
+    pages = std::min({2 * last_pages.load(std::memory_order_relaxed), most,
+                      core_.granule_pages, size_pages_ - page});
     const uint64_t group = page / kPagesPerGroup;
     const PageGroup& planes = slot_.pages.group(group);
-    const uint64_t taken = ImageWord(group) | ~SameMapping(group, page) |
+    const uint64_t taken = other | ~SameMapping(group, page) |
                            planes.present.load(std::memory_order_relaxed) |
                            planes.open.load(std::memory_order_relaxed);
     const uint64_t bit = page % kPagesPerGroup;
@@ -277,9 +302,15 @@ FaultResult Filler::WriteZeroRun(uint64_t page) {
     }
     pages = free;
   }
-  slot_.zero_run_end.store(page + pages, std::memory_order_relaxed);
-  slot_.zero_run_pages.store(pages, std::memory_order_relaxed);
+  last_end.store(page + pages, std::memory_order_relaxed);
+  last_pages.store(pages, std::memory_order_relaxed);
+  return pages;
+}
 
+FaultResult Filler::WriteZeroRun(uint64_t page) {
+  const uint64_t pages =
+      WriteRun(page, slot_.zero_run_end, slot_.zero_run_pages,
+               ImageWord(page / kPagesPerGroup), kMaxZeroRunPages);
   MarkOpen(page, pages);
   const FillResult fill = CopyRange(*core_.kernel, core_.uffd, Address(page),
                                     reinterpret_cast<uintptr_t>(kZeroes),
@@ -302,7 +333,7 @@ FaultResult Filler::Read(uint64_t page) {
   if (IsImagePage(page)) {
     if (core_.backing == Backing::kShared) {
       Count(slot_.counters.minor_faults);
-      return MapImageGranule(page, /*include_page=*/true);
+      return MapImageGranule(page);
     }
     Count(slot_.counters.missing_read_faults);
     return CopyImageGranule(page);

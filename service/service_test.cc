@@ -533,6 +533,65 @@ TEST_P(ServiceTest, StatisticsTellFaultsApart) {
   EXPECT_THAT(stats.ToString(), HasSubstr("1 write-protect"));
 }
 
+TEST_P(ServiceTest, WhoeverReadsUpwardsGetsMoreOfTheImageAtAFault) {
+  MakeService({.layout = {.max_memory_bytes = 600 * kPageBytes}});
+  if (service_ == nullptr) return;
+  const ImageRef image = PatternImage("upwards", 512, {100});
+  const std::vector<uint8_t> initial = InitialBytes(image, 600 * kPageBytes);
+  Memory memory = MustAcquire({.image = image, .size_bytes = initial.size()});
+  for (uint64_t page = 0; page < 512; ++page) {
+    ASSERT_EQ(Load(memory, page * kPageBytes + 7),
+              initial[page * kPageBytes + 7])
+        << page;
+  }
+  const ServiceStats stats = service_->Stats();
+  // A handler thread counts after it woke the one that waits.
+  const bool settled = GetParam().resolve == Resolve::kInThread;
+  if (settled && GetParam().backing == Backing::kShared) {
+    // 16, 32, 64, 128 and 256 pages, and the last 16; the page of zeroes is
+    // none of the image's.
+    EXPECT_EQ(stats.minor_faults, 6u);
+    EXPECT_EQ(stats.missing_read_faults, 1u);
+    EXPECT_EQ(stats.pages_mapped, 511u);
+  }
+  // All of it is still tracked.
+  Store(memory, 300 * kPageBytes, ~initial[300 * kPageBytes]);
+  if (settled) {
+    EXPECT_EQ(memory.CountPages().changed, 1u);
+  }
+  EXPECT_EQ(memory.Reset(), absl::OkStatus());
+  EXPECT_EQ(FirstDifference(memory, initial), std::nullopt);
+}
+
+TEST_P(ServiceTest, WhoeverWritesUpwardsGetsMorePrivatePagesAtAFault) {
+  MakeService({.layout = {.max_memory_bytes = 120 * kPageBytes}});
+  if (service_ == nullptr) return;
+  const ImageRef image = PatternImage("upwards", 100, {40});
+  const std::vector<uint8_t> initial = InitialBytes(image, 120 * kPageBytes);
+  Memory memory = MustAcquire({.image = image, .size_bytes = initial.size()});
+  EXPECT_EQ(Load(memory, 20 * kPageBytes), initial[20 * kPageBytes]);
+  for (uint64_t page = 0; page < 120; ++page) {
+    Store(memory, page * kPageBytes, ~initial[page * kPageBytes]);
+  }
+  // A handler thread counts after it woke the one that waits.
+  const bool settled = GetParam().resolve == Resolve::kInThread;
+  if (settled) {
+    EXPECT_EQ(memory.CountPages().changed, 120u);
+  }
+  if (settled && GetParam().backing == Backing::kShared) {
+    const ServiceStats stats = service_->Stats();
+    // The granule that was read is there, and stays shared until each of its
+    // pages is written; nothing else is mapped.
+    EXPECT_EQ(stats.minor_faults, 1u);
+    EXPECT_EQ(stats.pages_mapped, 16u);
+    EXPECT_EQ(stats.write_protect_faults, 16u);
+    EXPECT_EQ(stats.pages_copied, 104u);
+    EXPECT_LE(stats.missing_write_faults, 24u);
+  }
+  EXPECT_EQ(memory.Reset(), absl::OkStatus());
+  EXPECT_EQ(FirstDifference(memory, initial), std::nullopt);
+}
+
 TEST_P(ServiceTest, MoreHotPagesThanAllowedDropTheSlot) {
   MakeService({.hot_pages_limit = 3});
   if (service_ == nullptr) return;

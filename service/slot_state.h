@@ -120,6 +120,11 @@ struct alignas(64) SlotState {
   // had: a guest that fills its heap upwards gets more at a time.
   std::atomic<uint64_t> zero_run_end{0};
   std::atomic<uint64_t> zero_run_pages{0};
+  // The same for reads of image pages that are mapped, and for writes to them.
+  std::atomic<uint64_t> read_run_end{0};
+  std::atomic<uint64_t> read_run_pages{0};
+  std::atomic<uint64_t> write_run_end{0};
+  std::atomic<uint64_t> write_run_pages{0};
   // Whether some page is untracked.
   std::atomic<bool> any_untracked{false};
 
