@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <sys/wait.h>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -310,6 +311,26 @@ TEST_F(EmbeddingTest, StartsFromASnapshot) {
       {.image = *prepared, .size_bytes = (*prepared)->size_bytes()});
   ASSERT_TRUE(memory.ok()) << memory.status();
   EXPECT_EQ(memory->base()[70000], std::byte{9});
+  EXPECT_EQ(memory->base()[1024], std::byte{'a'});
+}
+
+TEST_F(EmbeddingTest, AChildOfForkMakesAPoolOfItsOwnFromTheSameImage) {
+  absl::StatusOr<Memory> memory =
+      service_->Acquire({.image = image_, .size_bytes = image_->size_bytes()});
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    if (Serve(*service_, image_).code() !=
+        absl::StatusCode::kFailedPrecondition) {
+      _exit(1);
+    }
+    absl::StatusOr<std::unique_ptr<Service>> own = MakePool();
+    _exit(own.ok() && Serve(**own, image_).ok() ? 0 : 2);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
   EXPECT_EQ(memory->base()[1024], std::byte{'a'});
 }
 
