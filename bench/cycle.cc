@@ -98,18 +98,20 @@ struct Choice {
 // The lists of changed pages of one thread, made before anything is measured.
 class Lists {
  public:
+  // What stays the same is the same for every seed: tenants of one image.
   Lists(const Choice& choice, uint32_t seed) {
-    std::mt19937 random(seed);
     std::vector<uint32_t> all(choice.touched_bytes / kPageBytes);
-    for (uint32_t i = 0; i < all.size(); ++i) all[i] = i;
-    std::shuffle(all.begin(), all.end(), random);
+    std::iota(all.begin(), all.end(), 0);
+    std::mt19937 same(0);
+    std::shuffle(all.begin(), all.end(), same);
     per_list_ = choice.k;
     const uint32_t fixed = choice.pages == "same"    ? choice.k
                            : choice.pages == "mixed" ? kMixedSame
                                                      : 0;
     lists_ = choice.pages == "same" ? 1 : kDriftingLists;
+    std::mt19937 random(seed);
     for (uint32_t list = 0; list < lists_; ++list) {
-      if (list > 0) std::shuffle(all.begin() + fixed, all.end(), random);
+      if (lists_ > 1) std::shuffle(all.begin() + fixed, all.end(), random);
       flat_.insert(flat_.end(), all.begin(), all.begin() + per_list_);
     }
   }
@@ -175,7 +177,6 @@ int RunCycles(CycleSlot& slot, const ImageRef& image, Lists& lists,
               const Settings& settings, std::vector<uint64_t>& ticks) {
   const auto budget = static_cast<uint64_t>(settings.round_ns * TicksPerNs());
   const size_t before = ticks.size();
-  ticks.reserve(before + settings.cycles);
   const uint64_t start = NowTicks();
   uint64_t last = start;
   for (int i = 0; i < settings.cycles; ++i) {
@@ -264,6 +265,11 @@ void MeasureRound(Contender& contender, const ImageRef& image, uint32_t threads,
                   const Settings& settings) {
   std::vector<std::vector<uint64_t>> ticks(threads);
   std::vector<int> cycles(threads);
+  for (std::vector<uint64_t>& of_thread : ticks) {
+    // There before anything is counted.
+    of_thread.resize(settings.cycles);
+    of_thread.clear();
+  }
   const std::optional<uint64_t> shootdowns = TlbShootdowns();
   const uint64_t faults = MinorFaults();
   const double ns = OnThreads(threads, [&](uint32_t t) {

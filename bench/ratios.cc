@@ -88,12 +88,13 @@ std::vector<Contest> Contests() {
   std::vector<Contest> contests;
 
   contests.push_back(
-      {"read image pages, shared", "CONTINUE, 64 KiB", "private file mapping",
-       "4 KiB page", PoolTouching({.granule_bytes = kGranule}, kPageBytes),
+      {"read image pages, shared", "CONTINUE, up to 1 MiB",
+       "private file mapping", "4 KiB page",
+       PoolTouching({.granule_bytes = kGranule}, kPageBytes),
        KernelTouching({.kind = KernelTouchKind::kFault}, kPageBytes), 1.3});
   contests.push_back(
-      {"write image pages, shared", "COPY 4 KiB + CONTINUE",
-       "copy-on-write fault", "4 KiB page",
+      {"write image pages, shared", "COPY, up to 64 KiB", "copy-on-write fault",
+       "4 KiB page",
        PoolTouching({.access = Access::kWrite, .granule_bytes = kGranule},
                     kPageBytes),
        KernelTouching(
@@ -133,10 +134,13 @@ std::vector<Contest> Contests() {
                                      kPageBytes),
                       std::nullopt});
 
-  contests.push_back({"trap and siglongjmp", "SIGBUS, in-thread",
-                      "mprotect + SIGSEGV", "trap",
-                      Trapping(MakePoolTrap(Resolve::kInThread)),
-                      Trapping(MakeKernelTrap()), 1.2});
+  for (Access access : {Access::kRead, Access::kWrite}) {
+    contests.push_back(
+        {absl::StrCat("trap by ", access == Access::kRead ? "read" : "write"),
+         "SIGBUS, in-thread", "mprotect + SIGSEGV", "trap and siglongjmp",
+         Trapping(MakePoolTrap(Resolve::kInThread, access)),
+         Trapping(MakeKernelTrap(access)), 1.2});
+  }
 
   constexpr int kLookupRounds = 100;
   const auto scene = std::make_shared<LocatorScene>(16);

@@ -31,33 +31,40 @@ void OnSegv(int signal, siginfo_t* info, void*) {
 
 // Touches `address` that many times and comes back by g_back each time. The
 // mask need not be saved: neither handler leaves one behind.
-void TouchAndReturn(volatile std::byte* address, int times) {
+void TouchAndReturn(volatile std::byte* address, Access access, int times) {
   // Kept over siglongjmp.
   volatile int left = times;
   while (left > 0) {
     left = left - 1;
-    if (sigsetjmp(g_back, 0) == 0) *address = std::byte{1};
+    if (sigsetjmp(g_back, 0) != 0) continue;
+    if (access == Access::kWrite) {
+      *address = std::byte{1};
+    } else {
+      static_cast<void>(*address);
+    }
   }
 }
 
 class InPool : public TrapWay {
  public:
-  explicit InPool(Resolve resolve)
-      : pool_(MakePool({.resolve = resolve, .trap_callback = JumpBack})),
+  InPool(Resolve resolve, Access access)
+      : access_(access),
+        pool_(MakePool({.resolve = resolve, .trap_callback = JumpBack})),
         memory_(OrDie(pool_->Acquire({.size_bytes = kPageBytes}))) {}
 
   void Trap(int times) override {
-    TouchAndReturn(memory_.base() + 2 * kPageBytes, times);
+    TouchAndReturn(memory_.base() + 2 * kPageBytes, access_, times);
   }
 
  private:
+  const Access access_;
   const std::unique_ptr<Service> pool_;
   Memory memory_;
 };
 
 class ByKernel : public TrapWay {
  public:
-  ByKernel() : mapping_(4 * kPageBytes) {
+  explicit ByKernel(Access access) : access_(access), mapping_(4 * kPageBytes) {
     OrDie(EnsureAlternateStack());
     guard_ = mapping_.base() + 2 * kPageBytes;
     if (mprotect(guard_, kPageBytes, PROT_NONE) != 0) Die("mprotect failed");
@@ -71,32 +78,38 @@ class ByKernel : public TrapWay {
     struct sigaction before;
     if (sigaction(SIGSEGV, &action, &before) != 0) Die("sigaction failed");
     g_guard = guard_;
-    TouchAndReturn(guard_, times);
+    TouchAndReturn(guard_, access_, times);
     sigaction(SIGSEGV, &before, nullptr);
   }
 
  private:
+  const Access access_;
   Mapping mapping_;
   std::byte* guard_;
 };
 
 }  // namespace
 
-std::unique_ptr<TrapWay> MakePoolTrap(Resolve resolve) {
-  return std::make_unique<InPool>(resolve);
+std::unique_ptr<TrapWay> MakePoolTrap(Resolve resolve, Access access) {
+  return std::make_unique<InPool>(resolve, access);
 }
 
-std::unique_ptr<TrapWay> MakeKernelTrap() {
-  return std::make_unique<ByKernel>();
+std::unique_ptr<TrapWay> MakeKernelTrap(Access access) {
+  return std::make_unique<ByKernel>(access);
 }
 
 std::vector<NamedTrapWay> AllTrapWays() {
   std::vector<NamedTrapWay> ways;
-  for (Resolve resolve : {Resolve::kInThread, Resolve::kHandlerThread}) {
-    ways.push_back({absl::StrCat("pool/", ResolveName(resolve)),
-                    [resolve] { return MakePoolTrap(resolve); }});
+  for (Access access : {Access::kRead, Access::kWrite}) {
+    const char* const verb = access == Access::kRead ? "read" : "write";
+    for (Resolve resolve : {Resolve::kInThread, Resolve::kHandlerThread}) {
+      ways.push_back(
+          {absl::StrCat(verb, "/pool/", ResolveName(resolve)),
+           [resolve, access] { return MakePoolTrap(resolve, access); }});
+    }
+    ways.push_back({absl::StrCat(verb, "/kernel/mprotect+SIGSEGV"),
+                    [access] { return MakeKernelTrap(access); }});
   }
-  ways.push_back({"kernel/mprotect+SIGSEGV", MakeKernelTrap});
   return ways;
 }
 

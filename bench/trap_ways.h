@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/trap.h"
 
 namespace firsttouch::bench {
 
@@ -22,13 +23,13 @@ class TrapWay {
 };
 
 // A touch behind the size of a memory in a pool.
-std::unique_ptr<TrapWay> MakePoolTrap(Resolve resolve);
+std::unique_ptr<TrapWay> MakePoolTrap(Resolve resolve, Access access);
 
 // The kernel's own way: a page made inaccessible by mprotect(2) once, before
 // the measurement, and the leanest SIGSEGV handler that is still right: on an
 // alternate stack, compares the address with one range and jumps, with no mask
 // to save or restore.
-std::unique_ptr<TrapWay> MakeKernelTrap();
+std::unique_ptr<TrapWay> MakeKernelTrap(Access access);
 
 struct NamedTrapWay {
   std::string name;

@@ -1,0 +1,261 @@
+// Runs every program here with next to no repetitions and looks at what it
+// prints. No time is asserted.
+
+#include <stdio.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "firsttouch/bench/cycle_ways.h"
+#include "firsttouch/bench/report.pb.h"
+#include "gmock/gmock.h"
+#include "google/protobuf/struct.pb.h"
+#include "google/protobuf/util/json_util.h"
+#include "gtest/gtest.h"
+
+namespace firsttouch::bench {
+namespace {
+
+using ::google::protobuf::util::JsonStringToMessage;
+using ::testing::Contains;
+using ::testing::Each;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::SizeIs;
+
+struct Ran {
+  int exit_code = -1;
+  std::string output;
+};
+
+// Runs bench/`program` and returns what it writes to stdout, and to stderr too
+// if asked for.
+Ran RunProgram(const std::string& program, const std::string& arguments,
+               bool with_stderr = false) {
+  const std::string command =
+      absl::StrCat("bench/", program, " ", arguments,
+                   with_stderr ? " 2>&1" : " 2>/dev/null");
+  Ran ran;
+  FILE* const pipe = popen(command.c_str(), "r");
+  if (pipe == nullptr) return ran;
+  std::array<char, 4096> buffer;
+  for (size_t got; (got = fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) {
+    ran.output.append(buffer.data(), got);
+  }
+  const int status = pclose(pipe);
+  if (WIFEXITED(status)) ran.exit_code = WEXITSTATUS(status);
+  return ran;
+}
+
+bool UserfaultfdRefused() {
+  // The programs say why and exit with 1 where the machine lets nobody in.
+  return absl::StrContains(
+      RunProgram("trap", "--benchmark_filter=read/pool/in-thread",
+                 /*with_stderr=*/true)
+          .output,
+      "userfaultfd");
+}
+
+#define SKIP_WITHOUT_USERFAULTFD() \
+  if (UserfaultfdRefused()) GTEST_SKIP() << "userfaultfd is refused here"
+
+std::vector<std::string> TooWide(const std::string& text) {
+  std::vector<std::string> wide;
+  for (const auto line : absl::StrSplit(text, '\n')) {
+    if (line.size() > 80) wide.emplace_back(line);
+  }
+  return wide;
+}
+
+// Names of the benchmarks in google-benchmark's JSON.
+std::set<std::string> BenchmarkNames(const std::string& json) {
+  google::protobuf::Struct root;
+  EXPECT_TRUE(JsonStringToMessage(json, &root).ok()) << json;
+  EXPECT_THAT(root.fields()
+                  .at("context")
+                  .struct_value()
+                  .fields()
+                  .at("kernel")
+                  .string_value(),
+              testing::Not(IsEmpty()));
+  std::set<std::string> names;
+  for (const auto& value :
+       root.fields().at("benchmarks").list_value().values()) {
+    const auto& fields = value.struct_value().fields();
+    EXPECT_FALSE(fields.contains("error_message")) << value.DebugString();
+    names.insert(fields.at("name").string_value());
+  }
+  return names;
+}
+
+constexpr char kOnce[] =
+    " --benchmark_repetitions=1 --benchmark_report_aggregates_only=false "
+    "--benchmark_min_time=0 --benchmark_format=json";
+
+class GoogleBenchmark : public testing::TestWithParam<const char*> {};
+
+TEST_P(GoogleBenchmark, PrintsJson) {
+  SKIP_WITHOUT_USERFAULTFD();
+  const Ran ran = RunProgram(GetParam(), kOnce);
+  EXPECT_EQ(ran.exit_code, 0);
+  const std::set<std::string> names = BenchmarkNames(ran.output);
+  EXPECT_THAT(names, Contains(AnyOf(HasSubstr("kernel/"), HasSubstr("map/"))));
+  EXPECT_THAT(names, SizeIs(testing::Ge(3)));
+}
+
+INSTANTIATE_TEST_SUITE_P(Programs, GoogleBenchmark,
+                         testing::Values("trap", "handover", "grow", "locator"),
+                         [](const auto& info) { return info.param; });
+
+TEST(FirstTouch, CoversEveryWay) {
+  SKIP_WITHOUT_USERFAULTFD();
+  // Some thousand faults of a handler thread each at 4 KiB; once is enough.
+  const Ran ran = RunProgram("first_touch", kOnce);
+  EXPECT_EQ(ran.exit_code, 0);
+  const std::set<std::string> names = BenchmarkNames(ran.output);
+  for (const char* name :
+       {"image/read/4KiB/shared/in-thread", "image/write/2MiB/copied/in-thread",
+        "zero/write/64KiB/shared/handler-thread",
+        "zero/read/4KiB/copied/handler-thread",
+        "image/read/kernel/private-file", "zero/write/kernel/anonymous",
+        "image/read/64KiB/kernel/populate", "zero/write/4KiB/kernel/populate",
+        "image/write/64KiB/kernel/memcpy-fresh",
+        "zero/write/2MiB/kernel/memset-fresh"}) {
+    EXPECT_THAT(names, Contains(testing::StartsWith(name)));
+  }
+  // Content, access, granule, backing, resolve; and the kernel's.
+  EXPECT_THAT(names, SizeIs(2 * 2 * 3 * 2 * 2 + 4 + 4 * 3 + 2 * 3));
+}
+
+TEST(Ratios, JsonSaysWhatIsReached) {
+  SKIP_WITHOUT_USERFAULTFD();
+  const Ran ran = RunProgram("ratios", "--rounds=1 --repeats=1 --format=json");
+  ASSERT_EQ(ran.exit_code, 0);
+  RatioReport report;
+  ASSERT_TRUE(JsonStringToMessage(ran.output, &report).ok()) << ran.output;
+  EXPECT_THAT(report.machine().kernel(), HasSubstr("Linux"));
+  EXPECT_EQ(report.rounds(), 1);
+  std::set<std::string> with_goal;
+  for (const Ratio& ratio : report.ratios()) {
+    EXPECT_GT(ratio.ours_ns(), 0) << ratio.DebugString();
+    EXPECT_GT(ratio.ratio(), 0) << ratio.DebugString();
+    EXPECT_EQ(ratio.has_goal(), ratio.has_reached()) << ratio.DebugString();
+    if (!ratio.has_goal()) continue;
+    EXPECT_EQ(ratio.reached(), ratio.ratio() <= ratio.goal());
+    with_goal.insert(absl::StrCat(ratio.name(), " <= ", ratio.goal()));
+  }
+  EXPECT_EQ(with_goal,
+            (std::set<std::string>{
+                "read image pages, shared <= 1.3",
+                "fill 64 KiB by read, copied <= 0.8",
+                "fill 64 KiB by read, copied <= 0.45",
+                "fill 64 KiB by write, copied <= 0.8",
+                "fill 64 KiB by write, copied <= 0.45", "trap by read <= 1.2",
+                "trap by write <= 1.2", "locate an address <= 5"}));
+}
+
+TEST(Ratios, TextFitsATerminal) {
+  SKIP_WITHOUT_USERFAULTFD();
+  const Ran ran = RunProgram("ratios", "--rounds=1 --repeats=1");
+  EXPECT_EQ(ran.exit_code, 0);
+  EXPECT_THAT(ran.output, HasSubstr("goal 1.30: "));
+  EXPECT_THAT(TooWide(ran.output), IsEmpty());
+}
+
+constexpr char kShortCycles[] =
+    "--rounds=1 --cycles=5 --warmup=3 --counted=4 --k=0,4 --threads=1,2 ";
+
+TEST(Cycle, JsonHasARowForEachWay) {
+  SKIP_WITHOUT_USERFAULTFD();
+  const Ran ran =
+      RunProgram("cycle", absl::StrCat(kShortCycles, "--format=json"));
+  ASSERT_EQ(ran.exit_code, 0);
+  CycleReport report;
+  ASSERT_TRUE(JsonStringToMessage(ran.output, &report).ok()) << ran.output;
+  EXPECT_EQ(report.image_bytes(), 1 << 20);
+  EXPECT_EQ(report.memory_bytes(), 4 << 20);
+  std::set<std::string> ways;
+  std::set<std::string> pages;
+  std::set<int> tables;
+  std::set<int> threads;
+  for (const CycleRow& row : report.rows()) {
+    ways.insert(row.way());
+    pages.insert(row.pages());
+    tables.insert(row.table());
+    threads.insert(row.threads());
+    EXPECT_EQ(row.has_page_faults(), row.has_cycles_per_second());
+  }
+  EXPECT_THAT(ways, SizeIs(testing::Ge(7)));
+  EXPECT_EQ(pages, (std::set<std::string>{"same", "drifting", "mixed"}));
+  EXPECT_EQ(tables,
+            (std::set<int>{CycleRow::STEADY, CycleRow::FIRST_KNOWN_IMAGE,
+                           CycleRow::FIRST_NEW_IMAGE, CycleRow::THREADS}));
+  EXPECT_EQ(threads, (std::set<int>{1, 2}));
+}
+
+TEST(Cycle, CountsWhatCanBeKnown) {
+  SKIP_WITHOUT_USERFAULTFD();
+  const Ran ran = RunProgram(
+      "cycle", absl::StrCat(kShortCycles,
+                            "--tables=steady --pages=same --cycles=40 "
+                            "--touched=image --format=json"));
+  ASSERT_EQ(ran.exit_code, 0);
+  CycleReport report;
+  ASSERT_TRUE(JsonStringToMessage(ran.output, &report).ok()) << ran.output;
+  if (report.counted_by() != "ptrace") {
+    GTEST_SKIP() << "ptrace is refused here: " << report.counted_by();
+  }
+  for (const CycleRow& row : report.rows()) {
+    if (row.way() == "CoW + MADV_DONTNEED") {
+      // One call, and a fault for each page.
+      EXPECT_EQ(row.system_calls(), 1) << row.DebugString();
+      EXPECT_NEAR(row.page_faults(), row.changed_pages(), 0.5)
+          << row.DebugString();
+      EXPECT_EQ(row.private_kib_per_idle_slot(), 0) << row.DebugString();
+    } else if (row.way() == "memcpy of the changed") {
+      EXPECT_EQ(row.system_calls(), 0) << row.DebugString();
+      EXPECT_LT(row.page_faults(), 0.5) << row.DebugString();
+    } else if (row.way() == "shared, in-thread") {
+      // The steady cycle that firsttouch is there for.
+      EXPECT_EQ(row.system_calls(), 0) << row.DebugString();
+      EXPECT_EQ(row.signals(), 0) << row.DebugString();
+      EXPECT_LT(row.page_faults(), 0.5) << row.DebugString();
+      EXPECT_EQ(row.private_kib_per_idle_slot(), 4 * row.changed_pages())
+          << row.DebugString();
+    }
+  }
+}
+
+TEST(Cycle, TextFitsATerminal) {
+  SKIP_WITHOUT_USERFAULTFD();
+  const Ran ran = RunProgram("cycle", kShortCycles);
+  EXPECT_EQ(ran.exit_code, 0);
+  EXPECT_THAT(ran.output, HasSubstr("steady, k=4 same of 1 MiB"));
+  EXPECT_THAT(ran.output, HasSubstr("2 threads, k=32 mixed of 1 MiB"));
+  EXPECT_THAT(TooWide(ran.output), IsEmpty());
+  for (const CycleWayFactory& way : AllCycleWays()) {
+    EXPECT_LE(way.name.size(), 22u) << way.name;
+  }
+}
+
+TEST(Flags, BadValuesAreNamed) {
+  EXPECT_THAT(RunProgram("cycle", "--k=257", true).output,
+              HasSubstr("--k: 257 is not in 0 to 256"));
+  EXPECT_THAT(RunProgram("cycle", "--pages=some", true).output,
+              HasSubstr("--pages: some is none of same, drifting, mixed"));
+  EXPECT_THAT(RunProgram("cycle", "--ways=none", true).output,
+              HasSubstr("--ways: there is no such way"));
+  const Ran ratios = RunProgram("ratios", "--format=xml", true);
+  EXPECT_EQ(ratios.exit_code, 1);
+  EXPECT_THAT(ratios.output,
+              HasSubstr("--format=xml is neither text nor json"));
+}
+
+}  // namespace
+}  // namespace firsttouch::bench
