@@ -51,6 +51,20 @@ Mutex& OrphanMutex() {
   return *mutex;
 }
 
+// In a forked child: the pools that the parent had are not mapped here, so that
+// one of ours may come to lie where the locator still has one of them. A pool
+// begins at a multiple of kLocatorChunkBytes, so that it covers the start of
+// each of its chunks.
+void ForgetPoolsOfParent(const PoolEntry& entry) {
+  for (uint64_t at = 0; at < entry.bytes; at += kLocatorChunkBytes) {
+    const PoolEntry* there = FindPool(entry.base + at);
+    if (there != nullptr &&
+        !static_cast<FaultCore*>(there->owner)->InOwnerProcess()) {
+      UnregisterPool(there);
+    }
+  }
+}
+
 }  // namespace
 
 Core::Core(ServiceOptions options, Kernel& kernel, const PoolLayout& layout)
@@ -244,6 +258,7 @@ absl::Status Core::Start() {
   entry.size_stride_bytes = sizeof(SlotState);
   entry.owner = &fault_core_;
   entry.pool_id = g_next_pool_id.fetch_add(1, std::memory_order_relaxed);
+  ForgetPoolsOfParent(entry);
   if (absl::Status status = RegisterPool(&entry); !status.ok()) return status;
   registered_ = true;
 
@@ -350,7 +365,8 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
       return status;
     }
   }
-  if (absl::Status status = DropStrays(*ops_, slot); !status.ok()) {
+  if (absl::Status status = DropStrays(*ops_, slot, slot.kept_pages);
+      !status.ok()) {
     return status;
   }
   slot.kept_pages = size_pages;
@@ -443,7 +459,9 @@ absl::StatusOr<uint64_t> Core::GrowBy(SlotState& slot, uint64_t delta_bytes) {
   Count(slot.counters.grows);
   // A page that was touched out of bounds before may now be in bounds.
   if (slot.strays.count.load(std::memory_order_acquire) != 0) {
-    if (absl::Status status = DropStrays(*ops_, slot); !status.ok()) {
+    if (absl::Status status =
+            DropStrays(*ops_, slot, PagesRoundedUp(before).value());
+        !status.ok()) {
       return status;
     }
   }
@@ -467,10 +485,12 @@ absl::Status Core::Restore(SlotState& slot) {
     size_bytes = slot.size_bytes.load(std::memory_order_relaxed);
     slot.size_bytes.store(0, std::memory_order_relaxed);
   }
-  absl::Status status = RestorePages(*ops_, slot, slot.kept_pages,
-                                     PagesRoundedUp(size_bytes).value(),
+  const uint64_t size_pages = PagesRoundedUp(size_bytes).value();
+  absl::Status status = RestorePages(*ops_, slot, slot.kept_pages, size_pages,
                                      HotPagesLimit(slot.kept_pages));
-  if (status.ok()) status = DropStrays(*ops_, slot);
+  if (status.ok()) {
+    status = DropStrays(*ops_, slot, std::max(size_pages, slot.kept_pages));
+  }
   return status;
 }
 

@@ -242,7 +242,14 @@ FaultResult Filler::ReadZeroGranule(uint64_t page) {
 FaultResult Filler::Unprotect(uint64_t page) {
   const FillResult fill = WriteProtectRange(
       *core_.kernel, core_.uffd, Address(page), kPageBytes, 0, policy_);
-  return Outcome(fill, "UFFDIO_WRITEPROTECT");
+  const FaultResult result = Outcome(fill, "UFFDIO_WRITEPROTECT");
+  if (result.kind == FaultResult::Kind::kFailed) {
+    // Open and still protected: to restore it would fault. Open and not known
+    // to be present is dropped at release instead.
+    slot_.pages.GroupOf(page).present.fetch_and(
+        ~(uint64_t{1} << (page % kPagesPerGroup)), std::memory_order_relaxed);
+  }
+  return result;
 }
 
 FaultResult Filler::WriteImagePage(uint64_t page) {

@@ -161,8 +161,12 @@ class ThreadAlternateStack {
                      .c_str());
     }
     stack_t stack = {};
-    stack.ss_sp = static_cast<char*>(mapping) + kPageBytes;
-    stack.ss_size = stack_bytes;
+    // The guard page counts as a part of it. The kernel takes the red zone, 128
+    // bytes, off the stack pointer before it asks whether a signal comes on the
+    // alternate stack: on the last bytes above its low end the answer would be
+    // no, and the next frame would go to the top, over frames in use.
+    stack.ss_sp = mapping;
+    stack.ss_size = bytes;
     if (mprotect(mapping, kPageBytes, PROT_NONE) != 0 ||
         sigaltstack(&stack, nullptr) != 0) {
       const int error = errno;

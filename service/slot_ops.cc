@@ -145,7 +145,8 @@ absl::Status DropPages(const SlotOpsContext& context, SlotState& slot,
   return absl::OkStatus();
 }
 
-absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot) {
+absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot,
+                        uint64_t first_page_outside) {
   const uint32_t count = slot.strays.count.load(std::memory_order_acquire);
   if (count == 0) return absl::OkStatus();
   Kernel& kernel = *context.core.kernel;
@@ -169,11 +170,8 @@ absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot) {
         reset(slot.strays.page[i].load(std::memory_order_acquire), kPageBytes);
   }
   if (count > StrayPages::kCapacity && status.ok()) {
-    // More than were noted: everything behind the size that can hold none of
-    // the memory's own pages.
-    const uint64_t behind =
-        RoundUpToPage(slot.size_bytes.load(std::memory_order_relaxed));
-    const uint64_t from = std::max(behind, slot.kept_pages * kPageBytes);
+    // More than were noted: everything that was outside.
+    const uint64_t from = first_page_outside * kPageBytes;
     status = reset(slot.base + from, context.stride_bytes - from);
     const PoolEntry& entry = context.core.entry;
     if (status.ok() && &slot == context.core.slots &&
@@ -274,18 +272,14 @@ absl::Status SettleUntracked(const SlotOpsContext& context, SlotState& slot,
     const auto settle = [&](uint64_t bit, uint64_t pages) {
       if (!status.ok()) return;
       const uint64_t first = index * kPagesPerGroup + bit;
-      if (!scanned) {
-        status = DropPages(context, slot, first, first + pages);
-        return;
+      if (scanned) {
+        const FillResult protect = WriteProtectRange(
+            *context.core.kernel, context.core.uffd, AddressOf(slot, first),
+            pages * kPageBytes, kUffdWriteProtectWp, {});
+        CountOwned(slot.counters.kernel_calls);
+        if (protect.ok()) return;
       }
-      const FillResult protect = WriteProtectRange(
-          *context.core.kernel, context.core.uffd, AddressOf(slot, first),
-          pages * kPageBytes, kUffdWriteProtectWp, {});
-      CountOwned(slot.counters.kernel_calls);
-      if (!protect.ok()) {
-        status = Failed(context, slot, protect.error, "UFFDIO_WRITEPROTECT",
-                        first, pages);
-      }
+      status = DropPages(context, slot, first, first + pages);
     };
     ForEachRun(untracked & in_image, settle);
     ForEachRun(untracked & ~in_image, settle);

@@ -47,8 +47,10 @@ absl::Status DropPages(const SlotOpsContext& context, SlotState& slot,
                        uint64_t first_page, uint64_t end_page);
 
 // Pages outside the bounds that were made to trap one by one (handler threads)
-// are as untouched ones again.
-absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot);
+// are as untouched ones again. No page of the memory's own lies at or behind
+// `first_page_outside`, the end of the bounds in which they were outside.
+absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot,
+                        uint64_t first_page_outside);
 
 // Restores the initial bytes of pages below `keep_pages` and drops those up to
 // `size_pages` (pages that the holder grew into). Restored pages stay private

@@ -49,15 +49,17 @@ class Stalls {
 };
 
 // Runs `step(offset_bytes, bytes)`, one of the kernel's range calls, over the
-// whole range.
+// whole range. With `split`, goes on page by page where ENOENT says that the
+// range is not in one mapping.
 template <typename Step>
 FillResult Fill(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
-                const FillPolicy& policy, Step step) {
+                const FillPolicy& policy, bool split, Step step) {
   FillResult result;
   Stalls stalls(kernel, policy);
+  size_t most = bytes;
   while (result.bytes_done < bytes) {
-    const RangeResult range =
-        step(result.bytes_done, bytes - result.bytes_done);
+    const size_t asked = std::min(most, bytes - result.bytes_done);
+    const RangeResult range = step(result.bytes_done, asked);
     if (range.bytes_done > 0) {
       result.bytes_done += static_cast<uint64_t>(range.bytes_done);
       stalls.Reset();
@@ -84,6 +86,14 @@ FillResult Fill(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
         ++result.pages_present;
         stalls.Reset();
         break;
+      case ENOENT:
+        // No single mapping holds the range. Neighbours that look alike need
+        // not be one: a name, a lock or advice on a part keeps them apart.
+        if (split && asked > kPageBytes) {
+          most = kPageBytes;
+          continue;
+        }
+        [[fallthrough]];
       default:
         result.error = range.error;
         return result;
@@ -101,7 +111,7 @@ FillResult Fill(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
 
 FillResult CopyRange(Kernel& kernel, int fd, uintptr_t dst, uintptr_t src,
                      size_t bytes, uint64_t mode, const FillPolicy& policy) {
-  return Fill(kernel, fd, dst, bytes, policy,
+  return Fill(kernel, fd, dst, bytes, policy, /*split=*/true,
               [&](uint64_t offset, size_t left) {
                 return kernel.Copy(fd, dst + offset, src + offset, left, mode);
               });
@@ -109,7 +119,7 @@ FillResult CopyRange(Kernel& kernel, int fd, uintptr_t dst, uintptr_t src,
 
 FillResult ZeroRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
                      uint64_t mode, const FillPolicy& policy) {
-  return Fill(kernel, fd, start, bytes, policy,
+  return Fill(kernel, fd, start, bytes, policy, /*split=*/true,
               [&](uint64_t offset, size_t left) {
                 return kernel.ZeroPage(fd, start + offset, left, mode);
               });
@@ -117,7 +127,7 @@ FillResult ZeroRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
 
 FillResult ContinueRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
                          uint64_t mode, const FillPolicy& policy) {
-  return Fill(kernel, fd, start, bytes, policy,
+  return Fill(kernel, fd, start, bytes, policy, /*split=*/true,
               [&](uint64_t offset, size_t left) {
                 return kernel.Continue(fd, start + offset, left, mode);
               });
@@ -125,7 +135,8 @@ FillResult ContinueRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
 
 FillResult MoveRange(Kernel& kernel, int fd, uintptr_t dst, uintptr_t src,
                      size_t bytes, uint64_t mode, const FillPolicy& policy) {
-  return Fill(kernel, fd, dst, bytes, policy,
+  // ENOENT is a hole in the source too, which no split mends.
+  return Fill(kernel, fd, dst, bytes, policy, /*split=*/false,
               [&](uint64_t offset, size_t left) {
                 return kernel.Move(fd, dst + offset, src + offset, left, mode);
               });
@@ -133,7 +144,7 @@ FillResult MoveRange(Kernel& kernel, int fd, uintptr_t dst, uintptr_t src,
 
 FillResult PoisonRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
                        uint64_t mode, const FillPolicy& policy) {
-  return Fill(kernel, fd, start, bytes, policy,
+  return Fill(kernel, fd, start, bytes, policy, /*split=*/true,
               [&](uint64_t offset, size_t left) {
                 return kernel.Poison(fd, start + offset, left, mode);
               });
@@ -142,7 +153,7 @@ FillResult PoisonRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
 FillResult WriteProtectRange(Kernel& kernel, int fd, uintptr_t start,
                              size_t bytes, uint64_t mode,
                              const FillPolicy& policy) {
-  return Fill(kernel, fd, start, bytes, policy,
+  return Fill(kernel, fd, start, bytes, policy, /*split=*/true,
               [&](uint64_t offset, size_t left) {
                 return kernel.WriteProtect(fd, start + offset, left, mode);
               });

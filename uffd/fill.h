@@ -58,9 +58,9 @@ struct FillResult {
   uint64_t pages_present = 0;
   // Times the kernel said EAGAIN without progress.
   uint32_t stalls = 0;
-  // 0, or what ended the fill: ENOENT (no single registered range), ESRCH (the
-  // process has gone), EAGAIN (max_stalls), EFAULT (CONTINUE: the file has no
-  // such page; COPY: the source is unreadable), EBUSY and ENOENT (MOVE: the
+  // 0, or what ended the fill: ENOENT (a page that is not registered), ESRCH
+  // (the process has gone), EAGAIN (max_stalls), EFAULT (CONTINUE: the file has
+  // no such page; COPY: the source is unreadable), EBUSY and ENOENT (MOVE: the
   // source), ENOMEM, EINVAL.
   int error = 0;
 
@@ -72,8 +72,10 @@ struct FillResult {
 };
 
 // Each of these fills [start, start + bytes) and skips pages that are there.
-// `mode` is the call's own (abi.h). Page aligned, but for CopyRange's `src`.
-// Kernel versions and single errors: see Kernel's method of the name.
+// The range may lie in several mappings (the kernel's calls want one: on ENOENT
+// all but MoveRange go on page by page). `mode` is the call's own (abi.h). Page
+// aligned, but for CopyRange's `src`. Kernel versions and single errors: see
+// Kernel's method of the name.
 FillResult CopyRange(Kernel& kernel, int fd, uintptr_t dst, uintptr_t src,
                      size_t bytes, uint64_t mode, const FillPolicy& policy);
 FillResult ZeroRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,

@@ -225,6 +225,26 @@ TEST(Fill, OtherErrorsEndItAndKeepTheCount) {
   }
 }
 
+TEST(Fill, ARangeInSeveralMappingsIsFilledPageByPage) {
+  FakeKernel kernel(FakeKernel::kScripted);
+  kernel.Fail(Op::kCopy, 1, RangeResult{0, ENOENT});
+  const FillResult filled =
+      CopyRange(kernel, 3, kStart, kSource, kPages16, 0, {});
+  EXPECT_TRUE(filled.ok());
+  EXPECT_EQ(filled.pages_filled(), 16u);
+  EXPECT_EQ(kernel.Calls(Op::kCopy), 17u);
+}
+
+TEST(Fill, APageThatIsNotRegisteredEndsIt) {
+  FakeKernel kernel(FakeKernel::kScripted);
+  kernel.Fail(Op::kContinue, 1, RangeResult{0, ENOENT});
+  kernel.Fail(Op::kContinue, 4, RangeResult{0, ENOENT});
+  const FillResult filled = ContinueRange(kernel, 3, kStart, kPages16, 0, {});
+  EXPECT_EQ(filled.error, ENOENT);
+  EXPECT_EQ(filled.pages_filled(), 2u);
+  EXPECT_EQ(kernel.Calls(Op::kContinue), 4u);
+}
+
 TEST(Fill, AKernelThatDoesNothingAndSaysNothingEndsIt) {
   FakeKernel kernel(FakeKernel::kScripted);
   kernel.Fail(Op::kPoison, FakeKernel::kEvery, RangeResult{0, 0});

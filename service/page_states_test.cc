@@ -1,0 +1,169 @@
+#include "firsttouch/service/page_states.h"
+
+#include <sys/mman.h>
+
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+namespace firsttouch {
+namespace {
+
+// Zeroed memory of the right size and alignment.
+class StatesMemory {
+ public:
+  explicit StatesMemory(uint64_t pages)
+      : bytes_(PageStates::BytesFor(PageCount(pages))),
+        memory_(mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)),
+        states(memory_, PageCount(pages)) {}
+  ~StatesMemory() { munmap(memory_, bytes_); }
+
+ private:
+  const uint64_t bytes_;
+  void* const memory_;
+
+ public:
+  PageStates states;
+};
+
+void SetPage(PageStates& states, uint64_t page, bool present, bool untracked,
+             bool open, bool hot) {
+  PageGroup& group = states.GroupOf(page);
+  const uint64_t bit = uint64_t{1} << (page % kPagesPerGroup);
+  if (present) group.present.fetch_or(bit);
+  if (untracked) group.untracked.fetch_or(bit);
+  if (open) group.open.fetch_or(bit);
+  if (hot) group.hot.fetch_or(bit);
+  states.NoteGroup(page / kPagesPerGroup);
+}
+
+TEST(PageStatesTest, EachCombinationOfPlanesIsTheStateThatTheTableSays) {
+  for (int bits = 0; bits < 16; ++bits) {
+    StatesMemory memory(70);
+    const bool present = bits & 1, untracked = bits & 2, open = bits & 4,
+               hot = bits & 8;
+    SetPage(memory.states, 65, present, untracked, open, hot);
+    PageState expected = PageState::kMissing;
+    if (open) {
+      expected = hot ? PageState::kHot : PageState::kDirty;
+    } else if (present) {
+      expected = untracked ? PageState::kUntracked : PageState::kClean;
+    }
+    EXPECT_EQ(memory.states.StateOf(65), expected) << bits;
+    EXPECT_EQ(memory.states.StateOf(64), PageState::kMissing);
+    EXPECT_EQ(memory.states.StateOf(1), PageState::kMissing);
+  }
+}
+
+TEST(PageStatesTest, NamesAreThoseOfTheTable) {
+  EXPECT_STREQ(PageStateName(PageState::kMissing), "missing");
+  EXPECT_STREQ(PageStateName(PageState::kClean), "clean");
+  EXPECT_STREQ(PageStateName(PageState::kUntracked), "untracked");
+  EXPECT_STREQ(PageStateName(PageState::kDirty), "dirty");
+  EXPECT_STREQ(PageStateName(PageState::kHot), "hot");
+}
+
+TEST(PageStatesTest, FourKiBOfBookKeepingTellOfSixteenMiB) {
+  EXPECT_EQ(PageStates::BytesFor(PageCount(1)), 4096u);
+  EXPECT_EQ(PageStates::BytesFor(PageCount((16 << 20) / 4096)), 4096u);
+  // 4 GiB: 2 KiB of summary and 512 KiB of planes.
+  EXPECT_EQ(PageStates::BytesFor(PageCount(1 << 20)), (512u << 10) + 4096);
+}
+
+TEST(PageStatesTest, WalksVisitNotedGroupsInOrder) {
+  StatesMemory memory(64 * 200);
+  for (uint64_t group : {199, 3, 64, 0, 63}) {
+    SetPage(memory.states, group * 64 + group % 64, true, false, false, false);
+  }
+  std::vector<uint64_t> visited;
+  memory.states.ForEachGroup(
+      [&](uint64_t index, PageGroup&) { visited.push_back(index); });
+  EXPECT_EQ(visited, (std::vector<uint64_t>{0, 3, 63, 64, 199}));
+}
+
+TEST(PageStatesTest, ForgetClearsJustTheRangeForEveryRangeOfThreeGroups) {
+  constexpr uint64_t kPages = 130;
+  for (uint64_t first = 0; first <= kPages; first += 5) {
+    for (uint64_t end = first; end <= kPages; end += 7) {
+      StatesMemory memory(kPages);
+      for (uint64_t page = 0; page < kPages; ++page) {
+        SetPage(memory.states, page, true, false, page % 2 == 0, page % 4 == 0);
+      }
+      memory.states.Forget(first, end);
+      for (uint64_t page = 0; page < kPages; ++page) {
+        const PageState expected = page >= first && page < end
+                                       ? PageState::kMissing
+                                   : page % 4 == 0 ? PageState::kHot
+                                   : page % 2 == 0 ? PageState::kDirty
+                                                   : PageState::kClean;
+        ASSERT_EQ(memory.states.StateOf(page), expected)
+            << first << ".." << end << " page " << page;
+      }
+    }
+  }
+}
+
+TEST(PageStatesTest, ForgottenGroupsAreNotVisitedAnyMore) {
+  StatesMemory memory(64 * 4);
+  SetPage(memory.states, 10, true, false, true, true);
+  SetPage(memory.states, 70, true, false, true, true);
+  SetPage(memory.states, 71, true, false, false, false);
+  memory.states.Forget(0, 71);
+  std::vector<uint64_t> visited;
+  memory.states.ForEachGroup(
+      [&](uint64_t index, PageGroup&) { visited.push_back(index); });
+  EXPECT_EQ(visited, (std::vector<uint64_t>{1}));
+}
+
+TEST(GroupMaskTest, IsTheBitsInsideTheRangeForAllRangesOfThreeGroups) {
+  for (uint64_t group = 0; group < 3; ++group) {
+    for (uint64_t first = 0; first <= 192; ++first) {
+      for (uint64_t end = 0; end <= 192; ++end) {
+        uint64_t expected = 0;
+        for (uint64_t bit = 0; bit < 64; ++bit) {
+          const uint64_t page = group * 64 + bit;
+          if (page >= first && page < end) expected |= uint64_t{1} << bit;
+        }
+        ASSERT_EQ(GroupMask(group, first, end), expected)
+            << group << " " << first << " " << end;
+      }
+    }
+  }
+}
+
+TEST(ForEachRunTest, RunsAreWhatASimpleLoopFindsForAllSixteenBitWords) {
+  for (uint64_t low = 0; low < (1 << 16); ++low) {
+    // At both ends of the word, where shifts go wrong.
+    for (uint64_t bits : {low, low << 48, low | low << 48}) {
+      std::vector<std::pair<uint64_t, uint64_t>> runs;
+      ForEachRun(bits, [&](uint64_t first, uint64_t length) {
+        runs.emplace_back(first, length);
+      });
+      std::vector<std::pair<uint64_t, uint64_t>> expected;
+      for (uint64_t bit = 0; bit < 64; ++bit) {
+        if ((bits >> bit & 1) == 0) continue;
+        if (expected.empty() ||
+            expected.back().first + expected.back().second != bit) {
+          expected.emplace_back(bit, 0);
+        }
+        ++expected.back().second;
+      }
+      ASSERT_EQ(runs, expected) << std::hex << bits;
+    }
+  }
+  int runs = 0;
+  ForEachRun(~uint64_t{0}, [&](uint64_t first, uint64_t length) {
+    EXPECT_EQ(first, 0u);
+    EXPECT_EQ(length, 64u);
+    ++runs;
+  });
+  EXPECT_EQ(runs, 1);
+}
+
+}  // namespace
+}  // namespace firsttouch
