@@ -5,6 +5,7 @@
 // Time is that of 4 MiB; per_page that of one page of them. In a pool, a fault
 // supplies a granule at once, so most touches meet a page that is there.
 
+#include <cstdint>
 #include <memory>
 
 #include "benchmark/benchmark.h"
@@ -16,6 +17,7 @@
 namespace firsttouch::bench {
 
 void RegisterBenchmarks() {
+  constexpr uint64_t kPages = kTouchBytes / kPageBytes;
   for (const NamedTouchWay& way : AllTouchWays()) {
     benchmark::RegisterBenchmark(
         way.name.c_str(),
@@ -28,7 +30,7 @@ void RegisterBenchmarks() {
             state.SetIterationTime(TicksToNs(NowTicks() - start) * 1e-9);
           }
           state.counters["per_page"] =
-              benchmark::Counter(static_cast<double>(kTouchBytes / kPageBytes),
+              benchmark::Counter(static_cast<double>(kPages),
                                  benchmark::Counter::kIsIterationInvariantRate |
                                      benchmark::Counter::kInvert);
         })

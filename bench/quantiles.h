@@ -5,6 +5,7 @@
 #define FIRSTTOUCH_BENCH_QUANTILES_H_
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <utility>
 #include <vector>
@@ -15,8 +16,8 @@ namespace firsttouch::bench {
 template <typename T>
 T Quantile(std::vector<T> samples, double part) {
   if (samples.empty()) return T{};
-  const auto index =
-      static_cast<size_t>(part * static_cast<double>(samples.size() - 1) + 0.5);
+  const auto index = static_cast<size_t>(
+      std::lround(part * static_cast<double>(samples.size() - 1)));
   std::nth_element(samples.begin(), samples.begin() + index, samples.end());
   return samples[index];
 }

@@ -57,12 +57,12 @@ struct Contest {
 
 // Time of Touch(), divided by the number of units in it.
 Measure Touching(std::shared_ptr<TouchWay> way, uint64_t unit_bytes) {
-  return [way = std::move(way), unit_bytes] {
+  const uint64_t units = kTouchBytes / unit_bytes;
+  return [way = std::move(way), units] {
     way->Prepare();
     const uint64_t start = NowTicks();
     way->Touch();
-    return TicksToNs(NowTicks() - start) /
-           static_cast<double>(kTouchBytes / unit_bytes);
+    return TicksToNs(NowTicks() - start) / static_cast<double>(units);
   };
 }
 

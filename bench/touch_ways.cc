@@ -123,8 +123,8 @@ std::unique_ptr<TouchWay> MakeKernelTouch(const KernelTouch& touch) {
 
 std::string KernelTouchName(const KernelTouch& touch) {
   const bool image = touch.content == Content::kImage;
-  const std::string start = absl::StrCat(ContentName(touch.content), "/",
-                                         AccessName(touch.access), "/");
+  std::string start = absl::StrCat(ContentName(touch.content), "/",
+                                   AccessName(touch.access), "/");
   switch (touch.kind) {
     case KernelTouchKind::kFault:
       return absl::StrCat(start, "kernel/",
