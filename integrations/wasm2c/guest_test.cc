@@ -2,8 +2,11 @@
 #include "firsttouch/integrations/wasm2c/guest.h"
 
 #include <pthread.h>
+#include <signal.h>
 
+#include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -15,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "firsttouch/integrations/wasm2c/pool_memory.h"
 #include "firsttouch/integrations/wasm2c/test_sources.h"
+#include "firsttouch/service/signals.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "integrations/wasm2c/exceptions.firsttouch.h"
@@ -573,6 +577,44 @@ TEST_P(GuestDeathTest, ATrapOutsideOfARunAborts) {
   TrapsGuest guest = MakeTraps();
   EXPECT_DEATH(Z_trapsZ_trap_unreachable(guest.get()),
                "firsttouch wasm2c: unreachable instruction executed");
+}
+
+void HostsHandler(int signal, siginfo_t* info, void* context) {
+  if (HandleFault(signal, info, context) != FaultOutcome::kResolved) abort();
+}
+
+TEST(PoolMemorySourceTest, TheHostMayOwnTheSignals) {
+  // With everything blocked while its handler runs, as careful hosts do.
+  struct sigaction action = {}, old_bus, old_segv;
+  action.sa_sigaction = &HostsHandler;
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+  sigfillset(&action.sa_mask);
+  ASSERT_EQ(sigaction(SIGBUS, &action, &old_bus), 0);
+  ASSERT_EQ(sigaction(SIGSEGV, &action, &old_segv), 0);
+  ServiceOptions options;
+  options.name = "hosted";
+  options.layout = LayoutForGuests(2, kMaxBytes);
+  options.signals = SignalOwnership::kHost;
+  auto service = Service::Create(std::move(options));
+  if (service.ok()) {
+    auto source = PoolMemorySource::Create(service->get());
+    ASSERT_TRUE(source.ok()) << source.status();
+    auto guest = TrapsGuest::Create(source->get());
+    ASSERT_TRUE(guest.ok()) << guest.status();
+    for (u32 i = 0; i < 1000; ++i) {
+      const Outcome<u32> load = guest->Call(&Z_trapsZ_load, 65536 + i);
+      ASSERT_TRUE(load.trapped()) << load.status();
+      ASSERT_EQ(load.trap().touch.offset_bytes, 65536 + i);
+    }
+    // Nothing stayed blocked.
+    sigset_t blocked;
+    sigprocmask(SIG_SETMASK, nullptr, &blocked);
+    EXPECT_EQ(sigismember(&blocked, SIGBUS), 0);
+    EXPECT_EQ(sigismember(&blocked, SIGTERM), 0);
+  }
+  sigaction(SIGBUS, &old_bus, nullptr);
+  sigaction(SIGSEGV, &old_segv, nullptr);
+  if (!service.ok()) GTEST_SKIP() << "no service here: " << service.status();
 }
 
 TEST(PoolMemorySourceTest, GuardsMustCoverWhatAGuestCanReach) {

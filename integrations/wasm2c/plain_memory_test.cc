@@ -1,5 +1,7 @@
 #include "firsttouch/integrations/wasm2c/plain_memory.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <memory>
 #include <utility>
@@ -144,12 +146,11 @@ TEST(PlainMemorySourceDeathTest, ForeignFaultsAreNotOurs) {
   auto source =
       PlainMemorySource::Create({.slots = 1, .max_memory_bytes = 4096});
   ASSERT_TRUE(source.ok()) << source.status();
-  EXPECT_EXIT(
-      {
-        volatile int* nowhere = nullptr;
-        *nowhere = 1;
-      },
-      testing::KilledBySignal(SIGSEGV), "");
+  void* forbidden =
+      mmap(nullptr, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(forbidden, MAP_FAILED);
+  EXPECT_EXIT(*static_cast<volatile char*>(forbidden) = 1,
+              testing::KilledBySignal(SIGSEGV), "");
 }
 
 }  // namespace
