@@ -83,7 +83,7 @@ class Filler {
     return {FaultResult::Kind::kFailed, fill.error, call};
   }
 
-  void MarkOpen(uint64_t page, uint64_t pages) {
+  void MarkOpen(uint64_t page, uint64_t pages) const {
     for (uint64_t end = page + pages; page < end;) {
       const uint64_t group = page / kPagesPerGroup;
       const uint64_t mask = GroupMask(group, page, end);
@@ -92,7 +92,7 @@ class Filler {
       page = (group + 1) * kPagesPerGroup;
     }
   }
-  void MarkPresent(uint64_t page, uint64_t pages) {
+  void MarkPresent(uint64_t page, uint64_t pages) const {
     for (uint64_t end = page + pages; page < end;) {
       const uint64_t group = page / kPagesPerGroup;
       const uint64_t mask = GroupMask(group, page, end);
@@ -411,9 +411,6 @@ uint64_t MonotonicNanos() noexcept {
 
 FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept {
   SlotState& slot = core.slots[fault.slot];
-  // Sequentially consistent, both: a release stores size 0 and then reads
-  // fills_in_flight; here it is the other way round.
-  slot.fills_in_flight.fetch_add(1, std::memory_order_seq_cst);
   const uint64_t size_bytes = slot.size_bytes.load(std::memory_order_seq_cst);
   FaultResult result;
   if (fault.offset_bytes >= size_bytes) {
@@ -429,7 +426,16 @@ FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept {
                    : filler.Read(page);
     }
   }
-  slot.fills_in_flight.fetch_sub(1, std::memory_order_release);
+  return result;
+}
+
+FaultResult ResolveForOther(FaultCore& core, const Fault& fault) noexcept {
+  // Sequentially consistent, as the load of the size is: a release stores size
+  // 0 and then reads fills_in_flight; here it is the other way round.
+  std::atomic<uint32_t>& fills = core.slots[fault.slot].fills_in_flight;
+  fills.fetch_add(1, std::memory_order_seq_cst);
+  const FaultResult result = ResolveFault(core, fault);
+  fills.fetch_sub(1, std::memory_order_release);
   return result;
 }
 

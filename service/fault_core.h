@@ -12,7 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "firsttouch/locator/locator.h"
+#include "firsttouch/locator/lookup.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/service/trap.h"
 #include "firsttouch/uffd/fill.h"
@@ -117,9 +117,14 @@ struct FaultResult {
 // finds the page there and completes what is missing.
 //
 // Order that matters: a page is put into the `open` plane before it can be
-// written; fills_in_flight is raised before the bounds are read, so that a
-// release either sees the fill or the fill sees the release.
+// written. Whatever ends this half-way (a handler of the host that runs in
+// between and leaves by longjmp) therefore leaves a slot that a release cleans.
 FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept;
+
+// The same for a thread that is not in the memory itself: a handler thread.
+// fills_in_flight is raised before the bounds are read, so that a release
+// either sees the fill or the fill sees the release.
+FaultResult ResolveForOther(FaultCore& core, const Fault& fault) noexcept;
 
 // Makes a page outside the bounds trap for the thread that waits on it
 // (handler threads). `page_address` lies in slot `slot`'s reach.

@@ -12,7 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "firsttouch/locator/locator.h"
+#include "firsttouch/locator/lookup.h"
 #include "firsttouch/service/raw_text.h"
 #include "firsttouch/uffd/events.h"
 #include "firsttouch/uffd/units.h"
@@ -41,7 +41,7 @@ void Handle(FaultCore& core, const Event& event) {
   const uintptr_t page_address = RoundDownToPage(event.address);
   FaultResult result{FaultResult::Kind::kOutOfBounds, 0, ""};
   if (where.in_bounds) {
-    result = ResolveFault(
+    result = ResolveForOther(
         core,
         {.slot = where.slot,
          .offset_bytes = static_cast<uint64_t>(where.offset_bytes),

@@ -10,10 +10,10 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-#include "firsttouch/locator/locator.h"
+#include "firsttouch/locator/lookup.h"
 #include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/handle_fault.h"
 #include "firsttouch/service/raw_text.h"
-#include "firsttouch/service/signals.h"
 #include "firsttouch/service/trap.h"
 #include "firsttouch/uffd/units.h"
 
@@ -44,7 +44,7 @@ void RestoreMask(const ucontext_t& context) {
 }
 
 FaultOutcome Trap(FaultCore& core, const Location& where, uintptr_t address,
-                  ucontext_t& context) {
+                  ucontext_t& context, bool masked) {
   SlotState& slot = core.slots[where.slot];
   Count(slot.counters.traps);
   TrapInfo trap;
@@ -61,7 +61,7 @@ FaultOutcome Trap(FaultCore& core, const Location& where, uintptr_t address,
   trap.program_counter =
       static_cast<uintptr_t>(context.uc_mcontext.gregs[REG_RIP]);
   trap.ucontext = &context;
-  RestoreMask(context);
+  if (masked) RestoreMask(context);
   if (trap.leased && slot.trap_callback != nullptr) {
     trap.user = slot.trap_user;
     if (slot.trap_callback(trap) == TrapAction::kResume) {
@@ -122,11 +122,12 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
   if (!core.InOwnerProcess()) return FaultOutcome::kNotMine;
 
   const int saved_errno = errno;
-  const uint64_t start_ns = MonotonicNanos();
   auto& context = *static_cast<ucontext_t*>(ucontext);
   const Location where = LocateIn(*entry, address);
   FaultResult result{FaultResult::Kind::kOutOfBounds, 0, ""};
+  uint64_t start_ns = 0;
   if (where.in_bounds) {
+    start_ns = MonotonicNanos();
     if (signal == SIGSEGV) {
       if (core.resolve == Resolve::kHandlerThread && !core.poison &&
           Reopen(core, RoundDownToPage(address))) {
@@ -150,7 +151,7 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
           MonotonicNanos() - start_ns);
       break;
     case FaultResult::Kind::kOutOfBounds:
-      outcome = Trap(core, where, address, context);
+      outcome = Trap(core, where, address, context, masked);
       break;
     case FaultResult::Kind::kGone:
       break;
@@ -175,6 +176,17 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
   }
   errno = saved_errno;
   return outcome;
+}
+
+}  // namespace
+
+FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
+  return Handle(signal, info, ucontext, /*masked=*/true);
+}
+
+FaultOutcome HandleFaultUnmasked(int signal, siginfo_t* info,
+                                 void* ucontext) noexcept {
+  return Handle(signal, info, ucontext, /*masked=*/false);
 }
 
 }  // namespace firsttouch

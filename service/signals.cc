@@ -93,7 +93,7 @@ void Chain(int signal, siginfo_t* info, void* ucontext) {
 
 void OnSignal(int signal, siginfo_t* info, void* ucontext) {
   const int saved_errno = errno;
-  if (HandleFault(signal, info, ucontext) != FaultOutcome::kResolved) {
+  if (HandleFaultUnmasked(signal, info, ucontext) != FaultOutcome::kResolved) {
     Chain(signal, info, ucontext);
   }
   errno = saved_errno;
@@ -102,14 +102,12 @@ void OnSignal(int signal, siginfo_t* info, void* ucontext) {
 struct sigaction OurAction() {
   struct sigaction action = {};
   action.sa_sigaction = OnSignal;
-  // NODEFER: a trap callback may leave by longjmp, and a fault inside a
-  // callback must be delivered, not kill. Everything else waits, so that no
-  // other handler can run, and leave, in the middle of a fill.
+  // The mask stays that of the interrupted code, so that a trap callback may
+  // leave by longjmp without a system call to restore it, and a fault inside a
+  // callback is delivered and does not kill. Handlers of the host may run, and
+  // leave, in the middle of a fill; ResolveFault allows for that.
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-  sigfillset(&action.sa_mask);
-  for (int synchronous : {SIGBUS, SIGSEGV, SIGILL, SIGFPE, SIGTRAP, SIGABRT}) {
-    sigdelset(&action.sa_mask, synchronous);
-  }
+  sigemptyset(&action.sa_mask);
   return action;
 }
 

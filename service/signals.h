@@ -20,8 +20,8 @@
 //         ...
 //       }
 //
-//     The handler must be installed for SIGBUS and SIGSEGV with SA_SIGINFO and
-//     SA_ONSTACK, and should block other signals while it runs (sa_mask).
+//     The handler (handle_fault.h has the function) must be installed for
+//     SIGBUS and SIGSEGV with SA_SIGINFO and SA_ONSTACK.
 //  3. Nobody: a memory without faults to resolve in-thread still needs one of
 //     the two for its traps.
 //
@@ -37,29 +37,12 @@
 #include <signal.h>
 
 #include "absl/status/status.h"
+#include "firsttouch/service/handle_fault.h"
 
 namespace firsttouch {
 
-// What HandleFault() did.
-enum class FaultOutcome {
-  // Not an address of ours, or not a fault at all (a signal that was sent).
-  kNotMine,
-  // The page is there, or a trap callback took care: return from the handler.
-  kResolved,
-  // A touch outside a memory's bounds that no callback wanted, or a fault that
-  // the kernel would not resolve; a line on stderr named it. The process must
-  // not go on from here.
-  kUnhandledTrap,
-};
-
-// Resolves a fault of any pool of this process, or tells that it is none.
-// Async-signal-safe; keeps errno; takes no lock and allocates nothing. For use
-// inside a SIGBUS or SIGSEGV handler only, on the thread that faulted. A trap
-// callback may leave it by longjmp.
-FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept;
-
 // Installs our handler for SIGBUS and SIGSEGV in front of the present actions
-// (SA_SIGINFO | SA_ONSTACK | SA_NODEFER, other signals blocked while it runs).
+// (SA_SIGINFO | SA_ONSTACK | SA_NODEFER, no further signals blocked).
 // Counted: each call needs an UninstallFaultHandler(). Thread-safe, not for
 // signal handlers. Errors: the errno of sigaction(2).
 absl::Status InstallFaultHandler();

@@ -22,12 +22,14 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
-#include "firsttouch/init/image.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/trap.h"
 
 namespace firsttouch {
+
+class Image;
 
 // Life of a slot:
 //
@@ -129,7 +131,7 @@ struct alignas(64) SlotState {
   std::atomic<bool> any_untracked{false};
 
   // Owner only from here on.
-  ImageRef image;
+  std::shared_ptr<const Image> image;
   uint64_t initial_bytes = 0;
   // Pages from the start that may be resident while the slot is free.
   uint64_t kept_pages = 0;
