@@ -99,9 +99,10 @@ std::vector<Line> Lines() {
 
 std::string ReportAsText(const Report& report) {
   std::string text = absl::StrFormat(
-      "SQLite in %d slots: %d tenants, %d threads, seed %d. Image of %s (%s "
+      "SQLite in %d slots: %d tenants, %d %s, seed %d. Image of %s (%s "
       "stored), made in %s ms.\n\n",
-      report.slots(), report.tenants(), report.threads(), report.seed(),
+      report.slots(), report.tenants(), report.threads(),
+      report.threads() == 1 ? "thread" : "threads", report.seed(),
       Kib(report.image_bytes()), Kib(report.image_stored_bytes()),
       Number(report.setup_ms()));
 

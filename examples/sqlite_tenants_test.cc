@@ -128,7 +128,7 @@ TEST(SqliteTenantsTest, TheTableHasAColumnForEachWay) {
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_THAT(
       result.out,
-      AllOf(HasSubstr("SQLite in 3 slots: 30 tenants, 1 threads, seed 1."),
+      AllOf(HasSubstr("SQLite in 3 slots: 30 tenants, 1 thread, seed 1."),
             HasSubstr("private-mapping"), HasSubstr("eager-copy"),
             HasSubstr("\ntenants per second "),
             HasSubstr("\nhand-over, median "),
