@@ -105,9 +105,7 @@ bool Reopen(FaultCore& core, uintptr_t page_address) {
       .ok();
 }
 
-}  // namespace
-
-FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
+FaultOutcome Handle(int signal, siginfo_t* info, void* ucontext, bool masked) {
   // Sent by someone (kill, sigqueue) or a hardware memory error: not ours.
   const bool page_fault = (signal == SIGBUS && info->si_code == BUS_ADRERR) ||
                           (signal == SIGSEGV && (info->si_code == SEGV_ACCERR ||
