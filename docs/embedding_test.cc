@@ -135,10 +135,7 @@ void InstallHostHandler() {
   struct sigaction action = {};
   action.sa_sigaction = HostHandler;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-  sigfillset(&action.sa_mask);
-  for (int fault : {SIGBUS, SIGSEGV, SIGILL, SIGFPE, SIGTRAP, SIGABRT}) {
-    sigdelset(&action.sa_mask, fault);
-  }
+  sigemptyset(&action.sa_mask);
   sigaction(SIGBUS, &action, nullptr);
   sigaction(SIGSEGV, &action, nullptr);
 }
