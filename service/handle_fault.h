@@ -29,11 +29,6 @@ enum class FaultOutcome {
 // back before it is called, whatever sa_mask the handler has.
 FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept;
 
-// The same for a handler that runs with the mask of the interrupted code
-// (SA_NODEFER and an empty sa_mask): a trap makes no system call.
-FaultOutcome HandleFaultUnmasked(int signal, siginfo_t* info,
-                                 void* ucontext) noexcept;
-
 }  // namespace firsttouch
 
 #endif  // FIRSTTOUCH_SERVICE_HANDLE_FAULT_H_

@@ -35,7 +35,9 @@ Access AccessOf(const ucontext_t& context) {
 }
 
 // Gives the interrupted code's signal mask back, so that a callback may leave
-// by longjmp without a saved mask.
+// by longjmp without a saved mask. Always, although our own handler changes
+// nothing of it: one that a host put in front of ours may have, and to find out
+// costs as much.
 void RestoreMask(const ucontext_t& context) {
   // The kernel's signal set, not the larger one of the C library.
   constexpr size_t kKernelSigsetBytes = 8;
@@ -44,7 +46,7 @@ void RestoreMask(const ucontext_t& context) {
 }
 
 FaultOutcome Trap(FaultCore& core, const Location& where, uintptr_t address,
-                  ucontext_t& context, bool masked) {
+                  ucontext_t& context) {
   SlotState& slot = core.slots[where.slot];
   Count(slot.counters.traps);
   TrapInfo trap;
@@ -61,7 +63,7 @@ FaultOutcome Trap(FaultCore& core, const Location& where, uintptr_t address,
   trap.program_counter =
       static_cast<uintptr_t>(context.uc_mcontext.gregs[REG_RIP]);
   trap.ucontext = &context;
-  if (masked) RestoreMask(context);
+  RestoreMask(context);
   if (trap.leased && slot.trap_callback != nullptr) {
     trap.user = slot.trap_user;
     if (slot.trap_callback(trap) == TrapAction::kResume) {
@@ -105,7 +107,9 @@ bool Reopen(FaultCore& core, uintptr_t page_address) {
       .ok();
 }
 
-FaultOutcome Handle(int signal, siginfo_t* info, void* ucontext, bool masked) {
+}  // namespace
+
+FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
   // Sent by someone (kill, sigqueue) or a hardware memory error: not ours.
   const bool page_fault = (signal == SIGBUS && info->si_code == BUS_ADRERR) ||
                           (signal == SIGSEGV && (info->si_code == SEGV_ACCERR ||
@@ -149,7 +153,7 @@ FaultOutcome Handle(int signal, siginfo_t* info, void* ucontext, bool masked) {
           MonotonicNanos() - start_ns);
       break;
     case FaultResult::Kind::kOutOfBounds:
-      outcome = Trap(core, where, address, context, masked);
+      outcome = Trap(core, where, address, context);
       break;
     case FaultResult::Kind::kGone:
       break;
@@ -174,17 +178,6 @@ FaultOutcome Handle(int signal, siginfo_t* info, void* ucontext, bool masked) {
   }
   errno = saved_errno;
   return outcome;
-}
-
-}  // namespace
-
-FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
-  return Handle(signal, info, ucontext, /*masked=*/true);
-}
-
-FaultOutcome HandleFaultUnmasked(int signal, siginfo_t* info,
-                                 void* ucontext) noexcept {
-  return Handle(signal, info, ucontext, /*masked=*/false);
 }
 
 }  // namespace firsttouch

@@ -93,7 +93,7 @@ void Chain(int signal, siginfo_t* info, void* ucontext) {
 
 void OnSignal(int signal, siginfo_t* info, void* ucontext) {
   const int saved_errno = errno;
-  if (HandleFaultUnmasked(signal, info, ucontext) != FaultOutcome::kResolved) {
+  if (HandleFault(signal, info, ucontext) != FaultOutcome::kResolved) {
     Chain(signal, info, ucontext);
   }
   errno = saved_errno;
@@ -102,10 +102,10 @@ void OnSignal(int signal, siginfo_t* info, void* ucontext) {
 struct sigaction OurAction() {
   struct sigaction action = {};
   action.sa_sigaction = OnSignal;
-  // The mask stays that of the interrupted code, so that a trap callback may
-  // leave by longjmp without a system call to restore it, and a fault inside a
-  // callback is delivered and does not kill. Handlers of the host may run, and
-  // leave, in the middle of a fill; ResolveFault allows for that.
+  // The mask stays that of the interrupted code: a fault inside a callback is
+  // delivered and does not kill, and a profiler's signal does not wait.
+  // Handlers of the host may run, and leave, in the middle of a fill;
+  // ResolveFault allows for that.
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
   sigemptyset(&action.sa_mask);
   return action;
