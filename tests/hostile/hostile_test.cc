@@ -209,6 +209,10 @@ TEST_P(HostileTest, ForkedChildHasNoMemoriesAndTheParentIsUnharmed) {
   ExpectSuccess("forks");
 }
 
+TEST_P(HostileTest, ForkedChildMakesAPoolOfItsOwn) {
+  ExpectSuccess("forked_child_makes_pool");
+}
+
 TEST_P(HostileTest, ForkedChildDiesOfItsTouch) {
   const Outcome outcome = Run("forked_child_touches");
   if (outcome.exit_code == kSkipped) GTEST_SKIP() << outcome.out;
@@ -236,6 +240,13 @@ TEST_P(HostileTest, AFaultNeedsNothingOfTheGuestsStack) {
 }
 
 TEST_P(HostileTest, TrapsInsideTraps) { ExpectSuccess("traps_in_trap"); }
+
+TEST_P(HostileTest, TrapsInsideTrapsWithoutEndKillAndDoNotHang) {
+  const Outcome outcome = Run("traps_in_trap_for_ever");
+  if (outcome.exit_code == kSkipped) GTEST_SKIP() << outcome.out;
+  EXPECT_THAT(outcome.signal, AnyOf(SIGBUS, SIGSEGV))
+      << testing::PrintToString(outcome);
+}
 
 TEST_P(HostileTest, AThousandTrapsInOneThread) {
   ExpectSuccess("thousand_traps");
@@ -276,6 +287,14 @@ TEST_P(HostileTest, AClosedUserfaultfdNeverShowsZeroes) {
 
 TEST_P(HostileTest, TenThousandLeasesCostNoMappings) {
   ExpectSuccess("many_leases");
+}
+
+TEST_P(HostileTest, FillsCrossTheEdgesOfMappings) {
+  ExpectSuccess("split_mappings");
+}
+
+TEST_P(HostileTest, NeighboursChangeBetweenImages) {
+  ExpectSuccess("rebinds_neighbours");
 }
 
 TEST_P(HostileTest, EveryPropertyOfThePoolSurvivesAHundredCycles) {

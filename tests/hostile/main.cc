@@ -33,6 +33,8 @@ constexpr Program kPrograms[] = {
     {"foreign_fault_dies", ForeignFaultDies},
     {"userfaultfd_closed", UserfaultfdClosed},
     {"many_leases", ManyLeases},
+    {"split_mappings", SplitMappings},
+    {"rebinds_neighbours", RebindsNeighbours},
     {"mixed_cycles", MixedCycles},
     {"aborts_with_big_pool", AbortsWithBigPool},
     {"exits_while_threads_run", ExitsWhileThreadsRun},

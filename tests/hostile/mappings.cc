@@ -136,6 +136,93 @@ void ManyLeases(const Setting& setting) {
   HOSTILE_CHECK_EQ(CountMappings(), all);
 }
 
+// The kernel need not keep a memory in one mapping: here the host gives parts
+// of it advice of no consequence, elsewhere names or locks keep neighbours
+// apart. No fill may depend on that.
+void SplitMappings(const Setting& setting) {
+  std::unique_ptr<Service> service = MakeService(PoolOptions(setting));
+  const ImageRef image = MakeImage(24, 1);
+  for (int round = 0; round < 4; ++round) {
+    Memory memory = Acquire(*service, {.image = image,
+                                       .size_bytes = 60 * kPageBytes,
+                                       .trap_callback = CatchTrap});
+    std::byte* const base = memory.base();
+    if (round == 0) {
+      for (const uint64_t page : {2, 9, 20, 29, 42, 51}) {
+        HOSTILE_CHECK_EQ(
+            madvise(base + page * kPageBytes, kPageBytes, MADV_SEQUENTIAL), 0);
+      }
+    }
+    for (uint64_t page = 0; page < 60; ++page) {
+      std::byte* const at = base + page * kPageBytes;
+      const std::byte first = page < 24 ? PatternByte(1, page) : std::byte{0};
+      // Read first, write first, in turn; upwards in some rounds.
+      if ((page / 3 + round) % 2 == 0) HOSTILE_CHECK(Peek(at) == first);
+      Poke(at, std::byte{7});
+      HOSTILE_CHECK(Peek(at + 1) == first);
+    }
+    HOSTILE_CHECK(Traps([&] { Peek(base + 60 * kPageBytes); }));
+    HOSTILE_CHECK_OK(memory.Grow(64 * kPageBytes));
+    Poke(base + 64 * kPageBytes - 1, std::byte{7});
+    if (round == 1) {
+      HOSTILE_CHECK_OK(memory.Reset());
+      HOSTILE_CHECK_OK(memory.MakeReady(0, 60 * kPageBytes, Access::kRead));
+      for (uint64_t page = 0; page < 60; ++page) {
+        HOSTILE_CHECK(Peek(base + page * kPageBytes) ==
+                      (page < 24 ? PatternByte(1, page) : std::byte{0}));
+      }
+    }
+    HOSTILE_CHECK_OK(memory.Release());
+  }
+  HOSTILE_CHECK_EQ(service->Stats().slots_quarantined, 0u);
+}
+
+// Slots side by side that change between images and none. Where an image was,
+// the kernel joins the new mapping with one neighbour or the other, as it
+// likes, and no fill may depend on which.
+void RebindsNeighbours(const Setting& setting) {
+  constexpr uint32_t kSlots = 3;
+  const std::vector<ImageRef> images = {nullptr, MakeImage(5, 1),
+                                        MakeImage(21, 2)};
+  const auto enter = [&](Service& service, size_t index) {
+    return Acquire(service,
+                   {.image = images[index], .size_bytes = 64 * kPageBytes});
+  };
+  // Each change from one image to another, in each slot, in a fresh pool.
+  for (const size_t from : {0, 1, 2}) {
+    for (const size_t to : {0, 1, 2}) {
+      for (uint32_t changing = 0; changing < kSlots; ++changing) {
+        ServiceOptions options = PoolOptions(setting);
+        options.layout.instances = kSlots;
+        std::unique_ptr<Service> service = MakeService(options);
+        std::vector<Memory> held;
+        // Tenants that leave most pages alone, and enter before any writes.
+        for (uint32_t slot = 0; slot < kSlots; ++slot) {
+          held.push_back(enter(*service, slot == changing ? from : 1));
+        }
+        for (Memory& memory : held) {
+          Poke(memory.base() + 3 * kPageBytes, std::byte{7});
+          Poke(memory.base() + 40 * kPageBytes, std::byte{7});
+        }
+        std::byte* const base = held[changing].base();
+        HOSTILE_CHECK_OK(held[changing].Release());
+        held[changing] = enter(*service, to);
+        HOSTILE_CHECK(held[changing].base() == base);
+        const uint64_t image_pages =
+            images[to] == nullptr ? 0 : images[to]->pages().value();
+        for (uint64_t page = 0; page < 64; ++page) {
+          const std::byte wanted = page < image_pages
+                                       ? PatternByte(static_cast<int>(to), page)
+                                       : std::byte{0};
+          HOSTILE_CHECK(Peek(base + page * kPageBytes) == wanted);
+        }
+        held.clear();
+        HOSTILE_CHECK_EQ(service->Stats().slots_quarantined, 0u);
+      }
+    }
+  }
+}
+
 void MixedCycles(const Setting& setting) {
   ServiceOptions options = PoolOptions(setting);
   options.layout.instances = 2;

@@ -59,6 +59,8 @@ void HostOwnsHandlers(const Setting& setting);
 void ForeignFaultDies(const Setting& setting);
 void UserfaultfdClosed(const Setting& setting);
 void ManyLeases(const Setting& setting);
+void SplitMappings(const Setting& setting);
+void RebindsNeighbours(const Setting& setting);
 void MixedCycles(const Setting& setting);
 void AbortsWithBigPool(const Setting& setting);
 void ExitsWhileThreadsRun(const Setting& setting);
