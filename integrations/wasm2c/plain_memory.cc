@@ -128,8 +128,7 @@ absl::Status PlainMemorySource::Reserve() {
   if (g_installed == 0) {
     struct sigaction action = {};
     action.sa_sigaction = &PlainMemorySource::OnSignal;
-    // SA_NODEFER: the trap leaves by siglongjmp, which restores no mask.
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigemptyset(&action.sa_mask);
     if (sigaction(SIGSEGV, &action, &g_previous) != 0) {
       return CallFailed("sigaction");
@@ -166,6 +165,8 @@ void PlainMemorySource::OnSignal(int signal, siginfo_t* info, void* context) {
     }
     const uint64_t slot = (address - source->base_) / kStrideBytes;
     const auto* interrupted = static_cast<const ucontext_t*>(context);
+    // The trap leaves by siglongjmp, which restores no mask.
+    sigprocmask(SIG_SETMASK, &interrupted->uc_sigmask, nullptr);
     constexpr uint64_t kWriteBit = 2;  // of the page fault's error code
     TrapOutOfBounds(
         {.offset_bytes =
