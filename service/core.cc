@@ -593,6 +593,8 @@ absl::StatusOr<ImageRef> Core::Snapshot(SlotState& slot, std::string name) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
   const uint64_t size_bytes = slot.size_bytes.load(std::memory_order_relaxed);
   const uint64_t size_pages = PagesRoundedUp(size_bytes).value();
+  // A handler thread wakes the guest before it has noted what it placed.
+  WaitForFills(slot);
   if (absl::Status status = SettleUntracked(*ops_, slot, size_pages);
       !status.ok()) {
     return status;
@@ -655,6 +657,7 @@ absl::Status Core::MakeReady(SlotState& slot, uint64_t offset_bytes,
 
 MemoryPages Core::CountPages(SlotState& slot) const {
   MemoryPages count;
+  WaitForFills(slot);  // As in Snapshot.
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t present = group.present.load(std::memory_order_relaxed);
     const uint64_t open =

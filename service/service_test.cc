@@ -310,6 +310,18 @@ TEST_P(ServiceTest, ASnapshotIsWhatTheMemoryHeld) {
   EXPECT_EQ(FirstDifference(memory, held), std::nullopt);
 }
 
+TEST_P(ServiceTest, ASnapshotRightAfterAFirstWriteHasIt) {
+  // A handler thread may still be at its notes when the write is done.
+  for (int i = 0; i < 300; ++i) {
+    Memory memory = MustAcquire({.size_bytes = kMax});
+    Store(memory, (i % 64) * kPageBytes, 1);
+    absl::StatusOr<ImageRef> snapshot = memory.Snapshot("right after");
+    ASSERT_TRUE(snapshot.ok()) << snapshot.status();
+    ASSERT_TRUE((*snapshot)->IsStored(PageIndex(i % 64))) << i;
+    ASSERT_EQ(memory.Release(), absl::OkStatus());
+  }
+}
+
 TEST_P(ServiceTest, SystemCallsWorkOnARangeThatWasMadeReady) {
   const ImageRef image = PatternImage("syscall", 12);
   for (int cycle = 0; cycle < 3; ++cycle) {

@@ -1,0 +1,354 @@
+// Random sequences of what hosts and guests do, against a model that is a plain
+// byte array per memory.
+//
+// After every step that shows a memory to somebody new (acquire, reset), all of
+// its bytes and its bound are compared with the model. A failing sequence is
+// made shorter as long as it still fails, and printed as code that can be
+// pasted into a test here.
+//
+// Longer runs:  bazel test //service:model_test
+//                   --test_env=FIRSTTOUCH_MODEL_SEQUENCES=20000
+// Another seed: --test_env=FIRSTTOUCH_MODEL_SEED=7
+
+#include <errno.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <random>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "firsttouch/service/service.h"
+#include "firsttouch/service/service_test_util.h"
+#include "firsttouch/uffd/fake_kernel.h"
+#include "gtest/gtest.h"
+
+namespace firsttouch {
+namespace {
+
+constexpr uint64_t kMaxPages = 48;
+constexpr uint32_t kSlots = 3;
+constexpr uint32_t kImages = 4;  // the last is none
+
+enum class Kind : uint8_t {
+  kAcquire,           // memory a, image b, size c
+  kWrite,             // memory a, offset b, value c
+  kRead,              // memory a, offset b
+  kFill,              // memory a, pages [b, c), every byte
+  kGrow,              // memory a, by b bytes
+  kTrap,              // memory a, a copy that runs over the end by b bytes
+  kSystemCall,        // memory a, offset b, bytes c: read(2) into it
+  kReset,             // memory a
+  kRelease,           // memory a
+  kReleaseElsewhere,  // memory a, on another thread
+  kReleaseFailing,    // memory a, the kernel's madvise call b fails
+  kSnapshot,          // memory a: becomes the last image but one
+};
+constexpr int kKinds = 12;
+
+const char* KindName(Kind kind) {
+  static constexpr std::array<const char*, kKinds> kNames = {
+      "kAcquire",        "kWrite",
+      "kRead",           "kFill",
+      "kGrow",           "kTrap",
+      "kSystemCall",     "kReset",
+      "kRelease",        "kReleaseElsewhere",
+      "kReleaseFailing", "kSnapshot"};
+  return kNames[static_cast<size_t>(kind)];
+}
+
+struct Step {
+  Kind kind;
+  uint32_t a = 0;
+  uint64_t b = 0;
+  uint64_t c = 0;
+};
+
+std::string AsCode(const std::vector<Step>& steps) {
+  std::ostringstream code;
+  code << "{\n";
+  for (const Step& step : steps) {
+    code << "    {Kind::" << KindName(step.kind) << ", " << step.a << ", "
+         << step.b << ", " << step.c << "},\n";
+  }
+  code << "}";
+  return code.str();
+}
+
+// One run of a sequence on a pool of its own.
+class World {
+ public:
+  explicit World(Way way) {
+    images_ = {PatternImage("one", 12, {3, 4}),
+               PatternImage("second", 30, {0, 29}), PatternImage("a", 1),
+               nullptr};
+    absl::StatusOr<std::unique_ptr<Service>> service =
+        Service::Create({.name = "model",
+                         .layout = {.instances = kSlots,
+                                    .max_memory_bytes = kMaxPages * kPageBytes,
+                                    .guard_after_bytes = 65536},
+                         .backing = way.backing,
+                         .resolve = way.resolve,
+                         .trap_callback = JumpOutOfTrap,
+                         .hot_pages_limit = 20},
+                        kernel_);
+    status_ = service.status();
+    if (service.ok()) service_ = *std::move(service);
+  }
+
+  const absl::Status& status() const { return status_; }
+
+  // What went wrong, or nullopt.
+  std::optional<std::string> Do(const std::vector<Step>& steps) {
+    for (size_t i = 0; i < steps.size(); ++i) {
+      if (std::optional<std::string> wrong = DoOne(steps[i])) {
+        return "step " + std::to_string(i) + ": " + *wrong;
+      }
+    }
+    return std::nullopt;
+  }
+
+ private:
+  struct Held {
+    Memory memory;
+    ImageRef image;
+    std::vector<uint8_t> model;
+    std::vector<uint8_t> initial;
+  };
+
+  std::optional<std::string> DoOne(const Step& step) {
+    Held& held = held_[step.a % kSlots];
+    if (step.kind == Kind::kAcquire) return Acquire(held, step);
+    if (!held.memory) return std::nullopt;
+    const uint64_t size = held.model.size();
+    switch (step.kind) {
+      case Kind::kAcquire:
+        break;
+      case Kind::kWrite:
+        if (size == 0) break;
+        Store(held.memory, step.b % size, step.c);
+        held.model[step.b % size] = step.c;
+        break;
+      case Kind::kRead:
+        if (size == 0) break;
+        if (Load(held.memory, step.b % size) != held.model[step.b % size]) {
+          return "offset " + std::to_string(step.b % size) + " reads " +
+                 std::to_string(Load(held.memory, step.b % size));
+        }
+        break;
+      case Kind::kFill: {
+        const uint64_t from = std::min(size, step.b * kPageBytes);
+        const uint64_t to = std::min(size, step.c * kPageBytes);
+        if (from >= to) break;
+        memset(held.memory.base() + from, 0xf1, to - from);
+        std::fill(held.model.begin() + from, held.model.begin() + to, 0xf1);
+        break;
+      }
+      case Kind::kGrow: {
+        const bool fits = size + step.b <= kMaxPages * kPageBytes;
+        if (held.memory.GrowBy(step.b).ok() != fits) return "growth";
+        if (fits) held.model.resize(size + step.b);
+        // What the rest of the last page held comes into bounds.
+        break;
+      }
+      case Kind::kTrap: {
+        // Over the last bytes in bounds, and on until it traps.
+        const uint64_t from = size < 100 ? 0 : size - 100;
+        const uint64_t bound = RoundUpToPage(size);
+        if (!TrapOf([&] {
+               for (uint64_t at = from; at < size; ++at) {
+                 Store(held.memory, at, 0x7e);
+               }
+               // Not the rest of the last page: it is not guarded.
+               Store(held.memory, bound, 0x7e);
+             }).has_value()) {
+          return "no trap at " + std::to_string(bound);
+        }
+        std::fill(held.model.begin() + from, held.model.end(), 0x7e);
+        break;
+      }
+      case Kind::kSystemCall: {
+        if (size == 0) break;
+        const uint64_t from = step.b % size;
+        const uint64_t bytes = std::min<uint64_t>(step.c, size - from);
+        int ends[2];
+        if (pipe(ends) != 0) return "pipe";
+        const std::string text(bytes, 'p');
+        const bool written =
+            write(ends[1], text.data(), bytes) == static_cast<ssize_t>(bytes);
+        const absl::Status ready =
+            held.memory.MakeReady(from, bytes, Access::kWrite);
+        const ssize_t got =
+            bytes == 0 ? 0 : read(ends[0], held.memory.base() + from, bytes);
+        close(ends[0]);
+        close(ends[1]);
+        if (!written || !ready.ok() || got != static_cast<ssize_t>(bytes)) {
+          return "read(2) gave " + std::to_string(got);
+        }
+        std::fill_n(held.model.begin() + from, bytes, 'p');
+        break;
+      }
+      case Kind::kReset:
+        if (!held.memory.Reset().ok()) return "reset";
+        held.model = held.initial;
+        return Compare(held);
+      case Kind::kRelease:
+        if (!held.memory.Release().ok()) return "release";
+        break;
+      case Kind::kReleaseElsewhere: {
+        bool ok = false;
+        std::thread([&] { ok = held.memory.Release().ok(); }).join();
+        if (!ok) return "release on another thread";
+        break;
+      }
+      case Kind::kReleaseFailing:
+        // At most two, so that there is a slot left to look at.
+        if (service_->Stats().slots_quarantined >= 2) break;
+        kernel_.Fail(FakeKernel::Op::kMadvise, 1 + step.b % 2,
+                     CallResult{0, ENOMEM});
+        held.memory.Release().IgnoreError();
+        kernel_.Clear(FakeKernel::Op::kMadvise);
+        break;
+      case Kind::kSnapshot: {
+        absl::StatusOr<ImageRef> snapshot = held.memory.Snapshot("snapshot");
+        if (!snapshot.ok()) return std::string(snapshot.status().message());
+        images_[kImages - 2] = *std::move(snapshot);
+        break;
+      }
+    }
+    return std::nullopt;
+  }
+
+  std::optional<std::string> Acquire(Held& held, const Step& step) {
+    if (held.memory) return std::nullopt;
+    held.image = images_[step.b % kImages];
+    const uint64_t least = held.image == nullptr ? 0 : held.image->size_bytes();
+    const uint64_t size = least + step.c % (kMaxPages * kPageBytes - least + 1);
+    absl::StatusOr<Memory> memory =
+        service_->Acquire({.image = held.image, .size_bytes = size});
+    if (!memory.ok()) {
+      if (memory.status().code() == absl::StatusCode::kResourceExhausted &&
+          service_->Stats().slots_quarantined > 0) {
+        return std::nullopt;
+      }
+      return std::string(memory.status().message());
+    }
+    held.memory = *std::move(memory);
+    held.initial = InitialBytes(held.image, size);
+    held.model = held.initial;
+    return Compare(held);
+  }
+
+  static std::optional<std::string> Compare(const Held& held) {
+    if (std::optional<uint64_t> at = FirstDifference(held.memory, held.model)) {
+      return "offset " + std::to_string(*at) + " of " +
+             std::to_string(held.model.size()) + " differs";
+    }
+    const uint64_t bound = RoundUpToPage(held.model.size());
+    // The tail of the last page is not guarded; it is clean all the same.
+    for (uint64_t at = held.model.size(); at < bound; ++at) {
+      uint8_t tail = 0;
+      if (!TrapOf([&] { tail = Load(held.memory, at); }).has_value() &&
+          tail != 0) {
+        return "the tail at " + std::to_string(at) + " is not zero";
+      }
+    }
+    for (uint64_t page = bound / kPageBytes; page < kMaxPages; ++page) {
+      if (!TrapOf([&] { Load(held.memory, page * kPageBytes); }).has_value()) {
+        return "page " + std::to_string(page) + " is reachable behind size " +
+               std::to_string(held.model.size());
+      }
+    }
+    return std::nullopt;
+  }
+
+  FakeKernel kernel_;
+  std::array<ImageRef, kImages> images_;
+  absl::Status status_;
+  std::unique_ptr<Service> service_;
+  std::array<Held, kSlots> held_;
+};
+
+std::vector<Step> RandomSteps(std::mt19937_64& random) {
+  std::vector<Step> steps(10 + random() % 50);
+  for (Step& step : steps) {
+    // A third of all steps are acquires, or most would find nothing held.
+    step.kind = random() % 3 == 0 ? Kind::kAcquire
+                                  : static_cast<Kind>(random() % kKinds);
+    step.a = random() % kSlots;
+    step.b = random();
+    step.c = random();
+    if (step.kind == Kind::kFill) {
+      step.b %= kMaxPages;
+      step.c = step.b + random() % 16;
+    }
+    if (step.kind == Kind::kGrow) {
+      step.b = random() % 2 == 0 ? random() % 3000
+                                 : random() % (kMaxPages * kPageBytes);
+    }
+    if (step.kind == Kind::kSystemCall) step.c %= 20000;
+    if (step.kind == Kind::kWrite) step.c %= 256;
+  }
+  return steps;
+}
+
+std::optional<std::string> Fails(Way way, const std::vector<Step>& steps) {
+  World world(way);
+  if (!world.status().ok()) return std::string(world.status().message());
+  return world.Do(steps);
+}
+
+// Leaves out whatever can be left out.
+std::vector<Step> Shorten(Way way, std::vector<Step> steps) {
+  for (size_t length = steps.size() / 2; length > 0; length /= 2) {
+    for (size_t first = 0; first + length <= steps.size();) {
+      std::vector<Step> shorter = steps;
+      shorter.erase(shorter.begin() + first, shorter.begin() + first + length);
+      if (Fails(way, shorter).has_value()) {
+        steps = std::move(shorter);
+      } else {
+        first += length;
+      }
+    }
+  }
+  return steps;
+}
+
+uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
+  const char* value = getenv(name);
+  return value == nullptr ? otherwise : strtoull(value, nullptr, 10);
+}
+
+class ModelTest : public testing::TestWithParam<Way> {};
+
+INSTANTIATE_TEST_SUITE_P(AllWays, ModelTest, AllWays(), WayName);
+
+TEST_P(ModelTest, MemoriesAreWhatAByteArrayWouldBe) {
+  {
+    const World probe(GetParam());
+    if (!probe.status().ok()) GTEST_SKIP() << probe.status();
+  }
+  const uint64_t sequences = FromEnvironment("FIRSTTOUCH_MODEL_SEQUENCES", 150);
+  const uint64_t seed = FromEnvironment("FIRSTTOUCH_MODEL_SEED", 1);
+  std::mt19937_64 random(seed);
+  for (uint64_t i = 0; i < sequences; ++i) {
+    const std::vector<Step> steps = RandomSteps(random);
+    if (Fails(GetParam(), steps).has_value()) {
+      const std::vector<Step> shorter = Shorten(GetParam(), steps);
+      FAIL() << "seed " << seed << ", sequence " << i << ": "
+             << Fails(GetParam(), shorter).value_or("(fails now and then)")
+             << "\n"
+             << AsCode(shorter);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace firsttouch
