@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 
 namespace firsttouch::examples {
@@ -16,16 +17,15 @@ using sqlite_tenants::Report;
 using sqlite_tenants::Skipped;
 using sqlite_tenants::Way;
 
-// The head of a column: two lines.
-struct Head {
-  std::string first;
-  std::string second;
-};
+// So that six columns and the labels fit into a terminal's 80 characters.
+constexpr size_t kColumnWidth = 8;
+constexpr size_t kHeadLines = 3;
 
-Head HeadOf(const Way& way) {
-  const std::vector<std::string> parts =
-      absl::StrSplit(way.name(), absl::MaxSplits('/', 1));
-  return {.first = parts[0], .second = parts.size() > 1 ? parts[1] : ""};
+// Line `line` of a column's head: "handler-thread" takes two.
+std::string HeadOf(const Way& way, size_t line) {
+  const std::vector<std::string> lines = absl::StrSplit(
+      absl::StrReplaceAll(way.name(), {{"/", "\n"}, {"-", "-\n"}}), '\n');
+  return line < lines.size() ? lines[line] : "";
 }
 
 // A number with as many decimals as are worth reading.
@@ -99,8 +99,8 @@ std::vector<Line> Lines() {
 
 std::string ReportAsText(const Report& report) {
   std::string text = absl::StrFormat(
-      "SQLite in %d slots: %d tenants, %d %s, seed %d. Image of %s (%s "
-      "stored), made in %s ms.\n\n",
+      "SQLite in %d slots: %d tenants, %d %s, seed %d.\n"
+      "Image of %s (%s stored), made in %s ms.\n\n",
       report.slots(), report.tenants(), report.threads(),
       report.threads() == 1 ? "thread" : "threads", report.seed(),
       Kib(report.image_bytes()), Kib(report.image_stored_bytes()),
@@ -113,15 +113,14 @@ std::string ReportAsText(const Report& report) {
   const auto row = [&](const std::string& label, auto cell) {
     std::string line = absl::StrFormat("%-*s", label_width, label);
     for (const Way& way : report.ways()) {
-      const Head head = HeadOf(way);
-      const size_t width =
-          std::max({size_t{10}, head.first.size(), head.second.size()});
-      absl::StrAppend(&line, "  ", absl::StrFormat("%*s", width, cell(way)));
+      absl::StrAppend(&line, " ",
+                      absl::StrFormat("%*s", kColumnWidth, cell(way)));
     }
     absl::StrAppend(&text, line, "\n");
   };
-  row("", [](const Way& way) { return HeadOf(way).first; });
-  row("", [](const Way& way) { return HeadOf(way).second; });
+  for (size_t i = 0; i < kHeadLines; ++i) {
+    row("", [i](const Way& way) { return HeadOf(way, i); });
+  }
   for (const Line& line : Lines()) row(line.label, line.value);
   if (!report.skipped().empty()) absl::StrAppend(&text, "\n");
   for (const Skipped& skipped : report.skipped()) {

@@ -36,29 +36,30 @@ TEST(ReportTextTest, IsATable) {
   skipped->set_reason("userfaultfd is refused");
 
   EXPECT_EQ(ReportAsText(report),
-            "SQLite in 4 slots: 100 tenants, 2 threads, seed 5. Image of 64 "
-            "KiB (8 KiB stored), made in 12.3 ms.\n"
+            "SQLite in 4 slots: 100 tenants, 2 threads, seed 5.\n"
+            "Image of 64 KiB (8 KiB stored), made in 12.3 ms.\n"
             R"(
-                               shared           kernel
-                            in-thread  private-mapping
-tenants per second              12346                0
-hand-over, median             3.46 us             0 us
-hand-over, 99 %               34.6 us             0 us
-per tenant: minor faults         17.0                0
-  first reads                       0                0
-  first writes                      0                0
-  write-protect faults              0                0
-  the kernel's own faults           0              123
-  traps                          0.05                0
-  system calls for memory           0                0
-  system calls, all                 0                ?
-private memory per slot        40 KiB            0 KiB
-  if copied eagerly            64 KiB            0 KiB
-answers, all right               1399                0
-  wrong                             1                0
-  rows of others seen               0                0
-tenants trapped                     5                0
-bytes left by others                0                0
+                            shared   kernel
+                               in- private-
+                            thread  mapping
+tenants per second           12346        0
+hand-over, median          3.46 us     0 us
+hand-over, 99 %            34.6 us     0 us
+per tenant: minor faults      17.0        0
+  first reads                    0        0
+  first writes                   0        0
+  write-protect faults           0        0
+  the kernel's own faults        0      123
+  traps                       0.05        0
+  system calls for memory        0        0
+  system calls, all              0        ?
+private memory per slot     40 KiB    0 KiB
+  if copied eagerly         64 KiB    0 KiB
+answers, all right            1399        0
+  wrong                          1        0
+  rows of others seen            0        0
+tenants trapped                  5        0
+bytes left by others             0        0
 
 Not possible here: copied/handler-thread: userfaultfd is refused
 )");

@@ -129,7 +129,7 @@ TEST(SqliteTenantsTest, TheTableHasAColumnForEachWay) {
   EXPECT_THAT(
       result.out,
       AllOf(HasSubstr("SQLite in 3 slots: 30 tenants, 1 thread, seed 1."),
-            HasSubstr("private-mapping"), HasSubstr("eager-copy"),
+            HasSubstr("  kernel   kernel\n"), HasSubstr(" private-   eager-\n"),
             HasSubstr("\ntenants per second "),
             HasSubstr("\nhand-over, median "),
             HasSubstr("\nprivate memory per slot ")));

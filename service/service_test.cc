@@ -7,6 +7,8 @@
 
 #include <atomic>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <optional>
 #include <string>
@@ -616,6 +618,33 @@ TEST_P(ServiceTest, MoreHotPagesThanAllowedDropTheSlot) {
     }
   }
   EXPECT_GE(service_->Stats().pages_dropped, 5u * 40);
+}
+
+// How many threads of this process have this name.
+int ThreadsNamed(const std::string& name) {
+  int count = 0;
+  for (const auto& task :
+       std::filesystem::directory_iterator("/proc/self/task")) {
+    std::string comm;
+    std::getline(std::ifstream(task.path() / "comm"), comm);
+    count += comm == name;
+  }
+  return count;
+}
+
+TEST_P(ServiceTest, HandlerThreadsHaveTheirPoolsNameAndEndWithIt) {
+  const bool handlers = GetParam().resolve == Resolve::kHandlerThread;
+  MakeService({.handler_threads = 3});
+  ASSERT_NE(service_, nullptr);
+  EXPECT_EQ(ThreadsNamed("ft:test"), handlers ? 3 : 0);
+  // Several of them serve one pool.
+  const ImageRef image = PatternImage("several", 32);
+  Memory memory = MustAcquire({.image = image, .size_bytes = kMax});
+  EXPECT_EQ(FirstDifference(memory, InitialBytes(image, kMax)), std::nullopt);
+  service_.reset();
+  EXPECT_EQ(ThreadsNamed("ft:test"), handlers ? 3 : 0) << "still needed";
+  EXPECT_EQ(memory.Release(), absl::OkStatus());
+  EXPECT_EQ(ThreadsNamed("ft:test"), 0);
 }
 
 TEST_P(ServiceTest, DescribeSaysWhatWasPicked) {
