@@ -68,9 +68,10 @@ struct LayoutOptions {
   uint64_t guard_after_bytes = 0;
   // The host's page. A power of two from 4096 on.
   uint64_t page_bytes = 4096;
-  // The most that one fault fills. A power of two, a multiple of page_bytes. A
-  // granule that reaches past a memory's size is cut there, so it may be larger
-  // than the memory.
+  // What one fault fills at most, but for reads of shared image pages: a guest
+  // that reads them upwards gets up to 1 MiB at a time. A power of two, a
+  // multiple of page_bytes. A granule that reaches past a memory's size is cut
+  // there, so it may be larger than the memory.
   uint64_t granule_bytes = 65536;
 
   friend bool operator==(const LayoutOptions&, const LayoutOptions&) = default;

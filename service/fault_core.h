@@ -111,10 +111,11 @@ struct FaultResult {
   const char* call = "";
 };
 
-// Makes the touched page (and what of its granule comes for free) appear as
-// the access needs it. Any number of threads may resolve faults of one slot at
-// once, also of one page: each step is idempotent, and whoever comes second
-// finds the page there and completes what is missing.
+// Makes the touched page appear as the access needs it, and with it neighbours
+// that come for little: of its granule, or of what lies ahead of a guest that
+// goes upwards. Any number of threads may resolve faults of one slot at once,
+// also of one page: each step is idempotent, and whoever comes second finds the
+// page there and completes what is missing.
 //
 // Order that matters: a page is put into the `open` plane before it can be
 // written. Whatever ends this half-way (a handler of the host that runs in

@@ -79,9 +79,10 @@ class Memory {
   uint32_t memory_index() const;
 
   // Makes the memory `new_size_bytes` large; what is new reads as zero. No
-  // system call. InvalidArgument for a size below the present one,
-  // ResourceExhausted for one above max_bytes() (names both, in bytes and
-  // pages, and the option), FailedPrecondition after release.
+  // system call, but for pages that handler threads made to trap before (and
+  // then also the errno of that call). InvalidArgument for a size below the
+  // present one, ResourceExhausted for one above max_bytes() (names both, in
+  // bytes and pages, and the option), FailedPrecondition after release.
   absl::Status Grow(uint64_t new_size_bytes);
 
   // The same by a difference, atomically for threads that grow one memory at

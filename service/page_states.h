@@ -5,20 +5,16 @@
 //
 // Four bits a page, kept as four bit planes over groups of 64 pages:
 //
-//   present  untracked  open  hot   state           what is known
-//      0         0        0    -    kMissing        nothing mapped; next touch
-//                                                   faults
-//      1         0        0    -    kClean          mapped, write-protected:
-//      its
-//                                                   bytes are the initial ones
-//      1         1        0    -    kUntracked      mapped, not protected: may
-//                                                   have changed; a scan tells
-//      *         *        1    0    kDirty          unprotected since this
-//                                                   lease: must be restored
-//      *         *        1    1    kHot            unprotected since an
-//      earlier
-//                                                   lease and kept so: must be
-//                                                   restored
+//   present untracked open hot  state       what is known
+//      0        0       0   -   kMissing    nothing mapped; next touch faults
+//      1        0       0   -   kClean      mapped, write-protected: its bytes
+//                                           are the initial ones
+//      1        1       0   -   kUntracked  mapped, not protected: may have
+//                                           changed; a scan tells
+//      *        *       1   0   kDirty      unprotected since this lease: must
+//                                           be restored
+//      *        *       1   1   kHot        unprotected since an earlier lease
+//                                           and kept so: must be restored
 //
 // Who moves a page from which state to which:
 //   fault path   kMissing -> kClean      minor fault, or copy with protection

@@ -97,7 +97,9 @@ struct alignas(64) SlotState {
   // The bounds: bytes from the start that may be touched. 0 while nobody holds
   // the slot.
   std::atomic<uint64_t> size_bytes{0};
-  // Threads that are placing pages. A release waits until there is none.
+  // Handler threads that are placing pages. A release waits until there is
+  // none. (A thread that resolves its own fault is in the memory; it must have
+  // left before the release.)
   std::atomic<uint32_t> fills_in_flight{0};
   std::atomic<SlotLifecycle> lifecycle{SlotLifecycle::kFree};
   // Releases that have begun and not let go of the pool; see core.h.

@@ -30,8 +30,8 @@ enum class Access : uint8_t { kRead, kWrite };
 // One touch outside a memory's bounds. Plain data, valid during the callback;
 // copy what is needed later.
 struct TrapInfo {
-  // Number of the pool in this process, and its name (NUL-terminated, cut to 31
-  // bytes; valid as long as the pool).
+  // Number of the pool in this process, and its name (NUL-terminated; valid as
+  // long as the pool).
   uint32_t pool_id;
   const char* pool_name;
   // Which memory of which instance. An address in a guard region belongs to the
