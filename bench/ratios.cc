@@ -135,11 +135,15 @@ std::vector<Contest> Contests() {
                       std::nullopt});
 
   for (Access access : {Access::kRead, Access::kWrite}) {
-    contests.push_back(
-        {absl::StrCat("trap by ", access == Access::kRead ? "read" : "write"),
-         "SIGBUS, in-thread", "mprotect + SIGSEGV", "trap and siglongjmp",
-         Trapping(MakePoolTrap(Resolve::kInThread, access)),
-         Trapping(MakeKernelTrap(access)), 1.2});
+    for (bool restore_mask : {false, true}) {
+      contests.push_back(
+          {absl::StrCat("trap by ", access == Access::kRead ? "read" : "write"),
+           "SIGBUS, in-thread",
+           restore_mask ? "the same, mask restored" : "mprotect + SIGSEGV",
+           "trap and siglongjmp",
+           Trapping(MakePoolTrap(Resolve::kInThread, access)),
+           Trapping(MakeKernelTrap(access, restore_mask)), 1.2});
+    }
   }
 
   constexpr int kLookupRounds = 100;

@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 
 #include <cstddef>
 
@@ -17,12 +18,17 @@ namespace {
 // One thread traps.
 sigjmp_buf g_back;
 const std::byte* g_guard;
+bool g_restore_mask;
 
 TrapAction JumpBack(const TrapInfo&) { siglongjmp(g_back, 1); }
 
-void OnSegv(int signal, siginfo_t* info, void*) {
+void OnSegv(int signal, siginfo_t* info, void* ucontext) {
   const auto* const address = static_cast<const std::byte*>(info->si_addr);
   if (address >= g_guard && address < g_guard + kPageBytes) {
+    if (g_restore_mask) {
+      pthread_sigmask(SIG_SETMASK,
+                      &static_cast<ucontext_t*>(ucontext)->uc_sigmask, nullptr);
+    }
     siglongjmp(g_back, 1);
   }
   // Not ours: dies of it at the return.
@@ -64,7 +70,8 @@ class InPool : public TrapWay {
 
 class ByKernel : public TrapWay {
  public:
-  explicit ByKernel(Access access) : access_(access), mapping_(4 * kPageBytes) {
+  ByKernel(Access access, bool restore_mask)
+      : access_(access), restore_mask_(restore_mask), mapping_(4 * kPageBytes) {
     OrDie(EnsureAlternateStack());
     guard_ = mapping_.base() + 2 * kPageBytes;
     if (mprotect(guard_, kPageBytes, PROT_NONE) != 0) Die("mprotect failed");
@@ -78,12 +85,14 @@ class ByKernel : public TrapWay {
     struct sigaction before;
     if (sigaction(SIGSEGV, &action, &before) != 0) Die("sigaction failed");
     g_guard = guard_;
+    g_restore_mask = restore_mask_;
     TouchAndReturn(guard_, access_, times);
     sigaction(SIGSEGV, &before, nullptr);
   }
 
  private:
   const Access access_;
+  const bool restore_mask_;
   Mapping mapping_;
   std::byte* guard_;
 };
@@ -94,8 +103,8 @@ std::unique_ptr<TrapWay> MakePoolTrap(Resolve resolve, Access access) {
   return std::make_unique<InPool>(resolve, access);
 }
 
-std::unique_ptr<TrapWay> MakeKernelTrap(Access access) {
-  return std::make_unique<ByKernel>(access);
+std::unique_ptr<TrapWay> MakeKernelTrap(Access access, bool restore_mask) {
+  return std::make_unique<ByKernel>(access, restore_mask);
 }
 
 std::vector<NamedTrapWay> AllTrapWays() {
@@ -107,8 +116,13 @@ std::vector<NamedTrapWay> AllTrapWays() {
           {absl::StrCat(verb, "/pool/", ResolveName(resolve)),
            [resolve, access] { return MakePoolTrap(resolve, access); }});
     }
-    ways.push_back({absl::StrCat(verb, "/kernel/mprotect+SIGSEGV"),
-                    [access] { return MakeKernelTrap(access); }});
+    for (bool restore_mask : {false, true}) {
+      ways.push_back({absl::StrCat(verb, "/kernel/mprotect+SIGSEGV",
+                                   restore_mask ? "+mask" : ""),
+                      [access, restore_mask] {
+                        return MakeKernelTrap(access, restore_mask);
+                      }});
+    }
   }
   return ways;
 }

@@ -28,8 +28,10 @@ std::unique_ptr<TrapWay> MakePoolTrap(Resolve resolve, Access access);
 // The kernel's own way: a page made inaccessible by mprotect(2) once, before
 // the measurement, and the leanest SIGSEGV handler that is still right: on an
 // alternate stack, compares the address with one range and jumps, with no mask
-// to save or restore.
-std::unique_ptr<TrapWay> MakeKernelTrap(Access access);
+// to save or restore. With `restore_mask` it also puts back the interrupted
+// code's mask before it jumps, as a pool does: a host's handler may have been
+// in front of it.
+std::unique_ptr<TrapWay> MakeKernelTrap(Access access, bool restore_mask);
 
 struct NamedTrapWay {
   std::string name;

@@ -75,38 +75,6 @@ std::vector<Way> AllWays() {
           Way::kPrivateMapping,      Way::kEagerCopy};
 }
 
-std::string_view FirstName(Way way) {
-  switch (way) {
-    case Way::kSharedInThread:
-    case Way::kSharedHandlerThread:
-      return "shared";
-    case Way::kCopiedInThread:
-    case Way::kCopiedHandlerThread:
-      return "copied";
-    case Way::kPrivateMapping:
-      return "private map";
-    case Way::kEagerCopy:
-      return "eager copy";
-  }
-  return "";
-}
-
-std::string_view SecondName(Way way) {
-  switch (way) {
-    case Way::kSharedInThread:
-    case Way::kCopiedInThread:
-      return "in-thread";
-    case Way::kSharedHandlerThread:
-    case Way::kCopiedHandlerThread:
-      return "handler-thread";
-    case Way::kPrivateMapping:
-      return "MADV_DONTNEED";
-    case Way::kEagerCopy:
-      return "memcpy";
-  }
-  return "";
-}
-
 std::string_view FullName(Way way) {
   switch (way) {
     case Way::kSharedInThread:

@@ -27,9 +27,6 @@ enum class Way {
 // All of them, in the table's order.
 std::vector<Way> AllWays();
 
-// For the column's head: "shared" over "in-thread".
-std::string_view FirstName(Way way);
-std::string_view SecondName(Way way);
 // As in JSON and in flags: "shared/in-thread".
 std::string_view FullName(Way way);
 

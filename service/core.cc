@@ -647,9 +647,7 @@ absl::Status Core::MakeReady(SlotState& slot, uint64_t offset_bytes,
           result.error,
           absl::StrCat(result.call, " for the page at offset ",
                        page * kPageBytes, " of slot ", SlotNumber(slot),
-                       " in pool "
-                       ", options_.name, "
-                       ""));
+                       " in pool \"", options_.name, "\""));
     }
   }
   return absl::OkStatus();

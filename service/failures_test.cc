@@ -127,7 +127,8 @@ TEST_P(FailuresTest, MakeReadyPassesOnTheErrnoAndTheSlotIsCleanAfterwards) {
   const absl::Status status = memory.MakeReady(0, 100, Access::kWrite);
   EXPECT_FALSE(status.ok());
   EXPECT_THAT(std::string(status.message()),
-              HasSubstr("UFFDIO_COPY for the page at offset 0 of slot"));
+              HasSubstr("UFFDIO_COPY for the page at offset 0 of slot 0 in "
+                        "pool \"failing\""));
   EXPECT_EQ(memory.MakeReady(0, 100, Access::kWrite), absl::OkStatus());
   memory.base()[50] = std::byte{0x99};
   EXPECT_EQ(memory.Reset(), absl::OkStatus());
@@ -144,6 +145,31 @@ TEST_P(FailuresTest, MakeReadyPassesOnTheErrnoAndTheSlotIsCleanAfterwards) {
   EXPECT_FALSE(memory.MakeReady(18 * kPageBytes, 1, Access::kWrite).ok());
   EXPECT_EQ(memory.Reset(), absl::OkStatus());
   EXPECT_EQ(FirstDifference(memory, InitialBytes(image, kSize)), std::nullopt);
+}
+
+TEST_P(FailuresTest, PagesOfAFillThatFailedHalfWayAreNotThereForAnotherImage) {
+  const ImageRef first = PatternImage("first", 16);
+  const ImageRef second = PatternImage("the second", 2);
+  // All slots, so that each is bound anew.
+  std::vector<Memory> memories;
+  for (int i = 0; i < 3; ++i) {
+    memories.push_back(
+        *service_->Acquire({.image = first, .size_bytes = kSize}));
+    for (Op op : {Op::kCopy, Op::kContinue}) {
+      kernel_.Shorten(op, 1, 4 * kPageBytes, ENOMEM);
+    }
+    EXPECT_FALSE(memories[i].MakeReady(0, kSize, Access::kRead).ok());
+    for (Op op : {Op::kCopy, Op::kContinue}) kernel_.Clear(op);
+  }
+  memories.clear();
+  for (int i = 0; i < 3; ++i) {
+    memories.push_back(
+        *service_->Acquire({.image = second, .size_bytes = 3 * kPageBytes}));
+    EXPECT_EQ(
+        FirstDifference(memories[i], InitialBytes(second, 3 * kPageBytes)),
+        std::nullopt);
+    EXPECT_TRUE(TrapOf([&] { Load(memories[i], 3 * kPageBytes); }).has_value());
+  }
 }
 
 TEST_P(FailuresTest, FillsThatStopHalfWayOrAreRefusedForAMomentGoOn) {

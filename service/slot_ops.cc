@@ -196,11 +196,19 @@ absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
     if (status.ok() && old_pages > new_pages) {
       status = MapAnew(context, slot, new_pages, old_pages - new_pages, -1);
     }
-    if (status.ok()) slot.pages.Forget(0, touched_pages);
-  } else {
-    status = DropPages(context, slot, 0, touched_pages);
+  } else if (touched_pages > 0) {
+    // Not only what the planes know of: a copy that failed or was left half-way
+    // may have placed pages of the old image that nobody noted.
+    CountOwned(slot.counters.kernel_calls);
+    const CallResult dropped = context.core.kernel->Madvise(
+        slot.base, touched_pages * kPageBytes, kMadvDontNeed);
+    if (!dropped.ok()) {
+      status = Failed(context, slot, dropped.error, "MADV_DONTNEED", 0,
+                      touched_pages);
+    }
   }
   if (!status.ok()) return status;
+  slot.pages.Forget(0, touched_pages);
   slot.image = image;
   slot.image_pages = new_pages;
   slot.image_stored = image == nullptr ? nullptr : image->stored_words();
