@@ -243,7 +243,6 @@ absl::Status Core::Start() {
       SlotOpsContext{.core = fault_core_,
                      .pagemap_fd = pagemap_.has_value() ? pagemap_->fd() : -1,
                      .stride_bytes = layout_.slot_stride_bytes(),
-                     .max_memory_bytes = layout_.memory_bytes(),
                      .include_in_core_dump = options_.include_in_core_dump});
 
   PoolEntry& entry = fault_core_.entry;
@@ -365,8 +364,7 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
       return status;
     }
   }
-  if (absl::Status status = DropStrays(*ops_, slot, slot.kept_pages);
-      !status.ok()) {
+  if (absl::Status status = DropStrays(*ops_, slot); !status.ok()) {
     return status;
   }
   slot.kept_pages = size_pages;
@@ -375,7 +373,7 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
   slot.trap_user = options.trap_user;
   slot.broken = false;
   slot.last_fault_page.store(~uint64_t{0}, std::memory_order_relaxed);
-  slot.lifecycle.store(SlotLifecycle::kLeased, std::memory_order_relaxed);
+  slot.lifecycle.store(SlotLifecycle::kLeased, std::memory_order_release);
   slot.size_bytes.store(options.size_bytes, std::memory_order_release);
   return absl::OkStatus();
 }
@@ -448,24 +446,38 @@ absl::StatusOr<uint64_t> Core::GrowBy(SlotState& slot, uint64_t delta_bytes) {
   do {
     if (delta_bytes > layout_.memory_bytes() ||
         before > layout_.memory_bytes() - delta_bytes) {
-      return absl::ResourceExhaustedError(absl::StrCat(
-          "growing from ", Pages(before), " by ", delta_bytes,
-          " bytes exceeds max_memory_bytes ", Pages(layout_.memory_bytes()),
-          " of pool \"", options_.name,
-          "\": raise LayoutOptions::max_memory_bytes"));
+      return TooLarge(before, delta_bytes);
     }
   } while (!slot.size_bytes.compare_exchange_weak(before, before + delta_bytes,
                                                   std::memory_order_seq_cst));
   Count(slot.counters.grows);
-  // A page that was touched out of bounds before may now be in bounds.
-  if (slot.strays.count.load(std::memory_order_acquire) != 0) {
-    if (absl::Status status =
-            DropStrays(*ops_, slot, PagesRoundedUp(before).value());
-        !status.ok()) {
-      return status;
-    }
-  }
   return before;
+}
+
+absl::Status Core::GrowTo(SlotState& slot, uint64_t new_size_bytes) {
+  if (absl::Status status = CheckProcess(); !status.ok()) return status;
+  uint64_t before = slot.size_bytes.load(std::memory_order_relaxed);
+  do {
+    if (new_size_bytes < before) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "new_size_bytes ", new_size_bytes, " is below the present size of ",
+          before, " bytes: a memory does not shrink"));
+    }
+    if (new_size_bytes > layout_.memory_bytes()) {
+      return TooLarge(before, new_size_bytes - before);
+    }
+  } while (!slot.size_bytes.compare_exchange_weak(before, new_size_bytes,
+                                                  std::memory_order_seq_cst));
+  Count(slot.counters.grows);
+  return absl::OkStatus();
+}
+
+absl::Status Core::TooLarge(uint64_t size_bytes, uint64_t delta_bytes) const {
+  return absl::ResourceExhaustedError(
+      absl::StrCat("growing from ", Pages(size_bytes), " by ", delta_bytes,
+                   " bytes exceeds max_memory_bytes ",
+                   Pages(layout_.memory_bytes()), " of pool \"", options_.name,
+                   "\": raise LayoutOptions::max_memory_bytes"));
 }
 
 uint64_t Core::HotPagesLimit(uint64_t keep_pages) const {
@@ -474,6 +486,7 @@ uint64_t Core::HotPagesLimit(uint64_t keep_pages) const {
 }
 
 absl::Status Core::Restore(SlotState& slot) {
+  slot.last_fault_page.store(~uint64_t{0}, std::memory_order_relaxed);
   // Where handler threads fill, a fill may be under way for a thread that has
   // gone on: it sees the size 0 or is waited for. In-thread, whoever fills is
   // in the memory, and everybody has left it.
@@ -489,7 +502,7 @@ absl::Status Core::Restore(SlotState& slot) {
   absl::Status status = RestorePages(*ops_, slot, slot.kept_pages, size_pages,
                                      HotPagesLimit(slot.kept_pages));
   if (status.ok()) {
-    status = DropStrays(*ops_, slot, std::max(size_pages, slot.kept_pages));
+    status = DropStrays(*ops_, slot);
   }
   return status;
 }
@@ -569,6 +582,13 @@ bool Core::AnyHeld() const {
 }
 
 void Core::Orphan(std::unique_ptr<Core> core) {
+  if (!core->fault_core_.InOwnerProcess()) {
+    // A forked child: threads of the parent that were in the middle of a
+    // release are not here to finish it. Nothing of the pool is the child's
+    // anyway.
+    static_cast<void>(core.release());
+    return;
+  }
   core->orphaned_.store(true, std::memory_order_seq_cst);
   for (uint32_t i = 0; i < core->layout_.slots(); ++i) {
     while (core->slots_[i].returning.load(std::memory_order_acquire) != 0) {
@@ -582,7 +602,9 @@ void Core::Orphan(std::unique_ptr<Core> core) {
 }
 
 void Core::ReleaseOrphan(SlotState& slot) {
-  // Nobody will acquire the slot again: there is nothing to restore.
+  // Nobody will acquire the slot again: there is nothing to restore. A touch
+  // that comes too late traps all the same.
+  slot.size_bytes.store(0, std::memory_order_seq_cst);
   std::unique_ptr<Core> last;
   MutexLock lock(&OrphanMutex());
   slot.lifecycle.store(SlotLifecycle::kFree, std::memory_order_release);
@@ -595,7 +617,8 @@ absl::StatusOr<ImageRef> Core::Snapshot(SlotState& slot, std::string name) {
   const uint64_t size_pages = PagesRoundedUp(size_bytes).value();
   // A handler thread wakes the guest before it has noted what it placed.
   WaitForFills(slot);
-  if (absl::Status status = SettleUntracked(*ops_, slot, size_pages);
+  if (absl::Status status =
+          SettleUntracked(*ops_, slot, size_pages, Unknown::kCountAsChanged);
       !status.ok()) {
     return status;
   }

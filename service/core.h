@@ -55,6 +55,7 @@ class Core {
 
   // What Memory does; see memory.h.
   absl::StatusOr<uint64_t> GrowBy(SlotState& slot, uint64_t delta_bytes);
+  absl::Status GrowTo(SlotState& slot, uint64_t new_size_bytes);
   absl::Status Reset(SlotState& slot);
   absl::StatusOr<ImageRef> Snapshot(SlotState& slot, std::string name);
   absl::Status MakeReady(SlotState& slot, uint64_t offset_bytes, uint64_t bytes,
@@ -90,6 +91,7 @@ class Core {
   absl::Status MapBookKeeping();
   absl::Status CheckMemoryOptions(const MemoryOptions& options) const;
   absl::Status CheckProcess() const;
+  absl::Status TooLarge(uint64_t size_bytes, uint64_t delta_bytes) const;
   absl::StatusOr<uint32_t> TakeInstance(const MemoryOptions& first);
   absl::Status PrepareSlot(SlotState& slot, const MemoryOptions& options);
   // Gives the instance back once its last memory is released.

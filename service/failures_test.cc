@@ -207,6 +207,11 @@ TEST_P(FailuresTest, WithoutPagemapScanPagesThatMayHaveChangedAreDropped) {
       ASSERT_EQ(Load(memory, page * kPageBytes), 0);
       Store(memory, page * kPageBytes, 0x22);
     }
+    // While somebody holds them nothing may be dropped.
+    absl::StatusOr<ImageRef> snapshot = memory.Snapshot("unscanned");
+    ASSERT_TRUE(snapshot.ok()) << snapshot.status();
+    EXPECT_EQ((*snapshot)->stored_pages(), 16u);
+    EXPECT_EQ(Load(memory, 5 * kPageBytes), 0x22);
   }
 }
 

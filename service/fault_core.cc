@@ -124,7 +124,8 @@ class Filler {
   FaultResult ReadZeroGranule(uint64_t page);
   FaultResult WriteImagePage(uint64_t page);
   FaultResult WriteZeroRun(uint64_t page);
-  FaultResult Unprotect(uint64_t page);
+  // Pages of one group.
+  FaultResult Unprotect(uint64_t page, uint64_t pages);
 
   FaultCore& core_;
   SlotState& slot_;
@@ -226,28 +227,32 @@ FaultResult Filler::ReadZeroGranule(uint64_t page) {
   Count(slot_.counters.pages_zeroed, fill.pages_filled());
   if (fill.pages_present != 0) {
     // ZEROPAGE, unlike COPY, also calls a page present that only carries a
-    // marker (write-protected when it was dropped, or poisoned). If this one
-    // is really there, COPY says so as well.
-    fill =
-        CopyRange(*core_.kernel, core_.uffd, Address(page),
-                  reinterpret_cast<uintptr_t>(kZeroes), kPageBytes, 0, policy_);
-    Count(slot_.counters.pages_copied, fill.pages_filled());
-    result = Outcome(fill, "UFFDIO_COPY");
-    if (result.kind != FaultResult::Kind::kResolved) return result;
+    // marker (write-protected when it was dropped, or poisoned). Pages that are
+    // really there are so for COPY as well.
+    for (uint64_t done = 0; done < pages; done += kMaxZeroRunPages) {
+      fill = CopyRange(*core_.kernel, core_.uffd, Address(first + done),
+                       reinterpret_cast<uintptr_t>(kZeroes),
+                       std::min(kMaxZeroRunPages, pages - done) * kPageBytes, 0,
+                       policy_);
+      Count(slot_.counters.pages_copied, fill.pages_filled());
+      result = Outcome(fill, "UFFDIO_COPY");
+      if (result.kind != FaultResult::Kind::kResolved) return result;
+    }
   }
   MarkPresent(first, pages);
   return {};
 }
 
-FaultResult Filler::Unprotect(uint64_t page) {
+FaultResult Filler::Unprotect(uint64_t page, uint64_t pages) {
   const FillResult fill = WriteProtectRange(
-      *core_.kernel, core_.uffd, Address(page), kPageBytes, 0, policy_);
+      *core_.kernel, core_.uffd, Address(page), pages * kPageBytes, 0, policy_);
   const FaultResult result = Outcome(fill, "UFFDIO_WRITEPROTECT");
   if (result.kind == FaultResult::Kind::kFailed) {
     // Open and still protected: to restore it would fault. Open and not known
     // to be present is dropped at release instead.
-    slot_.pages.GroupOf(page).present.fetch_and(
-        ~(uint64_t{1} << (page % kPagesPerGroup)), std::memory_order_relaxed);
+    const uint64_t group = page / kPagesPerGroup;
+    slot_.pages.group(group).present.fetch_and(
+        ~GroupMask(group, page, page + pages), std::memory_order_relaxed);
   }
   return result;
 }
@@ -285,7 +290,9 @@ FaultResult Filler::WriteImagePage(uint64_t page) {
   FaultResult result = Outcome(fill, "UFFDIO_COPY");
   if (result.kind != FaultResult::Kind::kResolved) return result;
   MarkPresent(first, pages);
-  if (fill.pages_present != 0) return Unprotect(page);
+  // Whoever made one of them present may have protected it, and all of them are
+  // open now.
+  if (fill.pages_present != 0) return Unprotect(first, pages);
   return {};
 }
 
@@ -326,7 +333,7 @@ FaultResult Filler::WriteZeroRun(uint64_t page) {
   const FaultResult result = Outcome(fill, "UFFDIO_COPY");
   if (result.kind != FaultResult::Kind::kResolved) return result;
   MarkPresent(page, pages);
-  if (fill.pages_present != 0) return Unprotect(page);
+  if (fill.pages_present != 0) return Unprotect(page, pages);
   return {};
 }
 
@@ -353,7 +360,7 @@ FaultResult Filler::Write(uint64_t page, bool protection) {
   if (protection) {
     Count(slot_.counters.write_protect_faults);
     MarkOpen(page, 1);
-    return Unprotect(page);
+    return Unprotect(page, 1);
   }
   // Also where the planes say "present": the page may have been dropped behind
   // our back, or swapped out while protected. COPY tells: EEXIST, and then it
@@ -440,30 +447,36 @@ FaultResult ResolveForOther(FaultCore& core, const Fault& fault) noexcept {
 }
 
 FaultResult MakeTrapping(FaultCore& core, uint32_t slot_number,
-                         uintptr_t page_address) noexcept {
+                         uintptr_t page_address, bool* placed) noexcept {
   SlotState& slot = core.slots[slot_number];
-  const uint32_t index =
-      slot.strays.count.fetch_add(1, std::memory_order_relaxed);
-  if (index < StrayPages::kCapacity) {
-    slot.strays.page[index].store(page_address, std::memory_order_release);
-  }
   Count(slot.counters.kernel_calls);
+  *placed = false;
   if (core.poison) {
     FillPolicy policy;
     policy.wake_present = true;
     const FillResult fill = PoisonRange(*core.kernel, core.uffd, page_address,
                                         kPageBytes, 0, policy);
-    if (fill.ok()) return {};
-    return {fill.error == ESRCH ? FaultResult::Kind::kGone
-                                : FaultResult::Kind::kFailed,
-            fill.error, "UFFDIO_POISON"};
+    if (!fill.ok()) {
+      return {fill.error == ESRCH ? FaultResult::Kind::kGone
+                                  : FaultResult::Kind::kFailed,
+              fill.error, "UFFDIO_POISON"};
+    }
+    // Another thread's touch of the same page may have been first.
+    if (fill.pages_filled() == 0) return {};
+  } else {
+    const CallResult protect =
+        core.kernel->Mprotect(page_address, kPageBytes, PROT_NONE);
+    if (!protect.ok()) {
+      return {FaultResult::Kind::kFailed, protect.error, "mprotect"};
+    }
+    core.kernel->Wake(core.uffd, page_address, kPageBytes);
   }
-  const CallResult protect =
-      core.kernel->Mprotect(page_address, kPageBytes, PROT_NONE);
-  if (!protect.ok()) {
-    return {FaultResult::Kind::kFailed, protect.error, "mprotect"};
+  *placed = true;
+  const uint32_t index =
+      slot.strays.count.fetch_add(1, std::memory_order_relaxed);
+  if (index < StrayPages::kCapacity) {
+    slot.strays.page[index].store(page_address, std::memory_order_release);
   }
-  core.kernel->Wake(core.uffd, page_address, kPageBytes);
   return {};
 }
 

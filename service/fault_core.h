@@ -128,9 +128,10 @@ FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept;
 FaultResult ResolveForOther(FaultCore& core, const Fault& fault) noexcept;
 
 // Makes a page outside the bounds trap for the thread that waits on it
-// (handler threads). `page_address` lies in slot `slot`'s reach.
-FaultResult MakeTrapping(FaultCore& core, uint32_t slot,
-                         uintptr_t page_address) noexcept;
+// (handler threads). `page_address` lies in slot `slot`'s reach. `*placed` says
+// whether this call did; it did not where the page traps already, or is there.
+FaultResult MakeTrapping(FaultCore& core, uint32_t slot, uintptr_t page_address,
+                         bool* placed) noexcept;
 
 // Nanoseconds of CLOCK_MONOTONIC.
 uint64_t MonotonicNanos() noexcept;

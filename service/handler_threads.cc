@@ -40,11 +40,13 @@ void Handle(FaultCore& core, const Event& event) {
   const Location where = LocateIn(core.entry, event.address);
   const uintptr_t page_address = RoundDownToPage(event.address);
   FaultResult result{FaultResult::Kind::kOutOfBounds, 0, ""};
-  if (where.in_bounds) {
+  // By pages: in a last page that the size ends in, the rest is accessible too,
+  // and the page must not be made to trap.
+  if (where.page_in_bounds) {
     result = ResolveForOther(
         core,
         {.slot = where.slot,
-         .offset_bytes = static_cast<uint64_t>(where.offset_bytes),
+         .offset_bytes = where.page * kPageBytes,
          .access = event.is_write() || event.is_write_protect() ? Access::kWrite
                                                                 : Access::kRead,
          .protection = event.is_write_protect()});
@@ -58,9 +60,16 @@ void Handle(FaultCore& core, const Event& event) {
   // Out of bounds: the touched page is made to raise a signal in the thread
   // that waits for it, where it becomes a trap. So is a page that cannot be
   // supplied: the thread's own attempt to resolve it then says what failed.
-  const FaultResult trapping = MakeTrapping(core, where.slot, page_address);
+  bool placed = false;
+  const FaultResult trapping =
+      MakeTrapping(core, where.slot, page_address, &placed);
   if (trapping.kind == FaultResult::Kind::kFailed) {
     Die(core, trapping.call, trapping.error);
+  }
+  // A page that is there cannot be made to trap, and the thread would fault on
+  // it without end.
+  if (result.kind == FaultResult::Kind::kFailed && !placed) {
+    Die(core, result.call, result.error);
   }
 }
 

@@ -55,13 +55,7 @@ uint32_t Memory::memory_index() const {
 
 absl::Status Memory::Grow(uint64_t new_size_bytes) {
   if (slot_ == nullptr) return Released("Grow");
-  const uint64_t before = size_bytes();
-  if (new_size_bytes < before) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "new_size_bytes ", new_size_bytes, " is below the present size of ",
-        before, " bytes: a memory does not shrink"));
-  }
-  return core_->GrowBy(*slot_, new_size_bytes - before).status();
+  return core_->GrowTo(*slot_, new_size_bytes);
 }
 
 absl::StatusOr<uint64_t> Memory::GrowBy(uint64_t delta_bytes) {

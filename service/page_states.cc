@@ -28,9 +28,10 @@ void PageStates::Forget(uint64_t first_page, uint64_t end_page) const {
     group.untracked.fetch_and(~gone, std::memory_order_relaxed);
     group.open.fetch_and(~gone, std::memory_order_relaxed);
     group.hot.fetch_and(~gone, std::memory_order_relaxed);
-    const bool empty = group.present.load(std::memory_order_relaxed) == 0 &&
-                       group.open.load(std::memory_order_relaxed) == 0;
-    if (empty) {
+    const uint64_t left = group.present.load(std::memory_order_relaxed) |
+                          group.untracked.load(std::memory_order_relaxed) |
+                          group.open.load(std::memory_order_relaxed);
+    if (left == 0) {
       summary_[index / 64].fetch_and(~(uint64_t{1} << (index % 64)),
                                      std::memory_order_relaxed);
     }

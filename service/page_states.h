@@ -27,7 +27,10 @@
 // A bit of `open` is set BEFORE the kernel is asked to let the page be written,
 // and cleared only after the page is gone: a page that can have changed is
 // never missing from the plane. `present` is set after the kernel has mapped
-// the page; it may lag behind, and nothing that matters rests on it.
+// the page and may lag behind while a fill is under way, so whoever needs it
+// exactly (release, snapshot) waits for fills first. An open page that is not
+// present is one whose fill failed: it is dropped, since to touch it could
+// fault.
 //
 // 32 bytes of planes for 64 pages: 4 KiB of book-keeping tell of 32 MiB.
 

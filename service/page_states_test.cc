@@ -113,11 +113,15 @@ TEST(PageStatesTest, ForgottenGroupsAreNotVisitedAnyMore) {
   SetPage(memory.states, 10, true, false, true, true);
   SetPage(memory.states, 70, true, false, true, true);
   SetPage(memory.states, 71, true, false, false, false);
+  // Whose fill was left half-way: only marked as perhaps changed.
+  SetPage(memory.states, 130, false, true, false, false);
+  SetPage(memory.states, 131, true, false, false, false);
   memory.states.Forget(0, 71);
+  memory.states.Forget(131, 132);
   std::vector<uint64_t> visited;
   memory.states.ForEachGroup(
       [&](uint64_t index, PageGroup&) { visited.push_back(index); });
-  EXPECT_EQ(visited, (std::vector<uint64_t>{1}));
+  EXPECT_EQ(visited, (std::vector<uint64_t>{1, 2}));
 }
 
 TEST(GroupMaskTest, IsTheBitsInsideTheRangeForAllRangesOfThreeGroups) {

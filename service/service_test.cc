@@ -2,7 +2,8 @@
 
 #include "firsttouch/service/service.h"
 
-#include <fcntl.h>
+#include <signal.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -645,6 +646,128 @@ TEST_P(ServiceTest, HandlerThreadsHaveTheirPoolsNameAndEndWithIt) {
   EXPECT_EQ(ThreadsNamed("ft:test"), handlers ? 3 : 0) << "still needed";
   EXPECT_EQ(memory.Release(), absl::OkStatus());
   EXPECT_EQ(ThreadsNamed("ft:test"), 0);
+}
+
+TEST_P(ServiceTest, HolesThatWereProtectedAndDroppedAreZeroPagesAgain) {
+  // Dropping a page of a private file mapping leaves its write-protect marker,
+  // which some calls take for a page.
+  MakeService({.hot_pages_limit = 3});
+  ASSERT_NE(service_, nullptr);
+  std::vector<uint64_t> holes(31);
+  for (uint64_t i = 0; i < holes.size(); ++i) holes[i] = i + 1;
+  const ImageRef image = PatternImage("holes", 32, holes);
+  const std::vector<uint8_t> initial = InitialBytes(image, kMax);
+  for (int cycle = 0; cycle < 4; ++cycle) {
+    Memory memory = MustAcquire({.image = image, .size_bytes = kMax});
+    EXPECT_EQ(Load(memory, 20 * kPageBytes), 0);
+    if (cycle % 2 == 0) {
+      // More than may stay hot.
+      for (uint64_t page = 40; page < 60; ++page) {
+        Store(memory, page * kPageBytes, 1);
+      }
+    } else {
+      int ends[2];
+      ASSERT_EQ(pipe(ends), 0);
+      ASSERT_EQ(memory.MakeReady(0, 16 * kPageBytes, Access::kRead),
+                absl::OkStatus());
+      EXPECT_EQ(write(ends[1], memory.base() + 3 * kPageBytes, kPageBytes),
+                static_cast<ssize_t>(kPageBytes));
+      close(ends[0]);
+      close(ends[1]);
+    }
+    ASSERT_EQ(memory.Reset(), absl::OkStatus());
+    ASSERT_EQ(FirstDifference(memory, initial), std::nullopt) << cycle;
+    ASSERT_EQ(memory.Release(), absl::OkStatus());
+  }
+}
+
+TEST_P(ServiceTest, AReaderAndAWriterOfOneGranuleLeaveItRestorable) {
+  const ImageRef image = PatternImage("granule", 16);
+  const std::vector<uint8_t> initial = InitialBytes(image, kMax);
+  Memory memory = MustAcquire({.image = image, .size_bytes = kMax});
+  std::atomic<int> round{0};
+  std::atomic<int> done{0};
+  constexpr int kRounds = 2000;
+  std::thread reader([&] {
+    ASSERT_EQ(EnsureAlternateStack(), absl::OkStatus());
+    for (int i = 1; i <= kRounds; ++i) {
+      while (round.load() < i) std::this_thread::yield();
+      Load(memory, 3 * kPageBytes);
+      Load(memory, 20 * kPageBytes);
+      done.store(i);
+    }
+  });
+  for (int i = 1; i <= kRounds; ++i) {
+    round.store(i);
+    Store(memory, 5 * kPageBytes, 1);
+    Store(memory, 21 * kPageBytes, 1);
+    while (done.load() < i) std::this_thread::yield();
+    // Now and then without what earlier rounds left open.
+    EXPECT_EQ(memory.Reset(), absl::OkStatus());
+    if (i % 2 == 0) {
+      memory = MustAcquire({.size_bytes = kPageBytes});
+      memory = MustAcquire({.image = image, .size_bytes = kMax});
+    }
+  }
+  reader.join();
+  EXPECT_EQ(FirstDifference(memory, initial), std::nullopt);
+}
+
+TEST_P(ServiceTest, ThreadsThatGrowToOneSizeGetThatSize) {
+  for (int i = 0; i < 200; ++i) {
+    Memory memory = MustAcquire({.size_bytes = kPageBytes});
+    std::thread other(
+        [&] { EXPECT_EQ(memory.Grow(2 * kPageBytes), absl::OkStatus()); });
+    EXPECT_EQ(memory.Grow(2 * kPageBytes), absl::OkStatus());
+    other.join();
+    ASSERT_EQ(memory.size_bytes(), 2 * kPageBytes);
+  }
+}
+
+TEST_P(ServiceTest, TheRestOfTheLastPageNeverHangs) {
+  const ImageRef image = PatternImage("tail", 2);
+  Memory memory = MustAcquire({.image = image, .size_bytes = 2 * kPageBytes});
+  absl::StatusOr<ImageRef> part = ImageFromBytes(
+      {.name = "part", .size_bytes = 5000}, std::span(memory.base(), 5000));
+  ASSERT_TRUE(part.ok()) << part.status();
+  Memory tail = MustAcquire({.image = *part, .size_bytes = 5000});
+  EXPECT_EQ(Load(tail, 4096), Load(memory, 4096));
+  // Mapped and protected by now. In-thread a first write there is seen, and is
+  // a trap; a handler thread tells pages only.
+  const bool trapped = TrapOf([&] { Store(tail, 6000, 1); }).has_value();
+  EXPECT_EQ(trapped, GetParam().resolve == Resolve::kInThread);
+  Store(tail, 4999, 7);
+  EXPECT_EQ(Load(tail, 4999), 7);
+}
+
+TEST_P(ServiceTest, APoisonedPageIsATrapAlsoWhereItLooksLikeBadMemory) {
+  Memory memory = MustAcquire({.size_bytes = kPageBytes});
+  int calls = 0;
+  memory = MustAcquire({.size_bytes = kPageBytes,
+                        .trap_callback =
+                            [](const TrapInfo& trap) {
+                              EXPECT_EQ(trap.offset_bytes,
+                                        static_cast<int64_t>(kPageBytes + 8));
+                              *static_cast<int*>(trap.user) += 1;
+                              return TrapAction::kResume;
+                            },
+                        .trap_user = &calls});
+  // As a kernel with CONFIG_MEMORY_FAILURE sends it.
+  siginfo_t info = {};
+  info.si_signo = SIGBUS;
+  info.si_code = BUS_MCEERR_AR;
+  info.si_addr = memory.base() + kPageBytes + 8;
+  ucontext_t context;
+  ASSERT_EQ(getcontext(&context), 0);
+  const FaultOutcome outcome = HandleFault(SIGBUS, &info, &context);
+  if (GetParam().resolve == Resolve::kHandlerThread) {
+    EXPECT_EQ(outcome, FaultOutcome::kResolved);
+    EXPECT_EQ(calls, 1);
+  } else {
+    // Nobody poisons pages here: it is bad memory, and the host's to know.
+    EXPECT_EQ(outcome, FaultOutcome::kNotMine);
+    EXPECT_EQ(calls, 0);
+  }
 }
 
 TEST_P(ServiceTest, DescribeSaysWhatWasPicked) {

@@ -110,10 +110,12 @@ bool Reopen(FaultCore& core, uintptr_t page_address) {
 }  // namespace
 
 FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
-  // Sent by someone (kill, sigqueue) or a hardware memory error: not ours.
-  const bool page_fault = (signal == SIGBUS && info->si_code == BUS_ADRERR) ||
-                          (signal == SIGSEGV && (info->si_code == SEGV_ACCERR ||
-                                                 info->si_code == SEGV_MAPERR));
+  // Others were sent by someone (kill, sigqueue).
+  const bool page_fault =
+      (signal == SIGBUS &&
+       (info->si_code == BUS_ADRERR || info->si_code == BUS_MCEERR_AR)) ||
+      (signal == SIGSEGV &&
+       (info->si_code == SEGV_ACCERR || info->si_code == SEGV_MAPERR));
   if (!page_fault) return FaultOutcome::kNotMine;
   const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
   const PoolEntry* entry = FindPool(address);
@@ -122,6 +124,13 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
   // In a forked child the pool is not mapped, and the userfaultfd, if it was
   // inherited, would change the parent.
   if (!core.InOwnerProcess()) return FaultOutcome::kNotMine;
+  // A kernel with CONFIG_MEMORY_FAILURE reports a poisoned page as it does a
+  // hardware memory error; without UFFDIO_POISON it can only be the latter.
+  const bool may_be_poisoned =
+      core.resolve == Resolve::kHandlerThread && core.poison;
+  if (signal == SIGBUS && info->si_code == BUS_MCEERR_AR && !may_be_poisoned) {
+    return FaultOutcome::kNotMine;
+  }
 
   const int saved_errno = errno;
   auto& context = *static_cast<ucontext_t*>(ucontext);

@@ -59,7 +59,7 @@ absl::Status UninstallFaultHandler();
 // back when the thread ends. Idempotent, and a few ns once done.
 //
 // FailedPrecondition when the thread has one of its own that is too small
-// (names both sizes), or is running on it now. ResourceExhausted when there is
+// (names both sizes). ResourceExhausted when there is
 // no memory.
 absl::Status EnsureAlternateStack();
 

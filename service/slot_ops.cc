@@ -48,7 +48,7 @@ absl::Status MapAnew(const SlotOpsContext& context, SlotState& slot,
   Kernel& kernel = *context.core.kernel;
   const uintptr_t start = AddressOf(slot, first_page);
   const size_t bytes = pages * kPageBytes;
-  CountOwned(slot.counters.kernel_calls, 5);
+  Count(slot.counters.kernel_calls, 5);
   int flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
   if (fd < 0) flags |= MAP_ANONYMOUS;
   const CallResult mapped =
@@ -62,6 +62,9 @@ absl::Status MapAnew(const SlotOpsContext& context, SlotState& slot,
   const CallResult registered =
       kernel.Register(context.core.uffd, start, bytes, mode, nullptr);
   if (!registered.ok()) {
+    // The slot is never used again; that a touch of it still does not succeed
+    // needs this, now that no fault would be told.
+    kernel.Mprotect(start, bytes, PROT_NONE);
     return Failed(context, slot, registered.error, "UFFDIO_REGISTER",
                   first_page, pages);
   }
@@ -132,7 +135,7 @@ absl::Status DropPages(const SlotOpsContext& context, SlotState& slot,
     pages += std::popcount(there);
   });
   if (pages == 0) return absl::OkStatus();
-  CountOwned(slot.counters.kernel_calls);
+  Count(slot.counters.kernel_calls);
   const CallResult dropped = context.core.kernel->Madvise(
       AddressOf(slot, lowest), (past_highest - lowest) * kPageBytes,
       kMadvDontNeed);
@@ -145,33 +148,40 @@ absl::Status DropPages(const SlotOpsContext& context, SlotState& slot,
   return absl::OkStatus();
 }
 
-absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot,
-                        uint64_t first_page_outside) {
+absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot) {
   const uint32_t count = slot.strays.count.load(std::memory_order_acquire);
   if (count == 0) return absl::OkStatus();
   Kernel& kernel = *context.core.kernel;
   const auto reset = [&](uintptr_t start, uint64_t bytes) -> absl::Status {
-    CountOwned(slot.counters.kernel_calls);
+    Count(slot.counters.kernel_calls);
     const CallResult done =
         context.core.poison
             ? kernel.Madvise(start, bytes, kMadvDontNeed)
             : kernel.Mprotect(start, bytes, PROT_READ | PROT_WRITE);
-    if (done.ok()) return absl::OkStatus();
-    return absl::ErrnoToStatus(
-        done.error,
-        absl::StrCat("taking back ", bytes, " trapping bytes at ",
-                     absl::Hex(start), " of slot ", &slot - context.core.slots,
-                     " in pool \"", context.core.name, "\""));
+    if (!done.ok()) {
+      return absl::ErrnoToStatus(
+          done.error, absl::StrCat("taking back ", bytes, " trapping bytes at ",
+                                   absl::Hex(start), " of slot ",
+                                   &slot - context.core.slots, " in pool \"",
+                                   context.core.name, "\""));
+    }
+    // Where pages of the memory's own may have been among them.
+    if (context.core.poison && start >= slot.base) {
+      const uint64_t first_page = (start - slot.base) / kPageBytes;
+      slot.pages.Forget(first_page, first_page + bytes / kPageBytes);
+    }
+    return absl::OkStatus();
   };
   absl::Status status;
-  const uint32_t known = std::min(count, StrayPages::kCapacity);
-  for (uint32_t i = 0; i < known && status.ok(); ++i) {
-    status =
-        reset(slot.strays.page[i].load(std::memory_order_acquire), kPageBytes);
+  for (std::atomic<uintptr_t>& page : slot.strays.page) {
+    // 0 where a handler thread has counted and not yet stored, or where there
+    // is none.
+    const uintptr_t address = page.exchange(0, std::memory_order_acq_rel);
+    if (address != 0 && status.ok()) status = reset(address, kPageBytes);
   }
   if (count > StrayPages::kCapacity && status.ok()) {
-    // More than were noted: everything that was outside.
-    const uint64_t from = first_page_outside * kPageBytes;
+    // More than were noted: everything that nobody's pages are kept in.
+    const uint64_t from = slot.kept_pages * kPageBytes;
     status = reset(slot.base + from, context.stride_bytes - from);
     const PoolEntry& entry = context.core.entry;
     if (status.ok() && &slot == context.core.slots &&
@@ -199,7 +209,7 @@ absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
   } else if (touched_pages > 0) {
     // Not only what the planes know of: a copy that failed or was left half-way
     // may have placed pages of the old image that nobody noted.
-    CountOwned(slot.counters.kernel_calls);
+    Count(slot.counters.kernel_calls);
     const CallResult dropped = context.core.kernel->Madvise(
         slot.base, touched_pages * kPageBytes, kMadvDontNeed);
     if (!dropped.ok()) {
@@ -218,7 +228,7 @@ absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
 }
 
 absl::Status SettleUntracked(const SlotOpsContext& context, SlotState& slot,
-                             uint64_t end_page) {
+                             uint64_t end_page, Unknown unknown) {
   if (!slot.any_untracked.load(std::memory_order_relaxed)) {
     return absl::OkStatus();
   }
@@ -266,7 +276,7 @@ absl::Status SettleUntracked(const SlotOpsContext& context, SlotState& slot,
           }
           return true;
         });
-    CountOwned(slot.counters.kernel_calls, scan.calls);
+    Count(slot.counters.kernel_calls, scan.calls);
     scanned = scan.ok();
   }
 
@@ -275,23 +285,40 @@ absl::Status SettleUntracked(const SlotOpsContext& context, SlotState& slot,
     const uint64_t untracked = group.untracked.load(std::memory_order_relaxed) &
                                GroupMask(index, 0, end_page);
     if (untracked == 0) return;
-    // No call may cross the end of the image's mapping.
-    const uint64_t in_image = GroupMask(index, 0, slot.image_pages);
+    if (!scanned && unknown == Unknown::kCountAsChanged) {
+      group.open.fetch_or(untracked, std::memory_order_relaxed);
+      group.present.fetch_or(untracked, std::memory_order_relaxed);
+      group.untracked.fetch_and(~untracked, std::memory_order_relaxed);
+      return;
+    }
     const auto settle = [&](uint64_t bit, uint64_t pages) {
       if (!status.ok()) return;
       const uint64_t first = index * kPagesPerGroup + bit;
+      bool is_protected = false;
       if (scanned) {
-        const FillResult protect = WriteProtectRange(
-            *context.core.kernel, context.core.uffd, AddressOf(slot, first),
-            pages * kPageBytes, kUffdWriteProtectWp, {});
-        CountOwned(slot.counters.kernel_calls);
-        if (protect.ok()) return;
+        is_protected =
+            WriteProtectRange(*context.core.kernel, context.core.uffd,
+                              AddressOf(slot, first), pages * kPageBytes,
+                              kUffdWriteProtectWp, {})
+                .ok();
+        Count(slot.counters.kernel_calls);
       }
-      status = DropPages(context, slot, first, first + pages);
+      if (!is_protected) {
+        status = DropPages(context, slot, first, first + pages);
+        if (!status.ok()) return;
+      }
+      group.untracked.fetch_and(~GroupMask(index, first, first + pages),
+                                std::memory_order_relaxed);
     };
-    ForEachRun(untracked & in_image, settle);
-    ForEachRun(untracked & ~in_image, settle);
-    group.untracked.fetch_and(~untracked, std::memory_order_relaxed);
+    // Pages that were opened by a write elsewhere are restored in any case, and
+    // for that must not be protected.
+    const uint64_t open = group.open.load(std::memory_order_acquire);
+    group.untracked.fetch_and(~(untracked & open), std::memory_order_relaxed);
+    const uint64_t unchanged = untracked & ~open;
+    // No call may cross the end of the image's mapping.
+    const uint64_t in_image = GroupMask(index, 0, slot.image_pages);
+    ForEachRun(unchanged & in_image, settle);
+    ForEachRun(unchanged & ~in_image, settle);
   });
   if (status.ok()) {
     slot.any_untracked.store(false, std::memory_order_relaxed);
@@ -309,7 +336,8 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
       return status;
     }
   }
-  if (absl::Status status = SettleUntracked(context, slot, keep_pages);
+  if (absl::Status status =
+          SettleUntracked(context, slot, keep_pages, Unknown::kDrop);
       !status.ok()) {
     return status;
   }

@@ -26,7 +26,6 @@ struct SlotOpsContext {
   int pagemap_fd = -1;
   // Bytes from one slot's start to the next one's.
   uint64_t stride_bytes = 0;
-  uint64_t max_memory_bytes = 0;
   bool include_in_core_dump = false;
 };
 
@@ -47,10 +46,10 @@ absl::Status DropPages(const SlotOpsContext& context, SlotState& slot,
                        uint64_t first_page, uint64_t end_page);
 
 // Pages outside the bounds that were made to trap one by one (handler threads)
-// are as untouched ones again. No page of the memory's own lies at or behind
-// `first_page_outside`, the end of the bounds in which they were outside.
-absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot,
-                        uint64_t first_page_outside);
+// are as untouched ones again. For a slot that nobody holds any more, or not
+// yet: what a holder has grown into since is left alone, since the first touch
+// there mends the page (HandleFault).
+absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot);
 
 // Restores the initial bytes of pages below `keep_pages` and drops those up to
 // `size_pages` (pages that the holder grew into). Restored pages stay private
@@ -60,10 +59,18 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
                           uint64_t keep_pages, uint64_t size_pages,
                           uint64_t hot_pages_limit);
 
+// What to do with untracked pages where no scan tells whether they have
+// changed.
+enum class Unknown : uint8_t {
+  kDrop,            // at release: missing again
+  kCountAsChanged,  // while somebody holds the slot: their bytes stay
+};
+
 // Finds out which untracked pages below `end_page` have changed; afterwards
-// none of them is untracked.
+// none of them is untracked. After an error those that it did not get to still
+// are.
 absl::Status SettleUntracked(const SlotOpsContext& context, SlotState& slot,
-                             uint64_t end_page);
+                             uint64_t end_page, Unknown unknown);
 
 }  // namespace firsttouch
 
