@@ -482,7 +482,7 @@ absl::Status Core::TooLarge(uint64_t size_bytes, uint64_t delta_bytes) const {
 
 uint64_t Core::HotPagesLimit(uint64_t keep_pages) const {
   return options_.hot_pages_limit.value_or(
-      std::max(kMinHotPagesLimit, keep_pages / 4));
+      std::max(kMinHotPagesLimit, keep_pages / 2));
 }
 
 absl::Status Core::Restore(SlotState& slot) {

@@ -58,7 +58,7 @@ struct ServiceOptions {
 
   // At most this many pages of a slot stay private and writable from one holder
   // to the next; a slot with more is dropped as a whole at release. Unset: a
-  // quarter of the memory's initial size, at least 64.
+  // half of the memory's initial size, at least 64.
   std::optional<uint64_t> hot_pages_limit;
 
   // Whether a core dump includes the pool (and walks all of its reservation).
