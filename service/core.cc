@@ -227,9 +227,13 @@ absl::Status Core::Start() {
     return status;
   }
   if (absl::Status status = MapBookKeeping(); !status.ok()) return status;
-  // Absent before 6.7: then pages that may have changed are dropped.
-  if (absl::StatusOr<Pagemap> pagemap = Pagemap::Open(kernel_); pagemap.ok()) {
+  // Absent before 6.7, or without /proc: then pages that may have changed are
+  // dropped.
+  absl::StatusOr<Pagemap> pagemap = Pagemap::Open(kernel_);
+  if (pagemap.ok()) {
     pagemap_.emplace(*std::move(pagemap));
+  } else if (absl::IsResourceExhausted(pagemap.status())) {
+    return pagemap.status();
   }
 
   fault_core_.kernel = &kernel_;

@@ -332,6 +332,33 @@ TEST(OptionsTest, AFullTableOfDescriptorsIsNamed) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("RLIMIT_NOFILE"));
 }
 
+TEST(OptionsTest, TwoThousandSmallPoolsWorkOrTheLimitIsNamed) {
+  // The second time, nothing of the first is left.
+  for (size_t wanted : {2000, 200}) {
+    std::vector<std::unique_ptr<Service>> pools;
+    while (pools.size() < wanted) {
+      absl::StatusOr<std::unique_ptr<Service>> pool =
+          Service::Create({.name = "small",
+                           .layout = {.instances = 1,
+                                      .max_memory_bytes = 4 * kPageBytes,
+                                      .guard_after_bytes = 65536}});
+      if (!pool.ok()) {
+        EXPECT_EQ(pool.status().code(), absl::StatusCode::kResourceExhausted);
+        EXPECT_THAT(std::string(pool.status().message()),
+                    HasSubstr("RLIMIT_NOFILE"));
+        break;
+      }
+      pools.push_back(*std::move(pool));
+    }
+    EXPECT_GT(pools.size(), 100u);
+    for (size_t i = 0; i < pools.size(); i += pools.size() / 20) {
+      Memory memory = *pools[i]->Acquire({.size_bytes = 4 * kPageBytes});
+      Store(memory, 3 * kPageBytes, 1);
+      EXPECT_EQ(Load(memory, 0), 0);
+    }
+  }
+}
+
 TEST(FailuresDeathTest, AFillThatFailsUnderAGuestDiesInsteadOfShowingZeroes) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   for (Resolve resolve : {Resolve::kInThread, Resolve::kHandlerThread}) {

@@ -19,7 +19,9 @@ absl::StatusOr<Pagemap> Pagemap::Open(Kernel& kernel) {
         absl::ErrnoToStatusCode(opened.error),
         absl::StrCat(
             "/proc/self/pagemap cannot be opened: ", ErrnoText(opened.error),
-            opened.error == ENOENT ? "; is /proc mounted?" : ""));
+            opened.error == ENOENT   ? "; is /proc mounted?"
+            : opened.error == EMFILE ? "; raise RLIMIT_NOFILE (ulimit -n)"
+                                     : ""));
   }
   Pagemap pagemap(kernel, static_cast<int>(opened.value));
   // A scan of nothing: whether the call exists.

@@ -185,7 +185,9 @@ void DestroyedWhileBusy(const Setting& setting) {
   // The last memory took the pool with it, its threads and descriptors too.
   HOSTILE_CHECK_EQ(CountThreads(), threads);
   HOSTILE_CHECK_EQ(CountDescriptors(), descriptors);
-  HOSTILE_CHECK(CountMappings() <= mappings + 2);
+  // One left by each of 25 rounds would be more than the C library's arenas,
+  // which come and go with what its threads happen to contend for.
+  HOSTILE_CHECK(CountMappings() <= mappings + 20);
 }
 
 }  // namespace firsttouch::hostile
