@@ -83,24 +83,44 @@ class Filler {
     return {FaultResult::Kind::kFailed, fill.error, call};
   }
 
-  void MarkOpen(uint64_t page, uint64_t pages) const {
+  // Sets the bits of [page, page + pages) in one plane.
+  void Mark(std::atomic<uint64_t> PageGroup::*plane, uint64_t page,
+            uint64_t pages) const {
     for (uint64_t end = page + pages; page < end;) {
       const uint64_t group = page / kPagesPerGroup;
       const uint64_t mask = GroupMask(group, page, end);
-      slot_.pages.group(group).open.fetch_or(mask, std::memory_order_release);
+      (slot_.pages.group(group).*plane)
+          .fetch_or(mask, std::memory_order_release);
       slot_.pages.NoteGroup(group);
       page = (group + 1) * kPagesPerGroup;
     }
   }
+  void MarkOpen(uint64_t page, uint64_t pages) const {
+    Mark(&PageGroup::open, page, pages);
+  }
   void MarkPresent(uint64_t page, uint64_t pages) const {
-    for (uint64_t end = page + pages; page < end;) {
-      const uint64_t group = page / kPagesPerGroup;
-      const uint64_t mask = GroupMask(group, page, end);
-      slot_.pages.group(group).present.fetch_or(mask,
-                                                std::memory_order_relaxed);
-      slot_.pages.NoteGroup(group);
-      page = (group + 1) * kPagesPerGroup;
-    }
+    Mark(&PageGroup::present, page, pages);
+  }
+
+  // The run of missing pages around `page`, which counts as one, within its
+  // granule and among the `eligible` bits of its group.
+  struct PageRange {
+    uint64_t first;
+    uint64_t pages;
+  };
+  PageRange MissingRunAround(uint64_t page, uint64_t eligible) const {
+    const uint64_t group = page / kPagesPerGroup;
+    const PageGroup& planes = slot_.pages.group(group);
+    const uint64_t bit = page % kPagesPerGroup;
+    const uint64_t missing =
+        (GroupMask(group, GranuleFirst(page), GranuleEnd(page)) & eligible &
+         ~planes.present.load(std::memory_order_relaxed) &
+         ~planes.open.load(std::memory_order_relaxed)) |
+        (uint64_t{1} << bit);
+    const uint64_t above = std::countr_one(missing >> bit);
+    const uint64_t below =
+        bit == 0 ? 0 : std::countl_one(missing << (64 - bit));
+    return {page - below, below + above};
   }
 
   // Maps image pages, protected, wherever the granule lacks them; more than a
@@ -124,6 +144,9 @@ class Filler {
   FaultResult ReadZeroGranule(uint64_t page);
   FaultResult WriteImagePage(uint64_t page);
   FaultResult WriteZeroRun(uint64_t page);
+  // Copies private, writable pages of one group from `source`, in the order
+  // that page_states.h demands.
+  FaultResult CopyOpen(PageRange range, uintptr_t source);
   // Pages of one group.
   FaultResult Unprotect(uint64_t page, uint64_t pages);
 
@@ -199,19 +222,8 @@ FaultResult Filler::ReadZeroGranule(uint64_t page) {
   // Only pages that are zero, missing and neighbours of the touched one: the
   // run around it within its group and granule.
   const uint64_t group = page / kPagesPerGroup;
-  const PageGroup& planes = slot_.pages.group(group);
-  const uint64_t bit = page % kPagesPerGroup;
-  const uint64_t open_to_fill =
-      (GroupMask(group, GranuleFirst(page), GranuleEnd(page)) &
-       SameMapping(group, page) & ~ImageWord(group) &
-       ~planes.present.load(std::memory_order_relaxed) &
-       ~planes.open.load(std::memory_order_relaxed)) |
-      (uint64_t{1} << bit);
-  const uint64_t above = std::countr_one(open_to_fill >> bit);
-  const uint64_t below =
-      bit == 0 ? 0 : std::countl_one(open_to_fill << (64 - bit));
-  const uint64_t first = page - below;
-  const uint64_t pages = below + above;
+  const auto [first, pages] =
+      MissingRunAround(page, SameMapping(group, page) & ~ImageWord(group));
 
   // Nothing write-protects the kernel's page of zeroes in the same call, so a
   // write to it would not be seen: a scan at release tells.
@@ -260,34 +272,26 @@ FaultResult Filler::Unprotect(uint64_t page, uint64_t pages) {
 FaultResult Filler::WriteImagePage(uint64_t page) {
   // Filled as a private page at once: a page that is not mapped yet costs no
   // interrupt of other cores, a copy of one that is mapped does.
-  uint64_t first = page;
-  uint64_t pages = 1;
+  PageRange range{page, 1};
   if (core_.backing == Backing::kCopied) {
     // The whole run of missing pages around it in one copy; all of them count
     // as changed, which costs less than to protect the others.
-    const uint64_t group = page / kPagesPerGroup;
-    const PageGroup& planes = slot_.pages.group(group);
-    const uint64_t bit = page % kPagesPerGroup;
-    const uint64_t missing =
-        (GroupMask(group, GranuleFirst(page), GranuleEnd(page)) &
-         ImageWord(group) & ~planes.present.load(std::memory_order_relaxed) &
-         ~planes.open.load(std::memory_order_relaxed)) |
-        (uint64_t{1} << bit);
-    const uint64_t above = std::countr_one(missing >> bit);
-    const uint64_t below =
-        bit == 0 ? 0 : std::countl_one(missing << (64 - bit));
-    first = page - below;
-    pages = below + above;
+    range = MissingRunAround(page, ImageWord(page / kPagesPerGroup));
   } else {
-    pages = WriteRun(page, slot_.write_run_end, slot_.write_run_pages,
-                     ~ImageWord(page / kPagesPerGroup), kMaxWriteRunPages);
+    range.pages =
+        WriteRun(page, slot_.write_run_end, slot_.write_run_pages,
+                 ~ImageWord(page / kPagesPerGroup), kMaxWriteRunPages);
   }
+  return CopyOpen(range, ImageAddress(range.first));
+}
+
+FaultResult Filler::CopyOpen(PageRange range, uintptr_t source) {
+  const auto [first, pages] = range;
   MarkOpen(first, pages);
-  const FillResult fill =
-      CopyRange(*core_.kernel, core_.uffd, Address(first), ImageAddress(first),
-                pages * kPageBytes, 0, policy_);
+  const FillResult fill = CopyRange(*core_.kernel, core_.uffd, Address(first),
+                                    source, pages * kPageBytes, 0, policy_);
   Count(slot_.counters.pages_copied, fill.pages_filled());
-  FaultResult result = Outcome(fill, "UFFDIO_COPY");
+  const FaultResult result = Outcome(fill, "UFFDIO_COPY");
   if (result.kind != FaultResult::Kind::kResolved) return result;
   MarkPresent(first, pages);
   // Whoever made one of them present may have protected it, and all of them are
@@ -325,16 +329,7 @@ FaultResult Filler::WriteZeroRun(uint64_t page) {
   const uint64_t pages =
       WriteRun(page, slot_.zero_run_end, slot_.zero_run_pages,
                ImageWord(page / kPagesPerGroup), kMaxZeroRunPages);
-  MarkOpen(page, pages);
-  const FillResult fill = CopyRange(*core_.kernel, core_.uffd, Address(page),
-                                    reinterpret_cast<uintptr_t>(kZeroes),
-                                    pages * kPageBytes, 0, policy_);
-  Count(slot_.counters.pages_copied, fill.pages_filled());
-  const FaultResult result = Outcome(fill, "UFFDIO_COPY");
-  if (result.kind != FaultResult::Kind::kResolved) return result;
-  MarkPresent(page, pages);
-  if (fill.pages_present != 0) return Unprotect(page, pages);
-  return {};
+  return CopyOpen({page, pages}, reinterpret_cast<uintptr_t>(kZeroes));
 }
 
 FaultResult Filler::Read(uint64_t page) {
