@@ -47,6 +47,7 @@
 
 #include "absl/status/status.h"
 #include "firsttouch/init/page_map.h"
+#include "firsttouch/init/working_set.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -116,6 +117,11 @@ class Image {
   // Borrowed: do not close it.
   int memfd() const { return memfd_; }
 
+  // What is known of the pages that tenants touch; the only part of an image
+  // that changes, and none that they can see. Any thread, not in a signal
+  // handler.
+  WorkingSet& working_set() const { return working_set_; }
+
  private:
   friend class ImageWriter;
 
@@ -128,6 +134,7 @@ class Image {
   PageMap stored_;
   const std::byte* data_ = nullptr;  // Unmapped by the destructor.
   int memfd_ = -1;                   // Closed by the destructor.
+  mutable WorkingSet working_set_;
 };
 
 using ImageRef = std::shared_ptr<const Image>;
