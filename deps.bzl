@@ -126,4 +126,18 @@ def firsttouch_dependencies():
         },
     )
 
+    # OpenSSL's libcrypto has what is used of BoringSSL's.
+    _maybe(
+        system_repository,
+        name = "boringssl",
+        build_file = Label("//bazel/third_party:crypto.BUILD"),
+        packages = {"libssl-dev": "/usr/include/openssl/evp.h"},
+    )
+    _maybe(
+        system_repository,
+        name = "com_github_facebook_zstd",
+        build_file = Label("//bazel/third_party:zstd.BUILD"),
+        packages = {"libzstd-dev": "/usr/include/zstd.h"},
+    )
+
     npm_packages(exists = native.existing_rule)

@@ -1,8 +1,4 @@
-// SHA-256, and the digest by which images are told apart by what they hold.
-//
-// The digest of an image's contents depends on its size and its bytes only: not
-// on its name, its working set, or how a file stores it. Two images with the
-// same digest are the same memory.
+// SHA-256, by OpenSSL's libcrypto.
 //
 // Threads: a Sha256 is for one thread at a time; everything else is for any.
 // Not async-signal-safe.
@@ -20,11 +16,7 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <vector>
-
-#include "firsttouch/init/image.h"
-#include "firsttouch/init/page_map.h"
-#include "firsttouch/uffd/units.h"
+#include <utility>
 
 namespace firsttouch {
 
@@ -75,34 +67,6 @@ class Sha256 {
 
 Digest Sha256Of(std::span<const std::byte> bytes);
 Digest Sha256Of(std::string_view bytes);
-
-// A stretch of stored pages that has a digest of its own: a maximal run of
-// stored pages that does not cross a multiple of kExtentPages. So the extents
-// follow from which pages are stored, and each can be checked alone.
-struct ImageExtent {
-  PageRun pages;
-  Digest digest;  // Of the bytes of its pages.
-
-  friend bool operator==(const ImageExtent&, const ImageExtent&) = default;
-};
-
-// Pages of the blocks that extents do not cross: 1 MiB.
-inline constexpr uint64_t kExtentPages = 256;
-
-// The runs of a set of pages, cut at multiples of kExtentPages, ascending.
-std::vector<PageRun> ExtentRuns(const PageMap& stored);
-
-// The extents of an image with their digests: reads every stored page.
-std::vector<ImageExtent> ImageExtents(const Image& image);
-
-// The digest of the contents: SHA-256 over the text "firsttouch-image-1\n",
-// size_bytes, and for each extent its first page, its number of pages (eight
-// bytes each, least significant first) and its digest.
-Digest ContentDigest(uint64_t size_bytes, std::span<const ImageExtent> extents);
-
-// The same of an image. Reads every stored page, unless the image knows its
-// digest (it came from a file or a store).
-Digest ContentDigest(const Image& image);
 
 }  // namespace firsttouch
 

@@ -1,19 +1,38 @@
 #include "firsttouch/init/image.h"
 
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <span>
+#include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/init/digest.h"
+#include "firsttouch/init/image_memfd.h"
+#include "firsttouch/init/image_on_demand.h"
 #include "firsttouch/init/memfd.h"
+#include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/mutex.h"
+#include "firsttouch/uffd/uffd.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
 namespace {
+
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
 
 alignas(kPageBytes) constexpr std::byte kZeroPage[kPageBytes] = {};
 
@@ -31,6 +50,12 @@ Image::~Image() {
     calls_.Unmap(reinterpret_cast<uintptr_t>(data_), pages().bytes());
   }
   if (memfd_ >= 0) calls_.Close(memfd_);
+  if (on_demand_ == nullptr) return;
+  if (on_demand_->view != 0) {
+    on_demand_->kernel.Munmap(on_demand_->view, pages().bytes());
+  }
+  const int memfd = on_demand_->memfd.load(std::memory_order_relaxed);
+  if (memfd >= 0) calls_.Close(memfd);
 }
 
 const std::byte* Image::PageBytes(PageIndex page) const {
@@ -54,6 +79,137 @@ absl::Status Image::Read(uint64_t offset_bytes,
     done += chunk;
   }
   return absl::OkStatus();
+}
+
+int Image::memfd() const {
+  if (on_demand_ == nullptr) return memfd_;
+  const absl::StatusOr<int> memfd = OnDemandMemfd();
+  if (!memfd.ok()) return -1;
+  MutexLock lock(&on_demand_->mutex);
+  if (on_demand_->complete) return *memfd;
+  if (FetchPages(PageIndex(0), pages()) != 0) return -1;
+  on_demand_->complete = true;
+  return *memfd;
+}
+
+absl::StatusOr<int> Image::OnDemandMemfd() const {
+  if (on_demand_ == nullptr) return memfd_;
+  OnDemand& demand = *on_demand_;
+  const int ready = demand.memfd.load(std::memory_order_acquire);
+  if (ready >= 0) return ready;
+  MutexLock lock(&demand.mutex);
+  const int raced = demand.memfd.load(std::memory_order_acquire);
+  if (raced >= 0) return raced;
+
+  const uint64_t bytes = pages().bytes();
+  absl::StatusOr<int> memfd =
+      CreateImageMemfd(calls_, name_, size_bytes_, bytes);
+  if (!memfd.ok()) return memfd.status();
+  absl::Cleanup close_memfd = [&] { calls_.Close(*memfd); };
+  // userfaultfd may be refused here (seccomp); then nobody resolves faults with
+  // one either, and the copy that is made below is wanted anyway.
+  absl::StatusOr<Uffd> uffd = Uffd::Open(
+      demand.kernel, {.required_features = kUffdFeatureMissingShmem});
+  if (!uffd.ok() || bytes == 0) {
+    for (auto run = stored_.NextRun(PageIndex(0)); run.has_value();
+         run = stored_.NextRun(run->end())) {
+      const uint64_t first = run->first.offset_bytes();
+      for (uint64_t done = 0; done < run->length.bytes();) {
+        const MemfdResult written =
+            calls_.Write(*memfd, data_ + first + done,
+                         run->length.bytes() - done, first + done);
+        const int error =
+            written.ok() && written.value == 0 ? ENOSPC : written.error;
+        if (error != 0) {
+          return ImageCallFailed(
+              name_, absl::StrCat("pwrite at offset ", first + done), error);
+        }
+        done += written.value;
+      }
+    }
+    const MemfdResult sealed = calls_.AddSeals(
+        *memfd, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE);
+    if (!sealed.ok()) {
+      return ImageCallFailed(name_, "fcntl(F_ADD_SEALS)", sealed.error);
+    }
+    std::move(close_memfd).Cancel();
+    demand.complete = true;
+    demand.memfd.store(*memfd, std::memory_order_release);
+    return *memfd;
+  }
+
+  // Shared and before the seal, or it could not be registered; read-only all
+  // the same: UFFDIO_COPY does not ask.
+  const CallResult mapped = demand.kernel.Mmap(
+      0, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, *memfd, 0);
+  if (!mapped.ok()) {
+    return ImageCallFailed(name_, absl::StrCat("mmap of ", bytes, " bytes"),
+                           mapped.error);
+  }
+  const auto view = static_cast<uintptr_t>(mapped.value);
+  absl::Cleanup unmap = [&] { demand.kernel.Munmap(view, bytes); };
+  if (absl::Status status =
+          uffd->Register(view, bytes, kUffdRegisterMissing, kUffdIoctlCopy);
+      !status.ok()) {
+    return absl::Status(
+        status.code(), absl::StrCat("image '", name_, "': ", status.message()));
+  }
+  // A child has no use for it: it is in nobody's registration there.
+  for (const int advice : {MADV_DONTFORK, MADV_DONTDUMP}) {
+    const CallResult advised = demand.kernel.Madvise(view, bytes, advice);
+    if (!advised.ok()) {
+      return ImageCallFailed(name_, absl::StrCat("madvise(", advice, ")"),
+                             advised.error);
+    }
+  }
+  const MemfdResult sealed = calls_.AddSeals(
+      *memfd, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE);
+  if (!sealed.ok()) {
+    return ImageCallFailed(name_, "fcntl(F_ADD_SEALS)", sealed.error);
+  }
+  std::move(unmap).Cancel();
+  std::move(close_memfd).Cancel();
+  demand.view = view;
+  demand.uffd_fd = uffd->fd();
+  demand.uffd = *std::move(uffd);
+  demand.memfd.store(*memfd, std::memory_order_release);
+  return *memfd;
+}
+
+absl::StatusOr<Image::Mapping> Image::PrivateMapping() const {
+  if (on_demand_ == nullptr) return Mapping{memfd_, 0};
+  const std::vector<ImagePiece>& pieces = on_demand_->pieces;
+  if (pieces.size() == 1 && pieces[0].pages.first == PageIndex(0) &&
+      pieces[0].pages.length == pages()) {
+    return Mapping{pieces[0].fd, pieces[0].offset_bytes};
+  }
+  const absl::StatusOr<int> on_demand = OnDemandMemfd();
+  if (!on_demand.ok()) return on_demand.status();
+  const int complete = memfd();
+  if (complete >= 0) return Mapping{complete, 0};
+  return absl::UnavailableError(
+      absl::StrCat("image '", name_,
+                   "': its pages cannot all be copied into a memfd: there "
+                   "is no memory, or a file that it is made of was cut short"));
+}
+
+uint64_t Image::MemfdBytes() const {
+  const int memfd = on_demand_ == nullptr
+                        ? memfd_
+                        : on_demand_->memfd.load(std::memory_order_acquire);
+  if (memfd < 0) return 0;
+  const MemfdResult allocated = calls_.AllocatedBytes(memfd);
+  return allocated.ok() ? allocated.value : 0;
+}
+
+std::optional<Digest> Image::known_digest() const {
+  MutexLock lock(&digest_mutex_);
+  return digest_;
+}
+
+void Image::NoteDigest(const Digest& digest) const {
+  MutexLock lock(&digest_mutex_);
+  digest_ = digest;
 }
 
 }  // namespace firsttouch

@@ -9,6 +9,13 @@
 // When not to use it: to look at a memory's present contents (an image is how a
 // memory began), or as a general file (only whole pages are kept).
 //
+// Two kinds. A built image has its pages in its sealed memfd. A mapped one
+// (image_file.h, image_store.h) is a view of pages that are elsewhere: in a
+// file, or in other images. It gets a memfd when somebody asks for one, and
+// each page goes there when it is first wanted (OnDemandMemfd, FetchPages).
+// What a mapped image costs, and what it asks of the file, is said in
+// image_file.h.
+//
 // Example:
 //   std::vector<std::byte> hello(5, std::byte{'x'});
 //   absl::StatusOr<ImageRef> image =
@@ -19,10 +26,10 @@
 //   (*image)->PageBytes(PageIndex(0))[4];      // 'x'
 //
 // Threads: everything here may be called from any thread at any time. Signals:
-// every const method except Read() only reads memory that was written before
-// the image was handed out: no lock, no allocation, no system call, so it may
-// be used in a signal handler and on the fault path. Copying or dropping an
-// ImageRef may not: the last drop unmaps and closes.
+// what does not say otherwise only reads memory that was written before the
+// image was handed out: no lock, no allocation, no system call, so it may be
+// used in a signal handler and on the fault path. Read() may not. Copying or
+// dropping an ImageRef may not: the last drop unmaps and closes.
 //
 // Fork: the child inherits the view and the descriptor (unless it executes
 // another program: the descriptor is close-on-exec). It sees the same bytes as
@@ -42,12 +49,17 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "firsttouch/init/digest.h"
 #include "firsttouch/init/page_map.h"
 #include "firsttouch/init/working_set.h"
+#include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -111,11 +123,60 @@ class Image {
   // size_bytes(); `into` is untouched then.
   absl::Status Read(uint64_t offset_bytes, std::span<std::byte> into) const;
 
-  // The file behind the view, pages() * kPageBytes long, stored pages at their
-  // offsets, holes elsewhere; for MAP_PRIVATE mappings of it. Sealed with
-  // F_SEAL_SEAL, _SHRINK, _GROW and _WRITE: nobody can change or resize it.
-  // Borrowed: do not close it.
-  int memfd() const { return memfd_; }
+  // A memfd, pages() * kPageBytes long, stored pages at their offsets, holes
+  // elsewhere; for MAP_PRIVATE mappings of it. Sealed with F_SEAL_SEAL,
+  // _SHRINK, _GROW and _WRITE: nobody can change or resize it. Borrowed: do not
+  // close it.
+  //
+  // Of a mapped image: the first call copies every stored page (any thread; not
+  // in a signal handler), and -1 says that it failed; OnDemandMemfd() has the
+  // reason. The two functions that follow do without that copy.
+  int memfd() const;
+
+  // The same for who resolves the faults of its mapping, and can bring a page
+  // when one is missing: of a mapped image, a stored page may be a hole still.
+  // FetchPages fills it. So UFFDIO_CONTINUE fails with EFAULT, and succeeds
+  // after FetchPages of the same range. Sealed like the above, with
+  // F_SEAL_FUTURE_WRITE for _WRITE: no new mapping of anybody's can write, nor
+  // can write(2); the one way in is FetchPages. Where userfaultfd is not to be
+  // had, it is filled in whole.
+  //
+  // Errors: ResourceExhausted (descriptors, memory, address space) and what
+  // else memfd_create and userfaultfd give; the next call tries anew.
+  absl::StatusOr<int> OnDemandMemfd() const;
+
+  // Puts the stored pages of [first, first + pages) into OnDemandMemfd() where
+  // they are not yet; the range may reach past pages(). A page appears whole or
+  // not at all, whoever looks at it. Gives 0, or an errno; pages before the one
+  // that failed are there. EFAULT: the file has been cut short. EIO: it cannot
+  // be read. ENOMEM. EBADF: nobody has called OnDemandMemfd(). Of a built
+  // image: 0, at once. Any thread; async-signal-safe (it may wait for a disk).
+  int FetchPages(PageIndex first, PageCount pages) const noexcept;
+
+  // A file and where page 0 is in it.
+  struct Mapping {
+    int fd = -1;
+    uint64_t offset_bytes = 0;
+  };
+
+  // What to map MAP_PRIVATE where nobody resolves faults: complete at any time.
+  // Of an image from one file, that file (not shared memory: fit for no minor
+  // faults); otherwise memfd(), with its copy, or for a built image without.
+  // Borrowed. Errors: as of OnDemandMemfd().
+  absl::StatusOr<Mapping> PrivateMapping() const;
+
+  // Bytes of memory that the memfds of this image take at present: of a built
+  // image its pages, of a mapped one what has been fetched. 0 where the kernel
+  // does not tell. A system call; not in a signal handler.
+  uint64_t MemfdBytes() const;
+
+  // Whether this is a mapped image.
+  bool is_mapped() const { return on_demand_ != nullptr; }
+
+  // The digest of the contents (image_digest.h), if somebody has computed it or
+  // it came with the file. Any thread, not in a signal handler.
+  std::optional<Digest> known_digest() const;
+  void NoteDigest(const Digest& digest) const;
 
   // What is known of the pages that tenants touch; the only part of an image
   // that changes, and none that they can see. Any thread, not in a signal
@@ -124,6 +185,8 @@ class Image {
 
  private:
   friend class ImageWriter;
+  friend class ImageMapper;
+  struct OnDemand;  // image_on_demand.h
 
   explicit Image(MemfdCalls& calls);
 
@@ -133,8 +196,11 @@ class Image {
   uint64_t size_bytes_ = 0;
   PageMap stored_;
   const std::byte* data_ = nullptr;  // Unmapped by the destructor.
-  int memfd_ = -1;                   // Closed by the destructor.
+  int memfd_ = -1;  // Of a built image. Closed by the destructor.
+  std::unique_ptr<OnDemand> on_demand_;  // Of a mapped image, else null.
   mutable WorkingSet working_set_;
+  mutable Mutex digest_mutex_;
+  mutable std::optional<Digest> digest_ ABSL_GUARDED_BY(digest_mutex_);
 };
 
 using ImageRef = std::shared_ptr<const Image>;

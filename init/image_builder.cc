@@ -19,6 +19,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/image.h"
+#include "firsttouch/init/image_memfd.h"
 #include "firsttouch/init/memfd.h"
 #include "firsttouch/init/page_map.h"
 #include "firsttouch/uffd/units.h"
@@ -26,15 +27,9 @@
 namespace firsttouch {
 namespace {
 
-// Linux 6.3; not in Debian 12's headers.
-constexpr unsigned kMfdNoexecSeal = 0x0008;
-
 constexpr PageCount kOnePage(1);
 
 constexpr uint64_t kPagesPerHugePage = (uint64_t{2} << 20) / kPageBytes;
-
-// memfd_create's limit: a file name of 255 bytes less its own "memfd:".
-constexpr size_t kMaxMemfdNameBytes = 249;
 
 // On the heap: not every compiler aligns a stack frame that far under ASan.
 struct alignas(kPageBytes) PageBuffer {
@@ -46,31 +41,6 @@ bool IsZero(std::span<const std::byte> bytes) {
   return bytes.empty() ||
          (bytes[0] == std::byte{0} &&
           std::memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) == 0);
-}
-
-// What to do about an errno of one of the calls below.
-const char* Remedy(int error) {
-  switch (error) {
-    case EMFILE:
-      return "close descriptors or raise RLIMIT_NOFILE (ulimit -n)";
-    case ENFILE:
-      return "close files in other processes or raise fs.file-max";
-    case ENOMEM:
-      return "free memory, or raise RLIMIT_AS (ulimit -v), vm.max_map_count or "
-             "the memory limit of the container";
-    case ENOSPC:
-    case EDQUOT:
-      return "free shared memory or raise the memory limit of the container";
-    case EPERM:
-    case ENOSYS:
-    case EACCES:
-      return "allow memfd_create and F_ADD_SEALS in the seccomp or security "
-             "policy (Linux 3.17 or later)";
-    case EFAULT:
-      return "the source bytes must stay mapped and readable during the call";
-    default:
-      return "this is not expected of Linux 3.17 or later";
-  }
 }
 
 }  // namespace
@@ -100,28 +70,10 @@ class ImageWriter {
     image.stored_ = *std::move(stored);
     writer.recheck_ = *std::move(recheck);
 
-    const MemfdResult limit = calls.FileSizeLimit();
-    if (limit.ok() && pages.bytes() > static_cast<uint64_t>(limit.value)) {
-      return absl::ResourceExhaustedError(absl::StrCat(
-          "image '", options.name, "': size_bytes ", options.size_bytes,
-          " exceeds RLIMIT_FSIZE ", limit.value,
-          ", which holds for a memfd too; raise it (ulimit -f)"));
-    }
-    const std::string memfd_name =
-        absl::StrCat("firsttouch:", options.name).substr(0, kMaxMemfdNameBytes);
-    constexpr unsigned kFlags = MFD_ALLOW_SEALING | MFD_CLOEXEC;
-    MemfdResult created =
-        calls.Create(memfd_name.c_str(), kFlags | kMfdNoexecSeal);
-    if (created.error == EINVAL) {
-      created = calls.Create(memfd_name.c_str(), kFlags);
-    }
-    if (!created.ok()) return writer.Failed("memfd_create", created.error);
-    image.memfd_ = static_cast<int>(created.value);
-    const MemfdResult sized = calls.Truncate(image.memfd_, pages.bytes());
-    if (!sized.ok()) {
-      return writer.Failed(
-          absl::StrCat("ftruncate to ", pages.bytes(), " bytes"), sized.error);
-    }
+    absl::StatusOr<int> memfd = CreateImageMemfd(
+        calls, options.name, options.size_bytes, pages.bytes());
+    if (!memfd.ok()) return memfd.status();
+    image.memfd_ = *memfd;
     return writer;
   }
 
@@ -176,9 +128,7 @@ class ImageWriter {
   MemfdCalls& calls() { return image_->calls_; }
 
   absl::Status Failed(const std::string& call, int error) const {
-    return absl::ErrnoToStatus(
-        error, absl::StrCat("image '", image_->name(), "': ", call,
-                            " failed with errno ", error, "; ", Remedy(error)));
+    return ImageCallFailed(image_->name(), call, error);
   }
 
   absl::Status Write(uint64_t offset_bytes, std::span<const std::byte> bytes) {
@@ -356,6 +306,26 @@ absl::StatusOr<ImageRef> ImageFromCallback(
     status = writer->Put(offset, bytes.first(wanted));
     if (!status.ok()) return status;
   }
+  return std::move(*writer).Finish();
+}
+
+absl::StatusOr<ImageRef> ImageFromWriter(
+    const ImageOptions& options,
+    absl::FunctionRef<absl::Status(ImagePut put)> write, MemfdCalls& calls) {
+  absl::StatusOr<ImageWriter> writer = ImageWriter::Create(options, calls);
+  if (!writer.ok()) return writer.status();
+  absl::Status status =
+      write([&](uint64_t offset_bytes, std::span<const std::byte> bytes) {
+        if (offset_bytes > options.size_bytes ||
+            bytes.size() > options.size_bytes - offset_bytes) {
+          return absl::OutOfRangeError(absl::StrCat(
+              "image '", options.name, "': write of offset ", offset_bytes,
+              " + ", bytes.size(), " bytes exceeds size_bytes ",
+              options.size_bytes, "; raise size_bytes"));
+        }
+        return writer->Put(offset_bytes, bytes);
+      });
+  if (!status.ok()) return status;
   return std::move(*writer).Finish();
 }
 

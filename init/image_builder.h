@@ -105,6 +105,20 @@ absl::StatusOr<ImageRef> ImageFromCallback(
         fill,
     MemfdCalls& calls = RealMemfdCalls());
 
+// Puts bytes at an offset, over what is there.
+using ImagePut = absl::FunctionRef<absl::Status(
+    uint64_t offset_bytes, std::span<const std::byte> bytes)>;
+
+// `write` is called once and puts what it has, in any order; the rest is zero.
+// Takes time linear in the bytes put.
+//
+// Errors: what `write` returns ends the build and is returned as it is. A put
+// that does not end within size_bytes is OutOfRange and changes nothing.
+absl::StatusOr<ImageRef> ImageFromWriter(
+    const ImageOptions& options,
+    absl::FunctionRef<absl::Status(ImagePut put)> write,
+    MemfdCalls& calls = RealMemfdCalls());
+
 // `base` (null: zeroes) with some pages replaced: the snapshot of a live
 // memory. Pages may come in any order; a page that comes twice is as given
 // last. A page that is now zero is not stored even if the base stored it. Bytes

@@ -52,6 +52,7 @@
 #include "absl/status/statusor.h"
 #include "firsttouch/init/digest.h"
 #include "firsttouch/init/image.h"
+#include "firsttouch/init/image_digest.h"
 #include "firsttouch/init/page_map.h"
 
 namespace firsttouch {
@@ -128,8 +129,8 @@ struct WriteImageFileOptions {
 
 // Writes the image and its working set. The file appears under its name when it
 // is whole and on the disk (file and directory synced), or not at all: until
-// then it is a nameless file, or one named ".<name>.<random>.tmp" in the same
-// directory where the file system has no nameless ones. Mode 0444 less the
+// then it is ".<name>.<random>.tmp" in the same directory, which a failure
+// takes away and only a process that dies leaves behind. Mode 0444 less the
 // umask. Gives what a reader would be told.
 absl::StatusOr<ImageFileInfo> WriteImageFile(
     const Image& image, const std::string& path,

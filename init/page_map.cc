@@ -86,6 +86,27 @@ bool PageMap::Insert(PageIndex page) {
   return true;
 }
 
+void PageMap::InsertRun(PageRun run) {
+  if (run.length == PageCount(0)) return;
+  // Also where first + length wraps.
+  WordOf(run.first, "InsertRun");
+  if (run.length > pages_ - (run.first - PageIndex(0))) {
+    WordOf(PageIndex(0) + pages_, "InsertRun");
+  }
+  const uint64_t end = run.end().value();
+  for (uint64_t page = run.first.value(); page < end;) {
+    const uint64_t shift = page % kPagesPerWord;
+    const uint64_t here = std::min(kPagesPerWord - shift, end - page);
+    uint64_t bits = ~uint64_t{0} << shift;
+    if (shift + here < kPagesPerWord)
+      bits &= (uint64_t{1} << (shift + here)) - 1;
+    uint64_t& word = words_[page / kPagesPerWord];
+    count_ += std::popcount(bits & ~word);
+    word |= bits;
+    page += here;
+  }
+}
+
 bool PageMap::Erase(PageIndex page) {
   uint64_t& word = *WordOf(page, "Erase");
   const uint64_t bit = uint64_t{1} << (page.value() % kPagesPerWord);

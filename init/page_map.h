@@ -86,6 +86,10 @@ class PageMap {
   bool Insert(PageIndex page);
   bool Erase(PageIndex page);
 
+  // Puts all pages of a run in, 64 at a time. The run must end within pages(),
+  // as above.
+  void InsertRun(PageRun run);
+
   // The first maximal run of pages in the set (NextRun) or of pages below
   // pages() that are not in it (NextGap), cut to begin at or after `from`;
   // nullopt when there is none. `from` may be anything.

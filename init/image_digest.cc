@@ -1,0 +1,63 @@
+#include "firsttouch/init/image_digest.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "firsttouch/init/digest.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/init/page_map.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+
+std::vector<PageRun> ExtentRuns(const PageMap& stored) {
+  std::vector<PageRun> runs;
+  for (auto run = stored.NextRun(PageIndex(0)); run.has_value();
+       run = stored.NextRun(run->end())) {
+    const uint64_t end = run->end().value();
+    for (uint64_t first = run->first.value(); first < end;) {
+      const uint64_t block_end = (first / kExtentPages + 1) * kExtentPages;
+      const uint64_t pages = std::min(end, block_end) - first;
+      runs.push_back({PageIndex(first), PageCount(pages)});
+      first += pages;
+    }
+  }
+  return runs;
+}
+
+std::vector<ImageExtent> ImageExtents(const Image& image) {
+  std::vector<ImageExtent> extents;
+  for (const PageRun& run : ExtentRuns(image.stored())) {
+    extents.push_back(
+        {run, Sha256Of(std::span(image.data() + run.first.offset_bytes(),
+                                 run.length.bytes()))});
+  }
+  return extents;
+}
+
+Digest ContentDigest(uint64_t size_bytes,
+                     std::span<const ImageExtent> extents) {
+  Sha256 sha;
+  sha.Update("firsttouch-image-1\n");
+  sha.UpdateWord(size_bytes);
+  for (const ImageExtent& extent : extents) {
+    sha.UpdateWord(extent.pages.first.value());
+    sha.UpdateWord(extent.pages.length.value());
+    sha.Update(std::as_bytes(std::span(extent.digest.bytes)));
+  }
+  return sha.Finish();
+}
+
+Digest ContentDigest(const Image& image) {
+  if (const std::optional<Digest> known = image.known_digest()) return *known;
+  const std::vector<ImageExtent> extents = ImageExtents(image);
+  const Digest digest = ContentDigest(image.size_bytes(), extents);
+  image.NoteDigest(digest);
+  return digest;
+}
+
+}  // namespace firsttouch

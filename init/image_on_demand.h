@@ -1,0 +1,53 @@
+// What a mapped image has beside a built one. Internal to this folder.
+
+#ifndef FIRSTTOUCH_INIT_IMAGE_ON_DEMAND_H_
+#define FIRSTTOUCH_INIT_IMAGE_ON_DEMAND_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/init/page_map.h"
+#include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/mutex.h"
+#include "firsttouch/uffd/uffd.h"
+
+namespace firsttouch {
+
+// Pages of an image, and the file that they are in, one after the other.
+struct ImagePiece {
+  PageRun pages;
+  int fd = -1;
+  uint64_t offset_bytes = 0;  // Of the first page, in the file.
+  // Keeps the descriptor open.
+  std::shared_ptr<const void> keeper;
+};
+
+struct Image::OnDemand {
+  explicit OnDemand(Kernel& the_kernel) : kernel(the_kernel) {}
+
+  Kernel& kernel;
+  std::vector<ImagePiece> pieces;  // Ascending.
+
+  // Made by the first OnDemandMemfd(). The view is a shared mapping of the
+  // memfd, registered with the userfaultfd, through which UFFDIO_COPY places
+  // pages in the file. It is mapped for reading only: no stray write of this
+  // process gets in by it. Nobody reads it either, since a missing page would
+  // wait for a handler that is not there.
+  Mutex mutex;
+  std::optional<Uffd> uffd ABSL_GUARDED_BY(mutex);
+  bool complete ABSL_GUARDED_BY(mutex) = false;
+
+  // For FetchPages: written before `memfd` is, which says that they are there.
+  std::atomic<int> memfd{-1};
+  uintptr_t view = 0;  // 0: the memfd was filled in whole.
+  int uffd_fd = -1;
+};
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_INIT_IMAGE_ON_DEMAND_H_

@@ -1,0 +1,61 @@
+// Mapped images: made of pages that are in files or in other images, without
+// copying any.
+//
+// For image_file.h and image_store.h, which say what to make of what; few
+// others need this.
+//
+//   std::vector<ImagePiece> pieces;
+//   AppendPieces(base, {PageIndex(0), PageCount(100)}, PageIndex(0), pieces);
+//   AppendPieces(other, {PageIndex(7), PageCount(1)}, PageIndex(100), pieces);
+//   absl::StatusOr<ImageRef> image = ImageFromPieces(
+//       {.name = "joined", .size_bytes = 101 * kPageBytes}, pieces, {});
+//
+// Threads: any. Not async-signal-safe.
+
+#ifndef FIRSTTOUCH_INIT_IMAGE_PIECES_H_
+#define FIRSTTOUCH_INIT_IMAGE_PIECES_H_
+
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/init/image_builder.h"
+#include "firsttouch/init/image_on_demand.h"
+#include "firsttouch/init/memfd.h"
+#include "firsttouch/init/page_map.h"
+#include "firsttouch/uffd/kernel.h"
+
+namespace firsttouch {
+
+// Pieces that an image may have. Each is a mapping, and a process has 65530
+// (vm.max_map_count). With more, the pages are copied into a built image.
+inline constexpr size_t kMaxImagePieces = 4096;
+
+// How pages of `image` are backed, as pieces of another image in which they
+// begin at page `at`. The image lives at least as long as the pieces. Joins the
+// last piece where it goes on there.
+void AppendPieces(const ImageRef& image, PageRun pages, PageIndex at,
+                  std::vector<ImagePiece>& pieces);
+
+// An image of these pieces: in ascending order, each within size_bytes rounded
+// up to pages. `stored` has the pages that are not zero, all of them in pieces;
+// an empty vector stands for all pages of all pieces. Nothing is read.
+//
+// Errors: as of the builders.
+absl::StatusOr<ImageRef> ImageFromPieces(const ImageOptions& options,
+                                         std::vector<ImagePiece> pieces,
+                                         std::span<const PageRun> stored,
+                                         MemfdCalls& calls = RealMemfdCalls(),
+                                         Kernel& kernel = RealKernel());
+
+// The same, with every stored page read into a sealed memfd now.
+absl::StatusOr<ImageRef> CopyOfPieces(const ImageOptions& options,
+                                      std::span<const ImagePiece> pieces,
+                                      std::span<const PageRun> stored,
+                                      MemfdCalls& calls = RealMemfdCalls());
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_INIT_IMAGE_PIECES_H_
