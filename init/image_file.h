@@ -37,6 +37,8 @@
 // file costs at most kMaxManifestBytes of reading and a few times that of
 // memory before it is refused.
 //
+// `calls` are the reads and writes, for tests that make them fail.
+//
 // Threads: all functions from any thread. Not for signal handlers.
 
 #ifndef FIRSTTOUCH_INIT_IMAGE_FILE_H_
@@ -53,7 +55,9 @@
 #include "firsttouch/init/digest.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/image_digest.h"
+#include "firsttouch/init/memfd.h"
 #include "firsttouch/init/page_map.h"
+#include "firsttouch/init/working_set.h"
 
 namespace firsttouch {
 
@@ -134,7 +138,8 @@ struct WriteImageFileOptions {
 // umask. Gives what a reader would be told.
 absl::StatusOr<ImageFileInfo> WriteImageFile(
     const Image& image, const std::string& path,
-    const WriteImageFileOptions& options = {});
+    const WriteImageFileOptions& options = {},
+    MemfdCalls& calls = RealMemfdCalls());
 
 // --- Opening -----------------------------------------------------------------
 
@@ -166,22 +171,26 @@ struct OpenImageOptions {
 
 // Opens a file. FailedPrecondition: a delta, and no parent to be had.
 absl::StatusOr<ImageRef> OpenImageFile(const std::string& path,
-                                       const OpenImageOptions& options = {});
+                                       const OpenImageOptions& options = {},
+                                       MemfdCalls& calls = RealMemfdCalls());
 
 // Header and manifest, checked as for opening. No parent is needed.
-absl::StatusOr<ImageFileInfo> ReadImageFileInfo(const std::string& path);
+absl::StatusOr<ImageFileInfo> ReadImageFileInfo(
+    const std::string& path, MemfdCalls& calls = RealMemfdCalls());
 
 // Whether everything in the file matches its digest, and nothing lies where the
 // file says that there are only zeroes. Of a delta without a parent in the
 // options: only what the file has itself. With one, the whole.
 absl::StatusOr<ImageFileInfo> VerifyImageFile(
-    const std::string& path, const OpenImageOptions& options = {});
+    const std::string& path, const OpenImageOptions& options = {},
+    MemfdCalls& calls = RealMemfdCalls());
 
 // Joins a delta with its parents into a file that needs none. Provenance and
 // working set are the delta's.
 absl::StatusOr<ImageFileInfo> MergeImageFile(const std::string& path,
                                              const std::string& merged_path,
-                                             const OpenImageOptions& options);
+                                             const OpenImageOptions& options,
+                                             bool replace = true);
 
 // --- Shipping ----------------------------------------------------------------
 
@@ -195,7 +204,8 @@ struct PackOptions {
 // (.ftimg.zst). Memory: a few MiB whatever the file.
 absl::Status PackImageFile(const std::string& path,
                            const std::string& packed_path,
-                           const PackOptions& options = {});
+                           const PackOptions& options = {},
+                           MemfdCalls& calls = RealMemfdCalls());
 
 struct UnpackOptions {
   // Refused when more pages than this are stored: what a few KiB unpack to is
@@ -209,7 +219,7 @@ struct UnpackOptions {
 // match. Memory: as for packing, and the manifest.
 absl::StatusOr<ImageFileInfo> UnpackImageFile(
     const std::string& packed_path, const std::string& path,
-    const UnpackOptions& options = {});
+    const UnpackOptions& options = {}, MemfdCalls& calls = RealMemfdCalls());
 
 }  // namespace firsttouch
 
