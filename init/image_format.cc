@@ -250,11 +250,11 @@ absl::StatusOr<ImageHeader> DecodeHeader(std::span<const std::byte> bytes) {
   if (start != magic.substr(0, start.size())) {
     constexpr std::string_view kZstdMagic = "\x28\xb5\x2f\xfd";
     return absl::InvalidArgumentError(absl::StrCat(
-        "header: begins with \"",
-        absl::CHexEscape(absl::string_view(start.data(), start.size())),
-        "\", not with the \"",
-        absl::CHexEscape(absl::string_view(magic.data(), magic.size())),
-        "\" of an image file",
+        "header: begins with ",
+        absl::BytesToHexString(absl::string_view(start.data(), start.size())),
+        ", not with the ",
+        absl::BytesToHexString(absl::string_view(magic.data(), magic.size())),
+        " of an image file",
         start.substr(0, 4) == kZstdMagic
             ? "; it is compressed: unpack it first (imagetool unpack)"
             : ""));
