@@ -852,5 +852,29 @@ TEST(ImageLimitsDeathTest, AnAddressSpaceLimit) {
               "failed with errno 12; free memory, or raise RLIMIT_AS");
 }
 
+TEST(ImageFromWriterTest, PutsInAnyOrderAndTheLastOneWins) {
+  const std::vector<std::byte> ones(kPageBytes, std::byte{1});
+  const std::vector<std::byte> twos(10, std::byte{2});
+  const absl::StatusOr<ImageRef> image = ImageFromWriter(
+      {.name = "written", .size_bytes = 3 * kPageBytes},
+      [&](ImagePut put) -> absl::Status {
+        absl::Status status = put(2 * kPageBytes, ones);
+        if (status.ok()) status = put(2 * kPageBytes - 5, twos);
+        EXPECT_THAT(std::string(put(3 * kPageBytes - 9, twos).message()),
+                    testing::HasSubstr("image 'written': write of offset 12279 "
+                                       "+ 10 bytes exceeds size_bytes 12288"));
+        EXPECT_FALSE(put(~uint64_t{0}, twos).ok());
+        return status;
+      });
+  ASSERT_TRUE(image.ok()) << image.status();
+  EXPECT_EQ((*image)->stored_pages(), 2);
+  EXPECT_EQ((*image)->PageBytes(PageIndex(2))[4], std::byte{2});
+  EXPECT_EQ((*image)->PageBytes(PageIndex(2))[5], std::byte{1});
+  EXPECT_EQ(ImageFromWriter({.size_bytes = 1},
+                            [](ImagePut) { return absl::CancelledError("no"); })
+                .status(),
+            absl::CancelledError("no"));
+}
+
 }  // namespace
 }  // namespace firsttouch

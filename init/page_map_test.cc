@@ -231,5 +231,37 @@ TEST(PageMapDeathTest, ChangingAPagePastTheEndEndsTheProcess) {
                "PageMap::Insert of page 0 in a map of 0 pages");
 }
 
+TEST(PageMapTest, ARunGoesInAsItsPagesDo) {
+  constexpr uint64_t kPages = 200;
+  for (uint64_t first = 0; first < kPages; first += 7) {
+    for (uint64_t length = 0; length <= kPages - first; length += 9) {
+      PageMap by_run = PageMap::Create(PageCount(kPages)).value();
+      PageMap by_page = PageMap::Create(PageCount(kPages)).value();
+      // Some are there already, and count once.
+      for (const uint64_t page : {0, 63, 64, 130}) {
+        by_run.Insert(PageIndex(page));
+        by_page.Insert(PageIndex(page));
+      }
+      by_run.InsertRun({PageIndex(first), PageCount(length)});
+      for (uint64_t page = first; page < first + length; ++page) {
+        by_page.Insert(PageIndex(page));
+      }
+      ASSERT_EQ(by_run.count(), by_page.count()) << first << " + " << length;
+      for (size_t word = 0; word < by_run.word_count(); ++word) {
+        ASSERT_EQ(by_run.Word(word), by_page.Word(word));
+      }
+    }
+  }
+}
+
+TEST(PageMapDeathTest, ARunThatDoesNotFitEndsTheProcess) {
+  PageMap map = PageMap::Create(PageCount(100)).value();
+  EXPECT_DEATH(map.InsertRun({PageIndex(100), PageCount(1)}),
+               "PageMap::InsertRun of page 100 in a map of 100 pages");
+  EXPECT_DEATH(map.InsertRun({PageIndex(99), PageCount(2)}), "InsertRun");
+  EXPECT_DEATH(map.InsertRun({PageIndex(1), PageCount(~uint64_t{0})}),
+               "InsertRun");
+}
+
 }  // namespace
 }  // namespace firsttouch
