@@ -66,7 +66,7 @@ struct Sha256::State {
   State(const State&) = delete;
   State& operator=(const State&) = delete;
 
-  void Begin() {
+  void Begin() const {
     Must(EVP_DigestInit_ex(context, EVP_sha256(), nullptr),
          "EVP_DigestInit_ex");
   }

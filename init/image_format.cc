@@ -237,8 +237,9 @@ std::string EncodeHeader(const ImageHeader& header) {
   Put(bytes, kDataOffsetAt, header.data_offset, 8);
   Put(bytes, kDataBytesAt, header.data_bytes, 8);
   Put(bytes, kFileBytesAt, header.file_bytes, 8);
-  bytes.replace(kHeaderShaAt, Digest::kBytes,
-                Raw(Sha256Of(std::string_view(bytes).substr(0, kHeaderShaAt))));
+  const std::string_view covered = bytes;
+  const Digest digest = Sha256Of(covered.substr(0, kHeaderShaAt));
+  bytes.replace(kHeaderShaAt, Digest::kBytes, Raw(digest));
   return bytes;
 }
 
@@ -439,10 +440,10 @@ absl::StatusOr<ImageFileInfo> DecodeManifest(const ImageHeader& header,
         " bytes; ", runs->size(), " extents need ", Digest::kBytes, " each"));
   }
   info.extents.reserve(runs->size());
+  const std::string_view digests = manifest.extent_sha256();
   for (size_t i = 0; i < runs->size(); ++i) {
     const std::string_view digest =
-        std::string_view(manifest.extent_sha256())
-            .substr(i * Digest::kBytes, Digest::kBytes);
+        digests.substr(i * Digest::kBytes, Digest::kBytes);
     info.extents.push_back({(*runs)[i], *Digest::FromBytes(digest)});
     info.stored_pages += (*runs)[i].length.value();
   }

@@ -73,6 +73,8 @@ std::string WordBytes(const WorkingSet::Words& words) {
 
 WorkingSet::Words WordsOf(const std::string& bytes) {
   WorkingSet::Words words(bytes.size() / sizeof(uint64_t));
+  // memcpy may not be given the null pointer of an empty vector.
+  if (words.empty()) return words;
   std::memcpy(words.data(), bytes.data(), words.size() * sizeof(uint64_t));
   return words;
 }
@@ -403,8 +405,8 @@ class ImageStore::State : public std::enable_shared_from_this<State> {
     StoredImageManifest manifest;
     const std::string bytes =
         text->size() < Digest::kBytes ? "" : text->substr(Digest::kBytes);
-    const auto told =
-        Digest::FromBytes(std::string_view(*text).substr(0, Digest::kBytes));
+    const std::optional<Digest> told =
+        Digest::FromBytes(text->substr(0, Digest::kBytes));
     if (!told.has_value() || *told != Sha256Of(bytes) ||
         !manifest.ParseFromString(bytes)) {
       return Damaged(path, "does not match its SHA-256; it was changed");
@@ -499,14 +501,14 @@ class ImageStore::State : public std::enable_shared_from_this<State> {
       return Damaged(path, absl::StrCat("size_bytes ", record.size_bytes,
                                         " exceeds ", kMaxImageBytes));
     }
-    const std::string& segments = manifest.segment_sha256();
+    const std::string_view segments = manifest.segment_sha256();
     if (segments.size() % Digest::kBytes != 0) {
       return Damaged(
           path, absl::StrCat("segment_sha256 has ", segments.size(), " bytes"));
     }
     for (size_t at = 0; at < segments.size(); at += Digest::kBytes) {
-      record.segments.push_back(*Digest::FromBytes(
-          std::string_view(segments).substr(at, Digest::kBytes)));
+      record.segments.push_back(
+          *Digest::FromBytes(segments.substr(at, Digest::kBytes)));
     }
     const int parts = manifest.part_first_page_size();
     if (manifest.part_pages_size() != parts ||

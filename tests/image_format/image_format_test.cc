@@ -78,7 +78,9 @@ TEST_P(ImageFormatTest, WhatAnotherProgramWritesIsOpened) {
     return std::string(std::istreambuf_iterator<char>(in), {});
   };
   // Protobuf leaves out what is 0 or empty; the script does not.
-  if (!memory.empty()) EXPECT_TRUE(slurp(ours) == slurp(theirs));
+  if (!memory.empty()) {
+    EXPECT_TRUE(slurp(ours) == slurp(theirs));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, ImageFormatTest,
