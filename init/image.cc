@@ -51,8 +51,8 @@ Image::~Image() {
   }
   if (memfd_ >= 0) calls_.Close(memfd_);
   if (on_demand_ == nullptr) return;
-  if (on_demand_->view != 0) {
-    on_demand_->kernel.Munmap(on_demand_->view, pages().bytes());
+  if (on_demand_->fetch.view != 0) {
+    on_demand_->kernel.Munmap(on_demand_->fetch.view, pages().bytes());
   }
   const int memfd = on_demand_->memfd.load(std::memory_order_relaxed);
   if (memfd >= 0) calls_.Close(memfd);
@@ -134,6 +134,7 @@ absl::StatusOr<int> Image::OnDemandMemfd() const {
     }
     std::move(close_memfd).Cancel();
     demand.complete = true;
+    demand.fetch.ready.store(true, std::memory_order_release);
     demand.memfd.store(*memfd, std::memory_order_release);
     return *memfd;
   }
@@ -169,8 +170,9 @@ absl::StatusOr<int> Image::OnDemandMemfd() const {
   }
   std::move(unmap).Cancel();
   std::move(close_memfd).Cancel();
-  demand.view = view;
-  demand.uffd_fd = uffd->fd();
+  demand.fetch.view = view;
+  demand.fetch.uffd = uffd->fd();
+  demand.fetch.ready.store(true, std::memory_order_release);
   demand.uffd = *std::move(uffd);
   demand.memfd.store(*memfd, std::memory_order_release);
   return *memfd;

@@ -57,6 +57,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "firsttouch/init/digest.h"
+#include "firsttouch/init/image_fetch.h"
 #include "firsttouch/init/page_map.h"
 #include "firsttouch/init/working_set.h"
 #include "firsttouch/uffd/mutex.h"
@@ -151,7 +152,14 @@ class Image {
   // that failed are there. EFAULT: the file has been cut short. EIO: it cannot
   // be read. ENOMEM. EBADF: nobody has called OnDemandMemfd(). Of a built
   // image: 0, at once. Any thread; async-signal-safe (it may wait for a disk).
-  int FetchPages(PageIndex first, PageCount pages) const noexcept;
+  int FetchPages(PageIndex first, PageCount pages) const noexcept {
+    if (fetch() == nullptr) return 0;
+    return FetchImagePages(*fetch(), first.value(), pages.value());
+  }
+
+  // The same for a fault path that keeps no Image; null for a built image.
+  // Valid as long as the image.
+  const ImageFetch* fetch() const { return fetch_; }
 
   // A file and where page 0 is in it.
   struct Mapping {
@@ -197,7 +205,9 @@ class Image {
   PageMap stored_;
   const std::byte* data_ = nullptr;  // Unmapped by the destructor.
   int memfd_ = -1;  // Of a built image. Closed by the destructor.
-  std::unique_ptr<OnDemand> on_demand_;  // Of a mapped image, else null.
+  // Of a mapped image, else null.
+  std::unique_ptr<OnDemand> on_demand_;
+  const ImageFetch* fetch_ = nullptr;  // In *on_demand_.
   mutable WorkingSet working_set_;
   mutable Mutex digest_mutex_;
   mutable std::optional<Digest> digest_ ABSL_GUARDED_BY(digest_mutex_);

@@ -1,5 +1,6 @@
-// On the fault path: async-signal-safe, takes no lock, allocates nothing, logs
-// nothing, uses no thread-local storage.
+// On the fault path: see image_fetch.h.
+
+#include "firsttouch/init/image_fetch.h"
 
 #include <errno.h>
 
@@ -8,39 +9,39 @@
 #include <bit>
 #include <cstdint>
 
-#include "firsttouch/init/image.h"
-#include "firsttouch/init/image_on_demand.h"
 #include "firsttouch/uffd/fill.h"
-#include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
+namespace {
 
-int Image::FetchPages(PageIndex first, PageCount pages) const noexcept {
-  if (on_demand_ == nullptr) return 0;
-  const OnDemand& demand = *on_demand_;
-  if (demand.memfd.load(std::memory_order_acquire) < 0) return EBADF;
-  if (demand.view == 0) return 0;
-  const uint64_t begin = std::min(first.value(), stored_.pages().value());
-  const uint64_t end =
-      begin + std::min(pages.value(), stored_.pages().value() - begin);
+constexpr uint64_t kPagesPerWord = 64;
+constexpr uint64_t kBytesPerPage = 4096;
+
+}  // namespace
+
+int FetchImagePages(const ImageFetch& fetch, uint64_t first,
+                    uint64_t pages) noexcept {
+  if (!fetch.ready.load(std::memory_order_acquire)) return EBADF;
+  if (fetch.view == 0) return 0;
+  const uint64_t begin = std::min(first, fetch.pages);
+  const uint64_t end = begin + std::min(pages, fetch.pages - begin);
   for (uint64_t page = begin; page < end;) {
     // The run of stored pages at `page`, within its word of the map.
-    const uint64_t shift = page % PageMap::kPagesPerWord;
-    const uint64_t word = stored_.Word(page / PageMap::kPagesPerWord) >> shift;
-    const uint64_t skip = std::min<uint64_t>(std::countr_zero(word),
-                                             PageMap::kPagesPerWord - shift);
+    const uint64_t shift = page % kPagesPerWord;
+    const uint64_t word = fetch.stored[page / kPagesPerWord] >> shift;
+    const uint64_t skip =
+        std::min<uint64_t>(std::countr_zero(word), kPagesPerWord - shift);
     if (skip > 0) {
       page += skip;
       continue;
     }
     const uint64_t run = std::min<uint64_t>(std::countr_one(word), end - page);
-    const uint64_t offset = PageIndex(page).offset_bytes();
+    const uint64_t offset = page * kBytesPerPage;
     // A source that cannot be read gives EFAULT here, where a plain read of it
     // would be a SIGBUS. Somebody else's page (EEXIST) is as good as ours.
     const FillResult fill =
-        CopyRange(demand.kernel, demand.uffd_fd, demand.view + offset,
-                  reinterpret_cast<uintptr_t>(data_) + offset,
-                  PageCount(run).bytes(), 0, {});
+        CopyRange(*fetch.kernel, fetch.uffd, fetch.view + offset,
+                  fetch.source + offset, run * kBytesPerPage, 0, {});
     if (!fill.ok()) return fill.error;
     page += run;
   }

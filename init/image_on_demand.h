@@ -11,6 +11,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "firsttouch/init/image.h"
+#include "firsttouch/init/image_fetch.h"
 #include "firsttouch/init/page_map.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mutex.h"
@@ -28,7 +29,9 @@ struct ImagePiece {
 };
 
 struct Image::OnDemand {
-  explicit OnDemand(Kernel& the_kernel) : kernel(the_kernel) {}
+  explicit OnDemand(Kernel& the_kernel) : kernel(the_kernel) {
+    fetch.kernel = &kernel;
+  }
 
   Kernel& kernel;
   std::vector<ImagePiece> pieces;  // Ascending.
@@ -42,10 +45,8 @@ struct Image::OnDemand {
   std::optional<Uffd> uffd ABSL_GUARDED_BY(mutex);
   bool complete ABSL_GUARDED_BY(mutex) = false;
 
-  // For FetchPages: written before `memfd` is, which says that they are there.
   std::atomic<int> memfd{-1};
-  uintptr_t view = 0;  // 0: the memfd was filled in whole.
-  int uffd_fd = -1;
+  ImageFetch fetch;
 };
 
 }  // namespace firsttouch

@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/image_builder.h"
+#include "firsttouch/init/image_fetch.h"
 #include "firsttouch/init/image_memfd.h"
 #include "firsttouch/init/image_on_demand.h"
 #include "firsttouch/init/memfd.h"
@@ -68,6 +69,10 @@ class ImageMapper {
     }
     image->on_demand_ = std::make_unique<Image::OnDemand>(kernel);
     image->on_demand_->pieces = std::move(pieces);
+    ImageFetch& fetch = image->on_demand_->fetch;
+    fetch.stored = image->stored_words();
+    fetch.pages = pages.value();
+    image->fetch_ = &fetch;
     if (pages == PageCount(0)) return ImageRef(std::move(image));
     if (absl::Status status = MapPieces(*image); !status.ok()) return status;
     return ImageRef(std::move(image));
@@ -109,6 +114,7 @@ class ImageMapper {
               : map(0, bytes, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (!view.ok()) return view.status();
     image.data_ = reinterpret_cast<const std::byte*>(*view);
+    image.on_demand_->fetch.source = *view;
     if (!whole) {
       for (const ImagePiece& piece : pieces) {
         absl::StatusOr<uintptr_t> mapped =

@@ -1,0 +1,39 @@
+// Brings pages of a mapped image into its memfd: the part of an image that is
+// on the fault path.
+//
+// Async-signal-safe: takes no lock, allocates nothing, logs nothing, uses no
+// thread-local storage, leaves errno alone. It may wait for a disk. Threads:
+// any.
+
+#ifndef FIRSTTOUCH_INIT_IMAGE_FETCH_H_
+#define FIRSTTOUCH_INIT_IMAGE_FETCH_H_
+
+#include <atomic>
+#include <cstdint>
+
+#include "firsttouch/uffd/kernel.h"
+
+namespace firsttouch {
+
+// What is needed for it. Image::fetch() has one; nobody else makes any.
+struct ImageFetch {
+  Kernel* kernel = nullptr;
+  uintptr_t source = 0;              // The image's view, page 0.
+  const uint64_t* stored = nullptr;  // The stored pages, a bit each.
+  uint64_t pages = 0;                // Of the image.
+
+  // Written before `ready` is set. A `view` of 0 says that the memfd was filled
+  // in whole; otherwise it is a mapping of the memfd that this userfaultfd is
+  // registered for.
+  uintptr_t view = 0;
+  int uffd = -1;
+  std::atomic<bool> ready{false};
+};
+
+// Image::FetchPages, which see, of pages [first, first + pages).
+int FetchImagePages(const ImageFetch& fetch, uint64_t first,
+                    uint64_t pages) noexcept;
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_INIT_IMAGE_FETCH_H_
