@@ -41,7 +41,9 @@
 // does not contain them.
 //
 // Kernel: memfd_create and seals, Linux 3.17. Where the kernel knows it (6.3)
-// the memfd is also sealed against being executed (MFD_NOEXEC_SEAL).
+// the memfd is also sealed against being executed (MFD_NOEXEC_SEAL). The memfd
+// of a mapped image wants F_SEAL_FUTURE_WRITE (5.1) and a userfaultfd on shared
+// memory (4.11), less than the minor faults need that it is for (5.14).
 
 #ifndef FIRSTTOUCH_INIT_IMAGE_H_
 #define FIRSTTOUCH_INIT_IMAGE_H_

@@ -14,6 +14,8 @@
 // tenths. Two pages are one when their hashes are equal (64 bits of SHA-256)
 // and then their bytes.
 //
+// A store has a descriptor and a mapping for each segment.
+//
 // What an image in use costs besides: pages that are fetched into its own memfd
 // for memories that share pages (Image::FetchPages, Image::MemfdBytes), and one
 // mapping for each run. Above kMaxImagePieces runs it is a copy.
