@@ -26,7 +26,6 @@
 namespace firsttouch {
 namespace {
 
-constexpr int kProtection = PROT_READ | PROT_WRITE;
 constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 
 // <linux/mman.h>, <linux/prctl.h>: 4.17 and 5.17.
@@ -62,13 +61,14 @@ std::string MappingName(std::string_view name) {
 }
 
 // Maps more than is needed and gives back both ends.
-CallResult MapAndTrim(Kernel& kernel, uint64_t bytes, uint64_t alignment) {
+CallResult MapAndTrim(Kernel& kernel, uint64_t bytes, uint64_t alignment,
+                      int protection) {
   const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
   uint64_t with_slack;
   if (__builtin_add_overflow(bytes, alignment - page, &with_slack)) {
     return {.error = ENOMEM};
   }
-  const CallResult all = kernel.Mmap(0, with_slack, kProtection, kFlags, -1, 0);
+  const CallResult all = kernel.Mmap(0, with_slack, protection, kFlags, -1, 0);
   if (!all.ok()) return all;
   const uintptr_t start = static_cast<uintptr_t>(all.value);
   const uintptr_t base = (start + alignment - 1) & ~(alignment - 1);
@@ -87,14 +87,15 @@ CallResult MapAndTrim(Kernel& kernel, uint64_t bytes, uint64_t alignment) {
 
 // Maps exactly what is needed, at aligned places one after the other from where
 // the kernel itself would have put it.
-CallResult MapWhereAligned(Kernel& kernel, uint64_t bytes, uint64_t alignment) {
-  const CallResult hint = kernel.Mmap(0, bytes, kProtection, kFlags, -1, 0);
+CallResult MapWhereAligned(Kernel& kernel, uint64_t bytes, uint64_t alignment,
+                           int protection) {
+  const CallResult hint = kernel.Mmap(0, bytes, protection, kFlags, -1, 0);
   if (!hint.ok()) return hint;
   if (static_cast<uint64_t>(hint.value) % alignment == 0) return hint;
   kernel.Munmap(static_cast<uintptr_t>(hint.value), bytes);
   uintptr_t place = static_cast<uintptr_t>(hint.value) & ~(alignment - 1);
   for (int i = 0; i < kPlacesToTry && place != 0; ++i, place -= alignment) {
-    const CallResult mapped = kernel.Mmap(place, bytes, kProtection,
+    const CallResult mapped = kernel.Mmap(place, bytes, protection,
                                           kFlags | kMapFixedNoreplace, -1, 0);
     if (!mapped.ok()) {
       if (mapped.error == EEXIST) continue;  // something is in the way
@@ -107,10 +108,11 @@ CallResult MapWhereAligned(Kernel& kernel, uint64_t bytes, uint64_t alignment) {
   return {.error = ENOMEM};
 }
 
-CallResult MapAligned(Kernel& kernel, uint64_t bytes, uint64_t alignment) {
-  const CallResult mapped = MapAndTrim(kernel, bytes, alignment);
+CallResult MapAligned(Kernel& kernel, uint64_t bytes, uint64_t alignment,
+                      int protection) {
+  const CallResult mapped = MapAndTrim(kernel, bytes, alignment, protection);
   if (mapped.ok() || mapped.error != ENOMEM) return mapped;
-  return MapWhereAligned(kernel, bytes, alignment);
+  return MapWhereAligned(kernel, bytes, alignment, protection);
 }
 
 // One madvise of a new reservation.
@@ -126,6 +128,11 @@ absl::Status Advise(Kernel& kernel, const Reservation& reservation, int advice,
 }
 
 }  // namespace
+
+void NameReservedRange(uintptr_t start, uint64_t bytes, std::string_view name) {
+  // An older kernel does without.
+  prctl(kPrSetVma, kPrSetVmaAnonName, start, bytes, MappingName(name).c_str());
+}
 
 absl::Status ExplainRefusedReservation(const PoolLayout& layout,
                                        uint64_t alignment_bytes,
@@ -171,7 +178,8 @@ absl::StatusOr<Reservation> Reservation::Create(
         " is not a power of two from the page size ", page, " on"));
   }
   const uint64_t bytes = layout.reservation_bytes();
-  const CallResult mapped = MapAligned(kernel, bytes, alignment);
+  const CallResult mapped = MapAligned(kernel, bytes, alignment,
+      options.inaccessible ? PROT_NONE : PROT_READ | PROT_WRITE);
   if (!mapped.ok()) {
     if (mapped.error == ENOMEM) {
       return ExplainRefusedReservation(layout, alignment, ReadLimitFacts(),
@@ -212,9 +220,7 @@ absl::StatusOr<Reservation> Reservation::Create(
                      options.huge_pages ? "MADV_HUGEPAGE" : "MADV_NOHUGEPAGE",
                      ") of the reservation ", Range(reservation.base_, bytes)));
   }
-  // Only for people who read /proc/PID/maps: an older kernel does without.
-  prctl(kPrSetVma, kPrSetVmaAnonName, reservation.base_, bytes,
-        MappingName(options.name).c_str());
+  NameReservedRange(reservation.base_, bytes, options.name);
   return reservation;
 }
 

@@ -7,8 +7,8 @@
 //   std::byte* memory = reinterpret_cast<std::byte*>(
 //       reservation->base() + layout.memory_offset_bytes(SlotIndex(7)));
 //
-// The mapping is private, anonymous, readable and writable, without a swap
-// reservation (MAP_NORESERVE). It does nothing against an access outside a
+// The mapping is private, anonymous, readable and writable (where not asked
+// otherwise), without a swap reservation (MAP_NORESERVE). It does nothing against an access outside a
 // memory by itself: until the pages are registered with a userfaultfd, touching
 // any address gives a zero page. Register the whole range before handing out
 // any of it, and unmap (destroy this) before closing the userfaultfd.
@@ -21,6 +21,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -50,6 +51,9 @@ struct ReservationOptions {
   // The base is a multiple of this; a power of two, at least a page. Memories
   // that the locator is to find need kPoolAlignmentBytes.
   uint64_t alignment_bytes = kPoolAlignmentBytes;
+  // True: PROT_NONE, for a pool whose memories are opened by mprotect(2) one by
+  // one instead of being registered.
+  bool inaccessible = false;
   // False: MADV_NOHUGEPAGE, so that one touch never makes 2 MiB resident (and
   // never a page above a memory's size). True: MADV_HUGEPAGE.
   bool huge_pages = false;
@@ -93,6 +97,11 @@ class Reservation {
   uintptr_t base_ = 0;
   uint64_t bytes_ = 0;
 };
+
+// Shows [start, start + bytes), anonymous memory of a reservation that was
+// mapped anew, under the reservation's name again (ReservationOptions::name).
+// More than a courtesy: neighbours with different names stay two mappings.
+void NameReservedRange(uintptr_t start, uint64_t bytes, std::string_view name);
 
 // Why the kernel refused to map a layout's reservation, as Create reports it:
 // ResourceExhausted with the limit that the facts show to be exceeded, or, if

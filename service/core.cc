@@ -211,33 +211,39 @@ absl::Status Core::MapBookKeeping() {
 }
 
 absl::Status Core::Start() {
-  if (absl::Status status = OpenUffd(); !status.ok()) return status;
+  if (absl::Status status = OpenSupply(); !status.ok()) return status;
   absl::StatusOr<Reservation> reservation = Reservation::Create(
       kernel_, layout_,
       {.name = options_.name,
-       .include_in_core_dump = options_.include_in_core_dump});
+       .include_in_core_dump = options_.include_in_core_dump,
+       .inaccessible = fault_core_.mapped});
   if (!reservation.ok()) return reservation.status();
   reservation_.emplace(*std::move(reservation));
   uint64_t ioctls = kUffdIoctlCopy | kUffdIoctlZeroPage | kUffdIoctlWake |
                     kUffdIoctlWriteProtect;
-  if (absl::Status status =
-          uffd_->Register(reservation_->base(), reservation_->bytes(),
-                          kUffdRegisterMissing | kUffdRegisterWp, ioctls);
-      !status.ok()) {
-    return status;
+  if (!fault_core_.mapped) {
+    if (absl::Status status =
+            uffd_->Register(reservation_->base(), reservation_->bytes(),
+                            kUffdRegisterMissing | kUffdRegisterWp, ioctls);
+        !status.ok()) {
+      return status;
+    }
   }
   if (absl::Status status = MapBookKeeping(); !status.ok()) return status;
   // Absent before 6.7, or without /proc: then pages that may have changed are
   // dropped.
-  absl::StatusOr<Pagemap> pagemap = Pagemap::Open(kernel_);
-  if (pagemap.ok()) {
-    pagemap_.emplace(*std::move(pagemap));
-  } else if (absl::IsResourceExhausted(pagemap.status())) {
-    return pagemap.status();
+  if (!fault_core_.mapped) {
+    absl::StatusOr<Pagemap> pagemap = Pagemap::Open(kernel_);
+    if (pagemap.ok()) {
+      pagemap_.emplace(*std::move(pagemap));
+    } else if (absl::IsResourceExhausted(pagemap.status())) {
+      return pagemap.status();
+    }
   }
 
   fault_core_.kernel = &kernel_;
-  fault_core_.resolve = options_.resolve;
+  fault_core_.resolve =
+      fault_core_.mapped ? Resolve::kInThread : options_.resolve;
   fault_core_.granule_pages = layout_.options().granule_bytes / kPageBytes;
   fault_core_.slots = slots_.get();
   fault_core_.name = options_.name.c_str();
@@ -248,6 +254,12 @@ absl::Status Core::Start() {
                      .pagemap_fd = pagemap_.has_value() ? pagemap_->fd() : -1,
                      .stride_bytes = layout_.slot_stride_bytes(),
                      .include_in_core_dump = options_.include_in_core_dump});
+  if (fault_core_.mapped) {
+    mappings_ = std::make_unique<MappingOps>(
+        fault_core_, layout_, supply_,
+        pagemap_.has_value() ? pagemap_->fd() : -1,
+        options_.include_in_core_dump);
+  }
 
   PoolEntry& entry = fault_core_.entry;
   entry.base = reservation_->base();
@@ -271,7 +283,7 @@ absl::Status Core::Start() {
     }
     handler_installed_ = true;
   }
-  if (options_.resolve == Resolve::kHandlerThread) {
+  if (fault_core_.resolve == Resolve::kHandlerThread) {
     absl::StatusOr<std::unique_ptr<HandlerThreads>> threads =
         HandlerThreads::Start(fault_core_, options_.name,
                               options_.handler_threads);
@@ -356,6 +368,14 @@ absl::StatusOr<uint32_t> Core::TakeInstance(const MemoryOptions& first) {
 }
 
 absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
+  if (mappings_ != nullptr) {
+    // What follows finds the image in place and no page that it knows of.
+    const uint64_t pages = PagesRoundedUp(options.size_bytes).value();
+    if (absl::Status status = mappings_->Prepare(slot, options.image, pages);
+        !status.ok()) {
+      return status;
+    }
+  }
   if (absl::Status status = BindImage(*ops_, slot, options.image);
       !status.ok()) {
     return status;
@@ -446,11 +466,16 @@ absl::StatusOr<std::vector<Memory>> Core::AcquireInstance(
 
 absl::StatusOr<uint64_t> Core::GrowBy(SlotState& slot, uint64_t delta_bytes) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
+  const MappingOps::GrowthLock lock(mappings_.get(), slot);
   uint64_t before = slot.size_bytes.load(std::memory_order_relaxed);
   do {
     if (delta_bytes > layout_.memory_bytes() ||
         before > layout_.memory_bytes() - delta_bytes) {
       return TooLarge(before, delta_bytes);
+    }
+    if (mappings_ != nullptr) {
+      absl::Status status = OpenMapped(slot, before + delta_bytes);
+      if (!status.ok()) return status;
     }
   } while (!slot.size_bytes.compare_exchange_weak(before, before + delta_bytes,
                                                   std::memory_order_seq_cst));
@@ -460,6 +485,7 @@ absl::StatusOr<uint64_t> Core::GrowBy(SlotState& slot, uint64_t delta_bytes) {
 
 absl::Status Core::GrowTo(SlotState& slot, uint64_t new_size_bytes) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
+  const MappingOps::GrowthLock lock(mappings_.get(), slot);
   uint64_t before = slot.size_bytes.load(std::memory_order_relaxed);
   do {
     if (new_size_bytes < before) {
@@ -469,6 +495,10 @@ absl::Status Core::GrowTo(SlotState& slot, uint64_t new_size_bytes) {
     }
     if (new_size_bytes > layout_.memory_bytes()) {
       return TooLarge(before, new_size_bytes - before);
+    }
+    if (mappings_ != nullptr) {
+      absl::Status status = OpenMapped(slot, new_size_bytes);
+      if (!status.ok()) return status;
     }
   } while (!slot.size_bytes.compare_exchange_weak(before, new_size_bytes,
                                                   std::memory_order_seq_cst));
@@ -501,6 +531,10 @@ absl::Status Core::Restore(SlotState& slot) {
   } else {
     size_bytes = slot.size_bytes.load(std::memory_order_relaxed);
     slot.size_bytes.store(0, std::memory_order_relaxed);
+  }
+  if (mappings_ != nullptr) {
+    return mappings_->Restore(slot, slot.kept_pages,
+                              HotPagesLimit(slot.kept_pages));
   }
   const uint64_t size_pages = PagesRoundedUp(size_bytes).value();
   absl::Status status = RestorePages(*ops_, slot, slot.kept_pages, size_pages,
@@ -609,6 +643,7 @@ void Core::ReleaseOrphan(SlotState& slot) {
   // Nobody will acquire the slot again: there is nothing to restore. A touch
   // that comes too late traps all the same.
   slot.size_bytes.store(0, std::memory_order_seq_cst);
+  if (mappings_ != nullptr) mappings_->Shut(slot);
   std::unique_ptr<Core> last;
   MutexLock lock(&OrphanMutex());
   slot.lifecycle.store(SlotLifecycle::kFree, std::memory_order_release);
@@ -617,6 +652,7 @@ void Core::ReleaseOrphan(SlotState& slot) {
 
 absl::StatusOr<ImageRef> Core::Snapshot(SlotState& slot, std::string name) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
+  if (mappings_ != nullptr) return SnapshotMapped(slot, std::move(name));
   const uint64_t size_bytes = slot.size_bytes.load(std::memory_order_relaxed);
   const uint64_t size_pages = PagesRoundedUp(size_bytes).value();
   // A handler thread wakes the guest before it has noted what it placed.
@@ -652,7 +688,8 @@ absl::Status Core::MakeReady(SlotState& slot, uint64_t offset_bytes,
         "the range of ", bytes, " bytes at offset ", offset_bytes,
         " does not end within the memory's size of ", size_bytes, " bytes"));
   }
-  if (bytes == 0) return absl::OkStatus();
+  // With mappings the kernel's accesses are resolved as the guest's are.
+  if (bytes == 0 || mappings_ != nullptr) return absl::OkStatus();
   const uint64_t end = PagesRoundedUp(offset_bytes + bytes).value();
   for (uint64_t page = offset_bytes / kPageBytes; page < end; ++page) {
     const PageState state = slot.pages.StateOf(page);
@@ -681,6 +718,7 @@ absl::Status Core::MakeReady(SlotState& slot, uint64_t offset_bytes,
 }
 
 MemoryPages Core::CountPages(SlotState& slot) const {
+  if (mappings_ != nullptr) return CountMappedPages(slot);
   MemoryPages count;
   WaitForFills(slot);  // As in Snapshot.
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
@@ -730,7 +768,8 @@ std::string Core::Describe() const {
       "pool \"", options_.name, "\" at 0x", absl::Hex(reservation_->base()),
       ": ", layout.instances, " instances of ", layout.memories_per_instance,
       " memories of at most ", Pages(layout.max_memory_bytes), ", ",
-      layout_.reservation_bytes(), " bytes reserved\n");
+      layout_.reservation_bytes(), " bytes reserved\n", DescribeSupply());
+  if (fault_core_.mapped) return text;
   absl::StrAppend(&text, "backing: ", BackingName(fault_core_.backing), " (",
                   backing_reason_, "), granule ", layout.granule_bytes,
                   " bytes\n");

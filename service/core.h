@@ -27,11 +27,13 @@
 #include "firsttouch/pool/slot_allocator.h"
 #include "firsttouch/service/fault_core.h"
 #include "firsttouch/service/handler_threads.h"
+#include "firsttouch/service/mapping_ops.h"
 #include "firsttouch/service/memory.h"
 #include "firsttouch/service/options.h"
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/slot_ops.h"
 #include "firsttouch/service/stats.h"
+#include "firsttouch/service/supply.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/pagemap.h"
@@ -72,6 +74,7 @@ class Core {
   const ServiceOptions& options() const { return options_; }
   const PoolLayout& layout() const { return layout_; }
   const FaultCore& fault_core() const { return fault_core_; }
+  Supply supply() const { return supply_; }
   bool serves_kernel_faults() const { return serves_kernel_faults_; }
   uint32_t SlotNumber(const SlotState& slot) const {
     return static_cast<uint32_t>(&slot - slots_.get());
@@ -88,6 +91,15 @@ class Core {
 
   absl::Status Start();
   absl::Status OpenUffd();
+  // In core_supply.cc. Decides on supply_ and opens what it needs.
+  absl::Status OpenSupply();
+  // Opens pagemap_ for mappings, or settles for mappings-drop.
+  absl::Status OpenScan(bool may_choose);
+  std::string DescribeSupply() const;
+  // What the functions without "Mapped" do, for a pool of mappings.
+  absl::Status OpenMapped(SlotState& slot, uint64_t size_bytes);
+  absl::StatusOr<ImageRef> SnapshotMapped(SlotState& slot, std::string name);
+  MemoryPages CountMappedPages(const SlotState& slot) const;
   absl::Status MapBookKeeping();
   absl::Status CheckMemoryOptions(const MemoryOptions& options) const;
   absl::Status CheckProcess() const;
@@ -105,6 +117,8 @@ class Core {
   const ServiceOptions options_;
   Kernel& kernel_;
   const PoolLayout layout_;
+  Supply supply_ = Supply::kUserfaultfd;
+  std::string supply_reason_;
   std::string backing_reason_;
   bool serves_kernel_faults_ = false;
 
@@ -120,6 +134,8 @@ class Core {
   std::unique_ptr<InstanceState[]> instances_;
   SlotAllocator allocator_;
   std::optional<SlotOpsContext> ops_;
+  // Null for kUserfaultfd.
+  std::unique_ptr<MappingOps> mappings_;
   std::unique_ptr<HandlerThreads> threads_;
   bool registered_ = false;
   bool handler_installed_ = false;

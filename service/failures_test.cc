@@ -33,6 +33,7 @@ ServiceOptions Options(Way way) {
           .layout = {.instances = 3,
                      .max_memory_bytes = 32 * kPageBytes,
                      .guard_after_bytes = 65536},
+          .supply = way.supply,
           .backing = way.backing,
           .resolve = way.resolve,
           .trap_callback = JumpOutOfTrap};

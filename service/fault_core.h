@@ -58,6 +58,9 @@ struct LatencyHistogram {
 struct FaultCore {
   Kernel* kernel = nullptr;
   int uffd = -1;
+  // Memory comes as mappings (service/supply.h): the kernel resolves faults in
+  // bounds, and there is no userfaultfd.
+  bool mapped = false;
   Backing backing = Backing::kShared;
   Resolve resolve = Resolve::kInThread;
   // Whether UFFDIO_POISON works (6.6); without it a page is made inaccessible

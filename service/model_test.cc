@@ -94,6 +94,7 @@ class World {
                          .layout = {.instances = kSlots,
                                     .max_memory_bytes = kMaxPages * kPageBytes,
                                     .guard_after_bytes = 65536},
+                         .supply = way.supply,
                          .backing = way.backing,
                          .resolve = way.resolve,
                          .trap_callback = JumpOutOfTrap,

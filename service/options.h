@@ -10,6 +10,7 @@
 #include "firsttouch/pool/layout.h"
 #include "firsttouch/pool/slot_allocator.h"
 #include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/supply.h"
 #include "firsttouch/service/trap.h"
 
 namespace firsttouch {
@@ -29,6 +30,17 @@ struct ServiceOptions {
   // The pool: how many instances, how large, which guards. No default fits.
   // page_bytes must be this machine's 4096.
   LayoutOptions layout;
+
+  // What supplies the memory. Unset: what FIRSTTOUCH_SUPPLY in the environment
+  // names, else userfaultfd where kernel and permissions allow it with what the
+  // other options need, else mappings-scan where PAGEMAP_SCAN is to be had
+  // (6.7), else mappings-drop. Describe() says what was picked and why.
+  //
+  // With one of the mappings, `backing`, `resolve`, `handler_threads` and
+  // `kernel_faults` ask for nothing: clean pages are always shared with the
+  // image, and the kernel resolves its own accesses as it does the guest's. Nor
+  // is there a fault for the statistics to count.
+  std::optional<Supply> supply;
 
   // How a page gets its contents. Unset: kShared where the kernel can (6.4 and
   // the features it needs) and the mapping limit leaves room for every slot to

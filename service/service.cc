@@ -34,6 +34,8 @@ std::string Service::Describe() const { return core_->Describe(); }
 
 const ServiceOptions& Service::options() const { return core_->options(); }
 
+Supply Service::supply() const { return core_->supply(); }
+
 Backing Service::backing() const { return core_->fault_core().backing; }
 
 bool Service::serves_kernel_faults() const {

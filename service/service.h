@@ -44,6 +44,7 @@
 #include "firsttouch/service/memory.h"
 #include "firsttouch/service/options.h"
 #include "firsttouch/service/stats.h"
+#include "firsttouch/service/supply.h"
 #include "firsttouch/service/trap.h"
 #include "firsttouch/uffd/kernel.h"
 
@@ -101,6 +102,9 @@ class Service {
   std::string Describe() const;
 
   const ServiceOptions& options() const;
+  // What supplies the memory; see service/supply.h.
+  Supply supply() const;
+  // kShared with mappings.
   Backing backing() const;
   // Whether system calls work on any page, without MakeReady.
   bool serves_kernel_faults() const;

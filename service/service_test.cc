@@ -45,6 +45,7 @@ class ServiceTest : public testing::TestWithParam<Way> {
     }
     options.layout.guard_before_bytes = kGuard;
     options.layout.guard_after_bytes = kGuard;
+    options.supply = GetParam().supply;
     options.backing = GetParam().backing;
     options.resolve = GetParam().resolve;
     options.trap_callback = JumpOutOfTrap;
@@ -795,6 +796,7 @@ TEST_P(InstanceTest, MemoriesOfOneInstanceComeAndGoTogether) {
                     .memories_per_instance = 3,
                     .max_memory_bytes = kMax,
                     .guard_after_bytes = kGuard};
+  options.supply = GetParam().supply;
   options.backing = GetParam().backing;
   options.resolve = GetParam().resolve;
   options.trap_callback = JumpOutOfTrap;

@@ -26,9 +26,19 @@ namespace firsttouch {
 struct Way {
   Backing backing;
   Resolve resolve;
+  Supply supply = Supply::kUserfaultfd;
+
+  bool mapped() const { return IsMappings(supply); }
 };
 
+inline constexpr Way kMappingsDropWay{Backing::kShared, Resolve::kInThread,
+                                      Supply::kMappingsDrop};
+inline constexpr Way kMappingsScanWay{Backing::kShared, Resolve::kInThread,
+                                      Supply::kMappingsScan};
+
 inline std::string WayName(const testing::TestParamInfo<Way>& info) {
+  if (info.param.supply == Supply::kMappingsDrop) return "MappingsDrop";
+  if (info.param.supply == Supply::kMappingsScan) return "MappingsScan";
   return std::string(info.param.backing == Backing::kShared ? "Shared"
                                                             : "Copied") +
          (info.param.resolve == Resolve::kInThread ? "InThread"
@@ -39,7 +49,8 @@ inline auto AllWays() {
   return testing::Values(Way{Backing::kShared, Resolve::kInThread},
                          Way{Backing::kCopied, Resolve::kInThread},
                          Way{Backing::kShared, Resolve::kHandlerThread},
-                         Way{Backing::kCopied, Resolve::kHandlerThread});
+                         Way{Backing::kCopied, Resolve::kHandlerThread},
+                         kMappingsDropWay, kMappingsScanWay);
 }
 
 // The trap that TrapOf() is waiting for, per thread.

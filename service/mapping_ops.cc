@@ -1,0 +1,350 @@
+#include "firsttouch/service/mapping_ops.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "firsttouch/pool/reservation.h"
+#include "firsttouch/service/page_states.h"
+#include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/pagemap.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+namespace {
+
+constexpr int kAccessible = PROT_READ | PROT_WRITE;
+
+// Regions of one call of the kernel: enough for a memory whose hot pages are
+// all apart.
+constexpr size_t kRegions = 512;
+
+constexpr std::byte kZeroPage[kPageBytes] = {};
+
+uintptr_t AddressOf(const SlotState& slot, uint64_t page) {
+  return slot.base + page * kPageBytes;
+}
+
+// NOLINTNEXTLINE(performance-no-int-to-ptr): addresses of slots are numbers.
+std::byte* PointerTo(const SlotState& slot, uint64_t page) {
+  return reinterpret_cast<std::byte*>(AddressOf(slot, page));
+}
+
+absl::Status Failed(const FaultCore& core, const SlotState& slot, int error,
+                    const char* call, uint64_t first_page, uint64_t pages) {
+  return absl::ErrnoToStatus(
+      error,
+      absl::StrCat(call, " of ", pages * kPageBytes, " bytes at offset ",
+                   first_page * kPageBytes, " of slot ", &slot - core.slots,
+                   " in pool \"", core.name, "\"",
+                   error == ENOMEM
+                       ? "; out of memory, or of mappings (vm.max_map_count: "
+                         "without userfaultfd a slot needs three)"
+                       : ""));
+}
+
+bool IsStored(const SlotState& slot, uint64_t page) {
+  return page < slot.image_pages &&
+         (slot.image_stored[page / kPagesPerGroup] >> (page % kPagesPerGroup) &
+          1) != 0;
+}
+
+const std::byte* InitialPage(const SlotState& slot, uint64_t page) {
+  return IsStored(slot, page) ? slot.image_data + page * kPageBytes : kZeroPage;
+}
+
+// Copies the initial bytes over pages that are there. Never reads a hole of
+// the image, which would make the kernel fill it.
+void RestoreBytes(const SlotState& slot, uint64_t first_page, uint64_t pages) {
+  const uint64_t end = first_page + pages;
+  for (uint64_t page = first_page; page < end;) {
+    const uint64_t group = page / kPagesPerGroup;
+    const uint64_t group_first = group * kPagesPerGroup;
+    const uint64_t bits = GroupMask(group, page, end);
+    const uint64_t stored =
+        group_first < slot.image_pages ? bits & slot.image_stored[group] : 0;
+    ForEachRun(stored, [&](uint64_t bit, uint64_t run) {
+      memcpy(PointerTo(slot, group_first + bit),
+             slot.image_data + (group_first + bit) * kPageBytes,
+             run * kPageBytes);
+    });
+    ForEachRun(bits & ~stored, [&](uint64_t bit, uint64_t run) {
+      memset(PointerTo(slot, group_first + bit), 0, run * kPageBytes);
+    });
+    page = group_first + kPagesPerGroup;
+  }
+}
+
+}  // namespace
+
+MappingOps::MappingOps(const FaultCore& core, const PoolLayout& layout,
+                       Supply supply, int pagemap_fd, bool include_in_core_dump)
+    : core_(core),
+      kernel_(*core.kernel),
+      memory_bytes_(layout.memory_bytes()),
+      supply_(supply),
+      pagemap_fd_(pagemap_fd),
+      include_in_core_dump_(include_in_core_dump),
+      slots_(std::make_unique<SlotMappings[]>(layout.slots())) {}
+
+MappingOps::GrowthLock::GrowthLock(MappingOps* ops, const SlotState& slot)
+    : mutex_(ops == nullptr ? nullptr : &ops->Of(slot).growth) {
+  if (mutex_ != nullptr) mutex_->Lock();
+}
+
+MappingOps::GrowthLock::~GrowthLock() {
+  if (mutex_ != nullptr) mutex_->Unlock();
+}
+
+absl::Status MappingOps::MapAnew(SlotState& slot, uint64_t first_page,
+                                 uint64_t pages, const Image::Mapping& file) {
+  const uintptr_t start = AddressOf(slot, first_page);
+  const size_t bytes = pages * kPageBytes;
+  int flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
+  if (file.fd < 0) flags |= MAP_ANONYMOUS;
+  Count(slot.counters.kernel_calls);
+  const CallResult mapped =
+      kernel_.Mmap(start, bytes, kAccessible, flags, file.fd,
+                   file.fd < 0 ? 0 : file.offset_bytes);
+  if (!mapped.ok()) {
+    return Failed(core_, slot, mapped.error, "mmap", first_page, pages);
+  }
+  struct Advice {
+    int advice;
+    const char* name;
+  };
+  constexpr Advice kAdvices[] = {{MADV_DONTFORK, "MADV_DONTFORK"},
+                                 {MADV_NOHUGEPAGE, "MADV_NOHUGEPAGE"},
+                                 {MADV_DONTDUMP, "MADV_DONTDUMP"}};
+  for (const Advice& advice : kAdvices) {
+    if (advice.advice == MADV_DONTDUMP && include_in_core_dump_) continue;
+    Count(slot.counters.kernel_calls);
+    const CallResult done = kernel_.Madvise(start, bytes, advice.advice);
+    // A kernel without huge pages has none to keep away.
+    const bool no_huge_pages =
+        advice.advice == MADV_NOHUGEPAGE && done.error == EINVAL;
+    if (!done.ok() && !no_huge_pages) {
+      return Failed(core_, slot, done.error, advice.name, first_page, pages);
+    }
+  }
+  // Also makes it one mapping again with what lies behind.
+  if (file.fd < 0) NameReservedRange(start, bytes, core_.name);
+  return absl::OkStatus();
+}
+
+absl::Status MappingOps::Protect(SlotState& slot, uint64_t first_page,
+                                 uint64_t end_page, int protection) {
+  if (first_page >= end_page) return absl::OkStatus();
+  Count(slot.counters.kernel_calls);
+  const uint64_t pages = end_page - first_page;
+  const CallResult done = kernel_.Mprotect(AddressOf(slot, first_page),
+                                           pages * kPageBytes, protection);
+  if (done.ok()) return absl::OkStatus();
+  return Failed(core_, slot, done.error, "mprotect", first_page, pages);
+}
+
+absl::Status MappingOps::Drop(SlotState& slot, uint64_t first_page,
+                              uint64_t end_page) {
+  if (first_page >= end_page) return absl::OkStatus();
+  Count(slot.counters.kernel_calls);
+  const uint64_t pages = end_page - first_page;
+  const CallResult dropped = kernel_.Madvise(
+      AddressOf(slot, first_page), pages * kPageBytes, kMadvDontNeed);
+  if (!dropped.ok()) {
+    return Failed(core_, slot, dropped.error, "MADV_DONTNEED", first_page,
+                  pages);
+  }
+  CountOwned(slot.counters.pages_dropped, pages);
+  return absl::OkStatus();
+}
+
+absl::Status MappingOps::Bind(SlotState& slot, const ImageRef& image) {
+  SlotMappings& mappings = Of(slot);
+  const uint64_t old_pages = slot.image_pages;
+  const uint64_t new_pages = image == nullptr ? 0 : image->pages().value();
+  if (new_pages > 0) {
+    const absl::StatusOr<Image::Mapping> file = image->PrivateMapping();
+    if (!file.ok()) return file.status();
+    // From here on until the end of this function the slot is neither the one
+    // image's nor the other's.
+    if (absl::Status status = MapAnew(slot, 0, new_pages, *file);
+        !status.ok()) {
+      return status;
+    }
+  }
+  if (old_pages > new_pages) {
+    if (absl::Status status =
+            MapAnew(slot, new_pages, old_pages - new_pages, {});
+        !status.ok()) {
+      return status;
+    }
+  }
+  const uint64_t fresh_pages = std::max(old_pages, new_pages);
+  mappings.accessible_pages = std::max(mappings.accessible_pages, fresh_pages);
+  if (mappings.private_end <= fresh_pages) mappings.private_end = 0;
+  slot.image = image;
+  slot.image_pages = new_pages;
+  slot.image_stored = image == nullptr ? nullptr : image->stored_words();
+  slot.image_data = image == nullptr ? nullptr : image->data();
+  CountOwned(slot.counters.binds);
+  return absl::OkStatus();
+}
+
+absl::Status MappingOps::Prepare(SlotState& slot, const ImageRef& image,
+                                 uint64_t size_pages) {
+  SlotMappings& mappings = Of(slot);
+  absl::Status status;
+  if (slot.image != image) status = Bind(slot, image);
+  const uint64_t accessible = mappings.accessible_pages;
+  if (status.ok() && accessible > size_pages) {
+    // What is there are restored pages. They would show nothing, but they would
+    // count for nobody.
+    if (mappings.private_end > size_pages) {
+      status = Drop(slot, size_pages, mappings.private_end);
+      mappings.private_end = size_pages;
+    }
+    if (status.ok()) status = Protect(slot, size_pages, accessible, PROT_NONE);
+  } else if (status.ok()) {
+    status = Protect(slot, accessible, size_pages, kAccessible);
+  }
+  if (!status.ok()) {
+    Shut(slot);
+    return status;
+  }
+  mappings.accessible_pages = size_pages;
+  return absl::OkStatus();
+}
+
+absl::Status MappingOps::Open(SlotState& slot, uint64_t end_page) {
+  SlotMappings& mappings = Of(slot);
+  const uint64_t accessible = mappings.accessible_pages;
+  if (end_page <= accessible) return absl::OkStatus();
+  absl::Status status = Protect(slot, accessible, end_page, kAccessible);
+  if (status.ok()) {
+    mappings.accessible_pages = end_page;
+  } else {
+    // A call that fails may have done a part.
+    Protect(slot, accessible, end_page, PROT_NONE).IgnoreError();
+  }
+  return status;
+}
+
+void MappingOps::Shut(SlotState& slot) {
+  Protect(slot, 0, memory_bytes_ / kPageBytes, PROT_NONE).IgnoreError();
+}
+
+int MappingOps::Scan(const SlotState& slot, uint64_t end_page,
+                     absl::FunctionRef<bool(const Run&)> visit,
+                     uint64_t* calls) const {
+  if (end_page == 0) return 0;
+  ScanRequest request;
+  request.start = slot.base;
+  request.end = AddressOf(slot, end_page);
+  request.any_of = kPageIsPresent | kPageIsSwapped;
+  request.report = kPageIsFile | kPageIsPfnZero;
+  PageRegion regions[kRegions];
+  const ScanResult scan = ScanPages(
+      kernel_, pagemap_fd_, request, regions, kRegions,
+      [&](const PageRegion& region) {
+        Run run{(region.start - slot.base) / kPageBytes,
+                (region.end - region.start) / kPageBytes, false};
+        if ((region.categories & kPageIsFile) != 0) return visit(run);
+        run.is_private = (region.categories & kPageIsPfnZero) == 0;
+        if (run.is_private || run.first_page >= slot.image_pages) {
+          return visit(run);
+        }
+        // Pages of zeroes: where there is an image they are not its own.
+        const uint64_t end = run.first_page + run.pages;
+        const uint64_t split = std::min(end, slot.image_pages);
+        return visit({run.first_page, split - run.first_page, true}) &&
+               (split == end || visit({split, end - split, false}));
+      });
+  *calls = scan.calls;
+  return scan.error;
+}
+
+absl::Status MappingOps::ScanAndRestore(SlotState& slot, uint64_t keep_pages,
+                                        uint64_t hot_pages_limit) {
+  uint64_t restored = 0;
+  uint64_t private_end = 0;
+  bool too_many = false;
+  uint64_t calls = 0;
+  const int error = Scan(
+      slot, keep_pages,
+      [&](const Run& run) {
+        if (!run.is_private) return true;
+        if (restored + run.pages > hot_pages_limit) {
+          too_many = true;
+          return false;
+        }
+        RestoreBytes(slot, run.first_page, run.pages);
+        restored += run.pages;
+        private_end = run.first_page + run.pages;
+        return true;
+      },
+      &calls);
+  Count(slot.counters.kernel_calls, calls);
+  if (error != 0) {
+    return Failed(core_, slot, error, "PAGEMAP_SCAN", 0, keep_pages);
+  }
+  if (too_many) {
+    private_end = 0;
+    if (absl::Status status = Drop(slot, 0, keep_pages); !status.ok()) {
+      return status;
+    }
+  } else {
+    CountOwned(slot.counters.pages_restored, restored);
+  }
+  Of(slot).private_end = private_end;
+  return absl::OkStatus();
+}
+
+absl::Status MappingOps::Restore(SlotState& slot, uint64_t keep_pages,
+                                 uint64_t hot_pages_limit) {
+  SlotMappings& mappings = Of(slot);
+  const uint64_t accessible = mappings.accessible_pages;
+  const bool drop_all = supply_ == Supply::kMappingsDrop;
+  absl::Status status = Drop(slot, drop_all ? 0 : keep_pages, accessible);
+  if (status.ok()) {
+    status = Protect(slot, keep_pages, accessible, PROT_NONE);
+  }
+  if (status.ok() && !drop_all) {
+    status = ScanAndRestore(slot, keep_pages, hot_pages_limit);
+  }
+  if (!status.ok()) {
+    Shut(slot);
+    return status;
+  }
+  mappings.accessible_pages = keep_pages;
+  return absl::OkStatus();
+}
+
+std::vector<MappingOps::Run> MappingOps::Resident(const SlotState& slot,
+                                                  uint64_t end_page) const {
+  std::vector<Run> runs;
+  if (pagemap_fd_ >= 0) {
+    uint64_t calls = 0;
+    const int error = Scan(
+        slot, end_page,
+        [&](const Run& run) {
+          runs.push_back(run);
+          return true;
+        },
+        &calls);
+    if (error == 0) return runs;
+    runs.clear();
+  }
+  for (uint64_t page = 0; page < end_page; ++page) {
+    if (memcmp(PointerTo(slot, page), InitialPage(slot, page), kPageBytes) !=
+        0) {
+      runs.push_back({page, 1, true});
+    }
+  }
+  return runs;
+}
+
+}  // namespace firsttouch

@@ -1,0 +1,73 @@
+// What supplies a pool's memory, and how that is chosen.
+//
+// The same interface works over each; they differ in what they cost:
+//
+//   kUserfaultfd    faults are resolved by this library, page states are known
+//                   without asking the kernel, bounds are pages that never
+//                   come. A steady hand-over makes no system call.
+//   kMappingsScan   the kernel's own copy-on-write over a private mapping of
+//                   the image, PROT_NONE outside the size. A hand-over is one
+//                   PAGEMAP_SCAN (6.7), and what it finds is copied back.
+//   kMappingsDrop   the same, but at a hand-over everything private is given
+//                   back (MADV_DONTNEED) and faults in again: any kernel.
+//
+// Both of the mappings need no privilege and no userfaultfd. Growth is one
+// mprotect there, a slot needs three mappings (vm.max_map_count), and system
+// calls work on any page in bounds.
+
+#ifndef FIRSTTOUCH_SERVICE_SUPPLY_H_
+#define FIRSTTOUCH_SERVICE_SUPPLY_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "firsttouch/uffd/kernel.h"
+
+namespace firsttouch {
+
+enum class Supply : uint8_t {
+  kUserfaultfd,
+  kMappingsDrop,
+  kMappingsScan,
+};
+
+// "userfaultfd", "mappings-drop", "mappings-scan"; a static string.
+const char* SupplyName(Supply supply);
+
+// Whether memory comes as mappings, without userfaultfd.
+constexpr bool IsMappings(Supply supply) {
+  return supply != Supply::kUserfaultfd;
+}
+
+// The environment variable that forces a supply where ServiceOptions::supply is
+// unset: one of the names above. Empty counts as unset.
+inline constexpr char kSupplyVariable[] = "FIRSTTOUCH_SUPPLY";
+
+// What was asked for, and by whom.
+struct SupplyWish {
+  std::optional<Supply> supply;  // unset: nobody asked for one
+  std::string reason;            // "asked for by ..."; empty where unset
+};
+
+// The option where it is set, else the variable's value (null: not set).
+// InvalidArgument for a value that is none of the names, naming them.
+absl::StatusOr<SupplyWish> WishedSupply(std::optional<Supply> option,
+                                        const char* variable);
+
+// Whether `status`, of opening a userfaultfd, says that this kernel or user
+// cannot have one that a pool can use, so that mappings are the way out; not
+// so for exhausted limits.
+bool RefusesUserfaultfd(const absl::Status& status);
+
+// Whether PAGEMAP_SCAN on `pagemap_fd` tells private pages from the image's: a
+// scan of scratch memory, for which the answer is known. A kernel, sandbox or
+// filter that answers something else must not decide what the next holder
+// sees. Errors say what was wrong.
+absl::Status CheckPrivatePagesAreFound(Kernel& kernel, int pagemap_fd);
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_SUPPLY_H_
