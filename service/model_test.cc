@@ -48,7 +48,7 @@ enum class Kind : uint8_t {
   kReset,             // memory a
   kRelease,           // memory a
   kReleaseElsewhere,  // memory a, on another thread
-  kReleaseFailing,    // memory a, the kernel's madvise call b fails
+  kReleaseFailing,    // memory a, one call of the kernel fails: b says which
   kSnapshot,          // memory a: becomes the last image but one
 };
 constexpr int kKinds = 12;
@@ -212,10 +212,7 @@ class World {
       case Kind::kReleaseFailing:
         // At most two, so that there is a slot left to look at.
         if (service_->Stats().slots_quarantined >= 2) break;
-        kernel_.Fail(FakeKernel::Op::kMadvise, 1 + step.b % 2,
-                     CallResult{0, ENOMEM});
-        held.memory.Release().IgnoreError();
-        kernel_.Clear(FakeKernel::Op::kMadvise);
+        FailOneCallOfRelease(held, step.b);
         break;
       case Kind::kSnapshot: {
         absl::StatusOr<ImageRef> snapshot = held.memory.Snapshot("snapshot");
@@ -225,6 +222,15 @@ class World {
       }
     }
     return std::nullopt;
+  }
+
+  void FailOneCallOfRelease(Held& held, uint64_t which) {
+    using Op = FakeKernel::Op;
+    constexpr Op kOps[] = {Op::kMadvise, Op::kMprotect, Op::kPagemapScan};
+    const Op op = kOps[which / 2 % 3];
+    kernel_.Fail(op, 1 + which % 2, CallResult{0, ENOMEM});
+    held.memory.Release().IgnoreError();
+    kernel_.Clear(op);
   }
 
   std::optional<std::string> Acquire(Held& held, const Step& step) {

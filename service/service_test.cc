@@ -362,6 +362,7 @@ TEST_P(ServiceTest, SystemCallsOnColdPagesFailUnlessKernelFaultsAreServed) {
   ASSERT_EQ(pipe(pipe_fds), 0);
   ASSERT_EQ(write(pipe_fds[1], "hello", 5), 5);
   const ssize_t got = read(pipe_fds[0], memory.base(), 5);
+  EXPECT_TRUE(service_->serves_kernel_faults() || !GetParam().mapped());
   if (service_->serves_kernel_faults()) {
     EXPECT_EQ(got, 5);
   } else {
@@ -402,8 +403,16 @@ TEST_P(ServiceTest, UseAfterReleaseIsAClearError) {
 
 TEST_P(ServiceTest, ATouchAfterReleaseOfAMissingPageTraps) {
   Memory memory = MustAcquire({.size_bytes = 4 * kPageBytes});
+  // Mappings stay accessible up to the initial size; beyond, also what was in
+  // bounds a moment ago traps.
+  uint64_t page = 3;
+  if (GetParam().mapped()) {
+    page = 6;
+    ASSERT_EQ(memory.Grow(8 * kPageBytes), absl::OkStatus());
+    Store(memory, page * kPageBytes, 1);
+  }
   volatile auto* stale =
-      reinterpret_cast<volatile uint8_t*>(memory.base()) + 3 * kPageBytes;
+      reinterpret_cast<volatile uint8_t*>(memory.base()) + page * kPageBytes;
   EXPECT_EQ(memory.Release(), absl::OkStatus());
   std::optional<TrapInfo> trap = TrapOf([&] { *stale = 1; });
   ASSERT_TRUE(trap.has_value());
@@ -524,12 +533,20 @@ TEST_P(ServiceTest, ASteadyHolderFaultsOnlyTheFirstTime) {
   for (int i = 0; i < 100; ++i) cycle();
   const ServiceStats after = service_->Stats();
   EXPECT_EQ(after.faults(), before.faults());
-  EXPECT_EQ(after.kernel_calls, before.kernel_calls);
   EXPECT_EQ(after.handovers, before.handovers + 100);
-  EXPECT_GE(after.pages_restored, before.pages_restored + 400);
+  // Mappings: one scan a release, or one call that drops; no mprotect.
+  EXPECT_EQ(after.kernel_calls,
+            before.kernel_calls + (GetParam().mapped() ? 100 : 0));
+  if (GetParam().supply == Supply::kMappingsDrop) {
+    EXPECT_EQ(after.pages_dropped, before.pages_dropped + 100u * 64);
+    EXPECT_EQ(after.pages_restored, 0u);
+  } else {
+    EXPECT_GE(after.pages_restored, before.pages_restored + 400);
+  }
 }
 
 TEST_P(ServiceTest, StatisticsTellFaultsApart) {
+  if (GetParam().mapped()) GTEST_SKIP() << "the kernel resolves all faults";
   const ImageRef image = PatternImage("stats", 32, {31});
   {
     Memory memory = MustAcquire({.image = image, .size_bytes = kMax});
@@ -563,7 +580,8 @@ TEST_P(ServiceTest, WhoeverReadsUpwardsGetsMoreOfTheImageAtAFault) {
   const ServiceStats stats = service_->Stats();
   // A handler thread counts after it woke the one that waits.
   const bool settled = GetParam().resolve == Resolve::kInThread;
-  if (settled && GetParam().backing == Backing::kShared) {
+  if (settled && GetParam().backing == Backing::kShared &&
+      !GetParam().mapped()) {
     // 16, 32, 64, 128 and 256 pages, and the last 16; the page of zeroes is
     // none of the image's.
     EXPECT_EQ(stats.minor_faults, 6u);
@@ -594,7 +612,8 @@ TEST_P(ServiceTest, WhoeverWritesUpwardsGetsMorePrivatePagesAtAFault) {
   if (settled) {
     EXPECT_EQ(memory.CountPages().changed, 120u);
   }
-  if (settled && GetParam().backing == Backing::kShared) {
+  if (settled && GetParam().backing == Backing::kShared &&
+      !GetParam().mapped()) {
     const ServiceStats stats = service_->Stats();
     // The granule that was read is there, and stays shared until each of its
     // pages is written; nothing else is mapped.
@@ -737,9 +756,10 @@ TEST_P(ServiceTest, TheRestOfTheLastPageNeverHangs) {
   Memory tail = MustAcquire({.image = *part, .size_bytes = 5000});
   EXPECT_EQ(Load(tail, 4096), Load(memory, 4096));
   // Mapped and protected by now. In-thread a first write there is seen, and is
-  // a trap; a handler thread tells pages only.
+  // a trap; a handler thread and mprotect tell pages only.
   const bool trapped = TrapOf([&] { Store(tail, 6000, 1); }).has_value();
-  EXPECT_EQ(trapped, GetParam().resolve == Resolve::kInThread);
+  EXPECT_EQ(trapped, GetParam().resolve == Resolve::kInThread &&
+                         !GetParam().mapped());
   Store(tail, 4999, 7);
   EXPECT_EQ(Load(tail, 4999), 7);
 }
@@ -777,6 +797,17 @@ TEST_P(ServiceTest, APoisonedPageIsATrapAlsoWhereItLooksLikeBadMemory) {
 TEST_P(ServiceTest, DescribeSaysWhatWasPicked) {
   const std::string text = service_->Describe();
   EXPECT_THAT(text, HasSubstr("pool \"test\""));
+  EXPECT_EQ(service_->supply(), GetParam().supply);
+  EXPECT_THAT(text,
+              HasSubstr(std::string("supply: ") +
+                        SupplyName(GetParam().supply) +
+                        " (asked for by ServiceOptions::supply)"));
+  if (GetParam().mapped()) {
+    EXPECT_THAT(text, HasSubstr(GetParam().supply == Supply::kMappingsScan
+                                    ? "found by one PAGEMAP_SCAN at release"
+                                    : "dropped at release"));
+    return;
+  }
   EXPECT_THAT(text, HasSubstr(GetParam().backing == Backing::kShared
                                   ? "backing: shared (asked for)"
                                   : "backing: copied (asked for)"));
