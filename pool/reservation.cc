@@ -178,8 +178,9 @@ absl::StatusOr<Reservation> Reservation::Create(
         " is not a power of two from the page size ", page, " on"));
   }
   const uint64_t bytes = layout.reservation_bytes();
-  const CallResult mapped = MapAligned(kernel, bytes, alignment,
-      options.inaccessible ? PROT_NONE : PROT_READ | PROT_WRITE);
+  const CallResult mapped =
+      MapAligned(kernel, bytes, alignment,
+                 options.inaccessible ? PROT_NONE : PROT_READ | PROT_WRITE);
   if (!mapped.ok()) {
     if (mapped.error == ENOMEM) {
       return ExplainRefusedReservation(layout, alignment, ReadLimitFacts(),

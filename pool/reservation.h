@@ -8,10 +8,11 @@
 //       reservation->base() + layout.memory_offset_bytes(SlotIndex(7)));
 //
 // The mapping is private, anonymous, readable and writable (where not asked
-// otherwise), without a swap reservation (MAP_NORESERVE). It does nothing against an access outside a
-// memory by itself: until the pages are registered with a userfaultfd, touching
-// any address gives a zero page. Register the whole range before handing out
-// any of it, and unmap (destroy this) before closing the userfaultfd.
+// otherwise), without a swap reservation (MAP_NORESERVE). It does nothing
+// against an access outside a memory by itself: until the pages are registered
+// with a userfaultfd, touching any address gives a zero page. Register the
+// whole range before handing out any of it, and unmap (destroy this) before
+// closing the userfaultfd.
 //
 // Thread safety: const calls from any thread; Create and the destructor are
 // ordinary calls. Not for signal handlers, except base(), bytes() and

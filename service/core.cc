@@ -255,10 +255,10 @@ absl::Status Core::Start() {
                      .stride_bytes = layout_.slot_stride_bytes(),
                      .include_in_core_dump = options_.include_in_core_dump});
   if (fault_core_.mapped) {
-    mappings_ = std::make_unique<MappingOps>(
-        fault_core_, layout_, supply_,
-        pagemap_.has_value() ? pagemap_->fd() : -1,
-        options_.include_in_core_dump);
+    mappings_ =
+        std::make_unique<MappingOps>(fault_core_, layout_, supply_,
+                                     pagemap_.has_value() ? pagemap_->fd() : -1,
+                                     options_.include_in_core_dump);
   }
 
   PoolEntry& entry = fault_core_.entry;

@@ -24,8 +24,8 @@ absl::Status Core::OpenSupply() {
       WishedSupply(options_.supply, std::getenv(kSupplyVariable));
   if (!wish.ok()) return wish.status();
   supply_ = wish->supply.value_or(Supply::kUserfaultfd);
-  supply_reason_ =
-      wish->supply.has_value() ? wish->reason : "kernel and permissions allow it";
+  supply_reason_ = wish->supply.has_value() ? wish->reason
+                                            : "kernel and permissions allow it";
   if (supply_ == Supply::kUserfaultfd) {
     const absl::Status opened = OpenUffd();
     // Who asks for a backing that the kernel lacks can have the other one, and
@@ -39,22 +39,19 @@ absl::Status Core::OpenSupply() {
     anchor_.reset();
     uffd_.reset();
     supply_ = Supply::kMappingsScan;
-    supply_reason_ =
-        absl::StrCat("userfaultfd is refused: ", opened.message());
+    supply_reason_ = absl::StrCat("userfaultfd is refused: ", opened.message());
   }
   const bool may_choose = !wish->supply.has_value();
   if (absl::Status status = OpenScan(may_choose); !status.ok()) return status;
 
   fault_core_.mapped = true;
   serves_kernel_faults_ = true;
-  const absl::Status limits =
-      CheckLimits(layout_, {.fixed_maps = 4, .maps_per_slot = 3},
-                  ReadLimitFacts());
+  const absl::Status limits = CheckLimits(
+      layout_, {.fixed_maps = 4, .maps_per_slot = 3}, ReadLimitFacts());
   if (limits.ok()) return limits;
-  return absl::Status(
-      limits.code(),
-      absl::StrCat(limits.message(), " [supply ", SupplyName(supply_), ": ",
-                   supply_reason_, "]"));
+  return absl::Status(limits.code(), absl::StrCat(limits.message(), " [supply ",
+                                                  SupplyName(supply_), ": ",
+                                                  supply_reason_, "]"));
 }
 
 absl::Status Core::OpenScan(bool may_choose) {
@@ -70,8 +67,8 @@ absl::Status Core::OpenScan(bool may_choose) {
   if (supply_ == Supply::kMappingsDrop) return absl::OkStatus();
   if (may_choose) {
     supply_ = Supply::kMappingsDrop;
-    absl::StrAppend(&supply_reason_, "\nmappings-scan is not possible: ",
-                    status.message());
+    absl::StrAppend(&supply_reason_,
+                    "\nmappings-scan is not possible: ", status.message());
     return absl::OkStatus();
   }
   return absl::FailedPreconditionError(

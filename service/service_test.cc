@@ -758,8 +758,8 @@ TEST_P(ServiceTest, TheRestOfTheLastPageNeverHangs) {
   // Mapped and protected by now. In-thread a first write there is seen, and is
   // a trap; a handler thread and mprotect tell pages only.
   const bool trapped = TrapOf([&] { Store(tail, 6000, 1); }).has_value();
-  EXPECT_EQ(trapped, GetParam().resolve == Resolve::kInThread &&
-                         !GetParam().mapped());
+  EXPECT_EQ(trapped,
+            GetParam().resolve == Resolve::kInThread && !GetParam().mapped());
   Store(tail, 4999, 7);
   EXPECT_EQ(Load(tail, 4999), 7);
 }
@@ -798,10 +798,9 @@ TEST_P(ServiceTest, DescribeSaysWhatWasPicked) {
   const std::string text = service_->Describe();
   EXPECT_THAT(text, HasSubstr("pool \"test\""));
   EXPECT_EQ(service_->supply(), GetParam().supply);
-  EXPECT_THAT(text,
-              HasSubstr(std::string("supply: ") +
-                        SupplyName(GetParam().supply) +
-                        " (asked for by ServiceOptions::supply)"));
+  EXPECT_THAT(
+      text, HasSubstr(std::string("supply: ") + SupplyName(GetParam().supply) +
+                      " (asked for by ServiceOptions::supply)"));
   if (GetParam().mapped()) {
     EXPECT_THAT(text, HasSubstr(GetParam().supply == Supply::kMappingsScan
                                     ? "found by one PAGEMAP_SCAN at release"

@@ -109,9 +109,10 @@ bool Reopen(FaultCore& core, uintptr_t page_address) {
       .ok();
 }
 
-// Whether the touch would succeed now. Asks the kernel, by calls that do nothing
-// else: a signal mask that is read from the address and then refused, since no
-// way of setting it was named; a word at the address to which 0 is added.
+// Whether the touch would succeed now. Asks the kernel, by calls that do
+// nothing else: a signal mask that is read from the address and then refused,
+// since no way of setting it was named; a word at the address to which 0 is
+// added.
 bool IsAccessible(uintptr_t address, Access access) {
   constexpr size_t kKernelSigsetBytes = 8;
   constexpr int kNoHow = -1;

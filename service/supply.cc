@@ -48,9 +48,9 @@ absl::StatusOr<SupplyWish> WishedSupply(std::optional<Supply> option,
   }
   return absl::InvalidArgumentError(absl::StrCat(
       kSupplyVariable, "=", variable, " names no supply: it must be ",
-      SupplyName(Supply::kUserfaultfd), ", ",
-      SupplyName(Supply::kMappingsScan), " or ",
-      SupplyName(Supply::kMappingsDrop), ", or unset to let the pool choose"));
+      SupplyName(Supply::kUserfaultfd), ", ", SupplyName(Supply::kMappingsScan),
+      " or ", SupplyName(Supply::kMappingsDrop),
+      ", or unset to let the pool choose"));
 }
 
 bool RefusesUserfaultfd(const absl::Status& status) {
@@ -69,14 +69,14 @@ absl::Status CheckPrivatePagesAreFound(Kernel& kernel, int pagemap_fd) {
     return absl::ErrnoToStatus(errno, "memfd_create(2) to try PAGEMAP_SCAN on");
   }
   constexpr int kProtection = PROT_READ | PROT_WRITE;
-  const CallResult mapped = kernel.Mmap(0, kBytes, kProtection,
-                                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const CallResult mapped =
+      kernel.Mmap(0, kBytes, kProtection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (!mapped.ok()) {
     return absl::ErrnoToStatus(mapped.error, "mmap of three pages");
   }
   const auto start = static_cast<uintptr_t>(mapped.value);
-  const CallResult of_file = kernel.Mmap(start, kFileBytes, kProtection,
-                                         MAP_PRIVATE | MAP_FIXED, file.get(), 0);
+  const CallResult of_file = kernel.Mmap(
+      start, kFileBytes, kProtection, MAP_PRIVATE | MAP_FIXED, file.get(), 0);
   absl::Status status;
   if (of_file.ok()) {
     auto* const bytes = reinterpret_cast<volatile std::byte*>(start);
@@ -86,9 +86,8 @@ absl::Status CheckPrivatePagesAreFound(Kernel& kernel, int pagemap_fd) {
     PageRegion regions[4];
     uint64_t found = 0;
     const ScanResult scan = ScanPages(
-        kernel, pagemap_fd,
-        ScanRequest::PrivateCopies(start, start + kBytes), regions, 4,
-        [&](const PageRegion& region) {
+        kernel, pagemap_fd, ScanRequest::PrivateCopies(start, start + kBytes),
+        regions, 4, [&](const PageRegion& region) {
           for (uintptr_t at = region.start; at < region.end; at += kPageBytes) {
             found |= uint64_t{1} << ((at - start) / kPageBytes % 64);
           }
