@@ -642,6 +642,7 @@ TEST_P(MappingsTest, APageThatTheKernelCannotSupplyEndsWithAMessage) {
 TEST_P(MappingsTest, ThreadsThatTouchWhileOthersGrowNeverDie) {
   for (int round = 0; round < 30; ++round) {
     Memory memory = MustAcquire({.size_bytes = kPageBytes});
+    ASSERT_EQ(AccessibleBytes(*service_), kPageBytes) << round;
     std::atomic<bool> stop{false};
     std::thread toucher([&] {
       ASSERT_EQ(EnsureAlternateStack(), absl::OkStatus());
@@ -655,9 +656,9 @@ TEST_P(MappingsTest, ThreadsThatTouchWhileOthersGrowNeverDie) {
       }
     });
     std::vector<std::thread> growers;
-    for (int t = 0; t < 2; ++t) {
-      growers.emplace_back([&] {
-        while (memory.GrowBy(kPageBytes).ok()) {
+    for (const uint64_t pages : {1, 3}) {
+      growers.emplace_back([&memory, pages] {
+        while (memory.GrowBy(pages * kPageBytes).ok()) {
         }
       });
     }
