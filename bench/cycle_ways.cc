@@ -61,6 +61,17 @@ std::unique_ptr<CycleWay> MakePoolWay(uint32_t slots) {
                                           .memory_bytes = kCycleMemoryBytes});
 }
 
+template <Supply kSupply>
+std::unique_ptr<CycleWay> MakeMappedWay(uint32_t slots) {
+  return std::make_unique<Pool>(PoolShape{
+      .supply = kSupply, .slots = slots, .memory_bytes = kCycleMemoryBytes});
+}
+
+std::unique_ptr<CycleWay> MakeMappedScanWay(uint32_t slots) {
+  if (!Pagemap::Open(RealKernel()).ok()) return nullptr;
+  return MakeMappedWay<Supply::kMappingsScan>(slots);
+}
+
 // The others: memory that is reserved once for each slot, and stays with its
 // image as long as the next tenant has the same.
 
@@ -216,6 +227,8 @@ const std::vector<CycleWayFactory>& AllCycleWays() {
        MakePoolWay<Backing::kShared, Resolve::kHandlerThread>},
       {"copied, handler thread",
        MakePoolWay<Backing::kCopied, Resolve::kHandlerThread>},
+      {"mappings-drop", MakeMappedWay<Supply::kMappingsDrop>},
+      {"mappings-scan", MakeMappedScanWay},
       {kCopyOnWriteName, MakeMappings<DontNeedSlot>},
       {"CoW + PAGEMAP_SCAN", MakeScanWay},
       {"memcpy of the image", MakeMappings<CopyAllSlot>},

@@ -40,17 +40,20 @@ ImageRef PatternImage(uint64_t bytes, uint32_t seed) {
 }
 
 std::unique_ptr<Service> MakePool(const PoolShape& shape) {
-  return OrDie(
-      Service::Create({.name = absl::StrCat(BackingName(shape.backing), "-",
-                                            ResolveName(shape.resolve)),
-                       .layout = {.instances = shape.slots,
-                                  .max_memory_bytes = shape.memory_bytes,
-                                  .guard_after_bytes = kHugePageBytes,
-                                  .granule_bytes = shape.granule_bytes},
-                       .backing = shape.backing,
-                       .resolve = shape.resolve,
-                       .strategy = shape.strategy,
-                       .trap_callback = shape.trap_callback}));
+  return OrDie(Service::Create(
+      {.name = IsMappings(shape.supply)
+                   ? SupplyName(shape.supply)
+                   : absl::StrCat(BackingName(shape.backing), "-",
+                                  ResolveName(shape.resolve)),
+       .layout = {.instances = shape.slots,
+                  .max_memory_bytes = shape.memory_bytes,
+                  .guard_after_bytes = kHugePageBytes,
+                  .granule_bytes = shape.granule_bytes},
+       .supply = shape.supply,
+       .backing = shape.backing,
+       .resolve = shape.resolve,
+       .strategy = shape.strategy,
+       .trap_callback = shape.trap_callback}));
 }
 
 Memory ColdMemory(Service& pool, const ImageRef& image, uint64_t size_bytes) {

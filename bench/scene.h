@@ -34,6 +34,7 @@ T OrDie(absl::StatusOr<T> value) {
 ImageRef PatternImage(uint64_t bytes, uint32_t seed = 1);
 
 struct PoolShape {
+  Supply supply = Supply::kUserfaultfd;
   Backing backing = Backing::kShared;
   Resolve resolve = Resolve::kInThread;
   uint64_t granule_bytes = 64 << 10;

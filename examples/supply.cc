@@ -109,6 +109,8 @@ absl::StatusOr<std::unique_ptr<Supply>> Supply::Create(
   ServiceOptions options;
   options.name = "tenants";
   options.layout = wasm2c::LayoutForGuests(slots, max_memory_bytes);
+  // By default a pool would take another way where userfaultfd is refused.
+  options.supply = firsttouch::Supply::kUserfaultfd;
   options.backing =
       way == Way::kSharedInThread || way == Way::kSharedHandlerThread
           ? Backing::kShared

@@ -15,6 +15,8 @@ std::vector<SourceKind> AllSourceKinds() {
       {.name = "CopiedHandlerThread",
        .backing = Backing::kCopied,
        .resolve = Resolve::kHandlerThread},
+      {.name = "MappingsDrop", .supply = Supply::kMappingsDrop},
+      {.name = "MappingsScan", .supply = Supply::kMappingsScan},
       {.name = "PrivateMapping", .plain_mapping = true},
       {.name = "EagerCopy", .eager_copy = true},
   };
@@ -40,6 +42,7 @@ absl::StatusOr<TestSource> MakeTestSource(const SourceKind& kind,
   options.name = "test";
   options.layout =
       LayoutForGuests(instances, max_memory_bytes, memories_per_instance);
+  options.supply = kind.supply;
   options.backing = kind.backing;
   options.resolve = kind.resolve;
   absl::StatusOr<std::unique_ptr<Service>> service =

@@ -23,6 +23,7 @@ struct SourceKind {
   bool eager_copy = false;
   Backing backing = Backing::kShared;
   Resolve resolve = Resolve::kInThread;
+  Supply supply = Supply::kUserfaultfd;
 };
 
 // For test output.

@@ -65,7 +65,12 @@ void ReadAfterRelease(const Setting& setting) {
   Tenant tenant(setting);
   std::byte* const base = tenant.memory.base();
   HOSTILE_CHECK_OK(tenant.memory.Release());
-  Memory next = Acquire(*tenant.service, {.size_bytes = 64 * kPageBytes});
+  // Mappings stay accessible up to the last holder's initial size, and what it
+  // grew into does not.
+  const uint64_t initial_pages = setting.mapped() ? 4 : 64;
+  Memory next =
+      Acquire(*tenant.service, {.size_bytes = initial_pages * kPageBytes});
+  HOSTILE_CHECK_OK(next.Grow(64 * kPageBytes));
   HOSTILE_CHECK(next.base() == base);
   HOSTILE_CHECK_OK(next.Release());
   Survived("a read after release", Peek(base + 40 * kPageBytes));

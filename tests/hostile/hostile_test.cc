@@ -79,11 +79,13 @@ void ReadAll(int out, int err, Outcome& outcome) {
   }
 }
 
-using Setting = std::tuple<std::string, std::string>;  // backing, resolve
+// Backing and resolve; or one of the mappings, and nothing.
+using Setting = std::tuple<std::string, std::string>;
 
 class HostileTest : public testing::TestWithParam<Setting> {
  protected:
   bool in_thread() const { return std::get<1>(GetParam()) == "in-thread"; }
+  bool mapped() const { return std::get<1>(GetParam()).empty(); }
 
   // Runs the program in an empty directory of its own.
   Outcome Run(const std::string& name) {
@@ -106,7 +108,7 @@ class HostileTest : public testing::TestWithParam<Setting> {
       dup2(err[1], STDERR_FILENO);
       if (chdir(directory.c_str()) == 0) {
         execl(program.c_str(), program.c_str(), name.c_str(), backing.c_str(),
-              resolve.c_str(), nullptr);
+              resolve.empty() ? nullptr : resolve.c_str(), nullptr);
       }
       _exit(127);
     }
@@ -143,7 +145,9 @@ class HostileTest : public testing::TestWithParam<Setting> {
     const Outcome outcome = Run(name);
     if (outcome.exit_code == kSkipped) GTEST_SKIP() << outcome.out;
     // SIGSEGV where a page had to be made inaccessible (no UFFDIO_POISON).
-    if (in_thread()) {
+    if (mapped()) {
+      EXPECT_EQ(outcome.signal, SIGSEGV) << testing::PrintToString(outcome);
+    } else if (in_thread()) {
       EXPECT_EQ(outcome.signal, SIGBUS) << testing::PrintToString(outcome);
     } else {
       EXPECT_THAT(outcome.signal, AnyOf(SIGBUS, SIGSEGV))
@@ -155,16 +159,22 @@ class HostileTest : public testing::TestWithParam<Setting> {
   }
 };
 
+std::string SettingName(const testing::TestParamInfo<Setting>& info) {
+  const auto& [backing, resolve] = info.param;
+  std::string name = resolve.empty() ? backing : backing + "_" + resolve;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+}
+
 INSTANTIATE_TEST_SUITE_P(Ways, HostileTest,
                          testing::Combine(testing::Values("shared", "copied"),
                                           testing::Values("in-thread",
                                                           "handler-thread")),
-                         [](const testing::TestParamInfo<Setting>& info) {
-                           std::string name = std::get<0>(info.param) + "_" +
-                                              std::get<1>(info.param);
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+                         SettingName);
+INSTANTIATE_TEST_SUITE_P(Mappings, HostileTest,
+                         testing::Values(Setting("mappings-drop", ""),
+                                         Setting("mappings-scan", "")),
+                         SettingName);
 
 TEST_P(HostileTest, ReadPastEnd) {
   ExpectOutOfBounds("read_past_end",

@@ -1,4 +1,5 @@
-// hostile_programs NAME BACKING RESOLVE: runs one program (program.h).
+// hostile_programs NAME BACKING RESOLVE, hostile_programs NAME SUPPLY: runs one
+// program (program.h).
 
 #include <unistd.h>
 
@@ -41,23 +42,32 @@ constexpr Program kPrograms[] = {
     {"destroyed_while_busy", DestroyedWhileBusy},
 };
 
+Setting SettingOf(std::string_view backing, std::string_view resolve) {
+  for (const Supply supply : {Supply::kMappingsDrop, Supply::kMappingsScan}) {
+    if (backing == SupplyName(supply)) return {.supply = supply};
+  }
+  return {.backing = backing == "shared" ? Backing::kShared : Backing::kCopied,
+          .resolve = resolve == "handler-thread" ? Resolve::kHandlerThread
+                                                 : Resolve::kInThread};
+}
+
 int Main(int argc, char** argv) {
   // A program that hangs is ended by SIGALRM, which no judge expects.
   alarm(50);
-  const std::string_view name = argc == 4 ? argv[1] : "";
-  const std::string_view backing = argc == 4 ? argv[2] : "";
+  const bool usable = argc == 3 || argc == 4;
+  const std::string_view name = usable ? argv[1] : "";
+  const std::string_view backing = usable ? argv[2] : "";
   const std::string_view resolve = argc == 4 ? argv[3] : "";
   for (const Program& program : kPrograms) {
     if (name != program.name) continue;
-    program.run(
-        {.backing = backing == "shared" ? Backing::kShared : Backing::kCopied,
-         .resolve = resolve == "handler-thread" ? Resolve::kHandlerThread
-                                                : Resolve::kInThread});
+    program.run(SettingOf(backing, resolve));
     return 0;
   }
   std::fprintf(stderr,
                "usage: hostile_programs NAME shared|copied "
-               "in-thread|handler-thread\nprograms:\n");
+               "in-thread|handler-thread\n"
+               "       hostile_programs NAME mappings-drop|mappings-scan\n"
+               "programs:\n");
   for (const Program& program : kPrograms) {
     std::fprintf(stderr, "  %s\n", program.name);
   }

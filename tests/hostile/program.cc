@@ -56,6 +56,7 @@ ServiceOptions PoolOptions(const Setting& setting) {
   options.layout.max_memory_bytes = 64 * kPageBytes;
   options.layout.guard_before_bytes = 1 << 20;
   options.layout.guard_after_bytes = 1 << 20;
+  options.supply = setting.supply;
   options.backing = setting.backing;
   options.resolve = setting.resolve;
   options.strategy = SlotStrategy::kNextAvailable;
@@ -68,7 +69,7 @@ std::unique_ptr<Service> MakeService(ServiceOptions options) {
   if (service.ok()) return *std::move(service);
   switch (service.status().code()) {
     case absl::StatusCode::kPermissionDenied:
-    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kUnimplemented:
     case absl::StatusCode::kFailedPrecondition:
       Skip(service.status().ToString());
     default:

@@ -20,6 +20,7 @@
 #include "firsttouch/init/image.h"
 #include "firsttouch/service/options.h"
 #include "firsttouch/service/service.h"
+#include "firsttouch/service/supply.h"
 #include "firsttouch/service/trap.h"
 
 namespace firsttouch::hostile {
@@ -28,6 +29,10 @@ namespace firsttouch::hostile {
 struct Setting {
   Backing backing = Backing::kCopied;
   Resolve resolve = Resolve::kInThread;
+  Supply supply = Supply::kUserfaultfd;
+
+  // Whether the kernel's own mappings do, without userfaultfd.
+  bool mapped() const { return IsMappings(supply); }
 };
 
 struct Program {
