@@ -11,11 +11,14 @@
 //
 // BEFORE Reset() AND Release() every thread must have left the memory: a thread
 // that still touches it is as wrong as a use after free. (It traps where the
-// page is not resident; it need not.)
+// page is not resident or not accessible; it need not.)
 //
 // SIZES are bytes. A size that is no multiple of 4096 leaves the rest of its
 // last page accessible once that page is resident: the bytes behind the end are
 // zero for each new holder, but a touch of them need not trap.
+//
+// System calls made are those of a pool with userfaultfd; service/supply.h tells
+// what a pool without one does instead.
 //
 // Thread-compatible: several threads may touch the memory itself at will, and
 // call size_bytes(), Grow(), GrowBy(), MakeReady() and CountPages() at once;
@@ -43,7 +46,9 @@ struct SlotState;
 
 // What is known of a memory's pages, in pages.
 struct MemoryPages {
-  uint64_t touched = 0;   // there: mapped since some holder touched them
+  // There: mapped since some holder touched them. (Without userfaultfd and
+  // PAGEMAP_SCAN only the changed ones are known.)
+  uint64_t touched = 0;
   uint64_t writable = 0;  // of these, not write-protected
   uint64_t changed = 0;   // of these, with other bytes than at first
 };

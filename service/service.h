@@ -13,8 +13,8 @@
 // WHAT A TOUCH DOES. Inside the memory's size: the page appears, with the
 // image's bytes or zeroes; the code that touched never notices. Outside: a
 // trap, see service/trap.h. Nothing is ever made PROT_NONE for that (but for
-// handler threads before kernel 6.6): out of bounds is "the page is not there
-// and will not come".
+// handler threads before kernel 6.6, and where there is no userfaultfd): out of
+// bounds is "the page is not there and will not come".
 //
 // WHEN NOT TO USE IT. Memory shared between processes, or by fork: a pool is
 // not inherited (MADV_DONTFORK). Memory that system calls are given without
@@ -26,8 +26,13 @@
 // Thread-safe. Not for signal handlers. In a child of fork(2) every call fails
 // with FailedPrecondition and touching a memory is SIGSEGV.
 //
+// WITHOUT USERFAULTFD, where kernel or container refuse it, a pool is supplied
+// by plain mappings (service/supply.h): the same interface and guarantees, at
+// the price of system calls.
+//
 // Kernel: 5.11 without privilege (USER_MODE_ONLY), 5.7 otherwise, for the
-// copied backing; 6.4 for the shared one. docs/kernel.md has the table.
+// copied backing; 6.4 for the shared one; 4.14 without userfaultfd.
+// docs/kernel.md has the table.
 
 #ifndef FIRSTTOUCH_SERVICE_SERVICE_H_
 #define FIRSTTOUCH_SERVICE_SERVICE_H_
@@ -71,8 +76,8 @@ class Service {
   // Reserves the pool, opens the userfaultfd and starts what serves it. Errors
   // name the option, its value, the rule and the way out: InvalidArgument for
   // options, ResourceExhausted for a limit of this process or machine,
-  // PermissionDenied or Unavailable where userfaultfd is refused (lists each
-  // way that was tried), FailedPrecondition where the kernel lacks a feature
+  // PermissionDenied or Unimplemented where userfaultfd is refused and `supply`
+  // asks for it (lists each way that was tried), FailedPrecondition where the kernel lacks a feature
   // that an option needs. `kernel` must outlive the service and its memories.
   static absl::StatusOr<std::unique_ptr<Service>> Create(
       ServiceOptions options, Kernel& kernel = RealKernel());

@@ -37,7 +37,7 @@ constexpr char kUsage[] =
     "pool,\nafter trying each feature, and what to change to get more.\n\n"
     "  doctor [--format=text|json] [--time_limit=5s]\n\n"
     "Exit codes: 0 all that is recommended works, 1 works with restrictions,\n"
-    "2 nothing works, 64 the command line is wrong.\n";
+    "2 no userfaultfd (pools do without it), 64 the command line is wrong.\n";
 
 [[noreturn]] void UsageError(const std::string& text) {
   std::fprintf(stderr, "doctor: %s\nTry --help.\n", text.c_str());

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "firsttouch/service/supply.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/uffd.h"
 
@@ -136,6 +137,17 @@ DoctorReport MakeReport(const UffdFacts& facts,
     AddNames(UffdIoctlNames(fact.ioctls), kind.mutable_ioctls());
   }
 
+  if (!some_mode) {
+    const bool scan = facts.pagemap_scan_error == 0;
+    report.add_advice(absl::StrCat(
+        "pools work without userfaultfd, supplied by ",
+        SupplyName(scan ? Supply::kMappingsScan : Supply::kMappingsDrop),
+        ": first touches and system calls are the kernel's own business, but a "
+        "hand-over makes a system call, ",
+        scan ? "" : "each tenant faults in again what it changes, ",
+        "growth is an mprotect(2), and each slot takes three mappings. What "
+        "follows brings userfaultfd."));
+  }
   for (const std::string& text : facts.advice) report.add_advice(text);
   for (const SelfTestResult& result : tests) {
     Trial& test = *report.add_trials();

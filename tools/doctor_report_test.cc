@@ -69,9 +69,16 @@ TEST(Report, EachModeHasItsNeeds) {
                                  "handler-thread.copy"));
 }
 
-TEST(Report, NothingWorks) {
-  const DoctorReport report =
-      MakeReport({}, AllBut({"*"}, SelfTestOutcome::kMissing));
+TEST(Report, WithoutUserfaultfdTheFirstAdviceIsWhatPoolsDo) {
+  UffdFacts facts{.pagemap_scan_error = ENOTTY};
+  facts.advice = {"to have userfaultfd, do this."};
+  DoctorReport report =
+      MakeReport(facts, AllBut({"*"}, SelfTestOutcome::kMissing));
+  EXPECT_THAT(report.advice(0), HasSubstr("supplied by mappings-drop: "));
+  EXPECT_EQ(report.advice(1), facts.advice[0]);
+  facts.pagemap_scan_error = 0;
+  report = MakeReport(facts, AllBut({"*"}, SelfTestOutcome::kMissing));
+  EXPECT_THAT(report.advice(0), HasSubstr("supplied by mappings-scan: "));
   EXPECT_EQ(report.verdict(), DoctorReport::NOTHING_WORKS);
   EXPECT_EQ(ExitCode(report), 2);
 }

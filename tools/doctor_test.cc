@@ -103,7 +103,8 @@ TEST(Doctor, NamesASeccompFilter) {
   EXPECT_EQ(child.exit_code, 2);
   EXPECT_THAT(
       child.output,
-      AllOf(HasSubstr("Nothing works here"), HasSubstr("a seccomp filter"),
+      AllOf(HasSubstr("No userfaultfd works here"),
+            HasSubstr("supplied by mappings-"), HasSubstr("a seccomp filter"),
             HasSubstr("docker run --security-opt"),
             HasSubstr("missing in-thread.copy"),
             // What needs no userfaultfd is tried all the same.

@@ -79,7 +79,8 @@ void PrintHead(const DoctorReport& report, Printer& printer) {
       break;
     default:
       printer.Line(printer.Marked(
-          Mark::kBad, "Nothing works here; see the end for what to change."));
+          Mark::kBad,
+          "No userfaultfd works here; see the end for what pools do without."));
       break;
   }
 }

@@ -178,7 +178,7 @@ TEST(DoctorText, EachVerdictHasItsSentence) {
               HasSubstr("All that is recommended works here."));
   report.set_verdict(DoctorReport::NOTHING_WORKS);
   EXPECT_THAT(ReportAsText(report, false),
-              HasSubstr("Nothing works here; see the end"));
+              HasSubstr("No userfaultfd works here; see the end"));
 }
 
 TEST(Wrapped, BreaksAtBlanksOnly) {
