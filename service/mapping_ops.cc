@@ -62,20 +62,16 @@ const std::byte* InitialPage(const SlotState& slot, uint64_t page) {
 void RestoreBytes(const SlotState& slot, uint64_t first_page, uint64_t pages) {
   const uint64_t end = first_page + pages;
   for (uint64_t page = first_page; page < end;) {
-    const uint64_t group = page / kPagesPerGroup;
-    const uint64_t group_first = group * kPagesPerGroup;
-    const uint64_t bits = GroupMask(group, page, end);
-    const uint64_t stored =
-        group_first < slot.image_pages ? bits & slot.image_stored[group] : 0;
-    ForEachRun(stored, [&](uint64_t bit, uint64_t run) {
-      memcpy(PointerTo(slot, group_first + bit),
-             slot.image_data + (group_first + bit) * kPageBytes,
-             run * kPageBytes);
-    });
-    ForEachRun(bits & ~stored, [&](uint64_t bit, uint64_t run) {
-      memset(PointerTo(slot, group_first + bit), 0, run * kPageBytes);
-    });
-    page = group_first + kPagesPerGroup;
+    const bool stored = IsStored(slot, page);
+    uint64_t run_end = page + 1;
+    while (run_end < end && IsStored(slot, run_end) == stored) ++run_end;
+    const size_t bytes = (run_end - page) * kPageBytes;
+    if (stored) {
+      memcpy(PointerTo(slot, page), slot.image_data + page * kPageBytes, bytes);
+    } else {
+      memset(PointerTo(slot, page), 0, bytes);
+    }
+    page = run_end;
   }
 }
 
