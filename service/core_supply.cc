@@ -27,7 +27,7 @@ absl::Status Core::OpenSupply() {
   supply_reason_ = wish->supply.has_value() ? wish->reason
                                             : "kernel and permissions allow it";
   if (supply_ == Supply::kUserfaultfd) {
-    const absl::Status opened = OpenUffd();
+    absl::Status opened = OpenUffd();
     // Who asks for a backing that the kernel lacks can have the other one, and
     // is told so.
     const bool other_backing_helps =
@@ -46,7 +46,7 @@ absl::Status Core::OpenSupply() {
 
   fault_core_.mapped = true;
   serves_kernel_faults_ = true;
-  const absl::Status limits = CheckLimits(
+  absl::Status limits = CheckLimits(
       layout_, {.fixed_maps = 4, .maps_per_slot = 3}, ReadLimitFacts());
   if (limits.ok()) return limits;
   return absl::Status(limits.code(), absl::StrCat(limits.message(), " [supply ",

@@ -48,8 +48,8 @@ namespace firsttouch {
 // is meant for each slot alone. None is for signal handlers.
 class MappingOps {
  public:
-  // Of mapping calls on a pool, all of whose reservation is PROT_NONE; `core`
-  // must outlive this. `pagemap_fd` may be -1 for kMappingsDrop.
+  // For a pool all of whose reservation is PROT_NONE. `core` must outlive this.
+  // `supply` is one of the mappings; `pagemap_fd` may be -1 for kMappingsDrop.
   MappingOps(const FaultCore& core, const PoolLayout& layout, Supply supply,
              int pagemap_fd, bool include_in_core_dump);
 

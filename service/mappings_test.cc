@@ -163,6 +163,30 @@ TEST(SupplyTest, AKernelWhoseUserfaultfdIsTooOldGetsMappings) {
   EXPECT_THAT((*service)->Describe(), HasSubstr("PAGEFAULT_FLAG_WP"));
 }
 
+TEST(SupplyTest, WhoMustHaveKernelFaultsAndMayNotGetsMappings) {
+  // A user without privilege: only USER_MODE_ONLY descriptors are to be had.
+  const ChildResult child = RunInChild([]() -> std::string {
+    if (!BecomeNobody()) return "skip";
+    ServiceOptions options = Options(std::nullopt);
+    options.resolve = Resolve::kHandlerThread;
+    options.kernel_faults = true;
+    FakeKernel kernel;
+    kernel.Fail(Op::kOpenUserfaultfdDevice, FakeKernel::kEvery,
+                CallResult{0, EACCES});
+    absl::StatusOr<std::unique_ptr<Service>> service =
+        Service::Create(options, kernel);
+    if (!service.ok()) return std::string(service.status().message());
+    return absl::StrCat((*service)->serves_kernel_faults(), " ",
+                        (*service)->Describe());
+  });
+  if (child.output == "skip") GTEST_SKIP() << "there is no nobody";
+  EXPECT_THAT(child.output, StartsWith("1 "));
+  if (child.output.find("supply: userfaultfd") != std::string::npos) {
+    GTEST_SKIP() << "vm.unprivileged_userfaultfd";
+  }
+  EXPECT_THAT(child.output, HasSubstr("also delivers faults of the kernel"));
+}
+
 TEST(SupplyTest, AFullTableOfDescriptorsIsNoReasonToBeSlow) {
   FakeKernel kernel;
   RefuseUserfaultfd(kernel, EMFILE);

@@ -54,8 +54,10 @@ struct ServiceOptions {
   uint32_t handler_threads = 1;
 
   // kHandlerThread: whether faults that the kernel takes (system calls on pool
-  // memory) must be served. True needs a privilege, see uffd.h, and fails
-  // without; unset: where it is allowed.
+  // memory) must be served. True needs a privilege, see uffd.h; without it, a
+  // pool whose `supply` is unset is one of mappings, where the kernel serves
+  // its own faults, and with kUserfaultfd it is an error. Unset: where it is
+  // allowed.
   std::optional<bool> kernel_faults;
 
   // Which free slot is handed out.
