@@ -26,20 +26,29 @@ namespace firsttouch {
 struct Way {
   Backing backing;
   Resolve resolve;
+  // Unset: chosen by the service, and an image's first holder is not tracked.
+  std::optional<Tracking> tracking = Tracking::kSignal;
 };
 
 inline std::string WayName(const testing::TestParamInfo<Way>& info) {
-  return std::string(info.param.backing == Backing::kShared ? "Shared"
-                                                            : "Copied") +
-         (info.param.resolve == Resolve::kInThread ? "InThread"
-                                                   : "HandlerThread");
+  const Way& way = info.param;
+  return std::string(way.backing == Backing::kShared ? "Shared" : "Copied") +
+         (way.resolve == Resolve::kInThread ? "InThread" : "HandlerThread") +
+         (!way.tracking.has_value()           ? "Chosen"
+          : *way.tracking == Tracking::kAsync ? "Async"
+                                              : "");
 }
 
 inline auto AllWays() {
-  return testing::Values(Way{Backing::kShared, Resolve::kInThread},
-                         Way{Backing::kCopied, Resolve::kInThread},
-                         Way{Backing::kShared, Resolve::kHandlerThread},
-                         Way{Backing::kCopied, Resolve::kHandlerThread});
+  return testing::Values(
+      Way{Backing::kShared, Resolve::kInThread},
+      Way{Backing::kCopied, Resolve::kInThread},
+      Way{Backing::kShared, Resolve::kHandlerThread},
+      Way{Backing::kCopied, Resolve::kHandlerThread},
+      Way{Backing::kShared, Resolve::kInThread, Tracking::kAsync},
+      Way{Backing::kShared, Resolve::kHandlerThread, Tracking::kAsync},
+      Way{Backing::kShared, Resolve::kInThread, std::nullopt},
+      Way{Backing::kCopied, Resolve::kInThread, std::nullopt});
 }
 
 // The trap that TrapOf() is waiting for, per thread.
