@@ -8,10 +8,13 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "firsttouch/init/image_builder.h"
 #include "firsttouch/locator/locator.h"
 #include "firsttouch/pool/limits.h"
@@ -24,7 +27,8 @@ namespace firsttouch {
 namespace {
 
 constexpr uint32_t kMaxHandlerThreads = 64;
-constexpr uint64_t kMinHotPagesLimit = 64;
+// 4 MiB: below that nobody minds what a slot keeps.
+constexpr uint64_t kMinHotPagesLimit = 1024;
 
 // Features without which neither backing works, by way of resolving.
 uint64_t RequiredFeatures(Resolve resolve) {
@@ -43,6 +47,19 @@ std::string Pages(uint64_t bytes) {
 }
 
 std::atomic<uint32_t> g_next_pool_id{1};
+
+// What this thread released last in a pool, and to acquire again before
+// anything else. Only looked into for a pool whose number it carries, and that
+// pool lives: who asks is in one of its methods.
+struct ParkedSlot {
+  uint64_t pool = 0;
+  uint64_t image = 0;
+  uint32_t slot = 0;
+};
+constexpr size_t kParkedSlots = 4;
+thread_local ParkedSlot t_parked[kParkedSlots];
+
+std::atomic<uint64_t> g_next_pool_number{1};
 
 // Outlives every core: a release may still be leaving it when another thread
 // deletes the core.
@@ -71,7 +88,10 @@ Core::Core(ServiceOptions options, Kernel& kernel, const PoolLayout& layout)
     : options_(std::move(options)),
       kernel_(kernel),
       layout_(layout),
-      allocator_(layout.options().instances, options_.strategy) {}
+      allocator_(layout.options().instances, options_.strategy),
+      number_(g_next_pool_number.fetch_add(1, std::memory_order_relaxed)),
+      parks_(options_.strategy == SlotStrategy::kAffinity &&
+             layout.options().memories_per_instance == 1) {}
 
 absl::StatusOr<std::unique_ptr<Core>> Core::Create(ServiceOptions options,
                                                    Kernel& kernel) {
@@ -155,9 +175,24 @@ absl::Status Core::OpenUffd() {
   if (absl::Status status = CheckLimits(layout_, use, facts); !status.ok()) {
     return status;
   }
+  const LimitUse async_use{.fixed_maps = 4, .maps_per_slot = 4};
+  if (fault_core_.backing == Backing::kShared &&
+      CheckLimits(layout_, async_use, facts).ok()) {
+    OpenAsyncUffd();
+  }
   fault_core_.uffd = uffd_->fd();
   fault_core_.poison = (uffd_->features() & kUffdFeaturePoison) != 0;
   return absl::OkStatus();
+}
+
+void Core::OpenAsyncUffd() {
+  UffdOptions wanted;
+  wanted.required_features = kUffdFeaturePagefaultFlagWp | kUffdFeatureWpAsync |
+                             kUffdFeatureWpHugetlbfsShmem;
+  absl::StatusOr<Uffd> uffd = Uffd::Open(kernel_, wanted);
+  // Not needed, and not there before 6.7. Nor does anything go wrong when a
+  // stray close(2) takes it away: then every private page counts as changed.
+  if (uffd.ok()) async_uffd_.emplace(*std::move(uffd));
 }
 
 absl::Status Core::MapBookKeeping() {
@@ -178,6 +213,16 @@ absl::Status Core::MapBookKeeping() {
   book_keeping_ = reinterpret_cast<void*>(mapped.value);
   // One page of states a slot is the rule: a huge page would hold those of 512.
   kernel_.Madvise(mapped.value, book_keeping_bytes_, MADV_NOHUGEPAGE);
+
+  const CallResult zeroes = kernel_.Mmap(
+      0, kZeroSourcePages * kPageBytes, PROT_READ,
+      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_POPULATE, -1, 0);
+  if (!zeroes.ok()) {
+    return absl::ErrnoToStatus(
+        zeroes.error,
+        absl::StrCat("mmap of ", kZeroSourcePages * kPageBytes, " bytes"));
+  }
+  fault_core_.zero_source = static_cast<uintptr_t>(zeroes.value);
 
   const CallResult alive = kernel_.Mmap(0, kPageBytes, PROT_READ | PROT_WRITE,
                                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -249,11 +294,27 @@ absl::Status Core::Start() {
   fault_core_.name = options_.name.c_str();
   fault_core_.trap_callback = options_.trap_callback;
   fault_core_.trap_user = options_.trap_user;
-  ops_.emplace(
-      SlotOpsContext{.core = fault_core_,
-                     .pagemap_fd = pagemap_.has_value() ? pagemap_->fd() : -1,
-                     .stride_bytes = layout_.slot_stride_bytes(),
-                     .include_in_core_dump = options_.include_in_core_dump});
+  const bool shared = fault_core_.backing == Backing::kShared;
+  const bool async_works = async_uffd_.has_value() && pagemap_.has_value();
+  if (options_.tracking == Tracking::kAsync && !async_works &&
+      !fault_core_.mapped) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "tracking kAsync needs userfaultfd's WP_ASYNC and PAGEMAP_SCAN (kernel "
+        "6.7), backing kShared, and four mappings a slot below "
+        "vm.max_map_count; not all of it is there for pool \"",
+        options_.name, "\": leave tracking unset"));
+  }
+  policies_.emplace(options_.tracking, async_works);
+  ops_.emplace(SlotOpsContext{
+      .core = fault_core_,
+      .policies = &*policies_,
+      .pagemap_fd = pagemap_.has_value() ? pagemap_->fd() : -1,
+      .async_uffd = async_works ? async_uffd_->fd() : -1,
+      .learn_untracked =
+          shared && pagemap_.has_value() && !options_.tracking.has_value(),
+      .stride_bytes = layout_.slot_stride_bytes(),
+      .include_in_core_dump = options_.include_in_core_dump,
+      .span_handovers = std::max(1u, options_.hot_cycles * 2 / 5)});
   if (fault_core_.mapped) {
     mappings_ =
         std::make_unique<MappingOps>(fault_core_, layout_, supply_,
@@ -311,6 +372,7 @@ Core::~Core() {
   reservation_.reset();
   anchor_.reset();
   uffd_.reset();
+  async_uffd_.reset();
   if (handler_installed_) {
     // Refused when somebody has installed a handler in front of ours: ours
     // stays, as the one he chains to.
@@ -319,6 +381,9 @@ Core::~Core() {
   if (book_keeping_ != nullptr) {
     kernel_.Munmap(reinterpret_cast<uintptr_t>(book_keeping_),
                    book_keeping_bytes_);
+  }
+  if (fault_core_.zero_source != 0) {
+    kernel_.Munmap(fault_core_.zero_source, kZeroSourcePages * kPageBytes);
   }
   if (alive_page_ != nullptr) {
     kernel_.Munmap(reinterpret_cast<uintptr_t>(alive_page_), kPageBytes);
@@ -353,12 +418,34 @@ absl::Status Core::CheckMemoryOptions(const MemoryOptions& options) const {
 }
 
 absl::StatusOr<uint32_t> Core::TakeInstance(const MemoryOptions& first) {
-  if (absl::Status status = EnsureAlternateStack(); !status.ok()) {
-    return status;
-  }
   const uint64_t key = first.image == nullptr ? 0 : first.image->id();
-  absl::StatusOr<SlotAllocator::Pick> pick =
-      allocator_.Acquire(key, first.deadline);
+  if (!parks_) return TakeFromAllocator(key, first.deadline);
+  ParkedSlot& parked = t_parked[number_ % kParkedSlots];
+  if (parked.pool == number_ && parked.image == key) {
+    parked.pool = 0;
+    if (Claim(slots_[parked.slot])) return parked.slot;
+  }
+  absl::StatusOr<uint32_t> slot = TakeFromAllocator(key, absl::InfinitePast());
+  if (slot.ok()) return slot;
+  // What other threads keep for themselves is free, too.
+  waiting_.fetch_add(1, std::memory_order_seq_cst);
+  std::optional<uint32_t> stolen = ClaimAnyParked();
+  while (!stolen.has_value() && !slot.ok() && first.deadline > absl::Now()) {
+    // A release that has not seen us yet may park its slot without a word, so
+    // that we have to look again.
+    constexpr absl::Duration kLookAgain = absl::Milliseconds(1);
+    slot = TakeFromAllocator(
+        key, std::min(first.deadline, absl::Now() + kLookAgain));
+    if (!slot.ok()) stolen = ClaimAnyParked();
+  }
+  waiting_.fetch_sub(1, std::memory_order_relaxed);
+  if (stolen.has_value()) return *stolen;
+  return slot;
+}
+
+absl::StatusOr<uint32_t> Core::TakeFromAllocator(uint64_t key,
+                                                 absl::Time deadline) {
+  absl::StatusOr<SlotAllocator::Pick> pick = allocator_.Acquire(key, deadline);
   if (!pick.ok()) {
     return absl::Status(pick.status().code(),
                         absl::StrCat("pool \"", options_.name,
@@ -367,11 +454,56 @@ absl::StatusOr<uint32_t> Core::TakeInstance(const MemoryOptions& first) {
   return pick->slot;
 }
 
+SlotState* Core::TakeSteady(const MemoryOptions& options) {
+  const uint64_t key = options.image == nullptr ? 0 : options.image->id();
+  ParkedSlot& parked = t_parked[number_ % kParkedSlots];
+  if (parked.pool != number_ || parked.image != key) return nullptr;
+  SlotState& slot = slots_[parked.slot];
+  if (!Claim(slot)) return nullptr;
+  if (slot.image != options.image || slot.initial_bytes != options.size_bytes ||
+      slot.prefill_wanted ||
+      slot.strays.count.load(std::memory_order_acquire) != 0 ||
+      (slot.policy != nullptr && slot.policy->tracking() != slot.tracking)) {
+    slot.lifecycle.store(SlotLifecycle::kParked, std::memory_order_release);
+    return nullptr;
+  }
+  parked.pool = 0;
+  Lease(slot, options);
+  return &slot;
+}
+
+void Core::Lease(SlotState& slot, const MemoryOptions& options) {
+  slot.trap_callback = options.trap_callback;
+  slot.trap_user = options.trap_user;
+  slot.last_fault_page.store(~uint64_t{0}, std::memory_order_relaxed);
+  slot.lifecycle.store(SlotLifecycle::kLeased, std::memory_order_release);
+  slot.size_bytes.store(options.size_bytes, std::memory_order_release);
+}
+
+bool Core::Claim(SlotState& slot) {
+  SlotLifecycle parked = SlotLifecycle::kParked;
+  return slot.lifecycle.compare_exchange_strong(
+      parked, SlotLifecycle::kReturning, std::memory_order_acquire,
+      std::memory_order_relaxed);
+}
+
+std::optional<uint32_t> Core::ClaimAnyParked() {
+  for (uint32_t i = 0; i < layout_.slots(); ++i) {
+    if (slots_[i].lifecycle.load(std::memory_order_relaxed) ==
+            SlotLifecycle::kParked &&
+        Claim(slots_[i])) {
+      return i;
+    }
+  }
+  return std::nullopt;
+}
+
 absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
+  const uint64_t size_pages = PagesRoundedUp(options.size_bytes).value();
   if (mappings_ != nullptr) {
     // What follows finds the image in place and no page that it knows of.
-    const uint64_t pages = PagesRoundedUp(options.size_bytes).value();
-    if (absl::Status status = mappings_->Prepare(slot, options.image, pages);
+    if (absl::Status status =
+            mappings_->Prepare(slot, options.image, size_pages);
         !status.ok()) {
       return status;
     }
@@ -380,7 +512,10 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
       !status.ok()) {
     return status;
   }
-  const uint64_t size_pages = PagesRoundedUp(options.size_bytes).value();
+  if (absl::Status status = AdjustTracking(*ops_, slot, size_pages);
+      !status.ok()) {
+    return status;
+  }
   if (slot.kept_pages > size_pages) {
     if (absl::Status status =
             DropPages(*ops_, slot, size_pages, slot.kept_pages);
@@ -391,19 +526,25 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
   if (absl::Status status = DropStrays(*ops_, slot); !status.ok()) {
     return status;
   }
+  Prefill(*ops_, slot, size_pages, HotPagesLimit(size_pages));
   slot.kept_pages = size_pages;
   slot.initial_bytes = options.size_bytes;
-  slot.trap_callback = options.trap_callback;
-  slot.trap_user = options.trap_user;
   slot.broken = false;
-  slot.last_fault_page.store(~uint64_t{0}, std::memory_order_relaxed);
-  slot.lifecycle.store(SlotLifecycle::kLeased, std::memory_order_release);
-  slot.size_bytes.store(options.size_bytes, std::memory_order_release);
+  Lease(slot, options);
   return absl::OkStatus();
 }
 
 absl::StatusOr<Memory> Core::AcquireOne(const MemoryOptions& options) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
+  if (absl::Status status = EnsureAlternateStack(); !status.ok()) {
+    return status;
+  }
+  if (parks_) {
+    // In a steady cycle this is all.
+    if (SlotState* const slot = TakeSteady(options); slot != nullptr) {
+      return Memory(this, slot);
+    }
+  }
   const uint32_t per_instance = layout_.options().memories_per_instance;
   if (per_instance != 1) {
     return absl::FailedPreconditionError(absl::StrCat(
@@ -428,6 +569,9 @@ absl::StatusOr<Memory> Core::AcquireOne(const MemoryOptions& options) {
 absl::StatusOr<std::vector<Memory>> Core::AcquireInstance(
     std::span<const MemoryOptions> options) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
+  if (absl::Status status = EnsureAlternateStack(); !status.ok()) {
+    return status;
+  }
   const uint32_t per_instance = layout_.options().memories_per_instance;
   if (options.size() != per_instance) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -480,7 +624,19 @@ absl::StatusOr<uint64_t> Core::GrowBy(SlotState& slot, uint64_t delta_bytes) {
   } while (!slot.size_bytes.compare_exchange_weak(before, before + delta_bytes,
                                                   std::memory_order_seq_cst));
   Count(slot.counters.grows);
+  FillGrowth(slot, before, before + delta_bytes);
   return before;
+}
+
+void Core::FillGrowth(SlotState& slot, uint64_t before, uint64_t after) {
+  const uint64_t expected = std::min(slot.grown_pages, slot.grown_pages_before);
+  if (expected == 0 || before != slot.initial_bytes) return;
+  const uint64_t pages =
+      std::min<uint64_t>({expected, kZeroSourcePages,
+                          PagesRoundedUp(after).value() - slot.kept_pages});
+  // What cannot be filled now is filled, or reported, at its first touch.
+  FillPrivate(fault_core_, SlotNumber(slot), slot.kept_pages, pages);
+  Count(slot.counters.pages_prefilled, pages);
 }
 
 absl::Status Core::GrowTo(SlotState& slot, uint64_t new_size_bytes) {
@@ -503,6 +659,7 @@ absl::Status Core::GrowTo(SlotState& slot, uint64_t new_size_bytes) {
   } while (!slot.size_bytes.compare_exchange_weak(before, new_size_bytes,
                                                   std::memory_order_seq_cst));
   Count(slot.counters.grows);
+  FillGrowth(slot, before, new_size_bytes);
   return absl::OkStatus();
 }
 
@@ -564,13 +721,18 @@ absl::Status Core::Release(SlotState& slot) {
   // In a child the slot is not ours to touch; forgetting it is all there is.
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
   // Orphan() waits for releases that did not see it coming.
-  slot.returning.fetch_add(1, std::memory_order_seq_cst);
+  slot.lifecycle.exchange(SlotLifecycle::kReturning, std::memory_order_seq_cst);
   if (orphaned_.load(std::memory_order_seq_cst)) {
-    slot.returning.fetch_sub(1, std::memory_order_release);
     ReleaseOrphan(slot);
     return absl::OkStatus();
   }
-  slot.lifecycle.store(SlotLifecycle::kReturning, std::memory_order_relaxed);
+  const bool parks = parks_ && waiting_.load(std::memory_order_relaxed) == 0;
+  if (parks && IsSteady(slot) && RestoreSteady(*ops_, slot)) {
+    slot.size_bytes.store(0, std::memory_order_relaxed);
+    CountOwned(slot.counters.handovers);
+    Park(slot);
+    return absl::OkStatus();
+  }
   absl::Status status = slot.broken
                             ? absl::FailedPreconditionError(
                                   "a Reset of this memory failed: its slot is "
@@ -578,16 +740,46 @@ absl::Status Core::Release(SlotState& slot) {
                             : Restore(slot);
   if (status.ok()) {
     CountOwned(slot.counters.handovers);
-    slot.lifecycle.store(SlotLifecycle::kFree, std::memory_order_release);
-  } else {
-    slot.lifecycle.store(SlotLifecycle::kQuarantined,
-                         std::memory_order_release);
+    if (parks) {
+      Park(slot);
+      return status;
+    }
   }
-  LetGo(SlotNumber(slot), !status.ok(),
+  Return(slot,
+         status.ok() ? SlotLifecycle::kFree : SlotLifecycle::kQuarantined);
+  return status;
+}
+
+bool Core::IsSteady(const SlotState& slot) const {
+  // Handler threads may still be filling: that needs an order of its own.
+  return mappings_ == nullptr && fault_core_.resolve == Resolve::kInThread &&
+         !slot.broken &&
+         slot.size_bytes.load(std::memory_order_relaxed) ==
+             slot.initial_bytes &&
+         slot.strays.count.load(std::memory_order_relaxed) == 0;
+}
+
+void Core::Return(SlotState& slot, SlotLifecycle lifecycle) {
+  // In this order: whoever sees the slot out of kReturning sees this.
+  slot.returning.fetch_add(1, std::memory_order_relaxed);
+  slot.lifecycle.store(lifecycle, std::memory_order_release);
+  LetGo(SlotNumber(slot), lifecycle == SlotLifecycle::kQuarantined,
         slot.image == nullptr ? 0 : slot.image->id());
   // The last touch of this object: from here on it may be deleted.
   slot.returning.fetch_sub(1, std::memory_order_release);
-  return status;
+}
+
+void Core::Park(SlotState& slot) {
+  ParkedSlot& parked = t_parked[number_ % kParkedSlots];
+  if (parked.pool == number_ && parked.slot != SlotNumber(slot) &&
+      Claim(slots_[parked.slot])) {
+    Return(slots_[parked.slot], SlotLifecycle::kFree);
+  }
+  parked = {.pool = number_,
+            .image = slot.image == nullptr ? 0 : slot.image->id(),
+            .slot = SlotNumber(slot)};
+  // The last touch of this object, as in Return().
+  slot.lifecycle.store(SlotLifecycle::kParked, std::memory_order_release);
 }
 
 void Core::LetGo(uint32_t slot_number, bool failed, uint64_t affinity_key) {
@@ -629,7 +821,10 @@ void Core::Orphan(std::unique_ptr<Core> core) {
   }
   core->orphaned_.store(true, std::memory_order_seq_cst);
   for (uint32_t i = 0; i < core->layout_.slots(); ++i) {
-    while (core->slots_[i].returning.load(std::memory_order_acquire) != 0) {
+    // In this order: see Return().
+    while (core->slots_[i].lifecycle.load(std::memory_order_seq_cst) ==
+               SlotLifecycle::kReturning ||
+           core->slots_[i].returning.load(std::memory_order_acquire) != 0) {
       sched_yield();
     }
   }
@@ -662,6 +857,9 @@ absl::StatusOr<ImageRef> Core::Snapshot(SlotState& slot, std::string name) {
       !status.ok()) {
     return status;
   }
+  if (absl::Status status = FindKernelWrites(*ops_, slot); !status.ok()) {
+    return status;
+  }
   std::vector<PageData> changed;
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t open = group.open.load(std::memory_order_acquire) &
@@ -691,7 +889,9 @@ absl::Status Core::MakeReady(SlotState& slot, uint64_t offset_bytes,
   // With mappings the kernel's accesses are resolved as the guest's are.
   if (bytes == 0 || mappings_ != nullptr) return absl::OkStatus();
   const uint64_t end = PagesRoundedUp(offset_bytes + bytes).value();
-  for (uint64_t page = offset_bytes / kPageBytes; page < end; ++page) {
+  // In pages below kernel_pages the kernel's own accesses resolve, too.
+  for (uint64_t page = std::max(offset_bytes / kPageBytes, slot.kernel_pages);
+       page < end; ++page) {
     const PageState state = slot.pages.StateOf(page);
     const bool present =
         (slot.pages.GroupOf(page).present.load(std::memory_order_relaxed) >>
@@ -721,12 +921,24 @@ MemoryPages Core::CountPages(SlotState& slot) const {
   if (mappings_ != nullptr) return CountMappedPages(slot);
   MemoryPages count;
   WaitForFills(slot);  // As in Snapshot.
+  if (slot.kernel_pages > 0) {
+    // A failed scan leaves out what it would have found.
+    FindKernelWrites(*ops_, slot).IgnoreError();
+    PageRegion regions[64];
+    count.touched +=
+        ScanPages(kernel_, pagemap_->fd(),
+                  ScanRequest::Resident(
+                      slot.base, slot.base + slot.kernel_pages * kPageBytes),
+                  regions, 64, [](const PageRegion&) { return true; })
+            .pages;
+  }
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t present = group.present.load(std::memory_order_relaxed);
     const uint64_t open =
         present & (group.open.load(std::memory_order_acquire) |
                    group.untracked.load(std::memory_order_relaxed));
-    count.touched += std::popcount(present);
+    count.touched +=
+        std::popcount(present & ~GroupMask(index, 0, slot.kernel_pages));
     count.writable += std::popcount(open);
     ForEachRun(open, [&](uint64_t bit, uint64_t pages) {
       for (uint64_t page = index * kPagesPerGroup + bit; pages > 0;
@@ -746,8 +958,11 @@ MemoryPages Core::CountPages(SlotState& slot) const {
 
 ServiceStats Core::Stats() const {
   ServiceStats stats;
+  uint64_t parked = 0;
   for (uint32_t i = 0; i < layout_.slots(); ++i) {
     AddSlotCounters(slots_[i].counters, stats);
+    parked += slots_[i].lifecycle.load(std::memory_order_relaxed) ==
+              SlotLifecycle::kParked;
   }
   for (const FaultCore::Shard& shard : fault_core_.shards) {
     for (int i = 0; i < LatencyHistogram::kBuckets; ++i) {
@@ -757,7 +972,9 @@ ServiceStats Core::Stats() const {
   }
   stats.slots = layout_.slots();
   const uint64_t per_instance = layout_.options().memories_per_instance;
-  stats.slots_in_use = allocator_.in_use() * per_instance;
+  const uint64_t in_use = allocator_.in_use() * per_instance;
+  // The counts are of slightly different moments.
+  stats.slots_in_use = in_use - std::min(in_use, parked);
   stats.slots_quarantined = allocator_.quarantined() * per_instance;
   return stats;
 }
@@ -787,6 +1004,14 @@ std::string Core::Describe() const {
       &text, "untracked pages: ",
       pagemap_.has_value() ? "found by PAGEMAP_SCAN"
                            : "dropped at release (no PAGEMAP_SCAN before 6.7)",
+      "\nfirst writes: ",
+      options_.tracking.has_value()
+          ? absl::StrCat("tracked by ", TrackingName(*options_.tracking),
+                         " (asked for)")
+      : async_uffd_.has_value() && pagemap_.has_value()
+          ? std::string("tracked by signal or asynchronously, by image")
+          : std::string("tracked by signal (no WP_ASYNC before 6.7, or no "
+                        "shared backing, or no room for four mappings a slot)"),
       "\nslots: ", std::string(SlotStrategyName(options_.strategy)), "\n");
   return text;
 }

@@ -22,9 +22,11 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "firsttouch/pool/layout.h"
 #include "firsttouch/pool/reservation.h"
 #include "firsttouch/pool/slot_allocator.h"
+#include "firsttouch/service/drift.h"
 #include "firsttouch/service/fault_core.h"
 #include "firsttouch/service/handler_threads.h"
 #include "firsttouch/service/mapping_ops.h"
@@ -104,7 +106,23 @@ class Core {
   absl::Status CheckMemoryOptions(const MemoryOptions& options) const;
   absl::Status CheckProcess() const;
   absl::Status TooLarge(uint64_t size_bytes, uint64_t delta_bytes) const;
+  void OpenAsyncUffd();
   absl::StatusOr<uint32_t> TakeInstance(const MemoryOptions& first);
+  absl::StatusOr<uint32_t> TakeFromAllocator(uint64_t key, absl::Time deadline);
+  // The slot that this thread parked, if it is ready for such a holder as it
+  // is; leased then.
+  SlotState* TakeSteady(const MemoryOptions& options);
+  static void Lease(SlotState& slot, const MemoryOptions& options);
+  // Whether the holder left nothing but changed pages.
+  bool IsSteady(const SlotState& slot) const;
+  // Takes a parked slot, if it still is; it is kReturning then.
+  static bool Claim(SlotState& slot);
+  std::optional<uint32_t> ClaimAnyParked();
+  // Where a clean, returning slot goes: to this thread, or to everybody.
+  void Park(SlotState& slot);
+  void Return(SlotState& slot, SlotLifecycle lifecycle);
+  // Fills what holders before this one grew into and touched.
+  void FillGrowth(SlotState& slot, uint64_t before, uint64_t after);
   absl::Status PrepareSlot(SlotState& slot, const MemoryOptions& options);
   // Gives the instance back once its last memory is released.
   void LetGo(uint32_t slot_number, bool failed, uint64_t affinity_key);
@@ -124,6 +142,8 @@ class Core {
 
   FaultCore fault_core_;
   std::optional<Uffd> uffd_;
+  // For Tracking::kAsync.
+  std::optional<Uffd> async_uffd_;
   UniqueFd anchor_;
   std::optional<Pagemap> pagemap_;
   std::optional<Reservation> reservation_;
@@ -133,6 +153,13 @@ class Core {
   std::unique_ptr<SlotState[]> slots_;
   std::unique_ptr<InstanceState[]> instances_;
   SlotAllocator allocator_;
+  // Unique among all cores that this process ever had.
+  const uint64_t number_;
+  // Whether a released slot is kept for its thread, out of the allocator.
+  const bool parks_;
+  // Threads that wait for a slot.
+  std::atomic<uint32_t> waiting_{0};
+  std::optional<DriftPolicies> policies_;
   std::optional<SlotOpsContext> ops_;
   // Null for kUserfaultfd.
   std::unique_ptr<MappingOps> mappings_;

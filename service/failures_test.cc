@@ -36,7 +36,8 @@ ServiceOptions Options(Way way) {
           .supply = way.supply,
           .backing = way.backing,
           .resolve = way.resolve,
-          .trap_callback = JumpOutOfTrap};
+          .trap_callback = JumpOutOfTrap,
+          .tracking = way.tracking};
 }
 
 class FailuresTest : public testing::TestWithParam<Way> {
@@ -46,6 +47,10 @@ class FailuresTest : public testing::TestWithParam<Way> {
         Service::Create(Options(GetParam()), kernel_);
     if (!service.ok()) GTEST_SKIP() << service.status();
     service_ = *std::move(service);
+  }
+
+  static bool TracksBySignal() {
+    return GetParam().tracking == Tracking::kSignal;
   }
 
   FakeKernel kernel_;
@@ -100,6 +105,7 @@ TEST_P(FailuresTest, AResetThatFailsLeavesNothingUsable) {
 }
 
 TEST_P(FailuresTest, ABindThatFailsIsAnErrorAndNoSlotIsHandedOutHalfBound) {
+  if (!TracksBySignal()) GTEST_SKIP() << "counts what signals call";
   if (GetParam().backing != Backing::kShared) {
     GTEST_SKIP() << "the copied backing maps nothing at bind";
   }
@@ -132,7 +138,7 @@ TEST_P(FailuresTest, ABindThatFailsIsAnErrorAndNoSlotIsHandedOutHalfBound) {
 }
 
 TEST_P(FailuresTest, MakeReadyPassesOnTheErrnoAndTheSlotIsCleanAfterwards) {
-  if (GetParam().mapped()) GTEST_SKIP() << "the kernel fills by itself";
+  if (!TracksBySignal()) GTEST_SKIP() << "counts what signals call";
   const ImageRef image = PatternImage("ready", 8);
   Memory memory = *service_->Acquire({.image = image, .size_bytes = kSize});
   kernel_.Fail(Op::kCopy, 1, RangeResult{0, ENOMEM});
@@ -160,7 +166,7 @@ TEST_P(FailuresTest, MakeReadyPassesOnTheErrnoAndTheSlotIsCleanAfterwards) {
 }
 
 TEST_P(FailuresTest, PagesOfAFillThatFailedHalfWayAreNotThereForAnotherImage) {
-  if (GetParam().mapped()) GTEST_SKIP() << "the kernel fills by itself";
+  if (!TracksBySignal()) GTEST_SKIP() << "counts what signals call";
   const ImageRef first = PatternImage("first", 16);
   const ImageRef second = PatternImage("the second", 2);
   // All slots, so that each is bound anew.
@@ -186,6 +192,7 @@ TEST_P(FailuresTest, PagesOfAFillThatFailedHalfWayAreNotThereForAnotherImage) {
 }
 
 TEST_P(FailuresTest, FillsThatStopHalfWayOrAreRefusedForAMomentGoOn) {
+  if (!TracksBySignal()) GTEST_SKIP() << "counts what signals call";
   const ImageRef image = PatternImage("half", 16);
   for (Op op : {Op::kCopy, Op::kContinue, Op::kZeroPage, Op::kWriteProtect}) {
     for (uint64_t nth : {1, 2, 3}) {
@@ -208,9 +215,7 @@ TEST_P(FailuresTest, FillsThatStopHalfWayOrAreRefusedForAMomentGoOn) {
 }
 
 TEST_P(FailuresTest, WithoutPagemapScanPagesThatMayHaveChangedAreDropped) {
-  if (GetParam().supply == Supply::kMappingsScan) {
-    GTEST_SKIP() << "there is none without";
-  }
+  if (!TracksBySignal()) GTEST_SKIP() << "counts what signals call";
   service_.reset();
   kernel_.Fail(Op::kPagemapScan, FakeKernel::kEvery, CallResult{0, ENOTTY});
   absl::StatusOr<std::unique_ptr<Service>> service =
@@ -232,6 +237,7 @@ TEST_P(FailuresTest, WithoutPagemapScanPagesThatMayHaveChangedAreDropped) {
 }
 
 TEST_P(FailuresTest, BeforePoisonAPageIsMadeInaccessibleInstead) {
+  if (!TracksBySignal()) GTEST_SKIP() << "counts what signals call";
   if (GetParam().resolve != Resolve::kHandlerThread) {
     GTEST_SKIP() << "in-thread traps need neither";
   }
@@ -290,6 +296,82 @@ TEST_P(FailuresTest, CreateUndoesWhatItDidWhateverStepFails) {
   absl::StatusOr<std::unique_ptr<Service>> service =
       Service::Create(Options(GetParam()), kernel_);
   EXPECT_TRUE(service.ok()) << service.status();
+}
+
+class AsyncFailuresTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    ServiceOptions options =
+        Options({Backing::kShared, Resolve::kInThread, Tracking::kAsync});
+    options.hot_cycles = 5;
+    absl::StatusOr<std::unique_ptr<Service>> service =
+        Service::Create(options, kernel_);
+    if (!service.ok()) GTEST_SKIP() << service.status();
+    service_ = *std::move(service);
+  }
+
+  // Changes pages of a memory that must be as at first.
+  absl::Status Cycle() {
+    absl::StatusOr<Memory> memory =
+        service_->Acquire({.image = image_, .size_bytes = kSize});
+    if (!memory.ok()) return memory.status();
+    EXPECT_EQ(FirstDifference(*memory, InitialBytes(image_, kSize)),
+              std::nullopt);
+    for (uint64_t page : {1, 5, 12}) Store(*memory, page * kPageBytes + 3, 9);
+    return memory->Release();
+  }
+
+  FakeKernel kernel_;
+  std::unique_ptr<Service> service_;
+  const ImageRef image_ = PatternImage("async", 8);
+};
+
+TEST_F(AsyncFailuresTest, AScanThatFailsQuarantinesTheSlot) {
+  EXPECT_EQ(Cycle(), absl::OkStatus());
+  kernel_.Fail(Op::kPagemapScan, 1, CallResult{0, EIO});
+  EXPECT_THAT(std::string(Cycle().message()),
+              HasSubstr("PAGEMAP_SCAN of 65536 bytes at offset 0 of slot"));
+  EXPECT_EQ(service_->Stats().slots_quarantined, 1u);
+  EXPECT_EQ(Cycle(), absl::OkStatus());
+}
+
+TEST_F(AsyncFailuresTest, WherePagesCannotBeProtectedTheyAreRestored) {
+  EXPECT_EQ(Cycle(), absl::OkStatus());
+  // As after a stray close(2) of the second userfaultfd: every private page
+  // counts as written.
+  for (int i = 0; i < 40; ++i) {
+    kernel_.Fail(Op::kPagemapScan, 2, CallResult{0, EPERM});
+    EXPECT_EQ(Cycle(), absl::OkStatus());
+    kernel_.Clear(Op::kPagemapScan);
+  }
+  EXPECT_EQ(service_->Stats().slots_quarantined, 0u);
+}
+
+TEST_F(AsyncFailuresTest, ASlotThatIsHalfRegisteredIsNeverHandedOut) {
+  for (Op op : {Op::kUnregister, Op::kRegister}) {
+    const bool second = op == Op::kRegister;
+    // The first registration is that of the image's mapping.
+    kernel_.Fail(op, second ? 2 : 1, CallResult{0, ENOMEM});
+    EXPECT_THAT(std::string(Cycle().message()),
+                HasSubstr(second ? "UFFDIO_REGISTER of 65536 bytes"
+                                 : "UFFDIO_UNREGISTER of 65536 bytes"));
+    kernel_.Clear(op);
+  }
+  EXPECT_EQ(service_->Stats().slots_quarantined, 2u);
+  EXPECT_EQ(Cycle(), absl::OkStatus());
+}
+
+TEST(OptionsTest, AsyncTrackingWhereItIsNotToBeHadSaysWhatItNeeds) {
+  FakeKernel kernel;
+  kernel.Fail(Op::kPagemapScan, FakeKernel::kEvery, CallResult{0, ENOTTY});
+  const absl::Status status =
+      Service::Create(
+          Options({Backing::kShared, Resolve::kInThread, Tracking::kAsync}),
+          kernel)
+          .status();
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("tracking kAsync needs userfaultfd's WP_ASYNC and "
+                        "PAGEMAP_SCAN (kernel 6.7)"));
 }
 
 TEST(OptionsTest, ContradictoryOptionsNameTheOptionAndTheWayOut) {

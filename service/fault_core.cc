@@ -16,10 +16,8 @@
 namespace firsttouch {
 namespace {
 
-// Bytes for pages that start as zeroes, for one fill of up to 16 pages.
+// A guest that fills its heap upwards gets up to this many pages at a fault.
 constexpr uint64_t kMaxZeroRunPages = 16;
-alignas(
-    kPageBytes) constexpr std::byte kZeroes[kMaxZeroRunPages * kPageBytes] = {};
 
 // A guest that reads an image from one end to the other gets up to this many
 // pages mapped at a fault: most of what a fault costs is the signal.
@@ -42,6 +40,8 @@ class Filler {
 
   FaultResult Read(uint64_t page);
   FaultResult Write(uint64_t page, bool protection);
+  FaultResult FillPrivate(uint64_t first, uint64_t end);
+  FaultResult MapShared(uint64_t first, uint64_t end);
 
  private:
   bool IsImagePage(uint64_t page) const {
@@ -61,11 +61,14 @@ class Filler {
   }
 
   // The bits of `group` whose pages are in the same mapping as `page`: where an
-  // image is mapped it ends at image_pages, and no fill may cross that.
+  // image is mapped it ends at image_pages, where the kernel resolves faults by
+  // itself our registration begins at kernel_pages, and no fill may cross that.
   uint64_t SameMapping(uint64_t group, uint64_t page) const {
     if (core_.backing == Backing::kCopied) return ~uint64_t{0};
-    return page < slot_.image_pages ? GroupMask(group, 0, slot_.image_pages)
-                                    : ~GroupMask(group, 0, slot_.image_pages);
+    const uint64_t border = std::max(slot_.image_pages, slot_.kernel_pages);
+    return page < border
+               ? GroupMask(group, slot_.kernel_pages, slot_.image_pages)
+               : ~GroupMask(group, 0, border);
   }
 
   // Pages of the granule around `page`, cut at the size.
@@ -126,6 +129,8 @@ class Filler {
   // Maps image pages, protected, wherever the granule lacks them; more than a
   // granule for who reads upwards.
   FaultResult MapImageGranule(uint64_t page);
+  // Maps image pages of one group, protected.
+  FaultResult MapRun(uint64_t page, uint64_t pages);
   // Copies image pages, protected, wherever the granule lacks them.
   FaultResult CopyImageGranule(uint64_t page);
   // For each run of image pages in [first, end) that are not there, and `page`
@@ -178,7 +183,6 @@ FaultResult Filler::ForMissingImageRuns(uint64_t page, uint64_t first,
       if (result.kind != FaultResult::Kind::kResolved) return;
       const uint64_t run = group * kPagesPerGroup + bit;
       result = fill_run(run, pages);
-      if (result.kind == FaultResult::Kind::kResolved) MarkPresent(run, pages);
     });
   }
   return result;
@@ -197,13 +201,17 @@ FaultResult Filler::MapImageGranule(uint64_t page) {
   slot_.read_run_pages.store(pages, std::memory_order_relaxed);
   return ForMissingImageRuns(
       page, first, std::min(first + pages, size_pages_),
-      [&](uint64_t run, uint64_t run_pages) {
-        const FillResult fill =
-            ContinueRange(*core_.kernel, core_.uffd, Address(run),
-                          run_pages * kPageBytes, kUffdContinueWp, policy_);
-        Count(slot_.counters.pages_mapped, fill.pages_filled());
-        return Outcome(fill, "UFFDIO_CONTINUE");
-      });
+      [&](uint64_t run, uint64_t run_pages) { return MapRun(run, run_pages); });
+}
+
+FaultResult Filler::MapRun(uint64_t page, uint64_t pages) {
+  const FillResult fill =
+      ContinueRange(*core_.kernel, core_.uffd, Address(page),
+                    pages * kPageBytes, kUffdContinueWp, policy_);
+  Count(slot_.counters.pages_mapped, fill.pages_filled());
+  const FaultResult result = Outcome(fill, "UFFDIO_CONTINUE");
+  if (result.kind == FaultResult::Kind::kResolved) MarkPresent(page, pages);
+  return result;
 }
 
 FaultResult Filler::CopyImageGranule(uint64_t page) {
@@ -214,7 +222,10 @@ FaultResult Filler::CopyImageGranule(uint64_t page) {
             *core_.kernel, core_.uffd, Address(run), ImageAddress(run),
             pages * kPageBytes, kUffdCopyWp, policy_);
         Count(slot_.counters.pages_copied, fill.pages_filled());
-        return Outcome(fill, "UFFDIO_COPY");
+        const FaultResult result = Outcome(fill, "UFFDIO_COPY");
+        if (result.kind == FaultResult::Kind::kResolved)
+          MarkPresent(run, pages);
+        return result;
       });
 }
 
@@ -241,15 +252,11 @@ FaultResult Filler::ReadZeroGranule(uint64_t page) {
     // ZEROPAGE, unlike COPY, also calls a page present that only carries a
     // marker (write-protected when it was dropped, or poisoned). Pages that are
     // really there are so for COPY as well.
-    for (uint64_t done = 0; done < pages; done += kMaxZeroRunPages) {
-      fill = CopyRange(*core_.kernel, core_.uffd, Address(first + done),
-                       reinterpret_cast<uintptr_t>(kZeroes),
-                       std::min(kMaxZeroRunPages, pages - done) * kPageBytes, 0,
-                       policy_);
-      Count(slot_.counters.pages_copied, fill.pages_filled());
-      result = Outcome(fill, "UFFDIO_COPY");
-      if (result.kind != FaultResult::Kind::kResolved) return result;
-    }
+    fill = CopyRange(*core_.kernel, core_.uffd, Address(first),
+                     core_.zero_source, pages * kPageBytes, 0, policy_);
+    Count(slot_.counters.pages_copied, fill.pages_filled());
+    result = Outcome(fill, "UFFDIO_COPY");
+    if (result.kind != FaultResult::Kind::kResolved) return result;
   }
   MarkPresent(first, pages);
   return {};
@@ -329,7 +336,7 @@ FaultResult Filler::WriteZeroRun(uint64_t page) {
   const uint64_t pages =
       WriteRun(page, slot_.zero_run_end, slot_.zero_run_pages,
                ImageWord(page / kPagesPerGroup), kMaxZeroRunPages);
-  return CopyOpen({page, pages}, reinterpret_cast<uintptr_t>(kZeroes));
+  return CopyOpen({page, pages}, core_.zero_source);
 }
 
 FaultResult Filler::Read(uint64_t page) {
@@ -364,6 +371,52 @@ FaultResult Filler::Write(uint64_t page, bool protection) {
   return IsImagePage(page) ? WriteImagePage(page) : WriteZeroRun(page);
 }
 
+FaultResult Filler::FillPrivate(uint64_t first, uint64_t end) {
+  FaultResult result;
+  for (uint64_t group = first / kPagesPerGroup; group * kPagesPerGroup < end;
+       ++group) {
+    const PageGroup& planes = slot_.pages.group(group);
+    const uint64_t missing = GroupMask(group, first, end) &
+                             ~planes.present.load(std::memory_order_relaxed) &
+                             ~planes.open.load(std::memory_order_relaxed);
+    const uint64_t image = missing & ImageWord(group);
+    ForEachRun(image, [&](uint64_t bit, uint64_t pages) {
+      if (result.kind != FaultResult::Kind::kResolved) return;
+      const uint64_t page = group * kPagesPerGroup + bit;
+      result = CopyOpen({page, pages}, ImageAddress(page));
+    });
+    const auto zeroes = [&](uint64_t bit, uint64_t pages) {
+      if (result.kind != FaultResult::Kind::kResolved) return;
+      result =
+          CopyOpen({group * kPagesPerGroup + bit, pages}, core_.zero_source);
+    };
+    // No call may cross the end of the image's mapping.
+    const uint64_t in_image = GroupMask(group, 0, slot_.image_pages);
+    ForEachRun(missing & ~image & in_image, zeroes);
+    ForEachRun(missing & ~image & ~in_image, zeroes);
+    if (result.kind != FaultResult::Kind::kResolved) break;
+  }
+  return result;
+}
+
+FaultResult Filler::MapShared(uint64_t first, uint64_t end) {
+  end = std::min(end, slot_.image_pages);
+  FaultResult result;
+  for (uint64_t group = first / kPagesPerGroup; group * kPagesPerGroup < end;
+       ++group) {
+    const PageGroup& planes = slot_.pages.group(group);
+    const uint64_t want = ImageWord(group) & GroupMask(group, first, end) &
+                          ~planes.present.load(std::memory_order_relaxed) &
+                          ~planes.open.load(std::memory_order_relaxed);
+    ForEachRun(want, [&](uint64_t bit, uint64_t pages) {
+      if (result.kind != FaultResult::Kind::kResolved) return;
+      result = MapRun(group * kPagesPerGroup + bit, pages);
+    });
+    if (result.kind != FaultResult::Kind::kResolved) break;
+  }
+  return result;
+}
+
 // Whether the same page has faulted too often in a row.
 bool FaultsWithoutEnd(SlotState& slot, uint64_t page) {
   if (slot.last_fault_page.load(std::memory_order_relaxed) != page) {
@@ -395,6 +448,20 @@ const char* SlotLifecycleName(SlotLifecycle lifecycle) {
       return "returning";
     case SlotLifecycle::kQuarantined:
       return "quarantined";
+    case SlotLifecycle::kParked:
+      return "parked";
+  }
+  return "unknown";
+}
+
+const char* TrackingName(Tracking tracking) {
+  switch (tracking) {
+    case Tracking::kSignal:
+      return "signal";
+    case Tracking::kAsync:
+      return "async";
+    case Tracking::kLearning:
+      return "learning";
   }
   return "unknown";
 }
@@ -439,6 +506,18 @@ FaultResult ResolveForOther(FaultCore& core, const Fault& fault) noexcept {
   const FaultResult result = ResolveFault(core, fault);
   fills.fetch_sub(1, std::memory_order_release);
   return result;
+}
+
+FaultResult FillPrivate(FaultCore& core, uint32_t slot, uint64_t first_page,
+                        uint64_t pages) noexcept {
+  const uint64_t end = first_page + pages;
+  return Filler(core, core.slots[slot], end).FillPrivate(first_page, end);
+}
+
+FaultResult MapShared(FaultCore& core, uint32_t slot, uint64_t first_page,
+                      uint64_t pages) noexcept {
+  const uint64_t end = first_page + pages;
+  return Filler(core, core.slots[slot], end).MapShared(first_page, end);
 }
 
 FaultResult MakeTrapping(FaultCore& core, uint32_t slot_number,

@@ -53,6 +53,9 @@ struct LatencyHistogram {
   void Add(uint64_t ns);
 };
 
+// Pages of zeroes that one UFFDIO_COPY can take.
+inline constexpr uint64_t kZeroSourcePages = 256;
+
 // Everything the fault path reads of a pool; constant while the pool lives,
 // but for the atomics.
 struct FaultCore {
@@ -67,6 +70,9 @@ struct FaultCore {
   // by mprotect(2), as the first users of userfaultfd did.
   bool poison = false;
   uint64_t granule_pages = 16;
+  // A source for pages that start as zeroes: kZeroSourcePages of them, which
+  // cost no memory.
+  uintptr_t zero_source = 0;
   SlotState* slots = nullptr;
   const char* name = "";
   TrapCallback trap_callback = nullptr;
@@ -129,6 +135,19 @@ FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept;
 // fills_in_flight is raised before the bounds are read, so that a release
 // either sees the fill or the fill sees the release.
 FaultResult ResolveForOther(FaultCore& core, const Fault& fault) noexcept;
+
+// Makes missing pages of [first_page, first_page + pages), below the slot's
+// size or above it, private and writable with their initial bytes before
+// anybody touches them, as if each had been written to. For the slot's owner,
+// in pages that the kernel does not resolve by itself. A failure leaves pages
+// that a release cleans; what is missing is filled at its first touch, then.
+FaultResult FillPrivate(FaultCore& core, uint32_t slot, uint64_t first_page,
+                        uint64_t pages) noexcept;
+
+// Maps missing image pages of [first_page, first_page + pages), protected,
+// where the backing is kShared. For the slot's owner, likewise.
+FaultResult MapShared(FaultCore& core, uint32_t slot, uint64_t first_page,
+                      uint64_t pages) noexcept;
 
 // Makes a page outside the bounds trap for the thread that waits on it
 // (handler threads). `page_address` lies in slot `slot`'s reach. `*placed` says

@@ -17,8 +17,8 @@
 // last page accessible once that page is resident: the bytes behind the end are
 // zero for each new holder, but a touch of them need not trap.
 //
-// System calls made are those of a pool with userfaultfd; service/supply.h tells
-// what a pool without one does instead.
+// System calls made are those of a pool with userfaultfd; service/supply.h
+// tells what a pool without one does instead.
 //
 // Thread-compatible: several threads may touch the memory itself at will, and
 // call size_bytes(), Grow(), GrowBy(), MakeReady() and CountPages() at once;

@@ -98,7 +98,9 @@ class World {
                          .backing = way.backing,
                          .resolve = way.resolve,
                          .trap_callback = JumpOutOfTrap,
-                         .hot_pages_limit = 20},
+                         .hot_pages_limit = 20,
+                         .hot_cycles = 5,
+                         .tracking = way.tracking},
                         kernel_);
     status_ = service.status();
     if (service.ok()) service_ = *std::move(service);

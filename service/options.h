@@ -72,8 +72,18 @@ struct ServiceOptions {
 
   // At most this many pages of a slot stay private and writable from one holder
   // to the next; a slot with more is dropped as a whole at release. Unset: a
-  // half of the memory's initial size, at least 64.
+  // half of the memory's initial size, at least 1024 (4 MiB).
   std::optional<uint64_t> hot_pages_limit;
+
+  // A page that no holder has changed in about so many hand-overs is no longer
+  // kept private: to restore a page sixty times costs as much as one signal.
+  uint32_t hot_cycles = 60;
+
+  // How first writes to clean pages are found. Unset: chosen for each image
+  // from what its tenants do (drift.h); the first holder of an image of which
+  // nothing is known runs untracked. kSignal or kAsync: always this one; kAsync
+  // needs a kernel 6.7 and the backing kShared.
+  std::optional<Tracking> tracking;
 
   // Whether a core dump includes the pool (and walks all of its reservation).
   bool include_in_core_dump = false;

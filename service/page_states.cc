@@ -28,14 +28,38 @@ void PageStates::Forget(uint64_t first_page, uint64_t end_page) const {
     group.untracked.fetch_and(~gone, std::memory_order_relaxed);
     group.open.fetch_and(~gone, std::memory_order_relaxed);
     group.hot.fetch_and(~gone, std::memory_order_relaxed);
-    const uint64_t left = group.present.load(std::memory_order_relaxed) |
-                          group.untracked.load(std::memory_order_relaxed) |
-                          group.open.load(std::memory_order_relaxed);
-    if (left == 0) {
-      summary_[index / 64].fetch_and(~(uint64_t{1} << (index % 64)),
-                                     std::memory_order_relaxed);
-    }
+    LeaveOutIfEmpty(index);
   });
+}
+
+void PageStates::ForgetHistory() const {
+  ForEachGroup([&](uint64_t index, PageGroup& group) {
+    group.recent.store(0, std::memory_order_relaxed);
+    group.previous.store(0, std::memory_order_relaxed);
+    LeaveOutIfEmpty(index);
+  });
+}
+
+void PageStates::NextSpan() const {
+  ForEachGroup([&](uint64_t index, PageGroup& group) {
+    group.previous.store(group.recent.load(std::memory_order_relaxed),
+                         std::memory_order_relaxed);
+    group.recent.store(0, std::memory_order_relaxed);
+    LeaveOutIfEmpty(index);
+  });
+}
+
+void PageStates::LeaveOutIfEmpty(uint64_t index) const {
+  const PageGroup& group = groups_[index];
+  const uint64_t left = group.present.load(std::memory_order_relaxed) |
+                        group.untracked.load(std::memory_order_relaxed) |
+                        group.open.load(std::memory_order_relaxed) |
+                        group.recent.load(std::memory_order_relaxed) |
+                        group.previous.load(std::memory_order_relaxed);
+  if (left == 0) {
+    summary_[index / 64].fetch_and(~(uint64_t{1} << (index % 64)),
+                                   std::memory_order_relaxed);
+  }
 }
 
 }  // namespace firsttouch

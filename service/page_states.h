@@ -3,7 +3,8 @@
 // ON THE FAULT PATH: async-signal-safe, no lock, no allocation, no logging, no
 // thread-local storage.
 //
-// Four bits a page, kept as four bit planes over groups of 64 pages:
+// Six bits a page, kept as bit planes over groups of 64 pages. Four say what
+// state it is in:
 //
 //   present untracked open hot  state       what is known
 //      0        0       0   -   kMissing    nothing mapped; next touch faults
@@ -24,6 +25,10 @@
 //                written) or kMissing (dropped)
 //   release      kDirty -> kHot, after its bytes were restored
 //   release      any -> kMissing, when the page was dropped
+// Two more say when it was last found changed at a release: `recent`, in this
+// span of hand-overs, and `previous`, in the span before (slot_ops.h). They are
+// kept when a page is dropped.
+//
 // A bit of `open` is set BEFORE the kernel is asked to let the page be written,
 // and cleared only after the page is gone: a page that can have changed is
 // never missing from the plane. `present` is set after the kernel has mapped
@@ -32,7 +37,7 @@
 // present is one whose fill failed: it is dropped, since to touch it could
 // fault.
 //
-// 32 bytes of planes for 64 pages: 4 KiB of book-keeping tell of 32 MiB.
+// A cache line tells of 64 pages: 4 KiB of book-keeping of 15 MiB.
 
 #ifndef FIRSTTOUCH_SERVICE_PAGE_STATES_H_
 #define FIRSTTOUCH_SERVICE_PAGE_STATES_H_
@@ -61,13 +66,15 @@ inline constexpr uint64_t kPagesPerGroup = 64;
 
 // The planes of 64 neighbouring pages; bit i is page i of the group. All zero
 // is "nothing known of any page: all are missing", as fresh memory is.
-struct PageGroup {
+struct alignas(64) PageGroup {
   std::atomic<uint64_t> present;
   std::atomic<uint64_t> untracked;
   std::atomic<uint64_t> open;
   std::atomic<uint64_t> hot;
+  std::atomic<uint64_t> recent;
+  std::atomic<uint64_t> previous;
 };
-static_assert(sizeof(PageGroup) == 32);
+static_assert(sizeof(PageGroup) == 64);
 
 // The page states of one slot, over memory that is given and starts zeroed.
 //
@@ -140,11 +147,31 @@ class PageStates {
     }
   }
 
-  // Forgets all that is known of pages [first_page, end_page): they are
-  // missing now. Only after the kernel dropped them, by the slot's owner.
+  // The same in descending order.
+  template <typename Visit>
+  void ForEachGroupDown(Visit visit) const {
+    for (uint64_t w = (group_count_ + 63) / 64; w-- > 0;) {
+      uint64_t bits = summary_[w].load(std::memory_order_relaxed);
+      while (bits != 0) {
+        const uint64_t bit = 63 - std::countl_zero(bits);
+        bits &= ~(uint64_t{1} << bit);
+        visit(w * 64 + bit, groups_[w * 64 + bit]);
+      }
+    }
+  }
+
+  // Forgets the state of pages [first_page, end_page): they are missing now.
+  // Only after the kernel dropped them, by the slot's owner.
   void Forget(uint64_t first_page, uint64_t end_page) const;
+  // Forgets also when they changed.
+  void ForgetHistory() const;
+  // `recent` becomes `previous`, and nothing has changed recently.
+  void NextSpan() const;
 
  private:
+  // Clears the summary's bit of a group that holds nothing.
+  void LeaveOutIfEmpty(uint64_t index) const;
+
   static constexpr uint64_t Groups(PageCount pages) {
     return (pages.value() + kPagesPerGroup - 1) / kPagesPerGroup;
   }

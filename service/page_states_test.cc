@@ -68,11 +68,11 @@ TEST(PageStatesTest, NamesAreThoseOfTheTable) {
   EXPECT_STREQ(PageStateName(PageState::kHot), "hot");
 }
 
-TEST(PageStatesTest, FourKiBOfBookKeepingTellOfSixteenMiB) {
+TEST(PageStatesTest, FourKiBOfBookKeepingTellOfFifteenMiB) {
   EXPECT_EQ(PageStates::BytesFor(PageCount(1)), 4096u);
-  EXPECT_EQ(PageStates::BytesFor(PageCount((16 << 20) / 4096)), 4096u);
-  // 4 GiB: 2 KiB of summary and 512 KiB of planes.
-  EXPECT_EQ(PageStates::BytesFor(PageCount(1 << 20)), (512u << 10) + 4096);
+  EXPECT_EQ(PageStates::BytesFor(PageCount((15 << 20) / 4096)), 4096u);
+  // 4 GiB: 2 KiB of summary and 1 MiB of planes.
+  EXPECT_EQ(PageStates::BytesFor(PageCount(1 << 20)), (1u << 20) + 4096);
 }
 
 TEST(PageStatesTest, WalksVisitNotedGroupsInOrder) {

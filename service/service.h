@@ -77,8 +77,9 @@ class Service {
   // name the option, its value, the rule and the way out: InvalidArgument for
   // options, ResourceExhausted for a limit of this process or machine,
   // PermissionDenied or Unimplemented where userfaultfd is refused and `supply`
-  // asks for it (lists each way that was tried), FailedPrecondition where the kernel lacks a feature
-  // that an option needs. `kernel` must outlive the service and its memories.
+  // asks for it (lists each way that was tried), FailedPrecondition where the
+  // kernel lacks a feature that an option needs. `kernel` must outlive the
+  // service and its memories.
   static absl::StatusOr<std::unique_ptr<Service>> Create(
       ServiceOptions options, Kernel& kernel = RealKernel());
 

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <string>
@@ -48,6 +49,7 @@ class ServiceTest : public testing::TestWithParam<Way> {
     options.supply = GetParam().supply;
     options.backing = GetParam().backing;
     options.resolve = GetParam().resolve;
+    if (!options.tracking) options.tracking = GetParam().tracking;
     options.trap_callback = JumpOutOfTrap;
     service_.reset();
     absl::StatusOr<std::unique_ptr<Service>> service =
@@ -62,6 +64,10 @@ class ServiceTest : public testing::TestWithParam<Way> {
     absl::StatusOr<Memory> memory = service_->Acquire(options);
     EXPECT_TRUE(memory.ok()) << memory.status();
     return memory.ok() ? *std::move(memory) : Memory();
+  }
+
+  static bool TracksBySignal() {
+    return GetParam().tracking == Tracking::kSignal;
   }
 
   std::unique_ptr<Service> service_;
@@ -523,12 +529,14 @@ TEST_P(ServiceTest, ThreadsThatTouchTheSamePagesAtOnceAgree) {
 }
 
 TEST_P(ServiceTest, ASteadyHolderFaultsOnlyTheFirstTime) {
+  if (!TracksBySignal()) GTEST_SKIP() << "counts signals";
   const ImageRef image = PatternImage("steady", 32);
   const auto cycle = [&] {
     Memory memory = MustAcquire({.image = image, .size_bytes = kMax});
     for (uint64_t page : {1, 5, 9, 33}) Store(memory, page * kPageBytes, 1);
   };
-  cycle();
+  // Until pages that came along with others are dropped again.
+  for (int i = 0; i < 100; ++i) cycle();
   const ServiceStats before = service_->Stats();
   for (int i = 0; i < 100; ++i) cycle();
   const ServiceStats after = service_->Stats();
@@ -546,7 +554,7 @@ TEST_P(ServiceTest, ASteadyHolderFaultsOnlyTheFirstTime) {
 }
 
 TEST_P(ServiceTest, StatisticsTellFaultsApart) {
-  if (GetParam().mapped()) GTEST_SKIP() << "the kernel resolves all faults";
+  if (!TracksBySignal()) GTEST_SKIP() << "counts signals";
   const ImageRef image = PatternImage("stats", 32, {31});
   {
     Memory memory = MustAcquire({.image = image, .size_bytes = kMax});
@@ -567,6 +575,7 @@ TEST_P(ServiceTest, StatisticsTellFaultsApart) {
 }
 
 TEST_P(ServiceTest, WhoeverReadsUpwardsGetsMoreOfTheImageAtAFault) {
+  if (!TracksBySignal()) GTEST_SKIP() << "counts signals";
   MakeService({.layout = {.max_memory_bytes = 600 * kPageBytes}});
   if (service_ == nullptr) return;
   const ImageRef image = PatternImage("upwards", 512, {100});
@@ -598,6 +607,7 @@ TEST_P(ServiceTest, WhoeverReadsUpwardsGetsMoreOfTheImageAtAFault) {
 }
 
 TEST_P(ServiceTest, WhoeverWritesUpwardsGetsMorePrivatePagesAtAFault) {
+  if (!TracksBySignal()) GTEST_SKIP() << "counts signals";
   MakeService({.layout = {.max_memory_bytes = 120 * kPageBytes}});
   if (service_ == nullptr) return;
   const ImageRef image = PatternImage("upwards", 100, {40});
@@ -639,6 +649,132 @@ TEST_P(ServiceTest, MoreHotPagesThanAllowedDropTheSlot) {
     }
   }
   EXPECT_GE(service_->Stats().pages_dropped, 5u * 40);
+}
+
+TEST_P(ServiceTest, APageThatNoLongerChangesIsGivenBack) {
+  if (GetParam().mapped()) GTEST_SKIP() << "nothing is learned";
+  MakeService({.hot_cycles = 5});
+  if (service_ == nullptr) return;
+  if (GetParam().tracking == Tracking::kAsync) {
+    GTEST_SKIP() << "pages are protected instead";
+  }
+  const ImageRef image = PatternImage("demoted", 32);
+  const auto cycle = [&](std::initializer_list<uint64_t> pages) {
+    Memory memory = MustAcquire({.image = image, .size_bytes = kMax});
+    EXPECT_EQ(FirstDifference(memory, InitialBytes(image, kMax)), std::nullopt);
+    for (uint64_t page : pages) Store(memory, page * kPageBytes, 1);
+  };
+  const auto demoted = [&] { return service_->Stats().pages_demoted; };
+  for (int i = 0; i < 3; ++i) {
+    cycle({1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 34, 36});
+  }
+  for (int i = 0; i < 40; ++i) cycle({1, 3});
+  EXPECT_GE(demoted(), 10u);
+  const ServiceStats before = service_->Stats();
+  for (int i = 0; i < 10; ++i) cycle({1, 3});
+  EXPECT_EQ(service_->Stats().pages_restored - before.pages_restored, 20u);
+}
+
+TEST_P(ServiceTest, ANewSlotHasThePagesReadyThatItsImagesTenantsWrite) {
+  if (GetParam().mapped()) GTEST_SKIP() << "nothing is learned";
+  const ImageRef image = PatternImage("known", 32);
+  const auto touch = [](const Memory& memory) {
+    for (uint64_t page : {1, 5, 9, 10, 33}) {
+      Store(memory, page * kPageBytes, 1);
+    }
+  };
+  Memory first = MustAcquire({.image = image, .size_bytes = kMax});
+  EXPECT_FALSE(image->working_set().known());
+  touch(first);
+  EXPECT_EQ(first.Release(), absl::OkStatus());
+  EXPECT_TRUE(image->working_set().known());
+  const WorkingSet::Words written = image->working_set().written();
+  ASSERT_EQ(written.size(), 1u);
+  constexpr uint64_t kPages =
+      1ull << 1 | 1ull << 5 | 1ull << 9 | 1ull << 10 | 1ull << 33;
+  // The copied backing makes neighbours private, too.
+  EXPECT_EQ(written[0] & kPages, kPages);
+  first = MustAcquire({.image = image, .size_bytes = kMax});
+  const ServiceStats before = service_->Stats();
+  Memory second = MustAcquire({.image = image, .size_bytes = kMax});
+  EXPECT_NE(second.instance(), first.instance());
+  touch(second);
+  EXPECT_EQ(second.Release(), absl::OkStatus());
+  EXPECT_EQ(service_->Stats().faults(), before.faults());
+  if (GetParam().tracking != Tracking::kAsync) {
+    EXPECT_GE(service_->Stats().pages_prefilled, before.pages_prefilled + 5);
+  }
+}
+
+TEST_P(ServiceTest, AGuestThatGrowsByTheSameEachTimeFindsItsPagesThere) {
+  MakeService({.layout = {.max_memory_bytes = 64 * kPageBytes}});
+  if (service_ == nullptr) return;
+  const auto cycle = [&] {
+    Memory memory = MustAcquire({.size_bytes = 8 * kPageBytes});
+    EXPECT_EQ(memory.Grow(28 * kPageBytes), absl::OkStatus());
+    for (uint64_t page = 8; page < 28; ++page) {
+      EXPECT_EQ(Load(memory, page * kPageBytes), 0);
+      Store(memory, page * kPageBytes, 1);
+    }
+    EXPECT_TRUE(TrapOf([&] { Load(memory, 28 * kPageBytes); }).has_value());
+  };
+  cycle();
+  cycle();
+  const ServiceStats before = service_->Stats();
+  cycle();
+  EXPECT_EQ(service_->Stats().faults(), before.faults());
+  // A holder that stays small has nothing behind its bounds.
+  Memory small = MustAcquire({.size_bytes = 8 * kPageBytes});
+  EXPECT_TRUE(TrapOf([&] { Load(small, 8 * kPageBytes); }).has_value());
+}
+
+TEST_P(ServiceTest, DriftingGuestsAreTrackedByTheKernelUntilTheySettle) {
+  if (GetParam().mapped()) GTEST_SKIP() << "nothing is learned";
+  MakeService(
+      {.layout = {.max_memory_bytes = 1024 * kPageBytes}, .hot_cycles = 20});
+  if (service_ == nullptr) return;
+  if (GetParam().tracking.has_value() ||
+      GetParam().backing != Backing::kShared) {
+    GTEST_SKIP() << "always the same tracking";
+  }
+  const ImageRef image = PatternImage("drift", 256);
+  const std::vector<uint8_t> initial = InitialBytes(image, 1024 * kPageBytes);
+  uint64_t next = 0;
+  const auto cycle = [&](bool drift) {
+    Memory memory = MustAcquire({.image = image, .size_bytes = initial.size()});
+    for (uint64_t i = 0; i < 4; ++i) {
+      next = drift ? (next + 61) % 256 : i;
+      ASSERT_EQ(Load(memory, next * kPageBytes), initial[next * kPageBytes]);
+      Store(memory, next * kPageBytes, 0);
+    }
+  };
+  for (int i = 0; i < 200; ++i) cycle(true);
+  EXPECT_EQ(service_->Stats().tracking_changes, 1u);
+  const uint64_t faults = service_->Stats().faults();
+  for (int i = 0; i < 50; ++i) cycle(true);
+  EXPECT_EQ(service_->Stats().faults(), faults) << "none by signal";
+  for (int i = 0; i < 100; ++i) cycle(false);
+  EXPECT_EQ(service_->Stats().tracking_changes, 2u);
+  const uint64_t calls = service_->Stats().kernel_calls;
+  for (int i = 0; i < 20; ++i) cycle(false);
+  EXPECT_EQ(service_->Stats().kernel_calls, calls);
+  Memory memory = MustAcquire({.image = image, .size_bytes = initial.size()});
+  EXPECT_EQ(FirstDifference(memory, initial), std::nullopt);
+}
+
+TEST_P(ServiceTest, ASlotThatItsThreadKeepsIsThereForOthersWhenTheyNeedIt) {
+  std::vector<Memory> held;
+  std::thread([&] {
+    for (int i = 0; i < 3; ++i) {
+      held.push_back(MustAcquire({.size_bytes = kPageBytes}));
+    }
+    held.clear();
+  }).join();
+  EXPECT_EQ(service_->Stats().slots_in_use, 0u);
+  for (int i = 0; i < 3; ++i) {
+    held.push_back(MustAcquire({.size_bytes = kPageBytes}));
+  }
+  EXPECT_EQ(service_->Stats().slots_in_use, 3u);
 }
 
 // How many threads of this process have this name.
@@ -748,6 +884,7 @@ TEST_P(ServiceTest, ThreadsThatGrowToOneSizeGetThatSize) {
 }
 
 TEST_P(ServiceTest, TheRestOfTheLastPageNeverHangs) {
+  if (!TracksBySignal()) GTEST_SKIP() << "counts signals";
   const ImageRef image = PatternImage("tail", 2);
   Memory memory = MustAcquire({.image = image, .size_bytes = 2 * kPageBytes});
   absl::StatusOr<ImageRef> part = ImageFromBytes(
@@ -829,6 +966,7 @@ TEST_P(InstanceTest, MemoriesOfOneInstanceComeAndGoTogether) {
   options.supply = GetParam().supply;
   options.backing = GetParam().backing;
   options.resolve = GetParam().resolve;
+  options.tracking = GetParam().tracking;
   options.trap_callback = JumpOutOfTrap;
   absl::StatusOr<std::unique_ptr<Service>> service =
       Service::Create(std::move(options));

@@ -26,31 +26,40 @@ namespace firsttouch {
 struct Way {
   Backing backing;
   Resolve resolve;
+  // Unset: chosen by the service, and an image's first holder is not tracked.
+  std::optional<Tracking> tracking = Tracking::kSignal;
   Supply supply = Supply::kUserfaultfd;
 
   bool mapped() const { return IsMappings(supply); }
 };
 
 inline constexpr Way kMappingsDropWay{Backing::kShared, Resolve::kInThread,
-                                      Supply::kMappingsDrop};
+                                      std::nullopt, Supply::kMappingsDrop};
 inline constexpr Way kMappingsScanWay{Backing::kShared, Resolve::kInThread,
-                                      Supply::kMappingsScan};
+                                      std::nullopt, Supply::kMappingsScan};
 
 inline std::string WayName(const testing::TestParamInfo<Way>& info) {
   if (info.param.supply == Supply::kMappingsDrop) return "MappingsDrop";
   if (info.param.supply == Supply::kMappingsScan) return "MappingsScan";
-  return std::string(info.param.backing == Backing::kShared ? "Shared"
-                                                            : "Copied") +
-         (info.param.resolve == Resolve::kInThread ? "InThread"
-                                                   : "HandlerThread");
+  const Way& way = info.param;
+  return std::string(way.backing == Backing::kShared ? "Shared" : "Copied") +
+         (way.resolve == Resolve::kInThread ? "InThread" : "HandlerThread") +
+         (!way.tracking.has_value()           ? "Chosen"
+          : *way.tracking == Tracking::kAsync ? "Async"
+                                              : "");
 }
 
 inline auto AllWays() {
-  return testing::Values(Way{Backing::kShared, Resolve::kInThread},
-                         Way{Backing::kCopied, Resolve::kInThread},
-                         Way{Backing::kShared, Resolve::kHandlerThread},
-                         Way{Backing::kCopied, Resolve::kHandlerThread},
-                         kMappingsDropWay, kMappingsScanWay);
+  return testing::Values(
+      Way{Backing::kShared, Resolve::kInThread},
+      Way{Backing::kCopied, Resolve::kInThread},
+      Way{Backing::kShared, Resolve::kHandlerThread},
+      Way{Backing::kCopied, Resolve::kHandlerThread},
+      Way{Backing::kShared, Resolve::kInThread, Tracking::kAsync},
+      Way{Backing::kShared, Resolve::kHandlerThread, Tracking::kAsync},
+      Way{Backing::kShared, Resolve::kInThread, std::nullopt},
+      Way{Backing::kCopied, Resolve::kInThread, std::nullopt}, kMappingsDropWay,
+      kMappingsScanWay);
 }
 
 // The trap that TrapOf() is waiting for, per thread.

@@ -7,10 +7,13 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/service/drift.h"
 #include "firsttouch/service/page_states.h"
+#include "firsttouch/service/restore_page.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/fill.h"
 #include "firsttouch/uffd/pagemap.h"
@@ -39,16 +42,82 @@ absl::Status Failed(const SlotOpsContext& context, const SlotState& slot,
                           context.core.name, "\"", way_out));
 }
 
+// Nothing is known to be registered there any more: sees to it that no touch
+// succeeds. The slot is never used again.
+void MakeInaccessible(const SlotOpsContext& context, const SlotState& slot,
+                      uint64_t first_page, uint64_t pages) {
+  context.core.kernel->Mprotect(AddressOf(slot, first_page), pages * kPageBytes,
+                                PROT_NONE);
+}
+
+absl::Status Register(const SlotOpsContext& context, SlotState& slot, int uffd,
+                      uint64_t mode, uint64_t first_page, uint64_t pages) {
+  if (pages == 0) return absl::OkStatus();
+  Count(slot.counters.kernel_calls);
+  const CallResult registered = context.core.kernel->Register(
+      uffd, AddressOf(slot, first_page), pages * kPageBytes, mode, nullptr);
+  if (registered.ok()) return absl::OkStatus();
+  MakeInaccessible(context, slot, first_page, pages);
+  return Failed(context, slot, registered.error, "UFFDIO_REGISTER", first_page,
+                pages);
+}
+
+absl::Status Unregister(const SlotOpsContext& context, SlotState& slot,
+                        int uffd, uint64_t first_page, uint64_t pages) {
+  if (pages == 0) return absl::OkStatus();
+  Count(slot.counters.kernel_calls);
+  const CallResult done = context.core.kernel->Unregister(
+      uffd, AddressOf(slot, first_page), pages * kPageBytes);
+  if (done.ok()) return absl::OkStatus();
+  MakeInaccessible(context, slot, first_page, pages);
+  return Failed(context, slot, done.error, "UFFDIO_UNREGISTER", first_page,
+                pages);
+}
+
+// Registers what is unregistered as Tracking::kSignal needs it.
+absl::Status RegisterForSignals(const SlotOpsContext& context, SlotState& slot,
+                                uint64_t first_page, uint64_t end_page) {
+  const uint64_t border = std::clamp(
+      context.core.backing == Backing::kShared ? slot.image_pages : uint64_t{0},
+      first_page, end_page);
+  constexpr uint64_t kMode = kUffdRegisterMissing | kUffdRegisterWp;
+  absl::Status status =
+      Register(context, slot, context.core.uffd, kMode | kUffdRegisterMinor,
+               first_page, border - first_page);
+  if (status.ok()) {
+    status = Register(context, slot, context.core.uffd, kMode, border,
+                      end_page - border);
+  }
+  return status;
+}
+
+// Gives back every page of the range, known of or not.
+absl::Status DropRange(const SlotOpsContext& context, SlotState& slot,
+                       uint64_t first_page, uint64_t pages) {
+  if (pages == 0) return absl::OkStatus();
+  Count(slot.counters.kernel_calls);
+  const CallResult dropped = context.core.kernel->Madvise(
+      AddressOf(slot, first_page), pages * kPageBytes, kMadvDontNeed);
+  if (!dropped.ok()) {
+    return Failed(context, slot, dropped.error, "MADV_DONTNEED", first_page,
+                  pages);
+  }
+  slot.pages.Forget(first_page, first_page + pages);
+  return absl::OkStatus();
+}
+
 // Maps [first_page, first_page + pages) anew, from the image's memfd at the
 // same offset or, with fd -1, anonymous, and gives it every property that the
-// rest of the pool has.
+// rest of the pool has; but for the registration where the next holder runs
+// untracked.
 absl::Status MapAnew(const SlotOpsContext& context, SlotState& slot,
-                     uint64_t first_page, uint64_t pages, int fd) {
+                     uint64_t first_page, uint64_t pages, int fd,
+                     bool untracked = false) {
   if (pages == 0) return absl::OkStatus();
   Kernel& kernel = *context.core.kernel;
   const uintptr_t start = AddressOf(slot, first_page);
   const size_t bytes = pages * kPageBytes;
-  Count(slot.counters.kernel_calls, 5);
+  Count(slot.counters.kernel_calls, 4);
   int flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
   if (fd < 0) flags |= MAP_ANONYMOUS;
   const CallResult mapped =
@@ -57,16 +126,14 @@ absl::Status MapAnew(const SlotOpsContext& context, SlotState& slot,
   if (!mapped.ok()) {
     return Failed(context, slot, mapped.error, "mmap", first_page, pages);
   }
-  uint64_t mode = kUffdRegisterMissing | kUffdRegisterWp;
-  if (fd >= 0) mode |= kUffdRegisterMinor;
-  const CallResult registered =
-      kernel.Register(context.core.uffd, start, bytes, mode, nullptr);
-  if (!registered.ok()) {
-    // The slot is never used again; that a touch of it still does not succeed
-    // needs this, now that no fault would be told.
-    kernel.Mprotect(start, bytes, PROT_NONE);
-    return Failed(context, slot, registered.error, "UFFDIO_REGISTER",
-                  first_page, pages);
+  if (!untracked) {
+    uint64_t mode = kUffdRegisterMissing | kUffdRegisterWp;
+    if (fd >= 0) mode |= kUffdRegisterMinor;
+    if (absl::Status status =
+            Register(context, slot, context.core.uffd, mode, first_page, pages);
+        !status.ok()) {
+      return status;
+    }
   }
   const CallResult fork = kernel.Madvise(start, bytes, MADV_DONTFORK);
   if (!fork.ok()) {
@@ -89,23 +156,47 @@ absl::Status MapAnew(const SlotOpsContext& context, SlotState& slot,
   return absl::OkStatus();
 }
 
-// Copies the initial bytes over pages [page, page + pages) of one group.
-void RestoreRun(SlotState& slot, uint64_t group, uint64_t bits,
-                uint64_t& restored) {
-  const uint64_t image_bits = group * kPagesPerGroup < slot.image_pages
-                                  ? bits & slot.image_stored[group]
-                                  : 0;
+// In a steady cycle this writes nothing.
+void NoteChanged(PageGroup& group, uint64_t changed) {
+  const uint64_t recent = group.recent.load(std::memory_order_relaxed);
+  if ((changed & ~recent) != 0) {
+    group.recent.store(recent | changed, std::memory_order_relaxed);
+  }
+}
+
+// Tells the image which pages tenants write: in each group those of `pages_of`.
+template <typename PagesOf>
+void Teach(const SlotState& slot, PagesOf pages_of) {
+  WorkingSet::Words words;
+  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
+    const uint64_t pages = pages_of(group);
+    if (pages == 0) return;
+    words.resize(index + 1);
+    words[index] = pages;
+  });
+  slot.image->working_set().LearnWritten(words);
+}
+
+// Restores these pages of one group; which of them had changed.
+uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits) {
+  const uint64_t first_page = index * kPagesPerGroup;
+  const uint64_t stored =
+      first_page < slot.image_pages ? slot.image_stored[index] : 0;
   auto* const memory =
-      reinterpret_cast<std::byte*>(AddressOf(slot, group * kPagesPerGroup));
-  ForEachRun(image_bits, [&](uint64_t bit, uint64_t pages) {
-    memcpy(memory + bit * kPageBytes,
-           slot.image_data + (group * kPagesPerGroup + bit) * kPageBytes,
-           pages * kPageBytes);
-  });
-  ForEachRun(bits & ~image_bits, [&](uint64_t bit, uint64_t pages) {
-    memset(memory + bit * kPageBytes, 0, pages * kPageBytes);
-  });
-  restored += std::popcount(bits);
+      reinterpret_cast<std::byte*>(AddressOf(slot, first_page));
+  uint64_t changed = 0;
+  while (bits != 0) {
+    const int bit = std::countr_zero(bits);
+    bits &= bits - 1;
+    std::byte* const page = memory + bit * kPageBytes;
+    const bool was_changed =
+        (stored >> bit & 1) != 0
+            ? RestorePage(page,
+                          slot.image_data + (first_page + bit) * kPageBytes)
+            : RestoreZeroPage(page);
+    changed |= uint64_t{was_changed} << bit;
+  }
+  return changed;
 }
 
 }  // namespace
@@ -134,7 +225,14 @@ absl::Status DropPages(const SlotOpsContext& context, SlotState& slot,
         std::max<uint64_t>(past_highest, base + std::bit_width(there));
     pages += std::popcount(there);
   });
-  if (pages == 0) return absl::OkStatus();
+  if (first_page < std::min(end_page, slot.kernel_pages)) {
+    // What is there the kernel knows alone.
+    lowest = first_page;
+    past_highest =
+        std::max(past_highest, std::min(end_page, slot.kernel_pages));
+  } else if (pages == 0) {
+    return absl::OkStatus();
+  }
   Count(slot.counters.kernel_calls);
   const CallResult dropped = context.core.kernel->Madvise(
       AddressOf(slot, lowest), (past_highest - lowest) * kPageBytes,
@@ -193,16 +291,202 @@ absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot) {
   return status;
 }
 
+absl::Status FindKernelWrites(const SlotOpsContext& context, SlotState& slot) {
+  if (slot.kernel_pages == 0) return absl::OkStatus();
+  ScanRequest request =
+      ScanRequest::Written(slot.base, AddressOf(slot, slot.kernel_pages));
+  if (slot.tracking == Tracking::kLearning) {
+    // Nothing is protected: what is there is the file's page, the page of
+    // zeroes, or written.
+    request.all_of = 0;
+    request.none_of = kPageIsFile | kPageIsPfnZero;
+  }
+  // With kAsync these two are left out: to ask for them makes the kernel look
+  // up each page, which takes longer than the rest of the scan. A page that was
+  // only read is reported once then, found unchanged, and protected with the
+  // others.
+  request.report = 0;
+  PageRegion regions[64];
+  uint64_t found = 0;
+  const ScanResult scan =
+      ScanPages(*context.core.kernel, context.pagemap_fd, request, regions, 64,
+                [&](const PageRegion& region) {
+                  uint64_t page = (region.start - slot.base) / kPageBytes;
+                  const uint64_t end = (region.end - slot.base) / kPageBytes;
+                  found += end - page;
+                  while (page < end) {
+                    const uint64_t index = page / kPagesPerGroup;
+                    PageGroup& group = slot.pages.group(index);
+                    const uint64_t written = GroupMask(index, page, end);
+                    group.open.fetch_or(written, std::memory_order_relaxed);
+                    group.present.fetch_or(written, std::memory_order_relaxed);
+                    slot.pages.NoteGroup(index);
+                    page = (index + 1) * kPagesPerGroup;
+                  }
+                  return true;
+                });
+  Count(slot.counters.kernel_calls, scan.calls);
+  Count(slot.counters.pages_found, found);
+  if (scan.ok()) return absl::OkStatus();
+  return Failed(context, slot, scan.error, "PAGEMAP_SCAN", 0,
+                slot.kernel_pages);
+}
+
+namespace {
+
+// The first holder of an image has gone: keeps what it teaches, and nothing
+// else.
+absl::Status FinishLearning(const SlotOpsContext& context, SlotState& slot) {
+  const uint64_t pages = slot.kernel_pages;
+  if (FindKernelWrites(context, slot).ok()) {
+    Teach(slot, [](const PageGroup& group) {
+      return group.open.load(std::memory_order_relaxed);
+    });
+  }
+  if (absl::Status status = DropRange(context, slot, 0, pages); !status.ok()) {
+    return status;
+  }
+  slot.kernel_pages = 0;
+  slot.tracking = Tracking::kSignal;
+  slot.prefill_wanted = true;
+  return RegisterForSignals(context, slot, 0, pages);
+}
+
+// Protects every page below kernel_pages again: hot ones will fault once more,
+// and all others need not be restored any longer. Where it does not work the
+// pages stay as they are, and are restored.
+void ProtectAll(const SlotOpsContext& context, SlotState& slot) {
+  const ScanRequest request = ScanRequest::WrittenAndProtect(
+      slot.base, AddressOf(slot, slot.kernel_pages));
+  const ScanResult scan =
+      ScanPages(*context.core.kernel, context.pagemap_fd, request, nullptr, 0,
+                [](const PageRegion&) { return true; });
+  Count(slot.counters.kernel_calls, scan.calls);
+  slot.rent_ns = 0;
+  if (!scan.ok()) return;
+  slot.pages.Forget(0, slot.kernel_pages);
+}
+
+absl::Status EnterAsync(const SlotOpsContext& context, SlotState& slot,
+                        uint64_t size_pages) {
+  if (absl::Status status =
+          Unregister(context, slot, context.core.uffd, 0, size_pages);
+      !status.ok()) {
+    return status;
+  }
+  if (absl::Status status = Register(context, slot, context.async_uffd,
+                                     kUffdRegisterWp, 0, size_pages);
+      !status.ok()) {
+    return status;
+  }
+  slot.tracking = Tracking::kAsync;
+  slot.kernel_pages = size_pages;
+  CountOwned(slot.counters.tracking_changes);
+  ProtectAll(context, slot);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+// Pages from `new_end` on are tracked by signals again, and missing.
+absl::Status LeaveKernelTracking(const SlotOpsContext& context, SlotState& slot,
+                                 uint64_t new_end) {
+  const uint64_t end = slot.kernel_pages;
+  if (end <= new_end) return absl::OkStatus();
+  if (absl::Status status = DropRange(context, slot, new_end, end - new_end);
+      !status.ok()) {
+    return status;
+  }
+  if (absl::Status status =
+          Unregister(context, slot, context.async_uffd, new_end, end - new_end);
+      !status.ok()) {
+    return status;
+  }
+  slot.kernel_pages = new_end;
+  if (new_end == 0) {
+    slot.tracking = Tracking::kSignal;
+    slot.prefill_wanted = true;
+    CountOwned(slot.counters.tracking_changes);
+  }
+  return RegisterForSignals(context, slot, new_end, end);
+}
+
+absl::Status AdjustTracking(const SlotOpsContext& context, SlotState& slot,
+                            uint64_t size_pages) {
+  const Tracking wanted =
+      slot.policy == nullptr ? Tracking::kSignal : slot.policy->tracking();
+  if (slot.tracking == Tracking::kLearning) return absl::OkStatus();
+  if (slot.tracking == wanted) {
+    return LeaveKernelTracking(context, slot,
+                               std::min(slot.kernel_pages, size_pages));
+  }
+  if (wanted == Tracking::kSignal) {
+    return LeaveKernelTracking(context, slot, 0);
+  }
+  // Pages that the planes know of beyond the new bounds are dropped by the
+  // caller.
+  return EnterAsync(context, slot, size_pages);
+}
+
+void Prefill(const SlotOpsContext& context, SlotState& slot,
+             uint64_t size_pages, uint64_t most_pages) {
+  if (!slot.prefill_wanted) return;
+  slot.prefill_wanted = false;
+  if (slot.tracking != Tracking::kSignal) return;
+  const auto number = static_cast<uint32_t>(&slot - context.core.slots);
+  const WorkingSet& set = slot.image->working_set();
+  const WorkingSet::Words written = set.written();
+  const auto for_each_run = [&](const WorkingSet::Words& words, auto fill) {
+    for (uint64_t index = 0; index < words.size(); ++index) {
+      ForEachRun(words[index] & GroupMask(index, 0, size_pages),
+                 [&](uint64_t bit, uint64_t pages) {
+                   fill(index * kPagesPerGroup + bit, pages);
+                 });
+    }
+  };
+  uint64_t pages_to_fill = 0;
+  for_each_run(written,
+               [&](uint64_t, uint64_t pages) { pages_to_fill += pages; });
+  if (pages_to_fill <= most_pages) {
+    for_each_run(written, [&](uint64_t page, uint64_t pages) {
+      FillPrivate(context.core, number, page, pages);
+      const uint64_t index = page / kPagesPerGroup;
+      PageGroup& group = slot.pages.group(index);
+      const uint64_t filled = GroupMask(index, page, page + pages) &
+                              group.open.load(std::memory_order_relaxed);
+      // As if an earlier holder had changed them, so that they are not dropped
+      // before they had the time to be.
+      group.hot.fetch_or(filled, std::memory_order_relaxed);
+      group.previous.fetch_or(filled, std::memory_order_relaxed);
+      CountOwned(slot.counters.pages_prefilled, std::popcount(filled));
+    });
+  }
+  if (context.core.backing == Backing::kShared) {
+    for_each_run(set.read(), [&](uint64_t page, uint64_t pages) {
+      MapShared(context.core, number, page, pages);
+    });
+  }
+}
+
 absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
                        const ImageRef& image) {
   if (slot.image == image) return absl::OkStatus();
+  if (absl::Status status = LeaveKernelTracking(context, slot, 0);
+      !status.ok()) {
+    return status;
+  }
   const uint64_t old_pages = slot.image_pages;
   const uint64_t new_pages = image == nullptr ? 0 : image->pages().value();
   const uint64_t touched_pages = std::max(old_pages, new_pages);
+  std::shared_ptr<DriftPolicy> policy;
+  if (image != nullptr) policy = context.policies->Find(image);
+  const bool untracked = new_pages > 0 && context.learn_untracked &&
+                         !image->working_set().known() && IsDense(*image) &&
+                         policy->tracking() == Tracking::kSignal;
   absl::Status status;
   if (context.core.backing == Backing::kShared) {
     status = MapAnew(context, slot, 0, new_pages,
-                     image == nullptr ? -1 : image->memfd());
+                     image == nullptr ? -1 : image->memfd(), untracked);
     if (status.ok() && old_pages > new_pages) {
       status = MapAnew(context, slot, new_pages, old_pages - new_pages, -1);
     }
@@ -219,6 +503,19 @@ absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
   }
   if (!status.ok()) return status;
   slot.pages.Forget(0, touched_pages);
+  slot.pages.ForgetHistory();
+  if (untracked) {
+    slot.tracking = Tracking::kLearning;
+    slot.kernel_pages = new_pages;
+    CountOwned(slot.counters.untracked_leases);
+  }
+  slot.policy = std::move(policy);
+  slot.prefill_wanted = image != nullptr;
+  slot.span_handovers = 0;
+  slot.span_changed = 0;
+  slot.span_faulted = 0;
+  slot.grown_pages = 0;
+  slot.grown_pages_before = 0;
   slot.image = image;
   slot.image_pages = new_pages;
   slot.image_stored = image == nullptr ? nullptr : image->stored_words();
@@ -326,19 +623,131 @@ absl::Status SettleUntracked(const SlotOpsContext& context, SlotState& slot,
   return status;
 }
 
+namespace {
+
+// Pages to demote are put off until there are so many, or for so many spans.
+constexpr uint64_t kWorthDemoting = 8;
+constexpr uint32_t kPutOffSpans = 8;
+
+// Drops the pages that no longer change. Next time they are mapped clean, or,
+// if they are written after all, filled as private ones: neither interrupts
+// other cores, as it would to protect them one by one.
+absl::Status Demote(const SlotOpsContext& context, SlotState& slot,
+                    uint64_t demotable) {
+  if (demotable == 0) return absl::OkStatus();
+  if (demotable < kWorthDemoting && ++slot.spans_put_off < kPutOffSpans) {
+    return absl::OkStatus();
+  }
+  slot.spans_put_off = 0;
+  absl::Status status;
+  WorkingSet::Words forgotten;
+  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
+    const uint64_t cold = group.open.load(std::memory_order_relaxed) &
+                          ~group.recent.load(std::memory_order_relaxed) &
+                          ~group.previous.load(std::memory_order_relaxed);
+    if (cold == 0) return;
+    forgotten.resize(index + 1);
+    forgotten[index] = cold;
+    ForEachRun(cold, [&](uint64_t bit, uint64_t pages) {
+      if (!status.ok()) return;
+      status = DropRange(context, slot, index * kPagesPerGroup + bit, pages);
+    });
+  });
+  if (!status.ok()) return status;
+  CountOwned(slot.counters.pages_demoted, demotable);
+  if (slot.image != nullptr) {
+    slot.image->working_set().ForgetWritten(forgotten);
+  }
+  return absl::OkStatus();
+}
+
+// A span of hand-overs is over: what was counted in it is acted upon.
+absl::Status EndSpan(const SlotOpsContext& context, SlotState& slot,
+                     uint64_t keep_pages) {
+  uint64_t open_pages = 0;
+  uint64_t distinct = 0;
+  uint64_t remembered = 0;
+  uint64_t demotable = 0;
+  slot.pages.ForEachGroup([&](uint64_t, PageGroup& group) {
+    const uint64_t open = group.open.load(std::memory_order_relaxed);
+    const uint64_t recent = group.recent.load(std::memory_order_relaxed);
+    const uint64_t known =
+        recent | group.previous.load(std::memory_order_relaxed);
+    open_pages += std::popcount(open);
+    distinct += std::popcount(recent);
+    remembered += std::popcount(known);
+    demotable += std::popcount(open & ~known);
+  });
+  if (slot.policy != nullptr && !slot.policy->fixed()) {
+    const auto handovers = static_cast<double>(slot.span_handovers);
+    slot.policy->Vote(
+        {.handovers = slot.span_handovers,
+         .changed = static_cast<double>(slot.span_changed) / handovers,
+         .distinct = static_cast<double>(distinct),
+         .faulted = static_cast<double>(slot.span_faulted) / handovers,
+         .hot = static_cast<double>(
+             slot.tracking == Tracking::kSignal ? open_pages : remembered),
+         .pages = static_cast<double>(keep_pages)});
+  }
+  absl::Status status;
+  if (slot.tracking == Tracking::kSignal) {
+    status = Demote(context, slot, demotable);
+  }
+  if (slot.spans_to_teach > 0 && slot.image != nullptr) {
+    --slot.spans_to_teach;
+    Teach(slot, [](const PageGroup& group) {
+      return group.recent.load(std::memory_order_relaxed) &
+             group.previous.load(std::memory_order_relaxed);
+    });
+  }
+  slot.pages.NextSpan();
+  slot.span_handovers = 0;
+  slot.span_changed = 0;
+  slot.span_faulted = 0;
+  return status;
+}
+
+// How far the holder got, upwards, in what it grew into.
+void NoteGrowth(SlotState& slot, uint64_t keep_pages, uint64_t size_pages) {
+  uint64_t page = keep_pages;
+  while (page < size_pages) {
+    const PageGroup& group = slot.pages.GroupOf(page);
+    const uint64_t touched = group.open.load(std::memory_order_relaxed) |
+                             group.present.load(std::memory_order_relaxed);
+    const uint64_t bit = page % kPagesPerGroup;
+    const uint64_t run = std::countr_one(touched >> bit);
+    page += run;
+    if (bit + run < kPagesPerGroup) break;
+  }
+  slot.grown_pages_before = slot.grown_pages;
+  slot.grown_pages =
+      static_cast<uint32_t>(std::min(page, size_pages) - keep_pages);
+}
+
+}  // namespace
+
 absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
                           uint64_t keep_pages, uint64_t size_pages,
                           uint64_t hot_pages_limit) {
   // What was grown into goes first, so that nothing below has to look at it.
   if (size_pages > keep_pages) {
+    NoteGrowth(slot, keep_pages, size_pages);
     if (absl::Status status = DropPages(context, slot, keep_pages, size_pages);
         !status.ok()) {
+      return status;
+    }
+  }
+  if (slot.tracking == Tracking::kLearning) {
+    if (absl::Status status = FinishLearning(context, slot); !status.ok()) {
       return status;
     }
   }
   if (absl::Status status =
           SettleUntracked(context, slot, keep_pages, Unknown::kDrop);
       !status.ok()) {
+    return status;
+  }
+  if (absl::Status status = FindKernelWrites(context, slot); !status.ok()) {
     return status;
   }
   uint64_t open_pages = 0;
@@ -358,8 +767,8 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
       unsure_end = base + std::bit_width(unsure);
     }
   });
-  if (open_pages == 0) return absl::OkStatus();
   if (open_pages > hot_pages_limit) {
+    slot.prefill_wanted = slot.image != nullptr;
     return DropPages(context, slot, 0, keep_pages);
   }
   if (unsure_first < unsure_end) {
@@ -370,16 +779,86 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
     }
   }
   uint64_t restored = 0;
-  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
+  uint64_t changed_pages = 0;
+  uint64_t first_writes = 0;
+  uint64_t late_writes = 0;
+  const auto restore = [&](uint64_t index, PageGroup& group) {
     const uint64_t open = group.open.load(std::memory_order_relaxed);
     if (open == 0) return;
-    RestoreRun(slot, index, open, restored);
-    if (group.hot.load(std::memory_order_relaxed) != open) {
-      group.hot.store(open, std::memory_order_relaxed);
-    }
-  });
+    const uint64_t fresh = open & ~group.hot.load(std::memory_order_relaxed);
+    const uint64_t changed = RestoreGroup(slot, index, open) | fresh;
+    restored += std::popcount(open);
+    changed_pages += std::popcount(changed);
+    first_writes += std::popcount(fresh);
+    late_writes +=
+        std::popcount(changed & ~group.recent.load(std::memory_order_relaxed) &
+                      ~group.previous.load(std::memory_order_relaxed));
+    if (fresh != 0) group.hot.store(open, std::memory_order_relaxed);
+    NoteChanged(group, changed);
+  };
+  if (slot.restored_downwards) {
+    slot.pages.ForEachGroup(restore);
+  } else {
+    slot.pages.ForEachGroupDown(restore);
+  }
+  slot.restored_downwards = !slot.restored_downwards;
   CountOwned(slot.counters.pages_restored, restored);
-  return absl::OkStatus();
+  if (first_writes != 0 && slot.image != nullptr) {
+    slot.spans_to_teach = 2;
+    if (!slot.image->working_set().known()) {
+      Teach(slot, [](const PageGroup& group) {
+        return group.open.load(std::memory_order_relaxed);
+      });
+    }
+  }
+  slot.span_changed += changed_pages;
+  if (slot.tracking == Tracking::kAsync) {
+    slot.span_faulted += late_writes;
+    slot.rent_ns +=
+        (open_pages - changed_pages) * static_cast<uint64_t>(kRestoreNs);
+    if (ShouldProtectAll(slot.rent_ns, changed_pages)) {
+      ProtectAll(context, slot);
+    }
+  } else {
+    slot.span_faulted += first_writes;
+  }
+  if (++slot.span_handovers < context.span_handovers) return absl::OkStatus();
+  return EndSpan(context, slot, keep_pages);
+}
+
+bool RestoreSteady(const SlotOpsContext& context, SlotState& slot) {
+  if (slot.tracking != Tracking::kSignal ||
+      slot.any_untracked.load(std::memory_order_relaxed) ||
+      slot.span_handovers + 1 >= context.span_handovers) {
+    return false;
+  }
+  bool steady = true;
+  slot.pages.ForEachGroup([&](uint64_t, PageGroup& group) {
+    const uint64_t open = group.open.load(std::memory_order_acquire);
+    steady &= (open & ~(group.hot.load(std::memory_order_relaxed) &
+                        group.present.load(std::memory_order_relaxed))) == 0;
+  });
+  if (!steady) return false;
+  uint64_t restored = 0;
+  uint64_t changed_pages = 0;
+  const auto restore = [&](uint64_t index, PageGroup& group) {
+    const uint64_t open = group.open.load(std::memory_order_relaxed);
+    if (open == 0) return;
+    const uint64_t changed = RestoreGroup(slot, index, open);
+    restored += std::popcount(open);
+    changed_pages += std::popcount(changed);
+    NoteChanged(group, changed);
+  };
+  if (slot.restored_downwards) {
+    slot.pages.ForEachGroup(restore);
+  } else {
+    slot.pages.ForEachGroupDown(restore);
+  }
+  slot.restored_downwards = !slot.restored_downwards;
+  CountOwned(slot.counters.pages_restored, restored);
+  slot.span_changed += changed_pages;
+  ++slot.span_handovers;
+  return true;
 }
 
 }  // namespace firsttouch

@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "firsttouch/init/image.h"
+#include "firsttouch/service/drift.h"
 #include "firsttouch/service/fault_core.h"
 #include "firsttouch/service/slot_state.h"
 
@@ -21,12 +22,22 @@ namespace firsttouch {
 // What the operations need beside the fault path's view of the pool.
 struct SlotOpsContext {
   FaultCore& core;
+  // Which tracking each image needs.
+  DriftPolicies* policies = nullptr;
   // Of PAGEMAP_SCAN; -1 where there is none (before 6.7), and then pages that
   // may have changed are dropped instead of looked at.
   int pagemap_fd = -1;
+  // A second userfaultfd, with UFFD_FEATURE_WP_ASYNC (6.7), for Tracking::
+  // kAsync; -1 where there is none. Protection that lifts itself belongs to a
+  // userfaultfd, not to a range, so one pool needs two.
+  int async_uffd = -1;
+  // Whether the first holder of an unknown image may run untracked.
+  bool learn_untracked = false;
   // Bytes from one slot's start to the next one's.
   uint64_t stride_bytes = 0;
   bool include_in_core_dump = false;
+  // Hand-overs after which `recent` becomes `previous`.
+  uint32_t span_handovers = 24;
 };
 
 // Waits until no fill is under way in the slot. Spins, then yields: a fill is a
@@ -39,6 +50,25 @@ void WaitForFills(const SlotState& slot);
 // before.
 absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
                        const ImageRef& image);
+
+// Makes the slot's way of tracking the one that its policy asks for, for a
+// holder that starts with `size_pages` pages; no page below that is resident
+// outside the new bounds afterwards. No system call where nothing changes.
+absl::Status AdjustTracking(const SlotOpsContext& context, SlotState& slot,
+                            uint64_t size_pages);
+
+// Tracks pages from `new_end` on by signals again; they are missing then.
+absl::Status LeaveKernelTracking(const SlotOpsContext& context, SlotState& slot,
+                                 uint64_t new_end);
+
+// Makes the pages private that tenants of the slot's image are known to write,
+// and maps those that they read, if the slot was bound or emptied since the
+// last time. What fails is left to the first touch.
+void Prefill(const SlotOpsContext& context, SlotState& slot,
+             uint64_t size_pages, uint64_t most_pages);
+
+// Finds out which pages below kernel_pages have changed, and marks them open.
+absl::Status FindKernelWrites(const SlotOpsContext& context, SlotState& slot);
 
 // Gives back every page that lies in [first_page, end_page): missing again.
 // One system call, none where nothing is resident.
@@ -54,10 +84,16 @@ absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot);
 // Restores the initial bytes of pages below `keep_pages` and drops those up to
 // `size_pages` (pages that the holder grew into). Restored pages stay private
 // and writable, as the next holder's hot set, up to `hot_pages_limit` of them;
-// above that all of the slot is dropped.
+// above that all of the slot is dropped. A page that was not found changed for
+// two to three spans of hand-overs is dropped, together with others.
 absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
                           uint64_t keep_pages, uint64_t size_pages,
                           uint64_t hot_pages_limit);
+
+// The same for a slot whose holder did nothing but write to hot pages: no
+// system call, nothing that can fail. False where there is more to do, and then
+// nothing was done.
+bool RestoreSteady(const SlotOpsContext& context, SlotState& slot);
 
 // What to do with untracked pages where no scan tells whether they have
 // changed.

@@ -30,14 +30,17 @@
 namespace firsttouch {
 
 class Image;
+class DriftPolicy;
 
 // Life of a slot:
 //
 //   kFree --acquire--> kLeased --release--> kReturning --restored--> kFree
-//                                                \--failed--------->
-//                                                kQuarantined
+//                                               |                or kParked
+//                                               \--failed--> kQuarantined
 //
 // kFree: pages below kept_pages hold initial bytes, pages above are missing.
+// kParked: the same, but not in the allocator: kept for the thread that
+// released it. Whoever moves it on from here by a compare-exchange has it.
 // kQuarantined: a step of the reset failed, nothing is known; never leased
 // again.
 enum class SlotLifecycle : uint32_t {
@@ -45,7 +48,24 @@ enum class SlotLifecycle : uint32_t {
   kLeased,
   kReturning,
   kQuarantined,
+  kParked,
 };
+
+// How the pages that a holder changes are found out.
+enum class Tracking : uint8_t {
+  // By the signal (or the event) of the first write to a clean page: nothing to
+  // pay where no such write happens.
+  kSignal,
+  // The kernel lifts the protection itself (UFFD_FEATURE_WP_ASYNC, 6.7) and a
+  // PAGEMAP_SCAN at release tells: for guests that write to other pages every
+  // time.
+  kAsync,
+  // Not at all: the first holder of an image of which nothing is known runs on
+  // plain copy-on-write; a PAGEMAP_SCAN at release tells what it wrote.
+  kLearning,
+};
+
+const char* TrackingName(Tracking tracking);
 
 const char* SlotLifecycleName(SlotLifecycle lifecycle);
 
@@ -66,7 +86,12 @@ struct SlotCounters {
   std::atomic<uint64_t> handovers;
   std::atomic<uint64_t> binds;  // an image was mapped, or replaced
   std::atomic<uint64_t> grows;
-  std::atomic<uint64_t> kernel_calls;  // made by firsttouch for this slot
+  std::atomic<uint64_t> kernel_calls;      // made by firsttouch for this slot
+  std::atomic<uint64_t> pages_prefilled;   // made private before a holder asked
+  std::atomic<uint64_t> pages_demoted;     // no longer hot
+  std::atomic<uint64_t> pages_found;       // changed, by a scan
+  std::atomic<uint64_t> untracked_leases;  // that taught a write set
+  std::atomic<uint64_t> tracking_changes;  // between kSignal and kAsync
 };
 
 // Adds to a counter of a slot. One writer in the common case, so a plain
@@ -113,6 +138,10 @@ struct alignas(64) SlotState {
   uint64_t image_pages = 0;
   const uint64_t* image_stored = nullptr;
   const std::byte* image_data = nullptr;
+  // Owner. In pages below kernel_pages the kernel resolves every first touch by
+  // itself: not registered (kLearning), or only for asynchronous protection
+  // (kAsync). 0 with kSignal. Never above kept_pages.
+  uint64_t kernel_pages = 0;
   // Owner. The holder's trap callback.
   TrapCallback trap_callback = nullptr;
   void* trap_user = nullptr;
@@ -139,6 +168,32 @@ struct alignas(64) SlotState {
   uint64_t kept_pages = 0;
   // A Reset failed: nothing is known of the pages.
   bool broken = false;
+  Tracking tracking = Tracking::kSignal;
+  // Chooses it for the image; null without one.
+  std::shared_ptr<DriftPolicy> policy;
+  // The pages that the image's tenants write are to be made private before the
+  // next one comes.
+  bool prefill_wanted = false;
+  // Which way the last restore went through the pages: the other way finds
+  // the caches warm.
+  bool restored_downwards = false;
+  // Of this span of hand-overs: how many, pages found changed in all of them,
+  // and pages whose first write took a fault.
+  uint32_t span_handovers = 0;
+  uint64_t span_changed = 0;
+  uint64_t span_faulted = 0;
+  // Spans in a row in which pages to demote were too few to be worth a call.
+  uint32_t spans_put_off = 0;
+  // Spans after which the image still has to be told what is written again and
+  // again.
+  uint32_t spans_to_teach = 0;
+  // kAsync: what restoring pages that nobody had written has cost since the
+  // last time that all were protected.
+  uint64_t rent_ns = 0;
+  // Pages that a holder grew into and touched, at the last release and before:
+  // the smaller one is filled at once when the next holder grows.
+  uint32_t grown_pages = 0;
+  uint32_t grown_pages_before = 0;
 
   SlotCounters counters{};
   StrayPages strays{};

@@ -27,9 +27,12 @@ std::string ServiceStats::ToString() const {
       write_protect_faults, " write-protect; ", traps, " traps\n",
       "pages: ", pages_mapped, " mapped, ", pages_copied, " copied, ",
       pages_zeroed, " zero, ", pages_restored, " restored, ", pages_dropped,
-      " dropped\n", "slots: ", slots, ", ", slots_in_use, " in use, ",
-      slots_quarantined, " quarantined; ", handovers, " hand-overs, ", binds,
-      " binds, ", grows, " grows\n", "kernel calls: ", kernel_calls,
+      " dropped\n", "hot set: ", pages_prefilled, " prefilled, ", pages_demoted,
+      " demoted, ", pages_found, " found by scans; ", untracked_leases,
+      " untracked holders, ", tracking_changes, " changes of tracking\n",
+      "slots: ", slots, ", ", slots_in_use, " in use, ", slots_quarantined,
+      " quarantined; ", handovers, " hand-overs, ", binds, " binds, ", grows,
+      " grows\n", "kernel calls: ", kernel_calls,
       "; fault latency: half below ", FaultLatencyQuantileNs(0.5),
       " ns, 99 % below ", FaultLatencyQuantileNs(0.99), " ns\n");
 }
@@ -48,6 +51,11 @@ void AddSlotCounters(const SlotCounters& counters, ServiceStats& stats) {
   stats.pages_zeroed += get(counters.pages_zeroed);
   stats.pages_restored += get(counters.pages_restored);
   stats.pages_dropped += get(counters.pages_dropped);
+  stats.pages_prefilled += get(counters.pages_prefilled);
+  stats.pages_demoted += get(counters.pages_demoted);
+  stats.pages_found += get(counters.pages_found);
+  stats.untracked_leases += get(counters.untracked_leases);
+  stats.tracking_changes += get(counters.tracking_changes);
   stats.handovers += get(counters.handovers);
   stats.binds += get(counters.binds);
   stats.grows += get(counters.grows);

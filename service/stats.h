@@ -29,6 +29,13 @@ struct ServiceStats {
   uint64_t pages_restored = 0;  // copied back, or zeroed, at release and reset
   uint64_t pages_dropped = 0;   // given back to the kernel
 
+  uint64_t pages_prefilled = 0;  // made private before a holder asked
+  uint64_t pages_demoted = 0;    // hot ones that had stopped changing; dropped
+  uint64_t pages_found = 0;      // changed, as a scan told
+
+  uint64_t untracked_leases = 0;  // first holders, who taught a write set
+  uint64_t tracking_changes = 0;  // of slots, between signals and async
+
   uint64_t handovers = 0;  // releases after which the slot was clean
   uint64_t binds = 0;      // an image was put into a slot, or replaced there
   uint64_t grows = 0;

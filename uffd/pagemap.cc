@@ -56,7 +56,8 @@ ScanResult ScanPages(Kernel& kernel, int pagemap_fd, const ScanRequest& request,
                      absl::FunctionRef<bool(const PageRegion&)> callback) {
   ScanResult result;
   result.scanned_to = request.start;
-  if (capacity == 0 || request.end < request.start) {
+  const bool reports = (request.flags & kPmScanWpMatching) == 0;
+  if ((capacity == 0 && reports) || request.end < request.start) {
     result.error = EINVAL;
     return result;
   }

@@ -118,7 +118,8 @@ struct ScanResult {
 };
 
 // Scans the whole of request's range through `buffer` of `capacity` regions (at
-// least 1), going on from walk_end as often as the buffer fills up, and hands
+// least 1; with kPmScanWpMatching also none, to protect and report nothing),
+// going on from walk_end as often as the buffer fills up, and hands
 // each region to `callback`, in order of address; returning false ends the scan
 // without an error. A region that a buffer boundary splits arrives in parts.
 //

@@ -1,0 +1,82 @@
+#include "firsttouch/service/drift.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <memory>
+
+#include "firsttouch/init/image.h"
+#include "firsttouch/service/slot_state.h"
+
+namespace firsttouch {
+namespace {
+
+// kAsync has to promise this part of kSignal's cost before it is tried: the
+// model takes pages for new that only come back late, in kAsync's favour.
+constexpr double kWorthTrying = 0.75;
+
+}  // namespace
+
+DriftCosts EstimateCosts(const DriftSample& sample) {
+  DriftCosts costs;
+  costs.signal_ns = sample.faulted * kSignalNs + sample.hot * kRestoreNs;
+
+  const double others = std::max<double>(sample.handovers, 2) - 1;
+  const double drifting =
+      std::clamp((sample.distinct - sample.changed) / others, 0.0,
+                 std::max(sample.changed, 0.0));
+  const double regular = sample.changed - drifting;
+  const double again = regular * kKernelFaultNs + kProtectNs;
+  const double in_vain = drifting * kRestoreNs / 2;
+  const double handovers =
+      in_vain > 0 ? std::max(1.0, std::sqrt(again / in_vain)) : 1e9;
+  costs.async_ns = kScanNs + sample.pages * kScanPageNs +
+                   drifting * kKernelFaultNs + again / handovers +
+                   regular * kRestoreNs + in_vain * handovers;
+  return costs;
+}
+
+void DriftPolicy::Vote(const DriftSample& sample) {
+  if (fixed_) return;
+  const DriftCosts costs = EstimateCosts(sample);
+  const Tracking now = tracking();
+  const bool other_is_cheaper =
+      now == Tracking::kSignal ? costs.async_ns < kWorthTrying * costs.signal_ns
+                               : costs.signal_ns < costs.async_ns;
+  if (!other_is_cheaper) {
+    if (votes_.load(std::memory_order_relaxed) != 0) {
+      votes_.store(0, std::memory_order_relaxed);
+    }
+    return;
+  }
+  if (votes_.fetch_add(1, std::memory_order_relaxed) + 1 < kVotes) return;
+  votes_.store(0, std::memory_order_relaxed);
+  tracking_.store(
+      now == Tracking::kSignal ? Tracking::kAsync : Tracking::kSignal,
+      std::memory_order_relaxed);
+}
+
+bool IsDense(const Image& image) {
+  constexpr uint64_t kFewPages = 256;
+  const uint64_t holes = image.pages().value() - image.stored_pages();
+  return holes <= kFewPages || holes <= image.stored_pages();
+}
+
+std::shared_ptr<DriftPolicy> DriftPolicies::Find(const ImageRef& image) {
+  MutexLock lock(&mutex_);
+  Known& known = known_[image->id()];
+  if (known.policy == nullptr) {
+    known.image = image;
+    known.policy =
+        std::make_shared<DriftPolicy>(forced_, async_works_ && IsDense(*image));
+  }
+  std::shared_ptr<DriftPolicy> policy = known.policy;
+  if (known_.size() >= prune_at_) {
+    std::erase_if(known_,
+                  [](const auto& one) { return one.second.image.expired(); });
+    prune_at_ = std::max<size_t>(64, 2 * known_.size());
+  }
+  return policy;
+}
+
+}  // namespace firsttouch

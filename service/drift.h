@@ -1,0 +1,151 @@
+// Which tracking is cheapest for the tenants of an image.
+//
+// What a hand-over costs beyond its unavoidable part depends on how a guest
+// changes pages. Three numbers, counted over a span of hand-overs of one slot,
+// tell:
+//
+//   changed   pages changed per hand-over (w)
+//   distinct  different pages changed in the whole span (D), of n hand-overs
+//   faulted   pages per hand-over whose first write took a fault (c), if they
+//             were tracked by signal
+//
+// From w and D follows how many pages change every time (r) and how many others
+// come anew with each hand-over (d): D = r + d n, w = r + d.
+//
+// kSignal: every changed page stays hot for some sixty hand-overs, h pages in
+// all, and is restored in each; a write to another one is a signal.
+//   cost = c * kSignalNs + h * kRestoreNs
+// kAsync: one scan per hand-over; a write to a protected page is a fault that
+// the kernel resolves alone; every B hand-overs all pages are protected again,
+// after which the r pages fault once more. Between, pages that nobody writes
+// any more are restored in vain, d B / 2 on the average.
+//   cost = scan + d f + (r f + p) / B + r * kRestoreNs + d B / 2 * kRestoreNs
+// with f = kKernelFaultNs and p = kProtectNs, and B at its best, the square
+// root of (r f + p) / (d kRestoreNs / 2). Nobody has to compute that B: to
+// protect as soon as the restoring in vain has cost as much as protecting will
+// cost comes to the same (ShouldProtectAll).
+//
+// A guest that always writes the same pages has d = 0, and then nothing beats
+// kSignal: no system call at all. When most of an image changes, h is the whole
+// image, all hot, and restoring it is one pass over it: never slower than
+// copying the image. kAsync is for what lies between.
+//
+// The nanoseconds were measured on one kind of machine (docs/benchmarks.md);
+// what matters are their ratios, which change little.
+
+#ifndef FIRSTTOUCH_SERVICE_DRIFT_H_
+#define FIRSTTOUCH_SERVICE_DRIFT_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+
+#include "absl/base/thread_annotations.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/service/slot_state.h"
+#include "firsttouch/uffd/mutex.h"
+
+namespace firsttouch {
+
+// A first write to a clean page that is resolved in the thread: the signal and
+// its system call.
+inline constexpr double kSignalNs = 5500;
+// The same when the kernel lifts an asynchronous protection.
+inline constexpr double kKernelFaultNs = 700;
+// To look at a page of 4 KiB, and to restore it.
+inline constexpr double kRestoreNs = 85;
+// PAGEMAP_SCAN: the call, and each page that it walks over.
+inline constexpr double kScanNs = 1200;
+inline constexpr double kScanPageNs = 4;
+// PAGEMAP_SCAN that protects, with the flush of the TLB (more where other
+// threads run).
+inline constexpr double kProtectNs = 4000;
+
+// What was counted over `handovers` hand-overs of one slot.
+struct DriftSample {
+  uint32_t handovers = 0;
+  double changed = 0;
+  double distinct = 0;
+  double faulted = 0;
+  // Pages that stay hot under kSignal.
+  double hot = 0;
+  // Pages that a scan has to walk over.
+  double pages = 0;
+};
+
+struct DriftCosts {
+  double signal_ns = 0;
+  double async_ns = 0;
+};
+
+DriftCosts EstimateCosts(const DriftSample& sample);
+
+// kAsync: whether it pays to protect all pages again, now that restoring pages
+// nobody had written has cost `rent_ns`, and `changed_pages` will fault anew.
+inline bool ShouldProtectAll(uint64_t rent_ns, uint64_t changed_pages) {
+  return static_cast<double>(rent_ns) >
+         kProtectNs + static_cast<double>(changed_pages) * kKernelFaultNs;
+}
+
+// The choice for one image in one pool. Any thread.
+class DriftPolicy {
+ public:
+  // `forced`: always this. Otherwise kSignal until the votes say something
+  // else; `async_works` says whether the kernel can do kAsync.
+  DriftPolicy(std::optional<Tracking> forced, bool async_works)
+      : fixed_(forced.has_value() || !async_works),
+        tracking_(async_works ? forced.value_or(Tracking::kSignal)
+                              : Tracking::kSignal) {}
+
+  Tracking tracking() const {
+    return tracking_.load(std::memory_order_relaxed);
+  }
+  // Whether votes count at all.
+  bool fixed() const { return fixed_; }
+
+  // What a slot counted. The choice changes when kVotes samples in a row, of
+  // whatever slots, say that the other way is cheaper by more than a quarter
+  // (from kAsync back to kSignal: cheaper at all).
+  void Vote(const DriftSample& sample);
+
+  static constexpr int kVotes = 2;
+
+ private:
+  const bool fixed_;
+  std::atomic<Tracking> tracking_;
+  std::atomic<int> votes_{0};
+};
+
+// Whether the kernel may resolve the reads of an image's pages by itself: where
+// it does, a page of zeroes that is read gets a page of the memfd, which then
+// counts for ever. Few holes are no harm.
+bool IsDense(const Image& image);
+
+// The policies of all images that were ever bound in a pool and still live. Any
+// thread; not on the steady path.
+class DriftPolicies {
+ public:
+  // `async_works`: there is a second userfaultfd, and image pages are shared.
+  DriftPolicies(std::optional<Tracking> forced, bool async_works)
+      : forced_(forced), async_works_(async_works) {}
+
+  std::shared_ptr<DriftPolicy> Find(const ImageRef& image);
+
+ private:
+  struct Known {
+    std::weak_ptr<const Image> image;
+    std::shared_ptr<DriftPolicy> policy;
+  };
+
+  const std::optional<Tracking> forced_;
+  const bool async_works_;
+  Mutex mutex_;
+  std::unordered_map<uint64_t, Known> known_ ABSL_GUARDED_BY(mutex_);
+  size_t prune_at_ ABSL_GUARDED_BY(mutex_) = 64;
+};
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_DRIFT_H_

@@ -1,0 +1,145 @@
+#include "firsttouch/service/drift.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "firsttouch/init/image.h"
+#include "firsttouch/init/image_builder.h"
+#include "firsttouch/service/slot_state.h"
+#include "firsttouch/uffd/units.h"
+#include "gtest/gtest.h"
+
+namespace firsttouch {
+namespace {
+
+constexpr uint32_t kSpan = 24;
+
+// The same 30 pages each time.
+constexpr DriftSample kSteady = {.handovers = kSpan,
+                                 .changed = 30,
+                                 .distinct = 30,
+                                 .faulted = 0,
+                                 .hot = 30,
+                                 .pages = 1024};
+// 28 pages the same, 4 others each time, of 256.
+constexpr DriftSample kMixed = {.handovers = kSpan,
+                                .changed = 32,
+                                .distinct = 107,
+                                .faulted = 1.4,
+                                .hot = 176,
+                                .pages = 256};
+// A quarter of 256 pages, others each time: soon all have changed.
+constexpr DriftSample kMostOfIt = {.handovers = kSpan,
+                                   .changed = 64,
+                                   .distinct = 256,
+                                   .faulted = 0,
+                                   .hot = 256,
+                                   .pages = 256};
+
+Tracking After(const DriftSample& sample, int votes) {
+  DriftPolicy policy(std::nullopt, /*async_works=*/true);
+  for (int i = 0; i < votes; ++i) policy.Vote(sample);
+  return policy.tracking();
+}
+
+TEST(DriftTest, TheSamePagesEachTimeCostNothingButRestoringThem) {
+  const DriftCosts costs = EstimateCosts(kSteady);
+  EXPECT_DOUBLE_EQ(costs.signal_ns, 30 * kRestoreNs);
+  EXPECT_DOUBLE_EQ(costs.async_ns,
+                   kScanNs + 1024 * kScanPageNs + 30 * kRestoreNs +
+                       (30 * kKernelFaultNs + kProtectNs) / 1e9);
+}
+
+TEST(DriftTest, SteadyTenantsStayWithSignals) {
+  EXPECT_EQ(After(kSteady, 10), Tracking::kSignal);
+}
+
+TEST(DriftTest, AFewDriftingPagesAmongSteadyOnesAreTrackedByTheKernel) {
+  EXPECT_EQ(After(kMixed, DriftPolicy::kVotes), Tracking::kAsync);
+}
+
+TEST(DriftTest, AnImageThatChangesMostlyIsRestoredInOnePass) {
+  EXPECT_EQ(After(kMostOfIt, 10), Tracking::kSignal);
+}
+
+TEST(DriftTest, OneSpanIsNotEnoughAndVotesMustAgree) {
+  DriftPolicy policy(std::nullopt, true);
+  for (int i = 0; i < 5; ++i) {
+    policy.Vote(kMixed);
+    EXPECT_EQ(policy.tracking(), Tracking::kSignal);
+    policy.Vote(kSteady);
+  }
+  EXPECT_EQ(policy.tracking(), Tracking::kSignal);
+}
+
+TEST(DriftTest, TenantsThatBecomeSteadyGoBackToSignals) {
+  DriftPolicy policy(std::nullopt, true);
+  for (int i = 0; i < DriftPolicy::kVotes; ++i) policy.Vote(kMixed);
+  ASSERT_EQ(policy.tracking(), Tracking::kAsync);
+  for (int i = 0; i < DriftPolicy::kVotes; ++i) policy.Vote(kSteady);
+  EXPECT_EQ(policy.tracking(), Tracking::kSignal);
+}
+
+TEST(DriftTest, BetweenTheTwoBordersNothingChanges) {
+  // Async is cheaper, but by less than a quarter: neither way is left.
+  DriftSample sample = kMixed;
+  sample.faulted = 0;
+  sample.hot = 1.1 * EstimateCosts(kMixed).async_ns / kRestoreNs;
+  EXPECT_EQ(After(sample, 10), Tracking::kSignal);
+  DriftPolicy policy(std::nullopt, true);
+  for (int i = 0; i < DriftPolicy::kVotes; ++i) policy.Vote(kMixed);
+  for (int i = 0; i < 10; ++i) policy.Vote(sample);
+  EXPECT_EQ(policy.tracking(), Tracking::kAsync);
+}
+
+TEST(DriftTest, WhereItIsForcedOrImpossibleNobodyVotes) {
+  DriftPolicy forced(Tracking::kAsync, true);
+  DriftPolicy impossible(std::nullopt, false);
+  for (int i = 0; i < 10; ++i) {
+    forced.Vote(kSteady);
+    impossible.Vote(kMixed);
+  }
+  EXPECT_EQ(forced.tracking(), Tracking::kAsync);
+  EXPECT_EQ(impossible.tracking(), Tracking::kSignal);
+}
+
+TEST(DriftTest, AllPagesAreProtectedWhenRestoringInVainHasCostAsMuch) {
+  EXPECT_FALSE(ShouldProtectAll(0, 0));
+  EXPECT_FALSE(ShouldProtectAll(static_cast<uint64_t>(kProtectNs), 0));
+  EXPECT_TRUE(ShouldProtectAll(static_cast<uint64_t>(kProtectNs) + 1, 0));
+  EXPECT_FALSE(ShouldProtectAll(static_cast<uint64_t>(kProtectNs) + 1, 1));
+}
+
+ImageRef ImageOf(uint64_t stored_pages, uint64_t pages) {
+  std::vector<std::byte> bytes(stored_pages * kPageBytes, std::byte{1});
+  absl::StatusOr<ImageRef> image = ImageFromBytes(
+      {.name = "drift", .size_bytes = pages * kPageBytes}, bytes);
+  EXPECT_TRUE(image.ok()) << image.status();
+  return image.ok() ? *image : nullptr;
+}
+
+TEST(DriftTest, AnImageWithManyHolesIsNotLeftToTheKernel) {
+  EXPECT_TRUE(IsDense(*ImageOf(1, 257)));
+  EXPECT_FALSE(IsDense(*ImageOf(1, 258)));
+  EXPECT_TRUE(IsDense(*ImageOf(300, 600)));
+  EXPECT_FALSE(IsDense(*ImageOf(299, 600)));
+  DriftPolicies policies(std::nullopt, true);
+  EXPECT_TRUE(policies.Find(ImageOf(1, 258))->fixed());
+  EXPECT_FALSE(policies.Find(ImageOf(1, 257))->fixed());
+}
+
+TEST(DriftTest, EveryImageHasOnePolicyAsLongAsItLives) {
+  DriftPolicies policies(std::nullopt, true);
+  const ImageRef image = ImageOf(1, 1);
+  const std::shared_ptr<DriftPolicy> policy = policies.Find(image);
+  // Many that come and go leave nothing behind, and it where it is.
+  for (int i = 0; i < 1000; ++i) policies.Find(ImageOf(1, 1));
+  EXPECT_EQ(policies.Find(image), policy);
+  EXPECT_NE(policies.Find(ImageOf(1, 1)), policy);
+}
+
+}  // namespace
+}  // namespace firsttouch
