@@ -56,7 +56,8 @@ void DriftPolicy::Vote(const DriftSample& sample) {
       std::memory_order_relaxed);
 }
 
-bool IsDense(const Image& image) {
+bool KernelMayServe(const Image& image) {
+  if (image.fetch() != nullptr) return false;
   constexpr uint64_t kFewPages = 256;
   const uint64_t holes = image.pages().value() - image.stored_pages();
   return holes <= kFewPages || holes <= image.stored_pages();
@@ -67,8 +68,8 @@ std::shared_ptr<DriftPolicy> DriftPolicies::Find(const ImageRef& image) {
   Known& known = known_[image->id()];
   if (known.policy == nullptr) {
     known.image = image;
-    known.policy =
-        std::make_shared<DriftPolicy>(forced_, async_works_ && IsDense(*image));
+    known.policy = std::make_shared<DriftPolicy>(
+        forced_, async_works_ && KernelMayServe(*image));
   }
   std::shared_ptr<DriftPolicy> policy = known.policy;
   if (known_.size() >= prune_at_) {

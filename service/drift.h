@@ -118,10 +118,11 @@ class DriftPolicy {
   std::atomic<int> votes_{0};
 };
 
-// Whether the kernel may resolve the reads of an image's pages by itself: where
-// it does, a page of zeroes that is read gets a page of the memfd, which then
-// counts for ever. Few holes are no harm.
-bool IsDense(const Image& image);
+// Whether the kernel may resolve the reads of an image's pages by itself. Not
+// where pages come into the memfd on demand, since it would read zeroes. Nor
+// where the image has many holes: a page of zeroes that the kernel reads gets a
+// page of the memfd, which then counts for ever. Few are no harm.
+bool KernelMayServe(const Image& image);
 
 // The policies of all images that were ever bound in a pool and still live. Any
 // thread; not on the steady path.

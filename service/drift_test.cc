@@ -122,10 +122,10 @@ ImageRef ImageOf(uint64_t stored_pages, uint64_t pages) {
 }
 
 TEST(DriftTest, AnImageWithManyHolesIsNotLeftToTheKernel) {
-  EXPECT_TRUE(IsDense(*ImageOf(1, 257)));
-  EXPECT_FALSE(IsDense(*ImageOf(1, 258)));
-  EXPECT_TRUE(IsDense(*ImageOf(300, 600)));
-  EXPECT_FALSE(IsDense(*ImageOf(299, 600)));
+  EXPECT_TRUE(KernelMayServe(*ImageOf(1, 257)));
+  EXPECT_FALSE(KernelMayServe(*ImageOf(1, 258)));
+  EXPECT_TRUE(KernelMayServe(*ImageOf(300, 600)));
+  EXPECT_FALSE(KernelMayServe(*ImageOf(299, 600)));
   DriftPolicies policies(std::nullopt, true);
   EXPECT_TRUE(policies.Find(ImageOf(1, 258))->fixed());
   EXPECT_FALSE(policies.Find(ImageOf(1, 257))->fixed());

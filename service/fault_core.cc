@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "firsttouch/init/image_fetch.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/units.h"
 
@@ -205,11 +206,21 @@ FaultResult Filler::MapImageGranule(uint64_t page) {
 }
 
 FaultResult Filler::MapRun(uint64_t page, uint64_t pages) {
-  const FillResult fill =
-      ContinueRange(*core_.kernel, core_.uffd, Address(page),
-                    pages * kPageBytes, kUffdContinueWp, policy_);
-  Count(slot_.counters.pages_mapped, fill.pages_filled());
-  const FaultResult result = Outcome(fill, "UFFDIO_CONTINUE");
+  const auto map = [&] {
+    const FillResult fill =
+        ContinueRange(*core_.kernel, core_.uffd, Address(page),
+                      pages * kPageBytes, kUffdContinueWp, policy_);
+    Count(slot_.counters.pages_mapped, fill.pages_filled());
+    return Outcome(fill, "UFFDIO_CONTINUE");
+  };
+  FaultResult result = map();
+  if (result.error == EFAULT && slot_.image_fetch != nullptr) {
+    // Not in the memfd yet.
+    if (int error = FetchImagePages(*slot_.image_fetch, page, pages)) {
+      return {FaultResult::Kind::kFailed, error, "fetching the image's page"};
+    }
+    result = map();
+  }
   if (result.kind == FaultResult::Kind::kResolved) MarkPresent(page, pages);
   return result;
 }

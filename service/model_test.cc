@@ -87,8 +87,8 @@ class World {
  public:
   explicit World(Way way) {
     images_ = {PatternImage("one", 12, {3, 4}),
-               PatternImage("second", 30, {0, 29}), PatternImage("a", 1),
-               nullptr};
+               FromFile(PatternImage("second", 30, {0, 29})),
+               PatternImage("a", 1), nullptr};
     absl::StatusOr<std::unique_ptr<Service>> service =
         Service::Create({.name = "model",
                          .layout = {.instances = kSlots,

@@ -777,6 +777,22 @@ TEST_P(ServiceTest, ASlotThatItsThreadKeepsIsThereForOthersWhenTheyNeedIt) {
   EXPECT_EQ(service_->Stats().slots_in_use, 3u);
 }
 
+TEST_P(ServiceTest, AnImageFromAFileIsThereAtFirstTouch) {
+  const ImageRef built = PatternImage("from a file", 32, {7});
+  const ImageRef image = FromFile(built);
+  ASSERT_NE(image, nullptr);
+  const std::vector<uint8_t> initial = InitialBytes(built, kMax);
+  for (int i = 0; i < 3; ++i) {
+    Memory memory = MustAcquire({.image = image, .size_bytes = kMax});
+    // In the middle, by a write and by a read, then all of it.
+    Store(memory, 20 * kPageBytes + 9, 1);
+    EXPECT_EQ(Load(memory, 20 * kPageBytes), initial[20 * kPageBytes]);
+    EXPECT_EQ(Load(memory, 25 * kPageBytes), initial[25 * kPageBytes]);
+    EXPECT_EQ(memory.Reset(), absl::OkStatus());
+    EXPECT_EQ(FirstDifference(memory, initial), std::nullopt);
+  }
+}
+
 // How many threads of this process have this name.
 int ThreadsNamed(const std::string& name) {
   int count = 0;

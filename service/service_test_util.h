@@ -4,6 +4,7 @@
 #define FIRSTTOUCH_SERVICE_SERVICE_TEST_UTIL_H_
 
 #include <setjmp.h>
+#include <unistd.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -16,6 +17,7 @@
 #include "absl/functional/function_ref.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/image_builder.h"
+#include "firsttouch/init/image_file.h"
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/trap.h"
 #include "gtest/gtest.h"
@@ -123,6 +125,19 @@ inline ImageRef PatternImage(const std::string& name, uint64_t pages,
       {.name = name, .size_bytes = bytes.size()}, std::span(bytes));
   EXPECT_TRUE(image.ok()) << image.status();
   return image.ok() ? *image : nullptr;
+}
+
+// The same image, but in a file that nothing is copied from before it is
+// touched.
+inline ImageRef FromFile(const ImageRef& image) {
+  const std::string path =
+      testing::TempDir() + "/" + std::to_string(image->id()) + ".ftimg";
+  absl::StatusOr<ImageFileInfo> written = WriteImageFile(*image, path);
+  EXPECT_TRUE(written.ok()) << written.status();
+  absl::StatusOr<ImageRef> opened = OpenImageFile(path);
+  EXPECT_TRUE(opened.ok()) << opened.status();
+  unlink(path.c_str());
+  return opened.ok() ? *opened : nullptr;
 }
 
 // The bytes that a memory of `size_bytes` with this image starts with.

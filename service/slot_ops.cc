@@ -481,12 +481,18 @@ absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
   std::shared_ptr<DriftPolicy> policy;
   if (image != nullptr) policy = context.policies->Find(image);
   const bool untracked = new_pages > 0 && context.learn_untracked &&
-                         !image->working_set().known() && IsDense(*image) &&
+                         !image->working_set().known() &&
+                         KernelMayServe(*image) &&
                          policy->tracking() == Tracking::kSignal;
   absl::Status status;
   if (context.core.backing == Backing::kShared) {
-    status = MapAnew(context, slot, 0, new_pages,
-                     image == nullptr ? -1 : image->memfd(), untracked);
+    int memfd = -1;
+    if (new_pages > 0) {
+      absl::StatusOr<int> on_demand = image->OnDemandMemfd();
+      if (!on_demand.ok()) return on_demand.status();
+      memfd = *on_demand;
+    }
+    status = MapAnew(context, slot, 0, new_pages, memfd, untracked);
     if (status.ok() && old_pages > new_pages) {
       status = MapAnew(context, slot, new_pages, old_pages - new_pages, -1);
     }
@@ -520,6 +526,7 @@ absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
   slot.image_pages = new_pages;
   slot.image_stored = image == nullptr ? nullptr : image->stored_words();
   slot.image_data = image == nullptr ? nullptr : image->data();
+  slot.image_fetch = image == nullptr ? nullptr : image->fetch();
   CountOwned(slot.counters.binds);
   return absl::OkStatus();
 }

@@ -31,6 +31,7 @@ namespace firsttouch {
 
 class Image;
 class DriftPolicy;
+struct ImageFetch;
 
 // Life of a slot:
 //
@@ -138,6 +139,8 @@ struct alignas(64) SlotState {
   uint64_t image_pages = 0;
   const uint64_t* image_stored = nullptr;
   const std::byte* image_data = nullptr;
+  // Brings pages into the memfd that is mapped; null where all are there.
+  const ImageFetch* image_fetch = nullptr;
   // Owner. In pages below kernel_pages the kernel resolves every first touch by
   // itself: not registered (kLearning), or only for asynchronous protection
   // (kAsync). 0 with kSignal. Never above kept_pages.
