@@ -11,6 +11,7 @@
 #include <bit>
 
 #include "firsttouch/init/image_fetch.h"
+#include "firsttouch/service/sabotage.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/units.h"
 
@@ -207,9 +208,9 @@ FaultResult Filler::MapImageGranule(uint64_t page) {
 
 FaultResult Filler::MapRun(uint64_t page, uint64_t pages) {
   const auto map = [&] {
-    const FillResult fill =
-        ContinueRange(*core_.kernel, core_.uffd, Address(page),
-                      pages * kPageBytes, kUffdContinueWp, policy_);
+    const FillResult fill = ContinueRange(
+        *core_.kernel, core_.uffd, Address(page), pages * kPageBytes,
+        Sabotaged(Sabotage::kProtection) ? 0 : kUffdContinueWp, policy_);
     Count(slot_.counters.pages_mapped, fill.pages_filled());
     return Outcome(fill, "UFFDIO_CONTINUE");
   };

@@ -11,6 +11,8 @@
 // Another seed: --test_env=FIRSTTOUCH_MODEL_SEED=7
 
 #include <errno.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -50,8 +52,10 @@ enum class Kind : uint8_t {
   kReleaseElsewhere,  // memory a, on another thread
   kReleaseFailing,    // memory a, one call of the kernel fails: b says which
   kSnapshot,          // memory a: becomes the last image but one
+  kPageOut,           // memory a: out to swap, where there is some
+  kFork,              // a child that has no pool comes and goes
 };
-constexpr int kKinds = 12;
+constexpr int kKinds = 14;
 
 const char* KindName(Kind kind) {
   static constexpr std::array<const char*, kKinds> kNames = {
@@ -60,7 +64,8 @@ const char* KindName(Kind kind) {
       "kGrow",           "kTrap",
       "kSystemCall",     "kReset",
       "kRelease",        "kReleaseElsewhere",
-      "kReleaseFailing", "kSnapshot"};
+      "kReleaseFailing", "kSnapshot",
+      "kPageOut",        "kFork"};
   return kNames[static_cast<size_t>(kind)];
 }
 
@@ -222,6 +227,23 @@ class World {
         images_[kImages - 2] = *std::move(snapshot);
         break;
       }
+      case Kind::kPageOut:
+        madvise(held.memory.base(), RoundUpToPage(size), MADV_PAGEOUT);
+        break;
+      case Kind::kFork: {
+        // Whatever fork(2) does to the parent's pages, nothing of them changes.
+        const pid_t child = fork();
+        if (child == 0) {
+          // The child's release must leave the parent's slot alone.
+          held.memory.Release().IgnoreError();
+          _exit(0);
+        }
+        int status = 0;
+        if (child < 0 || waitpid(child, &status, 0) != child || status != 0) {
+          return "fork";
+        }
+        return Compare(held);
+      }
     }
     return std::nullopt;
   }
@@ -291,6 +313,8 @@ std::vector<Step> RandomSteps(std::mt19937_64& random) {
     // A third of all steps are acquires, or most would find nothing held.
     step.kind = random() % 3 == 0 ? Kind::kAcquire
                                   : static_cast<Kind>(random() % kKinds);
+    // A fork takes as long as a hundred other steps.
+    if (step.kind == Kind::kFork && random() % 20 != 0) step.kind = Kind::kRead;
     step.a = random() % kSlots;
     step.b = random();
     step.c = random();

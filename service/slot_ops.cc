@@ -14,6 +14,7 @@
 #include "firsttouch/service/drift.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/restore_page.h"
+#include "firsttouch/service/sabotage.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/fill.h"
 #include "firsttouch/uffd/pagemap.h"
@@ -179,6 +180,7 @@ void Teach(const SlotState& slot, PagesOf pages_of) {
 
 // Restores these pages of one group; which of them had changed.
 uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits) {
+  if (Sabotaged(Sabotage::kRestore)) return bits;
   const uint64_t first_page = index * kPagesPerGroup;
   const uint64_t stored =
       first_page < slot.image_pages ? slot.image_stored[index] : 0;
@@ -356,8 +358,9 @@ absl::Status FinishLearning(const SlotOpsContext& context, SlotState& slot) {
 // and all others need not be restored any longer. Where it does not work the
 // pages stay as they are, and are restored.
 void ProtectAll(const SlotOpsContext& context, SlotState& slot) {
-  const ScanRequest request = ScanRequest::WrittenAndProtect(
+  ScanRequest request = ScanRequest::WrittenAndProtect(
       slot.base, AddressOf(slot, slot.kernel_pages));
+  if (Sabotaged(Sabotage::kProtection)) request.end = request.start;
   const ScanResult scan =
       ScanPages(*context.core.kernel, context.pagemap_fd, request, nullptr, 0,
                 [](const PageRegion&) { return true; });
@@ -737,7 +740,7 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
                           uint64_t keep_pages, uint64_t size_pages,
                           uint64_t hot_pages_limit) {
   // What was grown into goes first, so that nothing below has to look at it.
-  if (size_pages > keep_pages) {
+  if (size_pages > keep_pages && !Sabotaged(Sabotage::kGrownPages)) {
     NoteGrowth(slot, keep_pages, size_pages);
     if (absl::Status status = DropPages(context, slot, keep_pages, size_pages);
         !status.ok()) {
