@@ -1,0 +1,252 @@
+// The steady cycle asks nothing of the kernel: once a pool knows what its
+// tenants write, acquire -> write -> release makes no system call, raises no
+// signal and takes no page fault. All are counted from outside; no time is
+// looked at.
+
+#include <sys/mman.h>
+#include <sys/resource.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "firsttouch/bench/count_calls.h"
+#include "firsttouch/bench/scene.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/service/memory.h"
+#include "firsttouch/service/options.h"
+#include "firsttouch/service/service.h"
+#include "firsttouch/service/supply.h"
+#include "firsttouch/uffd/units.h"
+#include "gtest/gtest.h"
+
+namespace firsttouch {
+namespace {
+
+using bench::CallCounts;
+using bench::CountCalls;
+using bench::OrDie;
+
+constexpr uint64_t kImageBytes = 1 << 20;
+constexpr uint64_t kMemoryBytes = 4 << 20;
+
+// Until what a pool learns of an image is settled.
+constexpr int kWarmup = 150;
+// Several spans of the book-keeping (24 releases each) end among these.
+constexpr int kCycles = 200;
+
+struct Counted {
+  CallCounts calls;
+  int64_t page_faults = 0;
+  // Whether the tenant after the last one found the image and zeroes.
+  bool clean = false;
+};
+
+// What a child tells its parent.
+struct Told {
+  int64_t page_faults;
+  bool clean;
+};
+
+int64_t PageFaults() {
+  rusage usage = {};
+  getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_minflt + usage.ru_majflt;
+}
+
+// What a child does: makes what it needs, and returns from `run` when all is
+// counted. `count` runs a cycle as often as is counted, between the marks.
+using Count = absl::FunctionRef<void(absl::FunctionRef<void(int)> cycle)>;
+
+// Runs `body` in a child and counts what happens in the cycles it hands to its
+// argument. `body` returns whether the memory was handed on clean.
+absl::StatusOr<Counted> CountCycles(absl::FunctionRef<bool(Count)> body) {
+  void* const shared = mmap(nullptr, sizeof(Told), PROT_READ | PROT_WRITE,
+                            MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (shared == MAP_FAILED) return absl::ErrnoToStatus(errno, "mmap");
+  auto* const told = new (shared) Told{};
+  absl::StatusOr<CallCounts> calls =
+      CountCalls([&](absl::FunctionRef<void()> mark) {
+        told->clean = body([&](absl::FunctionRef<void(int)> cycle) {
+          const int64_t before = PageFaults();
+          mark();
+          for (int i = 0; i < kCycles; ++i) cycle(i);
+          mark();
+          told->page_faults = PageFaults() - before;
+        });
+      });
+  Counted counted{.page_faults = told->page_faults, .clean = told->clean};
+  munmap(shared, sizeof(Told));
+  if (!calls.ok()) return calls.status();
+  counted.calls = *calls;
+  return counted;
+}
+
+bool PtraceRefused(const absl::Status& status) {
+  return status.code() == absl::StatusCode::kPermissionDenied;
+}
+
+#define SKIP_IF_PTRACE_IS_REFUSED(counted)                            \
+  if (PtraceRefused((counted).status())) {                            \
+    GTEST_SKIP() << "ptrace is refused here: " << (counted).status(); \
+  }                                                                   \
+  ASSERT_TRUE((counted).ok()) << (counted).status()
+
+ServiceOptions PoolOfOne() {
+  return {.name = "steady",
+          .layout = {.instances = 1,
+                     .max_memory_bytes = kMemoryBytes,
+                     .guard_after_bytes = 2 << 20}};
+}
+
+void Write(std::byte* base, uint64_t page) {
+  static_cast<volatile std::byte*>(base)[page * kPageBytes + 8] = std::byte{1};
+}
+
+bool IsClean(Service& pool, const ImageRef& image) {
+  const Memory memory =
+      OrDie(pool.Acquire({.image = image, .size_bytes = kMemoryBytes}));
+  bool clean = memcmp(memory.base(), image->data(), kImageBytes) == 0;
+  for (uint64_t i = kImageBytes; i < kMemoryBytes; ++i) {
+    clean &= memory.base()[i] == std::byte{0};
+  }
+  return clean;
+}
+
+struct Case {
+  std::string name;
+  std::optional<Backing> backing;
+  // Where the k pages lie: in the image, or in all of the memory.
+  uint64_t written_bytes;
+  uint64_t k;
+};
+
+std::string NameOf(const Case& c) {
+  return absl::StrCat(
+      c.name, c.written_bytes == kImageBytes ? "_image_" : "_memory_", c.k);
+}
+
+std::vector<Case> Cases() {
+  std::vector<Case> cases;
+  const std::vector<std::pair<std::string, std::optional<Backing>>> backings = {
+      {"default", std::nullopt}, {"copied", Backing::kCopied}};
+  for (const auto& [name, backing] : backings) {
+    for (uint64_t bytes : {kImageBytes, kMemoryBytes}) {
+      for (uint64_t k : {0, 1, 4, 16, 64, 256}) {
+        cases.push_back({name, backing, bytes, k});
+      }
+    }
+  }
+  return cases;
+}
+
+class SteadyCycle : public testing::TestWithParam<Case> {};
+
+TEST_P(SteadyCycle, MakesNoCallAndTakesNoFault) {
+  const Case& c = GetParam();
+  ServiceOptions options = PoolOfOne();
+  options.backing = c.backing;
+  {
+    // A probe, gone before the child is forked.
+    const auto pool = Service::Create(options);
+    ASSERT_TRUE(pool.ok()) << pool.status();
+    if (IsMappings((*pool)->supply())) {
+      GTEST_SKIP() << "no userfaultfd here: " << (*pool)->Describe();
+    }
+  }
+  const uint64_t pages = c.written_bytes / kPageBytes;
+  const absl::StatusOr<Counted> counted = CountCycles([&](Count count) {
+    const ImageRef image = bench::PatternImage(kImageBytes);
+    const std::unique_ptr<Service> pool = OrDie(Service::Create(options));
+    const auto cycle = [&](int) {
+      Memory memory =
+          OrDie(pool->Acquire({.image = image, .size_bytes = kMemoryBytes}));
+      for (uint64_t i = 0; i < c.k; ++i) Write(memory.base(), i * pages / c.k);
+      OrDie(memory.Release());
+    };
+    for (int i = 0; i < kWarmup; ++i) cycle(i);
+    count(cycle);
+    return IsClean(*pool, image);
+  });
+  SKIP_IF_PTRACE_IS_REFUSED(counted);
+  EXPECT_EQ(counted->calls.system_calls, 0u) << "in " << kCycles << " cycles";
+  EXPECT_EQ(counted->calls.signals, 0u) << "in " << kCycles << " cycles";
+  EXPECT_EQ(counted->page_faults, 0) << "in " << kCycles << " cycles";
+  EXPECT_TRUE(counted->clean) << "the next tenant saw what the last one wrote";
+}
+
+INSTANTIATE_TEST_SUITE_P(Pools, SteadyCycle, testing::ValuesIn(Cases()),
+                         [](const auto& info) { return NameOf(info.param); });
+
+// The three counters see what they are there for.
+
+TEST(Counters, SeeTheCallAndTheFaultOfEachCycleOfCopyOnWrite) {
+  const absl::StatusOr<Counted> counted = CountCycles([](Count count) {
+    const ImageRef image = bench::PatternImage(kImageBytes);
+    bench::Mapping mapping(kMemoryBytes, image);
+    count([&](int) {
+      Write(mapping.base(), 3);
+      mapping.Drop();  // MADV_DONTNEED
+    });
+    return memcmp(mapping.base(), image->data(), kImageBytes) == 0;
+  });
+  SKIP_IF_PTRACE_IS_REFUSED(counted);
+  EXPECT_EQ(counted->calls.system_calls, uint64_t{kCycles});
+  EXPECT_EQ(counted->calls.signals, 0u);
+  EXPECT_GE(counted->page_faults, kCycles);
+  EXPECT_TRUE(counted->clean);
+}
+
+TEST(Counters, SeeTheSignalOfEachPageThatNobodyWroteBefore) {
+  ServiceOptions options = PoolOfOne();
+  options.tracking = Tracking::kSignal;
+  {
+    const auto pool = Service::Create(options);
+    ASSERT_TRUE(pool.ok()) << pool.status();
+    if (IsMappings((*pool)->supply())) {
+      GTEST_SKIP() << "no userfaultfd here: " << (*pool)->Describe();
+    }
+  }
+  const absl::StatusOr<Counted> counted = CountCycles([&](Count count) {
+    const ImageRef image = bench::PatternImage(kImageBytes);
+    const std::unique_ptr<Service> pool = OrDie(Service::Create(options));
+    count([&](int i) {
+      Memory memory =
+          OrDie(pool->Acquire({.image = image, .size_bytes = kMemoryBytes}));
+      Write(memory.base(), static_cast<uint64_t>(i));
+      OrDie(memory.Release());
+    });
+    return IsClean(*pool, image);
+  });
+  SKIP_IF_PTRACE_IS_REFUSED(counted);
+  EXPECT_GE(counted->calls.signals, uint64_t{kCycles});
+  // The return from each signal is a call, too.
+  EXPECT_GE(counted->calls.system_calls, uint64_t{kCycles});
+  EXPECT_TRUE(counted->clean);
+}
+
+TEST(Counters, SeeAWayThatHandsOnWhatWasWritten) {
+  const absl::StatusOr<Counted> counted = CountCycles([](Count count) {
+    const ImageRef image = bench::PatternImage(kImageBytes);
+    bench::Mapping mapping(kMemoryBytes, image);
+    Write(mapping.base(), 3);
+    count([](int) {});
+    return memcmp(mapping.base(), image->data(), kImageBytes) == 0;
+  });
+  SKIP_IF_PTRACE_IS_REFUSED(counted);
+  EXPECT_EQ(counted->calls.system_calls, 0u);
+  EXPECT_EQ(counted->page_faults, 0);
+  EXPECT_FALSE(counted->clean);
+}
+
+}  // namespace
+}  // namespace firsttouch
