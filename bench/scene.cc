@@ -33,7 +33,8 @@ ImageRef PatternImage(uint64_t bytes, uint32_t seed) {
         uint32_t value = seed * 2654435761u + page.value() * 40503u + 1;
         for (size_t i = 0; i < contents.size(); i += sizeof value) {
           value = value * 1664525u + 1013904223u;
-          memcpy(contents.data() + i, &value, sizeof value);
+          const uint32_t bytes = value | 0x02020202u;
+          memcpy(contents.data() + i, &bytes, sizeof bytes);
         }
         return absl::OkStatus();
       }));

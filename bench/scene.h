@@ -30,7 +30,8 @@ T OrDie(absl::StatusOr<T> value) {
   return *std::move(value);
 }
 
-// An image all of whose pages are stored and differ from each other.
+// An image all of whose pages are stored and differ from each other. No byte of
+// it is 0 or 1, so that whoever writes a 1 changes the page.
 ImageRef PatternImage(uint64_t bytes, uint32_t seed = 1);
 
 struct PoolShape {

@@ -206,9 +206,8 @@ TEST(Counters, SeeTheCallAndTheFaultOfEachCycleOfCopyOnWrite) {
   EXPECT_TRUE(counted->clean);
 }
 
-TEST(Counters, SeeTheSignalOfEachPageThatNobodyWroteBefore) {
-  ServiceOptions options = PoolOfOne();
-  options.tracking = Tracking::kSignal;
+TEST(Counters, SeeTheSignalOfEachCycleInASlotWithoutPages) {
+  const ServiceOptions options = PoolOfOne();
   {
     const auto pool = Service::Create(options);
     ASSERT_TRUE(pool.ok()) << pool.status();
@@ -219,10 +218,9 @@ TEST(Counters, SeeTheSignalOfEachPageThatNobodyWroteBefore) {
   const absl::StatusOr<Counted> counted = CountCycles([&](Count count) {
     const ImageRef image = bench::PatternImage(kImageBytes);
     const std::unique_ptr<Service> pool = OrDie(Service::Create(options));
-    count([&](int i) {
-      Memory memory =
-          OrDie(pool->Acquire({.image = image, .size_bytes = kMemoryBytes}));
-      Write(memory.base(), static_cast<uint64_t>(i));
+    count([&](int) {
+      Memory memory = bench::ColdMemory(*pool, image, kMemoryBytes);
+      bench::ReadEachPage(memory.base() + kImageBytes, kPageBytes);
       OrDie(memory.Release());
     });
     return IsClean(*pool, image);
