@@ -475,7 +475,9 @@ SlotState* Core::TakeSteady(const MemoryOptions& options) {
 void Core::Lease(SlotState& slot, const MemoryOptions& options) {
   slot.trap_callback = options.trap_callback;
   slot.trap_user = options.trap_user;
-  slot.last_fault_page.store(~uint64_t{0}, std::memory_order_relaxed);
+  if (slot.last_fault_page.load(std::memory_order_relaxed) != ~uint64_t{0}) {
+    slot.last_fault_page.store(~uint64_t{0}, std::memory_order_relaxed);
+  }
   slot.lifecycle.store(SlotLifecycle::kLeased, std::memory_order_release);
   slot.size_bytes.store(options.size_bytes, std::memory_order_release);
 }

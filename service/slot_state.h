@@ -73,6 +73,8 @@ const char* SlotLifecycleName(SlotLifecycle lifecycle);
 // What happened in a slot since the pool was made. Relaxed: each number is
 // right, together they may be a moment apart.
 struct SlotCounters {
+  std::atomic<uint64_t> handovers;
+  std::atomic<uint64_t> pages_restored;        // copied back at release
   std::atomic<uint64_t> minor_faults;          // first read of an image page
   std::atomic<uint64_t> missing_read_faults;   // first read of a zero page, or
                                                // of an image page by copy
@@ -81,10 +83,8 @@ struct SlotCounters {
   std::atomic<uint64_t> pages_mapped;          // shared with the image
   std::atomic<uint64_t> pages_copied;          // private from the start
   std::atomic<uint64_t> pages_zeroed;          // the kernel's page of zeroes
-  std::atomic<uint64_t> pages_restored;        // copied back at release
   std::atomic<uint64_t> pages_dropped;         // given back to the kernel
   std::atomic<uint64_t> traps;
-  std::atomic<uint64_t> handovers;
   std::atomic<uint64_t> binds;  // an image was mapped, or replaced
   std::atomic<uint64_t> grows;
   std::atomic<uint64_t> kernel_calls;      // made by firsttouch for this slot
@@ -112,13 +112,16 @@ inline void CountOwned(std::atomic<uint64_t>& counter, uint64_t by = 1) {
 // release.
 struct StrayPages {
   static constexpr uint32_t kCapacity = 8;
+  // Page addresses.
+  std::atomic<uintptr_t> page[kCapacity];
   // How many were added; may exceed kCapacity, and then all that lies behind
   // the size must be treated.
   std::atomic<uint32_t> count;
-  // Page addresses.
-  std::atomic<uintptr_t> page[kCapacity];
 };
 
+// What a steady hand-over touches comes first, so that it is few cache lines:
+// a guest that writes to four pages fills a cache of 32 KiB with them and the
+// image's.
 struct alignas(64) SlotState {
   // The bounds: bytes from the start that may be touched. 0 while nobody holds
   // the slot.
@@ -128,30 +131,53 @@ struct alignas(64) SlotState {
   // left before the release.)
   std::atomic<uint32_t> fills_in_flight{0};
   std::atomic<SlotLifecycle> lifecycle{SlotLifecycle::kFree};
-  // Releases that have begun and not let go of the pool; see core.h.
-  std::atomic<uint32_t> returning{0};
   // First byte of the memory; fixed.
   uintptr_t base = 0;
   PageStates pages;
-
   // Owner. What the slot is bound to, in the form the fault path reads; 0 and
   // null without an image.
   uint64_t image_pages = 0;
   const uint64_t* image_stored = nullptr;
   const std::byte* image_data = nullptr;
+
+  // Owner. The holder's trap callback.
+  TrapCallback trap_callback = nullptr;
+  void* trap_user = nullptr;
+  // Owner. What the holder was given at first.
+  uint64_t initial_bytes = 0;
+  std::shared_ptr<const Image> image;
+  // Chooses the tracking for the image; null without one.
+  std::shared_ptr<DriftPolicy> policy;
+  // Of this span of hand-overs: pages found changed in all of them together,
+  // and how many there were.
+  uint64_t span_changed = 0;
+  uint32_t span_handovers = 0;
+  Tracking tracking = Tracking::kSignal;
+  // Whether some page is untracked.
+  std::atomic<bool> any_untracked{false};
+  // Owner. A Reset failed: nothing is known of the pages.
+  bool broken = false;
+  // Owner. The pages that the image's tenants write are to be made private
+  // before the next one comes.
+  bool prefill_wanted = false;
+  // Owner. Which way the last restore went through the pages: the other way
+  // finds the caches warm.
+  bool restored_downwards = false;
+  // Guards against a fault that is resolved without end: the page of the last
+  // fault and how often in a row.
+  std::atomic<uint32_t> same_page_faults{0};
+  std::atomic<uint64_t> last_fault_page{~uint64_t{0}};
+  StrayPages strays{};
+  SlotCounters counters{};
+
+  // Releases that have begun and not let go of the pool; see core.h.
+  std::atomic<uint32_t> returning{0};
   // Brings pages into the memfd that is mapped; null where all are there.
   const ImageFetch* image_fetch = nullptr;
   // Owner. In pages below kernel_pages the kernel resolves every first touch by
   // itself: not registered (kLearning), or only for asynchronous protection
   // (kAsync). 0 with kSignal. Never above kept_pages.
   uint64_t kernel_pages = 0;
-  // Owner. The holder's trap callback.
-  TrapCallback trap_callback = nullptr;
-  void* trap_user = nullptr;
-  // Guards against a fault that is resolved without end: the page of the last
-  // fault and how often in a row.
-  std::atomic<uint64_t> last_fault_page{~uint64_t{0}};
-  std::atomic<uint32_t> same_page_faults{0};
   // Where the last fill of zero pages for writing ended, and how many pages it
   // had: a guest that fills its heap upwards gets more at a time.
   std::atomic<uint64_t> zero_run_end{0};
@@ -161,29 +187,11 @@ struct alignas(64) SlotState {
   std::atomic<uint64_t> read_run_pages{0};
   std::atomic<uint64_t> write_run_end{0};
   std::atomic<uint64_t> write_run_pages{0};
-  // Whether some page is untracked.
-  std::atomic<bool> any_untracked{false};
 
-  // Owner only from here on.
-  std::shared_ptr<const Image> image;
-  uint64_t initial_bytes = 0;
-  // Pages from the start that may be resident while the slot is free.
+  // Owner only from here on. Pages from the start that may be resident while
+  // the slot is free.
   uint64_t kept_pages = 0;
-  // A Reset failed: nothing is known of the pages.
-  bool broken = false;
-  Tracking tracking = Tracking::kSignal;
-  // Chooses it for the image; null without one.
-  std::shared_ptr<DriftPolicy> policy;
-  // The pages that the image's tenants write are to be made private before the
-  // next one comes.
-  bool prefill_wanted = false;
-  // Which way the last restore went through the pages: the other way finds
-  // the caches warm.
-  bool restored_downwards = false;
-  // Of this span of hand-overs: how many, pages found changed in all of them,
-  // and pages whose first write took a fault.
-  uint32_t span_handovers = 0;
-  uint64_t span_changed = 0;
+  // Pages in this span whose first write took a fault.
   uint64_t span_faulted = 0;
   // Spans in a row in which pages to demote were too few to be worth a call.
   uint32_t spans_put_off = 0;
@@ -197,9 +205,6 @@ struct alignas(64) SlotState {
   // the smaller one is filled at once when the next holder grows.
   uint32_t grown_pages = 0;
   uint32_t grown_pages_before = 0;
-
-  SlotCounters counters{};
-  StrayPages strays{};
 };
 
 }  // namespace firsttouch
