@@ -39,6 +39,13 @@ constexpr uint64_t kMaxPages = 48;
 constexpr uint32_t kSlots = 3;
 constexpr uint32_t kImages = 4;  // the last is none
 
+// About half a minute; a sanitizer's build is ten times as slow.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr uint64_t kSequences = 30;
+#else
+constexpr uint64_t kSequences = 400;
+#endif
+
 enum class Kind : uint8_t {
   kAcquire,           // memory a, image b, size c
   kWrite,             // memory a, offset b, value c
@@ -368,7 +375,8 @@ TEST_P(ModelTest, MemoriesAreWhatAByteArrayWouldBe) {
     const World probe(GetParam());
     if (!probe.status().ok()) GTEST_SKIP() << probe.status();
   }
-  const uint64_t sequences = FromEnvironment("FIRSTTOUCH_MODEL_SEQUENCES", 150);
+  const uint64_t sequences =
+      FromEnvironment("FIRSTTOUCH_MODEL_SEQUENCES", kSequences);
   const uint64_t seed = FromEnvironment("FIRSTTOUCH_MODEL_SEED", 1);
   std::mt19937_64 random(seed);
   for (uint64_t i = 0; i < sequences; ++i) {
