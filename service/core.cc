@@ -351,6 +351,12 @@ absl::Status Core::Start() {
     if (!threads.ok()) return threads.status();
     threads_ = *std::move(threads);
   }
+  if (options_.resident_budget_bytes.value_or(0) > 0) {
+    absl::StatusOr<std::unique_ptr<Janitor>> janitor =
+        Janitor::Start(options_.name, [this] { Trim().IgnoreError(); });
+    if (!janitor.ok()) return janitor.status();
+    janitor_ = *std::move(janitor);
+  }
   return absl::OkStatus();
 }
 
@@ -359,6 +365,7 @@ Core::~Core() {
     // A forked child: the mappings are not there, the threads are not there,
     // and the userfaultfd is the parent's. Whatever these objects hold is left.
     static_cast<void>(threads_.release());
+    static_cast<void>(janitor_.release());
     if (reservation_.has_value()) {
       static_cast<void>(new Reservation(*std::move(reservation_)));
     }
@@ -367,6 +374,7 @@ Core::~Core() {
   }
   // First nobody reads events any more (no guest code runs either), then the
   // memory goes, and only then the userfaultfd that guards it.
+  janitor_.reset();
   threads_.reset();
   if (registered_) UnregisterPool(&fault_core_.entry);
   reservation_.reset();
@@ -483,10 +491,148 @@ void Core::Lease(SlotState& slot, const MemoryOptions& options) {
 }
 
 bool Core::Claim(SlotState& slot) {
-  SlotLifecycle parked = SlotLifecycle::kParked;
-  return slot.lifecycle.compare_exchange_strong(
-      parked, SlotLifecycle::kReturning, std::memory_order_acquire,
-      std::memory_order_relaxed);
+  while (true) {
+    SlotLifecycle lifecycle = SlotLifecycle::kParked;
+    if (slot.lifecycle.compare_exchange_strong(
+            lifecycle, SlotLifecycle::kReturning, std::memory_order_acquire,
+            std::memory_order_relaxed)) {
+      return true;
+    }
+    if (lifecycle != SlotLifecycle::kTrimming) return false;
+    sched_yield();
+  }
+}
+
+bool Core::BeginUse(SlotState& slot) {
+  while (true) {
+    SlotLifecycle lifecycle = SlotLifecycle::kFree;
+    if (slot.lifecycle.compare_exchange_strong(
+            lifecycle, SlotLifecycle::kReturning, std::memory_order_acquire,
+            std::memory_order_relaxed) ||
+        lifecycle == SlotLifecycle::kReturning) {
+      return true;
+    }
+    if (lifecycle != SlotLifecycle::kTrimming) return false;
+    sched_yield();
+  }
+}
+
+absl::Status Core::TrimSlot(SlotState& slot, uint64_t* bytes) {
+  SlotLifecycle before = slot.lifecycle.load(std::memory_order_relaxed);
+  if ((before != SlotLifecycle::kFree && before != SlotLifecycle::kParked) ||
+      !slot.lifecycle.compare_exchange_strong(before, SlotLifecycle::kTrimming,
+                                              std::memory_order_acquire,
+                                              std::memory_order_relaxed)) {
+    return absl::OkStatus();  // Somebody has it.
+  }
+  const uint64_t pages = slot.idle_pages.load(std::memory_order_relaxed);
+  const absl::Status status = mappings_ != nullptr
+                                  ? mappings_->DropKept(slot, slot.kept_pages)
+                                  : DropPages(*ops_, slot, 0, slot.kept_pages);
+  if (!status.ok()) {
+    slot.lifecycle.store(SlotLifecycle::kQuarantined,
+                         std::memory_order_release);
+    // A free one is taken out by whoever gets it from the allocator.
+    if (before == SlotLifecycle::kParked) {
+      allocator_.Quarantine(SlotNumber(slot));
+    }
+    return status;
+  }
+  slot.prefill_wanted = slot.image != nullptr && mappings_ == nullptr;
+  slot.idle_pages.store(0, std::memory_order_relaxed);
+  kept_by_slots_.fetch_sub(static_cast<int64_t>(pages),
+                           std::memory_order_relaxed);
+  CountOwned(slot.counters.pages_trimmed, pages);
+  *bytes += pages * kPageBytes;
+  slot.lifecycle.store(before, std::memory_order_release);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<uint64_t> Core::Trim() {
+  if (absl::Status status = CheckProcess(); !status.ok()) return status;
+  struct Idle {
+    uint64_t released_ns;
+    uint64_t pages;
+    SlotState* slot;
+  };
+  std::vector<Idle> idle;
+  uint64_t kept = 0;
+  for (uint32_t i = 0; i < layout_.slots(); ++i) {
+    SlotState& slot = slots_[i];
+    const SlotLifecycle lifecycle =
+        slot.lifecycle.load(std::memory_order_acquire);
+    const uint64_t pages = slot.idle_pages.load(std::memory_order_relaxed);
+    if (pages == 0 || (lifecycle != SlotLifecycle::kFree &&
+                       lifecycle != SlotLifecycle::kParked)) {
+      continue;
+    }
+    idle.push_back(
+        {slot.released_ns.load(std::memory_order_relaxed), pages, &slot});
+    kept += pages * kPageBytes;
+  }
+  const uint64_t budget = options_.resident_budget_bytes.value_or(0);
+  if (kept <= budget) return 0;
+  std::sort(idle.begin(), idle.end(), [](const Idle& a, const Idle& b) {
+    return a.released_ns < b.released_ns;
+  });
+  uint64_t bytes = 0;
+  absl::Status failure;
+  for (const Idle& one : idle) {
+    if (kept <= budget) break;
+    if (absl::Status status = TrimSlot(*one.slot, &bytes); !status.ok()) {
+      failure.Update(status);
+    }
+    kept -= one.pages * kPageBytes;
+  }
+  if (!failure.ok()) return failure;
+  return bytes;
+}
+
+uint64_t Core::CountPrivate(SlotState& slot) const {
+  ScanRequest request = ScanRequest::PrivateCopies(
+      slot.base, slot.base + slot.kept_pages * kPageBytes);
+  request.none_of |= kPageIsPfnZero;
+  request.report = 0;
+  PageRegion regions[64];
+  const ScanResult scan = ScanPages(kernel_, pagemap_->fd(), request, regions,
+                                    64, [](const PageRegion&) { return true; });
+  Count(slot.counters.kernel_calls, scan.calls);
+  return scan.pages;
+}
+
+void Core::NoteIdle(SlotState& slot) {
+  uint64_t pages = 0;
+  if (mappings_ != nullptr) {
+    pages = mappings_->KeptPages(slot);
+  } else {
+    const bool copied = fault_core_.backing == Backing::kCopied;
+    slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
+      uint64_t own = group.open.load(std::memory_order_relaxed);
+      if (copied && index * kPagesPerGroup < slot.image_pages) {
+        own |= group.present.load(std::memory_order_relaxed) &
+               slot.image_stored[index];
+      }
+      pages += std::popcount(own);
+    });
+    if (slot.tracking == Tracking::kAsync) {
+      // Protected pages stay private, and not all that are open are: counted
+      // where there may be more than before.
+      const uint64_t least = slot.idle_pages.load(std::memory_order_relaxed);
+      pages = pages > least ? CountPrivate(slot) : least;
+    }
+  }
+  const uint64_t before = slot.idle_pages.load(std::memory_order_relaxed);
+  if (pages == before) return;
+  slot.idle_pages.store(pages, std::memory_order_relaxed);
+  const int64_t kept =
+      kept_by_slots_.fetch_add(static_cast<int64_t>(pages - before),
+                               std::memory_order_relaxed) +
+      static_cast<int64_t>(pages - before);
+  if (janitor_ != nullptr && pages > before &&
+      static_cast<uint64_t>(kept) * kPageBytes >
+          *options_.resident_budget_bytes) {
+    janitor_->Wake();
+  }
 }
 
 std::optional<uint32_t> Core::ClaimAnyParked() {
@@ -528,8 +674,11 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
   if (absl::Status status = DropStrays(*ops_, slot); !status.ok()) {
     return status;
   }
-  Prefill(*ops_, slot, size_pages, HotPagesLimit(size_pages));
   slot.kept_pages = size_pages;
+  if (slot.prefill_wanted) {
+    Prefill(*ops_, slot, size_pages, HotPagesLimit(size_pages));
+    NoteIdle(slot);
+  }
   slot.initial_bytes = options.size_bytes;
   slot.broken = false;
   Lease(slot, options);
@@ -557,6 +706,10 @@ absl::StatusOr<Memory> Core::AcquireOne(const MemoryOptions& options) {
     return status;
   }
   absl::StatusOr<uint32_t> instance = TakeInstance(options);
+  while (instance.ok() && !BeginUse(slots_[*instance])) {
+    allocator_.Quarantine(*instance);
+    instance = TakeInstance(options);
+  }
   if (!instance.ok()) return instance.status();
   SlotState& slot = slots_[*instance];
   if (absl::Status status = PrepareSlot(slot, options); !status.ok()) {
@@ -596,6 +749,11 @@ absl::StatusOr<std::vector<Memory>> Core::AcquireInstance(
   absl::Status failure;
   for (uint32_t i = 0; i < per_instance; ++i) {
     SlotState& slot = slots_[*instance * per_instance + i];
+    if (!BeginUse(slot)) {
+      failure.Update(absl::InternalError(
+          absl::StrCat("slot ", SlotNumber(slot), " of pool \"", options_.name,
+                       "\" could not be trimmed and is quarantined")));
+    }
     if (failure.ok()) failure = PrepareSlot(slot, options[i]);
     if (!failure.ok()) {
       // Whatever was not prepared is not known to be clean.
@@ -674,6 +832,7 @@ absl::Status Core::TooLarge(uint64_t size_bytes, uint64_t delta_bytes) const {
 }
 
 uint64_t Core::HotPagesLimit(uint64_t keep_pages) const {
+  if (options_.resident_budget_bytes == uint64_t{0}) return 0;
   return options_.hot_pages_limit.value_or(
       std::max(kMinHotPagesLimit, keep_pages / 2));
 }
@@ -691,16 +850,20 @@ absl::Status Core::Restore(SlotState& slot) {
     size_bytes = slot.size_bytes.load(std::memory_order_relaxed);
     slot.size_bytes.store(0, std::memory_order_relaxed);
   }
-  if (mappings_ != nullptr) {
-    return mappings_->Restore(slot, slot.kept_pages,
-                              HotPagesLimit(slot.kept_pages));
-  }
   const uint64_t size_pages = PagesRoundedUp(size_bytes).value();
-  absl::Status status = RestorePages(*ops_, slot, slot.kept_pages, size_pages,
-                                     HotPagesLimit(slot.kept_pages));
+  absl::Status status;
+  if (mappings_ != nullptr) {
+    status = mappings_->Restore(slot, slot.kept_pages,
+                                HotPagesLimit(slot.kept_pages));
+    if (status.ok()) NoteIdle(slot);
+    return status;
+  }
+  status = RestorePages(*ops_, slot, slot.kept_pages, size_pages,
+                        HotPagesLimit(slot.kept_pages));
   if (status.ok()) {
     status = DropStrays(*ops_, slot);
   }
+  if (status.ok()) NoteIdle(slot);
   return status;
 }
 
@@ -722,6 +885,9 @@ absl::Status Core::Reset(SlotState& slot) {
 absl::Status Core::Release(SlotState& slot) {
   // In a child the slot is not ours to touch; forgetting it is all there is.
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
+  if (janitor_ != nullptr) {
+    slot.released_ns.store(MonotonicNanos(), std::memory_order_relaxed);
+  }
   // Orphan() waits for releases that did not see it coming.
   slot.lifecycle.exchange(SlotLifecycle::kReturning, std::memory_order_seq_cst);
   if (orphaned_.load(std::memory_order_seq_cst)) {
@@ -963,8 +1129,14 @@ ServiceStats Core::Stats() const {
   uint64_t parked = 0;
   for (uint32_t i = 0; i < layout_.slots(); ++i) {
     AddSlotCounters(slots_[i].counters, stats);
-    parked += slots_[i].lifecycle.load(std::memory_order_relaxed) ==
-              SlotLifecycle::kParked;
+    const SlotLifecycle lifecycle =
+        slots_[i].lifecycle.load(std::memory_order_relaxed);
+    parked += lifecycle == SlotLifecycle::kParked;
+    if (lifecycle == SlotLifecycle::kParked ||
+        lifecycle == SlotLifecycle::kFree) {
+      stats.idle_private_bytes +=
+          slots_[i].idle_pages.load(std::memory_order_relaxed) * kPageBytes;
+    }
   }
   for (const FaultCore::Shard& shard : fault_core_.shards) {
     for (int i = 0; i < LatencyHistogram::kBuckets; ++i) {

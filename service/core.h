@@ -29,6 +29,7 @@
 #include "firsttouch/service/drift.h"
 #include "firsttouch/service/fault_core.h"
 #include "firsttouch/service/handler_threads.h"
+#include "firsttouch/service/janitor.h"
 #include "firsttouch/service/mapping_ops.h"
 #include "firsttouch/service/memory.h"
 #include "firsttouch/service/options.h"
@@ -69,6 +70,8 @@ class Core {
 
   // The Service is gone: deletes `core` now, or when the last memory goes.
   static void Orphan(std::unique_ptr<Core> core);
+
+  absl::StatusOr<uint64_t> Trim();
 
   ServiceStats Stats() const;
   std::string Describe() const;
@@ -121,6 +124,14 @@ class Core {
   // Where a clean, returning slot goes: to this thread, or to everybody.
   void Park(SlotState& slot);
   void Return(SlotState& slot, SlotLifecycle lifecycle);
+  // Takes a slot that the allocator gave, or that was claimed, away from
+  // whoever trims it. False: that failed, and the slot is unfit.
+  static bool BeginUse(SlotState& slot);
+  absl::Status TrimSlot(SlotState& slot, uint64_t* bytes);
+  // Notes what a slot keeps that was just restored.
+  void NoteIdle(SlotState& slot);
+  // Pages that are neither the image's nor the page of zeroes, by a scan.
+  uint64_t CountPrivate(SlotState& slot) const;
   // Fills what holders before this one grew into and touched.
   void FillGrowth(SlotState& slot, uint64_t before, uint64_t after);
   absl::Status PrepareSlot(SlotState& slot, const MemoryOptions& options);
@@ -160,6 +171,10 @@ class Core {
   // Threads that wait for a slot.
   std::atomic<uint32_t> waiting_{0};
   std::optional<DriftPolicies> policies_;
+  // Private pages that slots kept at their last release, held ones included:
+  // more than what idle ones keep. Only with a budget.
+  std::atomic<int64_t> kept_by_slots_{0};
+  std::unique_ptr<Janitor> janitor_;
   std::optional<SlotOpsContext> ops_;
   // Null for kUserfaultfd.
   std::unique_ptr<MappingOps> mappings_;

@@ -462,6 +462,8 @@ const char* SlotLifecycleName(SlotLifecycle lifecycle) {
       return "quarantined";
     case SlotLifecycle::kParked:
       return "parked";
+    case SlotLifecycle::kTrimming:
+      return "trimming";
   }
   return "unknown";
 }

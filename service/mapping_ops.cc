@@ -296,6 +296,16 @@ absl::Status MappingOps::ScanAndRestore(SlotState& slot, uint64_t keep_pages,
     CountOwned(slot.counters.pages_restored, restored);
   }
   Of(slot).private_end = private_end;
+  Of(slot).private_pages = too_many ? 0 : restored;
+  return absl::OkStatus();
+}
+
+absl::Status MappingOps::DropKept(SlotState& slot, uint64_t keep_pages) {
+  if (absl::Status status = Drop(slot, 0, keep_pages); !status.ok()) {
+    return status;
+  }
+  Of(slot).private_end = 0;
+  Of(slot).private_pages = 0;
   return absl::OkStatus();
 }
 

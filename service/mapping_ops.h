@@ -70,6 +70,15 @@ class MappingOps {
   absl::Status Restore(SlotState& slot, uint64_t keep_pages,
                        uint64_t hot_pages_limit);
 
+  // Gives back what the free slot keeps below `keep_pages`. Errors: the errno
+  // of madvise(2).
+  absl::Status DropKept(SlotState& slot, uint64_t keep_pages);
+
+  // Private pages that it keeps.
+  uint64_t KeptPages(const SlotState& slot) const {
+    return Of(slot).private_pages;
+  }
+
   // Makes all of the slot inaccessible, as far as the kernel obeys.
   void Shut(SlotState& slot);
 
@@ -111,19 +120,21 @@ class MappingOps {
     uint64_t accessible_pages = 0;
     // Behind the last page that may be private while the slot is free.
     uint64_t private_end = 0;
+    // How many are.
+    uint64_t private_pages = 0;
   };
 
   SlotMappings& Of(const SlotState& slot) const {
     return slots_[&slot - core_.slots];
   }
   absl::Status Bind(SlotState& slot, const ImageRef& image);
+  absl::Status Drop(SlotState& slot, uint64_t first_page, uint64_t end_page);
   // Maps pages anew, from `file` or, with fd -1, anonymous, with every property
   // of the rest of the pool.
   absl::Status MapAnew(SlotState& slot, uint64_t first_page, uint64_t pages,
                        const Image::Mapping& file);
   absl::Status Protect(SlotState& slot, uint64_t first_page, uint64_t end_page,
                        int protection);
-  absl::Status Drop(SlotState& slot, uint64_t first_page, uint64_t end_page);
   // Copies the initial bytes back, or drops.
   absl::Status ScanAndRestore(SlotState& slot, uint64_t keep_pages,
                               uint64_t hot_pages_limit);

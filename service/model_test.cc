@@ -41,7 +41,7 @@ constexpr uint32_t kImages = 4;  // the last is none
 
 // About half a minute; a sanitizer's build is ten times as slow.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr uint64_t kSequences = 30;
+constexpr uint64_t kSequences = 20;
 #else
 constexpr uint64_t kSequences = 400;
 #endif
@@ -61,18 +61,27 @@ enum class Kind : uint8_t {
   kSnapshot,          // memory a: becomes the last image but one
   kPageOut,           // memory a: out to swap, where there is some
   kFork,              // a child that has no pool comes and goes
+  kTrim,              // idle slots give back what they have
 };
-constexpr int kKinds = 14;
+constexpr int kKinds = 15;
 
 const char* KindName(Kind kind) {
   static constexpr std::array<const char*, kKinds> kNames = {
-      "kAcquire",        "kWrite",
-      "kRead",           "kFill",
-      "kGrow",           "kTrap",
-      "kSystemCall",     "kReset",
-      "kRelease",        "kReleaseElsewhere",
-      "kReleaseFailing", "kSnapshot",
-      "kPageOut",        "kFork"};
+      "kAcquire",
+      "kWrite",
+      "kRead",
+      "kFill",
+      "kGrow",
+      "kTrap",
+      "kSystemCall",
+      "kReset",
+      "kRelease",
+      "kReleaseElsewhere",
+      "kReleaseFailing",
+      "kSnapshot",
+      "kPageOut",
+      "kFork",
+      "kTrim"};
   return kNames[static_cast<size_t>(kind)];
 }
 
@@ -141,10 +150,15 @@ class World {
   std::optional<std::string> DoOne(const Step& step) {
     Held& held = held_[step.a % kSlots];
     if (step.kind == Kind::kAcquire) return Acquire(held, step);
+    if (step.kind == Kind::kTrim) {
+      if (!service_->Trim().ok()) return "trim";
+      return std::nullopt;
+    }
     if (!held.memory) return std::nullopt;
     const uint64_t size = held.model.size();
     switch (step.kind) {
       case Kind::kAcquire:
+      case Kind::kTrim:
         break;
       case Kind::kWrite:
         if (size == 0) break;

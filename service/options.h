@@ -79,6 +79,12 @@ struct ServiceOptions {
   // kept private: to restore a page sixty times costs as much as one signal.
   uint32_t hot_cycles = 60;
 
+  // Idle slots keep private pages up to this many bytes, all slots of the pool
+  // together; above it those that were released longest ago give theirs back,
+  // in a thread of the pool's own. 0: every slot does, at its release. Unset:
+  // no limit; Service::Trim() gives back what idle slots have.
+  std::optional<uint64_t> resident_budget_bytes;
+
   // How first writes to clean pages are found. Unset: chosen for each image
   // from what its tenants do (drift.h); the first holder of an image of which
   // nothing is known runs untracked. kSignal or kAsync: always this one; kAsync

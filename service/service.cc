@@ -28,6 +28,8 @@ absl::StatusOr<std::vector<Memory>> Service::AcquireInstance(
   return core_->AcquireInstance(options);
 }
 
+absl::StatusOr<uint64_t> Service::Trim() { return core_->Trim(); }
+
 ServiceStats Service::Stats() const { return core_->Stats(); }
 
 std::string Service::Describe() const { return core_->Describe(); }

@@ -102,6 +102,15 @@ class Service {
   absl::StatusOr<std::vector<Memory>> AcquireInstance(
       std::span<const MemoryOptions> options);
 
+  // Gives back the private pages of slots that nobody holds, those released
+  // longest ago first, until what the rest keep is within
+  // ServiceOptions::resident_budget_bytes; unset, all of them. Their next
+  // holders start as ever, but more slowly. Returns the bytes given back. Any
+  // thread, at any time; an Acquire that wants a slot which is being trimmed
+  // waits for that. Errors: FailedPrecondition in a forked child; the first one
+  // that occurred (the slot is quarantined, the others are trimmed).
+  absl::StatusOr<uint64_t> Trim();
+
   ServiceStats Stats() const;
 
   // What was picked and why, for people: some lines of text.

@@ -42,6 +42,8 @@ struct ImageFetch;
 // kFree: pages below kept_pages hold initial bytes, pages above are missing.
 // kParked: the same, but not in the allocator: kept for the thread that
 // released it. Whoever moves it on from here by a compare-exchange has it.
+// kTrimming: kFree or kParked, and its pages are being given back; soon what it
+// was before.
 // kQuarantined: a step of the reset failed, nothing is known; never leased
 // again.
 enum class SlotLifecycle : uint32_t {
@@ -50,6 +52,7 @@ enum class SlotLifecycle : uint32_t {
   kReturning,
   kQuarantined,
   kParked,
+  kTrimming,
 };
 
 // How the pages that a holder changes are found out.
@@ -89,6 +92,7 @@ struct SlotCounters {
   std::atomic<uint64_t> grows;
   std::atomic<uint64_t> kernel_calls;      // made by firsttouch for this slot
   std::atomic<uint64_t> pages_prefilled;   // made private before a holder asked
+  std::atomic<uint64_t> pages_trimmed;     // given back while nobody had it
   std::atomic<uint64_t> pages_demoted;     // no longer hot
   std::atomic<uint64_t> pages_found;       // changed, by a scan
   std::atomic<uint64_t> untracked_leases;  // that taught a write set
@@ -201,6 +205,10 @@ struct alignas(64) SlotState {
   // kAsync: what restoring pages that nobody had written has cost since the
   // last time that all were protected.
   uint64_t rent_ns = 0;
+  // Private pages that the slot kept at its last release, and when that was
+  // (CLOCK_MONOTONIC; only with a budget).
+  std::atomic<uint64_t> idle_pages{0};
+  std::atomic<uint64_t> released_ns{0};
   // Pages that a holder grew into and touched, at the last release and before:
   // the smaller one is filled at once when the next holder grows.
   uint32_t grown_pages = 0;

@@ -28,13 +28,14 @@ std::string ServiceStats::ToString() const {
       "pages: ", pages_mapped, " mapped, ", pages_copied, " copied, ",
       pages_zeroed, " zero, ", pages_restored, " restored, ", pages_dropped,
       " dropped\n", "hot set: ", pages_prefilled, " prefilled, ", pages_demoted,
-      " demoted, ", pages_found, " found by scans; ", untracked_leases,
-      " untracked holders, ", tracking_changes, " changes of tracking\n",
-      "slots: ", slots, ", ", slots_in_use, " in use, ", slots_quarantined,
-      " quarantined; ", handovers, " hand-overs, ", binds, " binds, ", grows,
-      " grows\n", "kernel calls: ", kernel_calls,
-      "; fault latency: half below ", FaultLatencyQuantileNs(0.5),
-      " ns, 99 % below ", FaultLatencyQuantileNs(0.99), " ns\n");
+      " demoted, ", pages_trimmed, " trimmed, ", pages_found,
+      " found by scans; ", untracked_leases, " untracked holders, ",
+      tracking_changes, " changes of tracking\n", "slots: ", slots, ", ",
+      slots_in_use, " in use, ", slots_quarantined, " quarantined; ", handovers,
+      " hand-overs, ", binds, " binds, ", grows, " grows\n",
+      "kernel calls: ", kernel_calls, "; fault latency: half below ",
+      FaultLatencyQuantileNs(0.5), " ns, 99 % below ",
+      FaultLatencyQuantileNs(0.99), " ns\n");
 }
 
 void AddSlotCounters(const SlotCounters& counters, ServiceStats& stats) {
@@ -52,6 +53,7 @@ void AddSlotCounters(const SlotCounters& counters, ServiceStats& stats) {
   stats.pages_restored += get(counters.pages_restored);
   stats.pages_dropped += get(counters.pages_dropped);
   stats.pages_prefilled += get(counters.pages_prefilled);
+  stats.pages_trimmed += get(counters.pages_trimmed);
   stats.pages_demoted += get(counters.pages_demoted);
   stats.pages_found += get(counters.pages_found);
   stats.untracked_leases += get(counters.untracked_leases);

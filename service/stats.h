@@ -30,6 +30,7 @@ struct ServiceStats {
   uint64_t pages_dropped = 0;   // given back to the kernel
 
   uint64_t pages_prefilled = 0;  // made private before a holder asked
+  uint64_t pages_trimmed = 0;    // given back by slots that nobody had
   uint64_t pages_demoted = 0;    // hot ones that had stopped changing; dropped
   uint64_t pages_found = 0;      // changed, as a scan told
 
@@ -43,7 +44,8 @@ struct ServiceStats {
 
   uint64_t slots = 0;
   uint64_t slots_in_use = 0;
-  uint64_t slots_quarantined = 0;  // a reset failed: never used again
+  uint64_t idle_private_bytes = 0;  // kept by slots that nobody has
+  uint64_t slots_quarantined = 0;   // a reset failed: never used again
 
   // Resolved faults by latency: bucket i counts [2^i, 2^(i+1)) ns.
   std::array<uint64_t, LatencyHistogram::kBuckets> fault_latency{};

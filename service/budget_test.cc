@@ -1,0 +1,218 @@
+// What idle slots keep, and how they give it back.
+
+#include <atomic>
+#include <cstdint>
+#include <fstream>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/service/service.h"
+#include "firsttouch/service/service_test_util.h"
+#include "firsttouch/uffd/fake_kernel.h"
+#include "firsttouch/uffd/units.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace firsttouch {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr uint64_t kPages = 32;
+constexpr uint64_t kSize = kPages * kPageBytes;
+constexpr uint32_t kSlots = 16;
+
+// Private bytes of the mappings in [first, first + bytes), as smaps has them.
+uint64_t PrivateBytes(uintptr_t first, uint64_t bytes) {
+  std::ifstream smaps("/proc/self/smaps");
+  std::string line;
+  bool inside = false;
+  uint64_t sum = 0;
+  while (std::getline(smaps, line)) {
+    uintptr_t from = 0;
+    uintptr_t to = 0;
+    char dash = 0;
+    std::istringstream words(line);
+    if (words >> std::hex >> from >> dash >> to && dash == '-') {
+      inside = from >= first && to <= first + bytes;
+      continue;
+    }
+    uint64_t kib = 0;
+    std::string name;
+    std::istringstream field(line);
+    // Not those of an image, which are no slot's own.
+    if (inside && field >> name >> kib &&
+        (name == "Anonymous:" || name == "Swap:")) {
+      sum += kib * 1024;
+    }
+  }
+  return sum;
+}
+
+class BudgetTest : public testing::TestWithParam<Way> {
+ protected:
+  void Make(std::optional<uint64_t> budget, Kernel* kernel = nullptr) {
+    ServiceOptions options;
+    options.name = "budget";
+    options.layout = {.instances = kSlots,
+                      .max_memory_bytes = kSize,
+                      .guard_after_bytes = 65536};
+    options.supply = GetParam().supply;
+    options.backing = GetParam().backing;
+    options.resolve = GetParam().resolve;
+    options.tracking = GetParam().tracking;
+    options.trap_callback = JumpOutOfTrap;
+    options.resident_budget_bytes = budget;
+    absl::StatusOr<std::unique_ptr<Service>> service =
+        kernel == nullptr ? Service::Create(options)
+                          : Service::Create(options, *kernel);
+    if (!service.ok()) GTEST_SKIP() << service.status();
+    service_ = *std::move(service);
+  }
+
+  Memory Acquire() {
+    absl::StatusOr<Memory> memory =
+        service_->Acquire({.image = image_, .size_bytes = kSize});
+    EXPECT_TRUE(memory.ok()) << memory.status();
+    return memory.ok() ? *std::move(memory) : Memory();
+  }
+
+  // Holds all slots at once, changes some pages of each, and lets them go in
+  // the order of their numbers.
+  void UseAll() {
+    std::vector<Memory> held;
+    for (uint32_t i = 0; i < kSlots; ++i) {
+      held.push_back(Acquire());
+      ASSERT_EQ(FirstDifference(held[i], InitialBytes(image_, kSize)),
+                std::nullopt);
+      for (uint64_t page : {1, 2, 20}) Store(held[i], page * kPageBytes, 1);
+    }
+    for (Memory& memory : held) ASSERT_EQ(memory.Release(), absl::OkStatus());
+  }
+
+  uint64_t InSmaps() const {
+    return PrivateBytes(service_->base(),
+                        service_->layout().reservation_bytes());
+  }
+
+  const ImageRef image_ = PatternImage("budget", 16);
+  std::unique_ptr<Service> service_;
+};
+
+INSTANTIATE_TEST_SUITE_P(AllWays, BudgetTest, AllWays(), WayName);
+
+TEST_P(BudgetTest, TrimGivesBackAllThatIdleSlotsHave) {
+  Make(std::nullopt);
+  if (service_ == nullptr) return;
+  for (int i = 0; i < 4; ++i) UseAll();
+  Memory held = Acquire();
+  Store(held, 3 * kPageBytes, 0x77);
+  const uint64_t idle = service_->Stats().idle_private_bytes;
+  absl::StatusOr<uint64_t> bytes = service_->Trim();
+  ASSERT_TRUE(bytes.ok()) << bytes.status();
+  EXPECT_EQ(*bytes, idle);
+  EXPECT_EQ(service_->Stats().idle_private_bytes, 0u);
+  EXPECT_EQ(service_->Stats().pages_trimmed, idle / kPageBytes);
+  // What is held is left alone; it has one slot's pages and no more.
+  EXPECT_EQ(Load(held, 3 * kPageBytes), 0x77);
+  EXPECT_LE(InSmaps(), kSize);
+  EXPECT_EQ(held.Release(), absl::OkStatus());
+  UseAll();
+}
+
+TEST_P(BudgetTest, WhatIdleSlotsKeepIsWhatSmapsSays) {
+  Make(std::nullopt);
+  if (service_ == nullptr) return;
+  for (int i = 0; i < 3; ++i) UseAll();
+  EXPECT_EQ(service_->Stats().idle_private_bytes, InSmaps());
+}
+
+TEST_P(BudgetTest, ABudgetOfZeroDropsAtRelease) {
+  Make(0);
+  if (service_ == nullptr) return;
+  for (int i = 0; i < 3; ++i) {
+    UseAll();
+    EXPECT_EQ(InSmaps(), 0u);
+    EXPECT_EQ(service_->Stats().idle_private_bytes, 0u);
+  }
+}
+
+TEST_P(BudgetTest, TheSlotsReleasedLongestAgoGiveTheirPagesBack) {
+  constexpr uint64_t kBudget = 10 * kPageBytes;
+  Make(kBudget);
+  if (service_ == nullptr) return;
+  for (int i = 0; i < 3; ++i) UseAll();
+  // The janitor may have been here, or not yet.
+  ASSERT_TRUE(service_->Trim().ok());
+  EXPECT_LE(service_->Stats().idle_private_bytes, kBudget);
+  EXPECT_LE(InSmaps(), kBudget);
+  UseAll();
+}
+
+TEST_P(BudgetTest, AFailedTrimQuarantinesTheSlotAndTrimsTheOthers) {
+  FakeKernel kernel;
+  Make(std::nullopt, &kernel);
+  if (service_ == nullptr) return;
+  for (int i = 0; i < 3; ++i) UseAll();
+  if (service_->Stats().idle_private_bytes == 0) {
+    GTEST_SKIP() << "keeps nothing";
+  }
+  kernel.Fail(FakeKernel::Op::kMadvise, 1, CallResult{0, ENOMEM});
+  absl::StatusOr<uint64_t> bytes = service_->Trim();
+  EXPECT_THAT(std::string(bytes.status().message()),
+              HasSubstr("MADV_DONTNEED of"));
+  kernel.Clear(FakeKernel::Op::kMadvise);
+  EXPECT_EQ(service_->Stats().idle_private_bytes, 0u);
+  // One less, and all others as they should be.
+  std::vector<Memory> held;
+  for (uint32_t i = 0; i + 1 < kSlots; ++i) {
+    held.push_back(Acquire());
+    ASSERT_EQ(FirstDifference(held[i], InitialBytes(image_, kSize)),
+              std::nullopt);
+  }
+  EXPECT_FALSE(service_->Acquire({.image = image_, .size_bytes = kSize}).ok());
+  EXPECT_EQ(service_->Stats().slots_quarantined, 1u);
+}
+
+TEST_P(BudgetTest, HoldersNeverSeeTheTrimmingOfOthers) {
+  Make(5 * kPageBytes);
+  if (service_ == nullptr) return;
+  std::atomic<bool> stop{false};
+  std::thread trimmer([&] {
+    while (!stop) {
+      EXPECT_TRUE(service_->Trim().ok());
+      std::this_thread::yield();
+    }
+  });
+  std::vector<std::thread> tenants;
+  const std::vector<uint8_t> initial = InitialBytes(image_, kSize);
+  for (int t = 0; t < 2; ++t) {
+    tenants.emplace_back([&] {
+      for (int i = 0; i < 200; ++i) {
+        Memory first = Acquire();
+        Memory second = Acquire();
+        EXPECT_EQ(FirstDifference(first, initial), std::nullopt);
+        EXPECT_EQ(FirstDifference(second, initial), std::nullopt);
+        for (uint64_t page : {1, 7, 20}) {
+          Store(first, page * kPageBytes, 1);
+          Store(second, page * kPageBytes, 2);
+        }
+      }
+    });
+  }
+  for (std::thread& tenant : tenants) tenant.join();
+  stop = true;
+  trimmer.join();
+  EXPECT_EQ(service_->Stats().slots_in_use, 0u);
+  EXPECT_EQ(service_->Stats().slots_quarantined, 0u);
+}
+
+}  // namespace
+}  // namespace firsttouch
