@@ -971,8 +971,11 @@ void Core::LetGo(uint32_t slot_number, bool failed, uint64_t affinity_key) {
 
 bool Core::AnyHeld() const {
   for (uint32_t i = 0; i < layout_.slots(); ++i) {
-    if (slots_[i].lifecycle.load(std::memory_order_acquire) ==
-        SlotLifecycle::kLeased) {
+    const SlotLifecycle lifecycle =
+        slots_[i].lifecycle.load(std::memory_order_acquire);
+    // One that is returning will take the mutex of all cores yet.
+    if (lifecycle == SlotLifecycle::kLeased ||
+        lifecycle == SlotLifecycle::kReturning) {
       return true;
     }
   }

@@ -493,6 +493,29 @@ TEST_P(ServiceTest, AMemoryMayOutliveItsService) {
   EXPECT_EQ(FindPool(base), nullptr);
 }
 
+TEST_P(ServiceTest, MemoriesThatOutliveTheirServiceMayGoAllAtOnce) {
+  for (int i = 0; i < 30; ++i) {
+    MakeService({});
+    if (service_ == nullptr) return;
+    std::vector<std::thread> threads;
+    std::atomic<int> ready{0};
+    for (int t = 0; t < 3; ++t) {
+      threads.emplace_back(
+          [&ready](Memory memory) {
+            Store(memory, 0, 1);
+            ++ready;
+            while (ready < 4) std::this_thread::yield();
+            EXPECT_EQ(memory.Release(), absl::OkStatus());
+          },
+          MustAcquire({.size_bytes = kPageBytes}));
+    }
+    while (ready < 3) std::this_thread::yield();
+    ++ready;
+    service_.reset();
+    for (std::thread& thread : threads) thread.join();
+  }
+}
+
 TEST_P(ServiceTest, ThreadsThatTouchTheSamePagesAtOnceAgree) {
   const ImageRef image = PatternImage("threads", 32, {4, 5, 20});
   const std::vector<uint8_t> initial = InitialBytes(image, kMax);
