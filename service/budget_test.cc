@@ -103,6 +103,7 @@ class BudgetTest : public testing::TestWithParam<Way> {
   }
 
   const ImageRef image_ = PatternImage("budget", 16);
+  FakeKernel kernel_;
   std::unique_ptr<Service> service_;
 };
 
@@ -157,18 +158,17 @@ TEST_P(BudgetTest, TheSlotsReleasedLongestAgoGiveTheirPagesBack) {
 }
 
 TEST_P(BudgetTest, AFailedTrimQuarantinesTheSlotAndTrimsTheOthers) {
-  FakeKernel kernel;
-  Make(std::nullopt, &kernel);
+  Make(std::nullopt, &kernel_);
   if (service_ == nullptr) return;
   for (int i = 0; i < 3; ++i) UseAll();
   if (service_->Stats().idle_private_bytes == 0) {
     GTEST_SKIP() << "keeps nothing";
   }
-  kernel.Fail(FakeKernel::Op::kMadvise, 1, CallResult{0, ENOMEM});
+  kernel_.Fail(FakeKernel::Op::kMadvise, 1, CallResult{0, ENOMEM});
   absl::StatusOr<uint64_t> bytes = service_->Trim();
   EXPECT_THAT(std::string(bytes.status().message()),
               HasSubstr("MADV_DONTNEED of"));
-  kernel.Clear(FakeKernel::Op::kMadvise);
+  kernel_.Clear(FakeKernel::Op::kMadvise);
   EXPECT_EQ(service_->Stats().idle_private_bytes, 0u);
   // One less, and all others as they should be.
   std::vector<Memory> held;
