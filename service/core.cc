@@ -526,9 +526,9 @@ absl::Status Core::TrimSlot(SlotState& slot, uint64_t* bytes) {
     return absl::OkStatus();  // Somebody has it.
   }
   const uint64_t pages = slot.idle_pages.load(std::memory_order_relaxed);
-  const absl::Status status = mappings_ != nullptr
-                                  ? mappings_->DropKept(slot, slot.kept_pages)
-                                  : DropPages(*ops_, slot, 0, slot.kept_pages);
+  absl::Status status = mappings_ != nullptr
+                            ? mappings_->DropKept(slot, slot.kept_pages)
+                            : DropPages(*ops_, slot, 0, slot.kept_pages);
   if (!status.ok()) {
     slot.lifecycle.store(SlotLifecycle::kQuarantined,
                          std::memory_order_release);
