@@ -1,8 +1,14 @@
 // What idle slots keep, and how they give it back.
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cstdint>
 #include <fstream>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <sstream>
@@ -16,6 +22,7 @@
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/service_test_util.h"
 #include "firsttouch/uffd/fake_kernel.h"
+#include "firsttouch/uffd/unique_fd.h"
 #include "firsttouch/uffd/units.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -25,7 +32,7 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr uint64_t kPages = 32;
+constexpr uint64_t kPages = 64;
 constexpr uint64_t kSize = kPages * kPageBytes;
 constexpr uint32_t kSlots = 16;
 
@@ -56,12 +63,25 @@ uint64_t PrivateBytes(uintptr_t first, uint64_t bytes) {
   return sum;
 }
 
+// Whether any page of a slot is there, be it its own or not.
+bool AnyPresent(uintptr_t slot) {
+  const UniqueFd pagemap(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  uint64_t entries[kPages];
+  EXPECT_EQ(pread(pagemap.get(), entries, sizeof(entries),
+                  static_cast<off_t>(slot / kPageBytes * sizeof(uint64_t))),
+            static_cast<ssize_t>(sizeof(entries)));
+  constexpr uint64_t kPresent = uint64_t{1} << 63;
+  return std::any_of(std::begin(entries), std::end(entries),
+                     [](uint64_t entry) { return (entry & kPresent) != 0; });
+}
+
 class BudgetTest : public testing::TestWithParam<Way> {
  protected:
-  void Make(std::optional<uint64_t> budget, Kernel* kernel = nullptr) {
+  void Make(std::optional<uint64_t> budget, Kernel* kernel = nullptr,
+            std::optional<uint64_t> hot_pages_limit = std::nullopt) {
     ServiceOptions options;
     options.name = "budget";
-    options.layout = {.instances = kSlots,
+    options.layout = {.instances = slots_,
                       .max_memory_bytes = kSize,
                       .guard_after_bytes = 65536};
     options.supply = GetParam().supply;
@@ -70,6 +90,7 @@ class BudgetTest : public testing::TestWithParam<Way> {
     options.tracking = GetParam().tracking;
     options.trap_callback = JumpOutOfTrap;
     options.resident_budget_bytes = budget;
+    options.hot_pages_limit = hot_pages_limit;
     absl::StatusOr<std::unique_ptr<Service>> service =
         kernel == nullptr ? Service::Create(options)
                           : Service::Create(options, *kernel);
@@ -88,7 +109,7 @@ class BudgetTest : public testing::TestWithParam<Way> {
   // the order of their numbers.
   void UseAll() {
     std::vector<Memory> held;
-    for (uint32_t i = 0; i < kSlots; ++i) {
+    for (uint32_t i = 0; i < slots_; ++i) {
       held.push_back(Acquire());
       ASSERT_EQ(FirstDifference(held[i], InitialBytes(image_, kSize)),
                 std::nullopt);
@@ -103,6 +124,7 @@ class BudgetTest : public testing::TestWithParam<Way> {
   }
 
   const ImageRef image_ = PatternImage("budget", 16);
+  uint32_t slots_ = kSlots;
   FakeKernel kernel_;
   std::unique_ptr<Service> service_;
 };
@@ -145,6 +167,39 @@ TEST_P(BudgetTest, ABudgetOfZeroDropsAtRelease) {
   }
 }
 
+// Pages of an image that were only read are the slot's own, where they are
+// copied.
+TEST_P(BudgetTest, ABudgetOfZeroDropsWhatWasOnlyRead) {
+  Make(0);
+  if (service_ == nullptr) return;
+  for (int i = 0; i < 3; ++i) {
+    Memory memory = Acquire();
+    ASSERT_EQ(FirstDifference(memory, InitialBytes(image_, kSize)),
+              std::nullopt);
+    ASSERT_EQ(memory.Release(), absl::OkStatus());
+    EXPECT_EQ(InSmaps(), 0u);
+    EXPECT_EQ(service_->Stats().idle_private_bytes, 0u);
+  }
+}
+
+// Also where the hand-over is the shortest one: the holder after many that did
+// the same reads what none of them did.
+TEST_P(BudgetTest, WhatASteadySlotKeepsIsWhatSmapsSaysOnceMoreIsRead) {
+  Make(std::nullopt);
+  if (service_ == nullptr) return;
+  const ImageRef image = PatternImage("two granules", kPages);
+  for (int i = 0; i < 8; ++i) {
+    absl::StatusOr<Memory> memory =
+        service_->Acquire({.image = image, .size_bytes = kSize});
+    ASSERT_TRUE(memory.ok()) << memory.status();
+    Store(*memory, kPageBytes, 1);
+    // In the last round something new.
+    EXPECT_NE(Load(*memory, (i == 7 ? 20 : 3) * kPageBytes), 0);
+    ASSERT_EQ(memory->Release(), absl::OkStatus());
+    EXPECT_EQ(service_->Stats().idle_private_bytes, InSmaps()) << i;
+  }
+}
+
 TEST_P(BudgetTest, TheSlotsReleasedLongestAgoGiveTheirPagesBack) {
   constexpr uint64_t kBudget = 10 * kPageBytes;
   Make(kBudget);
@@ -157,6 +212,111 @@ TEST_P(BudgetTest, TheSlotsReleasedLongestAgoGiveTheirPagesBack) {
   UseAll();
 }
 
+// Nobody calls Trim(): the test ends when the pool's own thread has been here.
+TEST_P(BudgetTest, TheJanitorKeepsTheBudgetByItself) {
+  constexpr uint64_t kBudget = 50 * kPageBytes;
+  slots_ = 64;
+  Make(kBudget);
+  if (service_ == nullptr) return;
+  for (int i = 0; i < 2; ++i) {
+    UseAll();
+    while (service_->Stats().idle_private_bytes > kBudget) {
+      std::this_thread::yield();
+    }
+    EXPECT_LE(InSmaps(), kBudget);
+  }
+  if (GetParam().supply != Supply::kMappingsDrop) {
+    EXPECT_GT(service_->Stats().pages_trimmed, 0u);
+  }
+  EXPECT_EQ(service_->Stats().slots_quarantined, 0u);
+}
+
+TEST_P(BudgetTest, KeepsTheSlotsThatWereReleasedLast) {
+  // A slot keeps three pages or, copied, one of each granule that is written.
+  const bool copied =
+      !GetParam().mapped() && GetParam().backing == Backing::kCopied;
+  // Of 16 slots some five fit.
+  Make((copied ? 5 * 18 : 5 * 3) * kPageBytes);
+  if (service_ == nullptr) return;
+  for (int i = 0; i < 3; ++i) UseAll();
+  std::vector<Memory> held;
+  std::vector<uintptr_t> bases;
+  for (uint32_t i = 0; i < kSlots; ++i) {
+    held.push_back(Acquire());
+    for (uint64_t page : {1, 2, 20}) Store(held[i], page * kPageBytes, 1);
+  }
+  // Not in the order of their numbers.
+  for (const uint32_t i :
+       {3, 15, 0, 7, 10, 8, 1, 2, 14, 9, 4, 13, 5, 12, 6, 11}) {
+    bases.push_back(reinterpret_cast<uintptr_t>(held[i].base()));
+    ASSERT_EQ(held[i].Release(), absl::OkStatus());
+  }
+  ASSERT_TRUE(service_->Trim().ok());
+  if (GetParam().supply == Supply::kMappingsDrop) {
+    EXPECT_EQ(InSmaps(), 0u);
+    return;
+  }
+  EXPECT_TRUE(AnyPresent(bases.back()));
+  EXPECT_FALSE(AnyPresent(bases.front()));
+  for (size_t i = 1; i < bases.size(); ++i) {
+    EXPECT_TRUE(AnyPresent(bases[i]) || !AnyPresent(bases[i - 1]))
+        << "release " << i - 1 << " still has pages, " << i << " has none";
+  }
+}
+
+// Where slots are emptied at release because they keep too much, or were
+// trimmed, what is said of them is still what they have.
+TEST_P(BudgetTest, WhatEmptiedSlotsKeepIsWhatSmapsSays) {
+  Make(std::nullopt, nullptr, 40);
+  if (service_ == nullptr) return;
+  for (int i = 0; i < 3; ++i) UseAll();
+  ASSERT_TRUE(service_->Trim().ok());
+  EXPECT_EQ(InSmaps(), 0u);
+  for (int i = 0; i < 3; ++i) {
+    UseAll();
+    EXPECT_EQ(service_->Stats().idle_private_bytes, InSmaps()) << i;
+  }
+  for (int i = 0; i < 3; ++i) {
+    Memory memory = Acquire();
+    // Over the limit in the second round.
+    for (uint64_t page = 0; page < (i == 1 ? 48 : 3); ++page) {
+      Store(memory, page * kPageBytes, 1);
+    }
+    ASSERT_EQ(memory.Release(), absl::OkStatus());
+    EXPECT_EQ(service_->Stats().idle_private_bytes, InSmaps()) << i;
+  }
+}
+
+TEST_P(BudgetTest, TrimsManySlotsWithFewCalls) {
+  Make(std::nullopt, &kernel_);
+  if (service_ == nullptr) return;
+  for (int i = 0; i < 3; ++i) UseAll();
+  const uint64_t idle = service_->Stats().idle_private_bytes;
+  if (idle == 0) GTEST_SKIP() << "keeps nothing";
+  kernel_.ResetCalls();
+  const uint64_t before = service_->Stats().kernel_calls;
+  EXPECT_EQ(service_->Trim().value(), idle);
+  EXPECT_EQ(service_->Stats().kernel_calls - before, kernel_.TotalCalls());
+  if (kernel_.Calls(FakeKernel::Op::kMadvise) > 1) {
+    GTEST_SKIP() << "no process_madvise(MADV_DONTNEED) on oneself: Linux 6.13";
+  }
+  EXPECT_EQ(kernel_.TotalCalls(), 1u);
+  EXPECT_EQ(kernel_.Calls(FakeKernel::Op::kProcessMadvise), 1u);
+}
+
+// As in kernels before 6.13.
+TEST_P(BudgetTest, TrimsOneByOneWhereTheKernelTakesNoBatch) {
+  Make(std::nullopt, &kernel_);
+  if (service_ == nullptr) return;
+  kernel_.Fail(FakeKernel::Op::kProcessMadvise, FakeKernel::kEvery,
+               CallResult{0, EINVAL});
+  for (int i = 0; i < 3; ++i) UseAll();
+  const uint64_t idle = service_->Stats().idle_private_bytes;
+  EXPECT_EQ(service_->Trim().value(), idle);
+  EXPECT_EQ(InSmaps(), 0u);
+  UseAll();
+}
+
 TEST_P(BudgetTest, AFailedTrimQuarantinesTheSlotAndTrimsTheOthers) {
   Make(std::nullopt, &kernel_);
   if (service_ == nullptr) return;
@@ -164,6 +324,8 @@ TEST_P(BudgetTest, AFailedTrimQuarantinesTheSlotAndTrimsTheOthers) {
   if (service_->Stats().idle_private_bytes == 0) {
     GTEST_SKIP() << "keeps nothing";
   }
+  // The kernel stops at the first slot, and says why.
+  kernel_.Fail(FakeKernel::Op::kProcessMadvise, 1, CallResult{0, ENOMEM});
   kernel_.Fail(FakeKernel::Op::kMadvise, 1, CallResult{0, ENOMEM});
   absl::StatusOr<uint64_t> bytes = service_->Trim();
   EXPECT_THAT(std::string(bytes.status().message()),

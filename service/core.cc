@@ -21,6 +21,7 @@
 #include "firsttouch/service/anchor.h"
 #include "firsttouch/service/signals.h"
 #include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/batch_drop.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -58,6 +59,10 @@ struct ParkedSlot {
 };
 constexpr size_t kParkedSlots = 4;
 thread_local ParkedSlot t_parked[kParkedSlots];
+
+// Slots whose pages are given back together: the kernel then interrupts the
+// other cores once for all of them. Whoever wants one of them waits for all.
+constexpr size_t kTrimmedTogether = 32;
 
 std::atomic<uint64_t> g_next_pool_number{1};
 
@@ -353,7 +358,12 @@ absl::Status Core::Start() {
   }
   if (options_.resident_budget_bytes.value_or(0) > 0) {
     absl::StatusOr<std::unique_ptr<Janitor>> janitor =
-        Janitor::Start(options_.name, [this] { Trim().IgnoreError(); });
+        Janitor::Start(options_.name, [this] {
+          const uint64_t budget = *options_.resident_budget_bytes;
+          bool more = false;
+          TrimTo(budget, &more).IgnoreError();
+          return more;
+        });
     if (!janitor.ok()) return janitor.status();
     janitor_ = *std::move(janitor);
   }
@@ -498,7 +508,7 @@ bool Core::Claim(SlotState& slot) {
             std::memory_order_relaxed)) {
       return true;
     }
-    if (lifecycle != SlotLifecycle::kTrimming) return false;
+    if (lifecycle != SlotLifecycle::kTrimmingParked) return false;
     sched_yield();
   }
 }
@@ -517,38 +527,76 @@ bool Core::BeginUse(SlotState& slot) {
   }
 }
 
-absl::Status Core::TrimSlot(SlotState& slot, uint64_t* bytes) {
-  SlotLifecycle before = slot.lifecycle.load(std::memory_order_relaxed);
-  if ((before != SlotLifecycle::kFree && before != SlotLifecycle::kParked) ||
-      !slot.lifecycle.compare_exchange_strong(before, SlotLifecycle::kTrimming,
-                                              std::memory_order_acquire,
-                                              std::memory_order_relaxed)) {
-    return absl::OkStatus();  // Somebody has it.
-  }
-  const uint64_t pages = slot.idle_pages.load(std::memory_order_relaxed);
-  absl::Status status = mappings_ != nullptr
-                            ? mappings_->DropKept(slot, slot.kept_pages)
-                            : DropPages(*ops_, slot, 0, slot.kept_pages);
-  if (!status.ok()) {
-    slot.lifecycle.store(SlotLifecycle::kQuarantined,
-                         std::memory_order_release);
-    // A free one is taken out by whoever gets it from the allocator.
-    if (before == SlotLifecycle::kParked) {
-      allocator_.Quarantine(SlotNumber(slot));
+absl::Status Core::TrimSlots(std::span<SlotState* const> slots,
+                             uint64_t* bytes) {
+  struct Claimed {
+    SlotState* slot;
+    SlotLifecycle before;
+    PageSpan span;
+  };
+  std::vector<Claimed> claimed;
+  DropBatch batch;
+  for (SlotState* const slot : slots) {
+    SlotLifecycle before = slot->lifecycle.load(std::memory_order_relaxed);
+    if (before != SlotLifecycle::kFree && before != SlotLifecycle::kParked) {
+      continue;  // Somebody has it.
     }
-    return status;
+    const SlotLifecycle trimming = before == SlotLifecycle::kFree
+                                       ? SlotLifecycle::kTrimming
+                                       : SlotLifecycle::kTrimmingParked;
+    if (!slot->lifecycle.compare_exchange_strong(before, trimming,
+                                                 std::memory_order_acquire,
+                                                 std::memory_order_relaxed)) {
+      continue;  // Somebody took it just now.
+    }
+    const PageSpan span = mappings_ != nullptr
+                              ? PageSpan{0, slot->kept_pages, slot->kept_pages}
+                              : ResidentSpan(*slot, 0, slot->kept_pages);
+    batch.Add(slot->base + span.first_page * kPageBytes,
+              (span.end_page - span.first_page) * kPageBytes);
+    claimed.push_back({slot, before, span});
   }
-  slot.prefill_wanted = slot.image != nullptr && mappings_ == nullptr;
-  slot.idle_pages.store(0, std::memory_order_relaxed);
-  kept_by_slots_.fetch_sub(static_cast<int64_t>(pages),
-                           std::memory_order_relaxed);
-  CountOwned(slot.counters.pages_trimmed, pages);
-  *bytes += pages * kPageBytes;
-  slot.lifecycle.store(before, std::memory_order_release);
-  return absl::OkStatus();
+  if (claimed.empty()) return absl::OkStatus();
+  const DropBatch::Result dropped = batch.Drop(kernel_);
+  Count(claimed.front().slot->counters.kernel_calls, dropped.calls);
+
+  absl::Status failure;
+  for (const Claimed& one : claimed) {
+    SlotState& slot = *one.slot;
+    if (!one.span.empty()) {
+      const int error = dropped.ErrorOf(
+          slot.base + one.span.first_page * kPageBytes,
+          (one.span.end_page - one.span.first_page) * kPageBytes);
+      absl::Status status =
+          mappings_ != nullptr
+              ? mappings_->NoteDropped(slot, slot.kept_pages, error)
+              : NoteDropped(*ops_, slot, one.span, error);
+      if (!status.ok()) {
+        failure.Update(status);
+        ForgetIdle(slot);
+        slot.lifecycle.store(SlotLifecycle::kQuarantined,
+                             std::memory_order_release);
+        // A free one is taken out by whoever gets it from the allocator.
+        if (one.before == SlotLifecycle::kParked) {
+          allocator_.Quarantine(SlotNumber(slot));
+        }
+        continue;
+      }
+    }
+    slot.prefill_wanted = slot.image != nullptr && mappings_ == nullptr;
+    const uint64_t pages = ForgetIdle(slot);
+    CountOwned(slot.counters.pages_trimmed, pages);
+    *bytes += pages * kPageBytes;
+    slot.lifecycle.store(one.before, std::memory_order_release);
+  }
+  return failure;
 }
 
 absl::StatusOr<uint64_t> Core::Trim() {
+  return TrimTo(options_.resident_budget_bytes.value_or(0), nullptr);
+}
+
+absl::StatusOr<uint64_t> Core::TrimTo(uint64_t budget, bool* more) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
   struct Idle {
     uint64_t released_ns;
@@ -557,11 +605,14 @@ absl::StatusOr<uint64_t> Core::Trim() {
   };
   std::vector<Idle> idle;
   uint64_t kept = 0;
+  uint64_t returning = 0;
   for (uint32_t i = 0; i < layout_.slots(); ++i) {
     SlotState& slot = slots_[i];
+    // In one order with Janitor::Wake.
     const SlotLifecycle lifecycle =
-        slot.lifecycle.load(std::memory_order_acquire);
+        slot.lifecycle.load(std::memory_order_seq_cst);
     const uint64_t pages = slot.idle_pages.load(std::memory_order_relaxed);
+    if (lifecycle == SlotLifecycle::kReturning) returning += pages * kPageBytes;
     if (pages == 0 || (lifecycle != SlotLifecycle::kFree &&
                        lifecycle != SlotLifecycle::kParked)) {
       continue;
@@ -570,19 +621,23 @@ absl::StatusOr<uint64_t> Core::Trim() {
         {slot.released_ns.load(std::memory_order_relaxed), pages, &slot});
     kept += pages * kPageBytes;
   }
-  const uint64_t budget = options_.resident_budget_bytes.value_or(0);
+  if (more != nullptr) *more = returning != 0 && kept + returning > budget;
   if (kept <= budget) return 0;
   std::sort(idle.begin(), idle.end(), [](const Idle& a, const Idle& b) {
     return a.released_ns < b.released_ns;
   });
-  uint64_t bytes = 0;
-  absl::Status failure;
+  std::vector<SlotState*> victims;
   for (const Idle& one : idle) {
     if (kept <= budget) break;
-    if (absl::Status status = TrimSlot(*one.slot, &bytes); !status.ok()) {
-      failure.Update(status);
-    }
+    victims.push_back(one.slot);
     kept -= one.pages * kPageBytes;
+  }
+  uint64_t bytes = 0;
+  absl::Status failure;
+  for (std::span<SlotState* const> rest(victims); !rest.empty();) {
+    const size_t count = std::min(rest.size(), kTrimmedTogether);
+    failure.Update(TrimSlots(rest.first(count), &bytes));
+    rest = rest.subspan(count);
   }
   if (!failure.ok()) return failure;
   return bytes;
@@ -591,6 +646,8 @@ absl::StatusOr<uint64_t> Core::Trim() {
 uint64_t Core::CountPrivate(SlotState& slot) const {
   ScanRequest request = ScanRequest::PrivateCopies(
       slot.base, slot.base + slot.kept_pages * kPageBytes);
+  // Not what is only swapped: protected pages that were dropped look like that.
+  request.any_of = kPageIsPresent;
   request.none_of |= kPageIsPfnZero;
   request.report = 0;
   PageRegion regions[64];
@@ -616,21 +673,35 @@ void Core::NoteIdle(SlotState& slot) {
     });
     if (slot.tracking == Tracking::kAsync) {
       // Protected pages stay private, and not all that are open are: counted
-      // where there may be more than before.
+      // where there may be more than before, or fewer.
       const uint64_t least = slot.idle_pages.load(std::memory_order_relaxed);
-      pages = pages > least ? CountPrivate(slot) : least;
+      pages = pages > least || slot.keeps_fewer ? CountPrivate(slot) : least;
     }
   }
+  slot.noted_copied =
+      slot.counters.pages_copied.load(std::memory_order_relaxed);
+  slot.keeps_fewer = false;
   const uint64_t before = slot.idle_pages.load(std::memory_order_relaxed);
   if (pages == before) return;
   slot.idle_pages.store(pages, std::memory_order_relaxed);
-  const int64_t kept =
-      kept_by_slots_.fetch_add(static_cast<int64_t>(pages - before),
-                               std::memory_order_relaxed) +
-      static_cast<int64_t>(pages - before);
-  if (janitor_ != nullptr && pages > before &&
-      static_cast<uint64_t>(kept) * kPageBytes >
-          *options_.resident_budget_bytes) {
+  kept_by_slots_.fetch_add(static_cast<int64_t>(pages - before),
+                           std::memory_order_relaxed);
+}
+
+uint64_t Core::ForgetIdle(SlotState& slot) {
+  const uint64_t pages = slot.idle_pages.exchange(0, std::memory_order_relaxed);
+  if (pages != 0) {
+    kept_by_slots_.fetch_sub(static_cast<int64_t>(pages),
+                             std::memory_order_relaxed);
+  }
+  return pages;
+}
+
+void Core::MindBudget() {
+  if (janitor_ == nullptr) return;
+  const int64_t kept = kept_by_slots_.load(std::memory_order_relaxed);
+  if (kept > 0 && static_cast<uint64_t>(kept) * kPageBytes >
+                      *options_.resident_budget_bytes) {
     janitor_->Wake();
   }
 }
@@ -713,6 +784,7 @@ absl::StatusOr<Memory> Core::AcquireOne(const MemoryOptions& options) {
   if (!instance.ok()) return instance.status();
   SlotState& slot = slots_[*instance];
   if (absl::Status status = PrepareSlot(slot, options); !status.ok()) {
+    ForgetIdle(slot);
     slot.lifecycle.store(SlotLifecycle::kQuarantined,
                          std::memory_order_release);
     allocator_.Quarantine(*instance);
@@ -757,6 +829,7 @@ absl::StatusOr<std::vector<Memory>> Core::AcquireInstance(
     if (failure.ok()) failure = PrepareSlot(slot, options[i]);
     if (!failure.ok()) {
       // Whatever was not prepared is not known to be clean.
+      ForgetIdle(slot);
       slot.lifecycle.store(SlotLifecycle::kQuarantined,
                            std::memory_order_release);
       LetGo(SlotNumber(slot), /*failed=*/true, 0);
@@ -863,7 +936,15 @@ absl::Status Core::Restore(SlotState& slot) {
   if (status.ok()) {
     status = DropStrays(*ops_, slot);
   }
-  if (status.ok()) NoteIdle(slot);
+  if (!status.ok()) return status;
+  NoteIdle(slot);
+  if (options_.resident_budget_bytes == uint64_t{0} &&
+      slot.idle_pages.load(std::memory_order_relaxed) != 0) {
+    // Copied, and only read.
+    slot.prefill_wanted = slot.image != nullptr;
+    status = DropPages(*ops_, slot, 0, slot.kept_pages);
+    NoteIdle(slot);
+  }
   return status;
 }
 
@@ -898,6 +979,7 @@ absl::Status Core::Release(SlotState& slot) {
   if (parks && IsSteady(slot) && RestoreSteady(*ops_, slot)) {
     slot.size_bytes.store(0, std::memory_order_relaxed);
     CountOwned(slot.counters.handovers);
+    MindBudget();
     Park(slot);
     return absl::OkStatus();
   }
@@ -908,6 +990,7 @@ absl::Status Core::Release(SlotState& slot) {
                             : Restore(slot);
   if (status.ok()) {
     CountOwned(slot.counters.handovers);
+    MindBudget();
     if (parks) {
       Park(slot);
       return status;
@@ -924,12 +1007,15 @@ bool Core::IsSteady(const SlotState& slot) const {
          !slot.broken &&
          slot.size_bytes.load(std::memory_order_relaxed) ==
              slot.initial_bytes &&
+         slot.counters.pages_copied.load(std::memory_order_relaxed) ==
+             slot.noted_copied &&
          slot.strays.count.load(std::memory_order_relaxed) == 0;
 }
 
 void Core::Return(SlotState& slot, SlotLifecycle lifecycle) {
   // In this order: whoever sees the slot out of kReturning sees this.
   slot.returning.fetch_add(1, std::memory_order_relaxed);
+  if (lifecycle == SlotLifecycle::kQuarantined) ForgetIdle(slot);
   slot.lifecycle.store(lifecycle, std::memory_order_release);
   LetGo(SlotNumber(slot), lifecycle == SlotLifecycle::kQuarantined,
         slot.image == nullptr ? 0 : slot.image->id());
@@ -1134,9 +1220,11 @@ ServiceStats Core::Stats() const {
     AddSlotCounters(slots_[i].counters, stats);
     const SlotLifecycle lifecycle =
         slots_[i].lifecycle.load(std::memory_order_relaxed);
-    parked += lifecycle == SlotLifecycle::kParked;
-    if (lifecycle == SlotLifecycle::kParked ||
-        lifecycle == SlotLifecycle::kFree) {
+    const bool is_parked = lifecycle == SlotLifecycle::kParked ||
+                           lifecycle == SlotLifecycle::kTrimmingParked;
+    parked += is_parked;
+    if (is_parked || lifecycle == SlotLifecycle::kFree ||
+        lifecycle == SlotLifecycle::kTrimming) {
       stats.idle_private_bytes +=
           slots_[i].idle_pages.load(std::memory_order_relaxed) * kPageBytes;
     }

@@ -127,9 +127,19 @@ class Core {
   // Takes a slot that the allocator gave, or that was claimed, away from
   // whoever trims it. False: that failed, and the slot is unfit.
   static bool BeginUse(SlotState& slot);
-  absl::Status TrimSlot(SlotState& slot, uint64_t* bytes);
+  // Gives back private pages of idle slots until the rest keep `budget` bytes.
+  // `more` (may be null): whether they may be over it once releases that are
+  // under way have ended.
+  absl::StatusOr<uint64_t> TrimTo(uint64_t budget, bool* more);
+  // Gives back those of some slots with as few calls as the kernel allows;
+  // leaves out what somebody has by now. Adds to `bytes` what it gave back.
+  absl::Status TrimSlots(std::span<SlotState* const> slots, uint64_t* bytes);
   // Notes what a slot keeps that was just restored.
   void NoteIdle(SlotState& slot);
+  // Forgets it: the slot is quarantined, or has given it back. Returns it.
+  uint64_t ForgetIdle(SlotState& slot);
+  // By a release: has the janitor look at the budget if it may be passed.
+  void MindBudget();
   // Pages that are neither the image's nor the page of zeroes, by a scan.
   uint64_t CountPrivate(SlotState& slot) const;
   // Fills what holders before this one grew into and touched.

@@ -463,6 +463,7 @@ const char* SlotLifecycleName(SlotLifecycle lifecycle) {
     case SlotLifecycle::kParked:
       return "parked";
     case SlotLifecycle::kTrimming:
+    case SlotLifecycle::kTrimmingParked:
       return "trimming";
   }
   return "unknown";

@@ -14,13 +14,15 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "firsttouch/uffd/mutex.h"
 
 namespace firsttouch {
 
 absl::StatusOr<std::unique_ptr<Janitor>> Janitor::Start(
-    const std::string& name, std::function<void()> work) {
-  std::unique_ptr<Janitor> janitor(new Janitor(std::move(work)));
+    const std::string& name, std::function<bool()> work, absl::Duration rest) {
+  std::unique_ptr<Janitor> janitor(new Janitor(std::move(work), rest));
   // A thread inherits the mask: the host's signals are none of its business.
   sigset_t all;
   sigset_t before;
@@ -56,23 +58,29 @@ Janitor::~Janitor() {
 }
 
 void Janitor::Wake() {
-  if (awake_.exchange(true, std::memory_order_acq_rel)) return;
+  if (awake_.load(std::memory_order_seq_cst)) return;
+  if (awake_.exchange(true, std::memory_order_seq_cst)) return;
   MutexLock lock(&mutex_);
   wanted_ = true;
   changed_.Signal();
 }
 
 void Janitor::Run() {
+  bool again = false;
   while (true) {
     {
       MutexLock lock(&mutex_);
-      while (!wanted_ && !ending_) changed_.Wait(&mutex_);
+      while (!wanted_ && !again && !ending_) changed_.Wait(&mutex_);
       if (ending_) return;
       wanted_ = false;
     }
     // What comes from here on may be missed by this round.
-    awake_.store(false, std::memory_order_release);
-    work_();
+    awake_.exchange(false, std::memory_order_seq_cst);
+    again = work_();
+    const absl::Time rested = absl::Now() + rest_;
+    MutexLock lock(&mutex_);
+    while (!ending_ && !changed_.WaitWithDeadline(&mutex_, rested)) {
+    }
   }
 }
 

@@ -8,21 +8,28 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "firsttouch/uffd/mutex.h"
 
 namespace firsttouch {
 
 class Janitor {
  public:
+  static constexpr absl::Duration kRest = absl::Milliseconds(20);
+
   // Starts the thread, which calls `work` once after each Wake(), or once for
-  // several that come while it works. Named "ft-trim:" and `name`, cut to what
-  // the kernel takes; all signals blocked. Errors: ResourceExhausted where no
-  // thread can be had.
+  // several that come while it works or rests; and again, without one, after
+  // `work` has returned true. It rests for `rest` after each round, so that
+  // those who wake it often seldom pay for it. Named "ft-trim:" and `name`, cut
+  // to what the kernel takes; all signals blocked. Errors: ResourceExhausted
+  // where no thread can be had.
   static absl::StatusOr<std::unique_ptr<Janitor>> Start(
-      const std::string& name, std::function<void()> work);
+      const std::string& name, std::function<bool()> work,
+      absl::Duration rest = kRest);
 
   // Waits until `work`, if it runs, has returned, and ends the thread.
   ~Janitor();
@@ -30,15 +37,20 @@ class Janitor {
   Janitor(const Janitor&) = delete;
   Janitor& operator=(const Janitor&) = delete;
 
-  // Any thread; not in a signal handler. Cheap while the janitor is awake.
+  // Any thread; not in a signal handler. One load where a round is to come
+  // anyway. That round sees what the caller did before, as far as both use
+  // sequentially consistent operations.
   void Wake();
 
  private:
-  explicit Janitor(std::function<void()> work) : work_(std::move(work)) {}
+  Janitor(std::function<bool()> work, absl::Duration rest)
+      : work_(std::move(work)), rest_(rest) {}
 
   void Run();
 
-  const std::function<void()> work_;
+  const std::function<bool()> work_;
+  const absl::Duration rest_;
+  // Whether a round is to come.
   std::atomic<bool> awake_{false};
   Mutex mutex_;
   CondVar changed_;

@@ -300,10 +300,12 @@ absl::Status MappingOps::ScanAndRestore(SlotState& slot, uint64_t keep_pages,
   return absl::OkStatus();
 }
 
-absl::Status MappingOps::DropKept(SlotState& slot, uint64_t keep_pages) {
-  if (absl::Status status = Drop(slot, 0, keep_pages); !status.ok()) {
-    return status;
+absl::Status MappingOps::NoteDropped(SlotState& slot, uint64_t keep_pages,
+                                     int error) {
+  if (error != 0) {
+    return Failed(core_, slot, error, "MADV_DONTNEED", 0, keep_pages);
   }
+  CountOwned(slot.counters.pages_dropped, keep_pages);
   Of(slot).private_end = 0;
   Of(slot).private_pages = 0;
   return absl::OkStatus();

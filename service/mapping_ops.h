@@ -70,9 +70,9 @@ class MappingOps {
   absl::Status Restore(SlotState& slot, uint64_t keep_pages,
                        uint64_t hot_pages_limit);
 
-  // Gives back what the free slot keeps below `keep_pages`. Errors: the errno
-  // of madvise(2).
-  absl::Status DropKept(SlotState& slot, uint64_t keep_pages);
+  // Takes note that the pages below `keep_pages`, all that the free slot keeps,
+  // were dropped or, with an `error` of madvise(2), were not.
+  absl::Status NoteDropped(SlotState& slot, uint64_t keep_pages, int error);
 
   // Private pages that it keeps.
   uint64_t KeptPages(const SlotState& slot) const {

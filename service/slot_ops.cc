@@ -210,8 +210,8 @@ void WaitForFills(const SlotState& slot) {
   }
 }
 
-absl::Status DropPages(const SlotOpsContext& context, SlotState& slot,
-                       uint64_t first_page, uint64_t end_page) {
+PageSpan ResidentSpan(const SlotState& slot, uint64_t first_page,
+                      uint64_t end_page) {
   uint64_t lowest = end_page;
   uint64_t past_highest = first_page;
   uint64_t pages = 0;
@@ -233,19 +233,32 @@ absl::Status DropPages(const SlotOpsContext& context, SlotState& slot,
     past_highest =
         std::max(past_highest, std::min(end_page, slot.kernel_pages));
   } else if (pages == 0) {
-    return absl::OkStatus();
+    return {};
   }
+  return {lowest, past_highest, pages};
+}
+
+absl::Status NoteDropped(const SlotOpsContext& context, SlotState& slot,
+                         const PageSpan& span, int error) {
+  if (error != 0) {
+    return Failed(context, slot, error, "MADV_DONTNEED", span.first_page,
+                  span.end_page - span.first_page);
+  }
+  if (span.first_page < slot.kept_pages) slot.keeps_fewer = true;
+  CountOwned(slot.counters.pages_dropped, span.known_pages);
+  slot.pages.Forget(span.first_page, span.end_page);
+  return absl::OkStatus();
+}
+
+absl::Status DropPages(const SlotOpsContext& context, SlotState& slot,
+                       uint64_t first_page, uint64_t end_page) {
+  const PageSpan span = ResidentSpan(slot, first_page, end_page);
+  if (span.empty()) return absl::OkStatus();
   Count(slot.counters.kernel_calls);
   const CallResult dropped = context.core.kernel->Madvise(
-      AddressOf(slot, lowest), (past_highest - lowest) * kPageBytes,
-      kMadvDontNeed);
-  if (!dropped.ok()) {
-    return Failed(context, slot, dropped.error, "MADV_DONTNEED", lowest,
-                  past_highest - lowest);
-  }
-  CountOwned(slot.counters.pages_dropped, pages);
-  slot.pages.Forget(lowest, past_highest);
-  return absl::OkStatus();
+      AddressOf(slot, span.first_page),
+      (span.end_page - span.first_page) * kPageBytes, kMadvDontNeed);
+  return NoteDropped(context, slot, span, dropped.error);
 }
 
 absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot) {
@@ -384,6 +397,7 @@ absl::Status EnterAsync(const SlotOpsContext& context, SlotState& slot,
   }
   slot.tracking = Tracking::kAsync;
   slot.kernel_pages = size_pages;
+  slot.keeps_fewer = true;
   CountOwned(slot.counters.tracking_changes);
   ProtectAll(context, slot);
   return absl::OkStatus();

@@ -70,6 +70,26 @@ void Prefill(const SlotOpsContext& context, SlotState& slot,
 // Finds out which pages below kernel_pages have changed, and marks them open.
 absl::Status FindKernelWrites(const SlotOpsContext& context, SlotState& slot);
 
+// Pages to be dropped with one call.
+struct PageSpan {
+  uint64_t first_page = 0;
+  uint64_t end_page = 0;
+  // Those of them that are known to be there.
+  uint64_t known_pages = 0;
+
+  bool empty() const { return first_page == end_page; }
+};
+
+// What is resident in [first_page, end_page): from the first such page to the
+// last one. Empty: nothing is.
+PageSpan ResidentSpan(const SlotState& slot, uint64_t first_page,
+                      uint64_t end_page);
+
+// Takes note that a span that is not empty was dropped or, with an `error` of
+// madvise(2), was not.
+absl::Status NoteDropped(const SlotOpsContext& context, SlotState& slot,
+                         const PageSpan& span, int error);
+
 // Gives back every page that lies in [first_page, end_page): missing again.
 // One system call, none where nothing is resident.
 absl::Status DropPages(const SlotOpsContext& context, SlotState& slot,

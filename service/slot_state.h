@@ -42,8 +42,8 @@ struct ImageFetch;
 // kFree: pages below kept_pages hold initial bytes, pages above are missing.
 // kParked: the same, but not in the allocator: kept for the thread that
 // released it. Whoever moves it on from here by a compare-exchange has it.
-// kTrimming: kFree or kParked, and its pages are being given back; soon what it
-// was before.
+// kTrimming, kTrimmingParked: kFree or kParked, and its pages are being given
+// back; soon what it was before.
 // kQuarantined: a step of the reset failed, nothing is known; never leased
 // again.
 enum class SlotLifecycle : uint32_t {
@@ -53,6 +53,7 @@ enum class SlotLifecycle : uint32_t {
   kQuarantined,
   kParked,
   kTrimming,
+  kTrimmingParked,
 };
 
 // How the pages that a holder changes are found out.
@@ -209,6 +210,11 @@ struct alignas(64) SlotState {
   // (CLOCK_MONOTONIC; only with a budget).
   std::atomic<uint64_t> idle_pages{0};
   std::atomic<uint64_t> released_ns{0};
+  // Owner. pages_copied when idle_pages was noted: with another count, the slot
+  // may keep more.
+  uint64_t noted_copied = 0;
+  // Owner. Pages were dropped since, so that it may keep fewer.
+  bool keeps_fewer = false;
   // Pages that a holder grew into and touched, at the last release and before:
   // the smaller one is filled at once when the next holder grows.
   uint32_t grown_pages = 0;
