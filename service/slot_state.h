@@ -168,6 +168,9 @@ struct alignas(64) SlotState {
   // Owner. Which way the last restore went through the pages: the other way
   // finds the caches warm.
   bool restored_downwards = false;
+  // Owner. pages_copied when idle_pages was noted: with another count, the slot
+  // may keep more.
+  uint64_t noted_copied = 0;
   // Guards against a fault that is resolved without end: the page of the last
   // fault and how often in a row.
   std::atomic<uint32_t> same_page_faults{0};
@@ -210,9 +213,6 @@ struct alignas(64) SlotState {
   // (CLOCK_MONOTONIC; only with a budget).
   std::atomic<uint64_t> idle_pages{0};
   std::atomic<uint64_t> released_ns{0};
-  // Owner. pages_copied when idle_pages was noted: with another count, the slot
-  // may keep more.
-  uint64_t noted_copied = 0;
   // Owner. Pages were dropped since, so that it may keep fewer.
   bool keeps_fewer = false;
   // Pages that a holder grew into and touched, at the last release and before:
