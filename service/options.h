@@ -81,7 +81,8 @@ struct ServiceOptions {
 
   // Idle slots keep private pages up to this many bytes, all slots of the pool
   // together; above it those that were released longest ago give theirs back,
-  // in a thread of the pool's own. 0: every slot does, at its release. Unset:
+  // in a thread of the pool's own, which looks when a release finds too much
+  // kept, and at most every 20 ms. 0: every slot does, at its release. Unset:
   // no limit; Service::Trim() gives back what idle slots have.
   std::optional<uint64_t> resident_budget_bytes;
 
