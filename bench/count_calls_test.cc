@@ -66,8 +66,17 @@ TEST(CountCalls, AChildThatDiesIsAnError) {
   });
   if (PtraceRefused(counts)) GTEST_SKIP() << "ptrace is refused here";
   EXPECT_EQ(counts.status().code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(counts.status().message(), "the counted program died by signal 9");
+}
+
+TEST(CountCalls, ACountThatNeverEndsIsAnError) {
+  const auto counts =
+      CountCalls([](absl::FunctionRef<void()> mark) { mark(); });
+  if (PtraceRefused(counts)) GTEST_SKIP() << "ptrace is refused here";
+  EXPECT_EQ(counts.status().code(), absl::StatusCode::kAborted);
   EXPECT_EQ(counts.status().message(),
-            "the counted child ended with wait status 9 after 1 of 2 marks");
+            "the counted child ended with exit status 0 after 0 counted parts; "
+            "it should be 0 after 1");
 }
 
 }  // namespace
