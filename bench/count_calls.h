@@ -30,6 +30,12 @@ struct CallCounts {
 absl::StatusOr<CallCounts> CountCalls(
     absl::FunctionRef<void(absl::FunctionRef<void()> mark)> body);
 
+// Returns when every other thread of this process sleeps in the kernel. Threads
+// that serve what was done before a first mark may still be at it, and one that
+// was just made may not have begun: their calls would be counted. For threads
+// that have nothing to do then but to wait; otherwise it may never return.
+void WaitUntilOtherThreadsSleep();
+
 }  // namespace firsttouch::bench
 
 #endif  // FIRSTTOUCH_BENCH_COUNT_CALLS_H_

@@ -59,6 +59,26 @@ TEST(CountCalls, CountsOtherThreads) {
   EXPECT_LE(counts->system_calls, 2u);
 }
 
+TEST(CountCalls, WaitsForThreadsThatAreStillBusy) {
+  const auto counts = CountCalls([](absl::FunctionRef<void()> mark) {
+    int ends[2];
+    if (pipe(ends) != 0) return;
+    std::thread other([&] {
+      for (int i = 0; i < 300; ++i) getppid();
+      char byte;
+      static_cast<void>(!read(ends[0], &byte, 1));
+    });
+    WaitUntilOtherThreadsSleep();
+    mark();
+    mark();
+    static_cast<void>(!write(ends[1], "", 1));
+    other.join();
+  });
+  if (PtraceRefused(counts)) GTEST_SKIP() << "ptrace is refused here";
+  ASSERT_TRUE(counts.ok()) << counts.status();
+  EXPECT_EQ(counts->system_calls, 0u);
+}
+
 TEST(CountCalls, AChildThatDiesIsAnError) {
   const auto counts = CountCalls([](absl::FunctionRef<void()> mark) {
     mark();

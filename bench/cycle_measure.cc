@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "firsttouch/bench/clock.h"
 #include "firsttouch/bench/crew.h"
 #include "firsttouch/bench/kernel_counters.h"
@@ -294,6 +295,7 @@ std::optional<CallCounts> CountOfCycles(
       CountCalls([&](absl::FunctionRef<void()> mark) {
         const std::function<void()> cycle = prepare();
         for (int i = 0; i < settings.warmup; ++i) cycle();
+        WaitUntilOtherThreadsSleep();
         mark();
         for (int i = 0; i < settings.counted; ++i) cycle();
         mark();
@@ -332,7 +334,8 @@ void NoteSkipped(const std::string& way, const absl::Status& why,
   }
   SkippedWay& skipped = *report.add_skipped();
   skipped.set_way(way);
-  skipped.set_reason(std::string(why.message()));
+  const absl::string_view reason = why.message();
+  skipped.set_reason(reason.data(), reason.size());
 }
 
 void MeasureSteady(const CycleSettings& settings, const CycleChoice& choice,

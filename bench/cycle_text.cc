@@ -76,8 +76,10 @@ std::string Times(const CycleRow& row, const CycleRow* unit) {
 std::string Line(const CycleRow* row, CycleRow::Table table,
                  const CycleRow* unit) {
   std::string line;
-  const auto cell = [&](int width, const char* title, std::string value) {
-    absl::StrAppendFormat(&line, "%*s", width, row == nullptr ? title : value);
+  const auto cell = [&](int width, const char* title,
+                        const std::string& value) {
+    absl::StrAppendFormat(&line, "%*s", width,
+                          row == nullptr ? title : value.c_str());
   };
   static const CycleRow& none = *new CycleRow;
   const CycleRow& r = row == nullptr ? none : *row;
