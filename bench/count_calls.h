@@ -20,14 +20,21 @@ struct CallCounts {
 // Runs `body` in a child of fork(2), which this process traces by ptrace(2),
 // and counts between body's two calls of the given function, from whichever
 // thread. Threads that the child starts are counted too. Call it while this
-// process has one thread only. The child ends after `body`: what it made is
-// gone.
+// process has one thread and no other child. The child ends after `body`: what
+// it made is gone.
 //
 // Nothing is assumed of `body`; it is slowed down by some us a system call.
-// Errors: the errno of fork or ptrace (containers may refuse it); Aborted when
-// the child ended otherwise than by returning from `body`.
+// Errors: PermissionDenied where ptrace is refused (as containers may do), or
+// the errno of fork; Aborted when the child ended otherwise than by returning
+// from `body` after two marks.
 absl::StatusOr<CallCounts> CountCalls(
     absl::FunctionRef<void(absl::FunctionRef<void()> mark)> body);
+
+// Returns when every other thread of this process sleeps in the kernel. Threads
+// that serve what was done before a first mark may still be at it, and one that
+// was just made may not have begun: their calls would be counted. For threads
+// that have nothing to do then but to wait; otherwise it may never return.
+void WaitUntilOtherThreadsSleep();
 
 }  // namespace firsttouch::bench
 

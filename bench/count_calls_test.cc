@@ -59,6 +59,26 @@ TEST(CountCalls, CountsOtherThreads) {
   EXPECT_LE(counts->system_calls, 2u);
 }
 
+TEST(CountCalls, WaitsForThreadsThatAreStillBusy) {
+  const auto counts = CountCalls([](absl::FunctionRef<void()> mark) {
+    int ends[2];
+    if (pipe(ends) != 0) return;
+    std::thread other([&] {
+      for (int i = 0; i < 300; ++i) getppid();
+      char byte;
+      static_cast<void>(!read(ends[0], &byte, 1));
+    });
+    WaitUntilOtherThreadsSleep();
+    mark();
+    mark();
+    static_cast<void>(!write(ends[1], "", 1));
+    other.join();
+  });
+  if (PtraceRefused(counts)) GTEST_SKIP() << "ptrace is refused here";
+  ASSERT_TRUE(counts.ok()) << counts.status();
+  EXPECT_EQ(counts->system_calls, 0u);
+}
+
 TEST(CountCalls, AChildThatDiesIsAnError) {
   const auto counts = CountCalls([](absl::FunctionRef<void()> mark) {
     mark();
@@ -66,8 +86,17 @@ TEST(CountCalls, AChildThatDiesIsAnError) {
   });
   if (PtraceRefused(counts)) GTEST_SKIP() << "ptrace is refused here";
   EXPECT_EQ(counts.status().code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(counts.status().message(), "the counted program died by signal 9");
+}
+
+TEST(CountCalls, ACountThatNeverEndsIsAnError) {
+  const auto counts =
+      CountCalls([](absl::FunctionRef<void()> mark) { mark(); });
+  if (PtraceRefused(counts)) GTEST_SKIP() << "ptrace is refused here";
+  EXPECT_EQ(counts.status().code(), absl::StatusCode::kAborted);
   EXPECT_EQ(counts.status().message(),
-            "the counted child ended with wait status 9 after 1 of 2 marks");
+            "the counted child ended with exit status 0 after 0 counted parts; "
+            "it should be 0 after 1");
 }
 
 }  // namespace

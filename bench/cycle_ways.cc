@@ -6,11 +6,16 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "firsttouch/bench/kernel_counters.h"
+#include "firsttouch/bench/scan_restore.h"
 #include "firsttouch/bench/scene.h"
-#include "firsttouch/uffd/abi.h"
-#include "firsttouch/uffd/kernel.h"
-#include "firsttouch/uffd/pagemap.h"
+#include "firsttouch/pool/layout.h"
+#include "firsttouch/service/memory.h"
+#include "firsttouch/service/options.h"
+#include "firsttouch/service/service.h"
+#include "firsttouch/service/supply.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch::bench {
@@ -25,20 +30,22 @@ class PoolSlot : public CycleSlot {
   explicit PoolSlot(Service& pool) : pool_(pool) {}
 
   std::byte* Acquire(const ImageRef& image) override {
-    memory_ =
-        OrDie(pool_.Acquire({.image = image, .size_bytes = kCycleMemoryBytes}));
+    if (image != wanted_.image) wanted_.image = image;
+    memory_ = OrDie(pool_.Acquire(wanted_));
     return memory_.base();
   }
   void Release(PageList) override { OrDie(memory_.Release()); }
 
  private:
   Service& pool_;
+  // Kept, as a host would that serves many tenants of one image.
+  MemoryOptions wanted_{.size_bytes = kCycleMemoryBytes};
   Memory memory_;
 };
 
 class Pool : public CycleWay {
  public:
-  explicit Pool(const PoolShape& shape) : pool_(MakePool(shape)) {}
+  explicit Pool(std::unique_ptr<Service> pool) : pool_(std::move(pool)) {}
 
   std::unique_ptr<CycleSlot> NewSlot() override {
     return std::make_unique<PoolSlot>(*pool_);
@@ -53,23 +60,19 @@ class Pool : public CycleWay {
   const std::unique_ptr<Service> pool_;
 };
 
-template <Backing kBacking, Resolve kResolve>
-std::unique_ptr<CycleWay> MakePoolWay(uint32_t slots) {
-  return std::make_unique<Pool>(PoolShape{.backing = kBacking,
-                                          .resolve = kResolve,
-                                          .slots = slots,
-                                          .memory_bytes = kCycleMemoryBytes});
+constexpr LayoutOptions Layout(uint32_t slots) {
+  return {.instances = slots,
+          .max_memory_bytes = kCycleMemoryBytes,
+          .guard_after_bytes = 2 << 20};
 }
 
-template <Supply kSupply>
-std::unique_ptr<CycleWay> MakeMappedWay(uint32_t slots) {
-  return std::make_unique<Pool>(PoolShape{
-      .supply = kSupply, .slots = slots, .memory_bytes = kCycleMemoryBytes});
-}
-
-std::unique_ptr<CycleWay> MakeMappedScanWay(uint32_t slots) {
-  if (!Pagemap::Open(RealKernel()).ok()) return nullptr;
-  return MakeMappedWay<Supply::kMappingsScan>(slots);
+absl::StatusOr<std::unique_ptr<CycleWay>> MakePoolWay(uint32_t slots,
+                                                      ServiceOptions options) {
+  options.layout = Layout(slots);
+  absl::StatusOr<std::unique_ptr<Service>> pool =
+      Service::Create(std::move(options));
+  if (!pool.ok()) return pool.status();
+  return std::make_unique<Pool>(*std::move(pool));
 }
 
 // The others: memory that is reserved once for each slot, and stays with its
@@ -124,7 +127,7 @@ class Mappings : public CycleWay {
 };
 
 template <typename Slot>
-std::unique_ptr<CycleWay> MakeMappings(uint32_t) {
+absl::StatusOr<std::unique_ptr<CycleWay>> MakeMappings(uint32_t) {
   return std::make_unique<Mappings<Slot>>();
 }
 
@@ -138,37 +141,13 @@ class DontNeedSlot : public MappingSlot {
 // copied back and stay. As Wasmtime does it.
 class ScanSlot : public MappingSlot {
  public:
-  ScanSlot() : pagemap_(OrDie(Pagemap::Open(RealKernel()))) {}
-
   void Release(PageList) override {
-    ScanRequest request;
-    request.start = reinterpret_cast<uintptr_t>(base());
-    request.end = request.start + kCycleMemoryBytes;
-    request.all_of = kPageIsWritten;
-    request.any_of = kPageIsPresent | kPageIsSwapped;
-    request.none_of = kPageIsFile | kPageIsPfnZero;
-    const ScanResult scan = ScanPages(
-        RealKernel(), pagemap_.fd(), request, regions_, kRegions,
-        [&](const PageRegion& region) {
-          Restore(region.start - request.start, region.end - request.start);
-          return true;
-        });
-    if (!scan.ok()) Die("PAGEMAP_SCAN failed");
+    restore_.Restore(base(), kCycleMemoryBytes,
+                     std::span(image_bytes(), kCycleImageBytes));
   }
 
  private:
-  void Restore(uint64_t from, uint64_t to) {
-    if (from < kCycleImageBytes) {
-      const uint64_t end = std::min(to, kCycleImageBytes);
-      memcpy(base() + from, image_bytes() + from, end - from);
-      from = end;
-    }
-    if (from < to) memset(base() + from, 0, to - from);
-  }
-
-  static constexpr size_t kRegions = 512;
-  Pagemap pagemap_;
-  PageRegion regions_[kRegions];
+  ScanRestore restore_ = OrDie(ScanRestore::Open());
 };
 
 // Anonymous memory that the image is copied into.
@@ -179,8 +158,8 @@ class CopySlot : public MappingSlot {
   }
 };
 
-std::unique_ptr<CycleWay> MakeScanWay(uint32_t slots) {
-  if (!Pagemap::Open(RealKernel()).ok()) return nullptr;
+absl::StatusOr<std::unique_ptr<CycleWay>> MakeScanWay(uint32_t slots) {
+  if (const auto scan = ScanRestore::Open(); !scan.ok()) return scan.status();
   return MakeMappings<ScanSlot>(slots);
 }
 
@@ -221,21 +200,70 @@ class CopyChangedSlot : public CopySlot {
 
 const std::vector<CycleWayFactory>& AllCycleWays() {
   static const auto* const ways = new std::vector<CycleWayFactory>{
-      {"shared, in-thread", MakePoolWay<Backing::kShared, Resolve::kInThread>},
-      {"copied, in-thread", MakePoolWay<Backing::kCopied, Resolve::kInThread>},
+      {kDefaultName,
+       [](uint32_t slots) { return MakePoolWay(slots, {.name = "default"}); }},
+      {"copied, in-thread",
+       [](uint32_t slots) {
+         return MakePoolWay(slots, {.name = "copied",
+                                    .supply = Supply::kUserfaultfd,
+                                    .backing = Backing::kCopied});
+       }},
       {"shared, handler thread",
-       MakePoolWay<Backing::kShared, Resolve::kHandlerThread>},
+       [](uint32_t slots) {
+         return MakePoolWay(slots, {.name = "shared-handler",
+                                    .supply = Supply::kUserfaultfd,
+                                    .backing = Backing::kShared,
+                                    .resolve = Resolve::kHandlerThread});
+       }},
       {"copied, handler thread",
-       MakePoolWay<Backing::kCopied, Resolve::kHandlerThread>},
-      {"mappings-drop", MakeMappedWay<Supply::kMappingsDrop>},
-      {"mappings-scan", MakeMappedScanWay},
+       [](uint32_t slots) {
+         return MakePoolWay(slots, {.name = "copied-handler",
+                                    .supply = Supply::kUserfaultfd,
+                                    .backing = Backing::kCopied,
+                                    .resolve = Resolve::kHandlerThread});
+       }},
+      {"tracking: signal",
+       [](uint32_t slots) {
+         return MakePoolWay(slots, {.name = "signal",
+                                    .supply = Supply::kUserfaultfd,
+                                    .backing = Backing::kShared,
+                                    .tracking = Tracking::kSignal});
+       }},
+      {"tracking: async",
+       [](uint32_t slots) {
+         return MakePoolWay(slots, {.name = "async",
+                                    .supply = Supply::kUserfaultfd,
+                                    .backing = Backing::kShared,
+                                    .tracking = Tracking::kAsync});
+       }},
+      {"mappings-drop",
+       [](uint32_t slots) {
+         return MakePoolWay(
+             slots, {.name = "mappings-drop", .supply = Supply::kMappingsDrop});
+       }},
+      {"mappings-scan",
+       [](uint32_t slots) {
+         return MakePoolWay(
+             slots, {.name = "mappings-scan", .supply = Supply::kMappingsScan});
+       }},
       {kCopyOnWriteName, MakeMappings<DontNeedSlot>},
-      {"CoW + PAGEMAP_SCAN", MakeScanWay},
-      {"memcpy of the image", MakeMappings<CopyAllSlot>},
-      {kLimitName, MakeMappings<CopyChangedSlot>,
-       /*is_limit=*/true},
+      {kScanName, MakeScanWay},
+      {kCopyImageName, MakeMappings<CopyAllSlot>},
+      {kLimitName, MakeMappings<CopyChangedSlot>, /*is_limit=*/true},
   };
   return *ways;
+}
+
+std::string DescribeDefaultOptions() {
+  const absl::StatusOr<std::unique_ptr<Service>> pool =
+      Service::Create({.layout = Layout(1)});
+  if (!pool.ok()) return pool.status().ToString();
+  if (IsMappings((*pool)->supply())) {
+    return SupplyName((*pool)->supply());
+  }
+  return absl::StrCat(SupplyName((*pool)->supply()), ", ",
+                      BackingName((*pool)->backing()), ", ",
+                      ResolveName((*pool)->options().resolve));
 }
 
 }  // namespace firsttouch::bench

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "firsttouch/init/image.h"
 
 namespace firsttouch::bench {
@@ -49,18 +50,25 @@ class CycleWay {
 struct CycleWayFactory {
   // At most 22 characters.
   std::string name;
-  // For up to `slots` slots; null where this machine cannot.
-  std::unique_ptr<CycleWay> (*make)(uint32_t slots);
+  // For up to `slots` slots. An error says why this machine cannot.
+  absl::StatusOr<std::unique_ptr<CycleWay>> (*make)(uint32_t slots);
   // What only knows the changed pages because the measurement tells is a limit,
   // and no slot of its own can be cold.
   bool is_limit = false;
 };
 
-// The rows that others are compared with.
+// The rows that are compared with each other.
+inline constexpr char kDefaultName[] = "default options";
 inline constexpr char kCopyOnWriteName[] = "CoW + MADV_DONTNEED";
+inline constexpr char kScanName[] = "CoW + PAGEMAP_SCAN";
+inline constexpr char kCopyImageName[] = "memcpy of the image";
 inline constexpr char kLimitName[] = "memcpy of the changed";
 
+// This library's first, the one with default options in front; then the others.
 const std::vector<CycleWayFactory>& AllCycleWays();
+
+// What a pool with default options is on this machine, in a few words.
+std::string DescribeDefaultOptions();
 
 }  // namespace firsttouch::bench
 

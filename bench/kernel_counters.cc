@@ -57,4 +57,18 @@ std::optional<uint64_t> PrivateBytes(const std::byte* base, uint64_t bytes) {
   return sum;
 }
 
+std::optional<uint64_t> PrivateBytesOfProcess() {
+  std::ifstream rollup("/proc/self/smaps_rollup");
+  std::optional<uint64_t> sum;
+  std::string line;
+  while (std::getline(rollup, line)) {
+    uint64_t kib = 0;
+    if (std::sscanf(line.c_str(), "Anonymous: %" SCNu64, &kib) == 1 ||
+        std::sscanf(line.c_str(), "Swap: %" SCNu64, &kib) == 1) {
+      sum = sum.value_or(0) + (kib << 10);
+    }
+  }
+  return sum;
+}
+
 }  // namespace firsttouch::bench

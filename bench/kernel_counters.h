@@ -22,6 +22,10 @@ std::optional<uint64_t> TlbShootdowns();
 // read.
 std::optional<uint64_t> PrivateBytes(const std::byte* base, uint64_t bytes);
 
+// The same for all of this process: what it has that no other has
+// (/proc/self/smaps_rollup).
+std::optional<uint64_t> PrivateBytesOfProcess();
+
 }  // namespace firsttouch::bench
 
 #endif  // FIRSTTOUCH_BENCH_KERNEL_COUNTERS_H_

@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 
 #include <array>
+#include <map>
 #include <set>
 #include <string>
 #include <vector>
@@ -168,43 +169,74 @@ TEST(Ratios, TextFitsATerminal) {
   EXPECT_THAT(TooWide(ran.output), IsEmpty());
 }
 
-constexpr char kShortCycles[] =
-    "--rounds=1 --cycles=5 --warmup=3 --counted=4 --k=0,4 --threads=1,2 ";
-
 TEST(Cycle, JsonHasARowForEachWay) {
   SKIP_WITHOUT_USERFAULTFD();
-  const Ran ran =
-      RunProgram("cycle", absl::StrCat(kShortCycles, "--format=json"));
+  const Ran ran = RunProgram("cycle", "--quick --format=json");
   ASSERT_EQ(ran.exit_code, 0);
   CycleReport report;
   ASSERT_TRUE(JsonStringToMessage(ran.output, &report).ok()) << ran.output;
   EXPECT_EQ(report.image_bytes(), 1 << 20);
   EXPECT_EQ(report.memory_bytes(), 4 << 20);
-  std::set<std::string> ways;
-  std::set<std::string> pages;
-  std::set<int> tables;
+  std::map<int, std::set<std::string>> ways;
+  std::map<int, std::set<std::string>> pages;
   std::set<int> threads;
   for (const CycleRow& row : report.rows()) {
-    ways.insert(row.way());
-    pages.insert(row.pages());
-    tables.insert(row.table());
+    ways[row.table()].insert(row.way());
+    pages[row.table()].insert(row.pages());
     threads.insert(row.threads());
-    EXPECT_EQ(row.has_page_faults(), row.has_cycles_per_second());
+    if (row.table() == CycleRow::IDLE) continue;
+    EXPECT_EQ(row.round_median_ns_size(), 1) << row.DebugString();
+    EXPECT_EQ(row.round_mean_ns_size(), 1) << row.DebugString();
+    EXPECT_EQ(row.round_handover_median_ns_size(),
+              row.table() == CycleRow::SQLITE ? 1 : 0);
+    EXPECT_EQ(row.has_scaling_of_limit(), row.table() == CycleRow::THREADS);
   }
-  EXPECT_THAT(ways, SizeIs(testing::Ge(7)));
-  EXPECT_EQ(pages, (std::set<std::string>{"same", "drifting", "mixed"}));
-  EXPECT_EQ(tables,
-            (std::set<int>{CycleRow::STEADY, CycleRow::FIRST_KNOWN_IMAGE,
-                           CycleRow::FIRST_NEW_IMAGE, CycleRow::THREADS}));
+  std::set<std::string> skipped;
+  for (const SkippedWay& way : report.skipped()) {
+    EXPECT_THAT(way.reason(), testing::Not(IsEmpty()));
+    skipped.insert(way.way());
+  }
+  std::set<std::string> possible;
+  std::set<std::string> but_the_limit;
+  for (const CycleWayFactory& way : AllCycleWays()) {
+    if (skipped.contains(way.name)) continue;
+    possible.insert(way.name);
+    if (!way.is_limit) but_the_limit.insert(way.name);
+  }
+  EXPECT_EQ(ways[CycleRow::STEADY], possible);
+  EXPECT_EQ(ways[CycleRow::THREADS], possible);
+  EXPECT_EQ(ways[CycleRow::FIRST_KNOWN_IMAGE], but_the_limit);
+  EXPECT_EQ(ways[CycleRow::FIRST_NEW_IMAGE], but_the_limit);
+  EXPECT_EQ(ways[CycleRow::IDLE], but_the_limit);
+  EXPECT_THAT(ways[CycleRow::SQLITE], Contains(kDefaultName));
+  EXPECT_THAT(ways[CycleRow::SQLITE], Contains(kCopyOnWriteName));
+  EXPECT_THAT(ways[CycleRow::SQLITE], Contains(kCopyImageName));
+  const std::set<std::string> all_pages = {"same", "drifting", "mixed"};
+  EXPECT_EQ(pages[CycleRow::STEADY], all_pages);
+  EXPECT_EQ(pages[CycleRow::THREADS], all_pages);
+  EXPECT_EQ(pages[CycleRow::SQLITE],
+            (std::set<std::string>{"same", "drifting"}));
   EXPECT_EQ(threads, (std::set<int>{1, 2}));
+
+  // Which goals there are, whether reached or not.
+  std::set<std::string> goals;
+  for (const CycleGoal& goal : report.goals()) {
+    goals.insert(goal.name().substr(0, goal.name().find(':')));
+    EXPECT_EQ(goal.has_measured(), goal.has_reached()) << goal.DebugString();
+  }
+  EXPECT_EQ(goals, (std::set<std::string>{
+                       "same pages", "drifting pages", "mixed pages",
+                       "first cycle, known image", "first cycle, new image",
+                       "private KiB of an idle slot", "same pages, 2 threads",
+                       "drifting pages, 2 threads", "mixed pages, 2 threads",
+                       "SQLite"}));
 }
 
 TEST(Cycle, CountsWhatCanBeKnown) {
   SKIP_WITHOUT_USERFAULTFD();
   const Ran ran = RunProgram(
-      "cycle", absl::StrCat(kShortCycles,
-                            "--tables=steady --pages=same --cycles=40 "
-                            "--touched=image --format=json"));
+      "cycle",
+      "--quick --tables=steady,idle --pages=same --cycles=40 --format=json");
   ASSERT_EQ(ran.exit_code, 0);
   CycleReport report;
   ASSERT_TRUE(JsonStringToMessage(ran.output, &report).ok()) << ran.output;
@@ -212,16 +244,21 @@ TEST(Cycle, CountsWhatCanBeKnown) {
     GTEST_SKIP() << "ptrace is refused here: " << report.counted_by();
   }
   for (const CycleRow& row : report.rows()) {
-    if (row.way() == "CoW + MADV_DONTNEED") {
+    if (row.table() == CycleRow::IDLE) {
+      if (row.way() != kDefaultName) continue;
+      // Its changed pages, and at most one of book-keeping.
+      EXPECT_GE(row.private_kib_per_idle_slot(), 4 * row.changed_pages());
+      EXPECT_LE(row.private_kib_per_idle_slot(), 4 * row.changed_pages() + 8);
+    } else if (row.way() == kCopyOnWriteName) {
       // One call, and a fault for each page.
       EXPECT_EQ(row.system_calls(), 1) << row.DebugString();
       EXPECT_NEAR(row.page_faults(), row.changed_pages(), 0.5)
           << row.DebugString();
       EXPECT_EQ(row.private_kib_per_idle_slot(), 0) << row.DebugString();
-    } else if (row.way() == "memcpy of the changed") {
+    } else if (row.way() == kLimitName) {
       EXPECT_EQ(row.system_calls(), 0) << row.DebugString();
       EXPECT_LT(row.page_faults(), 0.5) << row.DebugString();
-    } else if (row.way() == "shared, in-thread") {
+    } else if (row.way() == kDefaultName) {
       // The steady cycle that firsttouch is there for.
       EXPECT_EQ(row.system_calls(), 0) << row.DebugString();
       EXPECT_EQ(row.signals(), 0) << row.DebugString();
@@ -234,10 +271,13 @@ TEST(Cycle, CountsWhatCanBeKnown) {
 
 TEST(Cycle, TextFitsATerminal) {
   SKIP_WITHOUT_USERFAULTFD();
-  const Ran ran = RunProgram("cycle", kShortCycles);
+  const Ran ran = RunProgram("cycle", "--quick --pages=mixed");
   EXPECT_EQ(ran.exit_code, 0);
-  EXPECT_THAT(ran.output, HasSubstr("steady, k=4 same of 1 MiB"));
+  EXPECT_THAT(ran.output, HasSubstr("steady, k=32 mixed of 1 MiB"));
+  EXPECT_THAT(ran.output, HasSubstr("image known, k=4 same of 1 MiB"));
   EXPECT_THAT(ran.output, HasSubstr("2 threads, k=32 mixed of 1 MiB"));
+  EXPECT_THAT(ran.output, HasSubstr("SQLite, the same rows each time"));
+  EXPECT_THAT(ran.output, HasSubstr("goals that were measured are reached"));
   EXPECT_THAT(TooWide(ran.output), IsEmpty());
   for (const CycleWayFactory& way : AllCycleWays()) {
     EXPECT_LE(way.name.size(), 22u) << way.name;
@@ -251,6 +291,8 @@ TEST(Flags, BadValuesAreNamed) {
               HasSubstr("--pages: some is none of same, drifting, mixed"));
   EXPECT_THAT(RunProgram("cycle", "--ways=none", true).output,
               HasSubstr("--ways: there is no such way"));
+  EXPECT_THAT(RunProgram("cycle", "--tables=all", true).output,
+              HasSubstr("--tables: all is none of steady, first, idle"));
   const Ran ratios = RunProgram("ratios", "--format=xml", true);
   EXPECT_EQ(ratios.exit_code, 1);
   EXPECT_THAT(ratios.output,

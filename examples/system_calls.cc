@@ -83,15 +83,21 @@ std::string NameOf(uint64_t number) {
   }
 }
 
-// The child's part: becomes the program, stopped. Async-signal-safe.
+// The child's part: stops, and goes on as the tracer lets it.
+// Async-signal-safe.
+void BeginToBeTraced() {
+  if (ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) _exit(kCannotTrace);
+  raise(SIGSTOP);
+}
+
+// Becomes the program. Async-signal-safe.
 [[noreturn]] void BecomeTraced(char* const* arguments) {
   const int null = open("/dev/null", O_RDWR);
   if (null >= 0) {
     dup2(null, STDOUT_FILENO);
     dup2(null, STDERR_FILENO);
   }
-  if (ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) _exit(kCannotTrace);
-  raise(SIGSTOP);
+  BeginToBeTraced();
   execv(arguments[0], arguments);
   _exit(kCannotExecute);
 }
@@ -156,6 +162,9 @@ class Tracer {
     } else if (signal == SIGSTOP && known_.insert(thread).second) {
       Continue(thread, 0);  // a new thread begins
     } else {
+      if (counting_ && (signal == SIGBUS || signal == SIGSEGV)) {
+        ++calls_.signals;
+      }
       Continue(thread, signal);
     }
   }
@@ -171,6 +180,7 @@ class Tracer {
       counting_ = true;
     } else if (info.number == SYS_prctl && info.arguments[0] == kEndMark) {
       counting_ = false;
+      ++calls_.parts;
     } else if (counting_) {
       ++calls_.total;
       ++calls_.by_name[NameOf(info.number)];
@@ -182,6 +192,11 @@ class Tracer {
   bool counting_ = false;
   SystemCalls calls_;
 };
+
+absl::Status ForkFailed() {
+  return absl::ErrnoToStatus(errno,
+                             absl::StrCat("fork failed (errno ", errno, ")"));
+}
 
 }  // namespace
 
@@ -196,16 +211,24 @@ absl::StatusOr<SystemCalls> CountSystemCalls(
   }
   pointers.push_back(nullptr);
   const pid_t child = fork();
-  if (child < 0) {
-    return absl::ErrnoToStatus(errno,
-                               absl::StrCat("fork failed (errno ", errno, ")"));
-  }
+  if (child < 0) return ForkFailed();
   if (child == 0) BecomeTraced(pointers.data());
   absl::StatusOr<SystemCalls> calls = Tracer(child).Run();
   if (calls.ok() && calls->exit_status == kCannotExecute) {
     return absl::NotFoundError(absl::StrCat("cannot execute ", arguments[0]));
   }
   return calls;
+}
+
+absl::StatusOr<SystemCalls> CountSystemCallsOf(absl::FunctionRef<void()> body) {
+  const pid_t child = fork();
+  if (child < 0) return ForkFailed();
+  if (child == 0) {
+    BeginToBeTraced();
+    body();
+    _exit(0);
+  }
+  return Tracer(child).Run();
 }
 
 }  // namespace firsttouch::examples

@@ -75,6 +75,25 @@ TEST_F(SystemCallsTest, CountsOtherThreads) {
   EXPECT_EQ(calls->exit_status, 3);
 }
 
+TEST_F(SystemCallsTest, CountsWhatAFunctionDoes) {
+  signal(SIGBUS, &Handler);
+  const absl::StatusOr<SystemCalls> calls = CountSystemCallsOf([] {
+    for (int part = 0; part < 2; ++part) {
+      syscall(SYS_sched_yield);
+      BeginCountedPart();
+      syscall(SYS_sched_yield);
+      kill(getpid(), SIGBUS);
+      EndCountedPart();
+    }
+  });
+  signal(SIGBUS, SIG_DFL);
+  ASSERT_TRUE(calls.ok()) << calls.status();
+  EXPECT_EQ(calls->by_name.at("sched_yield"), 2u);
+  EXPECT_EQ(calls->signals, 2u);
+  EXPECT_EQ(calls->parts, 2u);
+  EXPECT_EQ(calls->exit_status, 0);
+}
+
 TEST_F(SystemCallsTest, AProgramThatDiesIsAnError) {
   const absl::Status status = Count("dies").status();
   EXPECT_EQ(status, absl::AbortedError("the counted program died by signal 9"));

@@ -1,0 +1,304 @@
+#include "firsttouch/bench/cycle_goals.h"
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "firsttouch/bench/cycle_ways.h"
+#include "firsttouch/bench/quantiles.h"
+
+namespace firsttouch::bench {
+namespace {
+
+using Rounds = google::protobuf::RepeatedField<double>;
+
+// All ways in one situation.
+class Scene {
+ public:
+  explicit Scene(const CycleRow* first) : rows_({first}) {}
+
+  bool Has(const CycleRow& row) const {
+    const CycleRow& mine = *rows_[0];
+    return row.table() == mine.table() && row.pages() == mine.pages() &&
+           row.touched_bytes() == mine.touched_bytes() &&
+           row.changed_pages() == mine.changed_pages() &&
+           row.threads() == mine.threads();
+  }
+  void Add(const CycleRow* row) { rows_.push_back(row); }
+
+  // Null where that way was not measured.
+  const CycleRow* Find(const char* way) const {
+    for (const CycleRow* row : rows_) {
+      if (row->way() == way) return row;
+    }
+    return nullptr;
+  }
+  const CycleRow* ours() const { return Find(kDefaultName); }
+
+  // The fastest of what is neither ours nor the limit.
+  const CycleRow* BestOther() const {
+    const CycleRow* best = nullptr;
+    for (const char* way : {kCopyOnWriteName, kScanName, kCopyImageName}) {
+      const CycleRow* row = Find(way);
+      if (row == nullptr) continue;
+      if (best == nullptr || row->mean_ns() < best->mean_ns()) best = row;
+    }
+    return best;
+  }
+
+  CycleRow::Table table() const { return rows_[0]->table(); }
+  const std::string& pages() const { return rows_[0]->pages(); }
+  uint32_t k() const { return rows_[0]->changed_pages(); }
+  uint32_t threads() const { return rows_[0]->threads(); }
+
+  // "same pages", "same pages, 2 threads".
+  std::string Pages() const {
+    return absl::StrCat(
+        pages(), " pages",
+        threads() == 1 ? "" : absl::StrCat(", ", threads(), " threads"));
+  }
+
+  std::string Where() const {
+    const std::string mib =
+        absl::StrCat(rows_[0]->touched_bytes() >> 20, " MiB");
+    switch (table()) {
+      case CycleRow::FIRST_KNOWN_IMAGE:
+      case CycleRow::FIRST_NEW_IMAGE:
+      case CycleRow::IDLE:
+        return absl::StrCat("k=", k());
+      case CycleRow::SQLITE:
+        return pages() == "same" ? "the same rows" : "other rows each time";
+      default:
+        return absl::StrCat("k=", k(), " of ", mib);
+    }
+  }
+
+ private:
+  std::vector<const CycleRow*> rows_;
+};
+
+// The median of the rounds' ratios; nullopt without rounds in common.
+std::optional<double> Ratio(const Rounds& numerators,
+                            const Rounds& denominators) {
+  std::vector<double> ratios;
+  const int rounds = std::min(numerators.size(), denominators.size());
+  for (int i = 0; i < rounds; ++i) {
+    if (denominators[i] > 0) ratios.push_back(numerators[i] / denominators[i]);
+  }
+  if (ratios.empty()) return std::nullopt;
+  return Median(std::move(ratios));
+}
+
+class Goals {
+ public:
+  void AtMost(std::string name, const Scene& scene, double bound,
+              std::optional<double> measured) {
+    CycleGoal& goal = Add(std::move(name), scene, bound);
+    if (!measured.has_value()) return;
+    goal.set_measured(*measured);
+    goal.set_reached(*measured <= bound);
+  }
+  void AtLeast(std::string name, const Scene& scene, double bound,
+               std::optional<double> measured) {
+    CycleGoal& goal = Add(std::move(name), scene, bound);
+    goal.set_at_least(true);
+    if (!measured.has_value()) return;
+    goal.set_measured(*measured);
+    goal.set_reached(*measured >= bound);
+  }
+
+  void MoveTo(CycleReport& report) {
+    for (std::vector<CycleGoal>& named : goals_) {
+      for (CycleGoal& goal : named) *report.add_goals() = std::move(goal);
+    }
+  }
+
+  // Our time / theirs; nothing where either was not measured.
+  void TimeAtMost(std::string name, const Scene& scene, const CycleRow* other,
+                  double bound) {
+    const CycleRow* const ours = scene.ours();
+    if (ours == nullptr || other == nullptr) return;
+    Compare(std::move(name), scene, *other, bound,
+            Ratio(ours->round_median_ns(), other->round_median_ns()),
+            Ratio(ours->round_mean_ns(), other->round_mean_ns()));
+  }
+  void HandoverAtMost(std::string name, const Scene& scene,
+                      const CycleRow* other, double bound) {
+    const CycleRow* const ours = scene.ours();
+    if (ours == nullptr || other == nullptr) return;
+    Compare(
+        std::move(name), scene, *other, bound,
+        Ratio(ours->round_handover_median_ns(),
+              other->round_handover_median_ns()),
+        Ratio(ours->round_handover_mean_ns(), other->round_handover_mean_ns()));
+  }
+  // Their time / ours.
+  void FasterAtLeast(std::string name, const Scene& scene,
+                     const CycleRow* other, double bound) {
+    const CycleRow* const ours = scene.ours();
+    if (ours == nullptr || other == nullptr) return;
+    CycleGoal& goal = Add(std::move(name), scene, bound);
+    goal.set_at_least(true);
+    goal.set_other(other->way());
+    const auto medians =
+        Ratio(other->round_median_ns(), ours->round_median_ns());
+    const auto means = Ratio(other->round_mean_ns(), ours->round_mean_ns());
+    if (!medians.has_value() || !means.has_value()) return;
+    goal.set_measured(*medians);
+    goal.set_measured_by_mean(*means);
+    goal.set_reached(std::min(*medians, *means) >= bound);
+  }
+
+ private:
+  CycleGoal& Add(std::string name, const Scene& scene, double bound) {
+    auto named = std::find_if(
+        goals_.begin(), goals_.end(),
+        [&](const auto& goals) { return goals[0].name() == name; });
+    if (named == goals_.end()) named = goals_.emplace(named);
+    CycleGoal& goal = named->emplace_back();
+    goal.set_name(std::move(name));
+    goal.set_where(scene.Where());
+    goal.set_bound(bound);
+    return goal;
+  }
+  void Compare(std::string name, const Scene& scene, const CycleRow& other,
+               double bound, std::optional<double> medians,
+               std::optional<double> means) {
+    CycleGoal& goal = Add(std::move(name), scene, bound);
+    goal.set_other(other.way());
+    if (!medians.has_value() || !means.has_value()) return;
+    goal.set_measured(*medians);
+    goal.set_measured_by_mean(*means);
+    goal.set_reached(std::max(*medians, *means) <= bound);
+  }
+
+  // Those of one name together, in the order in which the names came.
+  std::vector<std::vector<CycleGoal>> goals_;
+};
+
+std::optional<double> If(bool has, double value) {
+  return has ? std::optional<double>(value) : std::nullopt;
+}
+
+void AddSame(const Scene& scene, Goals& goals) {
+  const CycleRow& ours = *scene.ours();
+  goals.AtMost("same pages: system calls", scene, 0,
+               If(ours.has_system_calls(), ours.system_calls()));
+  goals.AtMost("same pages: signals", scene, 0,
+               If(ours.has_signals(), ours.signals()));
+  goals.AtMost("same pages: page faults", scene, 0,
+               If(ours.has_page_faults(), ours.page_faults()));
+  if (scene.k() >= 4) {
+    goals.TimeAtMost("same pages: time / limit", scene, scene.Find(kLimitName),
+                     1.15);
+  }
+  const CycleRow* const scan = scene.Find(kScanName);
+  constexpr char kFaster[] = "same pages: PAGEMAP_SCAN / ours";
+  if (scene.k() == 1 || scene.k() == 4) {
+    goals.FasterAtLeast(kFaster, scene, scan, 10);
+  } else if (scene.k() == 16) {
+    goals.FasterAtLeast(kFaster, scene, scan, 2);
+  } else if (scene.k() == 64) {
+    goals.FasterAtLeast(kFaster, scene, scan, 1.2);
+  }
+}
+
+void AddDriftingOrMixed(const Scene& scene, Goals& goals) {
+  const double bound = scene.pages() == "mixed" ? 0.6
+                       : scene.k() >= 16        ? 0.75
+                                                : 1.1;
+  goals.TimeAtMost(absl::StrCat(scene.Pages(), ": time / best other"), scene,
+                   scene.BestOther(), bound);
+}
+
+void AddThreads(const Scene& scene, Goals& goals) {
+  if (scene.pages() != "same") {
+    AddDriftingOrMixed(scene, goals);
+    return;
+  }
+  const CycleRow& ours = *scene.ours();
+  const CycleRow* const limit = scene.Find(kLimitName);
+  goals.AtLeast(absl::StrCat(scene.Pages(), ": scaling / the limit's"), scene,
+                0.95, If(ours.has_scaling_of_limit(), ours.scaling_of_limit()));
+  if (limit != nullptr) {
+    // Those of the rest of the machine are in both.
+    goals.AtMost(
+        absl::StrCat(scene.Pages(), ": shootdowns, above the limit's"), scene,
+        0.01,
+        If(ours.has_tlb_shootdowns() && limit->has_tlb_shootdowns(),
+           std::max(ours.tlb_shootdowns() - limit->tlb_shootdowns(), 0.0)));
+  }
+}
+
+void AddIdle(const Scene& scene, Goals& goals) {
+  if (scene.pages() != "same") return;
+  const CycleRow& ours = *scene.ours();
+  constexpr double kPageKib = 4;
+  constexpr double kBookKeepingKib = 4;
+  goals.AtMost("private KiB of an idle slot", scene,
+               (scene.k() + 2) * kPageKib + kBookKeepingKib,
+               If(ours.has_private_kib_per_idle_slot(),
+                  ours.private_kib_per_idle_slot()));
+}
+
+void AddSqlite(const Scene& scene, Goals& goals) {
+  const CycleRow* const scan = scene.Find(kScanName);
+  goals.HandoverAtMost("SQLite: hand-over / PAGEMAP_SCAN", scene, scan, 0.5);
+  goals.TimeAtMost("SQLite: request / PAGEMAP_SCAN", scene, scan, 0.9);
+  goals.TimeAtMost("SQLite: request / MADV_DONTNEED", scene,
+                   scene.Find(kCopyOnWriteName), 0.2);
+}
+
+}  // namespace
+
+void AddGoals(CycleReport& report) {
+  std::vector<Scene> scenes;
+  for (const CycleRow& row : report.rows()) {
+    const auto scene = std::find_if(scenes.begin(), scenes.end(),
+                                    [&](Scene& s) { return s.Has(row); });
+    if (scene == scenes.end()) {
+      scenes.emplace_back(&row);
+    } else {
+      scene->Add(&row);
+    }
+  }
+  Goals goals;
+  for (const Scene& scene : scenes) {
+    if (scene.ours() == nullptr) continue;
+    switch (scene.table()) {
+      case CycleRow::STEADY:
+        if (scene.pages() == "same") {
+          AddSame(scene, goals);
+        } else {
+          AddDriftingOrMixed(scene, goals);
+        }
+        break;
+      case CycleRow::FIRST_KNOWN_IMAGE:
+        goals.TimeAtMost("first cycle, known image: time / CoW", scene,
+                         scene.Find(kCopyOnWriteName), 0.9);
+        break;
+      case CycleRow::FIRST_NEW_IMAGE:
+        goals.TimeAtMost("first cycle, new image: time / CoW", scene,
+                         scene.Find(kCopyOnWriteName), 1.1);
+        break;
+      case CycleRow::THREADS:
+        // What is asked of two is asked of no more: others have no core here.
+        if (scene.threads() == 2) AddThreads(scene, goals);
+        break;
+      case CycleRow::IDLE:
+        AddIdle(scene, goals);
+        break;
+      case CycleRow::SQLITE:
+        AddSqlite(scene, goals);
+        break;
+      default:
+        break;
+    }
+  }
+  goals.MoveTo(report);
+}
+
+}  // namespace firsttouch::bench
