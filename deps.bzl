@@ -140,4 +140,12 @@ def firsttouch_dependencies():
         packages = {"libzstd-dev": "/usr/include/zstd.h"},
     )
 
+    # The reader of WebAssembly modules, and for tests the interpreter.
+    _maybe(
+        system_repository,
+        name = "wabt",
+        build_file = Label("//bazel/third_party:wabt.BUILD"),
+        packages = {"wabt": "/usr/include/wabt/binary-reader.h"},
+    )
+
     npm_packages(exists = native.existing_rule)

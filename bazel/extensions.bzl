@@ -1,6 +1,7 @@
 """What no registry of modules has, for MODULE.bazel."""
 
 load("//bazel:npm_packages.bzl", "npm_packages")
+load("//bazel:system.bzl", "system_repository")
 
 def _none_exists(_name):
     return False
@@ -9,3 +10,12 @@ def _npm_impl(_module_ctx):
     npm_packages(exists = _none_exists)
 
 npm = module_extension(implementation = _npm_impl)
+
+def _system_impl(_module_ctx):
+    system_repository(
+        name = "wabt",
+        build_file = Label("//bazel/third_party:wabt.BUILD"),
+        packages = {"wabt": "/usr/include/wabt/binary-reader.h"},
+    )
+
+system = module_extension(implementation = _system_impl)

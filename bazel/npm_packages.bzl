@@ -2,6 +2,17 @@
 
 load("//bazel:npm.bzl", "npm_package")
 
+# Modules that people use, for //tests/images: repository, package, version,
+# SHA-256 of the archive.
+_WASM_PACKAGES = [
+    ("npm_avif", "@jsquash/avif", "2.1.1", "b6c6204b63f9cb17aac7d6ee92b8a4aeba2403dccd49ffc9a93b778923049b5b"),
+    ("npm_box2d", "box2d-wasm", "7.0.0", "8646a2a9d9532705623e65c54889dcca369f41511cee84e0312fc09f9d682d7f"),
+    ("npm_esbuild", "esbuild-wasm", "0.28.2", "61594de12ce998652be2aa0ab72dda54bfa49407fb37ee3464468a2aac306baa"),
+    ("npm_pyodide", "pyodide", "314.0.7", "66b7949e5a0cba2250b586d7e368bf12fb482800748d182c4618254b685ffaa0"),
+    ("npm_sqlite", "@sqlite.org/sqlite-wasm", "3.41.2", "b08a935eb46c19907fc2329bc9e0cef4d029ef3df217e194c0f0c3fbf7fff633"),
+    ("npm_tree_sitter", "web-tree-sitter", "0.27.2", "0b1d1b2edcc1476c7b1710a2a4589eef9ca9cf461baa50f89956d57530964362"),
+]
+
 def npm_packages(exists):
     """Defines a repository for each; it is fetched when a target needs it.
 
@@ -30,3 +41,12 @@ def npm_packages(exists):
             sha256 = "b96ea9b13003036c801f52bee6f9b0314738f8432e5cb9d814c89f59292604ee",
             version = "8.2.1",
         )
+    for name, package, version, sha256 in _WASM_PACKAGES:
+        if not exists(name):
+            npm_package(
+                name = name,
+                build_file = Label("//bazel/third_party:npm_wasm.BUILD"),
+                package = package,
+                sha256 = sha256,
+                version = version,
+            )
