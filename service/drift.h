@@ -30,7 +30,7 @@
 // image, all hot, and restoring it is one pass over it: never slower than
 // copying the image. kAsync is for what lies between.
 //
-// The nanoseconds were measured on one kind of machine (docs/benchmarks.md);
+// The nanoseconds were measured on one kind of machine (bench/README.md);
 // what matters are their ratios, which change little.
 
 #ifndef FIRSTTOUCH_SERVICE_DRIFT_H_
