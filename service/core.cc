@@ -319,7 +319,7 @@ absl::Status Core::Start() {
           shared && pagemap_.has_value() && !options_.tracking.has_value(),
       .stride_bytes = layout_.slot_stride_bytes(),
       .include_in_core_dump = options_.include_in_core_dump,
-      .span_handovers = std::max(1u, options_.hot_cycles * 2 / 5)});
+      .span_handovers = std::max(1u, options_.hot_cycles / 2)});
   if (fault_core_.mapped) {
     mappings_ =
         std::make_unique<MappingOps>(fault_core_, layout_, supply_,

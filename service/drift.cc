@@ -19,20 +19,22 @@ constexpr double kWorthTrying = 0.75;
 
 DriftCosts EstimateCosts(const DriftSample& sample) {
   DriftCosts costs;
-  costs.signal_ns = sample.faulted * kSignalNs + sample.hot * kRestoreNs;
+  costs.signal_ns = sample.faulted * kSignalNs + sample.hot * sample.restore_ns;
 
   const double others = std::max<double>(sample.handovers, 2) - 1;
   const double drifting =
       std::clamp((sample.distinct - sample.changed) / others, 0.0,
                  std::max(sample.changed, 0.0));
   const double regular = sample.changed - drifting;
-  const double again = regular * kKernelFaultNs + kProtectNs;
-  const double in_vain = drifting * kRestoreNs / 2;
+  const double again = regular * kKernelFaultNs + kProtectNs +
+                       sample.pages * kScanPageNs +
+                       sample.changed * kProtectPageNs;
+  const double in_vain = drifting * sample.restore_ns / 2;
   const double handovers =
       in_vain > 0 ? std::max(1.0, std::sqrt(again / in_vain)) : 1e9;
   costs.async_ns = kScanNs + sample.pages * kScanPageNs +
                    drifting * kKernelFaultNs + again / handovers +
-                   regular * kRestoreNs + in_vain * handovers;
+                   regular * sample.restore_ns + in_vain * handovers;
   return costs;
 }
 

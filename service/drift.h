@@ -14,14 +14,14 @@
 //
 // kSignal: every changed page stays hot for some sixty hand-overs, h pages in
 // all, and is restored in each; a write to another one is a signal.
-//   cost = c * kSignalNs + h * kRestoreNs
+//   cost = c * kSignalNs + h * q        with q = kRestoreNs (or kRestoreZeroNs)
 // kAsync: one scan per hand-over; a write to a protected page is a fault that
 // the kernel resolves alone; every B hand-overs all pages are protected again,
 // after which the r pages fault once more. Between, pages that nobody writes
 // any more are restored in vain, d B / 2 on the average.
-//   cost = scan + d f + (r f + p) / B + r * kRestoreNs + d B / 2 * kRestoreNs
-// with f = kKernelFaultNs and p = kProtectNs, and B at its best, the square
-// root of (r f + p) / (d kRestoreNs / 2). Nobody has to compute that B: to
+//   cost = scan + d f + (r f + p) / B + r q + d B / 2 q
+// with f = kKernelFaultNs and p what protecting costs, and B at its best, the
+// square root of (r f + p) / (d q / 2). Nobody has to compute that B: to
 // protect as soon as the restoring in vain has cost as much as protecting will
 // cost comes to the same (ShouldProtectAll).
 //
@@ -53,15 +53,21 @@ namespace firsttouch {
 // its system call.
 inline constexpr double kSignalNs = 5500;
 // The same when the kernel lifts an asynchronous protection.
-inline constexpr double kKernelFaultNs = 700;
-// To look at a page of 4 KiB, and to restore it.
+inline constexpr double kKernelFaultNs = 800;
+// To look at a page of 4 KiB, and to restore it: one that has an image's page
+// to be compared with, and one that was zeroes.
 inline constexpr double kRestoreNs = 85;
-// PAGEMAP_SCAN: the call, and each page that it walks over.
-inline constexpr double kScanNs = 1200;
-inline constexpr double kScanPageNs = 4;
-// PAGEMAP_SCAN that protects, with the flush of the TLB (more where other
-// threads run).
-inline constexpr double kProtectNs = 4000;
+inline constexpr double kRestoreZeroNs = 45;
+// PAGEMAP_SCAN: the call, and each page that it walks over (those that have a
+// page table).
+inline constexpr double kScanNs = 700;
+inline constexpr double kScanPageNs = 1;
+// What it takes longer when more than the marks has to be looked at.
+inline constexpr double kExactScanNs = 500;
+// PAGEMAP_SCAN that protects: the call with a flush of the TLB (more where
+// other threads run), and each page that was open.
+inline constexpr double kProtectNs = 1200;
+inline constexpr double kProtectPageNs = 45;
 
 // What was counted over `handovers` hand-overs of one slot.
 struct DriftSample {
@@ -71,6 +77,8 @@ struct DriftSample {
   double faulted = 0;
   // Pages that stay hot under kSignal.
   double hot = 0;
+  // To restore one of them, on the average.
+  double restore_ns = kRestoreNs;
   // Pages that a scan has to walk over.
   double pages = 0;
 };
@@ -82,11 +90,22 @@ struct DriftCosts {
 
 DriftCosts EstimateCosts(const DriftSample& sample);
 
+// What protecting all pages again would cost.
+struct ProtectCosts {
+  // Pages that the kernel walks over, and those of them that are open.
+  uint64_t pages = 0;
+  uint64_t open = 0;
+  // Pages that the last two holders both changed: they will fault anew.
+  uint64_t regular = 0;
+};
+
 // kAsync: whether it pays to protect all pages again, now that restoring pages
-// nobody had written has cost `rent_ns`, and `changed_pages` will fault anew.
-inline bool ShouldProtectAll(uint64_t rent_ns, uint64_t changed_pages) {
+// nobody had written has cost `rent_ns`.
+inline bool ShouldProtectAll(uint64_t rent_ns, const ProtectCosts& costs) {
   return static_cast<double>(rent_ns) >
-         kProtectNs + static_cast<double>(changed_pages) * kKernelFaultNs;
+         kProtectNs + static_cast<double>(costs.pages) * kScanPageNs +
+             static_cast<double>(costs.open) * kProtectPageNs +
+             static_cast<double>(costs.regular) * kKernelFaultNs;
 }
 
 // The choice for one image in one pool. Any thread.

@@ -15,7 +15,7 @@
 namespace firsttouch {
 namespace {
 
-constexpr uint32_t kSpan = 24;
+constexpr uint32_t kSpan = 30;
 
 // The same 30 pages each time.
 constexpr DriftSample kSteady = {.handovers = kSpan,
@@ -50,7 +50,9 @@ TEST(DriftTest, TheSamePagesEachTimeCostNothingButRestoringThem) {
   EXPECT_DOUBLE_EQ(costs.signal_ns, 30 * kRestoreNs);
   EXPECT_DOUBLE_EQ(costs.async_ns,
                    kScanNs + 1024 * kScanPageNs + 30 * kRestoreNs +
-                       (30 * kKernelFaultNs + kProtectNs) / 1e9);
+                       (30 * kKernelFaultNs + kProtectNs + 1024 * kScanPageNs +
+                        30 * kProtectPageNs) /
+                           1e9);
 }
 
 TEST(DriftTest, SteadyTenantsStayWithSignals) {
@@ -107,10 +109,15 @@ TEST(DriftTest, WhereItIsForcedOrImpossibleNobodyVotes) {
 }
 
 TEST(DriftTest, AllPagesAreProtectedWhenRestoringInVainHasCostAsMuch) {
-  EXPECT_FALSE(ShouldProtectAll(0, 0));
-  EXPECT_FALSE(ShouldProtectAll(static_cast<uint64_t>(kProtectNs), 0));
-  EXPECT_TRUE(ShouldProtectAll(static_cast<uint64_t>(kProtectNs) + 1, 0));
-  EXPECT_FALSE(ShouldProtectAll(static_cast<uint64_t>(kProtectNs) + 1, 1));
+  const ProtectCosts one_open = {.pages = 256, .open = 1};
+  const auto cost =
+      static_cast<uint64_t>(kProtectNs + 256 * kScanPageNs + kProtectPageNs);
+  EXPECT_FALSE(ShouldProtectAll(0, {}));
+  EXPECT_FALSE(ShouldProtectAll(cost, one_open));
+  EXPECT_TRUE(ShouldProtectAll(cost + 1, one_open));
+  ProtectCosts again = one_open;
+  again.regular = 1;
+  EXPECT_FALSE(ShouldProtectAll(cost + 1, again));
 }
 
 ImageRef ImageOf(uint64_t stored_pages, uint64_t pages) {

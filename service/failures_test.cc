@@ -330,7 +330,7 @@ TEST_F(AsyncFailuresTest, AScanThatFailsQuarantinesTheSlot) {
   EXPECT_EQ(Cycle(), absl::OkStatus());
   kernel_.Fail(Op::kPagemapScan, 1, CallResult{0, EIO});
   EXPECT_THAT(std::string(Cycle().message()),
-              HasSubstr("PAGEMAP_SCAN of 65536 bytes at offset 0 of slot"));
+              HasSubstr("PAGEMAP_SCAN of 32768 bytes at offset 0 of slot"));
   EXPECT_EQ(service_->Stats().slots_quarantined, 1u);
   EXPECT_EQ(Cycle(), absl::OkStatus());
 }
@@ -353,8 +353,8 @@ TEST_F(AsyncFailuresTest, ASlotThatIsHalfRegisteredIsNeverHandedOut) {
     // The first registration is that of the image's mapping.
     kernel_.Fail(op, second ? 2 : 1, CallResult{0, ENOMEM});
     EXPECT_THAT(std::string(Cycle().message()),
-                HasSubstr(second ? "UFFDIO_REGISTER of 65536 bytes"
-                                 : "UFFDIO_UNREGISTER of 65536 bytes"));
+                HasSubstr(second ? "UFFDIO_REGISTER of 32768 bytes"
+                                 : "UFFDIO_UNREGISTER of 32768 bytes"));
     kernel_.Clear(op);
   }
   EXPECT_EQ(service_->Stats().slots_quarantined, 2u);

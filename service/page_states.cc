@@ -36,6 +36,7 @@ void PageStates::ForgetHistory() const {
   ForEachGroup([&](uint64_t index, PageGroup& group) {
     group.recent.store(0, std::memory_order_relaxed);
     group.previous.store(0, std::memory_order_relaxed);
+    group.last.store(0, std::memory_order_relaxed);
     LeaveOutIfEmpty(index);
   });
 }
@@ -55,7 +56,8 @@ void PageStates::LeaveOutIfEmpty(uint64_t index) const {
                         group.untracked.load(std::memory_order_relaxed) |
                         group.open.load(std::memory_order_relaxed) |
                         group.recent.load(std::memory_order_relaxed) |
-                        group.previous.load(std::memory_order_relaxed);
+                        group.previous.load(std::memory_order_relaxed) |
+                        group.last.load(std::memory_order_relaxed);
   if (left == 0) {
     summary_[index / 64].fetch_and(~(uint64_t{1} << (index % 64)),
                                    std::memory_order_relaxed);

@@ -3,7 +3,7 @@
 // ON THE FAULT PATH: async-signal-safe, no lock, no allocation, no logging, no
 // thread-local storage.
 //
-// Six bits a page, kept as bit planes over groups of 64 pages. Four say what
+// Seven bits a page, kept as bit planes over groups of 64 pages. Four say what
 // state it is in:
 //
 //   present untracked open hot  state       what is known
@@ -25,9 +25,10 @@
 //                written) or kMissing (dropped)
 //   release      kDirty -> kHot, after its bytes were restored
 //   release      any -> kMissing, when the page was dropped
-// Two more say when it was last found changed at a release: `recent`, in this
-// span of hand-overs, and `previous`, in the span before (slot_ops.h). They are
-// kept when a page is dropped.
+// Three more say when it was last found changed at a release: `last`, at the
+// last one (with Tracking::kAsync only), `recent`, in this span of hand-overs,
+// and `previous`, in the span before (slot_ops.h). They are kept when a page is
+// dropped.
 //
 // A bit of `open` is set BEFORE the kernel is asked to let the page be written,
 // and cleared only after the page is gone: a page that can have changed is
@@ -73,6 +74,7 @@ struct alignas(64) PageGroup {
   std::atomic<uint64_t> hot;
   std::atomic<uint64_t> recent;
   std::atomic<uint64_t> previous;
+  std::atomic<uint64_t> last;
 };
 static_assert(sizeof(PageGroup) == 64);
 

@@ -776,12 +776,49 @@ TEST_P(ServiceTest, DriftingGuestsAreTrackedByTheKernelUntilTheySettle) {
   const uint64_t faults = service_->Stats().faults();
   for (int i = 0; i < 50; ++i) cycle(true);
   EXPECT_EQ(service_->Stats().faults(), faults) << "none by signal";
-  for (int i = 0; i < 100; ++i) cycle(false);
+  for (int i = 0; i < 200; ++i) cycle(false);
   EXPECT_EQ(service_->Stats().tracking_changes, 2u);
   const uint64_t calls = service_->Stats().kernel_calls;
   for (int i = 0; i < 20; ++i) cycle(false);
   EXPECT_EQ(service_->Stats().kernel_calls, calls);
   Memory memory = MustAcquire({.image = image, .size_bytes = initial.size()});
+  EXPECT_EQ(FirstDifference(memory, initial), std::nullopt);
+}
+
+TEST_P(ServiceTest, WhatDriftsBehindTheImageComesToBeTrackedByTheKernelToo) {
+  if (GetParam().mapped()) GTEST_SKIP() << "nothing is learned";
+  MakeService(
+      {.layout = {.max_memory_bytes = 1024 * kPageBytes}, .hot_cycles = 20});
+  if (service_ == nullptr) return;
+  if (GetParam().tracking.has_value() ||
+      GetParam().backing != Backing::kShared) {
+    GTEST_SKIP() << "always the same tracking";
+  }
+  const ImageRef image = PatternImage("drift", 256);
+  const std::vector<uint8_t> initial = InitialBytes(image, 1024 * kPageBytes);
+  uint64_t next = 0;
+  const auto cycle = [&](uint64_t first_page, uint64_t pages) {
+    Memory memory = MustAcquire({.image = image, .size_bytes = initial.size()});
+    for (uint64_t i = 0; i < 4; ++i) {
+      next += 61;
+      const uint64_t at = (first_page + next % pages) * kPageBytes;
+      ASSERT_EQ(Load(memory, at), initial[at]);
+      Store(memory, at, 0xaa);
+    }
+  };
+  const auto faults_of_50_cycles = [&](uint64_t first_page, uint64_t pages) {
+    const uint64_t before = service_->Stats().faults();
+    for (int i = 0; i < 50; ++i) cycle(first_page, pages);
+    return service_->Stats().faults() - before;
+  };
+  for (int i = 0; i < 200; ++i) cycle(0, 256);
+  EXPECT_EQ(faults_of_50_cycles(0, 256), 0u);
+  EXPECT_GT(faults_of_50_cycles(256, 768), 10u) << "behind the image: signals";
+  for (int i = 0; i < 50; ++i) cycle(0, 1024);
+  EXPECT_EQ(faults_of_50_cycles(0, 1024), 0u);
+  EXPECT_EQ(service_->Stats().tracking_changes, 1u);
+  const Memory memory =
+      MustAcquire({.image = image, .size_bytes = initial.size()});
   EXPECT_EQ(FirstDifference(memory, initial), std::nullopt);
 }
 

@@ -92,6 +92,11 @@ absl::Status RegisterForSignals(const SlotOpsContext& context, SlotState& slot,
   return status;
 }
 
+// What is dropped loses its mark.
+void NoteUnmarked(SlotState& slot, uint64_t first_page) {
+  if (first_page < slot.kernel_pages) slot.all_marked = false;
+}
+
 // Gives back every page of the range, known of or not.
 absl::Status DropRange(const SlotOpsContext& context, SlotState& slot,
                        uint64_t first_page, uint64_t pages) {
@@ -103,6 +108,7 @@ absl::Status DropRange(const SlotOpsContext& context, SlotState& slot,
     return Failed(context, slot, dropped.error, "MADV_DONTNEED", first_page,
                   pages);
   }
+  NoteUnmarked(slot, first_page);
   slot.pages.Forget(first_page, first_page + pages);
   return absl::OkStatus();
 }
@@ -245,6 +251,7 @@ absl::Status NoteDropped(const SlotOpsContext& context, SlotState& slot,
                   span.end_page - span.first_page);
   }
   if (span.first_page < slot.kept_pages) slot.keeps_fewer = true;
+  NoteUnmarked(slot, span.first_page);
   CountOwned(slot.counters.pages_dropped, span.known_pages);
   slot.pages.Forget(span.first_page, span.end_page);
   return absl::OkStatus();
@@ -306,10 +313,88 @@ absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot) {
   return status;
 }
 
+namespace {
+
+// Notes the pages of a region that a scan found as written.
+void NoteWritten(SlotState& slot, const PageRegion& region) {
+  uint64_t page = (region.start - slot.base) / kPageBytes;
+  const uint64_t end = (region.end - slot.base) / kPageBytes;
+  while (page < end) {
+    const uint64_t index = page / kPagesPerGroup;
+    PageGroup& group = slot.pages.group(index);
+    const uint64_t written = GroupMask(index, page, end);
+    // Most were found before.
+    if ((written & ~(group.open.load(std::memory_order_relaxed) &
+                     group.present.load(std::memory_order_relaxed))) != 0) {
+      group.open.fetch_or(written, std::memory_order_relaxed);
+      group.present.fetch_or(written, std::memory_order_relaxed);
+      slot.pages.NoteGroup(index);
+    }
+    page = (index + 1) * kPagesPerGroup;
+  }
+}
+
+// Whether pages of the region are new as written, so many in a row that they
+// may be a page table that came since all was marked, with nothing in it.
+bool MayBeNothing(const SlotState& slot, const PageRegion& region) {
+  constexpr uint64_t kSuspicious = 32;
+  uint64_t page = (region.start - slot.base) / kPageBytes;
+  const uint64_t end = (region.end - slot.base) / kPageBytes;
+  if (end - page < kSuspicious) return false;
+  uint64_t fresh = 0;
+  while (page < end) {
+    const uint64_t index = page / kPagesPerGroup;
+    fresh += std::popcount(
+        GroupMask(index, page, end) &
+        ~slot.pages.group(index).open.load(std::memory_order_relaxed));
+    page = (index + 1) * kPagesPerGroup;
+  }
+  return fresh >= kSuspicious;
+}
+
+}  // namespace
+
 absl::Status FindKernelWrites(const SlotOpsContext& context, SlotState& slot) {
   if (slot.kernel_pages == 0) return absl::OkStatus();
-  ScanRequest request =
-      ScanRequest::Written(slot.base, AddressOf(slot, slot.kernel_pages));
+  const uintptr_t end = AddressOf(slot, slot.kernel_pages);
+  Kernel& kernel = *context.core.kernel;
+  PageRegion regions[256];
+  // The kernel allocates as much as it is offered.
+  const size_t capacity = slot.found_regions < 12   ? 16
+                          : slot.found_regions < 48 ? 64
+                                                    : std::size(regions);
+  const auto note = [&](const ScanResult& scan) {
+    Count(slot.counters.kernel_calls, scan.calls);
+    slot.found_regions = static_cast<uint32_t>(
+        std::min<uint64_t>(scan.regions, std::size(regions)));
+  };
+  const auto failed = [&](const ScanResult& scan) {
+    return Failed(context, slot, scan.error, "PAGEMAP_SCAN", 0,
+                  slot.kernel_pages);
+  };
+
+  if (slot.tracking == Tracking::kAsync && slot.all_marked) {
+    bool sure = true;
+    const ScanResult scan = ScanPages(
+        kernel, context.pagemap_fd, ScanRequest::Unmarked(slot.base, end),
+        regions, capacity, [&](const PageRegion& region) {
+          if (MayBeNothing(slot, region)) {
+            sure = false;
+            return false;
+          }
+          NoteWritten(slot, region);
+          return true;
+        });
+    note(scan);
+    if (!scan.ok()) return failed(scan);
+    if (sure) {
+      Count(slot.counters.pages_found, scan.pages);
+      return absl::OkStatus();
+    }
+    slot.all_marked = false;
+  }
+
+  ScanRequest request = ScanRequest::Written(slot.base, end);
   if (slot.tracking == Tracking::kLearning) {
     // Nothing is protected: what is there is the file's page, the page of
     // zeroes, or written.
@@ -321,30 +406,14 @@ absl::Status FindKernelWrites(const SlotOpsContext& context, SlotState& slot) {
   // only read is reported once then, found unchanged, and protected with the
   // others.
   request.report = 0;
-  PageRegion regions[64];
-  uint64_t found = 0;
-  const ScanResult scan =
-      ScanPages(*context.core.kernel, context.pagemap_fd, request, regions, 64,
-                [&](const PageRegion& region) {
-                  uint64_t page = (region.start - slot.base) / kPageBytes;
-                  const uint64_t end = (region.end - slot.base) / kPageBytes;
-                  found += end - page;
-                  while (page < end) {
-                    const uint64_t index = page / kPagesPerGroup;
-                    PageGroup& group = slot.pages.group(index);
-                    const uint64_t written = GroupMask(index, page, end);
-                    group.open.fetch_or(written, std::memory_order_relaxed);
-                    group.present.fetch_or(written, std::memory_order_relaxed);
-                    slot.pages.NoteGroup(index);
-                    page = (index + 1) * kPagesPerGroup;
-                  }
-                  return true;
-                });
-  Count(slot.counters.kernel_calls, scan.calls);
-  Count(slot.counters.pages_found, found);
-  if (scan.ok()) return absl::OkStatus();
-  return Failed(context, slot, scan.error, "PAGEMAP_SCAN", 0,
-                slot.kernel_pages);
+  const ScanResult scan = ScanPages(kernel, context.pagemap_fd, request,
+                                    regions, capacity, [&](const auto& region) {
+                                      NoteWritten(slot, region);
+                                      return true;
+                                    });
+  note(scan);
+  Count(slot.counters.pages_found, scan.pages);
+  return scan.ok() ? absl::OkStatus() : failed(scan);
 }
 
 namespace {
@@ -371,8 +440,10 @@ absl::Status FinishLearning(const SlotOpsContext& context, SlotState& slot) {
 // and all others need not be restored any longer. Where it does not work the
 // pages stay as they are, and are restored.
 void ProtectAll(const SlotOpsContext& context, SlotState& slot) {
-  ScanRequest request = ScanRequest::WrittenAndProtect(
-      slot.base, AddressOf(slot, slot.kernel_pages));
+  // All, whether there is a page or not: see SlotState::all_marked.
+  ScanRequest request =
+      ScanRequest::Unmarked(slot.base, AddressOf(slot, slot.kernel_pages));
+  request.flags = kPmScanWpMatching | kPmScanCheckWpAsync;
   if (Sabotaged(Sabotage::kProtection)) request.end = request.start;
   const ScanResult scan =
       ScanPages(*context.core.kernel, context.pagemap_fd, request, nullptr, 0,
@@ -380,25 +451,55 @@ void ProtectAll(const SlotOpsContext& context, SlotState& slot) {
   Count(slot.counters.kernel_calls, scan.calls);
   slot.rent_ns = 0;
   if (!scan.ok()) return;
+  slot.all_marked = true;
   slot.pages.Forget(0, slot.kernel_pages);
 }
 
+// How far the kernel is to track: not behind the image where nobody writes
+// anything. That is a mapping of its own, which each scan would have to walk
+// over in vain.
+uint64_t AsyncEnd(const SlotState& slot, uint64_t size_pages) {
+  const uint64_t image_end = std::min(slot.image_pages, size_pages);
+  uint64_t end = image_end;
+  slot.pages.ForEachGroup([&](uint64_t index, const PageGroup& group) {
+    const uint64_t known = group.open.load(std::memory_order_relaxed) |
+                           group.recent.load(std::memory_order_relaxed) |
+                           group.previous.load(std::memory_order_relaxed);
+    if ((known & GroupMask(index, image_end, size_pages)) != 0) {
+      end = size_pages;
+    }
+  });
+  const WorkingSet::Words written = slot.image->working_set().written();
+  for (uint64_t index = image_end / kPagesPerGroup; index < written.size();
+       ++index) {
+    if ((written[index] & GroupMask(index, image_end, size_pages)) != 0) {
+      end = size_pages;
+    }
+  }
+  return end;
+}
+
+// Hands the pages from kernel_pages to `end` over to the kernel's tracking.
+// What they hold stays.
 absl::Status EnterAsync(const SlotOpsContext& context, SlotState& slot,
-                        uint64_t size_pages) {
+                        uint64_t end) {
+  const uint64_t first = slot.kernel_pages;
   if (absl::Status status =
-          Unregister(context, slot, context.core.uffd, 0, size_pages);
+          Unregister(context, slot, context.core.uffd, first, end - first);
       !status.ok()) {
     return status;
   }
   if (absl::Status status = Register(context, slot, context.async_uffd,
-                                     kUffdRegisterWp, 0, size_pages);
+                                     kUffdRegisterWp, first, end - first);
       !status.ok()) {
     return status;
   }
-  slot.tracking = Tracking::kAsync;
-  slot.kernel_pages = size_pages;
+  if (slot.tracking != Tracking::kAsync) {
+    slot.tracking = Tracking::kAsync;
+    CountOwned(slot.counters.tracking_changes);
+  }
+  slot.kernel_pages = end;
   slot.keeps_fewer = true;
-  CountOwned(slot.counters.tracking_changes);
   ProtectAll(context, slot);
   return absl::OkStatus();
 }
@@ -442,7 +543,7 @@ absl::Status AdjustTracking(const SlotOpsContext& context, SlotState& slot,
   }
   // Pages that the planes know of beyond the new bounds are dropped by the
   // caller.
-  return EnterAsync(context, slot, size_pages);
+  return EnterAsync(context, slot, AsyncEnd(slot, size_pages));
 }
 
 void Prefill(const SlotOpsContext& context, SlotState& slot,
@@ -537,6 +638,7 @@ absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
   slot.span_handovers = 0;
   slot.span_changed = 0;
   slot.span_faulted = 0;
+  slot.span_signals = 0;
   slot.grown_pages = 0;
   slot.grown_pages_before = 0;
   slot.image = image;
@@ -668,7 +770,8 @@ absl::Status Demote(const SlotOpsContext& context, SlotState& slot,
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t cold = group.open.load(std::memory_order_relaxed) &
                           ~group.recent.load(std::memory_order_relaxed) &
-                          ~group.previous.load(std::memory_order_relaxed);
+                          ~group.previous.load(std::memory_order_relaxed) &
+                          ~GroupMask(index, 0, slot.kernel_pages);
     if (cold == 0) return;
     forgotten.resize(index + 1);
     forgotten[index] = cold;
@@ -685,37 +788,52 @@ absl::Status Demote(const SlotOpsContext& context, SlotState& slot,
   return absl::OkStatus();
 }
 
+// What it costs to restore these pages of a group.
+double RestoreNs(const SlotState& slot, uint64_t index, uint64_t pages) {
+  const uint64_t of_image = GroupMask(index, 0, slot.image_pages);
+  return std::popcount(pages & of_image) * kRestoreNs +
+         std::popcount(pages & ~of_image) * kRestoreZeroNs;
+}
+
 // A span of hand-overs is over: what was counted in it is acted upon.
 absl::Status EndSpan(const SlotOpsContext& context, SlotState& slot,
                      uint64_t keep_pages) {
-  uint64_t open_pages = 0;
+  uint64_t hot_pages = 0;
+  double hot_ns = 0;
   uint64_t distinct = 0;
-  uint64_t remembered = 0;
   uint64_t demotable = 0;
-  slot.pages.ForEachGroup([&](uint64_t, PageGroup& group) {
+  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t open = group.open.load(std::memory_order_relaxed);
     const uint64_t recent = group.recent.load(std::memory_order_relaxed);
     const uint64_t known =
         recent | group.previous.load(std::memory_order_relaxed);
-    open_pages += std::popcount(open);
+    const uint64_t hot = slot.tracking == Tracking::kSignal ? open : known;
+    hot_pages += std::popcount(hot);
+    hot_ns += RestoreNs(slot, index, hot);
     distinct += std::popcount(recent);
-    remembered += std::popcount(known);
-    demotable += std::popcount(open & ~known);
+    demotable +=
+        std::popcount(open & ~known & ~GroupMask(index, 0, slot.kernel_pages));
   });
+  const auto handovers = static_cast<double>(slot.span_handovers);
   if (slot.policy != nullptr && !slot.policy->fixed()) {
-    const auto handovers = static_cast<double>(slot.span_handovers);
     slot.policy->Vote(
         {.handovers = slot.span_handovers,
          .changed = static_cast<double>(slot.span_changed) / handovers,
          .distinct = static_cast<double>(distinct),
          .faulted = static_cast<double>(slot.span_faulted) / handovers,
-         .hot = static_cast<double>(
-             slot.tracking == Tracking::kSignal ? open_pages : remembered),
-         .pages = static_cast<double>(keep_pages)});
+         .hot = static_cast<double>(hot_pages),
+         .restore_ns = hot_pages == 0 ? kRestoreNs
+                                      : hot_ns / static_cast<double>(hot_pages),
+         .pages = static_cast<double>(AsyncEnd(slot, keep_pages))});
   }
-  absl::Status status;
-  if (slot.tracking == Tracking::kSignal) {
-    status = Demote(context, slot, demotable);
+  absl::Status status = Demote(context, slot, demotable);
+  if (status.ok() && slot.tracking == Tracking::kAsync &&
+      slot.kernel_pages < keep_pages &&
+      slot.span_signals * kSignalNs >
+          handovers *
+              (kScanNs + static_cast<double>(keep_pages) * kScanPageNs)) {
+    // Behind the image it drifts, too.
+    status = EnterAsync(context, slot, keep_pages);
   }
   if (slot.spans_to_teach > 0 && slot.image != nullptr) {
     --slot.spans_to_teach;
@@ -728,6 +846,7 @@ absl::Status EndSpan(const SlotOpsContext& context, SlotState& slot,
   slot.span_handovers = 0;
   slot.span_changed = 0;
   slot.span_faulted = 0;
+  slot.span_signals = 0;
   return status;
 }
 
@@ -806,9 +925,18 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
   uint64_t changed_pages = 0;
   uint64_t first_writes = 0;
   uint64_t late_writes = 0;
+  uint64_t first_writes_by_signal = 0;
+  double in_vain_ns = 0;
+  ProtectCosts protect_costs = {.pages = slot.kernel_pages};
+  const bool async = slot.tracking == Tracking::kAsync;
   const auto restore = [&](uint64_t index, PageGroup& group) {
     const uint64_t open = group.open.load(std::memory_order_relaxed);
-    if (open == 0) return;
+    if (open == 0) {
+      if (async && group.last.load(std::memory_order_relaxed) != 0) {
+        group.last.store(0, std::memory_order_relaxed);
+      }
+      return;
+    }
     const uint64_t fresh = open & ~group.hot.load(std::memory_order_relaxed);
     const uint64_t changed = RestoreGroup(slot, index, open) | fresh;
     restored += std::popcount(open);
@@ -818,6 +946,15 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
         std::popcount(changed & ~group.recent.load(std::memory_order_relaxed) &
                       ~group.previous.load(std::memory_order_relaxed));
     if (fresh != 0) group.hot.store(open, std::memory_order_relaxed);
+    if (async) {
+      const uint64_t by_kernel = GroupMask(index, 0, slot.kernel_pages);
+      protect_costs.open += std::popcount(open & by_kernel);
+      protect_costs.regular += std::popcount(
+          changed & by_kernel & group.last.load(std::memory_order_relaxed));
+      in_vain_ns += RestoreNs(slot, index, open & by_kernel & ~changed);
+      first_writes_by_signal += std::popcount(fresh & ~by_kernel);
+      group.last.store(changed, std::memory_order_relaxed);
+    }
     NoteChanged(group, changed);
   };
   if (slot.restored_downwards) {
@@ -836,11 +973,12 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
     }
   }
   slot.span_changed += changed_pages;
-  if (slot.tracking == Tracking::kAsync) {
+  if (async) {
     slot.span_faulted += late_writes;
-    slot.rent_ns +=
-        (open_pages - changed_pages) * static_cast<uint64_t>(kRestoreNs);
-    if (ShouldProtectAll(slot.rent_ns, changed_pages)) {
+    slot.span_signals += first_writes_by_signal;
+    slot.rent_ns += static_cast<uint64_t>(in_vain_ns +
+                                          (slot.all_marked ? 0 : kExactScanNs));
+    if (ShouldProtectAll(slot.rent_ns, protect_costs)) {
       ProtectAll(context, slot);
     }
   } else {

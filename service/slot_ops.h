@@ -37,7 +37,7 @@ struct SlotOpsContext {
   uint64_t stride_bytes = 0;
   bool include_in_core_dump = false;
   // Hand-overs after which `recent` becomes `previous`.
-  uint32_t span_handovers = 24;
+  uint32_t span_handovers = 30;
 };
 
 // Waits until no fill is under way in the slot. Spins, then yields: a fill is a

@@ -184,7 +184,8 @@ struct alignas(64) SlotState {
   const ImageFetch* image_fetch = nullptr;
   // Owner. In pages below kernel_pages the kernel resolves every first touch by
   // itself: not registered (kLearning), or only for asynchronous protection
-  // (kAsync). 0 with kSignal. Never above kept_pages.
+  // (kAsync: all, or those of the image). 0 with kSignal. Never above
+  // kept_pages.
   uint64_t kernel_pages = 0;
   // Where the last fill of zero pages for writing ended, and how many pages it
   // had: a guest that fills its heap upwards gets more at a time.
@@ -201,6 +202,9 @@ struct alignas(64) SlotState {
   uint64_t kept_pages = 0;
   // Pages in this span whose first write took a fault.
   uint64_t span_faulted = 0;
+  // kAsync: those of them that took a signal, since the kernel does not track
+  // behind the image.
+  uint64_t span_signals = 0;
   // Spans in a row in which pages to demote were too few to be worth a call.
   uint32_t spans_put_off = 0;
   // Spans after which the image still has to be told what is written again and
@@ -209,6 +213,12 @@ struct alignas(64) SlotState {
   // kAsync: what restoring pages that nobody had written has cost since the
   // last time that all were protected.
   uint64_t rent_ns = 0;
+  // kAsync: every page below kernel_pages that was not written since it was
+  // protected has the kernel's mark, also where there is no page; but for page
+  // tables that came since.
+  bool all_marked = false;
+  // Regions that the last scan found.
+  uint32_t found_regions = 0;
   // Private pages that the slot kept at its last release, and when that was
   // (CLOCK_MONOTONIC; only with a budget).
   std::atomic<uint64_t> idle_pages{0};
