@@ -160,6 +160,9 @@ struct alignas(64) SlotState {
   Tracking tracking = Tracking::kSignal;
   // Whether some page is untracked.
   std::atomic<bool> any_untracked{false};
+  // Whether some page was read for the first time that the image's working set
+  // is to be told of.
+  std::atomic<bool> reads_to_teach{false};
   // Owner. A Reset failed: nothing is known of the pages.
   bool broken = false;
   // Owner. The pages that the image's tenants write are to be made private
