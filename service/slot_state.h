@@ -181,6 +181,12 @@ struct alignas(64) SlotState {
   StrayPages strays{};
   SlotCounters counters{};
 
+  // 1 while a snapshot is copied (snapshot.h): whoever writes to the memory
+  // gets SIGSEGV and waits here (a futex) until it is 0 again.
+  std::atomic<uint32_t> frozen{0};
+  // Signals of such writes that may still be on their way, at most.
+  std::atomic<uint32_t> late_writes{0};
+
   // Releases that have begun and not let go of the pool; see core.h.
   std::atomic<uint32_t> returning{0};
   // Brings pages into the memfd that is mapped; null where all are there.
