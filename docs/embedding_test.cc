@@ -16,6 +16,7 @@
 #include <cstring>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <thread>
 #include <utility>
@@ -25,6 +26,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "firsttouch/init/image_builder.h"
+#include "firsttouch/init/image_file.h"
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/signals.h"
 #include "gtest/gtest.h"
@@ -182,6 +184,15 @@ absl::StatusOr<ImageRef> Prepare(Service& service, const ImageRef& image,
 }
 // snapshot: end
 
+// delta: begin
+// Keeps what a memory has become, as a file of the pages that differ.
+absl::Status SaveDelta(const Memory& memory, const std::string& path) {
+  absl::StatusOr<ImageRef> delta = memory.SnapshotDelta("guest.wasm, later");
+  if (!delta.ok()) return delta.status();
+  return WriteImageFile(**delta, path, {.parent = (*delta)->parent()}).status();
+}
+// delta: end
+
 // instance: begin
 absl::StatusOr<std::vector<Memory>> AcquireTwo(Service& service) {
   const std::array<MemoryOptions, 2> options = {{
@@ -309,6 +320,18 @@ TEST_F(EmbeddingTest, StartsFromASnapshot) {
   ASSERT_TRUE(memory.ok()) << memory.status();
   EXPECT_EQ(memory->base()[70000], std::byte{9});
   EXPECT_EQ(memory->base()[1024], std::byte{'a'});
+}
+
+TEST_F(EmbeddingTest, SavesWhatHasChanged) {
+  absl::StatusOr<Memory> memory =
+      service_->Acquire({.image = image_, .size_bytes = image_->size_bytes()});
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  memory->base()[70000] = std::byte{9};
+  const std::string path = testing::TempDir() + "/later.ftimg";
+  ASSERT_EQ(SaveDelta(*memory, path), absl::OkStatus());
+  absl::StatusOr<ImageRef> later = OpenImageFile(path, {.parent = image_});
+  ASSERT_TRUE(later.ok()) << later.status();
+  EXPECT_EQ((*later)->PageBytes(PageIndex(17))[70000 % 4096], std::byte{9});
 }
 
 TEST_F(EmbeddingTest, AChildOfForkMakesAPoolOfItsOwnFromTheSameImage) {

@@ -183,6 +183,10 @@ class Image {
   // Whether this is a mapped image.
   bool is_mapped() const { return on_demand_ != nullptr; }
 
+  // Of a delta (OpenImageFile, DeltaOf, Memory::SnapshotDelta) the image whose
+  // pages it has where it has none of its own; else null.
+  const std::shared_ptr<const Image>& parent() const { return parent_; }
+
   // The digest of the contents (image_digest.h), if somebody has computed it or
   // it came with the file. Any thread, not in a signal handler.
   std::optional<Digest> known_digest() const;
@@ -210,6 +214,8 @@ class Image {
   // Of a mapped image, else null.
   std::unique_ptr<OnDemand> on_demand_;
   const ImageFetch* fetch_ = nullptr;  // In *on_demand_.
+  // Set before the image is handed out.
+  mutable std::shared_ptr<const Image> parent_;
   mutable WorkingSet working_set_;
   mutable Mutex digest_mutex_;
   mutable std::optional<Digest> digest_ ABSL_GUARDED_BY(digest_mutex_);

@@ -193,9 +193,11 @@ class Opener {
 
     std::vector<PageRun> stored;
     std::vector<ImagePiece> pieces;
+    ImageRef parent;
     if (info.parent.has_value()) {
       absl::Status status = AddParent(file, stored, pieces);
       if (!status.ok()) return status;
+      parent = std::exchange(parent_, nullptr);
     } else {
       stored = RunsOf(info.extents);
       const PageCount pages = PagesRoundedUp(info.size_bytes);
@@ -216,6 +218,7 @@ class Opener {
       absl::Status status = VerifyImage(file, **image);
       if (!status.ok()) return status;
     }
+    NoteParent(**image, std::move(parent));
     (*image)->NoteDigest(info.content);
     (*image)->working_set().Replace(info.written, info.read);
     return image;
@@ -298,6 +301,7 @@ class Opener {
     const ImageFileInfo& info = file.info;
     absl::StatusOr<ImageRef> parent = Parent(file);
     if (!parent.ok()) return parent.status();
+    parent_ = *parent;
     if ((*parent)->size_bytes() > info.size_bytes) {
       return absl::InvalidArgumentError(
           absl::StrCat(file.prefix, "size_bytes ", info.size_bytes,
@@ -348,6 +352,7 @@ class Opener {
   const OpenImageOptions& options_;
   MemfdCalls& calls_;
   std::vector<Digest> chain_;
+  ImageRef parent_;  // As AddParent has found it.
 };
 
 }  // namespace

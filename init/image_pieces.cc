@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -30,6 +32,8 @@ namespace {
 
 // How much is read at a time.
 constexpr uint64_t kChunkPages = 256;
+
+constexpr PageCount kOnePage(1);
 
 std::vector<PageRun> StoredRuns(std::span<const ImagePiece> pieces,
                                 std::span<const PageRun> stored) {
@@ -76,6 +80,10 @@ class ImageMapper {
     if (pages == PageCount(0)) return ImageRef(std::move(image));
     if (absl::Status status = MapPieces(*image); !status.ok()) return status;
     return ImageRef(std::move(image));
+  }
+
+  static void NoteParent(const Image& image, ImageRef parent) {
+    image.parent_ = std::move(parent);
   }
 
   static const std::vector<ImagePiece>* PiecesOf(const Image& image) {
@@ -227,6 +235,102 @@ absl::StatusOr<ImageRef> CopyOfPieces(const ImageOptions& options,
         return absl::OkStatus();
       },
       calls);
+}
+
+void NoteParent(const Image& image, ImageRef parent) {
+  ImageMapper::NoteParent(image, std::move(parent));
+}
+
+absl::StatusOr<ImageRef> DeltaOf(const ImageOptions& options,
+                                 const ImageRef& base,
+                                 std::span<const PageData> pages,
+                                 MemfdCalls& calls, Kernel& kernel) {
+  const PageCount limit = PagesRoundedUp(options.size_bytes);
+  if (base->size_bytes() > options.size_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "image '", options.name, "': base image '", base->name(),
+        "' has size_bytes ", base->size_bytes(), ", more than size_bytes ",
+        options.size_bytes, "; an image does not shrink, raise size_bytes"));
+  }
+  // Of several for a page, the last.
+  std::map<uint64_t, const std::byte*> changed;
+  for (size_t i = 0; i < pages.size(); ++i) {
+    if (pages[i].page.value() >= limit.value()) {
+      return absl::OutOfRangeError(absl::StrCat(
+          "image '", options.name, "': changed page ", i, ": page ",
+          pages[i].page.value(), " is past the image's ", limit.value(),
+          " pages (size_bytes ", options.size_bytes, ")"));
+    }
+    changed[pages[i].page.value()] = pages[i].bytes;
+  }
+  // The pages that are not zero, one after the other.
+  std::vector<uint64_t> own;
+  for (const auto& [page, bytes] : changed) {
+    static constexpr std::byte kZeroPage[kPageBytes] = {};
+    const uint64_t used =
+        std::min<uint64_t>(kPageBytes, options.size_bytes - page * kPageBytes);
+    if (bytes != nullptr && std::memcmp(bytes, kZeroPage, used) != 0) {
+      own.push_back(page);
+    }
+  }
+  absl::StatusOr<ImageRef> packed = ImageFromWriter(
+      {.name = options.name, .size_bytes = own.size() * kPageBytes},
+      [&](ImagePut put) -> absl::Status {
+        for (size_t i = 0; i < own.size(); ++i) {
+          const uint64_t used = std::min<uint64_t>(
+              kPageBytes, options.size_bytes - own[i] * kPageBytes);
+          absl::Status status =
+              put(i * kPageBytes, std::span(changed[own[i]], used));
+          if (!status.ok()) return status;
+        }
+        return absl::OkStatus();
+      },
+      calls);
+  if (!packed.ok()) return packed.status();
+
+  std::vector<PageRun> stored;
+  std::vector<ImagePiece> pieces;
+  const auto add = [&](const ImageRef& from, PageRun run, PageIndex at) {
+    const PageRun there = {at, run.length};
+    if (!stored.empty() && stored.back().end() == at) {
+      stored.back().length += run.length;
+    } else {
+      stored.push_back(there);
+    }
+    AppendPieces(from, run, at, pieces);
+  };
+  size_t next = 0;
+  const auto add_own_below = [&](uint64_t end) {
+    for (; next < own.size() && own[next] < end; ++next) {
+      add(*packed, {PageIndex(next), kOnePage}, PageIndex(own[next]));
+    }
+  };
+  auto replaced = changed.begin();
+  for (auto run = base->stored().NextRun(PageIndex(0)); run.has_value();
+       run = base->stored().NextRun(run->end())) {
+    for (PageIndex at = run->first; at < run->end();) {
+      while (replaced != changed.end() && replaced->first < at.value()) {
+        ++replaced;
+      }
+      const PageIndex end =
+          replaced == changed.end()
+              ? run->end()
+              : std::min(run->end(), PageIndex(replaced->first));
+      if (end == at) {
+        at = at + kOnePage;
+        continue;
+      }
+      add_own_below(at.value());
+      add(base, {at, end - at}, at);
+      at = end;
+    }
+  }
+  add_own_below(limit.value());
+  // No stored page at all: not "all pages of all pieces", which are none.
+  absl::StatusOr<ImageRef> image =
+      ImageFromPieces(options, std::move(pieces), stored, calls, kernel);
+  if (image.ok()) NoteParent(**image, base);
+  return image;
 }
 
 }  // namespace firsttouch

@@ -56,6 +56,18 @@ absl::StatusOr<ImageRef> CopyOfPieces(const ImageOptions& options,
                                       std::span<const PageRun> stored,
                                       MemfdCalls& calls = RealMemfdCalls());
 
+// `image` is a delta to `parent`, from here on. Before anybody else has it.
+void NoteParent(const Image& image, ImageRef parent);
+
+// `base` with some pages replaced, as ImageWithPages (which see) makes it, but
+// as a mapped image: only the pages given are copied, and the base's are its
+// own. The base is its parent, and lives as long.
+absl::StatusOr<ImageRef> DeltaOf(const ImageOptions& options,
+                                 const ImageRef& base,
+                                 std::span<const PageData> pages,
+                                 MemfdCalls& calls = RealMemfdCalls(),
+                                 Kernel& kernel = RealKernel());
+
 }  // namespace firsttouch
 
 #endif  // FIRSTTOUCH_INIT_IMAGE_PIECES_H_

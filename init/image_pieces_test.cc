@@ -312,5 +312,62 @@ TEST(ImagePiecesTest, AFailedCallIsNamedAndTheNextOneSucceeds) {
   EXPECT_TRUE(image->OnDemandMemfd().ok());
 }
 
+TEST(DeltaOfTest, IsWhatImageWithPagesIsAndCopiesNoOtherPages) {
+  const FileOfPages file(8);
+  const ImageRef bases[] = {
+      MakeOrDie(ImageFromPieces(
+          Pages(8), {file.Piece(0, 3, 0), file.Piece(5, 2, 3)}, {})),
+      MakeOrDie(ImageFromSegments(Pages(8), {}))};
+  std::vector<std::byte> ones(kPageBytes, std::byte{1});
+  std::vector<std::byte> zeroes(kPageBytes);
+  for (const ImageRef& base : bases) {
+    // Each page of ten is kept, replaced, zeroed by bytes or zeroed by null.
+    for (int choice = 0; choice < 1000; ++choice) {
+      std::vector<PageData> pages;
+      uint32_t state = choice * 2654435761u + 12345;
+      for (uint64_t page = 0; page < 10; ++page) {
+        state = state * 1664525 + 1013904223;
+        switch (state >> 30) {
+          case 1:
+            pages.push_back({PageIndex(page), ones.data()});
+            break;
+          case 2:
+            pages.push_back({PageIndex(page), zeroes.data()});
+            break;
+          case 3:
+            pages.push_back({PageIndex(page), nullptr});
+            break;
+          default:
+            break;
+        }
+      }
+      const ImageOptions options = {.name = "delta",
+                                    .size_bytes = 9 * kPageBytes + 7};
+      const ImageRef expected =
+          MakeOrDie(ImageWithPages(options, base.get(), pages));
+      const ImageRef delta = MakeOrDie(DeltaOf(options, base, pages));
+      ASSERT_EQ(delta->parent(), base);
+      for (uint64_t page = 0; page < 10; ++page) {
+        ASSERT_EQ(delta->IsStored(PageIndex(page)),
+                  expected->IsStored(PageIndex(page)));
+        ASSERT_EQ(std::memcmp(delta->PageBytes(PageIndex(page)),
+                              expected->PageBytes(PageIndex(page)), kPageBytes),
+                  0);
+      }
+    }
+  }
+}
+
+TEST(DeltaOfTest, ErrorsNameThePageAndTheSizes) {
+  const ImageRef base = MakeOrDie(ImageFromSegments(Pages(4), {}));
+  EXPECT_THAT(DeltaOf({.name = "small", .size_bytes = kPageBytes}, base, {})
+                  .status()
+                  .message(),
+              HasSubstr("an image does not shrink"));
+  const std::vector<PageData> past = {{PageIndex(4), nullptr}};
+  EXPECT_THAT(DeltaOf(Pages(4), base, past).status().message(),
+              HasSubstr("changed page 0: page 4 is past the image's 4 pages"));
+}
+
 }  // namespace
 }  // namespace firsttouch

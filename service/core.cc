@@ -15,7 +15,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include "firsttouch/init/image_builder.h"
 #include "firsttouch/locator/locator.h"
 #include "firsttouch/pool/limits.h"
 #include "firsttouch/service/anchor.h"
@@ -952,7 +951,7 @@ absl::Status Core::Reset(SlotState& slot) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
   if (slot.broken) {
     return absl::FailedPreconditionError(
-        "an earlier Reset of this memory failed: release it");
+        "an earlier Reset or Snapshot of this memory failed: release it");
   }
   if (absl::Status status = Restore(slot); !status.ok()) {
     // The size stays 0: every touch of a missing page traps.
@@ -985,7 +984,7 @@ absl::Status Core::Release(SlotState& slot) {
   }
   absl::Status status = slot.broken
                             ? absl::FailedPreconditionError(
-                                  "a Reset of this memory failed: its slot is "
+                                  "a Reset or Snapshot of this memory failed: its slot is "
                                   "quarantined")
                             : Restore(slot);
   if (status.ok()) {
@@ -1100,38 +1099,6 @@ void Core::ReleaseOrphan(SlotState& slot) {
   MutexLock lock(&OrphanMutex());
   slot.lifecycle.store(SlotLifecycle::kFree, std::memory_order_release);
   if (last_release_deletes_ && !AnyHeld()) last.reset(this);
-}
-
-absl::StatusOr<ImageRef> Core::Snapshot(SlotState& slot, std::string name) {
-  if (absl::Status status = CheckProcess(); !status.ok()) return status;
-  if (mappings_ != nullptr) return SnapshotMapped(slot, std::move(name));
-  const uint64_t size_bytes = slot.size_bytes.load(std::memory_order_relaxed);
-  const uint64_t size_pages = PagesRoundedUp(size_bytes).value();
-  // A handler thread wakes the guest before it has noted what it placed.
-  WaitForFills(slot);
-  if (absl::Status status =
-          SettleUntracked(*ops_, slot, size_pages, Unknown::kCountAsChanged);
-      !status.ok()) {
-    return status;
-  }
-  if (absl::Status status = FindKernelWrites(*ops_, slot); !status.ok()) {
-    return status;
-  }
-  std::vector<PageData> changed;
-  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
-    const uint64_t open = group.open.load(std::memory_order_acquire) &
-                          group.present.load(std::memory_order_relaxed);
-    ForEachRun(open, [&](uint64_t bit, uint64_t pages) {
-      for (uint64_t i = 0; i < pages; ++i) {
-        const uint64_t page = index * kPagesPerGroup + bit + i;
-        changed.push_back(
-            {PageIndex(page), reinterpret_cast<const std::byte*>(
-                                  slot.base + page * kPageBytes)});
-      }
-    });
-  });
-  return ImageWithPages({.name = std::move(name), .size_bytes = size_bytes},
-                        slot.image.get(), changed);
 }
 
 absl::Status Core::MakeReady(SlotState& slot, uint64_t offset_bytes,

@@ -20,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -62,7 +63,8 @@ class Core {
   absl::StatusOr<uint64_t> GrowBy(SlotState& slot, uint64_t delta_bytes);
   absl::Status GrowTo(SlotState& slot, uint64_t new_size_bytes);
   absl::Status Reset(SlotState& slot);
-  absl::StatusOr<ImageRef> Snapshot(SlotState& slot, std::string name);
+  absl::StatusOr<ImageRef> Snapshot(SlotState& slot, std::string name,
+                                    bool delta);
   absl::Status MakeReady(SlotState& slot, uint64_t offset_bytes, uint64_t bytes,
                          Access access);
   MemoryPages CountPages(SlotState& slot) const;
@@ -103,8 +105,15 @@ class Core {
   std::string DescribeSupply() const;
   // What the functions without "Mapped" do, for a pool of mappings.
   absl::Status OpenMapped(SlotState& slot, uint64_t size_bytes);
-  absl::StatusOr<ImageRef> SnapshotMapped(SlotState& slot, std::string name);
   MemoryPages CountMappedPages(const SlotState& slot) const;
+  // In snapshot.cc. Keeps everybody from writing to the memory, or lets them.
+  absl::Status Freeze(SlotState& slot, uint64_t bytes);
+  absl::Status Thaw(SlotState& slot, uint64_t bytes);
+  // Calls visit(page) for each page below `end_page` that may have changed, and
+  // maybe others, of a memory that is frozen. Nothing is allocated where the
+  // memory is not one of mappings.
+  absl::Status ForEachChangedPage(SlotState& slot, uint64_t end_page,
+                                  absl::FunctionRef<void(uint64_t page)> visit);
   absl::Status MapBookKeeping();
   absl::Status CheckMemoryOptions(const MemoryOptions& options) const;
   absl::Status CheckProcess() const;

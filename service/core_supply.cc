@@ -80,26 +80,9 @@ absl::Status Core::OpenScan(bool may_choose) {
 absl::Status Core::OpenMapped(SlotState& slot, uint64_t size_bytes) {
   if (slot.broken) {
     return absl::FailedPreconditionError(
-        "an earlier Reset of this memory failed: release it");
+        "an earlier Reset or Snapshot of this memory failed: release it");
   }
   return mappings_->Open(slot, PagesRoundedUp(size_bytes).value());
-}
-
-absl::StatusOr<ImageRef> Core::SnapshotMapped(SlotState& slot,
-                                              std::string name) {
-  const uint64_t size_bytes = slot.size_bytes.load(std::memory_order_relaxed);
-  std::vector<PageData> changed;
-  for (const MappingOps::Run& run :
-       mappings_->Resident(slot, PagesRoundedUp(size_bytes).value())) {
-    if (!run.is_private) continue;
-    for (uint64_t page = run.first_page; page < run.first_page + run.pages;
-         ++page) {
-      changed.push_back({PageIndex(page), reinterpret_cast<const std::byte*>(
-                                              slot.base + page * kPageBytes)});
-    }
-  }
-  return ImageWithPages({.name = std::move(name), .size_bytes = size_bytes},
-                        slot.image.get(), changed);
 }
 
 MemoryPages Core::CountMappedPages(const SlotState& slot) const {

@@ -98,7 +98,7 @@ TEST_P(FailuresTest, AResetThatFailsLeavesNothingUsable) {
   EXPECT_FALSE(memory.Reset().ok());
   EXPECT_EQ(memory.size_bytes(), 0u);
   EXPECT_THAT(std::string(memory.Reset().message()),
-              HasSubstr("an earlier Reset of this memory failed"));
+              HasSubstr("an earlier Reset or Snapshot of this memory failed"));
   EXPECT_THAT(std::string(memory.Release().message()),
               HasSubstr("its slot is quarantined"));
   EXPECT_EQ(service_->Stats().slots_quarantined, 1u);

@@ -43,7 +43,7 @@ class Filler {
   FaultResult Read(uint64_t page);
   FaultResult Write(uint64_t page, bool protection);
   FaultResult FillPrivate(uint64_t first, uint64_t end);
-  FaultResult MapShared(uint64_t first, uint64_t end);
+  FaultResult MapClean(uint64_t first, uint64_t end);
 
  private:
   bool IsImagePage(uint64_t page) const {
@@ -135,6 +135,8 @@ class Filler {
   FaultResult MapRun(uint64_t page, uint64_t pages);
   // Copies image pages, protected, wherever the granule lacks them.
   FaultResult CopyImageGranule(uint64_t page);
+  // Copies image pages of one group, protected.
+  FaultResult CopyRun(uint64_t page, uint64_t pages);
   // For each run of image pages in [first, end) that are not there, and `page`
   // itself, ascending.
   template <typename FillRun>
@@ -149,6 +151,8 @@ class Filler {
                     uint64_t most);
 
   FaultResult ReadZeroGranule(uint64_t page);
+  // Maps the page of zeroes to pages of one group and one mapping.
+  FaultResult ZeroRun(uint64_t first, uint64_t pages);
   FaultResult WriteImagePage(uint64_t page);
   FaultResult WriteZeroRun(uint64_t page);
   // Copies private, writable pages of one group from `source`, in the order
@@ -160,6 +164,8 @@ class Filler {
   FaultCore& core_;
   SlotState& slot_;
   const uint64_t size_pages_;
+  // Pages of the image have turned out to be elsewhere yet.
+  bool fetch_first_ = false;
   FillPolicy policy_;
 };
 
@@ -207,6 +213,7 @@ FaultResult Filler::MapImageGranule(uint64_t page) {
 }
 
 FaultResult Filler::MapRun(uint64_t page, uint64_t pages) {
+  if (fetch_first_) FetchImagePages(*slot_.image_fetch, page, pages);
   const auto map = [&] {
     const FillResult fill = ContinueRange(
         *core_.kernel, core_.uffd, Address(page), pages * kPageBytes,
@@ -220,6 +227,8 @@ FaultResult Filler::MapRun(uint64_t page, uint64_t pages) {
     if (int error = FetchImagePages(*slot_.image_fetch, page, pages)) {
       return {FaultResult::Kind::kFailed, error, "fetching the image's page"};
     }
+    // Whatever else is mapped along with it was not fetched either, mostly.
+    fetch_first_ = true;
     result = map();
   }
   if (result.kind == FaultResult::Kind::kResolved) MarkPresent(page, pages);
@@ -229,16 +238,17 @@ FaultResult Filler::MapRun(uint64_t page, uint64_t pages) {
 FaultResult Filler::CopyImageGranule(uint64_t page) {
   return ForMissingImageRuns(
       page, GranuleFirst(page), GranuleEnd(page),
-      [&](uint64_t run, uint64_t pages) {
-        const FillResult fill = CopyRange(
-            *core_.kernel, core_.uffd, Address(run), ImageAddress(run),
-            pages * kPageBytes, kUffdCopyWp, policy_);
-        Count(slot_.counters.pages_copied, fill.pages_filled());
-        const FaultResult result = Outcome(fill, "UFFDIO_COPY");
-        if (result.kind == FaultResult::Kind::kResolved)
-          MarkPresent(run, pages);
-        return result;
-      });
+      [&](uint64_t run, uint64_t pages) { return CopyRun(run, pages); });
+}
+
+FaultResult Filler::CopyRun(uint64_t page, uint64_t pages) {
+  const FillResult fill =
+      CopyRange(*core_.kernel, core_.uffd, Address(page), ImageAddress(page),
+                pages * kPageBytes, kUffdCopyWp, policy_);
+  Count(slot_.counters.pages_copied, fill.pages_filled());
+  const FaultResult result = Outcome(fill, "UFFDIO_COPY");
+  if (result.kind == FaultResult::Kind::kResolved) MarkPresent(page, pages);
+  return result;
 }
 
 FaultResult Filler::ReadZeroGranule(uint64_t page) {
@@ -247,7 +257,11 @@ FaultResult Filler::ReadZeroGranule(uint64_t page) {
   const uint64_t group = page / kPagesPerGroup;
   const auto [first, pages] =
       MissingRunAround(page, SameMapping(group, page) & ~ImageWord(group));
+  return ZeroRun(first, pages);
+}
 
+FaultResult Filler::ZeroRun(uint64_t first, uint64_t pages) {
+  const uint64_t group = first / kPagesPerGroup;
   // Nothing write-protects the kernel's page of zeroes in the same call, so a
   // write to it would not be seen: a scan at release tells.
   PageGroup& marks = slot_.pages.group(group);
@@ -358,6 +372,9 @@ FaultResult Filler::Read(uint64_t page) {
     // Somebody is writing it for the first time right now: help.
     return Write(page, /*protection=*/false);
   }
+  if (!slot_.reads_to_teach.load(std::memory_order_relaxed)) {
+    slot_.reads_to_teach.store(true, std::memory_order_relaxed);
+  }
   if (IsImagePage(page)) {
     if (core_.backing == Backing::kShared) {
       Count(slot_.counters.minor_faults);
@@ -411,20 +428,31 @@ FaultResult Filler::FillPrivate(uint64_t first, uint64_t end) {
   return result;
 }
 
-FaultResult Filler::MapShared(uint64_t first, uint64_t end) {
-  end = std::min(end, slot_.image_pages);
+FaultResult Filler::MapClean(uint64_t first, uint64_t end) {
   FaultResult result;
-  for (uint64_t group = first / kPagesPerGroup; group * kPagesPerGroup < end;
+  for (uint64_t group = first / kPagesPerGroup;
+       group * kPagesPerGroup < end &&
+       result.kind == FaultResult::Kind::kResolved;
        ++group) {
     const PageGroup& planes = slot_.pages.group(group);
-    const uint64_t want = ImageWord(group) & GroupMask(group, first, end) &
-                          ~planes.present.load(std::memory_order_relaxed) &
-                          ~planes.open.load(std::memory_order_relaxed);
-    ForEachRun(want, [&](uint64_t bit, uint64_t pages) {
+    const uint64_t missing = GroupMask(group, first, end) &
+                             ~planes.present.load(std::memory_order_relaxed) &
+                             ~planes.open.load(std::memory_order_relaxed);
+    const uint64_t image = missing & ImageWord(group);
+    ForEachRun(image, [&](uint64_t bit, uint64_t pages) {
       if (result.kind != FaultResult::Kind::kResolved) return;
-      result = MapRun(group * kPagesPerGroup + bit, pages);
+      const uint64_t page = group * kPagesPerGroup + bit;
+      result = core_.backing == Backing::kShared ? MapRun(page, pages)
+                                                 : CopyRun(page, pages);
     });
-    if (result.kind != FaultResult::Kind::kResolved) break;
+    const auto zeroes = [&](uint64_t bit, uint64_t pages) {
+      if (result.kind != FaultResult::Kind::kResolved) return;
+      result = ZeroRun(group * kPagesPerGroup + bit, pages);
+    };
+    // No call may cross the end of the image's mapping.
+    const uint64_t in_image = GroupMask(group, 0, slot_.image_pages);
+    ForEachRun(missing & ~image & in_image, zeroes);
+    ForEachRun(missing & ~image & ~in_image, zeroes);
   }
   return result;
 }
@@ -529,10 +557,10 @@ FaultResult FillPrivate(FaultCore& core, uint32_t slot, uint64_t first_page,
   return Filler(core, core.slots[slot], end).FillPrivate(first_page, end);
 }
 
-FaultResult MapShared(FaultCore& core, uint32_t slot, uint64_t first_page,
-                      uint64_t pages) noexcept {
+FaultResult MapClean(FaultCore& core, uint32_t slot, uint64_t first_page,
+                     uint64_t pages) noexcept {
   const uint64_t end = first_page + pages;
-  return Filler(core, core.slots[slot], end).MapShared(first_page, end);
+  return Filler(core, core.slots[slot], end).MapClean(first_page, end);
 }
 
 FaultResult MakeTrapping(FaultCore& core, uint32_t slot_number,

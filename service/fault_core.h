@@ -144,10 +144,10 @@ FaultResult ResolveForOther(FaultCore& core, const Fault& fault) noexcept;
 FaultResult FillPrivate(FaultCore& core, uint32_t slot, uint64_t first_page,
                         uint64_t pages) noexcept;
 
-// Maps missing image pages of [first_page, first_page + pages), protected,
-// where the backing is kShared. For the slot's owner, likewise.
-FaultResult MapShared(FaultCore& core, uint32_t slot, uint64_t first_page,
-                      uint64_t pages) noexcept;
+// Makes missing pages of [first_page, first_page + pages) as if each had been
+// read. For the slot's owner, likewise.
+FaultResult MapClean(FaultCore& core, uint32_t slot, uint64_t first_page,
+                     uint64_t pages) noexcept;
 
 // Makes a page outside the bounds trap for the thread that waits on it
 // (handler threads). `page_address` lies in slot `slot`'s reach. `*placed` says

@@ -229,6 +229,11 @@ absl::Status MappingOps::Open(SlotState& slot, uint64_t end_page) {
   return status;
 }
 
+absl::Status MappingOps::SetWritable(SlotState& slot, bool writable) {
+  return Protect(slot, 0, Of(slot).accessible_pages,
+                 writable ? kAccessible : PROT_READ);
+}
+
 void MappingOps::Shut(SlotState& slot) {
   Protect(slot, 0, memory_bytes_ / kPageBytes, PROT_NONE).IgnoreError();
 }

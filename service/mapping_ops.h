@@ -102,6 +102,10 @@ class MappingOps {
   // then.
   absl::Status Open(SlotState& slot, uint64_t end_page);
 
+  // Makes all that is accessible read-only, or writable again, under the
+  // GrowthLock. Errors: the errno of mprotect(2).
+  absl::Status SetWritable(SlotState& slot, bool writable);
+
   // Pages of a memory.
   struct Run {
     uint64_t first_page;

@@ -591,7 +591,7 @@ TEST_P(MappingsTest, AfterAResetThatFailedGrowthIsRefused) {
   EXPECT_FALSE(memory.Reset().ok());
   EXPECT_TRUE(TrapOf([&] { Load(memory, 0); }).has_value());
   EXPECT_THAT(std::string(memory.GrowBy(kPageBytes).status().message()),
-              HasSubstr("an earlier Reset of this memory failed"));
+              HasSubstr("an earlier Reset or Snapshot of this memory failed"));
   EXPECT_EQ(AccessibleBytes(*service_), 0u);
 }
 

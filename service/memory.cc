@@ -70,7 +70,12 @@ absl::Status Memory::Reset() {
 
 absl::StatusOr<ImageRef> Memory::Snapshot(std::string name) const {
   if (slot_ == nullptr) return Released("Snapshot");
-  return core_->Snapshot(*slot_, std::move(name));
+  return core_->Snapshot(*slot_, std::move(name), /*delta=*/false);
+}
+
+absl::StatusOr<ImageRef> Memory::SnapshotDelta(std::string name) const {
+  if (slot_ == nullptr) return Released("SnapshotDelta");
+  return core_->Snapshot(*slot_, std::move(name), /*delta=*/true);
 }
 
 absl::Status Memory::MakeReady(uint64_t offset_bytes, uint64_t bytes,

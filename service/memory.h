@@ -21,8 +21,9 @@
 // tells what a pool without one does instead.
 //
 // Thread-compatible: several threads may touch the memory itself at will, and
-// call size_bytes(), Grow(), GrowBy(), MakeReady() and CountPages() at once;
-// Reset(), Snapshot(), Release(), moving and destroying need the handle alone.
+// call size_bytes(), Grow(), GrowBy(), MakeReady(), CountPages(), Snapshot()
+// and SnapshotDelta() at once (of two snapshots, one waits for the other);
+// Reset(), Release(), moving and destroying need the handle alone.
 // Not for signal handlers. May be released on another thread than the one that
 // acquired it, and may outlive its Service.
 
@@ -98,11 +99,32 @@ class Memory {
   // memory must not be used any more; its release will quarantine the slot.
   absl::Status Reset();
 
-  // The memory as it is now, as an image that later memories can start from;
-  // pages that are as in the memory's own image are taken from there. The
-  // caller sees to it that nobody writes meanwhile. Errors: FailedPrecondition
-  // after release; those of image_builder.h.
+  // The memory as it is at one moment of the call, as an image that later
+  // memories can start from. What of the memory is not as in its own image is
+  // found from what the pool knows of its pages, and copied; the rest is taken
+  // from that image. Snapshot() gives an image on its own, in one memfd, as the
+  // builders do. SnapshotDelta() copies no other pages than those that differ:
+  // a mapped image (image.h) over the memory's own one, which its parent() is,
+  // and which it keeps alive; WriteImageFile with that parent writes a delta.
+  //
+  // WRITERS. Other threads may go on. Whatever a thread has written before that
+  // moment is in the snapshot, and nothing that is written after it: no write
+  // is there in part, and none without those that came before it, by the same
+  // thread or another one that it waited for. From the moment on until the
+  // changed pages are copied (about 0.3 us each), a thread that writes to the
+  // memory waits, in the signal handler (SIGSEGV; see service/signals.h where
+  // the host owns it); one that reads does not. A system call that would write
+  // to the memory meanwhile gives EFAULT or a short count, once, whatever
+  // supplies the memory. A write that the caller makes wait must not be one
+  // that the caller waits for.
+  //
+  // Errors: FailedPrecondition after release or a failed Reset;
+  // ResourceExhausted and others with the errno of mprotect(2) (it may need two
+  // mappings more) or mmap(2); those of image_builder.h. If the memory cannot
+  // be made writable again, threads that write to it trap, and its release
+  // quarantines the slot.
   absl::StatusOr<ImageRef> Snapshot(std::string name) const;
+  absl::StatusOr<ImageRef> SnapshotDelta(std::string name) const;
 
   // Makes [offset_bytes, offset_bytes + bytes) ready for a system call that
   // will read (kRead) or write (kWrite) it: afterwards each page is there and,

@@ -109,6 +109,25 @@ bool Reopen(FaultCore& core, uintptr_t page_address) {
       .ok();
 }
 
+// Whether a snapshot had made the memory read-only when it was written to; then
+// it no longer is. Waiting for that holds nothing: whoever interrupts it may
+// leave by longjmp.
+bool WasFrozen(SlotState& slot) {
+  bool waited = false;
+  while (slot.frozen.load(std::memory_order_acquire) != 0) {
+    syscall(SYS_futex, &slot.frozen, FUTEX_WAIT_PRIVATE, 1, nullptr);
+    waited = true;
+  }
+  if (waited) return true;
+  // Or it was over before we looked. Not for ever: somebody else may have made
+  // the page read-only.
+  uint32_t left = slot.late_writes.load(std::memory_order_relaxed);
+  while (left != 0 && !slot.late_writes.compare_exchange_weak(
+                          left, left - 1, std::memory_order_relaxed)) {
+  }
+  return left != 0;
+}
+
 // Whether the touch would succeed now. Asks the kernel, by calls that do
 // nothing else: a signal mask that is read from the address and then refused,
 // since no way of setting it was named; a word at the address to which 0 is
@@ -172,6 +191,12 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
   const Location where = LocateIn(*entry, address);
   FaultResult result{FaultResult::Kind::kOutOfBounds, 0, ""};
   uint64_t start_ns = 0;
+  if (where.in_bounds && signal == SIGSEGV &&
+      AccessOf(context) == Access::kWrite &&
+      WasFrozen(core.slots[where.slot])) {
+    errno = saved_errno;
+    return FaultOutcome::kResolved;
+  }
   if (where.in_bounds && core.mapped) {
     result = {MappedInBounds(signal, address, context), EFAULT,
               "the kernel's own page fault"};

@@ -184,6 +184,24 @@ void Teach(const SlotState& slot, PagesOf pages_of) {
   slot.image->working_set().LearnWritten(words);
 }
 
+// Tells the image which pages below `end_page` tenants touch: those that are
+// there. Pages that were mapped because the set said so teach nothing, since
+// they are in it.
+void TeachReads(SlotState& slot, uint64_t end_page) {
+  slot.reads_to_teach.store(false, std::memory_order_relaxed);
+  if (slot.image == nullptr) return;
+  WorkingSet::Words words;
+  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
+    const uint64_t pages = (group.present.load(std::memory_order_relaxed) |
+                            group.open.load(std::memory_order_relaxed)) &
+                           GroupMask(index, 0, end_page);
+    if (pages == 0) return;
+    words.resize(index + 1);
+    words[index] = pages;
+  });
+  slot.image->working_set().LearnRead(words);
+}
+
 // Restores these pages of one group; which of them had changed.
 uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits) {
   if (Sabotaged(Sabotage::kRestore)) return bits;
@@ -418,6 +436,28 @@ absl::Status FindKernelWrites(const SlotOpsContext& context, SlotState& slot) {
 
 namespace {
 
+// Marks the pages below kernel_pages that are there. A scan that fails leaves
+// out what it would have found.
+void NoteKernelReads(const SlotOpsContext& context, SlotState& slot) {
+  PageRegion regions[64];
+  const ScanResult scan = ScanPages(
+      *context.core.kernel, context.pagemap_fd,
+      ScanRequest::Resident(slot.base, AddressOf(slot, slot.kernel_pages)),
+      regions, 64, [&](const PageRegion& region) {
+        uint64_t page = (region.start - slot.base) / kPageBytes;
+        const uint64_t end = (region.end - slot.base) / kPageBytes;
+        while (page < end) {
+          const uint64_t index = page / kPagesPerGroup;
+          slot.pages.group(index).present.fetch_or(GroupMask(index, page, end),
+                                                   std::memory_order_relaxed);
+          slot.pages.NoteGroup(index);
+          page = (index + 1) * kPagesPerGroup;
+        }
+        return true;
+      });
+  Count(slot.counters.kernel_calls, scan.calls);
+}
+
 // The first holder of an image has gone: keeps what it teaches, and nothing
 // else.
 absl::Status FinishLearning(const SlotOpsContext& context, SlotState& slot) {
@@ -426,6 +466,8 @@ absl::Status FinishLearning(const SlotOpsContext& context, SlotState& slot) {
     Teach(slot, [](const PageGroup& group) {
       return group.open.load(std::memory_order_relaxed);
     });
+    NoteKernelReads(context, slot);
+    TeachReads(slot, pages);
   }
   if (absl::Status status = DropRange(context, slot, 0, pages); !status.ok()) {
     return status;
@@ -546,6 +588,15 @@ absl::Status AdjustTracking(const SlotOpsContext& context, SlotState& slot,
   return EnterAsync(context, slot, AsyncEnd(slot, size_pages));
 }
 
+namespace {
+
+// Pages of the read set that are mapped before a holder comes, at most: some
+// milliseconds, where they have to be brought from a file first. What is left
+// is mapped at its first touch, a granule at a time.
+constexpr uint64_t kMostMappedPages = 4096;
+
+}  // namespace
+
 void Prefill(const SlotOpsContext& context, SlotState& slot,
              uint64_t size_pages, uint64_t most_pages) {
   if (!slot.prefill_wanted) return;
@@ -579,11 +630,17 @@ void Prefill(const SlotOpsContext& context, SlotState& slot,
       CountOwned(slot.counters.pages_prefilled, std::popcount(filled));
     });
   }
-  if (context.core.backing == Backing::kShared) {
-    for_each_run(set.read(), [&](uint64_t page, uint64_t pages) {
-      MapShared(context.core, number, page, pages);
-    });
+  // Mapped clean is what was read, and has to stay within bounds: more of it
+  // would keep the holder waiting. With the backing kCopied it is private, too.
+  uint64_t left = kMostMappedPages;
+  if (context.core.backing == Backing::kCopied) {
+    left = std::min(left, most_pages - std::min(most_pages, pages_to_fill));
   }
+  for_each_run(set.read(), [&](uint64_t page, uint64_t pages) {
+    pages = std::min(pages, left);
+    left -= pages;
+    MapClean(context.core, number, page, pages);
+  });
 }
 
 absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
@@ -872,6 +929,9 @@ void NoteGrowth(SlotState& slot, uint64_t keep_pages, uint64_t size_pages) {
 absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
                           uint64_t keep_pages, uint64_t size_pages,
                           uint64_t hot_pages_limit) {
+  if (slot.reads_to_teach.load(std::memory_order_relaxed)) {
+    TeachReads(slot, keep_pages);
+  }
   // What was grown into goes first, so that nothing below has to look at it.
   if (size_pages > keep_pages && !Sabotaged(Sabotage::kGrownPages)) {
     NoteGrowth(slot, keep_pages, size_pages);
@@ -991,6 +1051,7 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
 bool RestoreSteady(const SlotOpsContext& context, SlotState& slot) {
   if (slot.tracking != Tracking::kSignal ||
       slot.any_untracked.load(std::memory_order_relaxed) ||
+      slot.reads_to_teach.load(std::memory_order_relaxed) ||
       slot.span_handovers + 1 >= context.span_handovers) {
     return false;
   }

@@ -160,6 +160,9 @@ struct alignas(64) SlotState {
   Tracking tracking = Tracking::kSignal;
   // Whether some page is untracked.
   std::atomic<bool> any_untracked{false};
+  // Whether some page was read for the first time that the image's working set
+  // is to be told of.
+  std::atomic<bool> reads_to_teach{false};
   // Owner. A Reset failed: nothing is known of the pages.
   bool broken = false;
   // Owner. The pages that the image's tenants write are to be made private
@@ -177,6 +180,12 @@ struct alignas(64) SlotState {
   std::atomic<uint64_t> last_fault_page{~uint64_t{0}};
   StrayPages strays{};
   SlotCounters counters{};
+
+  // 1 while a snapshot is copied (snapshot.h): whoever writes to the memory
+  // gets SIGSEGV and waits here (a futex) until it is 0 again.
+  std::atomic<uint32_t> frozen{0};
+  // Signals of such writes that may still be on their way, at most.
+  std::atomic<uint32_t> late_writes{0};
 
   // Releases that have begun and not let go of the pool; see core.h.
   std::atomic<uint32_t> returning{0};
