@@ -661,7 +661,7 @@ void Core::NoteIdle(SlotState& slot) {
   if (mappings_ != nullptr) {
     pages = mappings_->KeptPages(slot);
   } else {
-    const bool copied = fault_core_.backing == Backing::kCopied;
+    const bool copied = !slot.image_mapped;
     slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
       uint64_t own = group.open.load(std::memory_order_relaxed);
       if (copied && index * kPagesPerGroup < slot.image_pages) {
@@ -936,6 +936,10 @@ absl::Status Core::Restore(SlotState& slot) {
     status = DropStrays(*ops_, slot);
   }
   if (!status.ok()) return status;
+  // Not by the next holder's way of a steady cycle.
+  if (slot.mapping_wanted.load(std::memory_order_relaxed)) {
+    slot.prefill_wanted = true;
+  }
   NoteIdle(slot);
   if (options_.resident_budget_bytes == uint64_t{0} &&
       slot.idle_pages.load(std::memory_order_relaxed) != 0) {
@@ -982,11 +986,12 @@ absl::Status Core::Release(SlotState& slot) {
     Park(slot);
     return absl::OkStatus();
   }
-  absl::Status status = slot.broken
-                            ? absl::FailedPreconditionError(
-                                  "a Reset or Snapshot of this memory failed: its slot is "
-                                  "quarantined")
-                            : Restore(slot);
+  absl::Status status =
+      slot.broken
+          ? absl::FailedPreconditionError(
+                "a Reset or Snapshot of this memory failed: its slot is "
+                "quarantined")
+          : Restore(slot);
   if (status.ok()) {
     CountOwned(slot.counters.handovers);
     MindBudget();

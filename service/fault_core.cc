@@ -66,11 +66,19 @@ class Filler {
   // image is mapped it ends at image_pages, where the kernel resolves faults by
   // itself our registration begins at kernel_pages, and no fill may cross that.
   uint64_t SameMapping(uint64_t group, uint64_t page) const {
-    if (core_.backing == Backing::kCopied) return ~uint64_t{0};
+    if (!slot_.image_mapped) return ~uint64_t{0};
     const uint64_t border = std::max(slot_.image_pages, slot_.kernel_pages);
     return page < border
                ? GroupMask(group, slot_.kernel_pages, slot_.image_pages)
                : ~GroupMask(group, 0, border);
+  }
+
+  // More of the image is touched than was copied in beforehand.
+  void AskForMapping() {
+    if (core_.backing == Backing::kShared && !slot_.image_mapped &&
+        !slot_.mapping_wanted.load(std::memory_order_relaxed)) {
+      slot_.mapping_wanted.store(true, std::memory_order_relaxed);
+    }
   }
 
   // Pages of the granule around `page`, cut at the size.
@@ -303,6 +311,7 @@ FaultResult Filler::Unprotect(uint64_t page, uint64_t pages) {
 }
 
 FaultResult Filler::WriteImagePage(uint64_t page) {
+  AskForMapping();
   // Filled as a private page at once: a page that is not mapped yet costs no
   // interrupt of other cores, a copy of one that is mapped does.
   PageRange range{page, 1};
@@ -376,10 +385,11 @@ FaultResult Filler::Read(uint64_t page) {
     slot_.reads_to_teach.store(true, std::memory_order_relaxed);
   }
   if (IsImagePage(page)) {
-    if (core_.backing == Backing::kShared) {
+    if (slot_.image_mapped) {
       Count(slot_.counters.minor_faults);
       return MapImageGranule(page);
     }
+    AskForMapping();
     Count(slot_.counters.missing_read_faults);
     return CopyImageGranule(page);
   }
@@ -442,8 +452,7 @@ FaultResult Filler::MapClean(uint64_t first, uint64_t end) {
     ForEachRun(image, [&](uint64_t bit, uint64_t pages) {
       if (result.kind != FaultResult::Kind::kResolved) return;
       const uint64_t page = group * kPagesPerGroup + bit;
-      result = core_.backing == Backing::kShared ? MapRun(page, pages)
-                                                 : CopyRun(page, pages);
+      result = slot_.image_mapped ? MapRun(page, pages) : CopyRun(page, pages);
     });
     const auto zeroes = [&](uint64_t bit, uint64_t pages) {
       if (result.kind != FaultResult::Kind::kResolved) return;

@@ -79,8 +79,7 @@ absl::Status Unregister(const SlotOpsContext& context, SlotState& slot,
 absl::Status RegisterForSignals(const SlotOpsContext& context, SlotState& slot,
                                 uint64_t first_page, uint64_t end_page) {
   const uint64_t border = std::clamp(
-      context.core.backing == Backing::kShared ? slot.image_pages : uint64_t{0},
-      first_page, end_page);
+      slot.image_mapped ? slot.image_pages : uint64_t{0}, first_page, end_page);
   constexpr uint64_t kMode = kUffdRegisterMissing | kUffdRegisterWp;
   absl::Status status =
       Register(context, slot, context.core.uffd, kMode | kUffdRegisterMinor,
@@ -631,9 +630,10 @@ void Prefill(const SlotOpsContext& context, SlotState& slot,
     });
   }
   // Mapped clean is what was read, and has to stay within bounds: more of it
-  // would keep the holder waiting. With the backing kCopied it is private, too.
+  // would keep the holder waiting. Where the image is not mapped it is private,
+  // too.
   uint64_t left = kMostMappedPages;
-  if (context.core.backing == Backing::kCopied) {
+  if (!slot.image_mapped) {
     left = std::min(left, most_pages - std::min(most_pages, pages_to_fill));
   }
   for_each_run(set.read(), [&](uint64_t page, uint64_t pages) {
@@ -643,9 +643,39 @@ void Prefill(const SlotOpsContext& context, SlotState& slot,
   });
 }
 
+namespace {
+
+// With the backing kShared: whether it pays to map the image into a slot that
+// has none, where a few copies will do. Mapping takes five calls, as long as
+// some four copies; the pages that are written are copied in any case.
+bool FewPagesWillDo(const Image& image) {
+  constexpr int kFewPages = 2;
+  const WorkingSet& set = image.working_set();
+  if (!set.known()) return false;
+  const WorkingSet::Words written = set.written();
+  const WorkingSet::Words read = set.read();
+  int only_read = 0;
+  for (size_t i = 0; i < read.size() && only_read <= kFewPages; ++i) {
+    only_read +=
+        std::popcount(read[i] & ~(i < written.size() ? written[i] : 0));
+  }
+  return only_read <= kFewPages;
+}
+
+// Whether an image that the slot has, but not mapped, is to be mapped now.
+bool IsToBeMapped(const SlotOpsContext& context, const SlotState& slot) {
+  return context.core.backing == Backing::kShared && slot.policy != nullptr &&
+         !slot.image_mapped &&
+         (slot.mapping_wanted.load(std::memory_order_relaxed) ||
+          slot.policy->tracking() != Tracking::kSignal);
+}
+
+}  // namespace
+
 absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
                        const ImageRef& image) {
-  if (slot.image == image) return absl::OkStatus();
+  const bool map_now = slot.image == image && IsToBeMapped(context, slot);
+  if (slot.image == image && !map_now) return absl::OkStatus();
   if (absl::Status status = LeaveKernelTracking(context, slot, 0);
       !status.ok()) {
     return status;
@@ -659,8 +689,12 @@ absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
                          !image->working_set().known() &&
                          KernelMayServe(*image) &&
                          policy->tracking() == Tracking::kSignal;
+  const bool map =
+      context.core.backing == Backing::kShared && new_pages > 0 &&
+      (map_now || slot.image_mapped || untracked ||
+       policy->tracking() != Tracking::kSignal || !FewPagesWillDo(*image));
   absl::Status status;
-  if (context.core.backing == Backing::kShared) {
+  if (map || slot.image_mapped) {
     int memfd = -1;
     if (new_pages > 0) {
       absl::StatusOr<int> on_demand = image->OnDemandMemfd();
@@ -683,6 +717,8 @@ absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
     }
   }
   if (!status.ok()) return status;
+  slot.image_mapped = map;
+  slot.mapping_wanted.store(false, std::memory_order_relaxed);
   slot.pages.Forget(0, touched_pages);
   slot.pages.ForgetHistory();
   if (untracked) {

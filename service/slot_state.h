@@ -168,6 +168,12 @@ struct alignas(64) SlotState {
   // Owner. The pages that the image's tenants write are to be made private
   // before the next one comes.
   bool prefill_wanted = false;
+  // Owner. The image's memfd is mapped: its pages are shared until they are
+  // written. Otherwise they are copied in: always with the backing kCopied, and
+  // with kShared as long as a slot has had no fault on a page of its image.
+  bool image_mapped = false;
+  // There was such a fault: the image is to be mapped before the next holder.
+  std::atomic<bool> mapping_wanted{false};
   // Owner. Which way the last restore went through the pages: the other way
   // finds the caches warm.
   bool restored_downwards = false;
