@@ -114,6 +114,7 @@ class PageStates {
     std::atomic<uint64_t>& word = summary_[index / 64];
     const uint64_t bit = uint64_t{1} << (index % 64);
     if ((word.load(std::memory_order_relaxed) & bit) == 0) {
+      std::atomic_ref<bool>(any_noted_).store(true, std::memory_order_relaxed);
       word.fetch_or(bit, std::memory_order_relaxed);
     }
   }
@@ -138,6 +139,7 @@ class PageStates {
   // ascending order.
   template <typename Visit>
   void ForEachGroup(Visit visit) const {
+    if (!AnyNoted()) return;
     const uint64_t words = (group_count_ + 63) / 64;
     for (uint64_t w = 0; w < words; ++w) {
       uint64_t bits = summary_[w].load(std::memory_order_relaxed);
@@ -152,6 +154,7 @@ class PageStates {
   // The same in descending order.
   template <typename Visit>
   void ForEachGroupDown(Visit visit) const {
+    if (!AnyNoted()) return;
     for (uint64_t w = (group_count_ + 63) / 64; w-- > 0;) {
       uint64_t bits = summary_[w].load(std::memory_order_relaxed);
       while (bits != 0) {
@@ -171,6 +174,10 @@ class PageStates {
   void NextSpan() const;
 
  private:
+  bool AnyNoted() const {
+    return std::atomic_ref<bool>(any_noted_).load(std::memory_order_relaxed);
+  }
+
   // Clears the summary's bit of a group that holds nothing.
   void LeaveOutIfEmpty(uint64_t index) const;
 
@@ -185,6 +192,10 @@ class PageStates {
   std::atomic<uint64_t>* summary_ = nullptr;
   PageGroup* groups_ = nullptr;
   uint64_t group_count_ = 0;
+  // Some group was noted at some time. Until then the memory is not looked at:
+  // a slot that is bound to its first image would take a fault there.
+  alignas(std::atomic_ref<bool>::required_alignment) mutable bool any_noted_ =
+      false;
 };
 
 // The bits of group `group_index` that lie in pages [first_page, end_page).

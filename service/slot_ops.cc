@@ -332,23 +332,28 @@ absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot) {
 
 namespace {
 
-// Notes the pages of a region that a scan found as written.
-void NoteWritten(SlotState& slot, const PageRegion& region) {
+// Sets the bits of a region's pages in one plane.
+void Note(SlotState& slot, const PageRegion& region,
+          std::atomic<uint64_t> PageGroup::*plane) {
   uint64_t page = (region.start - slot.base) / kPageBytes;
   const uint64_t end = (region.end - slot.base) / kPageBytes;
   while (page < end) {
     const uint64_t index = page / kPagesPerGroup;
-    PageGroup& group = slot.pages.group(index);
-    const uint64_t written = GroupMask(index, page, end);
+    std::atomic<uint64_t>& word = slot.pages.group(index).*plane;
+    const uint64_t pages = GroupMask(index, page, end);
     // Most were found before.
-    if ((written & ~(group.open.load(std::memory_order_relaxed) &
-                     group.present.load(std::memory_order_relaxed))) != 0) {
-      group.open.fetch_or(written, std::memory_order_relaxed);
-      group.present.fetch_or(written, std::memory_order_relaxed);
+    if ((pages & ~word.load(std::memory_order_relaxed)) != 0) {
+      word.fetch_or(pages, std::memory_order_relaxed);
       slot.pages.NoteGroup(index);
     }
     page = (index + 1) * kPagesPerGroup;
   }
+}
+
+// Notes the pages of a region that a scan found as written.
+void NoteWritten(SlotState& slot, const PageRegion& region) {
+  Note(slot, region, &PageGroup::open);
+  Note(slot, region, &PageGroup::present);
 }
 
 // Whether pages of the region are new as written, so many in a row that they
@@ -412,50 +417,34 @@ absl::Status FindKernelWrites(const SlotOpsContext& context, SlotState& slot) {
   }
 
   ScanRequest request = ScanRequest::Written(slot.base, end);
+  // A page that was only read is reported once, found unchanged, and protected
+  // with the others: to ask for the categories that tell it makes the kernel
+  // look up each page, which takes longer than the rest of the scan.
+  request.report = 0;
   if (slot.tracking == Tracking::kLearning) {
     // Nothing is protected: what is there is the file's page, the page of
     // zeroes, or written.
-    request.all_of = 0;
-    request.none_of = kPageIsFile | kPageIsPfnZero;
+    request = ScanRequest::Resident(slot.base, end);
+    request.report = kPageIsFile | kPageIsPfnZero;
   }
-  // With kAsync these two are left out: to ask for them makes the kernel look
-  // up each page, which takes longer than the rest of the scan. A page that was
-  // only read is reported once then, found unchanged, and protected with the
-  // others.
-  request.report = 0;
-  const ScanResult scan = ScanPages(kernel, context.pagemap_fd, request,
-                                    regions, capacity, [&](const auto& region) {
-                                      NoteWritten(slot, region);
-                                      return true;
-                                    });
+  uint64_t written = 0;
+  const ScanResult scan = ScanPages(
+      kernel, context.pagemap_fd, request, regions, capacity,
+      [&](const PageRegion& region) {
+        if ((region.categories & (kPageIsFile | kPageIsPfnZero)) != 0) {
+          Note(slot, region, &PageGroup::present);
+        } else {
+          NoteWritten(slot, region);
+          written += (region.end - region.start) / kPageBytes;
+        }
+        return true;
+      });
   note(scan);
-  Count(slot.counters.pages_found, scan.pages);
+  Count(slot.counters.pages_found, written);
   return scan.ok() ? absl::OkStatus() : failed(scan);
 }
 
 namespace {
-
-// Marks the pages below kernel_pages that are there. A scan that fails leaves
-// out what it would have found.
-void NoteKernelReads(const SlotOpsContext& context, SlotState& slot) {
-  PageRegion regions[64];
-  const ScanResult scan = ScanPages(
-      *context.core.kernel, context.pagemap_fd,
-      ScanRequest::Resident(slot.base, AddressOf(slot, slot.kernel_pages)),
-      regions, 64, [&](const PageRegion& region) {
-        uint64_t page = (region.start - slot.base) / kPageBytes;
-        const uint64_t end = (region.end - slot.base) / kPageBytes;
-        while (page < end) {
-          const uint64_t index = page / kPagesPerGroup;
-          slot.pages.group(index).present.fetch_or(GroupMask(index, page, end),
-                                                   std::memory_order_relaxed);
-          slot.pages.NoteGroup(index);
-          page = (index + 1) * kPagesPerGroup;
-        }
-        return true;
-      });
-  Count(slot.counters.kernel_calls, scan.calls);
-}
 
 // The first holder of an image has gone: keeps what it teaches, and nothing
 // else.
@@ -465,7 +454,6 @@ absl::Status FinishLearning(const SlotOpsContext& context, SlotState& slot) {
     Teach(slot, [](const PageGroup& group) {
       return group.open.load(std::memory_order_relaxed);
     });
-    NoteKernelReads(context, slot);
     TeachReads(slot, pages);
   }
   if (absl::Status status = DropRange(context, slot, 0, pages); !status.ok()) {
