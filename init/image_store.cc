@@ -1050,7 +1050,10 @@ absl::StatusOr<std::unique_ptr<ImageStore>> ImageStore::Open(
 
 absl::StatusOr<ImageRef> ImageStore::Put(const std::string& name,
                                          const Image& image) {
-  return state_->Put(name, image);
+  if (!image.has_source()) return state_->Put(name, image);
+  absl::StatusOr<ImageRef> built = BuiltCopy(image);
+  if (!built.ok()) return built.status();
+  return state_->Put(name, **built);
 }
 absl::StatusOr<ImageRef> ImageStore::Get(const std::string& name) {
   return state_->Get(name);

@@ -431,6 +431,11 @@ absl::Status Core::CheckMemoryOptions(const MemoryOptions& options) const {
         Pages(options.size_bytes),
         " of the memory: raise MemoryOptions::size_bytes"));
   }
+  // Where all pages are needed at once, a source that fails is found out before
+  // a slot is touched.
+  if (mappings_ != nullptr && options.image != nullptr) {
+    return options.image->FetchAll();
+  }
   return absl::OkStatus();
 }
 
@@ -982,11 +987,12 @@ absl::Status Core::Release(SlotState& slot) {
     Park(slot);
     return absl::OkStatus();
   }
-  absl::Status status = slot.broken
-                            ? absl::FailedPreconditionError(
-                                  "a Reset or Snapshot of this memory failed: its slot is "
-                                  "quarantined")
-                            : Restore(slot);
+  absl::Status status =
+      slot.broken
+          ? absl::FailedPreconditionError(
+                "a Reset or Snapshot of this memory failed: its slot is "
+                "quarantined")
+          : Restore(slot);
   if (status.ok()) {
     CountOwned(slot.counters.handovers);
     MindBudget();
@@ -1130,7 +1136,8 @@ absl::Status Core::MakeReady(SlotState& slot, uint64_t offset_bytes,
                                    .offset_bytes = page * kPageBytes,
                                    .access = access,
                                    .protection = state == PageState::kClean});
-    if (result.kind == FaultResult::Kind::kFailed) {
+    if (result.kind == FaultResult::Kind::kFailed ||
+        result.kind == FaultResult::Kind::kNoContents) {
       return absl::ErrnoToStatus(
           result.error,
           absl::StrCat(result.call, " for the page at offset ",
