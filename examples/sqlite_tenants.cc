@@ -21,6 +21,7 @@
 #include "absl/flags/parse.h"
 #include "absl/flags/reflection.h"
 #include "absl/flags/usage.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
@@ -48,6 +49,12 @@ ABSL_FLAG(uint32_t, rows, 20000,
 ABSL_FLAG(std::string, way, "",
           "only this way of supplying memory, by its name in the JSON, e.g. "
           "shared/in-thread");
+ABSL_FLAG(std::string, image, "",
+          "start from this image file, which --save_image has made, instead of "
+          "setting the database up; --rows is then what the file has");
+ABSL_FLAG(std::string, save_image, "",
+          "write the database's memory to this file at the end, with what the "
+          "tenants have taught about the pages they touch");
 ABSL_FLAG(bool, count_system_calls, true,
           "count all system calls, in a second run of each way under ptrace");
 
@@ -81,9 +88,17 @@ constexpr uint64_t kMaxMemoryBytes = 64 << 20;
 constexpr uint32_t kMaxCountedTenants = 5000;
 
 // The flags that people are told about, in order.
-constexpr std::string_view kFlags[] = {
-    "tenants", "slots", "threads", "resolve",           "format",
-    "seed",    "rows",  "way",     "count_system_calls"};
+constexpr std::string_view kFlags[] = {"tenants",
+                                       "slots",
+                                       "threads",
+                                       "resolve",
+                                       "format",
+                                       "seed",
+                                       "rows",
+                                       "way",
+                                       "image",
+                                       "save_image",
+                                       "count_system_calls"};
 
 // Prints what --help prints.
 void PrintHelp() {
@@ -101,6 +116,8 @@ struct Options {
   std::vector<Way> ways;
   bool json = false;
   bool count_system_calls = true;
+  std::string image;       // Empty: the database is set up.
+  std::string save_image;  // Empty: nothing is written.
 };
 
 absl::StatusOr<Options> OptionsFromFlags() {
@@ -110,6 +127,8 @@ absl::StatusOr<Options> OptionsFromFlags() {
   options.tenants.seed = absl::GetFlag(FLAGS_seed);
   options.tenants.rows = absl::GetFlag(FLAGS_rows);
   options.count_system_calls = absl::GetFlag(FLAGS_count_system_calls);
+  options.image = absl::GetFlag(FLAGS_image);
+  options.save_image = absl::GetFlag(FLAGS_save_image);
 
   const auto bad = [](auto... parts) {
     return absl::InvalidArgumentError(absl::StrCat(parts...));
@@ -203,9 +222,9 @@ double Quantile(const std::vector<double>& sorted, double part) {
   return sorted[static_cast<size_t>(std::lround(part * last))];
 }
 
-// Sets up the database in the first way that works.
-absl::StatusOr<std::shared_ptr<const SqliteTemplate>> MakeDatabase(
-    uint32_t rows) {
+// Calls `use` with a source of one memory, in the first way that works.
+absl::Status WithOneMemory(
+    absl::FunctionRef<absl::Status(wasm2c::MemorySource*)> use) {
   absl::Status last;
   for (Way way : AllWays()) {
     absl::StatusOr<std::unique_ptr<Supply>> supply =
@@ -214,9 +233,28 @@ absl::StatusOr<std::shared_ptr<const SqliteTemplate>> MakeDatabase(
       last = supply.status();
       continue;
     }
-    return SetUpDatabase((*supply)->source(), rows);
+    return use((*supply)->source());
   }
   return last;
+}
+
+// Sets the database up, or opens it, with the number of rows that it has.
+absl::StatusOr<OpenedDatabase> MakeDatabase(const Options& options) {
+  OpenedDatabase made;
+  absl::Status status = WithOneMemory([&](wasm2c::MemorySource* source) {
+    if (!options.image.empty()) {
+      absl::StatusOr<OpenedDatabase> opened =
+          OpenDatabase(source, options.image);
+      if (opened.ok()) made = *std::move(opened);
+      return opened.status();
+    }
+    absl::StatusOr<std::shared_ptr<const SqliteTemplate>> database =
+        SetUpDatabase(source, options.tenants.rows);
+    if (database.ok()) made = {*std::move(database), options.tenants.rows};
+    return database.status();
+  });
+  if (!status.ok()) return status;
+  return made;
 }
 
 // Runs this program again, with one way, and counts. Says in
@@ -232,6 +270,7 @@ void CountAllSystemCalls(const Options& options, Way way,
                         absl::StrCat("--threads=", options.tenants.threads),
                         absl::StrCat("--seed=", options.tenants.seed),
                         absl::StrCat("--rows=", options.tenants.rows),
+                        absl::StrCat("--image=", options.image),
                         absl::StrCat("--way=", std::string(FullName(way))),
                         "--nocount_system_calls", "--format=json"});
   if (!calls.ok()) {
@@ -324,7 +363,7 @@ bool IsRight(const sqlite_tenants::Way& way, const Options& options) {
          way.foreign_rows() == 0 && way.differing_bytes() == 0;
 }
 
-int Run(const Options& options) {
+int Run(Options options) {
   Progress progress;
   sqlite_tenants::Report report;
   report.set_tenants(options.tenants.tenants);
@@ -334,17 +373,18 @@ int Run(const Options& options) {
 
   progress.Say("setting up the database");
   const auto start = std::chrono::steady_clock::now();
-  absl::StatusOr<std::shared_ptr<const SqliteTemplate>> database =
-      MakeDatabase(options.tenants.rows);
-  if (!database.ok()) {
+  absl::StatusOr<OpenedDatabase> made = MakeDatabase(options);
+  if (!made.ok()) {
     progress.Clear();
-    std::cerr << "sqlite_tenants: " << OneLine(database.status()) << "\n";
+    std::cerr << "sqlite_tenants: " << OneLine(made.status()) << "\n";
     return kFailed;
   }
+  options.tenants.rows = made->rows;
+  const SqliteTemplate& database = *made->database;
   report.set_setup_ms(std::chrono::duration<double, std::milli>(
                           std::chrono::steady_clock::now() - start)
                           .count());
-  const wasm2c::MemoryRequest& memory = (*database)->memories().front();
+  const wasm2c::MemoryRequest& memory = database.memories().front();
   report.set_image_bytes(memory.size_bytes);
   report.set_image_stored_bytes(memory.image->stored_pages() * kPageBytes);
 
@@ -362,7 +402,7 @@ int Run(const Options& options) {
     sqlite_tenants::Way* result = report.add_ways();
     result->set_name(std::string(FullName(way)));
     if (absl::Status ran =
-            RunWay(options, way, **database, **supply, &progress, result);
+            RunWay(options, way, database, **supply, &progress, result);
         !ran.ok()) {
       progress.Clear();
       std::cerr << "sqlite_tenants: " << FullName(way) << ": " << OneLine(ran)
@@ -376,6 +416,17 @@ int Run(const Options& options) {
       CountAllSystemCalls(options, way, result, &not_counted);
     }
     right = right && IsRight(*result, options);
+  }
+  if (!options.save_image.empty()) {
+    progress.Say("writing the image file");
+    absl::Status saved = WithOneMemory([&](wasm2c::MemorySource* source) {
+      return SaveDatabase(database, source, options.save_image);
+    });
+    if (!saved.ok()) {
+      progress.Clear();
+      std::cerr << "sqlite_tenants: --save_image: " << OneLine(saved) << "\n";
+      return kFailed;
+    }
   }
   progress.Clear();
 

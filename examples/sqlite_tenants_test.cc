@@ -165,6 +165,32 @@ TEST(SqliteTenantsTest, TheSameSeedAsksTheSame) {
   ExpectAllRight(second, 20, 1);
 }
 
+TEST(SqliteTenantsTest, StartsFromAnImageFile) {
+  const std::string path = testing::TempDir() + "/database.ftimg";
+  const std::string small =
+      "--tenants=12 --slots=2 --threads=1 --format=json "
+      "--nocount_system_calls ";
+  const Result saved = RunWith(small + "--rows=700 --save_image=" + path);
+  EXPECT_EQ(saved.exit_code, 0) << saved.err;
+  const Result opened = RunWith(small + "--image=" + path);
+  EXPECT_EQ(opened.exit_code, 0) << opened.err;
+  const sqlite_tenants::Report before = Parse(saved);
+  const sqlite_tenants::Report after = Parse(opened);
+  ExpectAllRight(after, 12, 2);
+  EXPECT_EQ(after.image_bytes(), before.image_bytes());
+  EXPECT_EQ(after.image_stored_bytes(), before.image_stored_bytes());
+  // In each way that there is without a file.
+  EXPECT_EQ(after.ways().size(), before.ways().size());
+
+  const Result none = RunWith("--image=" + path + ".none");
+  EXPECT_EQ(none.exit_code, 4);
+  EXPECT_THAT(none.err, HasSubstr(path + ".none"));
+  std::ofstream(path + ".bad") << "not an image";
+  const Result bad = RunWith("--image=" + path + ".bad");
+  EXPECT_EQ(bad.exit_code, 4);
+  EXPECT_THAT(bad.err, HasSubstr("image file '" + path + ".bad'"));
+}
+
 TEST(SqliteTenantsTest, WithoutPrivileges) {
   if (geteuid() != 0) GTEST_SKIP() << "this is a run without privileges";
   if (access("/usr/bin/setpriv", X_OK) != 0) GTEST_SKIP() << "no setpriv";

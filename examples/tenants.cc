@@ -17,6 +17,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "firsttouch/init/image.h"
+#include "firsttouch/init/image_file.h"
 #include "firsttouch/integrations/wasm2c/runtime.h"
 #include "firsttouch/integrations/wasm2c/wasi.h"
 #include "firsttouch/uffd/units.h"
@@ -293,6 +294,64 @@ absl::StatusOr<std::shared_ptr<const SqliteTemplate>> SetUpDatabase(
                      -1000 - static_cast<int64_t>(*done)));
   }
   return guest->Snapshot("database");
+}
+
+namespace {
+
+// What the module is before anybody has called it.
+absl::StatusOr<std::shared_ptr<const SqliteTemplate>> FreshInstance(
+    wasm2c::MemorySource* source) {
+  Wasi wasi(TenantWasi());
+  absl::StatusOr<SqliteGuest> guest = SqliteGuest::Create(source, &wasi);
+  if (!guest.ok()) return guest.status();
+  return guest->Snapshot("instantiated");
+}
+
+}  // namespace
+
+absl::Status SaveDatabase(const SqliteTemplate& database,
+                          wasm2c::MemorySource* source,
+                          const std::string& path) {
+  absl::StatusOr<std::shared_ptr<const SqliteTemplate>> fresh =
+      FreshInstance(source);
+  if (!fresh.ok()) return fresh.status();
+  if (!(*fresh)->EqualsApartFromMemories(database)) {
+    return absl::FailedPreconditionError(
+        "the set-up has changed globals or tables, which an image of the "
+        "memory does not keep");
+  }
+  WriteImageFileOptions options;
+  options.provenance.tool = "sqlite_tenants";
+  options.provenance.source = "sqlite_guest, memory 0, after its set-up";
+  return WriteImageFile(*database.memories().front().image, path, options)
+      .status();
+}
+
+absl::StatusOr<OpenedDatabase> OpenDatabase(wasm2c::MemorySource* source,
+                                            const std::string& path) {
+  absl::StatusOr<ImageRef> image = OpenImageFile(path);
+  if (!image.ok()) return image.status();
+  absl::StatusOr<std::shared_ptr<const SqliteTemplate>> fresh =
+      FreshInstance(source);
+  if (!fresh.ok()) return fresh.status();
+  const wasm2c::MemoryRequest memories[] = {
+      {.image = *image, .size_bytes = (*image)->size_bytes()}};
+  absl::StatusOr<std::shared_ptr<const SqliteTemplate>> database =
+      (*fresh)->WithMemories(memories);
+  if (!database.ok()) return database.status();
+  Wasi wasi(TenantWasi());
+  absl::StatusOr<SqliteGuest> guest = (*database)->Instantiate(source, &wasi);
+  if (!guest.ok()) return guest.status();
+  const Outcome<u64> rows = guest->Call(&Z_sqlite_guestZ_last);
+  if (!rows.ok() || *rows == 0 || *rows > 1'000'000) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "image file '", path,
+        "': is not the memory of this build's SQLite "
+        "guest: ",
+        rows.ok() ? absl::StrCat("it says that there are ", *rows, " rows")
+                  : std::string(rows.status().message())));
+  }
+  return OpenedDatabase{*std::move(database), static_cast<uint32_t>(*rows)};
 }
 
 absl::StatusOr<TenantResults> ServeTenants(

@@ -36,6 +36,24 @@ struct TenantOptions {
 absl::StatusOr<std::shared_ptr<const SqliteTemplate>> SetUpDatabase(
     wasm2c::MemorySource* source, uint32_t rows);
 
+// The database's memory as an image file, with what its tenants have taught it
+// about the pages they touch. `source` is for a moment's work. What else there
+// is of an instance, globals and tables, is not in the file: a module that had
+// just been instantiated must have the same (FailedPrecondition).
+absl::Status SaveDatabase(const SqliteTemplate& database,
+                          wasm2c::MemorySource* source,
+                          const std::string& path);
+
+// A database from such a file, and how many rows it has. Nothing of the set-up
+// runs. Errors: those of OpenImageFile; FailedPrecondition for a memory that is
+// not SQLite's.
+struct OpenedDatabase {
+  std::shared_ptr<const SqliteTemplate> database;
+  uint32_t rows = 0;
+};
+absl::StatusOr<OpenedDatabase> OpenDatabase(wasm2c::MemorySource* source,
+                                            const std::string& path);
+
 // What came out of a run.
 struct TenantResults {
   uint32_t tenants = 0;

@@ -46,7 +46,12 @@ uint64_t NextId() {
 Image::Image(MemfdCalls& calls) : calls_(calls), id_(NextId()) {}
 
 Image::~Image() {
-  if (data_ != nullptr) {
+  // First whoever still fills it.
+  if (on_demand_ != nullptr) on_demand_->source.reset();
+  const bool view_is_data =
+      on_demand_ != nullptr &&
+      reinterpret_cast<uintptr_t>(data_) == on_demand_->fetch.view;
+  if (data_ != nullptr && !view_is_data) {
     calls_.Unmap(reinterpret_cast<uintptr_t>(data_), pages().bytes());
   }
   if (memfd_ >= 0) calls_.Close(memfd_);
@@ -59,7 +64,9 @@ Image::~Image() {
 }
 
 const std::byte* Image::PageBytes(PageIndex page) const {
-  return IsStored(page) ? data_ + page.offset_bytes() : kZeroPage;
+  if (!IsStored(page)) return kZeroPage;
+  if (has_source()) FetchPages(page, PageCount(1));
+  return data_ + page.offset_bytes();
 }
 
 absl::Status Image::Read(uint64_t offset_bytes,
@@ -68,6 +75,16 @@ absl::Status Image::Read(uint64_t offset_bytes,
     return absl::OutOfRangeError(absl::StrCat(
         "image '", name_, "': read of offset ", offset_bytes, " + ",
         into.size(), " bytes exceeds size_bytes ", size_bytes_));
+  }
+  if (has_source() && !into.empty()) {
+    const PageIndex first = PageContaining(offset_bytes);
+    const PageIndex end =
+        PageIndex(0) + PagesRoundedUp(offset_bytes + into.size());
+    if (const int error = FetchPages(first, end - first)) {
+      return absl::ErrnoToStatus(
+          error, absl::StrCat("image '", name_, "': its source, for pages ",
+                              first.value(), " to ", end.value() - 1));
+    }
   }
   for (size_t done = 0; done < into.size();) {
     const uint64_t position = offset_bytes + done;
@@ -79,6 +96,24 @@ absl::Status Image::Read(uint64_t offset_bytes,
     done += chunk;
   }
   return absl::OkStatus();
+}
+
+bool Image::has_source() const {
+  return fetch_ != nullptr && fetch_->requests != nullptr;
+}
+
+void Image::FetchEarly(PageIndex first, PageCount pages) const {
+  if (!has_source()) return;
+  on_demand_->source->FetchEarly(first.value(), (first + pages).value());
+}
+
+absl::Status Image::FetchAll() const {
+  if (!has_source()) return absl::OkStatus();
+  const int error = FetchPages(PageIndex(0), pages());
+  if (error == 0) return absl::OkStatus();
+  return absl::ErrnoToStatus(
+      error,
+      absl::StrCat("image '", name_, "': its source, for one of its pages"));
 }
 
 int Image::memfd() const {
@@ -187,6 +222,7 @@ absl::StatusOr<Image::Mapping> Image::PrivateMapping() const {
   }
   const absl::StatusOr<int> on_demand = OnDemandMemfd();
   if (!on_demand.ok()) return on_demand.status();
+  if (absl::Status status = FetchAll(); !status.ok()) return status;
   const int complete = memfd();
   if (complete >= 0) return Mapping{complete, 0};
   return absl::UnavailableError(

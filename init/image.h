@@ -14,7 +14,9 @@
 // file, or in other images. It gets a memfd when somebody asks for one, and
 // each page goes there when it is first wanted (OnDemandMemfd, FetchPages).
 // What a mapped image costs, and what it asks of the file, is said in
-// image_file.h.
+// image_file.h. A mapped image may also have a PageSource (page_source.h),
+// which makes pages when they are needed: whoever reads it waits for that, and
+// must be ready for a source that fails.
 //
 // Example:
 //   std::vector<std::byte> hello(5, std::byte{'x'});
@@ -112,18 +114,21 @@ class Image {
   // for an image of no pages. ONLY STORED PAGES MAY BE READ through this
   // pointer: a read of a hole gives zeroes but makes the kernel allocate a page
   // for it, which then counts for ever. PageBytes() and Read() have no such
-  // trap.
+  // trap. Of an image with a PageSource, only pages that FetchPages() has
+  // brought may be read: any other is a SIGBUS.
   const std::byte* data() const { return data_; }
 
   // The kPageBytes bytes of one page: in the view for a stored page, in one
   // shared page of zeroes for any other. Page aligned. Valid as long as the
-  // image.
+  // image. Of an image with a PageSource it waits for the page; if the source
+  // fails, to read it is a SIGBUS.
   const std::byte* PageBytes(PageIndex page) const;
 
   // Copies out [offset_bytes, offset_bytes + into.size()).
   //
   // Errors: OutOfRange, naming the range, when it does not end within
-  // size_bytes(); `into` is untouched then.
+  // size_bytes(); `into` is untouched then. Of an image with a PageSource also
+  // the errno of FetchPages().
   absl::Status Read(uint64_t offset_bytes, std::span<std::byte> into) const;
 
   // A memfd, pages() * kPageBytes long, stored pages at their offsets, holes
@@ -152,14 +157,27 @@ class Image {
   // they are not yet; the range may reach past pages(). A page appears whole or
   // not at all, whoever looks at it. Gives 0, or an errno; pages before the one
   // that failed are there. EFAULT: the file has been cut short. EIO: it cannot
-  // be read. ENOMEM. EBADF: nobody has called OnDemandMemfd(). Of a built
-  // image: 0, at once. Any thread; async-signal-safe (it may wait for a disk).
+  // be read. ENOMEM. EBADF: nobody has called OnDemandMemfd(). With a
+  // PageSource what it answered. Of a built image: 0, at once. Any thread;
+  // async-signal-safe (it may wait for a disk, or for the source).
   int FetchPages(PageIndex first, PageCount pages) const noexcept {
     if (fetch() == nullptr) return 0;
     return FetchImagePages(*fetch(), first.value(), pages.value());
   }
 
-  // The same for a fault path that keeps no Image; null for a built image.
+  // Of an image with a PageSource: asks for these pages, and does not wait.
+  // Otherwise nothing. Any thread, not in a signal handler.
+  void FetchEarly(PageIndex first, PageCount pages) const;
+
+  // Whether there is a PageSource.
+  bool has_source() const;
+
+  // Of an image with a PageSource: waits until all pages are there, for who is
+  // going to read them through data(). Otherwise OK. Errors: what FetchPages()
+  // gives, with the image's name. Any thread, not in a signal handler.
+  absl::Status FetchAll() const;
+
+  // FetchPages for a fault path that keeps no Image; null for a built image.
   // Valid as long as the image.
   const ImageFetch* fetch() const { return fetch_; }
 
@@ -200,6 +218,7 @@ class Image {
  private:
   friend class ImageWriter;
   friend class ImageMapper;
+  friend class ImageSourcer;
   struct OnDemand;  // image_on_demand.h
 
   explicit Image(MemfdCalls& calls);

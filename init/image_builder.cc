@@ -339,6 +339,9 @@ absl::StatusOr<ImageRef> ImageWithPages(const ImageOptions& options,
         "' has size_bytes ", base->size_bytes(), ", more than size_bytes ",
         options.size_bytes, "; an image does not shrink, raise size_bytes"));
   }
+  if (base != nullptr) {
+    if (absl::Status status = base->FetchAll(); !status.ok()) return status;
+  }
   const PageCount limit = PagesRoundedUp(options.size_bytes);
   for (size_t i = 0; i < pages.size(); ++i) {
     if (pages[i].page.value() >= limit.value()) {

@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <span>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "firsttouch/init/digest.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/page_map.h"
@@ -29,9 +31,34 @@ std::vector<PageRun> ExtentRuns(const PageMap& stored) {
   return runs;
 }
 
+namespace {
+
+// The pages that have a byte other than zero, of an image whose source was not
+// asked for that before.
+absl::StatusOr<PageMap> NonZeroPages(const Image& image) {
+  absl::StatusOr<PageMap> pages = PageMap::Create(image.pages());
+  if (!pages.ok()) return pages;
+  static constexpr std::byte kZeroPage[kPageBytes] = {};
+  const PageMap& stored = image.stored();
+  for (auto run = stored.NextRun(PageIndex(0)); run.has_value();
+       run = stored.NextRun(run->end())) {
+    for (PageIndex page = run->first; page < run->end(); ++page) {
+      if (std::memcmp(image.PageBytes(page), kZeroPage, kPageBytes) != 0) {
+        pages->Insert(page);
+      }
+    }
+  }
+  return pages;
+}
+
+}  // namespace
+
 std::vector<ImageExtent> ImageExtents(const Image& image) {
   std::vector<ImageExtent> extents;
-  for (const PageRun& run : ExtentRuns(image.stored())) {
+  absl::StatusOr<PageMap> non_zero = PageMap();
+  if (image.has_source()) non_zero = NonZeroPages(image);
+  for (const PageRun& run : ExtentRuns(
+           image.has_source() && non_zero.ok() ? *non_zero : image.stored())) {
     extents.push_back(
         {run, Sha256Of(std::span(image.data() + run.first.offset_bytes(),
                                  run.length.bytes()))});

@@ -9,6 +9,7 @@
 #include <bit>
 #include <cstdint>
 
+#include "firsttouch/init/source_requests.h"
 #include "firsttouch/uffd/fill.h"
 
 namespace firsttouch {
@@ -25,6 +26,25 @@ int FetchImagePages(const ImageFetch& fetch, uint64_t first,
   if (fetch.view == 0) return 0;
   const uint64_t begin = std::min(first, fetch.pages);
   const uint64_t end = begin + std::min(pages, fetch.pages - begin);
+  if (fetch.requests != nullptr) {
+    for (uint64_t page = begin; page < end;) {
+      const uint64_t shift = page % kPagesPerWord;
+      const uint64_t word = fetch.stored[page / kPagesPerWord] >> shift;
+      if (word == 0) {
+        page += kPagesPerWord - shift;
+        continue;
+      }
+      page += std::countr_zero(word);
+      const uint64_t run = std::countr_one(word >> std::countr_zero(word));
+      if (page >= end) break;
+      const uint64_t run_end = std::min(page + run, end);
+      if (const int error = PullPages(*fetch.requests, page, run_end)) {
+        return error;
+      }
+      page = run_end;
+    }
+    return 0;
+  }
   for (uint64_t page = begin; page < end;) {
     // The run of stored pages at `page`, within its word of the map.
     const uint64_t shift = page % kPagesPerWord;

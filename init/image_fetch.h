@@ -15,6 +15,8 @@
 
 namespace firsttouch {
 
+struct SourceRequests;
+
 // What is needed for it. Image::fetch() has one; nobody else makes any.
 struct ImageFetch {
   Kernel* kernel = nullptr;
@@ -27,6 +29,12 @@ struct ImageFetch {
   // registered for.
   uintptr_t view = 0;
   int uffd = -1;
+  // Of an image with a PageSource (page_source.h), which brings its pages; else
+  // null.
+  SourceRequests* requests = nullptr;
+  // Of such an image: pages that come together. Whoever needs one page should
+  // not wait for others.
+  uint64_t granule_pages = 0;
   std::atomic<bool> ready{false};
 };
 

@@ -361,6 +361,18 @@ absl::StatusOr<ImageFileInfo> WriteImageFile(
     const Image& image, const std::string& path,
     const WriteImageFileOptions& options, MemfdCalls& calls) {
   const std::string prefix = absl::StrCat("image file '", path, "': ");
+  if (image.has_source()) {
+    absl::StatusOr<ImageRef> built = BuiltCopy(image, calls);
+    if (!built.ok()) return built.status();
+    return WriteImageFile(**built, path, options, calls);
+  }
+  if (options.parent != nullptr && options.parent->has_source()) {
+    absl::StatusOr<ImageRef> built = BuiltCopy(*options.parent, calls);
+    if (!built.ok()) return built.status();
+    WriteImageFileOptions with_built = options;
+    with_built.parent = *std::move(built);
+    return WriteImageFile(image, path, with_built, calls);
+  }
   ImageFileInfo info;
   info.name = image.name();
   info.size_bytes = image.size_bytes();

@@ -28,6 +28,15 @@ struct ImagePiece {
   std::shared_ptr<const void> keeper;
 };
 
+// The threads of a PageSource, as an image sees them.
+class EarlyFetch {
+ public:
+  virtual ~EarlyFetch() = default;
+  // Asks for the granules of pages [first, end), behind those that somebody
+  // waits for.
+  virtual void FetchEarly(uint64_t first, uint64_t end) = 0;
+};
+
 struct Image::OnDemand {
   explicit OnDemand(Kernel& the_kernel) : kernel(the_kernel) {
     fetch.kernel = &kernel;
@@ -47,6 +56,9 @@ struct Image::OnDemand {
 
   std::atomic<int> memfd{-1};
   ImageFetch fetch;
+  // Of an image with a PageSource: then there are no pieces, and what is above
+  // is there from the start. The view is also what the image is read through.
+  std::shared_ptr<EarlyFetch> source;
 };
 
 }  // namespace firsttouch

@@ -24,6 +24,7 @@
 #include "firsttouch/init/image_on_demand.h"
 #include "firsttouch/init/memfd.h"
 #include "firsttouch/init/page_map.h"
+#include "firsttouch/init/working_set.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/units.h"
 
@@ -87,7 +88,9 @@ class ImageMapper {
   }
 
   static const std::vector<ImagePiece>* PiecesOf(const Image& image) {
-    return image.is_mapped() ? &image.on_demand_->pieces : nullptr;
+    // One with a source has its pages in its memfd.
+    return image.is_mapped() && !image.has_source() ? &image.on_demand_->pieces
+                                                    : nullptr;
   }
 
  private:
@@ -237,6 +240,30 @@ absl::StatusOr<ImageRef> CopyOfPieces(const ImageOptions& options,
       calls);
 }
 
+absl::StatusOr<ImageRef> BuiltCopy(const Image& image, MemfdCalls& calls) {
+  if (absl::Status status = image.FetchAll(); !status.ok()) return status;
+  absl::StatusOr<ImageRef> copy = ImageFromWriter(
+      {.name = image.name(), .size_bytes = image.size_bytes()},
+      [&](ImagePut put) -> absl::Status {
+        const PageMap& stored = image.stored();
+        for (auto run = stored.NextRun(PageIndex(0)); run.has_value();
+             run = stored.NextRun(run->end())) {
+          const uint64_t offset = run->first.offset_bytes();
+          const uint64_t bytes = std::min<uint64_t>(
+              run->length.bytes(), image.size_bytes() - offset);
+          absl::Status status =
+              put(offset, std::span(image.data() + offset, bytes));
+          if (!status.ok()) return status;
+        }
+        return absl::OkStatus();
+      },
+      calls);
+  if (!copy.ok()) return copy.status();
+  const WorkingSet& set = image.working_set();
+  (*copy)->working_set().Replace(set.written(), set.read());
+  return copy;
+}
+
 void NoteParent(const Image& image, ImageRef parent) {
   ImageMapper::NoteParent(image, std::move(parent));
 }
@@ -252,6 +279,7 @@ absl::StatusOr<ImageRef> DeltaOf(const ImageOptions& options,
         "' has size_bytes ", base->size_bytes(), ", more than size_bytes ",
         options.size_bytes, "; an image does not shrink, raise size_bytes"));
   }
+  if (absl::Status status = base->FetchAll(); !status.ok()) return status;
   // Of several for a page, the last.
   std::map<uint64_t, const std::byte*> changed;
   for (size_t i = 0; i < pages.size(); ++i) {

@@ -56,6 +56,12 @@ absl::StatusOr<ImageRef> CopyOfPieces(const ImageOptions& options,
                                       std::span<const PageRun> stored,
                                       MemfdCalls& calls = RealMemfdCalls());
 
+// A built image with the contents, name and working set of one with a
+// PageSource, and, unlike it, without the pages of zeroes that it calls stored.
+// Errors: what the source says; those of the builders.
+absl::StatusOr<ImageRef> BuiltCopy(const Image& image,
+                                   MemfdCalls& calls = RealMemfdCalls());
+
 // `image` is a delta to `parent`, from here on. Before anybody else has it.
 void NoteParent(const Image& image, ImageRef parent);
 

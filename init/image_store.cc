@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -1048,9 +1049,51 @@ absl::StatusOr<std::unique_ptr<ImageStore>> ImageStore::Open(
   return std::unique_ptr<ImageStore>(new ImageStore(std::move(state)));
 }
 
+namespace {
+
+// Those of the pages that have the same bytes in both images.
+WorkingSet::Words StillApplies(WorkingSet::Words pages, const Image& before,
+                               const Image& now) {
+  constexpr uint64_t kPagesPerWord = PageMap::kPagesPerWord;
+  for (uint64_t index = 0; index < pages.size(); ++index) {
+    for (uint64_t left = pages[index]; left != 0; left &= left - 1) {
+      const uint64_t bit = std::countr_zero(left);
+      const PageIndex page(index * kPagesPerWord + bit);
+      if (std::memcmp(before.PageBytes(page), now.PageBytes(page),
+                      kPageBytes) != 0) {
+        pages[index] &= ~(uint64_t{1} << bit);
+      }
+    }
+  }
+  return pages;
+}
+
+}  // namespace
+
 absl::StatusOr<ImageRef> ImageStore::Put(const std::string& name,
                                          const Image& image) {
-  return state_->Put(name, image);
+  if (image.has_source()) {
+    absl::StatusOr<ImageRef> built = BuiltCopy(image);
+    if (!built.ok()) return built.status();
+    return Put(name, **built);
+  }
+  // Before the name is the new image's, and the old one may leave.
+  WorkingSet::Words written;
+  WorkingSet::Words read;
+  if (!image.working_set().known()) {
+    const absl::StatusOr<ImageRef> before = state_->Get(name);
+    if (before.ok()) {
+      const WorkingSet& set = (*before)->working_set();
+      written = StillApplies(set.written(), **before, image);
+      read = StillApplies(set.read(), **before, image);
+    }
+  }
+  absl::StatusOr<ImageRef> put = state_->Put(name, image);
+  if (put.ok() && !(*put)->working_set().known() &&
+      !(written.empty() && read.empty())) {
+    (*put)->working_set().Replace(written, read);
+  }
+  return put;
 }
 absl::StatusOr<ImageRef> ImageStore::Get(const std::string& name) {
   return state_->Get(name);

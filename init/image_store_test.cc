@@ -3,6 +3,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -441,6 +442,40 @@ TEST_P(DirectoryStoreTest, ADirectoryThatCannotBeMadeIsNamed) {
       ImageStore::Open({.directory = folder_ + "/no/such"}).status();
   EXPECT_TRUE(absl::IsNotFound(status)) << status;
   EXPECT_THAT(status.message(), HasSubstr("/no/such'"));
+}
+
+TEST(WorkingSetOfANewBuildTest, KeepsWhatStillApplies) {
+  const std::unique_ptr<ImageStore> store = ImageStore::Open({}).value();
+  std::vector<std::byte> bytes(8 * kPageBytes, std::byte{1});
+  const ImageRef first =
+      ImageFromBytes({.name = "v1", .size_bytes = bytes.size()}, bytes).value();
+  first->working_set().Replace(std::vector<uint64_t>{0b1'0000'0110},
+                               std::vector<uint64_t>{0b0'0000'1111});
+  ASSERT_TRUE(store->Put("guest", *first).ok());
+  // Page 1 is another one, page 2 has gone.
+  bytes[kPageBytes] = std::byte{2};
+  std::fill(bytes.begin() + 2 * kPageBytes, bytes.begin() + 3 * kPageBytes,
+            std::byte{0});
+  const ImageRef second =
+      ImageFromBytes({.name = "v2", .size_bytes = bytes.size()}, bytes).value();
+  const ImageRef kept = store->Put("guest", *second).value();
+  EXPECT_TRUE(kept->working_set().known());
+  // Page 8 is behind both images: a heap.
+  EXPECT_THAT(kept->working_set().written(), ElementsAre(0b1'0000'0000));
+  EXPECT_THAT(kept->working_set().read(), ElementsAre(0b0'0000'1001));
+
+  // One that brings its own, and one under another name, get nothing.
+  bytes[0] = std::byte{3};
+  const ImageRef third =
+      ImageFromBytes({.name = "v3", .size_bytes = bytes.size()}, bytes).value();
+  EXPECT_FALSE(store->Put("other", *third).value()->working_set().known());
+  bytes[0] = std::byte{4};
+  const ImageRef fourth =
+      ImageFromBytes({.name = "v4", .size_bytes = bytes.size()}, bytes).value();
+  fourth->working_set().Replace(std::vector<uint64_t>{0b1'0000},
+                                std::vector<uint64_t>{});
+  EXPECT_THAT(store->Put("guest", *fourth).value()->working_set().written(),
+              ElementsAre(0b1'0000));
 }
 
 }  // namespace

@@ -431,6 +431,11 @@ absl::Status Core::CheckMemoryOptions(const MemoryOptions& options) const {
         Pages(options.size_bytes),
         " of the memory: raise MemoryOptions::size_bytes"));
   }
+  // Where all pages are needed at once, a source that fails is found out before
+  // a slot is touched.
+  if (mappings_ != nullptr && options.image != nullptr) {
+    return options.image->FetchAll();
+  }
   return absl::OkStatus();
 }
 
@@ -1135,7 +1140,8 @@ absl::Status Core::MakeReady(SlotState& slot, uint64_t offset_bytes,
                                    .offset_bytes = page * kPageBytes,
                                    .access = access,
                                    .protection = state == PageState::kClean});
-    if (result.kind == FaultResult::Kind::kFailed) {
+    if (result.kind == FaultResult::Kind::kFailed ||
+        result.kind == FaultResult::Kind::kNoContents) {
       return absl::ErrnoToStatus(
           result.error,
           absl::StrCat(result.call, " for the page at offset ",

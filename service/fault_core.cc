@@ -50,6 +50,11 @@ class Filler {
     return page < slot_.image_pages &&
            (slot_.image_stored[page / 64] >> (page % 64) & 1) != 0;
   }
+  // Whether image pages may be nowhere yet.
+  bool HasSource() const {
+    return slot_.image_fetch != nullptr &&
+           slot_.image_fetch->requests != nullptr;
+  }
   uint64_t ImageWord(uint64_t group) const {
     return group * kPagesPerGroup < slot_.image_pages
                ? slot_.image_stored[group]
@@ -81,12 +86,21 @@ class Filler {
     }
   }
 
-  // Pages of the granule around `page`, cut at the size.
+  // Pages of the granule around `page`, cut at the size, and to what the
+  // image's source gives at once.
   uint64_t GranuleFirst(uint64_t page) const {
-    return page / core_.granule_pages * core_.granule_pages;
+    const uint64_t first = page / core_.granule_pages * core_.granule_pages;
+    if (!HasSource()) return first;
+    const uint64_t pages = slot_.image_fetch->granule_pages;
+    return std::max(first, page / pages * pages);
   }
   uint64_t GranuleEnd(uint64_t page) const {
-    return std::min(GranuleFirst(page) + core_.granule_pages, size_pages_);
+    const uint64_t end = std::min(
+        page / core_.granule_pages * core_.granule_pages + core_.granule_pages,
+        size_pages_);
+    if (!HasSource()) return end;
+    const uint64_t pages = slot_.image_fetch->granule_pages;
+    return std::min(end, page / pages * pages + pages);
   }
 
   FaultResult Outcome(const FillResult& fill, const char* call) {
@@ -145,6 +159,8 @@ class Filler {
   FaultResult CopyImageGranule(uint64_t page);
   // Copies image pages of one group, protected.
   FaultResult CopyRun(uint64_t page, uint64_t pages);
+  // Brings image pages to where they can be mapped and copied from.
+  FaultResult Fetch(uint64_t page, uint64_t pages);
   // For each run of image pages in [first, end) that are not there, and `page`
   // itself, ascending.
   template <typename FillRun>
@@ -206,6 +222,12 @@ FaultResult Filler::ForMissingImageRuns(uint64_t page, uint64_t first,
 
 FaultResult Filler::MapImageGranule(uint64_t page) {
   const uint64_t first = GranuleFirst(page);
+  const auto map = [&](uint64_t run, uint64_t run_pages) {
+    return MapRun(run, run_pages);
+  };
+  if (HasSource()) {
+    return ForMissingImageRuns(page, first, GranuleEnd(page), map);
+  }
   uint64_t pages = core_.granule_pages;
   if (slot_.read_run_end.load(std::memory_order_relaxed) == first) {
     pages = std::max(
@@ -215,9 +237,8 @@ FaultResult Filler::MapImageGranule(uint64_t page) {
   }
   slot_.read_run_end.store(first + pages, std::memory_order_relaxed);
   slot_.read_run_pages.store(pages, std::memory_order_relaxed);
-  return ForMissingImageRuns(
-      page, first, std::min(first + pages, size_pages_),
-      [&](uint64_t run, uint64_t run_pages) { return MapRun(run, run_pages); });
+  return ForMissingImageRuns(page, first, std::min(first + pages, size_pages_),
+                             map);
 }
 
 FaultResult Filler::MapRun(uint64_t page, uint64_t pages) {
@@ -231,16 +252,20 @@ FaultResult Filler::MapRun(uint64_t page, uint64_t pages) {
   };
   FaultResult result = map();
   if (result.error == EFAULT && slot_.image_fetch != nullptr) {
-    // Not in the memfd yet.
-    if (int error = FetchImagePages(*slot_.image_fetch, page, pages)) {
-      return {FaultResult::Kind::kFailed, error, "fetching the image's page"};
-    }
-    // Whatever else is mapped along with it was not fetched either, mostly.
+    // Not in the memfd yet. Whatever else is mapped along with it is not
+    // either, mostly.
     fetch_first_ = true;
-    result = map();
+    result = Fetch(page, pages);
+    if (result.kind == FaultResult::Kind::kResolved) result = map();
   }
   if (result.kind == FaultResult::Kind::kResolved) MarkPresent(page, pages);
   return result;
+}
+
+FaultResult Filler::Fetch(uint64_t page, uint64_t pages) {
+  const int error = FetchImagePages(*slot_.image_fetch, page, pages);
+  if (error == 0) return {};
+  return {FaultResult::Kind::kNoContents, error, "fetching the image's page"};
 }
 
 FaultResult Filler::CopyImageGranule(uint64_t page) {
@@ -250,11 +275,18 @@ FaultResult Filler::CopyImageGranule(uint64_t page) {
 }
 
 FaultResult Filler::CopyRun(uint64_t page, uint64_t pages) {
-  const FillResult fill =
-      CopyRange(*core_.kernel, core_.uffd, Address(page), ImageAddress(page),
-                pages * kPageBytes, kUffdCopyWp, policy_);
-  Count(slot_.counters.pages_copied, fill.pages_filled());
-  const FaultResult result = Outcome(fill, "UFFDIO_COPY");
+  const auto copy = [&] {
+    const FillResult fill =
+        CopyRange(*core_.kernel, core_.uffd, Address(page), ImageAddress(page),
+                  pages * kPageBytes, kUffdCopyWp, policy_);
+    Count(slot_.counters.pages_copied, fill.pages_filled());
+    return Outcome(fill, "UFFDIO_COPY");
+  };
+  FaultResult result = copy();
+  if (result.error == EFAULT && HasSource()) {
+    result = Fetch(page, pages);
+    if (result.kind == FaultResult::Kind::kResolved) result = copy();
+  }
   if (result.kind == FaultResult::Kind::kResolved) MarkPresent(page, pages);
   return result;
 }
@@ -319,7 +351,7 @@ FaultResult Filler::WriteImagePage(uint64_t page) {
     // The whole run of missing pages around it in one copy; all of them count
     // as changed, which costs less than to protect the others.
     range = MissingRunAround(page, ImageWord(page / kPagesPerGroup));
-  } else {
+  } else if (!HasSource()) {
     range.pages =
         WriteRun(page, slot_.write_run_end, slot_.write_run_pages,
                  ~ImageWord(page / kPagesPerGroup), kMaxWriteRunPages);
@@ -330,15 +362,24 @@ FaultResult Filler::WriteImagePage(uint64_t page) {
 FaultResult Filler::CopyOpen(PageRange range, uintptr_t source) {
   const auto [first, pages] = range;
   MarkOpen(first, pages);
-  const FillResult fill = CopyRange(*core_.kernel, core_.uffd, Address(first),
-                                    source, pages * kPageBytes, 0, policy_);
-  Count(slot_.counters.pages_copied, fill.pages_filled());
-  const FaultResult result = Outcome(fill, "UFFDIO_COPY");
+  uint64_t were_present = 0;
+  const auto copy = [&] {
+    const FillResult fill = CopyRange(*core_.kernel, core_.uffd, Address(first),
+                                      source, pages * kPageBytes, 0, policy_);
+    Count(slot_.counters.pages_copied, fill.pages_filled());
+    were_present = fill.pages_present;
+    return Outcome(fill, "UFFDIO_COPY");
+  };
+  FaultResult result = copy();
+  if (result.error == EFAULT && HasSource() && source != core_.zero_source) {
+    result = Fetch(first, pages);
+    if (result.kind == FaultResult::Kind::kResolved) result = copy();
+  }
   if (result.kind != FaultResult::Kind::kResolved) return result;
   MarkPresent(first, pages);
   // Whoever made one of them present may have protected it, and all of them are
   // open now.
-  if (fill.pages_present != 0) return Unprotect(first, pages);
+  if (were_present != 0) return Unprotect(first, pages);
   return {};
 }
 

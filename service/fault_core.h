@@ -112,6 +112,9 @@ struct FaultResult {
     kOutOfBounds,
     // The kernel refused; `error` and `call` say what.
     kFailed,
+    // The image's page could not be fetched (image_fetch.h); likewise. Nothing
+    // is in its place.
+    kNoContents,
     // The process is ending, or the fault belongs to nobody any more.
     kGone,
   };

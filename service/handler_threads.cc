@@ -67,7 +67,8 @@ void Handle(FaultCore& core, const Event& event) {
     Die(core, trapping.call, trapping.error);
   }
   // A page that is there cannot be made to trap, and the thread would fault on
-  // it without end.
+  // it without end. (One whose contents could not be had is not there: it traps
+  // already, by another thread's touch, or was brought since.)
   if (result.kind == FaultResult::Kind::kFailed && !placed) {
     Die(core, result.call, result.error);
   }

@@ -47,8 +47,28 @@ void RestoreMask(const ucontext_t& context) {
           kKernelSigsetBytes);
 }
 
+void SayCannotSupply(const FaultCore& core, const Location& where,
+                     const FaultResult& failed) {
+  RawText()
+      .Text("firsttouch: cannot supply the page at offset ")
+      .Signed(where.offset_bytes)
+      .Text(" of pool \"")
+      .Text(core.name)
+      .Text("\", instance ")
+      .Number(where.instance)
+      .Text(", memory ")
+      .Number(where.memory)
+      .Text(": ")
+      .Text(failed.call)
+      .Text(" failed with errno ")
+      .Signed(failed.error)
+      .Text("; going on would show wrong bytes")
+      .WriteLine(STDERR_FILENO);
+}
+
+// `failed`: of a touch in bounds, what could not be done about it.
 FaultOutcome Trap(FaultCore& core, const Location& where, uintptr_t address,
-                  ucontext_t& context) {
+                  ucontext_t& context, const FaultResult& failed) {
   SlotState& slot = core.slots[where.slot];
   Count(slot.counters.traps);
   TrapInfo trap;
@@ -59,6 +79,7 @@ FaultOutcome Trap(FaultCore& core, const Location& where, uintptr_t address,
   trap.leased =
       slot.lifecycle.load(std::memory_order_acquire) == SlotLifecycle::kLeased;
   trap.access = AccessOf(context);
+  trap.error = failed.error;
   trap.offset_bytes = where.offset_bytes;
   trap.size_bytes = where.size_bytes;
   trap.address = address;
@@ -77,6 +98,10 @@ FaultOutcome Trap(FaultCore& core, const Location& where, uintptr_t address,
     if (core.trap_callback(trap) == TrapAction::kResume) {
       return FaultOutcome::kResolved;
     }
+  }
+  if (failed.error != 0) {
+    SayCannotSupply(core, where, failed);
+    return FaultOutcome::kUnhandledTrap;
   }
   RawText()
       .Text("firsttouch: out of bounds ")
@@ -209,13 +234,13 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
   } else if (where.in_bounds) {
     start_ns = MonotonicNanos();
     if (signal == SIGSEGV) {
-      if (core.resolve == Resolve::kHandlerThread && !core.poison &&
-          Reopen(core, RoundDownToPage(address))) {
-        errno = saved_errno;
-        return FaultOutcome::kResolved;
+      // Grown into since it was made to trap, or a page that the handler thread
+      // could not supply: this thread finds out which.
+      if (core.resolve != Resolve::kHandlerThread || core.poison ||
+          !Reopen(core, RoundDownToPage(address))) {
+        // In bounds and inaccessible, by nobody's doing of ours.
+        return FaultOutcome::kNotMine;
       }
-      // In bounds and inaccessible, by nobody's doing of ours.
-      return FaultOutcome::kNotMine;
     }
     result = ResolveFault(
         core, {.slot = where.slot,
@@ -231,26 +256,15 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
           MonotonicNanos() - start_ns);
       break;
     case FaultResult::Kind::kOutOfBounds:
-      outcome = Trap(core, where, address, context);
+      outcome = Trap(core, where, address, context, {});
       break;
     case FaultResult::Kind::kGone:
       break;
+    case FaultResult::Kind::kNoContents:
+      outcome = Trap(core, where, address, context, result);
+      break;
     case FaultResult::Kind::kFailed:
-      RawText()
-          .Text("firsttouch: cannot supply the page at offset ")
-          .Signed(where.offset_bytes)
-          .Text(" of pool \"")
-          .Text(core.name)
-          .Text("\", instance ")
-          .Number(where.instance)
-          .Text(", memory ")
-          .Number(where.memory)
-          .Text(": ")
-          .Text(result.call)
-          .Text(" failed with errno ")
-          .Signed(result.error)
-          .Text("; going on would show wrong bytes")
-          .WriteLine(STDERR_FILENO);
+      SayCannotSupply(core, where, result);
       outcome = FaultOutcome::kUnhandledTrap;
       break;
   }

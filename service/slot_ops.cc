@@ -600,6 +600,15 @@ void Prefill(const SlotOpsContext& context, SlotState& slot,
                  });
     }
   };
+  if (slot.image->has_source()) {
+    // Nobody waits for it here: what is needed first goes first.
+    for (const WorkingSet::Words& words : {written, set.read()}) {
+      for_each_run(words, [&](uint64_t page, uint64_t pages) {
+        slot.image->FetchEarly(PageIndex(page), PageCount(pages));
+      });
+    }
+    return;
+  }
   uint64_t pages_to_fill = 0;
   for_each_run(written,
                [&](uint64_t, uint64_t pages) { pages_to_fill += pages; });

@@ -1,6 +1,7 @@
 // What a memory's owner is told when code leaves the memory's bounds.
 //
-// A touch outside a memory's current size is a trap: the faulting thread gets
+// A touch outside a memory's current size is a trap (as is one of a page whose
+// contents cannot be had, see TrapInfo::error): the faulting thread gets
 // SIGBUS (SIGSEGV where the page had to be made inaccessible, see
 // service/service.h), firsttouch finds out which memory the address belongs to
 // and calls the trap callback in signal context, on the thread that touched.
@@ -42,6 +43,11 @@ struct TrapInfo {
   // Whether somebody holds the memory: false for a touch after release.
   bool leased;
   Access access;
+  // 0: outside the bounds. Otherwise the touch was in bounds, and the contents
+  // of the image's page could not be had: the errno that says why. Nothing is
+  // wrong with the memory; its holder cannot go on without the page, and may be
+  // told to try again (kResume).
+  int error;
   // Bytes from the memory's start to the touched byte. An access that begins
   // in bounds and crosses the end is reported at the first byte past the last
   // page in bounds.

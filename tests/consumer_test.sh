@@ -38,6 +38,11 @@ printf '%s\n' "$output"
 [[ "$output" == $'good morning\ngood morning' ]] ||
   fail "expected two good mornings, each tenant's first sight of its memory"
 
+# So does one that takes the parts with libraries of their own.
+output="$(consumer_bazel run //:module)" || fail "the other program failed"
+printf '%s\n' "$output"
+[[ "$output" == 'good morning' ]] || fail "expected the module's data segment"
+
 # firsttouch itself was compiled against the consumer's own abseil, without our
 # warnings as errors, and with no language standard but the consumer's.
 commands="$(consumer_bazel aquery \

@@ -28,6 +28,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -302,6 +303,23 @@ class GuestTemplate {
   // What its memories hold, in the module's order.
   const std::vector<MemoryRequest>& memories() const {
     return state_->memories();
+  }
+
+  // The same with other memories: those of an equal guest that were kept in
+  // files (init/image_file.h), in a process that has not run its set-up.
+  // Errors: InvalidArgument, when they cannot be memories of this module.
+  absl::StatusOr<std::shared_ptr<const GuestTemplate>> WithMemories(
+      std::span<const MemoryRequest> memories) const {
+    absl::StatusOr<std::unique_ptr<const InstanceState>> state =
+        state_->WithMemories(memories);
+    if (!state.ok()) return state.status();
+    return std::make_shared<const GuestTemplate>(*std::move(state));
+  }
+
+  // Whether globals and tables are equal: then files of this one's memories are
+  // all that `other` lacks to be this one.
+  bool EqualsApartFromMemories(const GuestTemplate& other) const {
+    return state_->EqualsApartFromMemories(*other.state_);
   }
 
  private:

@@ -225,6 +225,33 @@ TEST_P(GuestTest, ASnapshotIsWhereOthersStart) {
   EXPECT_EQ(*guest.Call(&Z_trapsZ_get), 1u);
 }
 
+TEST_P(GuestTest, ATemplateCanHaveOtherMemories) {
+  TrapsGuest guest = MakeTraps();
+  auto fresh = guest.Snapshot("fresh");
+  ASSERT_TRUE(fresh.ok()) << fresh.status();
+  ASSERT_TRUE(guest.Call(&Z_trapsZ_store, 3000u, 12u).ok());
+  auto stored = guest.Snapshot("stored");
+  ASSERT_TRUE(stored.ok()) << stored.status();
+  EXPECT_TRUE((*fresh)->EqualsApartFromMemories(**stored));
+  auto joined = (*fresh)->WithMemories((*stored)->memories());
+  ASSERT_TRUE(joined.ok()) << joined.status();
+  auto copy = (*joined)->Instantiate(source());
+  ASSERT_TRUE(copy.ok()) << copy.status();
+  EXPECT_EQ(*copy->Call(&Z_trapsZ_load, 3000u), 12u);
+
+  ASSERT_TRUE(guest.Call(&Z_trapsZ_set, 11u).ok());
+  auto set = guest.Snapshot("set");
+  ASSERT_TRUE(set.ok()) << set.status();
+  EXPECT_FALSE((*fresh)->EqualsApartFromMemories(**set));
+
+  EXPECT_EQ((*fresh)->WithMemories({}).status().message(),
+            "module traps: 0 memories were given and it has 1");
+  auto odd = (*stored)->memories();
+  odd[0].size_bytes -= 1;
+  EXPECT_THAT(std::string((*fresh)->WithMemories(odd).status().message()),
+              HasSubstr("the size must be a multiple of 65536 and at most"));
+}
+
 TEST_P(GuestTest, EveryByteOfACopyEqualsTheOriginal) {
   TrapsGuest guest = MakeTraps();
   ASSERT_EQ(*guest.Call(&Z_trapsZ_grow, 1u), 1u);

@@ -157,6 +157,37 @@ absl::StatusOr<std::unique_ptr<const InstanceState>> InstanceState::Capture(
   return state;
 }
 
+absl::StatusOr<std::unique_ptr<const InstanceState>>
+InstanceState::WithMemories(std::span<const MemoryRequest> memories) const {
+  const std::string prefix =
+      absl::StrCat("module ", std::string(layout_.name), ": ");
+  if (memories.size() != memories_.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(prefix, memories.size(),
+                     " memories were given and it has ", memories_.size()));
+  }
+  for (size_t i = 0; i < memories.size(); ++i) {
+    const uint64_t bytes = memories[i].size_bytes;
+    const uint64_t most = max_pages_[i] * uint64_t{kWasmPageBytes};
+    if (bytes % kWasmPageBytes != 0 || bytes > most) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(prefix, "memory ", i, " of ", bytes,
+                       " bytes: the size must be a multiple of ",
+                       kWasmPageBytes, " and at most ", most));
+    }
+  }
+  std::unique_ptr<InstanceState> state(new InstanceState(*this));
+  state->memories_.assign(memories.begin(), memories.end());
+  return state;
+}
+
+bool InstanceState::EqualsApartFromMemories(const InstanceState& other) const {
+  return layout_.name == other.layout_.name && bytes_ == other.bytes_ &&
+         funcref_tables_ == other.funcref_tables_ &&
+         externref_tables_ == other.externref_tables_ &&
+         funcref_globals_ == other.funcref_globals_;
+}
+
 absl::Status InstanceState::RestoreTablesAndGlobals(
     std::span<void* const> imports, void* instance) const {
   const auto attach = [&](const Function& function) {

@@ -63,6 +63,19 @@ class InstanceState {
   absl::Status RestoreInPlace(std::span<void* const> imports,
                               void* instance) const;
 
+  // The same with other memories, one for each that the instance has: what the
+  // snapshot of an equal instance's memories was, kept in files. Whether they
+  // belong to the rest is up to the caller; see EqualsApartFromMemories.
+  //
+  // InvalidArgument for another number of memories, and for a size that is no
+  // multiple of a WebAssembly page or more than the memory's maximum.
+  absl::StatusOr<std::unique_ptr<const InstanceState>> WithMemories(
+      std::span<const MemoryRequest> memories) const;
+
+  // Whether globals and tables of two instances of one module are equal, so
+  // that the memories of one go with the rest of the other.
+  bool EqualsApartFromMemories(const InstanceState& other) const;
+
   // One for each memory of the instance.
   const std::vector<MemoryRequest>& memories() const { return memories_; }
 
@@ -74,14 +87,21 @@ class InstanceState {
     uint32_t type;
     uint32_t target;
     wasm_rt_function_ptr_t function;
+
+    friend bool operator==(const Function&, const Function&) = default;
   };
   struct FuncrefTable {
     uint32_t max_size;
     std::vector<Function> elements;
+
+    friend bool operator==(const FuncrefTable&, const FuncrefTable&) = default;
   };
   struct ExternrefTable {
     uint32_t max_size;
     std::vector<wasm_rt_externref_t> elements;
+
+    friend bool operator==(const ExternrefTable&,
+                           const ExternrefTable&) = default;
   };
 
   explicit InstanceState(const InstanceLayout& layout) : layout_(layout) {}

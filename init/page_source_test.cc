@@ -1,0 +1,372 @@
+#include "firsttouch/init/page_source.h"
+
+#include <errno.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/notification.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/init/image_digest.h"
+#include "firsttouch/init/image_file.h"
+#include "firsttouch/init/image_pieces.h"
+#include "firsttouch/init/image_store.h"
+#include "firsttouch/uffd/fake_kernel.h"
+#include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/units.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace firsttouch {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+using When = PageSourceOptions::When;
+
+// Byte i of page p.
+std::byte ByteAt(uint64_t page, uint64_t i) {
+  return std::byte(1 + (page * 31 + i * 7) % 251);
+}
+
+class TestSource : public PageSource {
+ public:
+  absl::Status Fetch(PageIndex first, std::span<std::byte> bytes) override {
+    asked.fetch_add(1);
+    pages_asked.fetch_add(bytes.size() / kPageBytes);
+    if (before) {
+      if (absl::Status status = before(first); !status.ok()) return status;
+    }
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(bytes.data()) % kPageBytes, 0u);
+    for (uint64_t i = 0; i < bytes.size(); ++i) {
+      EXPECT_EQ(bytes[i], std::byte{0});
+      bytes[i] = ByteAt(first.value() + i / kPageBytes, i % kPageBytes);
+    }
+    return absl::OkStatus();
+  }
+
+  std::function<absl::Status(PageIndex)> before;
+  std::atomic<int> asked{0};
+  std::atomic<uint64_t> pages_asked{0};
+};
+
+constexpr uint64_t kSize = 99 * kPageBytes + 100;
+
+std::vector<std::byte> Expected(uint64_t size = kSize) {
+  std::vector<std::byte> bytes(size);
+  for (uint64_t i = 0; i < size; ++i) {
+    bytes[i] = ByteAt(i / kPageBytes, i % kPageBytes);
+  }
+  return bytes;
+}
+
+ImageRef MakeOrDie(absl::StatusOr<ImageRef> image) {
+  if (!image.ok()) {
+    ADD_FAILURE() << image.status();
+    std::abort();
+  }
+  return *std::move(image);
+}
+
+std::vector<std::byte> BytesOf(const Image& image) {
+  std::vector<std::byte> bytes(image.size_bytes());
+  const absl::Status read = image.Read(0, bytes);
+  EXPECT_TRUE(read.ok()) << read;
+  return bytes;
+}
+
+// Whether a thread of this process sleeps, as the kernel sees it.
+bool Sleeps(int thread) {
+  std::ifstream status("/proc/self/task/" + std::to_string(thread) + "/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("State:")) {
+      return line.find('S', 6) != std::string::npos;
+    }
+  }
+  return false;
+}
+
+TEST(PageSourceTest, NothingIsAskedForBeforeSomebodyNeedsIt) {
+  auto source = std::make_shared<TestSource>();
+  const ImageRef image =
+      MakeOrDie(ImageFromSource({.name = "lazy", .size_bytes = kSize}, source));
+  EXPECT_EQ(source->asked, 0);
+  EXPECT_EQ(image->stored_pages(), 100u);
+  EXPECT_EQ(image->MemfdBytes(), 0u);
+
+  // The granule around it, once.
+  ASSERT_EQ(image->FetchPages(PageIndex(20), PageCount(1)), 0);
+  ASSERT_EQ(image->FetchPages(PageIndex(17), PageCount(10)), 0);
+  EXPECT_EQ(source->asked, 1);
+  EXPECT_EQ(source->pages_asked, 16u);
+  EXPECT_EQ(image->MemfdBytes(), 16 * kPageBytes);
+  EXPECT_EQ(image->PageBytes(PageIndex(20))[5], ByteAt(20, 5));
+  EXPECT_EQ(source->asked, 1);
+
+  EXPECT_EQ(BytesOf(*image), Expected());
+  EXPECT_EQ(source->asked, 7);
+  EXPECT_EQ(source->pages_asked, 100u);
+  // What is behind the end is zero, whatever the source wrote there.
+  EXPECT_EQ(image->PageBytes(PageIndex(99))[101], std::byte{0});
+  EXPECT_GE(image->memfd(), 0);
+  EXPECT_EQ(source->asked, 7);
+}
+
+TEST(PageSourceTest, AllAtOnceIsABuiltImage) {
+  auto source = std::make_shared<TestSource>();
+  const ImageRef image =
+      MakeOrDie(ImageFromSource({.name = "built", .size_bytes = kSize}, source,
+                                {.when = When::kAllAtOnce}));
+  EXPECT_FALSE(image->is_mapped());
+  EXPECT_EQ(source.use_count(), 1);
+  EXPECT_EQ(source->pages_asked, 100u);
+  EXPECT_EQ(BytesOf(*image), Expected());
+}
+
+TEST(PageSourceTest, WhereThereIsNoUserfaultfdAllIsFetchedAtOnce) {
+  FakeKernel kernel;
+  kernel.Fail(FakeKernel::Op::kOpenUserfaultfdSyscall, FakeKernel::kEvery,
+              CallResult{0, EPERM});
+  kernel.Fail(FakeKernel::Op::kOpenUserfaultfdDevice, FakeKernel::kEvery,
+              CallResult{0, ENOENT});
+  auto source = std::make_shared<TestSource>();
+  const ImageRef image =
+      MakeOrDie(ImageFromSource({.name = "no uffd", .size_bytes = kSize},
+                                source, {}, RealMemfdCalls(), kernel));
+  EXPECT_FALSE(image->is_mapped());
+  EXPECT_EQ(BytesOf(*image), Expected());
+}
+
+TEST(PageSourceTest, PagesThatAreNotStoredAreNotAskedFor) {
+  const std::vector<PageRun> stored = {{PageIndex(3), PageCount(2)},
+                                       {PageIndex(40), PageCount(1)}};
+  for (const When when : {When::kOnDemand, When::kAllAtOnce}) {
+    auto source = std::make_shared<TestSource>();
+    const ImageRef image = MakeOrDie(
+        ImageFromSource({.name = "sparse", .size_bytes = kSize}, source,
+                        {.when = when, .granule_pages = 1, .stored = stored}));
+    std::vector<std::byte> expected(kSize);
+    const std::vector<std::byte> full = Expected();
+    for (uint64_t page : {3, 4, 40}) {
+      memcpy(expected.data() + page * kPageBytes,
+             full.data() + page * kPageBytes, kPageBytes);
+    }
+    EXPECT_EQ(BytesOf(*image), expected);
+    EXPECT_EQ(source->pages_asked, 3u);
+    EXPECT_EQ(image->stored_pages(), 3u);
+  }
+}
+
+TEST(PageSourceTest, ManyWhoNeedAGranuleAskOnce) {
+  auto source = std::make_shared<TestSource>();
+  absl::Notification go;
+  source->before = [&](PageIndex) {
+    go.WaitForNotification();
+    return absl::OkStatus();
+  };
+  const ImageRef image =
+      MakeOrDie(ImageFromSource({.name = "many", .size_bytes = kSize}, source));
+  std::atomic<int> done{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&, i] {
+      EXPECT_EQ(image->FetchPages(PageIndex(i), PageCount(1)), 0);
+      EXPECT_EQ(image->PageBytes(PageIndex(i))[9], ByteAt(i, 9));
+      ++done;
+    });
+  }
+  while (source->asked == 0) std::this_thread::yield();
+  EXPECT_EQ(done, 0);
+  go.Notify();
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(source->asked, 1);
+}
+
+TEST(PageSourceTest, AFailureReachesAllWhoWaitAndTheNextOneTriesAnew) {
+  auto source = std::make_shared<TestSource>();
+  absl::Notification go;
+  std::atomic<bool> fails{true};
+  source->before = [&](PageIndex) -> absl::Status {
+    go.WaitForNotification();
+    if (fails.load()) return absl::DeadlineExceededError("too slow");
+    return absl::OkStatus();
+  };
+  const ImageRef image = MakeOrDie(
+      ImageFromSource({.name = "failing", .size_bytes = kSize}, source));
+  std::vector<std::thread> threads;
+  std::atomic<int> started{0};
+  std::atomic<int> failed{0};
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&] {
+      ++started;
+      failed += image->FetchPages(PageIndex(2), PageCount(1)) == ETIMEDOUT;
+    });
+  }
+  // All of them wait for the first attempt, or come later and for another one
+  // that fails too.
+  while (started < 8 || source->asked == 0) std::this_thread::yield();
+  go.Notify();
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(failed, 8);
+  EXPECT_EQ(image->MemfdBytes(), 0u);
+
+  std::byte into[10];
+  const absl::Status read = image->Read(0, into);
+  EXPECT_THAT(read.ToString(), HasSubstr("image 'failing'"));
+  fails = false;
+  EXPECT_EQ(image->FetchPages(PageIndex(2), PageCount(1)), 0);
+  EXPECT_EQ(BytesOf(*image), Expected());
+}
+
+TEST(PageSourceTest, AFailureWhileAllIsFetchedNamesImageAndPage) {
+  auto source = std::make_shared<TestSource>();
+  source->before = [](PageIndex) { return absl::NotFoundError("gone"); };
+  const absl::Status status =
+      ImageFromSource({.name = "at once", .size_bytes = kSize}, source,
+                      {.when = When::kAllAtOnce})
+          .status();
+  EXPECT_TRUE(absl::IsNotFound(status));
+  EXPECT_EQ(status.message(),
+            "image 'at once': its source, for 100 pages from page 0 on: gone");
+}
+
+TEST(PageSourceTest, WhatIsWaitedForGoesBeforeWhatIsWantedEarly) {
+  auto source = std::make_shared<TestSource>();
+  std::vector<uint64_t> order;  // One thread writes to it.
+  absl::Notification first_is_under_way;
+  absl::Notification go;
+  source->before = [&](PageIndex first) {
+    order.push_back(first.value() / 16);
+    if (order.size() == 1) {
+      first_is_under_way.Notify();
+      go.WaitForNotification();
+    }
+    return absl::OkStatus();
+  };
+  const ImageRef image = MakeOrDie(
+      ImageFromSource({.name = "order", .size_bytes = kSize}, source));
+  image->FetchEarly(PageIndex(0), PageCount(64));  // Granules 0 to 3.
+  first_is_under_way.WaitForNotification();
+  std::atomic<int> waiter{0};
+  std::thread waits([&] {
+    waiter = static_cast<int>(syscall(SYS_gettid));
+    EXPECT_EQ(image->FetchPages(PageIndex(80), PageCount(1)), 0);
+  });
+  while (waiter == 0 || !Sleeps(waiter)) std::this_thread::yield();
+  go.Notify();
+  waits.join();
+  EXPECT_EQ(image->FetchPages(PageIndex(0), PageCount(64)), 0);
+  EXPECT_EQ(order.size(), 5u);
+  EXPECT_EQ(order[0], 0u);
+  EXPECT_EQ(order[1], 5u);
+}
+
+TEST(PageSourceTest, FilesStoresAndPiecesOfItAreWhole) {
+  const auto make = [] {
+    return MakeOrDie(ImageFromSource({.name = "whole", .size_bytes = kSize},
+                                     std::make_shared<TestSource>(),
+                                     {.threads = 3}));
+  };
+  const std::string path = testing::TempDir() + "/source.ftimg";
+  absl::StatusOr<ImageFileInfo> written = WriteImageFile(*make(), path);
+  ASSERT_TRUE(written.ok()) << written.status();
+  const ImageRef opened = MakeOrDie(OpenImageFile(path));
+  EXPECT_EQ(BytesOf(*opened), Expected());
+  EXPECT_EQ(ContentDigest(*make()), ContentDigest(*opened));
+
+  absl::StatusOr<std::unique_ptr<ImageStore>> store = ImageStore::Open({});
+  ASSERT_TRUE(store.ok()) << store.status();
+  EXPECT_EQ(BytesOf(*MakeOrDie((*store)->Put("whole", *make()))), Expected());
+
+  std::vector<std::byte> ones(kPageBytes, std::byte{1});
+  const std::vector<PageData> pages = {{PageIndex(1), ones.data()}};
+  std::vector<std::byte> expected = Expected();
+  memcpy(expected.data() + kPageBytes, ones.data(), kPageBytes);
+  const ImageOptions options = {.name = "changed", .size_bytes = kSize};
+  EXPECT_EQ(BytesOf(*MakeOrDie(DeltaOf(options, make(), pages))), expected);
+  const ImageRef base = make();
+  EXPECT_EQ(BytesOf(*MakeOrDie(ImageWithPages(options, base.get(), pages))),
+            expected);
+  const Image::Mapping mapping = make()->PrivateMapping().value();
+  EXPECT_GE(mapping.fd, 0);
+}
+
+TEST(PageSourceTest, WhoCopiesAnImageIsToldThatItsSourceFails) {
+  auto source = std::make_shared<TestSource>();
+  source->before = [](PageIndex) { return absl::UnavailableError("down"); };
+  const ImageRef image =
+      MakeOrDie(ImageFromSource({.name = "down", .size_bytes = kSize}, source));
+  EXPECT_EQ(image->memfd(), -1);
+  EXPECT_THAT(image->PrivateMapping().status().ToString(), HasSubstr("'down'"));
+  const std::string path = testing::TempDir() + "/down.ftimg";
+  EXPECT_THAT(WriteImageFile(*image, path).status().ToString(),
+              HasSubstr("'down'"));
+  EXPECT_NE(access(path.c_str(), F_OK), 0);
+  absl::StatusOr<std::unique_ptr<ImageStore>> store = ImageStore::Open({});
+  ASSERT_TRUE(store.ok());
+  EXPECT_FALSE((*store)->Put("down", *image).ok());
+  EXPECT_FALSE(DeltaOf({.name = "d", .size_bytes = kSize}, image, {}).ok());
+  EXPECT_FALSE(
+      ImageWithPages({.name = "d", .size_bytes = kSize}, image.get(), {}).ok());
+}
+
+TEST(PageSourceTest, AChildOfForkIsToldThatNobodyAnswers) {
+  const ImageRef image =
+      MakeOrDie(ImageFromSource({.name = "parent's", .size_bytes = kSize},
+                                std::make_shared<TestSource>()));
+  ASSERT_EQ(image->FetchPages(PageIndex(0), PageCount(1)), 0);
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    const bool there = image->FetchPages(PageIndex(0), PageCount(1)) == 0;
+    _exit(there && image->FetchPages(PageIndex(50), PageCount(1)) == ECHILD
+              ? 0
+              : 1);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+}
+
+TEST(PageSourceTest, OptionsThatAreNotRight) {
+  const auto error = [](std::shared_ptr<PageSource> source,
+                        const PageSourceOptions& options,
+                        uint64_t size = kSize) {
+    return std::string(ImageFromSource({.name = "bad", .size_bytes = size},
+                                       std::move(source), options)
+                           .status()
+                           .message());
+  };
+  auto source = std::make_shared<TestSource>();
+  EXPECT_EQ(error(nullptr, {}), "image 'bad': the source is null");
+  EXPECT_EQ(error(source, {.granule_pages = 0}),
+            "image 'bad': granule_pages 0 is not in 1 to 262144");
+  EXPECT_EQ(error(source, {.threads = 0}),
+            "image 'bad': threads 0 is not in 1 to 64");
+  EXPECT_EQ(error(source, {.threads = 65}),
+            "image 'bad': threads 65 is not in 1 to 64");
+  EXPECT_THAT(error(source, {}, kMaxImageBytes + 1),
+              HasSubstr("exceeds the limit of"));
+  const std::vector<PageRun> past = {{PageIndex(99), PageCount(2)}};
+  EXPECT_EQ(error(source, {.stored = past}),
+            "image 'bad': stored pages 99 + 2 exceed the image's 100 pages");
+  EXPECT_TRUE(ImageFromSource({.name = "empty", .size_bytes = 0}, source).ok());
+}
+
+}  // namespace
+}  // namespace firsttouch

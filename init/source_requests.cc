@@ -1,0 +1,79 @@
+// On the fault path: see source_requests.h.
+
+#include "firsttouch/init/source_requests.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdint>
+
+namespace firsttouch {
+namespace {
+
+using Requests = SourceRequests;
+
+void Want(Requests& requests, uint64_t granule) {
+  uint32_t head = requests.wanted.load(std::memory_order_relaxed);
+  do {
+    requests.links[granule].store(head, std::memory_order_relaxed);
+  } while (!requests.wanted.compare_exchange_weak(
+      head, static_cast<uint32_t>(granule) + 1, std::memory_order_release,
+      std::memory_order_relaxed));
+  requests.bell.fetch_add(1, std::memory_order_seq_cst);
+  FutexWakeAll(requests.bell);
+}
+
+int PullGranule(Requests& requests, uint64_t granule) {
+  std::atomic<uint32_t>& word = requests.states[granule];
+  uint32_t state = word.load(std::memory_order_acquire);
+  while (Requests::KindOf(state) == Requests::kAbsent ||
+         Requests::KindOf(state) == Requests::kEarly) {
+    const uint32_t wanted = Requests::With(state, Requests::kWanted);
+    if (word.compare_exchange_weak(state, wanted, std::memory_order_acq_rel,
+                                   std::memory_order_acquire)) {
+      state = wanted;
+      Want(requests, granule);
+    }
+  }
+  const uint32_t attempt = Requests::AttemptOf(state);
+  while (Requests::KindOf(state) != Requests::kPresent) {
+    if (Requests::AttemptOf(state) != attempt) {
+      return requests.errors[granule].load(std::memory_order_relaxed);
+    }
+    FutexWait(word, state);
+    state = word.load(std::memory_order_acquire);
+  }
+  return 0;
+}
+
+}  // namespace
+
+void FutexWait(const std::atomic<uint32_t>& word, uint32_t value) noexcept {
+  const int saved_errno = errno;
+  syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr);
+  errno = saved_errno;
+}
+
+void FutexWakeAll(const std::atomic<uint32_t>& word) noexcept {
+  const int saved_errno = errno;
+  syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT_MAX);
+  errno = saved_errno;
+}
+
+int PullPages(Requests& requests, uint64_t first, uint64_t end) noexcept {
+  for (uint64_t granule = first / requests.granule_pages;
+       granule * requests.granule_pages < end; ++granule) {
+    const uint32_t state =
+        requests.states[granule].load(std::memory_order_acquire);
+    if (Requests::KindOf(state) == Requests::kPresent) continue;
+    if (syscall(SYS_getpid) != requests.process) return ECHILD;
+    if (const int error = PullGranule(requests, granule)) return error;
+  }
+  return 0;
+}
+
+}  // namespace firsttouch
