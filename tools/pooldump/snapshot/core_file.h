@@ -30,7 +30,7 @@
 #include "absl/status/statusor.h"
 #include "firsttouch/tools/pooldump/snapshot/snapshot.pb.h"
 
-namespace firsttouch::tools {
+namespace firsttouch::pooldump {
 
 class CoreFile {
  public:
@@ -53,6 +53,6 @@ class CoreFile {
   std::unique_ptr<Impl> impl_;
 };
 
-}  // namespace firsttouch::tools
+}  // namespace firsttouch::pooldump
 
 #endif  // FIRSTTOUCH_TOOLS_POOLDUMP_SNAPSHOT_CORE_FILE_H_

@@ -31,14 +31,14 @@
 #include "absl/status/statusor.h"
 #include "firsttouch/tools/pooldump/snapshot/snapshot.pb.h"
 
-namespace firsttouch::tools {
+namespace firsttouch::pooldump {
 
 struct SnapshotOptions {
   // Only the pools of this name; empty for all.
   std::string pool;
   // Whether the kernel is asked what is resident (fields resident_bytes,
   // private_bytes, shared_bytes of slots and totals), and for PoolSnapshot's
-  // `kernel`.
+  // `mappings`.
   bool residency = true;
   bool smaps = true;
 };
@@ -70,6 +70,6 @@ class LiveProcess {
   std::unique_ptr<Impl> impl_;
 };
 
-}  // namespace firsttouch::tools
+}  // namespace firsttouch::pooldump
 
 #endif  // FIRSTTOUCH_TOOLS_POOLDUMP_SNAPSHOT_LIVE_H_

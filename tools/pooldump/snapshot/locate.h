@@ -12,13 +12,13 @@
 #include "firsttouch/pool/layout.h"
 #include "firsttouch/tools/pooldump/snapshot/snapshot.pb.h"
 
-namespace firsttouch::tools {
+namespace firsttouch::pooldump {
 
 // `base` is where the reservation begins; 0 makes addresses offsets into it.
 // Fields up to `page` of the Location are set, but for the pool's name.
 Location LocateInLayout(const PoolLayout& layout, uint64_t base,
                         uint64_t address);
 
-}  // namespace firsttouch::tools
+}  // namespace firsttouch::pooldump
 
 #endif  // FIRSTTOUCH_TOOLS_POOLDUMP_SNAPSHOT_LOCATE_H_
