@@ -285,8 +285,8 @@ void ControlBlock::NoteImage(uint32_t slot, const ImageFacts& image) {
     std::memcpy(filled.digest, image.digest->data(), sizeof(filled.digest));
   }
   filled.name_bytes = image.name.size();
-  std::memcpy(filled.name, image.name.data(),
-              std::min(image.name.size(), sizeof(filled.name)));
+  std::copy_n(image.name.begin(),
+              std::min(image.name.size(), sizeof(filled.name)), filled.name);
   uint64_t from[kWords];
   std::memcpy(from, &filled, sizeof(filled));
 
