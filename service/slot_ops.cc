@@ -16,6 +16,7 @@
 #include "firsttouch/service/restore_page.h"
 #include "firsttouch/service/sabotage.h"
 #include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/batch_drop.h"
 #include "firsttouch/uffd/fill.h"
 #include "firsttouch/uffd/pagemap.h"
 #include "firsttouch/uffd/units.h"
@@ -845,7 +846,8 @@ namespace {
 constexpr uint64_t kWorthDemoting = 8;
 constexpr uint32_t kPutOffSpans = 8;
 
-// Drops the pages that no longer change. Next time they are mapped clean, or,
+// Drops the pages that no longer change, all with one call where the kernel
+// takes many ranges at once (6.13). Next time they are mapped clean, or,
 // if they are written after all, filled as private ones: neither interrupts
 // other cores, as it would to protect them one by one.
 absl::Status Demote(const SlotOpsContext& context, SlotState& slot,
@@ -855,8 +857,8 @@ absl::Status Demote(const SlotOpsContext& context, SlotState& slot,
     return absl::OkStatus();
   }
   slot.spans_put_off = 0;
-  absl::Status status;
   WorkingSet::Words forgotten;
+  DropBatch batch;
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t cold = group.open.load(std::memory_order_relaxed) &
                           ~group.recent.load(std::memory_order_relaxed) &
@@ -866,11 +868,24 @@ absl::Status Demote(const SlotOpsContext& context, SlotState& slot,
     forgotten.resize(index + 1);
     forgotten[index] = cold;
     ForEachRun(cold, [&](uint64_t bit, uint64_t pages) {
-      if (!status.ok()) return;
-      status = DropRange(context, slot, index * kPagesPerGroup + bit, pages);
+      batch.Add(AddressOf(slot, index * kPagesPerGroup + bit),
+                pages * kPageBytes);
     });
   });
-  if (!status.ok()) return status;
+  const DropBatch::Result dropped = batch.Drop(*context.core.kernel);
+  Count(slot.counters.kernel_calls, dropped.calls);
+  if (!dropped.ok()) {
+    const DropBatch::Failure& failure = dropped.failures.front();
+    return Failed(context, slot, failure.error, "MADV_DONTNEED",
+                  (failure.start - slot.base) / kPageBytes,
+                  failure.bytes / kPageBytes);
+  }
+  for (uint64_t index = 0; index < forgotten.size(); ++index) {
+    ForEachRun(forgotten[index], [&](uint64_t bit, uint64_t pages) {
+      const uint64_t first = index * kPagesPerGroup + bit;
+      slot.pages.Forget(first, first + pages);
+    });
+  }
   CountOwned(slot.counters.pages_demoted, demotable);
   if (slot.image != nullptr) {
     slot.image->working_set().ForgetWritten(forgotten);
