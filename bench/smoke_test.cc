@@ -2,6 +2,7 @@
 // prints. No time is asserted.
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/wait.h>
 
 #include <array>
@@ -14,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "firsttouch/bench/cycle_ways.h"
+#include "firsttouch/bench/image_starts.h"
 #include "firsttouch/bench/report.pb.h"
 #include "gmock/gmock.h"
 #include "google/protobuf/struct.pb.h"
@@ -297,6 +299,58 @@ TEST(Flags, BadValuesAreNamed) {
   EXPECT_EQ(ratios.exit_code, 1);
   EXPECT_THAT(ratios.output,
               HasSubstr("--format=xml is neither text nor json"));
+}
+
+TEST(Images, EachTableHasItsRowsAndGoals) {
+  SKIP_WITHOUT_USERFAULTFD();
+  const std::string directory = testing::TempDir();
+  const Ran ran = RunProgram(
+      "images", absl::StrCat("--quick --format=json --directory=", directory));
+  ASSERT_EQ(ran.exit_code, 0);
+  ImagesReport report;
+  ASSERT_TRUE(JsonStringToMessage(ran.output, &report).ok()) << ran.output;
+  std::set<std::string> starts;
+  for (const StartRow& row : report.starts()) {
+    starts.insert(
+        absl::StrCat(row.page_cache(), "/", row.query(), "/", row.way()));
+    EXPECT_GT(row.open_ns(), 0);
+    EXPECT_GT(row.bind_ns(), 0);
+    EXPECT_GT(row.query_ns(), 0);
+    EXPECT_THAT(row.round_query_ns(), SizeIs(report.rounds()));
+    // This is what a working set is for.
+    if (row.way() == kWithSetName && row.query() == "same") {
+      EXPECT_EQ(row.faults(), 0) << row.DebugString();
+    }
+  }
+  for (const std::string& way : AllStartWays()) {
+    for (const char* table : {"warm/same/", "warm/other/", "cold/same/"}) {
+      EXPECT_THAT(starts, Contains(absl::StrCat(table, way)));
+    }
+  }
+  EXPECT_THAT(report.sizes(), SizeIs(2));
+  EXPECT_GT(report.stored().one_file_bytes(), 0u);
+  EXPECT_GT(report.stored().store_bytes(), report.stored().one_file_bytes());
+  EXPECT_LT(report.stored().store_bytes(), report.stored().all_files_bytes());
+  EXPECT_THAT(report.builds(), SizeIs(4));
+  std::set<std::string> goals;
+  for (const CycleGoal& goal : report.goals()) {
+    goals.insert(goal.name());
+    EXPECT_TRUE(goal.has_reached()) << goal.DebugString();
+  }
+  EXPECT_THAT(goals, SizeIs(3));
+}
+
+TEST(Images, TheTextFitsATerminalAndLeavesNothingBehind) {
+  SKIP_WITHOUT_USERFAULTFD();
+  const std::string directory =
+      absl::StrCat(testing::TempDir(), "/images_smoke");
+  ASSERT_EQ(system(absl::StrCat("mkdir -p ", directory).c_str()), 0);
+  const Ran ran =
+      RunProgram("images", absl::StrCat("--quick --directory=", directory));
+  EXPECT_EQ(ran.exit_code, 0);
+  EXPECT_THAT(TooWide(ran.output), IsEmpty());
+  EXPECT_THAT(ran.output, HasSubstr("first query / the other's"));
+  EXPECT_EQ(system(absl::StrCat("rmdir ", directory).c_str()), 0);
 }
 
 }  // namespace

@@ -296,9 +296,6 @@ absl::StatusOr<std::shared_ptr<const SqliteTemplate>> SetUpDatabase(
   return guest->Snapshot("database");
 }
 
-namespace {
-
-// What the module is before anybody has called it.
 absl::StatusOr<std::shared_ptr<const SqliteTemplate>> FreshInstance(
     wasm2c::MemorySource* source) {
   Wasi wasi(TenantWasi());
@@ -306,8 +303,6 @@ absl::StatusOr<std::shared_ptr<const SqliteTemplate>> FreshInstance(
   if (!guest.ok()) return guest.status();
   return guest->Snapshot("instantiated");
 }
-
-}  // namespace
 
 absl::Status SaveDatabase(const SqliteTemplate& database,
                           wasm2c::MemorySource* source,

@@ -36,6 +36,10 @@ struct TenantOptions {
 absl::StatusOr<std::shared_ptr<const SqliteTemplate>> SetUpDatabase(
     wasm2c::MemorySource* source, uint32_t rows);
 
+// The module as it is before anybody has called it.
+absl::StatusOr<std::shared_ptr<const SqliteTemplate>> FreshInstance(
+    wasm2c::MemorySource* source);
+
 // The database's memory as an image file, with what its tenants have taught it
 // about the pages they touch. `source` is for a moment's work. What else there
 // is of an instance, globals and tables, is not in the file: a module that had

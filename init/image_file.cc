@@ -43,8 +43,13 @@ bool AllZero(std::span<const std::byte> bytes) {
 
 std::vector<PageRun> RunsOf(std::span<const ImageExtent> extents) {
   std::vector<PageRun> runs;
-  runs.reserve(extents.size());
-  for (const ImageExtent& extent : extents) runs.push_back(extent.pages);
+  for (const ImageExtent& extent : extents) {
+    if (!runs.empty() && runs.back().end() == extent.pages.first) {
+      runs.back().length += extent.pages.length;
+    } else {
+      runs.push_back(extent.pages);
+    }
+  }
   return runs;
 }
 

@@ -1,0 +1,389 @@
+// What an image file costs: to start from, by its size, to store many, to make.
+//
+//   bazel run -c opt //bench:images
+//   bazel run -c opt //bench:images -- --format=json
+//   bazel run //bench:images -- --quick
+//
+// Each sample of a start is a process of its own, made by fork and exec, in
+// which ways take turns. The page cache is warm unless the table says cold:
+// then the file was dropped from it (posix_fadvise) before each sample, as far
+// as the kernel obeys. It exits with 0 whether a goal was reached or not.
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/usage.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "firsttouch/bench/cycle_ways.h"
+#include "firsttouch/bench/image_starts.h"
+#include "firsttouch/bench/images_text.h"
+#include "firsttouch/bench/machine.h"
+#include "firsttouch/bench/quantiles.h"
+#include "firsttouch/bench/report.pb.h"
+#include "firsttouch/bench/scene.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/init/image_builder.h"
+#include "firsttouch/init/image_file.h"
+#include "firsttouch/init/image_store.h"
+#include "firsttouch/uffd/units.h"
+
+using Words = std::vector<std::string>;
+
+ABSL_FLAG(std::string, format, "text", "text or json");
+ABSL_FLAG(Words, tables, Words({"start", "cold", "size", "store", "build"}),
+          "which tables to make: start, cold, size, store, build");
+ABSL_FLAG(int32_t, rounds, 0, "samples of each way; 31 by default");
+ABSL_FLAG(std::string, directory, "",
+          "where the files go, which are some GiB; a folder of the usual "
+          "temporary ones by default");
+ABSL_FLAG(bool, quick, false,
+          "to see that everything works: little of everything, and the numbers "
+          "mean nothing");
+// For the processes that this one starts.
+ABSL_FLAG(std::string, child, "", "for the program's own use");
+ABSL_FLAG(std::string, file, "", "for the program's own use");
+ABSL_FLAG(std::string, query, "same", "for the program's own use");
+ABSL_FLAG(uint32_t, rows, 20'000, "rows of SQLite's table");
+
+namespace firsttouch::bench {
+namespace {
+
+// A folder that goes away with everything in it.
+class Folder {
+ public:
+  Folder() {
+    std::string parent = absl::GetFlag(FLAGS_directory);
+    if (parent.empty()) parent = std::filesystem::temp_directory_path();
+    path_ = absl::StrCat(parent, "/firsttouch_images.XXXXXX");
+    if (mkdtemp(path_.data()) == nullptr) {
+      Die(absl::StrCat("--directory: cannot make a folder in ", parent));
+    }
+  }
+  ~Folder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+
+  std::string File(const std::string& name) const {
+    return absl::StrCat(path_, "/", name);
+  }
+
+ private:
+  std::string path_;
+};
+
+std::string OwnProgram() {
+  std::error_code error;
+  const std::string path =
+      std::filesystem::read_symlink("/proc/self/exe", error);
+  if (error) Die("cannot read /proc/self/exe");
+  return path;
+}
+
+// What a child prints, and what is read of it.
+std::string Line(const ImageStart& start) {
+  return absl::StrCat(start.pool_ns, " ", start.open_ns, " ", start.bind_ns,
+                      " ", start.query_ns, " ", start.faults, " ",
+                      start.kernel_faults, "\n");
+}
+
+ImageStart RunChild(const Words& flags) {
+  std::string command = absl::StrCat("'", OwnProgram(), "'");
+  for (const std::string& flag : flags) {
+    absl::StrAppend(&command, " '--", flag, "'");
+  }
+  FILE* const pipe = popen(command.c_str(), "r");
+  if (pipe == nullptr) Die("cannot start a process");
+  char line[512] = "";
+  const bool read = fgets(line, sizeof line, pipe) != nullptr;
+  if (pclose(pipe) != 0 || !read) {
+    Die(absl::StrCat("a sample failed: ", command));
+  }
+  const Words words = absl::StrSplit(std::string(line), absl::ByAnyChar(" \n"),
+                                     absl::SkipEmpty());
+  double numbers[6] = {};
+  if (words.size() != 6) Die("a sample printed something else");
+  for (size_t i = 0; i < words.size(); ++i) {
+    if (!absl::SimpleAtod(words[i], &numbers[i])) Die("a sample is no number");
+  }
+  return {numbers[0], numbers[1], numbers[2],
+          numbers[3], numbers[4], numbers[5]};
+}
+
+void DropFromPageCache(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) Die(absl::StrCat("cannot open ", path));
+  posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+  close(fd);
+}
+
+template <typename Of>
+double MedianOf(const std::vector<ImageStart>& samples, Of of) {
+  std::vector<double> values;
+  for (const ImageStart& sample : samples) values.push_back(of(sample));
+  return Median(std::move(values));
+}
+
+double All(const ImageStart& s) { return s.open_ns + s.bind_ns + s.query_ns; }
+
+void MeasureStarts(const Folder& folder, int rounds, uint32_t rows, bool cold,
+                   const Words& queries, ImagesReport& report) {
+  const std::string with = folder.File("with.ftimg");
+  const std::string without = folder.File("without.ftimg");
+  WriteSqliteFiles(rows, with, without);
+  for (const std::string& query : queries) {
+    std::vector<std::vector<ImageStart>> samples(AllStartWays().size());
+    for (int round = 0; round < rounds; ++round) {
+      for (size_t i = 0; i < samples.size(); ++i) {
+        const std::string& way = AllStartWays()[i];
+        const std::string& file = way == kWithSetName ? with : without;
+        if (cold) DropFromPageCache(file);
+        samples[i].push_back(RunChild(
+            {absl::StrCat("child=", way), absl::StrCat("file=", file),
+             absl::StrCat("query=", query), absl::StrCat("rows=", rows)}));
+      }
+    }
+    for (size_t i = 0; i < samples.size(); ++i) {
+      StartRow& row = *report.add_starts();
+      row.set_page_cache(cold ? "cold" : "warm");
+      row.set_query(query);
+      row.set_way(AllStartWays()[i]);
+      const auto median = [&](auto of) { return MedianOf(samples[i], of); };
+      row.set_open_ns(median([](const ImageStart& s) { return s.open_ns; }));
+      row.set_bind_ns(median([](const ImageStart& s) { return s.bind_ns; }));
+      row.set_query_ns(median([](const ImageStart& s) { return s.query_ns; }));
+      row.set_all_ns(median(All));
+      const double pool = median([](const ImageStart& s) { return s.pool_ns; });
+      if (pool > 0) row.set_pool_ns(pool);
+      row.set_faults(median([](const ImageStart& s) { return s.faults; }));
+      row.set_kernel_faults(
+          median([](const ImageStart& s) { return s.kernel_faults; }));
+      for (const ImageStart& sample : samples[i]) {
+        row.add_round_query_ns(sample.query_ns);
+        row.add_round_all_ns(All(sample));
+      }
+    }
+  }
+}
+
+// An image whose pages all differ, also from those of other seeds.
+ImageRef DenseImage(uint64_t bytes, uint32_t seed) {
+  return OrDie(ImageFromWriter(
+      {.name = "dense", .size_bytes = bytes}, [&](ImagePut put) {
+        std::vector<uint64_t> chunk((1 << 20) / sizeof(uint64_t));
+        uint64_t state = seed * 0x9e3779b97f4a7c15 + 1;
+        for (uint64_t at = 0; at < bytes; at += 1 << 20) {
+          for (uint64_t& word : chunk) {
+            state = state * 6364136223846793005 + 1442695040888963407;
+            word = state | 0x0101010101010101;
+          }
+          absl::Status status =
+              put(at, std::as_bytes(std::span(chunk))
+                          .first(std::min<uint64_t>(1 << 20, bytes - at)));
+          if (!status.ok()) return status;
+        }
+        return absl::OkStatus();
+      }));
+}
+
+void MeasureSizes(const Folder& folder, int rounds, bool quick,
+                  ImagesReport& report) {
+  std::vector<uint64_t> sizes = {1 << 20, 64 << 20, uint64_t{1} << 30};
+  if (quick) sizes = {1 << 20, 4 << 20};
+  std::vector<std::vector<ImageStart>> samples(sizes.size());
+  for (const uint64_t size : sizes) {
+    OrDie(WriteImageFile(*DenseImage(size, 1),
+                         folder.File(absl::StrCat(size, ".ftimg")))
+              .status());
+  }
+  for (int round = 0; round < rounds; ++round) {
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      samples[i].push_back(RunChild(
+          {"child=size", absl::StrCat("file=", folder.File(absl::StrCat(
+                                                   sizes[i], ".ftimg")))}));
+    }
+  }
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    SizeRow& row = *report.add_sizes();
+    row.set_bytes(sizes[i]);
+    const auto median = [&](auto of) { return MedianOf(samples[i], of); };
+    row.set_open_ns(median([](const ImageStart& s) { return s.open_ns; }));
+    row.set_bind_ns(median([](const ImageStart& s) { return s.bind_ns; }));
+    row.set_touch_ns(median([](const ImageStart& s) { return s.query_ns; }));
+    for (const ImageStart& sample : samples[i]) {
+      row.add_round_open_and_bind_ns(sample.open_ns + sample.bind_ns);
+    }
+    unlink(folder.File(absl::StrCat(sizes[i], ".ftimg")).c_str());
+  }
+}
+
+uint64_t BytesOnDisk(const std::string& path) {
+  uint64_t bytes = 0;
+  const auto add = [&](const std::string& file) {
+    struct stat status;
+    if (stat(file.c_str(), &status) == 0) {
+      bytes += static_cast<uint64_t>(status.st_blocks) * 512;
+    }
+  };
+  add(path);
+  if (std::filesystem::is_directory(path)) {
+    for (const auto& entry :
+         std::filesystem::recursive_directory_iterator(path)) {
+      add(entry.path());
+    }
+  }
+  return bytes;
+}
+
+void MeasureStored(const Folder& folder, bool quick, ImagesReport& report) {
+  const int images = quick ? 5 : 50;
+  const uint64_t bytes = quick ? 1 << 20 : 4 << 20;
+  StoredImages& stored = *report.mutable_stored();
+  stored.set_images(images);
+  stored.set_image_bytes(bytes);
+  stored.set_shared_part(0.9);
+  const ImageRef base = DenseImage(bytes, 1);
+  const std::string directory = folder.File("store");
+  const std::unique_ptr<ImageStore> store =
+      OrDie(ImageStore::Open({.directory = directory}));
+  uint64_t all = 0;
+  for (int i = 0; i < images; ++i) {
+    // Every tenth page is the image's own.
+    const ImageRef own = DenseImage(bytes, 2 + i);
+    std::vector<PageData> pages;
+    for (uint64_t page = 0; page < bytes / kPageBytes; page += 10) {
+      pages.push_back({PageIndex(page), own->PageBytes(PageIndex(page))});
+    }
+    const ImageRef image = OrDie(
+        ImageWithPages({.name = absl::StrCat("image ", i), .size_bytes = bytes},
+                       base.get(), pages));
+    const std::string file = folder.File("one.ftimg");
+    OrDie(WriteImageFile(*image, file).status());
+    const uint64_t one = BytesOnDisk(file);
+    all += one;
+    if (i == 0) stored.set_one_file_bytes(one);
+    OrDie(store->Put(image->name(), *image).status());
+  }
+  OrDie(store->Flush());
+  stored.set_all_files_bytes(all);
+  stored.set_store_bytes(BytesOnDisk(directory));
+}
+
+void MeasureBuilds(const Folder& folder, int rounds, bool quick,
+                   ImagesReport& report) {
+  const uint64_t bytes = quick ? 1 << 20 : 64 << 20;
+  const ImageRef image = DenseImage(bytes, 1);
+  const std::string file = folder.File("build.ftimg");
+  OrDie(WriteImageFile(*image, file).status());
+  const auto measure = [&](const std::string& what, auto run) {
+    std::vector<double> ms;
+    for (int round = 0; round < std::min(rounds, 7); ++round) {
+      const auto begin = std::chrono::steady_clock::now();
+      run();
+      ms.push_back(std::chrono::duration<double, std::milli>(
+                       std::chrono::steady_clock::now() - begin)
+                       .count());
+    }
+    BuildRow& row = *report.add_builds();
+    row.set_what(what);
+    row.set_bytes(bytes);
+    row.set_ms_per_mib(Median(ms) / static_cast<double>(bytes >> 20));
+  };
+  measure("build from bytes", [&] {
+    OrDie(ImageFromBytes({.name = "built", .size_bytes = bytes},
+                         {image->data(), bytes})
+              .status());
+  });
+  measure("write, with digests, synced", [&] {
+    OrDie(WriteImageFile(*image, folder.File("written.ftimg")).status());
+  });
+  measure("open and verify all", [&] {
+    OrDie(OpenImageFile(file, {.verify = OpenImageOptions::Verify::kAll})
+              .status());
+  });
+  measure("open as a copy", [&] {
+    OrDie(OpenImageFile(file, {.backing = OpenImageOptions::Backing::kCopied})
+              .status());
+  });
+}
+
+int Child() {
+  const std::string child = absl::GetFlag(FLAGS_child);
+  const std::string file = absl::GetFlag(FLAGS_file);
+  const ImageStart start =
+      child == "size"
+          ? StartPlain(file)
+          : StartSqlite(child, file, absl::GetFlag(FLAGS_rows),
+                        absl::GetFlag(FLAGS_query) == "other" ? Query::kOther
+                                                              : Query::kSame);
+  std::cout << Line(start);
+  return 0;
+}
+
+int Main(int argc, char** argv) {
+  absl::SetProgramUsageMessage("What image files cost.");
+  absl::ParseCommandLine(argc, argv);
+  if (!absl::GetFlag(FLAGS_child).empty()) return Child();
+  const std::string format = absl::GetFlag(FLAGS_format);
+  if (format != "text" && format != "json") {
+    Die(absl::StrCat("--format=", format, " is neither text nor json"));
+  }
+  const bool quick = absl::GetFlag(FLAGS_quick);
+  int rounds = absl::GetFlag(FLAGS_rounds);
+  if (rounds < 0) Die("--rounds must be at least 1");
+  if (rounds == 0) rounds = quick ? 1 : 31;
+  const uint32_t rows = quick ? 500 : absl::GetFlag(FLAGS_rows);
+
+  ImagesReport report;
+  *report.mutable_machine() = ThisMachine();
+  report.set_rounds(rounds);
+  report.set_default_options(DescribeDefaultOptions());
+  {
+    const Folder folder;
+    for (const std::string& table : absl::GetFlag(FLAGS_tables)) {
+      if (table == "start") {
+        MeasureStarts(folder, rounds, rows, /*cold=*/false, {"same", "other"},
+                      report);
+      } else if (table == "cold") {
+        MeasureStarts(folder, std::min(rounds, 11), rows, /*cold=*/true,
+                      {"same"}, report);
+      } else if (table == "size") {
+        MeasureSizes(folder, rounds, quick, report);
+      } else if (table == "store") {
+        MeasureStored(folder, quick, report);
+      } else if (table == "build") {
+        MeasureBuilds(folder, rounds, quick, report);
+      } else {
+        Die(absl::StrCat("--tables: ", table,
+                         " is none of start, cold, size, store, build"));
+      }
+    }
+  }
+  AddGoals(report);
+  std::cout << (format == "json" ? ToJson(report) : ToText(report));
+  return 0;
+}
+
+}  // namespace
+}  // namespace firsttouch::bench
+
+int main(int argc, char** argv) { return firsttouch::bench::Main(argc, argv); }
