@@ -387,7 +387,7 @@ struct CoreFile::Impl {
       return a.reader.header().base < b.reader.header().base;
     });
     if (!pools.empty()) {
-      if (!failure.ok()) warnings.push_back(std::string(failure.message()));
+      if (!failure.ok()) warnings.push_back(absl::StrCat(failure.message()));
       return absl::OkStatus();
     }
     if (!failure.ok()) return failure;
@@ -474,7 +474,7 @@ absl::StatusOr<ProcessSnapshot> CoreFile::Snapshot(const std::string& name) {
       *snapshot.add_pools() = *std::move(read);
     } else {
       failure.Update(read.status());
-      warnings.push_back(std::string(read.status().message()));
+      warnings.push_back(absl::StrCat(read.status().message()));
     }
   }
   if (!found) return impl_->NoSuchPool(name);

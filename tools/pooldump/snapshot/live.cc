@@ -250,7 +250,8 @@ struct LiveProcess::Impl {
   // All pools of the process, in order of their base. `warnings` tells of those
   // that are not to be read; their first error is the result where no pool is
   // left.
-  absl::StatusOr<std::vector<Pool>> Find(std::vector<std::string>& warnings) {
+  absl::StatusOr<std::vector<Pool>> Find(
+      std::vector<std::string>& warnings) const {
     const absl::StatusOr<std::string> status = Status();
     if (!status.ok()) return status.status();
     const std::optional<uint64_t> own_pid =
@@ -282,7 +283,7 @@ struct LiveProcess::Impl {
       if (found.ok()) continue;
       if (absl::IsPermissionDenied(found)) return found;
       failure.Update(found);
-      warnings.push_back(std::string(found.message()));
+      warnings.push_back(absl::StrCat(found.message()));
     }
     std::sort(pools.begin(), pools.end(), [](const Pool& a, const Pool& b) {
       return a.reader.header().base < b.reader.header().base;
@@ -298,7 +299,7 @@ struct LiveProcess::Impl {
   absl::Status LookAt(int listing, const char* name,
                       std::optional<uint64_t> own_pid, std::set<uint64_t>& seen,
                       std::vector<Pool>& pools,
-                      std::vector<std::string>& warnings) {
+                      std::vector<std::string>& warnings) const {
     char link[512];
     const ssize_t length = readlinkat(listing, name, link, sizeof(link));
     if (length < 0) {
@@ -523,13 +524,13 @@ absl::StatusOr<ProcessSnapshot> LiveProcess::Snapshot(
     absl::StatusOr<PoolSnapshot> read = pool.reader.ReadPool(warnings);
     if (!read.ok()) {
       failure.Update(read.status());
-      warnings.push_back(std::string(read.status().message()));
+      warnings.push_back(absl::StrCat(read.status().message()));
       continue;
     }
     if (options.residency) {
       const absl::Status resident = impl_->AddResidency(*read);
       if (absl::IsUnavailable(resident)) return impl_->Ended();
-      if (!resident.ok()) warnings.push_back(std::string(resident.message()));
+      if (!resident.ok()) warnings.push_back(absl::StrCat(resident.message()));
     }
     *snapshot.add_pools() = *std::move(read);
   }
@@ -537,7 +538,7 @@ absl::StatusOr<ProcessSnapshot> LiveProcess::Snapshot(
   if (options.smaps) {
     const absl::Status mapped = impl_->AddSmapsOf(snapshot);
     if (absl::IsUnavailable(mapped)) return impl_->Ended();
-    if (!mapped.ok()) warnings.push_back(std::string(mapped.message()));
+    if (!mapped.ok()) warnings.push_back(absl::StrCat(mapped.message()));
   }
   // A process that is ending has no memory any more: what was read of it would
   // look as if nothing were resident.
@@ -564,7 +565,7 @@ absl::StatusOr<PageMap> LiveProcess::Pages(const std::string& pool,
       [&](const ResidentRun& run) { resident.push_back(run); });
   if (absl::IsUnavailable(scanned)) return impl_->Ended();
   if (!scanned.ok()) {
-    map->add_warnings(std::string(scanned.message()));
+    map->add_warnings(absl::StrCat(scanned.message()));
     return map;
   }
   constexpr uint64_t kPage = 4096;
