@@ -387,7 +387,7 @@ struct LiveProcess::Impl {
                                             name, "\"; it has ", all));
   }
 
-  absl::StatusOr<Pool> ChooseOne(const std::string& name) {
+  absl::StatusOr<Pool> ChooseOne(const std::string& name) const {
     std::vector<std::string> warnings;
     absl::StatusOr<std::vector<Pool>> pools = Find(warnings);
     if (!pools.ok()) return pools.status();
