@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstring>
 #include <memory>
+#include <random>
 #include <span>
 #include <string>
 #include <thread>
@@ -316,14 +317,16 @@ TEST(BlockReaderTest, ATornReadIsRepeatedAndThenTold) {
 // faster.
 class SlowBytes : public BlockBytes {
  public:
-  explicit SlowBytes(const ControlBlock& block) : block_(block) {}
+  SlowBytes(const ControlBlock& block, std::atomic<uint64_t>& words_read)
+      : block_(block), words_read_(words_read) {}
   uint64_t bytes() const override { return block_.bytes(); }
   absl::Status Read(uint64_t offset, std::span<uint64_t> into) override {
     const auto* from =
         reinterpret_cast<const uint64_t*>(block_.address() + offset);
     for (uint64_t& word : into) {
       word = __atomic_load_n(from++, __ATOMIC_ACQUIRE);
-      if (++words_ % 4 == 0) sched_yield();
+      ++words_read_;
+      sched_yield();
     }
     return absl::OkStatus();
   }
@@ -333,7 +336,7 @@ class SlowBytes : public BlockBytes {
 
  private:
   const ControlBlock& block_;
-  uint64_t words_ = 0;
+  std::atomic<uint64_t>& words_read_;
 };
 
 // The slot changes hands, between two images, in the order in which the service
@@ -347,7 +350,14 @@ TEST(BlockReaderTest, NoRecordIsAMixtureOfTwoHolders) {
   store(record.state, uint32_t{kTestFree});
   store(record.size_bytes, uint64_t{0});
   std::atomic<bool> stop{false};
+  // While the reader reads so many words.
+  std::atomic<uint64_t> words_read{0};
   std::thread writer([&] {
+    std::mt19937 random(1);
+    const auto pause = [&] {
+      const uint64_t until = words_read + random() % 100;
+      while (words_read < until && !stop) sched_yield();
+    };
     for (uint64_t i = 0; !stop; ++i) {
       const uint64_t pages = i % 2 == 0 ? 70 : 50;
       store(record.state, uint32_t{kTestReturning});
@@ -358,21 +368,20 @@ TEST(BlockReaderTest, NoRecordIsAMixtureOfTwoHolders) {
       store(record.state, uint32_t{kTestHeld});
       store(record.size_bytes, pages * 4096);
       store(record.initial_bytes, pages * 4096);
-      // Long enough to be seen.
-      for (int pause = 0; pause < 20; ++pause) sched_yield();
+      pause();
       store(record.state, uint32_t{kTestReturning});
       store(record.size_bytes, uint64_t{0});
       store(record.handovers, record.handovers + 1);
       store(record.state, uint32_t{kTestFree});
-      for (int pause = 0; pause < 20; ++pause) sched_yield();
+      pause();
     }
   });
-  SlowBytes bytes(*block);
+  SlowBytes bytes(*block, words_read);
   auto reader = BlockReader::Open(bytes);
   ASSERT_TRUE(reader.ok()) << reader.status();
   int held = 0;
   int free = 0;
-  for (int round = 0; round < 100'000 && (held < 50 || free < 50); ++round) {
+  for (int round = 0; round < 300; ++round) {
     auto slot = reader->ReadSlot(0);
     ASSERT_TRUE(slot.ok());
     if (slot->torn()) continue;
