@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <new>
 #include <optional>
 #include <utility>
 
@@ -16,6 +17,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "firsttouch/init/image_builder.h"
+#include "firsttouch/init/memfd.h"
 #include "firsttouch/locator/locator.h"
 #include "firsttouch/pool/limits.h"
 #include "firsttouch/service/anchor.h"
@@ -100,6 +102,9 @@ Core::Core(ServiceOptions options, Kernel& kernel, const PoolLayout& layout)
 
 absl::StatusOr<std::unique_ptr<Core>> Core::Create(ServiceOptions options,
                                                    Kernel& kernel) {
+  if (absl::Status status = CheckPoolName(options.name); !status.ok()) {
+    return status;
+  }
   absl::StatusOr<PoolLayout> layout = PoolLayout::Compute(options.layout);
   if (!layout.ok()) return layout.status();
   if (options.resolve == Resolve::kHandlerThread &&
@@ -157,7 +162,7 @@ absl::Status Core::OpenUffd() {
         "6.4), which this kernel lacks: use kCopied, or leave backing unset");
   }
   const LimitFacts facts = ReadLimitFacts();
-  const LimitUse shared_use{.fixed_maps = 4, .maps_per_slot = 2};
+  const LimitUse shared_use{.fixed_maps = 5, .maps_per_slot = 2};
   if (options_.backing.has_value()) {
     fault_core_.backing = *options_.backing;
     backing_reason_ = "asked for";
@@ -176,11 +181,11 @@ absl::Status Core::OpenUffd() {
   }
   const LimitUse use = fault_core_.backing == Backing::kShared
                            ? shared_use
-                           : LimitUse{.fixed_maps = 4, .maps_per_slot = 0};
+                           : LimitUse{.fixed_maps = 5, .maps_per_slot = 0};
   if (absl::Status status = CheckLimits(layout_, use, facts); !status.ok()) {
     return status;
   }
-  const LimitUse async_use{.fixed_maps = 4, .maps_per_slot = 4};
+  const LimitUse async_use{.fixed_maps = 5, .maps_per_slot = 4};
   if (fault_core_.backing == Backing::kShared &&
       CheckLimits(layout_, async_use, facts).ok()) {
     OpenAsyncUffd();
@@ -202,22 +207,14 @@ void Core::OpenAsyncUffd() {
 
 absl::Status Core::MapBookKeeping() {
   const PageCount pages = PagesRoundedUp(layout_.memory_bytes());
-  const uint64_t per_slot = PageStates::BytesFor(pages);
-  book_keeping_bytes_ = per_slot * layout_.slots();
-  const CallResult mapped =
-      kernel_.Mmap(0, book_keeping_bytes_, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (!mapped.ok()) {
-    return absl::ErrnoToStatus(
-        mapped.error,
-        absl::StrCat("mmap of ", book_keeping_bytes_,
-                     " bytes of book-keeping for ", layout_.slots(),
-                     " slots (mostly untouched; RLIMIT_AS and overcommit "
-                     "count it)"));
-  }
-  book_keeping_ = reinterpret_cast<void*>(mapped.value);
-  // One page of states a slot is the rule: a huge page would hold those of 512.
-  kernel_.Madvise(mapped.value, book_keeping_bytes_, MADV_NOHUGEPAGE);
+  absl::StatusOr<std::unique_ptr<ControlBlock>> control =
+      ControlBlock::Create(kernel_, RealMemfdCalls(), options_.name,
+                           {.slots = layout_.slots(),
+                            .slot_bytes = sizeof(SlotState),
+                            .page_states_bytes = PageStates::BytesFor(pages)},
+                           options_.publish);
+  if (!control.ok()) return control.status();
+  control_ = *std::move(control);
 
   const CallResult zeroes = kernel_.Mmap(
       0, kZeroSourcePages * kPageBytes, PROT_READ,
@@ -246,13 +243,17 @@ absl::Status Core::MapBookKeeping() {
   auto* const word = new (alive_page_) std::atomic<uint64_t>(1);
   fault_core_.alive = word;
 
-  slots_ = std::make_unique<SlotState[]>(layout_.slots());
+  for (uint32_t i = 0; i < layout_.slots(); ++i) {
+    new (control_->slot_record(i)) SlotState;
+  }
+  slots_ = {
+      std::launder(reinterpret_cast<SlotState*>(control_->slot_record(0))),
+      DestroySlots{layout_.slots()}};
   for (uint32_t i = 0; i < layout_.slots(); ++i) {
     SlotState& slot = slots_[i];
     slot.base =
         reservation_->base() + layout_.memory_offset_bytes(SlotIndex(i));
-    slot.pages = PageStates(
-        static_cast<std::byte*>(book_keeping_) + i * per_slot, pages);
+    slot.pages = PageStates(control_->page_states(i), pages);
   }
   if (layout_.options().memories_per_instance > 1) {
     instances_ = std::make_unique<InstanceState[]>(layout_.options().instances);
@@ -367,6 +368,7 @@ absl::Status Core::Start() {
     if (!janitor.ok()) return janitor.status();
     janitor_ = *std::move(janitor);
   }
+  Publish();
   return absl::OkStatus();
 }
 
@@ -376,6 +378,8 @@ Core::~Core() {
     // and the userfaultfd is the parent's. Whatever these objects hold is left.
     static_cast<void>(threads_.release());
     static_cast<void>(janitor_.release());
+    static_cast<void>(slots_.release());
+    static_cast<void>(control_.release());
     if (reservation_.has_value()) {
       static_cast<void>(new Reservation(*std::move(reservation_)));
     }
@@ -395,10 +399,6 @@ Core::~Core() {
     // Refused when somebody has installed a handler in front of ours: ours
     // stays, as the one he chains to.
     UninstallFaultHandler().IgnoreError();
-  }
-  if (book_keeping_ != nullptr) {
-    kernel_.Munmap(reinterpret_cast<uintptr_t>(book_keeping_),
-                   book_keeping_bytes_);
   }
   if (fault_core_.zero_source != 0) {
     kernel_.Munmap(fault_core_.zero_source, kZeroSourcePages * kPageBytes);
@@ -731,6 +731,7 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
       !status.ok()) {
     return status;
   }
+  PublishImage(slot);
   if (absl::Status status = AdjustTracking(*ops_, slot, size_pages);
       !status.ok()) {
     return status;
@@ -1250,7 +1251,12 @@ std::string Core::Describe() const {
       "pool \"", options_.name, "\" at 0x", absl::Hex(reservation_->base()),
       ": ", layout.instances, " instances of ", layout.memories_per_instance,
       " memories of at most ", Pages(layout.max_memory_bytes), ", ",
-      layout_.reservation_bytes(), " bytes reserved\n", DescribeSupply());
+      layout_.reservation_bytes(), " bytes reserved\n",
+      control_->published()
+          ? std::string("control block: pooldump finds the pool\n")
+          : absl::StrCat("control block: pooldump does not find the pool (",
+                         control_->why(), ")\n"),
+      DescribeSupply());
   if (fault_core_.mapped) return text;
   absl::StrAppend(&text, "backing: ", BackingName(fault_core_.backing), " (",
                   backing_reason_, "), granule ", layout.granule_bytes,

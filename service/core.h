@@ -23,6 +23,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "firsttouch/control/control_block.h"
 #include "firsttouch/pool/layout.h"
 #include "firsttouch/pool/reservation.h"
 #include "firsttouch/pool/slot_allocator.h"
@@ -44,6 +45,12 @@
 #include "firsttouch/uffd/unique_fd.h"
 
 namespace firsttouch {
+
+// Ends records in memory that is not theirs to free.
+struct DestroySlots {
+  uint32_t slots = 0;
+  void operator()(SlotState* first) const { std::destroy_n(first, slots); }
+};
 
 class Core {
  public:
@@ -106,6 +113,10 @@ class Core {
   absl::StatusOr<ImageRef> SnapshotMapped(SlotState& slot, std::string name);
   MemoryPages CountMappedPages(const SlotState& slot) const;
   absl::Status MapBookKeeping();
+  // In core_publish.cc. What readers are told of the pool, once, and of a slot
+  // each time that it is bound.
+  void Publish();
+  void PublishImage(const SlotState& slot);
   absl::Status CheckMemoryOptions(const MemoryOptions& options) const;
   absl::Status CheckProcess() const;
   absl::Status TooLarge(uint64_t size_bytes, uint64_t delta_bytes) const;
@@ -168,10 +179,10 @@ class Core {
   UniqueFd anchor_;
   std::optional<Pagemap> pagemap_;
   std::optional<Reservation> reservation_;
-  void* book_keeping_ = nullptr;  // PageStates of all slots
-  uint64_t book_keeping_bytes_ = 0;
+  // Has the records and page states of all slots.
+  std::unique_ptr<ControlBlock> control_;
   void* alive_page_ = nullptr;
-  std::unique_ptr<SlotState[]> slots_;
+  std::unique_ptr<SlotState[], DestroySlots> slots_;
   std::unique_ptr<InstanceState[]> instances_;
   SlotAllocator allocator_;
   // Unique among all cores that this process ever had.

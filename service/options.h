@@ -24,7 +24,8 @@ enum class SignalOwnership : uint8_t {
 };
 
 struct ServiceOptions {
-  // For people: in errors, traps, mappings and thread names.
+  // For people: in errors, traps, mappings and thread names, and where pooldump
+  // finds the pool. 1 to 128 bytes, no control characters. Need not be unique.
   std::string name = "pool";
 
   // The pool: how many instances, how large, which guards. No default fits.
@@ -91,6 +92,11 @@ struct ServiceOptions {
   // nothing is known runs untracked. kSignal or kAsync: always this one; kAsync
   // needs a kernel 6.7 and the backing kShared.
   std::optional<Tracking> tracking;
+
+  // Whether pooldump may read the pool's records while the process runs
+  // (docs/control-block.md): its owner and root may. Costs a descriptor. Where
+  // it cannot be done the pool works all the same, and Describe() says why.
+  bool publish = true;
 
   // Whether a core dump includes the pool (and walks all of its reservation).
   bool include_in_core_dump = false;

@@ -100,6 +100,8 @@ class PageStates {
         group_count_(Groups(pages)) {}
 
   uint64_t group_count() const { return group_count_; }
+  // From the memory's start to the first group; before that is the summary.
+  uint64_t groups_offset_bytes() const { return SummaryBytes(group_count_); }
 
   PageGroup& group(uint64_t index) const { return groups_[index]; }
   PageGroup& GroupOf(uint64_t page) const {

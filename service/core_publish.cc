@@ -1,0 +1,156 @@
+// The part of Core that tells readers in other processes of the pool: what the
+// records are that it works with, and where they are (control/block.h).
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "firsttouch/control/block.h"
+#include "firsttouch/control/control_block.h"
+#include "firsttouch/service/core.h"
+#include "firsttouch/service/page_states.h"
+
+namespace firsttouch {
+namespace {
+
+template <size_t kBytes>
+void PutText(std::string_view text, char (&into)[kBytes]) {
+  std::memcpy(into, text.data(), std::min(text.size(), kBytes));
+}
+
+// Where `member` is in `record`.
+template <typename Record, typename Member>
+uint32_t OffsetIn(const Record& record, const Member& member) {
+  return static_cast<uint32_t>(reinterpret_cast<const std::byte*>(&member) -
+                               reinterpret_cast<const std::byte*>(&record));
+}
+
+// The fields that readers are told of; the names are part of the format.
+std::vector<ControlField> SlotFields(const SlotState& slot) {
+  std::vector<ControlField> fields;
+  const auto add = [&](const char* name, const auto& member) {
+    ControlField field = {};
+    PutText(name, field.name);
+    field.offset_bytes = OffsetIn(slot, member);
+    field.bytes = sizeof(member);
+    fields.push_back(field);
+  };
+  add("state", slot.lifecycle);
+  add("tracking", slot.tracking);
+  add("base", slot.base);
+  add("size_bytes", slot.size_bytes);
+  add("initial_bytes", slot.initial_bytes);
+  add("kernel_pages", slot.kernel_pages);
+  add("idle_pages", slot.idle_pages);
+  const SlotCounters& counters = slot.counters;
+  add("handovers", counters.handovers);
+  add("minor_faults", counters.minor_faults);
+  add("missing_read_faults", counters.missing_read_faults);
+  add("missing_write_faults", counters.missing_write_faults);
+  add("write_protect_faults", counters.write_protect_faults);
+  add("traps", counters.traps);
+  add("binds", counters.binds);
+  add("grows", counters.grows);
+  add("kernel_calls", counters.kernel_calls);
+  add("pages_mapped", counters.pages_mapped);
+  add("pages_copied", counters.pages_copied);
+  add("pages_zeroed", counters.pages_zeroed);
+  add("pages_restored", counters.pages_restored);
+  add("pages_dropped", counters.pages_dropped);
+  add("pages_prefilled", counters.pages_prefilled);
+  add("pages_trimmed", counters.pages_trimmed);
+  add("pages_demoted", counters.pages_demoted);
+  add("pages_found", counters.pages_found);
+  add("untracked_leases", counters.untracked_leases);
+  add("tracking_changes", counters.tracking_changes);
+  return fields;
+}
+
+// The names of values 0 to `last`.
+template <typename Enum>
+std::vector<ControlName> NamesUpTo(Enum last, const char* (*name_of)(Enum)) {
+  std::vector<ControlName> names;
+  for (int value = 0; value <= static_cast<int>(last); ++value) {
+    ControlName name = {};
+    PutText(name_of(static_cast<Enum>(value)), name.name);
+    names.push_back(name);
+  }
+  return names;
+}
+
+}  // namespace
+
+void Core::Publish() {
+  ControlHeader header = {};
+  header.pool_id = fault_core_.entry.pool_id;
+  header.base = reservation_->base();
+  header.reservation_bytes = layout_.reservation_bytes();
+  header.first_memory_offset_bytes = layout_.first_memory_offset_bytes();
+  header.slot_stride_bytes = layout_.slot_stride_bytes();
+  const LayoutOptions& layout = layout_.options();
+  header.max_memory_bytes = layout.max_memory_bytes;
+  header.guard_before_bytes = layout.guard_before_bytes;
+  header.guard_after_bytes = layout.guard_after_bytes;
+  header.granule_bytes = layout.granule_bytes;
+  header.page_bytes = layout.page_bytes;
+  header.instances = layout.instances;
+  header.memories_per_instance = layout.memories_per_instance;
+  header.handler_threads = fault_core_.resolve == Resolve::kHandlerThread
+                               ? options_.handler_threads
+                               : 0;
+  header.hot_cycles = options_.hot_cycles;
+  header.hot_pages_limit = options_.hot_pages_limit.value_or(kControlNone);
+  header.resident_budget_bytes =
+      options_.resident_budget_bytes.value_or(kControlNone);
+  PutText(SupplyName(supply_), header.supply);
+  if (!fault_core_.mapped) {
+    PutText(BackingName(fault_core_.backing), header.backing);
+    PutText(ResolveName(fault_core_.resolve), header.resolve);
+  }
+  PutText(SlotStrategyName(options_.strategy), header.strategy);
+  PutText(options_.name, header.name);
+
+  const SlotState& first = slots_[0];
+  static constexpr PageGroup kGroup = {};
+  header.planes = {
+      .group_offset_bytes = first.pages.groups_offset_bytes(),
+      .group_bytes = sizeof(PageGroup),
+      .groups = first.pages.group_count(),
+      .present = OffsetIn(kGroup, kGroup.present),
+      .untracked = OffsetIn(kGroup, kGroup.untracked),
+      .open = OffsetIn(kGroup, kGroup.open),
+      .hot = OffsetIn(kGroup, kGroup.hot),
+      .recent = OffsetIn(kGroup, kGroup.recent),
+      .previous = OffsetIn(kGroup, kGroup.previous),
+  };
+  const std::vector<ControlField> fields = SlotFields(first);
+  const std::vector<ControlName> states =
+      NamesUpTo(SlotLifecycle::kTrimmingParked, &SlotLifecycleName);
+  const std::vector<ControlName> trackings =
+      NamesUpTo(Tracking::kLearning, &TrackingName);
+  const std::string description = Describe();
+  control_->Publish(header, {.fields = fields,
+                             .states = states,
+                             .trackings = trackings,
+                             .description = description});
+}
+
+void Core::PublishImage(const SlotState& slot) {
+  ControlBlock::ImageFacts facts;
+  if (slot.image != nullptr) facts.id = slot.image->id();
+  if (control_->image_id(SlotNumber(slot)) == facts.id) return;
+  std::optional<Digest> digest;
+  if (slot.image != nullptr) {
+    facts.size_bytes = slot.image->size_bytes();
+    facts.stored_pages = slot.image->stored_pages();
+    facts.name = slot.image->name();
+    digest = slot.image->known_digest();
+    if (digest.has_value()) facts.digest.emplace(digest->bytes);
+  }
+  control_->NoteImage(SlotNumber(slot), facts);
+}
+
+}  // namespace firsttouch
