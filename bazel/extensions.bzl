@@ -13,6 +13,11 @@ npm = module_extension(implementation = _npm_impl)
 
 def _system_impl(_module_ctx):
     system_repository(
+        name = "ncurses",
+        build_file = Label("//bazel/third_party:ncurses.BUILD"),
+        packages = {"libncurses-dev": "/usr/include/ncursesw/curses.h"},
+    )
+    system_repository(
         name = "wabt",
         build_file = Label("//bazel/third_party:wabt.BUILD"),
         packages = {"wabt": "/usr/include/wabt/binary-reader.h"},
