@@ -2,6 +2,7 @@
 
 #include "firsttouch/uffd/pagemap.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -51,6 +52,16 @@ Pagemap::~Pagemap() {
   if (fd_ >= 0) kernel_->Close(fd_);
 }
 
+namespace {
+
+// The kernel collects so many regions at a time (a page table's worth). Where
+// it is given room for more, a walk that ends in a later round leaves walk_end
+// where the round before ended (6.7 to 6.18 here), and going on from there
+// reports the last ones twice.
+constexpr size_t kMaxRegionsOfCall = 512;
+
+}  // namespace
+
 ScanResult ScanPages(Kernel& kernel, int pagemap_fd, const ScanRequest& request,
                      PageRegion* buffer, size_t capacity,
                      absl::FunctionRef<bool(const PageRegion&)> callback) {
@@ -65,7 +76,7 @@ ScanResult ScanPages(Kernel& kernel, int pagemap_fd, const ScanRequest& request,
   arg.flags = request.flags;
   arg.end = request.end;
   arg.vec = reinterpret_cast<uintptr_t>(buffer);
-  arg.vec_len = capacity;
+  arg.vec_len = std::min(capacity, kMaxRegionsOfCall);
   // A bit that is asked for inverted takes part in the "all" mask; what the
   // region reports is the page's own state, uninverted.
   arg.category_mask = request.all_of | request.none_of;

@@ -92,6 +92,27 @@ TEST_F(PagemapTest, EverySecondPageOf4MiBThroughASmallBuffer) {
   EXPECT_EQ(scan.calls, 1u);
 }
 
+TEST_F(PagemapTest, NoRegionIsReportedTwiceThroughALargeBuffer) {
+  constexpr size_t kPages = 4096;
+  ScratchMemory memory(kPages * kPage);
+  for (size_t page = 0; page < kPages; page += 2) {
+    memory.data()[page * kPage] = 1;
+  }
+  std::vector<PageRegion> buffer(kPages);
+  uintptr_t last_end = 0;
+  const ScanResult scan =
+      ScanPages(kernel_, pagemap_->fd(),
+                ScanRequest::Resident(memory.address(),
+                                      memory.address() + memory.bytes()),
+                buffer.data(), buffer.size(), [&](const PageRegion& region) {
+                  EXPECT_GE(region.start, last_end);
+                  last_end = region.end;
+                  return true;
+                });
+  EXPECT_TRUE(scan.ok()) << scan.error;
+  EXPECT_EQ(scan.pages, kPages / 2);
+}
+
 TEST_F(PagemapTest, PagesNobodyTouchedAreNotWritten) {
   ScratchMemory memory(4 << 20);
   if (!Track(memory)) GTEST_SKIP() << skip_;

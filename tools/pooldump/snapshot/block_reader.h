@@ -1,0 +1,151 @@
+// Reads one control block (control/block.h) into the model, wherever its bytes
+// are: in a running process, in a core dump, in a test.
+//
+// Believes nothing: every number is checked before it is used, text is made fit
+// for a terminal. A block that is corrupted, or made to do harm, gives DataLoss
+// with what is wrong; one of another version FailedPrecondition.
+//
+// Thread-compatible. Allocates.
+
+#ifndef FIRSTTOUCH_TOOLS_POOLDUMP_SNAPSHOT_BLOCK_READER_H_
+#define FIRSTTOUCH_TOOLS_POOLDUMP_SNAPSHOT_BLOCK_READER_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "firsttouch/control/block.h"
+#include "firsttouch/pool/layout.h"
+#include "firsttouch/tools/pooldump/snapshot/snapshot.pb.h"
+
+namespace firsttouch::pooldump {
+
+// The bytes of a block. Offsets are multiples of 8.
+class BlockBytes {
+ public:
+  virtual ~BlockBytes() = default;
+
+  // Of the whole block.
+  virtual uint64_t bytes() const = 0;
+
+  // Reads [offset, offset + 8 * into.size()), which lies within bytes(), in
+  // ascending order and after all that was read before. Each word is of one
+  // moment; all of them together need not be.
+  virtual absl::Status Read(uint64_t offset, std::span<uint64_t> into) = 0;
+
+  // The next part of [offset, end) that may hold anything but zeroes, in whole
+  // words; an empty one at `end`: there is none.
+  struct Part {
+    uint64_t offset = 0;
+    uint64_t end = 0;
+  };
+  virtual absl::StatusOr<Part> NextData(uint64_t offset, uint64_t end) = 0;
+};
+
+// `text` up to its first zero, with '?' for what is not UTF-8 or would move a
+// terminal's cursor; line ends are kept if `lines`.
+std::string Printable(std::string_view text, bool lines = false);
+
+class BlockReader {
+ public:
+  // Reads the header. `bytes` must outlive the reader. Errors beside those
+  // above: NotFound for a pool that is being made, or gone.
+  static absl::StatusOr<BlockReader> Open(BlockBytes& bytes);
+
+  const ControlHeader& header() const { return header_; }
+  const PoolLayout& layout() const { return layout_; }
+  std::string name() const;
+  bool Contains(uint64_t address) const {
+    return address - header_.base < header_.reservation_bytes;
+  }
+
+  // Everything but what the kernel knows. Page counts are left out, with a
+  // warning, where page states cannot be read.
+  absl::StatusOr<PoolSnapshot> ReadPool(std::vector<std::string>& warnings);
+
+  // The pool without slots, images and sums.
+  PoolSnapshot Facts() const;
+
+  // `slot` is below layout().slots(). Without `pages`.
+  absl::StatusOr<Slot> ReadSlot(uint32_t slot);
+
+  // The pages of a slot; `resident` of all runs is -1. NotFound where there is
+  // no such slot.
+  absl::StatusOr<PageMap> ReadPages(uint32_t slot);
+
+  // What the address, which the reservation contains, is.
+  absl::StatusOr<Location> Locate(uint64_t address);
+
+ private:
+  // A field of a slot's record; `bytes` 0: there is none.
+  struct Field {
+    uint32_t offset = 0;
+    uint32_t bytes = 0;
+  };
+  // A field and where in a message it goes.
+  struct CounterField {
+    Field field;
+    void (Counters::*set)(uint64_t);
+  };
+
+  BlockReader(BlockBytes& bytes, const PoolLayout& layout)
+      : bytes_(&bytes), layout_(layout) {}
+
+  absl::Status CheckSections() const;
+  absl::Status ReadNames(const ControlSection& section,
+                         std::vector<std::string>& names);
+  absl::Status ReadFields();
+  absl::Status ReadDescription();
+  absl::Status CountPages(PoolSnapshot& pool);
+  uint64_t ValueOf(std::span<const uint64_t> record, Field field) const;
+  // The groups of a slot's planes, by plane; missing ones are zero.
+  struct Group {
+    uint64_t present = 0;
+    uint64_t untracked = 0;
+    uint64_t open = 0;
+    uint64_t hot = 0;
+    uint64_t lately = 0;
+  };
+  Group GroupAt(std::span<const uint64_t> words, uint64_t offset) const;
+  absl::StatusOr<Group> ReadGroup(uint32_t slot, uint64_t group);
+  // Calls visit(slot, group number, group) for each in [offset, end) of the
+  // section of page states that may have a bit set.
+  template <typename Visit>
+  absl::Status ForEachGroup(uint64_t offset, uint64_t end, Visit visit);
+
+  BlockBytes* bytes_;
+  ControlHeader header_ = {};
+  PoolLayout layout_;
+  std::vector<std::string> states_;
+  std::vector<std::string> trackings_;
+  std::string description_;
+  Field state_;
+  Field tracking_;
+  Field base_;
+  Field size_bytes_;
+  Field initial_bytes_;
+  Field kernel_pages_;
+  Field handovers_;
+  std::vector<CounterField> counters_;
+};
+
+// Adds a slot to the sums, all of its fields that are set.
+void AddToTotals(const Slot& slot, Totals& totals);
+
+// The state of a page by its planes.
+PageState PageStateOf(bool present, bool untracked, bool open, bool hot);
+
+// One line for each error that can end in a message: what is wrong with a
+// block.
+absl::Status CorruptBlock(std::string_view pool, std::string_view what);
+
+}  // namespace firsttouch::pooldump
+
+#endif  // FIRSTTOUCH_TOOLS_POOLDUMP_SNAPSHOT_BLOCK_READER_H_

@@ -1,0 +1,569 @@
+#include "firsttouch/tools/pooldump/snapshot/live.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <charconv>
+#include <cstring>
+#include <optional>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "firsttouch/control/block.h"
+#include "firsttouch/tools/pooldump/snapshot/block_reader.h"
+#include "firsttouch/tools/pooldump/snapshot/proc_memory.h"
+#include "firsttouch/uffd/unique_fd.h"
+
+namespace firsttouch::pooldump {
+namespace {
+
+int64_t Nanos(clockid_t clock) {
+  timespec now = {};
+  clock_gettime(clock, &now);
+  return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+}
+
+// The block of a process that goes on writing it. What is always there (header
+// and records of slots) is mapped, so that each word is read by one
+// instruction; the rest is read by calls, since a touch of a hole would
+// allocate a page for it.
+class LiveBytes : public BlockBytes {
+ public:
+  // `fd` is a memfd that cannot shrink.
+  LiveBytes(UniqueFd fd, uint64_t bytes) : fd_(std::move(fd)), bytes_(bytes) {}
+  ~LiveBytes() override {
+    if (mapping_ != nullptr) munmap(mapping_, mapped_bytes_);
+  }
+  LiveBytes(const LiveBytes&) = delete;
+  LiveBytes& operator=(const LiveBytes&) = delete;
+
+  uint64_t bytes() const override { return bytes_; }
+
+  // Maps the section of slots.
+  absl::Status MapSlots(const ControlHeader& header) {
+    const uint64_t end = header.slots.offset_bytes +
+                         header.slots.record_bytes * header.slots.records;
+    void* const mapped =
+        mmap(nullptr, end, PROT_READ, MAP_SHARED, fd_.get(), 0);
+    if (mapped == MAP_FAILED) {
+      return absl::ErrnoToStatus(
+          errno, absl::StrCat("mmap of ", end, " bytes of a control block"));
+    }
+    mapping_ = mapped;
+    mapped_bytes_ = end;
+    slots_offset_ = header.slots.offset_bytes;
+    return absl::OkStatus();
+  }
+
+  absl::Status Read(uint64_t offset, std::span<uint64_t> into) override {
+    if (offset >= slots_offset_ && offset < mapped_bytes_ &&
+        into.size_bytes() <= mapped_bytes_ - offset) {
+      const auto* from = reinterpret_cast<const uint64_t*>(
+          static_cast<const std::byte*>(mapping_) + offset);
+      for (uint64_t& word : into) {
+        word = __atomic_load_n(from++, __ATOMIC_ACQUIRE);
+      }
+      return absl::OkStatus();
+    }
+    auto* to = reinterpret_cast<char*>(into.data());
+    size_t left = into.size_bytes();
+    while (left > 0) {
+      const ssize_t got =
+          pread(fd_.get(), to, left, static_cast<off_t>(offset));
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) {
+        return absl::ErrnoToStatus(errno, "reading a control block");
+      }
+      if (got == 0) return absl::DataLossError("a control block has shrunk");
+      to += got;
+      offset += static_cast<uint64_t>(got);
+      left -= static_cast<size_t>(got);
+    }
+    std::atomic_thread_fence(std::memory_order_acquire);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<Part> NextData(uint64_t offset, uint64_t end) override {
+    const off_t data = lseek(fd_.get(), static_cast<off_t>(offset), SEEK_DATA);
+    if (data < 0 && errno == ENXIO) return Part{end, end};
+    if (data < 0) {
+      return absl::ErrnoToStatus(errno, "lseek in a control block");
+    }
+    const auto from = static_cast<uint64_t>(data);
+    if (from >= end) return Part{end, end};
+    const off_t hole = lseek(fd_.get(), data, SEEK_HOLE);
+    if (hole < 0) {
+      return absl::ErrnoToStatus(errno, "lseek in a control block");
+    }
+    return Part{from, std::min(static_cast<uint64_t>(hole), end)};
+  }
+
+ private:
+  const UniqueFd fd_;
+  const uint64_t bytes_;
+  void* mapping_ = nullptr;
+  uint64_t slots_offset_ = 0;
+  uint64_t mapped_bytes_ = 0;
+};
+
+struct Pool {
+  std::unique_ptr<LiveBytes> bytes;
+  BlockReader reader;
+};
+
+// The value of a line "Name:\tvalue" of /proc/PID/status.
+std::string StatusValue(std::string_view status, std::string_view name) {
+  const std::string start = absl::StrCat("\n", std::string(name), ":");
+  size_t at = status.find(start);
+  if (at == std::string_view::npos) return "";
+  status.remove_prefix(at + start.size());
+  status = status.substr(0, status.find('\n'));
+  status.remove_prefix(
+      std::min(status.find_first_not_of(" \t"), status.size()));
+  return std::string(status);
+}
+
+std::optional<uint64_t> NumberAtEnd(std::string_view text) {
+  const size_t space = text.find_last_of(" \t");
+  if (space != std::string_view::npos) text.remove_prefix(space + 1);
+  uint64_t value = 0;
+  const auto [end, error] =
+      std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) {
+    return std::nullopt;
+  }
+  return value;
+}
+
+std::string PoolNames(const std::vector<Pool>& pools) {
+  return absl::StrJoin(pools, ", ", [](std::string* out, const Pool& pool) {
+    absl::StrAppend(out, "\"", pool.reader.name(), "\"");
+  });
+}
+
+}  // namespace
+
+struct LiveProcess::Impl {
+  pid_t pid = 0;
+  UniqueFd proc;  // /proc/PID
+
+  // `what` is not to be had, of a process that is not ours.
+  absl::Status Denied(int error, const char* what) const {
+    struct stat owner = {};
+    std::string whose = "of another user";
+    std::string how = "as its owner or as root";
+    if (fstat(proc.get(), &owner) == 0) {
+      if (owner.st_uid == geteuid() && geteuid() != 0) {
+        whose = "of this user, but has more privileges";
+        how = "as root";
+      } else if (geteuid() == 0) {
+        whose = absl::StrCat("of user id ", owner.st_uid);
+        how = "with CAP_SYS_PTRACE, which this root lacks";
+      } else {
+        whose = absl::StrCat("of user id ", owner.st_uid,
+                             ", and this is user id ", geteuid());
+      }
+    }
+    return absl::PermissionDeniedError(
+        absl::StrCat(what, " of process ", pid, ": ", std::strerror(error),
+                     "; the process is ", whose, ": run pooldump ", how));
+  }
+
+  absl::Status Ended() const {
+    return absl::UnavailableError(absl::StrCat("process ", pid, " has ended"));
+  }
+
+  // Errors as of live.h.
+  absl::StatusOr<std::string> Status() const {
+    absl::StatusOr<std::string> status = ReadProcFile(proc.get(), "status");
+    if (!status.ok()) {
+      return absl::IsUnavailable(status.status()) ? Ended() : status.status();
+    }
+    const std::string state = StatusValue(*status, "State");
+    if (!state.empty() && (state[0] == 'Z' || state[0] == 'X')) return Ended();
+    return status;
+  }
+
+  // All pools of the process, in order of their base. `warnings` tells of those
+  // that are not to be read; their first error is the result where no pool is
+  // left.
+  absl::StatusOr<std::vector<Pool>> Find(std::vector<std::string>& warnings) {
+    const absl::StatusOr<std::string> status = Status();
+    if (!status.ok()) return status.status();
+    const std::optional<uint64_t> own_pid =
+        NumberAtEnd(StatusValue(*status, "NSpid"));
+
+    const int listing =
+        openat(proc.get(), "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (listing < 0) {
+      const int error = errno;
+      if (error == EACCES || error == EPERM) {
+        return Denied(error, "the descriptors");
+      }
+      if (error == ENOENT || error == ESRCH) return Ended();
+      return absl::ErrnoToStatus(error, absl::StrCat("/proc/", pid, "/fd"));
+    }
+    const std::unique_ptr<DIR, int (*)(DIR*)> directory(fdopendir(listing),
+                                                        &closedir);
+    if (directory == nullptr) {
+      const int error = errno;
+      close(listing);
+      return absl::ErrnoToStatus(error, "opendir");
+    }
+    std::vector<Pool> pools;
+    std::set<uint64_t> seen;
+    absl::Status failure;
+    while (const dirent* entry = readdir(directory.get())) {
+      absl::Status found =
+          LookAt(listing, entry->d_name, own_pid, seen, pools, warnings);
+      if (found.ok()) continue;
+      if (absl::IsPermissionDenied(found)) return found;
+      failure.Update(found);
+      warnings.push_back(std::string(found.message()));
+    }
+    std::sort(pools.begin(), pools.end(), [](const Pool& a, const Pool& b) {
+      return a.reader.header().base < b.reader.header().base;
+    });
+    if (!pools.empty()) return pools;
+    // It may have ended while we looked.
+    if (const auto still = Status(); !still.ok()) return still.status();
+    if (!failure.ok()) return failure;
+    return NoPool(warnings);
+  }
+
+  // Adds the pool of a descriptor, if it is one.
+  absl::Status LookAt(int listing, const char* name,
+                      std::optional<uint64_t> own_pid, std::set<uint64_t>& seen,
+                      std::vector<Pool>& pools,
+                      std::vector<std::string>& warnings) {
+    char link[512];
+    const ssize_t length = readlinkat(listing, name, link, sizeof(link));
+    if (length < 0) {
+      // Only of the directory itself, and of one that was closed meanwhile.
+      return absl::OkStatus();
+    }
+    const std::string_view target(link, static_cast<size_t>(length));
+    const std::string prefix = absl::StrCat("/memfd:", kControlMemfdPrefix);
+    if (target.substr(0, prefix.size()) != prefix) return absl::OkStatus();
+    const std::string shown = Printable(target.substr(prefix.size()));
+
+    UniqueFd fd(openat(listing, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+    if (!fd) {
+      const int error = errno;
+      if (error == ENOENT || error == ESRCH) return absl::OkStatus();
+      if (error == EACCES || error == EPERM) {
+        return Denied(error, "the control block");
+      }
+      return absl::ErrnoToStatus(
+          error, absl::StrCat("opening the control block ", shown));
+    }
+    struct stat file = {};
+    if (fstat(fd.get(), &file) != 0) {
+      return absl::ErrnoToStatus(errno, "fstat of a control block");
+    }
+    if (!seen.insert(file.st_ino).second) return absl::OkStatus();
+    // Nobody but memory has seals. Without this one it could become shorter
+    // while it is mapped here, and reading it would be SIGBUS.
+    const int seals = fcntl(fd.get(), F_GET_SEALS);
+    if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) {
+      return CorruptBlock(shown, "it is not sealed");
+    }
+    auto bytes = std::make_unique<LiveBytes>(
+        std::move(fd), static_cast<uint64_t>(file.st_size));
+    absl::StatusOr<BlockReader> reader = BlockReader::Open(*bytes);
+    if (absl::IsNotFound(reader.status())) return absl::OkStatus();
+    if (!reader.ok()) return reader.status();
+    if (own_pid.has_value() && *own_pid != reader->header().pid) {
+      warnings.push_back(
+          absl::StrCat("pool \"", reader->name(), "\" is not of process ", pid,
+                       ", which only has its descriptor: it is of process ",
+                       reader->header().pid));
+      return absl::OkStatus();
+    }
+    if (absl::Status mapped = bytes->MapSlots(reader->header()); !mapped.ok()) {
+      return mapped;
+    }
+    pools.push_back({std::move(bytes), *std::move(reader)});
+    return absl::OkStatus();
+  }
+
+  // Why there is no pool, as far as /proc tells.
+  absl::Status NoPool(const std::vector<std::string>& warnings) const {
+    std::string why;
+    if (!warnings.empty()) {
+      why = absl::StrCat(": ", absl::StrJoin(warnings, "; "));
+    } else if (const auto maps = ReadProcFile(proc.get(), "maps"); maps.ok()) {
+      if (maps->find(absl::StrCat("/memfd:", kControlMemfdPrefix)) !=
+          std::string::npos) {
+        why =
+            ": it has one, but has closed the descriptor by which it is "
+            "found; exclude it where the process closes descriptors";
+      } else if (maps->find("[anon:firsttouch:") != std::string::npos) {
+        why =
+            ": it has one that is not published; its Service::Describe() says "
+            "why (ServiceOptions::publish, or an older firsttouch)";
+      }
+    }
+    if (why.empty()) {
+      why = ", or none yet: look for the process that calls Service::Create";
+    }
+    return absl::NotFoundError(
+        absl::StrCat("process ", pid, " has no pool of firsttouch", why));
+  }
+
+  // Leaves the pools of this name; all for the empty one.
+  absl::Status Choose(const std::string& name, std::vector<Pool>& pools) const {
+    if (name.empty()) return absl::OkStatus();
+    const std::string all = PoolNames(pools);
+    std::erase_if(pools,
+                  [&](const Pool& pool) { return pool.reader.name() != name; });
+    if (!pools.empty()) return absl::OkStatus();
+    return absl::NotFoundError(absl::StrCat("process ", pid, " has no pool \"",
+                                            name, "\"; it has ", all));
+  }
+
+  absl::StatusOr<Pool> ChooseOne(const std::string& name) {
+    std::vector<std::string> warnings;
+    absl::StatusOr<std::vector<Pool>> pools = Find(warnings);
+    if (!pools.ok()) return pools.status();
+    if (absl::Status status = Choose(name, *pools); !status.ok()) {
+      return status;
+    }
+    if (pools->size() == 1) return std::move(pools->front());
+    return absl::InvalidArgumentError(
+        absl::StrCat("process ", pid, " has several pools, ", PoolNames(*pools),
+                     ": name one"));
+  }
+
+  // Fills in what the kernel has of each slot. The first error ends it.
+  absl::Status AddResidency(PoolSnapshot& pool) const {
+    struct Sums {
+      uint64_t own = 0;
+      uint64_t shared = 0;
+    };
+    std::vector<Sums> slots(static_cast<size_t>(pool.slots_size()));
+    uint64_t outside = 0;
+    const PoolLayoutNumbers& layout = pool.layout();
+    const uint64_t first = pool.base() + layout.guard_before_bytes();
+    const uint64_t stride = layout.slot_stride_bytes();
+    absl::Status scanned = ForEachResidentRun(
+        proc.get(), pool.base(), pool.base() + layout.reservation_bytes(),
+        [&](const ResidentRun& run) {
+          uint64_t at = run.start;
+          while (at < run.end) {
+            if (at < first) {
+              const uint64_t stop = std::min(run.end, first);
+              outside += stop - at;
+              at = stop;
+              continue;
+            }
+            const uint64_t slot = (at - first) / stride;
+            if (slot >= slots.size()) return;
+            const uint64_t base = first + slot * stride;
+            const uint64_t end = base + layout.max_memory_bytes();
+            if (at >= end) {
+              const uint64_t stop = std::min(run.end, base + stride);
+              outside += stop - at;
+              at = stop;
+              continue;
+            }
+            const uint64_t stop = std::min(run.end, end);
+            (run.is_private ? slots[slot].own : slots[slot].shared) +=
+                stop - at;
+            at = stop;
+          }
+        });
+    if (!scanned.ok()) return scanned;
+    Totals& totals = *pool.mutable_totals();
+    Sums sums;
+    for (int i = 0; i < pool.slots_size(); ++i) {
+      Slot& slot = *pool.mutable_slots(i);
+      const Sums& one = slots[static_cast<size_t>(i)];
+      slot.set_private_bytes(one.own);
+      slot.set_shared_bytes(one.shared);
+      slot.set_resident_bytes(one.own + one.shared);
+      sums.own += one.own;
+      sums.shared += one.shared;
+    }
+    totals.set_private_bytes(sums.own);
+    totals.set_shared_bytes(sums.shared);
+    totals.set_resident_bytes(sums.own + sums.shared);
+    pool.mutable_mappings()->set_outside_bytes(outside);
+    return absl::OkStatus();
+  }
+
+  absl::Status AddSmapsOf(ProcessSnapshot& snapshot) const {
+    absl::StatusOr<std::string> smaps = ReadProcFile(proc.get(), "smaps");
+    if (!smaps.ok()) return smaps.status();
+    std::vector<SmapsRange> ranges;
+    for (const PoolSnapshot& pool : snapshot.pools()) {
+      ranges.push_back({pool.base(),
+                        pool.base() + pool.layout().reservation_bytes(),
+                        pool.mappings()});
+    }
+    AddSmaps(*smaps, ranges);
+    for (int i = 0; i < snapshot.pools_size(); ++i) {
+      *snapshot.mutable_pools(i)->mutable_mappings() =
+          ranges[static_cast<size_t>(i)].sums;
+    }
+    return absl::OkStatus();
+  }
+};
+
+LiveProcess::LiveProcess(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+LiveProcess::LiveProcess(LiveProcess&& other) noexcept = default;
+LiveProcess& LiveProcess::operator=(LiveProcess&& other) noexcept = default;
+LiveProcess::~LiveProcess() = default;
+
+absl::StatusOr<LiveProcess> LiveProcess::Open(pid_t pid) {
+  auto impl = std::make_unique<Impl>();
+  impl->pid = pid;
+  if (pid > 0) {
+    impl->proc.reset(open(absl::StrCat("/proc/", pid).c_str(),
+                          O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  }
+  if (!impl->proc) {
+    if (access("/proc/self/fd", F_OK) != 0) {
+      return absl::FailedPreconditionError(
+          "/proc is not mounted here: run pooldump where it is");
+    }
+    return absl::NotFoundError(absl::StrCat(
+        "there is no process ", pid,
+        " here: it has ended, or is of another container (pid namespace)"));
+  }
+  std::vector<std::string> warnings;
+  absl::StatusOr<std::vector<Pool>> pools = impl->Find(warnings);
+  if (!pools.ok()) return pools.status();
+  return LiveProcess(std::move(impl));
+}
+
+absl::StatusOr<ProcessSnapshot> LiveProcess::Snapshot(
+    const SnapshotOptions& options) {
+  ProcessSnapshot snapshot;
+  snapshot.set_source(ProcessSnapshot::LIVE);
+  snapshot.set_pid(impl_->pid);
+  std::vector<std::string> warnings;
+  absl::StatusOr<std::vector<Pool>> pools = impl_->Find(warnings);
+  if (!pools.ok()) return pools.status();
+  if (absl::Status status = impl_->Choose(options.pool, *pools); !status.ok()) {
+    return status;
+  }
+  snapshot.set_realtime_ns(Nanos(CLOCK_REALTIME));
+  snapshot.set_monotonic_ns(Nanos(CLOCK_MONOTONIC));
+  if (const auto comm = ReadProcFile(impl_->proc.get(), "comm"); comm.ok()) {
+    snapshot.set_command(
+        Printable(std::string_view(*comm).substr(0, comm->find('\n'))));
+  }
+  absl::Status failure;
+  for (Pool& pool : *pools) {
+    absl::StatusOr<PoolSnapshot> read = pool.reader.ReadPool(warnings);
+    if (!read.ok()) {
+      failure.Update(read.status());
+      warnings.push_back(std::string(read.status().message()));
+      continue;
+    }
+    if (options.residency) {
+      const absl::Status resident = impl_->AddResidency(*read);
+      if (absl::IsUnavailable(resident)) return impl_->Ended();
+      if (!resident.ok()) warnings.push_back(std::string(resident.message()));
+    }
+    *snapshot.add_pools() = *std::move(read);
+  }
+  if (snapshot.pools_size() == 0) return failure;
+  if (options.smaps) {
+    const absl::Status mapped = impl_->AddSmapsOf(snapshot);
+    if (absl::IsUnavailable(mapped)) return impl_->Ended();
+    if (!mapped.ok()) warnings.push_back(std::string(mapped.message()));
+  }
+  // A process that is ending has no memory any more: what was read of it would
+  // look as if nothing were resident.
+  if (const auto still = impl_->Status(); !still.ok()) return still.status();
+  for (std::string& warning : warnings) {
+    snapshot.add_warnings(std::move(warning));
+  }
+  return snapshot;
+}
+
+absl::StatusOr<PageMap> LiveProcess::Pages(const std::string& pool,
+                                           uint32_t slot) {
+  absl::StatusOr<Pool> chosen = impl_->ChooseOne(pool);
+  if (!chosen.ok()) return chosen.status();
+  absl::StatusOr<PageMap> map = chosen->reader.ReadPages(slot);
+  if (!map.ok()) return map.status();
+  // What is resident, by page: the runs are cut where it changes.
+  PageMap cut = *map;
+  cut.clear_runs();
+  std::vector<ResidentRun> resident;
+  const uint64_t base = map->slot().base();
+  const absl::Status scanned = ForEachResidentRun(
+      impl_->proc.get(), base, base + map->pool().layout().max_memory_bytes(),
+      [&](const ResidentRun& run) { resident.push_back(run); });
+  if (absl::IsUnavailable(scanned)) return impl_->Ended();
+  if (!scanned.ok()) {
+    map->add_warnings(std::string(scanned.message()));
+    return map;
+  }
+  constexpr uint64_t kPage = 4096;
+  size_t next = 0;
+  const auto add = [&](const PageRun& like, uint64_t from, uint64_t to,
+                       int kind) {
+    if (from >= to) return;
+    PageRun& run = *cut.add_runs();
+    run = like;
+    run.set_first_page(from);
+    run.set_pages(to - from);
+    run.set_resident(kind);
+  };
+  for (const PageRun& run : map->runs()) {
+    uint64_t page = run.first_page();
+    const uint64_t end = page + run.pages();
+    while (page < end) {
+      while (next < resident.size() &&
+             (resident[next].end - base) / kPage <= page) {
+        ++next;
+      }
+      if (next == resident.size()) {
+        add(run, page, end, 0);
+        break;
+      }
+      const uint64_t from = (resident[next].start - base) / kPage;
+      const uint64_t to = (resident[next].end - base) / kPage;
+      if (from > page) {
+        add(run, page, std::min(from, end), 0);
+        page = std::min(from, end);
+      } else {
+        add(run, page, std::min(to, end), resident[next].is_private ? 2 : 1);
+        page = std::min(to, end);
+      }
+    }
+  }
+  return cut;
+}
+
+absl::StatusOr<Location> LiveProcess::Locate(uint64_t address) {
+  std::vector<std::string> warnings;
+  absl::StatusOr<std::vector<Pool>> pools = impl_->Find(warnings);
+  if (!pools.ok()) return pools.status();
+  for (Pool& pool : *pools) {
+    if (pool.reader.Contains(address)) return pool.reader.Locate(address);
+  }
+  Location where;
+  where.set_address(address);
+  where.set_place(Location::NO_POOL);
+  if (const auto maps = ReadProcFile(impl_->proc.get(), "maps"); maps.ok()) {
+    where.set_mapping(MappingNameAt(*maps, address).value_or(""));
+  }
+  return where;
+}
+
+}  // namespace firsttouch::pooldump
