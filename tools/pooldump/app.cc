@@ -460,9 +460,7 @@ std::unique_ptr<CLI::App> MakeApp(Words* words) {
       ->type_name("FILE");
 
   CLI::App* live = AddCommand(app.get(), kLive, words);
-  live->add_option("PID", words->targets, "The process")
-      ->required()
-      ->expected(1);
+  live->add_option("PID", words->pid, "The process")->required();
   AddPool(live, words);
   AddAll(live, words, "Also slots that were never used");
   live->add_flag_callback(
@@ -487,9 +485,7 @@ std::unique_ptr<CLI::App> MakeApp(Words* words) {
   AddAll(core, words, "Also slots that were never used");
 
   CLI::App* map = AddCommand(app.get(), kMap, words);
-  map->add_option("PID", words->targets, "The process")
-      ->required()
-      ->expected(1);
+  map->add_option("PID", words->pid, "The process")->required();
   map->add_option("SLOT", words->slot, "The slot's number")->required();
   AddPool(map, words);
   AddPictures(map, words);

@@ -20,7 +20,8 @@ struct Words {
   std::string color;
   // Field of PoolConfig -> its text, if the flag was given.
   std::map<std::string, std::string> pool;
-  std::vector<std::string> targets;  // PID, ADDRESS...
+  std::string pid;
+  std::vector<std::string> targets;  // [PID] ADDRESS...
   std::string interval;
   std::string slot;
   std::string shell;

@@ -116,17 +116,17 @@ std::string TakeTargets(const Words& words, Options* options) {
   std::vector<std::string> targets = words.targets;
   const bool on_paper = options->command() == Options::LOCATE &&
                         (!options->config().empty() || !words.pool.empty());
-  if (options->command() == Options::LIVE ||
-      options->command() == Options::MAP ||
-      (options->command() == Options::LOCATE && !on_paper)) {
+  std::string pid = words.pid;
+  if (options->command() == Options::LOCATE && !on_paper) {
     if (targets.empty()) {
       return "neither a process nor --config is given; pooldump locate --help "
              "tells more";
     }
-    if (std::string wrong = TakePid(targets.front(), options); !wrong.empty()) {
-      return wrong;
-    }
+    pid = targets.front();
     targets.erase(targets.begin());
+  }
+  if (!pid.empty()) {
+    if (std::string wrong = TakePid(pid, options); !wrong.empty()) return wrong;
   }
   for (const std::string& word : targets) options->add_addresses(word);
   if (options->command() == Options::MAP) {
