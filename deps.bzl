@@ -140,6 +140,14 @@ def firsttouch_dependencies():
         packages = {"libzstd-dev": "/usr/include/zstd.h"},
     )
 
+    # The reader of ELF files, of elfutils.
+    _maybe(
+        system_repository,
+        name = "elfutils",
+        build_file = Label("//bazel/third_party:elfutils.BUILD"),
+        packages = {"libelf-dev": "/usr/include/gelf.h"},
+    )
+
     # For programs: command lines, and screens that are repainted.
     _maybe(
         system_repository,

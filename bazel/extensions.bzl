@@ -13,6 +13,11 @@ npm = module_extension(implementation = _npm_impl)
 
 def _system_impl(_module_ctx):
     system_repository(
+        name = "elfutils",
+        build_file = Label("//bazel/third_party:elfutils.BUILD"),
+        packages = {"libelf-dev": "/usr/include/gelf.h"},
+    )
+    system_repository(
         name = "ncurses",
         build_file = Label("//bazel/third_party:ncurses.BUILD"),
         packages = {"libncurses-dev": "/usr/include/ncursesw/curses.h"},

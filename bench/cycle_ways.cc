@@ -202,6 +202,10 @@ const std::vector<CycleWayFactory>& AllCycleWays() {
   static const auto* const ways = new std::vector<CycleWayFactory>{
       {kDefaultName,
        [](uint32_t slots) { return MakePoolWay(slots, {.name = "default"}); }},
+      {"not published",
+       [](uint32_t slots) {
+         return MakePoolWay(slots, {.name = "private", .publish = false});
+       }},
       {"copied, in-thread",
        [](uint32_t slots) {
          return MakePoolWay(slots, {.name = "copied",

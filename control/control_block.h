@@ -16,7 +16,8 @@
 // and why() says why no reader finds it.
 //
 // CORE DUMPS contain the block, with what the kernel dumps by default; but for
-// the page states of a pool where those would be large. See docs.
+// the page states of a pool where those would be large
+// (kMaxDumpedPageStatesBytes).
 
 #ifndef FIRSTTOUCH_CONTROL_CONTROL_BLOCK_H_
 #define FIRSTTOUCH_CONTROL_CONTROL_BLOCK_H_
@@ -110,6 +111,8 @@ class ControlBlock {
   // Whether readers can find it, and if not, why: for people.
   bool published() const { return static_cast<bool>(fd_); }
   const std::string& why() const { return why_; }
+  // All of it.
+  const std::byte* address() const { return address_; }
   uint64_t bytes() const { return bytes_; }
 
  private:
