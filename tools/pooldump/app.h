@@ -44,10 +44,6 @@ std::string ManualPage(const CLI::App& app);
 // "bash" or "zsh": to be sourced.
 std::string Completion(const CLI::App& app, const std::string& shell);
 
-// The one of `names` that is like `word`; empty if none is.
-std::string Nearest(const std::string& word,
-                    const std::vector<std::string>& names);
-
 }  // namespace firsttouch::pooldump
 
 #endif  // FIRSTTOUCH_TOOLS_POOLDUMP_APP_H_

@@ -103,7 +103,9 @@ TEST(PoolConfig, SaysLineAndColumnOfWhatIsWrong) {
   EXPECT_EQ(ErrorOf("instances: 1\n  instancez: 2\n").substr(0, 20),
             "pool.textproto:2:12:");
   EXPECT_THAT(ErrorOf("instances: 1\n  instancez: 2\n"),
-              HasSubstr("no field named \"instancez\". It has: name, "));
+              HasSubstr("no field named \"instancez\". Did you mean "
+                        "\"instances\"?"));
+  EXPECT_THAT(ErrorOf("zebra: 1"), HasSubstr("Fields are: name, instances, "));
   EXPECT_THAT(ErrorOf("max_memory_bytes: 4096"),
               HasSubstr("pool.textproto:1:19: Expected string, got: 4096 "
                         "(sizes are in quotes: \"4GiB\")"));

@@ -13,6 +13,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/tools/pooldump/app.h"
+#include "firsttouch/tools/pooldump/nearest.h"
 #include "google/protobuf/descriptor.h"
 
 namespace firsttouch::pooldump {

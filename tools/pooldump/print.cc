@@ -106,11 +106,13 @@ void PoolText(const PoolSnapshot& pool, bool all, const TextStyle& style,
                     BytesText(layout.guard_after_bytes(), style), ", ",
                     layout.memories_per_instance(), " an instance"),
        out);
-  Line(style, "supply",
-       absl::StrCat(Printable(pool.options().supply()), ", ",
-                    Printable(pool.options().backing()), ", ",
-                    Printable(pool.options().resolve())),
-       out);
+  // A pool of mappings has neither backing nor resolve.
+  std::string supply = Printable(pool.options().supply());
+  for (const std::string* part :
+       {&pool.options().backing(), &pool.options().resolve()}) {
+    if (!part->empty()) absl::StrAppend(&supply, ", ", Printable(*part));
+  }
+  Line(style, "supply", supply, out);
   StatesText(pool.totals(), style, out);
   if (pool.has_mappings()) {
     const Mappings& kernel = pool.mappings();

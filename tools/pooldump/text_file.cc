@@ -6,9 +6,14 @@
 #include <cerrno>
 #include <cstddef>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "firsttouch/tools/pooldump/nearest.h"
 #include "firsttouch/uffd/unique_fd.h"
 #include "google/protobuf/descriptor.h"
 #include "google/protobuf/io/tokenizer.h"
@@ -56,10 +61,20 @@ absl::Status ParseText(const std::string& name, const std::string& text,
     if (absl::StartsWith(why, "Expected string, got")) {
       absl::StrAppend(&why, " (sizes are in quotes: \"4GiB\")");
     } else if (absl::StrContains(why, "has no field named")) {
-      absl::StrAppend(&why, " It has:");
+      const std::vector<std::string> quoted = absl::StrSplit(why, '"');
+      std::vector<std::string> names;
       for (int i = 0; i < descriptor->field_count(); ++i) {
-        absl::StrAppend(&why, i == 0 ? " " : ", ",
-                        descriptor->field(i)->name());
+        names.push_back(descriptor->field(i)->name());
+      }
+      // Of the message itself; one that it contains has fields of its own.
+      const std::string nearest =
+          quoted.size() > 3 && quoted[1] == descriptor->full_name()
+              ? Nearest(quoted[3], names)
+              : "";
+      if (!nearest.empty()) {
+        absl::StrAppend(&why, " Did you mean \"", nearest, "\"?");
+      } else {
+        absl::StrAppend(&why, " Fields are: ", absl::StrJoin(names, ", "));
       }
     }
     return absl::InvalidArgumentError(

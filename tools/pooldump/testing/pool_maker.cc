@@ -9,10 +9,13 @@
 // is on standard error.
 
 #include <setjmp.h>
+#include <signal.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cinttypes>
 #include <cstddef>
 #include <cstdint>
@@ -69,9 +72,27 @@ ImageRef MakeImage(const Recipe::Image& image) {
       {.name = image.name(), .size_bytes = image.pages() * kPageBytes}, bytes));
 }
 
+// Left open until the end.
+void MakeFake(const Recipe::Fake& fake) {
+  const int fd = memfd_create(fake.name().c_str(), MFD_CLOEXEC);
+  if (fd < 0 ||
+      write(fd, fake.contents().data(), fake.contents().size()) !=
+          static_cast<ssize_t>(fake.contents().size()) ||
+      (fake.size_bytes() != 0 &&
+       ftruncate(fd, static_cast<off_t>(fake.size_bytes())) != 0)) {
+    Die(absl::ErrnoToStatus(errno, "a memfd"));
+  }
+}
+
 sigjmp_buf g_back;
 
-TrapAction Back(const TrapInfo&) { siglongjmp(g_back, 1); }
+// From now on traps are nobody's.
+volatile sig_atomic_t g_crash = 0;
+
+TrapAction Back(const TrapInfo&) {
+  if (g_crash != 0) return TrapAction::kUnhandled;
+  siglongjmp(g_back, 1);
+}
 
 void Touch(volatile std::byte* at) { *at = std::byte{1}; }
 
@@ -113,6 +134,7 @@ std::unique_ptr<Service> MakePool(const PoolConfig& config) {
 int Main(const std::string& text, bool busy) {
   Recipe recipe;
   Must(ParseText("recipe", text, &recipe, nullptr));
+  for (const Recipe::Fake& fake : recipe.fakes()) MakeFake(fake);
   std::map<std::string, ImageRef> images;
   for (const Recipe::Image& image : recipe.images()) {
     images[image.name()] = MakeImage(image);
@@ -128,7 +150,6 @@ int Main(const std::string& text, bool busy) {
       MemoryOptions wanted{.size_bytes = Must(SizeOf(size, "size_bytes")),
                            .trap_callback = Back};
       if (!tenant.image().empty()) wanted.image = images.at(tenant.image());
-      if (recipe.has_crash_at_offset()) wanted.trap_callback = nullptr;
       for (uint32_t i = 1; i <= times; ++i) {
         Memory memory = Must(pools.back()->Acquire(wanted));
         Live(tenant, memory);
@@ -147,6 +168,7 @@ int Main(const std::string& text, bool busy) {
 
   if (recipe.has_crash_at_offset()) {
     if (held.empty()) Die(absl::InvalidArgumentError("no memory is held"));
+    g_crash = 1;
     Touch(held.back().base() + recipe.crash_at_offset());
   }
   std::atomic<bool> stop{false};
