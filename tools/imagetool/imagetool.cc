@@ -80,18 +80,29 @@ pooldump::TextStyle StyleOf(const Words& words) {
           .bytes = words.common.bytes};
 }
 
+// The picture, for a MapReport.
+absl::StatusOr<std::string> TextFor(const MapReport& report,
+                                    const Words& words) {
+  const int width =
+      words.width != 0 ? words.width : cli::TerminalColumns(STDOUT_FILENO, 80);
+  return TerminalPictureOf(report, width, StyleOf(words));
+}
+
+template <typename Report>
+absl::StatusOr<std::string> TextFor(const Report& report, const Words& words) {
+  return TextOf(report, StyleOf(words));
+}
+
 // Prints a report in the format that is asked for.
 template <typename Report>
 int Print(const absl::StatusOr<Report>& report, const Words& words,
           int exit_code = 0) {
   if (!report.ok()) return Fail(report.status());
-  if (words.common.format == "json") {
-    absl::StatusOr<std::string> json = cli::AsJson(*report);
-    if (!json.ok()) return Fail(json.status());
-    return cli::End(kName, {.exit_code = exit_code, .out = *json});
-  }
-  return cli::End(
-      kName, {.exit_code = exit_code, .out = TextOf(*report, StyleOf(words))});
+  const absl::StatusOr<std::string> text = words.common.format == "json"
+                                               ? cli::AsJson(*report)
+                                               : TextFor(*report, words);
+  if (!text.ok()) return Fail(text.status());
+  return cli::End(kName, {.exit_code = exit_code, .out = *text});
 }
 
 // "NAME=NUMBER", a number as C writes it: 1024, -8, 0x400. False: it is not.
@@ -253,13 +264,7 @@ int RunMap(const Words& words) {
     if (!written.ok()) return Fail(written);
     report->set_html(words.html);
   }
-  if (words.common.format == "json") return Print(report, words);
-  const int width =
-      words.width != 0 ? words.width : cli::TerminalColumns(STDOUT_FILENO, 80);
-  const absl::StatusOr<std::string> text =
-      TerminalPictureOf(*report, width, StyleOf(words));
-  if (!text.ok()) return Fail(text.status());
-  return cli::End(kName, {.out = *text});
+  return Print(report, words);
 }
 
 using Run = std::function<int(const Words&)>;
