@@ -38,8 +38,8 @@ bool IsColor(const std::string& color) {
 void CheckOrDie(const PageMapPicture& picture) {
   const absl::Status status = Check(picture);
   if (status.ok()) return;
-  std::fprintf(stderr, "firsttouch: %s\n",
-               std::string(status.message()).c_str());
+  const std::string text(status.message());
+  std::fprintf(stderr, "firsttouch: %s\n", text.c_str());
   std::abort();
 }
 
