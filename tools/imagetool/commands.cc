@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "firsttouch/init/atomic_file.h"
 #include "firsttouch/init/digest.h"
 #include "firsttouch/init/image.h"
@@ -39,6 +40,20 @@ std::string FileName(const std::string& path) {
 // With the slash; empty: the working directory.
 std::string FolderOf(const std::string& path) {
   return path.substr(0, path.size() - FileName(path).size());
+}
+
+// Whoever mistypes a name must not lose what is read.
+absl::Status CheckOutput(const std::string& in, const std::string& out) {
+  struct stat stat_of_in, stat_of_out;
+  if (stat(in.c_str(), &stat_of_in) != 0 ||
+      stat(out.c_str(), &stat_of_out) != 0 ||
+      stat_of_in.st_dev != stat_of_out.st_dev ||
+      stat_of_in.st_ino != stat_of_out.st_ino) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("'", out, "' is the file that is read, '", in,
+                   "': name another one to write"));
 }
 
 // A regular file that is read from its start. Cut short while it is read, it is
@@ -171,8 +186,8 @@ absl::Status WithWayOut(absl::Status status, const OpenOptions& options) {
   if (!absl::IsFailedPrecondition(status) || !options.parents.empty()) {
     return status;
   }
-  return absl::FailedPreconditionError(
-      absl::StrCat(std::string(status.message()), "; name it by --parent"));
+  return absl::FailedPreconditionError(absl::StrCat(
+      std::string(status.message()), "; name it by --parent=FILE"));
 }
 
 absl::StatusOr<ImageRef> Open(const std::string& path,
@@ -180,6 +195,16 @@ absl::StatusOr<ImageRef> Open(const std::string& path,
   absl::StatusOr<ImageRef> image = OpenImageFile(path, ForOpening(options));
   if (!image.ok()) return WithWayOut(image.status(), options);
   return image;
+}
+
+// A file that a list names.
+absl::StatusOr<std::string> ReadNamedFile(const std::string& list,
+                                          const std::string& name) {
+  const bool absolute = absl::StartsWith(name, "/");
+  absl::StatusOr<SourceFile> file =
+      SourceFile::Open(absl::StrCat(absolute ? "" : FolderOf(list), name));
+  if (!file.ok()) return file.status();
+  return file->ReadAll();
 }
 
 absl::StatusOr<ImageRef> FromSegments(const std::string& path,
@@ -195,12 +220,13 @@ absl::StatusOr<ImageRef> FromSegments(const std::string& path,
   for (const Segment& segment : list.segments()) {
     const std::string* bytes = &segment.data();
     if (segment.source_case() == Segment::kFile) {
-      const bool absolute = absl::StartsWith(segment.file(), "/");
-      absl::StatusOr<SourceFile> file = SourceFile::Open(
-          absl::StrCat(absolute ? "" : FolderOf(path), segment.file()));
-      if (!file.ok()) return file.status();
-      absl::StatusOr<std::string> read = file->ReadAll();
-      if (!read.ok()) return read.status();
+      absl::StatusOr<std::string> read = ReadNamedFile(path, segment.file());
+      if (!read.ok()) {
+        return absl::Status(
+            read.status().code(),
+            absl::StrCat("'", path, "': segment ", segments.size(), ": ",
+                         std::string(read.status().message())));
+      }
       files.push_back(*std::move(read));
       bytes = &files.back();
     }
@@ -422,6 +448,7 @@ absl::StatusOr<BuildReport> Build(const std::string& source,
   const absl::StatusOr<SourceKind> kind = KindOf(source, *file, options.kind);
   if (!kind.ok()) return kind.status();
   absl::Status fits = CheckOptions(options, *kind);
+  if (fits.ok()) fits = CheckOutput(source, out);
   if (!fits.ok()) return fits;
   const std::string name =
       options.name.empty() ? FileName(source) : options.name;
@@ -575,6 +602,8 @@ VerifyReport Verify(const std::vector<std::string>& paths,
 absl::StatusOr<ImageReport> Merge(const std::string& path,
                                   const std::string& out,
                                   const OpenOptions& options, bool replace) {
+  absl::Status fits = CheckOutput(path, out);
+  if (!fits.ok()) return fits;
   absl::StatusOr<ImageFileInfo> info =
       MergeImageFile(path, out, ForOpening(options), replace);
   if (!info.ok()) return WithWayOut(info.status(), options);
@@ -585,7 +614,8 @@ absl::StatusOr<PackReport> Pack(const std::string& path, const std::string& out,
                                 const PackOptions& options) {
   absl::StatusOr<ImageFileInfo> info = ReadImageFileInfo(path);
   if (!info.ok()) return info.status();
-  absl::Status packed = PackImageFile(path, out, options);
+  absl::Status packed = CheckOutput(path, out);
+  if (packed.ok()) packed = PackImageFile(path, out, options);
   if (!packed.ok()) return packed;
   struct stat stat_of;
   if (stat(out.c_str(), &stat_of) != 0) return absl::ErrnoToStatus(errno, out);
@@ -599,8 +629,17 @@ absl::StatusOr<PackReport> Pack(const std::string& path, const std::string& out,
 absl::StatusOr<ImageReport> Unpack(const std::string& packed,
                                    const std::string& out,
                                    const UnpackOptions& options) {
+  absl::Status fits = CheckOutput(packed, out);
+  if (!fits.ok()) return fits;
   absl::StatusOr<ImageFileInfo> info = UnpackImageFile(packed, out, options);
-  if (!info.ok()) return info.status();
+  if (!info.ok()) {
+    // The option is called otherwise on a command line.
+    return absl::Status(
+        info.status().code(),
+        absl::StrReplaceAll(
+            info.status().message(),
+            {{" (max_stored_bytes)", "; raise --max-size if you trust it"}}));
+  }
   return ReportOf(out, *info);
 }
 
@@ -646,7 +685,12 @@ absl::StatusOr<StatsReport> Stats(const std::vector<std::string>& paths,
   return report;
 }
 
-absl::StatusOr<MapReport> Map(const std::string& path) {
+absl::StatusOr<MapReport> Map(const std::string& path,
+                              const std::vector<std::string>& outputs) {
+  for (const std::string& out : outputs) {
+    absl::Status fits = CheckOutput(path, out);
+    if (!fits.ok()) return fits;
+  }
   absl::StatusOr<ImageFileInfo> info = ReadImageFileInfo(path);
   if (!info.ok()) return info.status();
   MapReport report;

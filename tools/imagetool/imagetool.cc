@@ -125,14 +125,16 @@ bool ParseGlobal(const std::string& text,
 }
 
 // Now, unless the environment says when (reproducible-builds.org).
-std::optional<int64_t> BuildTime() {
+absl::StatusOr<int64_t> BuildTime() {
   const char* epoch = std::getenv("SOURCE_DATE_EPOCH");
   if (epoch == nullptr || *epoch == '\0') {
     return static_cast<int64_t>(std::time(nullptr));
   }
   int64_t seconds = 0;
-  if (!absl::SimpleAtoi(epoch, &seconds)) return std::nullopt;
-  return seconds;
+  if (absl::SimpleAtoi(epoch, &seconds)) return seconds;
+  return absl::InvalidArgumentError(
+      absl::StrCat("SOURCE_DATE_EPOCH=", epoch,
+                   " is not a number of seconds; correct it or unset it"));
 }
 
 int RunBuild(const Words& words) {
@@ -156,11 +158,9 @@ int RunBuild(const Words& words) {
   options.comment = words.comment;
   options.parents = words.parents;
   options.replace = !words.no_replace;
-  const std::optional<int64_t> time = BuildTime();
-  if (!time) {
-    return Fail(cli::kExitUsage,
-                "SOURCE_DATE_EPOCH is not a number of seconds; correct it or "
-                "unset it");
+  const absl::StatusOr<int64_t> time = BuildTime();
+  if (!time.ok()) {
+    return Fail(cli::kExitUsage, std::string(time.status().message()));
   }
   options.created_unix_seconds = *time;
   absl::StatusOr<BuildReport> report;
@@ -248,7 +248,7 @@ int RunStats(const Words& words) {
 }
 
 int RunMap(const Words& words) {
-  absl::StatusOr<MapReport> report = Map(words.in);
+  absl::StatusOr<MapReport> report = Map(words.in, {words.svg, words.html});
   if (!report.ok()) return Fail(report.status());
   if (!words.svg.empty()) {
     absl::StatusOr<std::string> svg = SvgOf(*report);
@@ -494,8 +494,8 @@ int Main(const std::vector<std::string>& arguments) {
                    "  imagetool map guest.ftimg --svg=guest.svg\n",
        .exit_codes = {{0, "all is well"},
                       {kExitNo,
-                       "diff: the images differ; verify: a file does not match "
-                       "its digests"},
+                       "diff: the images differ; verify: a file is damaged, or "
+                       "cannot be read"},
                       {kExitFailed,
                        "something cannot be read, built or written; nothing "
                        "is left half-written"}}});

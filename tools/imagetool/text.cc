@@ -57,7 +57,7 @@ std::string MemoryText(const BuildReport::Memory& memory,
       memory.import().empty()
           ? ""
           : absl::StrCat(", imported as ", Printable(memory.import())),
-      ", ", memory.initial_pages(), " pages of ",
+      ", ", Pages(memory.initial_pages()), " of ",
       BytesText(memory.page_bytes(), style),
       memory.is_64() ? ", 64-bit addresses" : "",
       memory.shared() ? ", shared" : "", ", ", memory.segments(),
