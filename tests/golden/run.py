@@ -27,6 +27,7 @@ All but the command may be left out; "exit: 0" is what is meant then.
 With --update, cases get what was printed: look at the difference.
 """
 
+import concurrent.futures
 import os
 import pathlib
 import re
@@ -139,9 +140,10 @@ def main():
     if not cases:
         sys.exit("no cases")
     bad = 0
-    for path in map(pathlib.Path, sorted(cases)):
-        case = Case(path)
-        out, err, code = run(program, case)
+    all_cases = [Case(path) for path in map(pathlib.Path, sorted(cases))]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        results = pool.map(lambda case: run(program, case), all_cases)
+    for case, (out, err, code) in zip(all_cases, results):
         if update:
             case.write(out, err, code)
             continue
@@ -153,7 +155,7 @@ def main():
                 wrong.append(f"{part} is\n{text}instead of\n{case.text(part)}")
         if wrong:
             bad += 1
-            print(f"FAILED {path}: {case.all('command')[0]}\n" + "\n".join(wrong))
+            print(f"FAILED {case.path}: {case.all('command')[0]}\n" + "\n".join(wrong))
     print(f"{len(cases)} cases, {bad} failed")
     sys.exit(1 if bad else 0)
 
