@@ -64,6 +64,38 @@ std::string MemoryText(const BuildReport::Memory& memory,
       memory.segments() == 1 ? " active segment" : " active segments");
 }
 
+// Of each kind a few by name: a module may have thousands.
+void LeftOutText(const BuildReport& report, const TextStyle& style,
+                 std::string* out) {
+  constexpr int kNamed = 4;
+  for (const bool passive : {true, false}) {
+    int count = 0;
+    uint64_t more_bytes = 0;
+    for (const BuildReport::LeftOut& segment : report.left_out()) {
+      if (segment.passive() != passive) continue;
+      if (++count > kNamed) {
+        more_bytes += segment.bytes();
+        continue;
+      }
+      const std::string text =
+          absl::StrCat("segment ", segment.index(), ", ",
+                       BytesText(segment.bytes(), style), ": ");
+      Line(style, "left out",
+           passive ? absl::StrCat(text, "passive, the program copies it itself")
+                   : Tinted(style, Tint::kWeak,
+                            absl::StrCat(text, "its offset needs ",
+                                         Printable(segment.needs()))),
+           out);
+    }
+    if (count <= kNamed) continue;
+    Line(style, "left out",
+         absl::StrCat(count - kNamed, " more of this kind, ",
+                      BytesText(more_bytes, style),
+                      "; --format=json lists them"),
+         out);
+  }
+}
+
 }  // namespace
 
 std::string TextOf(const ImageReport& report, const TextStyle& style) {
@@ -131,17 +163,7 @@ std::string TextOf(const BuildReport& report, const TextStyle& style) {
     Line(style, "content", image.content(), &out);
     Line(style, "parent", image.parent(), &out);
   }
-  for (const BuildReport::LeftOut& segment : report.left_out()) {
-    Line(style, "left out",
-         segment.passive()
-             ? absl::StrCat("segment ", segment.index(), ", ", segment.bytes(),
-                            " bytes: passive, the program copies it itself")
-             : Tinted(style, Tint::kWeak,
-                      absl::StrCat("segment ", segment.index(), ", ",
-                                   segment.bytes(), " bytes: its offset needs ",
-                                   Printable(segment.needs()))),
-         &out);
-  }
+  LeftOutText(report, style, &out);
   if (report.has_start()) {
     Line(style, "note",
          "the module has a start function, which may change its memory", &out);
