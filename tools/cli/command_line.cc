@@ -18,7 +18,6 @@ namespace {
 
 constexpr size_t kHelpColumns = 80;
 constexpr size_t kHelpIndent = 26;
-constexpr int kExitCannotPrint = 74;
 constexpr char kCompletions[] = "completions";
 
 // `text` broken at blanks; its first line begins at column `first`.
@@ -161,7 +160,8 @@ std::string NoSuch(const std::string& what, const std::string& word,
                    const std::string& help) {
   const std::string nearest = pooldump::Nearest(word, names);
   return absl::StrCat(
-      "there is no ", what, " ", pooldump::Printable(word), "; ",
+      "there is no ", what, " ",
+      word.empty() ? std::string("\"\"") : pooldump::Printable(word), "; ",
       nearest.empty() ? absl::StrCat(help, " --help lists them")
                       : absl::StrCat("did you mean ", nearest, "?"));
 }
@@ -348,7 +348,9 @@ std::unique_ptr<CLI::App> MakeApp(const Program& program) {
     absl::StrAppend(&codes, "  ", code, std::string(code < 10 ? 3 : 2, ' '),
                     Wrap(meaning, 6, 6), "\n");
   }
-  absl::StrAppend(&codes, "  ", kExitUsage, "  the command line is wrong\n");
+  absl::StrAppend(&codes, "  ", kExitUsage, "  the command line is wrong\n",
+                  "  ", kExitCannotPrint,
+                  "  standard output cannot be written\n");
   app->footer(absl::StrCat("Examples:\n", program.examples, "\n", program.name,
                            " COMMAND --help tells more.\n", codes));
   CLI::App* completions = AddCommand(

@@ -66,6 +66,8 @@ TEST(CommandLineTest, WhatIsMisspeltIsNamedWithTheNearest) {
 
 TEST(CommandLineTest, WhatIsMissingOrWrongIsOneLine) {
   EXPECT_EQ(Example().Error({}), "no command is given; cook --help lists them");
+  EXPECT_EQ(Example().Error({""}),
+            "there is no command \"\"; cook --help lists them");
   EXPECT_EQ(Example().Error({"boil"}),
             "FILE is required; cook boil --help tells more");
   EXPECT_EQ(Example().Error({"boil", "egg", "--format=xml"}),
@@ -82,7 +84,9 @@ TEST(CommandLineTest, HelpHasExamplesAndExitCodes) {
   EXPECT_EQ(ending->exit_code, 0);
   EXPECT_THAT(ending->out, HasSubstr("Exit codes:\n  0   it is ready\n"
                                      "  1   it is burnt\n"
-                                     "  64  the command line is wrong\n"));
+                                     "  64  the command line is wrong\n"
+                                     "  74  standard output cannot be "
+                                     "written\n"));
   EXPECT_THAT(ending->out, HasSubstr("Examples:\n  cook boil egg\n"));
   EXPECT_THAT(ending->out, HasSubstr("  boil                    Boils\n"));
 
