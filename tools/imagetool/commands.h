@@ -3,7 +3,8 @@
 //
 // Errors are those of init/image_file.h and init/wasm/wasm_image.h: one line
 // that names the file, the value and the rule. Files are written under their
-// name when they are whole, or not at all, and never over what is read.
+// name when they are whole, or not at all, and never over what is read. Texts
+// in messages have no control characters and are UTF-8, whatever files hold.
 //
 // Threads: any.
 

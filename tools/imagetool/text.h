@@ -1,4 +1,5 @@
-// What imagetool says, as text for people. The map's picture is made in
+// What imagetool says, as text for people. Texts in reports are fit to print
+// already (commands.h). The map's picture is made in
 // imagetool.cc, by ../picture.
 //
 // Threads: any.
