@@ -189,8 +189,8 @@ std::string TextOf(const ListReport& report, const TextStyle& style) {
 
 std::string TextOf(const DiffReport& report, const TextStyle& style) {
   std::string out;
-  const std::string a = report.a();
-  const std::string b = report.b();
+  const std::string& a = report.a();
+  const std::string& b = report.b();
   if (report.a_size_bytes() != report.b_size_bytes()) {
     Line(style, "size",
          absl::StrCat(BytesText(report.a_size_bytes(), style), " in ", a, ", ",
