@@ -216,7 +216,14 @@ std::string BashCompletions(const CLI::App& app) {
                     absl::StrJoin(FlagsOf(*command), " "), "') ;;\n");
     for (const CLI::Option* option : command->get_options()) {
       const std::string action = BashAction(*option);
-      if (action.empty()) continue;
+      if (action.empty()) {
+        // A value that nobody can guess; not an operand.
+        for (const std::string& flag : option->get_lnames()) {
+          if (!TakesValue(*option)) break;
+          absl::StrAppend(&options, "    ", name, ":--", flag, ") return ;;\n");
+        }
+        continue;
+      }
       if (IsPositional(*option)) {
         // One kind of operand a command is enough of a model for a shell.
         if (absl::StrContains(operands, absl::StrCat("      ", name, ") "))) {

@@ -21,6 +21,7 @@ struct Example {
                                   .description = "Boils. In water.",
                                   .examples = "  cook boil egg\n"});
     AddCommonOptions(boil, &common, {"text", "json"});
+    boil->add_option("--minutes", minutes, "How long")->type_name("NUMBER");
     boil->add_option("FILE", file, "What")->required()->type_name("FILE");
     AddCommand(app.get(), {.name = "broil", .description = "Broils."});
   }
@@ -38,6 +39,7 @@ struct Example {
   CLI::App* boil = nullptr;
   CommonOptions common;
   std::string file;
+  int minutes = 0;
 };
 
 TEST(CommandLineTest, OptionsAndOperandsArrive) {
@@ -108,6 +110,8 @@ TEST(CommandLineTest, CompletionsKnowOptionsAndTheirValues) {
   const std::string bash = Completions(*cook.app, "bash");
   EXPECT_THAT(bash, HasSubstr("boil:--format) action=(-W 'text json') ;;\n"));
   EXPECT_THAT(bash, HasSubstr("      boil) action=(-f) ;;\n"));
+  EXPECT_THAT(bash, HasSubstr("boil:--minutes) return ;;\n"));
+  EXPECT_THAT(bash, Not(HasSubstr("boil:--bytes)")));
   EXPECT_THAT(bash, HasSubstr("complete -o filenames -F _cook cook\n"));
   const std::string zsh = Completions(*cook.app, "zsh");
   EXPECT_THAT(zsh, HasSubstr("'--format=[What to print]:text|json:(text "
