@@ -148,6 +148,28 @@ def firsttouch_dependencies():
         packages = {"libelf-dev": "/usr/include/gelf.h"},
     )
 
+    # For programs: command lines, and screens that are repainted.
+    _maybe(
+        system_repository,
+        name = "cli11",
+        build_file = Label("//bazel/third_party:cli11.BUILD"),
+        packages = {"libcli11-dev": "/usr/include/CLI/CLI.hpp"},
+    )
+    _maybe(
+        system_repository,
+        name = "ncurses",
+        build_file = Label("//bazel/third_party:ncurses.BUILD"),
+        packages = {"libncurses-dev": "/usr/include/ncursesw/curses.h"},
+    )
+
+    # Pictures in XML.
+    _maybe(
+        system_repository,
+        name = "pugixml",
+        build_file = Label("//bazel/third_party:pugixml.BUILD"),
+        packages = {"libpugixml-dev": "/usr/include/pugixml.hpp"},
+    )
+
     # The reader of WebAssembly modules, and for tests the interpreter.
     _maybe(
         system_repository,

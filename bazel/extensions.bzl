@@ -18,6 +18,11 @@ def _system_impl(_module_ctx):
         packages = {"libelf-dev": "/usr/include/gelf.h"},
     )
     system_repository(
+        name = "ncurses",
+        build_file = Label("//bazel/third_party:ncurses.BUILD"),
+        packages = {"libncurses-dev": "/usr/include/ncursesw/curses.h"},
+    )
+    system_repository(
         name = "wabt",
         build_file = Label("//bazel/third_party:wabt.BUILD"),
         packages = {"wabt": "/usr/include/wabt/binary-reader.h"},

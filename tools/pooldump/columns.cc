@@ -1,0 +1,357 @@
+#include "firsttouch/tools/pooldump/columns.h"
+
+#include <cstdint>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace firsttouch::pooldump {
+namespace {
+
+Value StateValue(const Slot& slot) {
+  Tint tint = Tint::kNone;
+  switch (slot.state()) {
+    case Slot::HELD:
+      tint = Tint::kGood;
+      break;
+    case Slot::RETURNING:
+    case Slot::TRIMMING:
+      tint = Tint::kWeak;
+      break;
+    case Slot::QUARANTINED:
+      tint = Tint::kBad;
+      break;
+    default:
+      tint = Tint::kDim;
+      break;
+  }
+  // "~": its fields may be of different moments.
+  return Value::Text(slot.torn() ? slot.state_name() + "~" : slot.state_name(),
+                     tint);
+}
+
+Value CountOrDim(uint64_t number, Tint tint = Tint::kNone) {
+  return Value::Count(number, number == 0 ? Tint::kDim : tint);
+}
+
+Value BytesOrDim(uint64_t number) {
+  return Value::Bytes(number, number == 0 ? Tint::kDim : Tint::kNone);
+}
+
+// A column of a counter.
+template <uint64_t (Counters::*counter)() const>
+Column<Slot> CounterColumn(const char* name, const char* title) {
+  return {name, title, [](const Slot& slot) {
+            return CountOrDim((slot.counters().*counter)());
+          }};
+}
+
+template <uint64_t (PageCounts::*count)() const>
+Column<Slot> PagesColumn(const char* name) {
+  return {name, "",
+          [](const Slot& slot) { return CountOrDim((slot.pages().*count)()); }};
+}
+
+std::string Offset(int64_t offset) {
+  const bool below = offset < 0;
+  const uint64_t distance = below ? uint64_t{0} - static_cast<uint64_t>(offset)
+                                  : static_cast<uint64_t>(offset);
+  return absl::StrCat(below ? "-" : "", distance, " (", below ? "-" : "",
+                      HexText(distance), ")");
+}
+
+}  // namespace
+
+const Columns<LayoutReport::Range>& RangeColumns() {
+  using Range = LayoutReport::Range;
+  static const auto& columns = *new Columns<Range>{
+      {"offset", "",
+       [](const Range& range) { return Value::Hex(range.offset_bytes()); }},
+      {"bytes", "size",
+       [](const Range& range) { return Value::Bytes(range.bytes()); }},
+      {"times", "",
+       [](const Range& range) { return Value::Count(range.count()); }},
+      {"every", "",
+       [](const Range& range) {
+         return range.stride_bytes() == 0 ? Value::Unknown()
+                                          : Value::Bytes(range.stride_bytes());
+       }},
+      {"slot", "",
+       [](const Range& range) {
+         return range.slot_name().empty() ? Value::Unknown()
+                                          : Value::Text(range.slot_name());
+       }},
+      {"purpose", "",
+       [](const Range& range) { return Value::Text(range.purpose()); }},
+      {"option", "",
+       [](const Range& range) { return Value::Text(range.cause()); }},
+  };
+  return columns;
+}
+
+const Columns<Slot>& SlotColumns() {
+  static const auto& columns = *new Columns<Slot>{
+      // In the order of their numbers, the smallest first.
+      {"slot", "",
+       [](const Slot& slot) {
+         Value value = Value::Count(slot.slot());
+         value.rising = true;
+         return value;
+       }},
+      {"state", "", StateValue},
+      {"image", "",
+       [](const Slot& slot) {
+         return slot.image_name().empty() ? Value::Unknown()
+                                          : Value::Text(slot.image_name());
+       }},
+      {"size", "",
+       [](const Slot& slot) { return BytesOrDim(slot.size_bytes()); }},
+      {"resident", "",
+       [](const Slot& slot) {
+         return slot.has_resident_bytes() ? BytesOrDim(slot.resident_bytes())
+                                          : Value::Unknown();
+       }},
+      {"private", "",
+       [](const Slot& slot) {
+         return slot.has_private_bytes() ? BytesOrDim(slot.private_bytes())
+                                         : Value::Unknown();
+       }},
+      {"shared", "",
+       [](const Slot& slot) {
+         return slot.has_shared_bytes() ? BytesOrDim(slot.shared_bytes())
+                                        : Value::Unknown();
+       }},
+      PagesColumn<&PageCounts::clean>("clean"),
+      PagesColumn<&PageCounts::untracked>("untracked"),
+      PagesColumn<&PageCounts::dirty>("dirty"),
+      PagesColumn<&PageCounts::hot>("hot"),
+      CounterColumn<&Counters::minor_faults>("minor-faults", "minor"),
+      CounterColumn<&Counters::missing_read_faults>("read-faults", "read"),
+      CounterColumn<&Counters::missing_write_faults>("write-faults", "write"),
+      CounterColumn<&Counters::write_protect_faults>("protect-faults",
+                                                     "protect"),
+      {"traps", "",
+       [](const Slot& slot) {
+         return CountOrDim(slot.counters().traps(), Tint::kWeak);
+       }},
+      CounterColumn<&Counters::handovers>("handovers", ""),
+      CounterColumn<&Counters::binds>("binds", ""),
+      CounterColumn<&Counters::kernel_calls>("kernel-calls", "calls"),
+  };
+  return columns;
+}
+
+const Columns<Image>& ImageColumns() {
+  static const auto& columns = *new Columns<Image>{
+      {"image", "",
+       [](const Image& image) { return Value::Text(image.name()); }},
+      {"size", "",
+       [](const Image& image) { return Value::Bytes(image.size_bytes()); }},
+      {"stored", "",
+       [](const Image& image) { return Value::Count(image.stored_pages()); }},
+      {"slots", "",
+       [](const Image& image) { return Value::Count(image.slots()); }},
+      {"held", "",
+       [](const Image& image) { return Value::Count(image.held()); }},
+      {"digest", "",
+       [](const Image& image) {
+         return image.digest().empty() ? Value::Unknown()
+                                       : Value::Text(image.digest());
+       }},
+  };
+  return columns;
+}
+
+const Columns<LocateReport::Found>& FoundColumns() {
+  using Found = LocateReport::Found;
+  static const auto& columns = *new Columns<Found>{
+      {"address", "",
+       [](const Found& found) {
+         return Value::Hex(found.location().address());
+       }},
+      {"line", "",
+       [](const Found& found) {
+         return found.line() == 0 ? Value::Unknown()
+                                  : Value::Count(found.line());
+       }},
+      {"pool", "",
+       [](const Found& found) {
+         return found.location().place() == Location::NO_POOL
+                    ? Value::Unknown()
+                    : Value::Text(found.location().pool());
+       }},
+      {"slot", "",
+       [](const Found& found) {
+         return found.location().place() == Location::NO_POOL
+                    ? Value::Unknown()
+                    : Value::Count(found.location().slot());
+       }},
+      {"offset", "",
+       [](const Found& found) {
+         return found.location().place() == Location::NO_POOL
+                    ? Value::Unknown()
+                    : Value::Text(
+                          absl::StrCat(found.location().offset_bytes()));
+       }},
+      {"page", "",
+       [](const Found& found) {
+         return found.location().place() == Location::MEMORY
+                    ? Value::Count(found.location().page())
+                    : Value::Unknown();
+       }},
+      {"what", "",
+       [](const Found& found) { return Value::Text(found.text()); }},
+  };
+  return columns;
+}
+
+const Columns<PageRun>& PageRunColumns() {
+  static const auto& columns = *new Columns<PageRun>{
+      {"first-page", "",
+       [](const PageRun& run) {
+         Value value = Value::Count(run.first_page());
+         value.rising = true;
+         return value;
+       }},
+      {"pages", "",
+       [](const PageRun& run) { return Value::Count(run.pages()); }},
+      {"state", "",
+       [](const PageRun& run) {
+         return Value::Text(PageStateText(run.state()));
+       }},
+      {"source", "",
+       [](const PageRun& run) {
+         return Value::Text(PageSourceText(run.source()));
+       }},
+      {"resident", "",
+       [](const PageRun& run) {
+         switch (run.resident()) {
+           case 0:
+             return Value::Text("no");
+           case 1:
+             return Value::Text("shared");
+           case 2:
+             return Value::Text("private");
+           default:
+             return Value::Unknown();
+         }
+       }},
+  };
+  return columns;
+}
+
+const Columns<ImageReport::Run>& ImageRunColumns() {
+  using Run = ImageReport::Run;
+  static const auto& columns = *new Columns<Run>{
+      {"first-page", "",
+       [](const Run& run) {
+         Value value = Value::Count(run.first_page());
+         value.rising = true;
+         return value;
+       }},
+      {"pages", "", [](const Run& run) { return Value::Count(run.pages()); }},
+      {"state", "", [](const Run& run) { return Value::Text(run.state()); }},
+  };
+  return columns;
+}
+
+uint64_t Faults(const Counters& counters) {
+  return counters.minor_faults() + counters.missing_read_faults() +
+         counters.missing_write_faults() + counters.write_protect_faults();
+}
+
+std::string PageStateText(PageState state) {
+  switch (state) {
+    case PAGE_MISSING:
+      return "missing";
+    case PAGE_CLEAN:
+      return "clean";
+    case PAGE_UNTRACKED:
+      return "untracked";
+    case PAGE_DIRTY:
+      return "dirty";
+    case PAGE_HOT:
+      return "hot";
+    default:
+      return "unknown";
+  }
+}
+
+std::string PageSourceText(PageSource source) {
+  switch (source) {
+    case PAGE_OF_ZEROES:
+      return "zeroes";
+    case PAGE_OF_IMAGE:
+      return "image";
+    case PAGE_OUTSIDE:
+      return "outside";
+    default:
+      return "unknown";
+  }
+}
+
+std::string LocationText(const Location& location) {
+  if (location.place() == Location::NO_POOL ||
+      location.place() == Location::PLACE_UNSPECIFIED) {
+    return location.mapping().empty()
+               ? "in no pool"
+               : absl::StrCat("in no pool: ", Printable(location.mapping()));
+  }
+  std::string text = absl::StrCat("pool ", Printable(location.pool()),
+                                  ", slot ", location.slot());
+  if (location.memory() != 0 || location.instance() != location.slot()) {
+    absl::StrAppend(&text, " (instance ", location.instance(), ", memory ",
+                    location.memory(), ")");
+  }
+  absl::StrAppend(&text, ", offset ", Offset(location.offset_bytes()));
+  switch (location.place()) {
+    case Location::GUARD_BEFORE:
+      return text + ": guard, in front of the first memory";
+    case Location::GUARD_AFTER:
+      return text + ": guard, behind the memory";
+    default:
+      break;
+  }
+  absl::StrAppend(&text, ", page ", location.page());
+  if (!location.has_slot()) return text + ": inside the memory's maximum";
+  if (location.page_state() != PAGE_STATE_UNSPECIFIED) {
+    absl::StrAppend(&text, " (", PageStateText(location.page_state()), ")");
+  }
+  if (location.in_bounds()) {
+    absl::StrAppend(&text, ": in bounds");
+  } else if (location.page_in_bounds()) {
+    absl::StrAppend(&text, ": above the size of ", location.size_bytes(),
+                    " bytes, in its last page (not guarded)");
+  } else if (location.size_bytes() == 0 &&
+             location.slot_state() != Slot::HELD) {
+    absl::StrAppend(&text, ": nobody holds the slot");
+  } else {
+    absl::StrAppend(&text, ": out of bounds, above the size of ",
+                    location.size_bytes(), " bytes");
+  }
+  if (location.has_image_page()) {
+    absl::StrAppend(&text, "; page ", location.image_page(), " of image ",
+                    Printable(location.image_name()));
+  } else if (location.page_source() == PAGE_OF_ZEROES) {
+    absl::StrAppend(&text, "; zeroes at first");
+  }
+  return text;
+}
+
+std::string CrashText(const Crash& crash) {
+  std::string text = crash.signal_name().empty()
+                         ? absl::StrCat("signal ", crash.signal())
+                         : crash.signal_name();
+  if (crash.thread_id() != 0) {
+    absl::StrAppend(&text, " in thread ", crash.thread_id());
+  }
+  if (!crash.has_address()) return text + ", without an address";
+  absl::StrAppend(&text, " at ", HexText(crash.address()));
+  if (crash.has_location()) {
+    absl::StrAppend(&text, ": ", LocationText(crash.location()));
+  }
+  return text;
+}
+
+}  // namespace firsttouch::pooldump

@@ -1,0 +1,40 @@
+// The columns of pooldump's tables. docs/pooldump.md explains each; a test
+// holds it to these lists.
+
+#ifndef FIRSTTOUCH_TOOLS_POOLDUMP_COLUMNS_H_
+#define FIRSTTOUCH_TOOLS_POOLDUMP_COLUMNS_H_
+
+#include <string>
+
+#include "firsttouch/tools/pooldump/pooldump.pb.h"
+#include "firsttouch/tools/pooldump/snapshot/snapshot.pb.h"
+#include "firsttouch/tools/pooldump/table.h"
+
+namespace firsttouch::pooldump {
+
+// Made once; the same in all threads.
+const Columns<LayoutReport::Range>& RangeColumns();
+const Columns<Slot>& SlotColumns();
+const Columns<Image>& ImageColumns();
+const Columns<LocateReport::Found>& FoundColumns();
+const Columns<PageRun>& PageRunColumns();
+const Columns<ImageReport::Run>& ImageRunColumns();
+
+// "minor", "read", ...: faults of all kinds.
+uint64_t Faults(const Counters& counters);
+
+// "missing", "hot", ...; "unknown" where it is not known.
+std::string PageStateText(PageState state);
+// "zeroes", "image", "outside"; "unknown".
+std::string PageSourceText(PageSource source);
+
+// Where an address lies, in one line without a full stop: "pool tenants, slot
+// 7, offset 69636 (0x11004), page 17 (hot): in bounds".
+std::string LocationText(const Location& location);
+
+// What ended a process: "SIGBUS at 0x7f0000011004: " and LocationText.
+std::string CrashText(const Crash& crash);
+
+}  // namespace firsttouch::pooldump
+
+#endif  // FIRSTTOUCH_TOOLS_POOLDUMP_COLUMNS_H_

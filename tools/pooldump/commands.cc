@@ -1,0 +1,303 @@
+#include "firsttouch/tools/pooldump/commands.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "firsttouch/tools/pooldump/columns.h"
+#include "firsttouch/tools/pooldump/config.h"
+#include "firsttouch/tools/pooldump/layout_report.h"
+#include "firsttouch/tools/pooldump/machine.h"
+#include "firsttouch/tools/pooldump/print.h"
+#include "firsttouch/tools/pooldump/snapshot/core_file.h"
+#include "firsttouch/tools/pooldump/snapshot/live.h"
+#include "firsttouch/tools/pooldump/snapshot/locate.h"
+#include "firsttouch/tools/pooldump/text_file.h"
+#include "re2/re2.h"
+
+namespace firsttouch::pooldump {
+namespace {
+
+constexpr size_t kMostLogBytes = size_t{256} << 20;
+
+std::string OneLine(const absl::Status& status) {
+  std::string text(status.message());
+  for (char& c : text) {
+    if (c == '\n' || c == '\r') c = ' ';
+  }
+  return text;
+}
+
+Answer WrongUsage(const absl::Status& status) {
+  Answer answer;
+  answer.exit_code = kExitUsage;
+  answer.error = OneLine(status);
+  return answer;
+}
+
+// The pool of --config and of the flags that are put over it.
+absl::StatusOr<PlacedConfig> ConfigOf(const CommandLine& line) {
+  PlacedConfig config;
+  if (!line.options.config().empty()) {
+    absl::StatusOr<PlacedConfig> file = ReadPoolConfig(line.options.config());
+    if (!file.ok()) {
+      return absl::Status(file.status().code(),
+                          absl::StrCat("--config: ", OneLine(file.status())));
+    }
+    config = *std::move(file);
+  }
+  Overlay({line.options.pool(), line.pool_places}, config);
+  if (line.options.config().empty() && config.places.empty()) {
+    return absl::InvalidArgumentError(
+        "no pool is described: give --config=FILE, or --instances=N "
+        "--memory-bytes=SIZE --guard-bytes=SIZE");
+  }
+  return config;
+}
+
+Answer AnswerLayout(const CommandLine& line, Kernel& kernel) {
+  const absl::StatusOr<PlacedConfig> config = ConfigOf(line);
+  if (!config.ok()) return WrongUsage(config.status());
+  Machine machine;
+  if (line.options.machine().empty()) {
+    machine = ThisMachine(kernel);
+  } else {
+    absl::StatusOr<Machine> other = ReadMachine(line.options.machine());
+    if (!other.ok()) return WrongUsage(other.status());
+    machine = *std::move(other);
+  }
+  LayoutReportOptions options{.all = line.options.all()};
+  if (!line.options.filter().empty()) {
+    // Here already, so that a few of very many slots can be listed. A regular
+    // expression that is none is told of by FilterAndSort.
+    RE2::Options quiet;
+    quiet.set_log_errors(false);
+    const auto regex = std::make_shared<RE2>(line.options.filter(), quiet);
+    if (regex->ok()) {
+      options.wanted = [regex](const std::string& name) {
+        return RE2::PartialMatch(name, *regex);
+      };
+    }
+  }
+  absl::StatusOr<LayoutReport> report =
+      MakeLayoutReport(*config, machine, options);
+  if (!report.ok()) return WrongUsage(report.status());
+  Answer answer;
+  answer.exit_code = report->fits() ? kExitOk : kExitBadNews;
+  *answer.report.mutable_layout() = *std::move(report);
+  return answer;
+}
+
+Answer AnswerLive(const Options& options) {
+  absl::StatusOr<LiveProcess> process = LiveProcess::Open(options.pid());
+  if (!process.ok()) return CannotRead(process.status());
+  absl::StatusOr<ProcessSnapshot> snapshot =
+      process->Snapshot({.pool = options.pool_name()});
+  if (!snapshot.ok()) return CannotRead(snapshot.status());
+  Answer answer;
+  *answer.report.mutable_live() = *std::move(snapshot);
+  return answer;
+}
+
+Answer AnswerCore(const Options& options) {
+  absl::StatusOr<CoreFile> core = CoreFile::Open(options.file());
+  if (!core.ok()) return CannotRead(core.status());
+  absl::StatusOr<ProcessSnapshot> snapshot =
+      core->Snapshot(options.pool_name());
+  if (!snapshot.ok()) return CannotRead(snapshot.status());
+  Answer answer;
+  CoreReport& report = *answer.report.mutable_core();
+  report.set_path(options.file());
+  if (snapshot->has_crash())
+    report.set_crash_text(CrashText(snapshot->crash()));
+  *report.mutable_process() = *std::move(snapshot);
+  return answer;
+}
+
+Answer AnswerMap(const Options& options) {
+  absl::StatusOr<LiveProcess> process = LiveProcess::Open(options.pid());
+  if (!process.ok()) return CannotRead(process.status());
+  absl::StatusOr<PageMap> pages =
+      process->Pages(options.pool_name(), options.slot());
+  if (!pages.ok()) return CannotRead(pages.status());
+  Answer answer;
+  *answer.report.mutable_map() = *std::move(pages);
+  return answer;
+}
+
+// A location on paper: nothing is known of the slot, but for the size that the
+// configuration may give.
+Location OnPaper(const PoolLayout& layout, const std::string& name,
+                 uint64_t base, uint64_t size_bytes, uint64_t address) {
+  Location location = LocateInLayout(layout, base, address);
+  if (location.place() != Location::NO_POOL) location.set_pool(name);
+  if (size_bytes != 0 && location.place() == Location::MEMORY) {
+    location.set_has_slot(true);
+    location.set_slot_state(Slot::HELD);
+    location.set_size_bytes(size_bytes);
+    const auto offset = static_cast<uint64_t>(location.offset_bytes());
+    location.set_in_bounds(offset < size_bytes);
+    location.set_page_in_bounds(offset / 4096 * 4096 < size_bytes);
+  }
+  return location;
+}
+
+using Locator = std::function<absl::StatusOr<Location>(uint64_t)>;
+
+Answer LocateAll(const Options& options, const Locator& locate,
+                 const std::string& source) {
+  Answer answer;
+  LocateReport& report = *answer.report.mutable_locate();
+  report.set_source(source);
+  std::vector<AddressInText> wanted;
+  const bool reads_log =
+      options.addresses().empty() ||
+      (options.addresses_size() == 1 && options.addresses(0) == "-");
+  if (reads_log) {
+    absl::StatusOr<std::string> log = ReadFile("-", kMostLogBytes);
+    if (!log.ok()) return CannotRead(log.status());
+    wanted = AddressesIn(*log);
+    report.set_log(*std::move(log));
+  }
+  for (int i = 0; !reads_log && i < options.addresses_size(); ++i) {
+    const absl::StatusOr<uint64_t> address = ParseAddress(options.addresses(i));
+    if (!address.ok()) return WrongUsage(address.status());
+    wanted.push_back({*address, 0});
+  }
+  bool some = false;
+  for (const AddressInText& one : wanted) {
+    absl::StatusOr<Location> location = locate(one.address);
+    if (!location.ok()) return CannotRead(location.status());
+    some |= location->place() != Location::NO_POOL;
+    LocateReport::Found& found = *report.add_found();
+    found.set_line(one.line);
+    found.set_text(LocationText(*location));
+    *found.mutable_location() = *std::move(location);
+  }
+  answer.exit_code = some ? kExitOk : kExitBadNews;
+  return answer;
+}
+
+Answer AnswerLocate(const CommandLine& line) {
+  const Options& options = line.options;
+  if (options.pid() != 0) {
+    absl::StatusOr<LiveProcess> process = LiveProcess::Open(options.pid());
+    if (!process.ok()) return CannotRead(process.status());
+    return LocateAll(
+        options,
+        [&process](uint64_t address) { return process->Locate(address); },
+        absl::StrCat("process ", options.pid()));
+  }
+  const absl::StatusOr<PlacedConfig> config = ConfigOf(line);
+  if (!config.ok()) return WrongUsage(config.status());
+  const absl::StatusOr<PoolLayout> layout = LayoutOf(*config);
+  if (!layout.ok()) return WrongUsage(layout.status());
+  const absl::StatusOr<uint64_t> size = SizeOf(*config, "size_bytes");
+  if (!size.ok()) return WrongUsage(size.status());
+  uint64_t base = 0;
+  if (!config->config.base().empty()) {
+    const absl::StatusOr<uint64_t> parsed = ParseAddress(config->config.base());
+    if (!parsed.ok()) {
+      const auto place = config->places.find("base");
+      return WrongUsage(absl::InvalidArgumentError(
+          absl::StrCat(place == config->places.end() ? "base" : place->second,
+                       ": ", parsed.status().message())));
+    }
+    base = *parsed;
+  }
+  const std::string name =
+      config->config.name().empty() ? "pool" : config->config.name();
+  return LocateAll(
+      options,
+      [&](uint64_t address) -> absl::StatusOr<Location> {
+        return OnPaper(*layout, name, base, *size, address);
+      },
+      options.config().empty() ? "the command line" : options.config());
+}
+
+}  // namespace
+
+Answer CannotRead(const absl::Status& status) {
+  Answer answer;
+  answer.exit_code = kExitCannotRead;
+  answer.error = OneLine(status);
+  return answer;
+}
+
+absl::StatusOr<uint64_t> ParseAddress(const std::string& word) {
+  const bool prefixed =
+      absl::StartsWith(word, "0x") || absl::StartsWith(word, "0X");
+  const std::string digits = prefixed ? word.substr(2) : word;
+  uint64_t address = 0;
+  // SimpleHexAtoi would take signs, blanks and a second prefix.
+  if (digits.empty() || digits.size() > 16 ||
+      digits.find_first_not_of("0123456789abcdefABCDEF") != std::string::npos ||
+      !absl::SimpleHexAtoi(digits, &address)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("\"", word,
+                     "\" is not an address: hexadecimal digits, as in "
+                     "0x7f0000011004"));
+  }
+  return address;
+}
+
+std::vector<AddressInText> AddressesIn(const std::string& text) {
+  static const auto& pattern =
+      *new RE2("\\b(?:0[xX]([0-9a-fA-F]{1,16})|([0-9a-fA-F]{9,16}))\\b");
+  std::vector<AddressInText> found;
+  re2::StringPiece rest(text);
+  const char* counted = text.data();
+  uint64_t line = 1;
+  std::string prefixed;
+  std::string bare;
+  std::set<std::pair<uint64_t, uint64_t>> seen;
+  while (RE2::FindAndConsume(&rest, pattern, &prefixed, &bare)) {
+    for (; counted < rest.data(); ++counted) line += *counted == '\n' ? 1 : 0;
+    uint64_t address = 0;
+    if (!absl::SimpleHexAtoi(prefixed.empty() ? bare : prefixed, &address)) {
+      continue;
+    }
+    // Once a line is enough.
+    if (seen.insert({line, address}).second) found.push_back({address, line});
+  }
+  return found;
+}
+
+Answer MakeAnswer(const CommandLine& line, Kernel& kernel) {
+  Answer answer;
+  switch (line.options.command()) {
+    case Options::LAYOUT:
+      answer = AnswerLayout(line, kernel);
+      break;
+    case Options::LIVE:
+      answer = AnswerLive(line.options);
+      break;
+    case Options::LOCATE:
+      answer = AnswerLocate(line);
+      break;
+    case Options::CORE:
+      answer = AnswerCore(line.options);
+      break;
+    case Options::MAP:
+      answer = AnswerMap(line.options);
+      break;
+    default:
+      return WrongUsage(absl::InvalidArgumentError("no command is given"));
+  }
+  if (!answer.error.empty()) return answer;
+  const absl::Status status = FilterAndSort(line.options, &answer.report);
+  if (!status.ok()) return WrongUsage(status);
+  return answer;
+}
+
+}  // namespace firsttouch::pooldump

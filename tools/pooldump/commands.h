@@ -1,0 +1,43 @@
+// From a command line to a report.
+
+#ifndef FIRSTTOUCH_TOOLS_POOLDUMP_COMMANDS_H_
+#define FIRSTTOUCH_TOOLS_POOLDUMP_COMMANDS_H_
+
+#include <string>
+
+#include "firsttouch/tools/pooldump/flags.h"
+#include "firsttouch/tools/pooldump/pooldump.pb.h"
+#include "firsttouch/uffd/kernel.h"
+
+namespace firsttouch::pooldump {
+
+struct Answer {
+  int exit_code = kExitOk;
+  // One line, without a line feed, that says what is wrong and what to do;
+  // empty where there is a report.
+  std::string error;
+  // Filtered and sorted.
+  Report report;
+};
+
+// Does what the command line asks for, but for printing and --watch. May read
+// standard input (`locate` without an address).
+Answer MakeAnswer(const CommandLine& line, Kernel& kernel);
+
+// Error and exit code of a process, a core or an image that cannot be read.
+Answer CannotRead(const absl::Status& status);
+
+// All addresses in a text: "0x" and up to 16 hexadecimal digits, or 9 to 16
+// such digits that stand alone. In their order, with the line, from 1.
+struct AddressInText {
+  uint64_t address = 0;
+  uint64_t line = 0;
+};
+std::vector<AddressInText> AddressesIn(const std::string& text);
+
+// "0x7f00", "7f00": hexadecimal in either case. InvalidArgument otherwise.
+absl::StatusOr<uint64_t> ParseAddress(const std::string& word);
+
+}  // namespace firsttouch::pooldump
+
+#endif  // FIRSTTOUCH_TOOLS_POOLDUMP_COMMANDS_H_

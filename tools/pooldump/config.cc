@@ -1,0 +1,202 @@
+#include "firsttouch/tools/pooldump/config.h"
+
+#include <cctype>
+#include <cstddef>
+#include <initializer_list>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "firsttouch/tools/pooldump/text_file.h"
+#include "google/protobuf/descriptor.h"
+
+namespace firsttouch::pooldump {
+namespace {
+
+constexpr char kSizeRule[] =
+    "is not a size: a number of bytes, or a number with a unit from KiB to "
+    "EiB, as in \"4GiB\"";
+
+absl::Status Misplaced(const FieldPlaces& places, const std::string& field,
+                       const std::string& message) {
+  const auto place = places.find(field);
+  if (place == places.end()) return absl::InvalidArgumentError(message);
+  return absl::InvalidArgumentError(absl::StrCat(place->second, ": ", message));
+}
+
+// PoolLayout::Compute's error begins with the field at fault.
+absl::Status WithPlace(const FieldPlaces& places, const absl::Status& status) {
+  const std::string message(status.message());
+  const std::string field = message.substr(0, message.find(' '));
+  return Misplaced(places, field, message);
+}
+
+}  // namespace
+
+absl::StatusOr<uint64_t> ParseBytes(const std::string& what,
+                                    const std::string& text) {
+  const auto wrong = [&](const char* rule) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, " \"", text, "\" ", rule));
+  };
+  std::string number(absl::StripAsciiWhitespace(text));
+  size_t end = 0;
+  while (end < number.size() &&
+         (std::isdigit(static_cast<unsigned char>(number[end])) != 0 ||
+          number[end] == '.')) {
+    ++end;
+  }
+  std::string unit(absl::StripAsciiWhitespace(number.substr(end)));
+  number.resize(end);
+  absl::AsciiStrToLower(&unit);
+  if (absl::EndsWith(unit, "ib")) {
+    unit.resize(unit.size() - 2);
+    if (unit.empty()) return wrong(kSizeRule);
+  } else if (unit == "b") {
+    unit.clear();
+  }
+  static constexpr char kUnits[] = "kmgtpe";
+  int shift = 0;
+  if (!unit.empty()) {
+    const std::string units = kUnits;
+    const size_t at = units.find(unit);
+    if (unit.size() != 1 || at == std::string::npos) return wrong(kSizeRule);
+    shift = 10 * static_cast<int>(at + 1);
+  }
+  uint64_t whole = 0;
+  if (absl::SimpleAtoi(number, &whole)) {
+    if (shift != 0 && whole > (~uint64_t{0} >> shift)) {
+      return wrong("does not fit 64 bits");
+    }
+    return whole << shift;
+  }
+  // "1.5GiB": exact, or refused.
+  const size_t dot = number.find('.');
+  if (dot == std::string::npos || dot == 0 || dot + 1 == number.size() ||
+      number.find('.', dot + 1) != std::string::npos) {
+    if (dot == std::string::npos && !number.empty()) {
+      return wrong("does not fit 64 bits");
+    }
+    return wrong(kSizeRule);
+  }
+  uint64_t fraction = 0;
+  const std::string digits = number.substr(dot + 1);
+  if (digits.size() > 6 || !absl::SimpleAtoi(number.substr(0, dot), &whole) ||
+      !absl::SimpleAtoi(digits, &fraction)) {
+    return wrong(kSizeRule);
+  }
+  uint64_t scale = 1;
+  for (size_t i = 0; i < digits.size(); ++i) scale *= 10;
+  const unsigned __int128 scaled =
+      (static_cast<unsigned __int128>(whole) * scale + fraction) << shift;
+  if (scaled % scale != 0) return wrong("is no whole number of bytes");
+  if (scaled / scale > ~uint64_t{0}) return wrong("does not fit 64 bits");
+  return static_cast<uint64_t>(scaled / scale);
+}
+
+absl::StatusOr<PlacedConfig> ParsePoolConfig(const std::string& name,
+                                             const std::string& text) {
+  PlacedConfig placed;
+  absl::Status status = ParseText(name, text, &placed.config, &placed.places);
+  if (!status.ok()) return status;
+  return placed;
+}
+
+absl::StatusOr<PlacedConfig> ReadPoolConfig(const std::string& path) {
+  absl::StatusOr<std::string> text = ReadFile(path, kMostConfigBytes);
+  if (!text.ok()) return text.status();
+  return ParsePoolConfig(path, *text);
+}
+
+void Overlay(const PlacedConfig& over, PlacedConfig& config) {
+  config.config.MergeFrom(over.config);
+  for (const auto& [field, place] : over.places) config.places[field] = place;
+}
+
+absl::StatusOr<uint64_t> SizeOf(const PlacedConfig& config,
+                                const std::string& field) {
+  const google::protobuf::FieldDescriptor* descriptor =
+      PoolConfig::descriptor()->FindFieldByName(field);
+  const std::string text =
+      config.config.GetReflection()->GetString(config.config, descriptor);
+  if (text.empty()) return 0;
+  absl::StatusOr<uint64_t> bytes = ParseBytes(field, text);
+  if (bytes.ok()) return bytes;
+  return Misplaced(config.places, field, std::string(bytes.status().message()));
+}
+
+absl::StatusOr<PoolLayout> LayoutOf(const PlacedConfig& config) {
+  const PoolConfig& pool = config.config;
+  LayoutOptions options;
+  const struct {
+    const char* field;
+    uint64_t* value;
+  } sizes[] = {
+      {"max_memory_bytes", &options.max_memory_bytes},
+      {"guard_before_bytes", &options.guard_before_bytes},
+      {"guard_after_bytes", &options.guard_after_bytes},
+      {"granule_bytes", &options.granule_bytes},
+  };
+  for (const auto& [field, value] : sizes) {
+    absl::StatusOr<uint64_t> bytes = SizeOf(config, field);
+    if (!bytes.ok()) return bytes.status();
+    const bool given = config.places.find(field) != config.places.end();
+    if (given || *bytes != 0) *value = *bytes;
+  }
+  const struct {
+    const char* field;
+    uint32_t value;
+    uint32_t* option;
+  } counts[] = {
+      {"instances", pool.instances(), &options.instances},
+      {"memories_per_instance", pool.memories_per_instance(),
+       &options.memories_per_instance},
+  };
+  for (const auto& [field, value, option] : counts) {
+    const bool given = config.places.find(field) != config.places.end();
+    if (given || value != 0) *option = value;
+  }
+  const struct {
+    const char* field;
+    const std::string& value;
+    std::initializer_list<const char*> choices;
+  } names[] = {
+      {"supply",
+       pool.supply(),
+       {"userfaultfd", "mappings-scan", "mappings-drop"}},
+      {"backing", pool.backing(), {"shared", "copied"}},
+      {"resolve", pool.resolve(), {"in-thread", "handler-thread"}},
+  };
+  for (const auto& [field, value, choices] : names) {
+    if (value.empty()) continue;
+    bool known = false;
+    std::string list;
+    for (const char* choice : choices) {
+      known |= value == choice;
+      absl::StrAppend(&list, list.empty() ? "" : ", ", choice);
+    }
+    if (!known) {
+      return Misplaced(
+          config.places, field,
+          absl::StrCat(field, " \"", value, "\" is none of ", list));
+    }
+  }
+  if (pool.index_bits() > 64) {
+    return Misplaced(
+        config.places, "index_bits",
+        absl::StrCat("index_bits ", pool.index_bits(), " is more than 64"));
+  }
+  if (absl::StatusOr<uint64_t> offset =
+          SizeOf(config, "largest_static_offset_bytes");
+      !offset.ok()) {
+    return offset.status();
+  }
+  absl::StatusOr<PoolLayout> layout = PoolLayout::Compute(options);
+  if (layout.ok()) return layout;
+  return WithPlace(config.places, layout.status());
+}
+
+}  // namespace firsttouch::pooldump

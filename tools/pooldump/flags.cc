@@ -1,0 +1,229 @@
+#include "firsttouch/tools/pooldump/flags.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "firsttouch/tools/pooldump/app.h"
+#include "firsttouch/tools/pooldump/nearest.h"
+#include "google/protobuf/descriptor.h"
+
+namespace firsttouch::pooldump {
+namespace {
+
+CommandLine::Ending Printed(std::string text) {
+  return {.exit_code = kExitOk, .out = std::move(text)};
+}
+
+CommandLine::Ending Wrong(const std::string& text) {
+  return {.exit_code = kExitUsage, .err = text};
+}
+
+std::vector<std::string> CommandNames(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands(
+           [](const CLI::App* sub) { return !sub->get_name().empty(); })) {
+    names.push_back(command->get_name());
+  }
+  return names;
+}
+
+// The command that `words` ask for, or null.
+const CLI::App* CommandOf(const CLI::App& app,
+                          const std::vector<std::string>& words) {
+  for (const std::string& word : words) {
+    for (const CLI::App* command :
+         app.get_subcommands([](const CLI::App*) { return true; })) {
+      if (command->get_name() == word) return command;
+    }
+  }
+  return nullptr;
+}
+
+// One line for what CLI11 found wrong. It names at most the word; the nearest
+// name is ours.
+std::string Explain(const CLI::App& app, const std::vector<std::string>& words,
+                    const CLI::ParseError& error) {
+  const CLI::App* command = CommandOf(app, words);
+  if (command == nullptr) {
+    for (const std::string& word : words) {
+      if (absl::StartsWith(word, "-")) continue;
+      const std::string nearest = Nearest(word, CommandNames(app));
+      return absl::StrCat(
+          "there is no command \"", word, "\"",
+          nearest.empty() ? std::string("; pooldump --help lists them")
+                          : absl::StrCat("; did you mean \"", nearest, "\"?"));
+    }
+    return "no command is given; pooldump --help lists them";
+  }
+  std::vector<std::string> flags;
+  for (const CLI::Option* option : command->get_options()) {
+    for (const std::string& name : option->get_lnames()) {
+      flags.push_back("--" + name);
+    }
+  }
+  for (const std::string& word : words) {
+    if (!absl::StartsWith(word, "--") || word == "--") continue;
+    const std::string flag = word.substr(0, word.find('='));
+    if (std::find(flags.begin(), flags.end(), flag) != flags.end()) continue;
+    const std::string nearest = Nearest(flag, flags);
+    return absl::StrCat("there is no option ", flag,
+                        nearest.empty()
+                            ? absl::StrCat("; pooldump ", command->get_name(),
+                                           " --help lists them")
+                            : absl::StrCat("; did you mean ", nearest, "?"));
+  }
+  std::string text = error.what();
+  for (char& c : text) {
+    if (c == '\n') c = ' ';
+  }
+  return absl::StrCat(text, "; pooldump ", command->get_name(),
+                      " --help tells more");
+}
+
+template <typename Enum, typename Parse>
+void SetEnum(const std::string& word, Parse parse, Enum* value) {
+  // CLI11 has checked that it is one of them.
+  if (!word.empty()) parse(absl::AsciiStrToUpper(word), value);
+}
+
+Options::Command CommandNumber(const std::string& name) {
+  Options::Command command = Options::NO_COMMAND;
+  Options::Command_Parse(absl::AsciiStrToUpper(name), &command);
+  return command;
+}
+
+// Empty: all is well.
+std::string TakePid(const std::string& word, Options* options) {
+  int32_t pid = 0;
+  if (!absl::SimpleAtoi(word, &pid) || pid < 1) {
+    return absl::StrCat("\"", word,
+                        "\" is not the number of a process (a number from 1 "
+                        "on; pidof NAME finds it)");
+  }
+  options->set_pid(pid);
+  return "";
+}
+
+std::string TakeTargets(const Words& words, Options* options) {
+  std::vector<std::string> targets = words.targets;
+  const bool on_paper = options->command() == Options::LOCATE &&
+                        (!options->config().empty() || !words.pool.empty());
+  std::string pid = words.pid;
+  if (options->command() == Options::LOCATE && !on_paper) {
+    if (targets.empty()) {
+      return "neither a process nor --config is given; pooldump locate --help "
+             "tells more";
+    }
+    pid = targets.front();
+    targets.erase(targets.begin());
+  }
+  if (!pid.empty()) {
+    if (std::string wrong = TakePid(pid, options); !wrong.empty()) return wrong;
+  }
+  for (const std::string& word : targets) options->add_addresses(word);
+  if (options->command() == Options::MAP) {
+    uint32_t slot = 0;
+    if (!absl::SimpleAtoi(words.slot, &slot)) {
+      return absl::StrCat("\"", words.slot,
+                          "\" is not the number of a slot (a number from 0 on; "
+                          "pooldump live lists them)");
+    }
+    options->set_slot(slot);
+  }
+  return "";
+}
+
+std::string TakeInterval(const Words& words, Options* options) {
+  options->set_interval_ms(1000);
+  if (words.interval.empty()) return "";
+  double seconds = 0;
+  if (!absl::SimpleAtod(words.interval, &seconds) ||
+      !(seconds >= 0.1 && seconds <= 3600)) {
+    return absl::StrCat("--interval: \"", words.interval,
+                        "\" is not a number of seconds from 0.1 to 3600");
+  }
+  options->set_interval_ms(static_cast<uint32_t>(seconds * 1000 + 0.5));
+  return "";
+}
+
+std::string TakePool(const Words& words, CommandLine* line) {
+  PoolConfig& pool = *line->options.mutable_pool();
+  for (const PoolFlag& flag : PoolFlags()) {
+    const auto given = words.pool.find(flag.field);
+    if (given == words.pool.end()) continue;
+    const google::protobuf::FieldDescriptor* field =
+        PoolConfig::descriptor()->FindFieldByName(flag.field);
+    const google::protobuf::Reflection* reflection = pool.GetReflection();
+    line->pool_places[flag.field] = flag.shown;
+    if (field->cpp_type() ==
+        google::protobuf::FieldDescriptor::CPPTYPE_STRING) {
+      reflection->SetString(&pool, field, given->second);
+      continue;
+    }
+    uint32_t number = 0;
+    if (!absl::SimpleAtoi(given->second, &number)) {
+      return absl::StrCat(flag.shown, ": \"", given->second,
+                          "\" is not a number from 0 to ",
+                          std::numeric_limits<uint32_t>::max());
+    }
+    reflection->SetUInt32(&pool, field, number);
+  }
+  return "";
+}
+
+}  // namespace
+
+CommandLine ParseCommandLine(const std::vector<std::string>& words) {
+  CommandLine line;
+  Words found;
+  const std::unique_ptr<CLI::App> app = MakeApp(&found);
+  // CLI11 takes them from the back.
+  std::vector<std::string> reversed(words.rbegin(), words.rend());
+  try {
+    app->parse(std::move(reversed));
+  } catch (const CLI::CallForHelp&) {
+    const CLI::App* command = CommandOf(*app, words);
+    line.ending =
+        Printed(command == nullptr ? app->help() : command->help("pooldump"));
+    return line;
+  } catch (const CLI::CallForVersion& version) {
+    line.ending = Printed(absl::StrCat(version.what(), "\n"));
+    return line;
+  } catch (const CLI::ParseError& error) {
+    line.ending = Wrong(Explain(*app, words, error));
+    return line;
+  }
+  const std::string command = app->get_subcommands().front()->get_name();
+  if (command == "completion") {
+    line.ending = Printed(Completion(*app, found.shell));
+    return line;
+  }
+  if (command == "manual") {
+    line.ending = Printed(ManualPage(*app));
+    return line;
+  }
+  line.options = found.options;
+  line.options.set_command(CommandNumber(command));
+  Format format = TEXT;
+  SetEnum(found.format, Format_Parse, &format);
+  line.options.set_format(format);
+  Color color = AUTO;
+  SetEnum(found.color, Color_Parse, &color);
+  line.options.set_color(color);
+  std::string wrong = TakeTargets(found, &line.options);
+  if (wrong.empty()) wrong = TakeInterval(found, &line.options);
+  if (wrong.empty()) wrong = TakePool(found, &line);
+  if (!wrong.empty()) line.ending = Wrong(wrong);
+  return line;
+}
+
+}  // namespace firsttouch::pooldump

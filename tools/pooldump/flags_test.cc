@@ -1,0 +1,196 @@
+#include "firsttouch/tools/pooldump/flags.h"
+
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_replace.h"
+#include "firsttouch/tools/pooldump/app.h"
+#include "firsttouch/tools/pooldump/nearest.h"
+#include "gmock/gmock.h"
+#include "google/protobuf/text_format.h"
+#include "google/protobuf/util/message_differencer.h"
+#include "gtest/gtest.h"
+
+namespace firsttouch::pooldump {
+namespace {
+
+using google::protobuf::util::MessageDifferencer;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::Not;
+
+Options Expect(const std::string& text) {
+  Options options;
+  EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(text, &options));
+  return options;
+}
+
+// The options of a command line that is right.
+Options Parsed(const std::vector<std::string>& words) {
+  const CommandLine line = ParseCommandLine(words);
+  EXPECT_FALSE(line.ending.has_value()) << line.ending->err;
+  return line.options;
+}
+
+std::string ErrorOf(const std::vector<std::string>& words) {
+  const CommandLine line = ParseCommandLine(words);
+  if (!line.ending.has_value()) return "";
+  EXPECT_EQ(line.ending->exit_code, kExitUsage);
+  EXPECT_EQ(line.ending->err.find('\n'), std::string::npos);
+  EXPECT_THAT(line.ending->out, IsEmpty());
+  return line.ending->err;
+}
+
+TEST(Flags, AreTheOptionsMessage) {
+  EXPECT_TRUE(MessageDifferencer::Equals(
+      Parsed({"layout", "--instances=3", "--memory-bytes", "4GiB",
+              "--guard-bytes=2GiB", "--format=json", "--color=always",
+              "--bytes", "--all", "--filter=x", "--sort=-bytes"}),
+      Expect(R"pb(command: LAYOUT
+                  format: JSON
+                  color: ALWAYS
+                  bytes: true
+                  filter: "x"
+                  sort: "-bytes"
+                  all: true
+                  interval_ms: 1000
+                  pool {
+                    instances: 3
+                    max_memory_bytes: "4GiB"
+                    guard_after_bytes: "2GiB"
+                  })pb")));
+  EXPECT_TRUE(MessageDifferencer::Equals(
+      Parsed({"live", "1234", "--pool=a", "--watch", "--interval=0.25"}),
+      Expect(R"pb(command: LIVE
+                  pid: 1234
+                  pool_name: "a"
+                  watch: true
+                  interval_ms: 250
+                  pool {})pb")));
+  EXPECT_TRUE(MessageDifferencer::Equals(
+      Parsed({"locate", "1234", "0x7f00", "-"}), Expect(R"pb(command: LOCATE
+                                                             pid: 1234
+                                                             addresses: "0x7f00"
+                                                             addresses: "-"
+                                                             interval_ms: 1000
+                                                             pool {})pb")));
+  EXPECT_TRUE(MessageDifferencer::Equals(
+      Parsed({"locate", "--config=f", "1234"}), Expect(R"pb(command: LOCATE
+                                                            config: "f"
+                                                            addresses: "1234"
+                                                            interval_ms: 1000
+                                                            pool {})pb")));
+  EXPECT_TRUE(MessageDifferencer::Equals(
+      Parsed({"map", "1", "7", "--svg=a", "--html=b", "--width=80"}),
+      Expect(R"pb(command: MAP
+                  pid: 1
+                  slot: 7
+                  svg: "a"
+                  html: "b"
+                  width: 80
+                  interval_ms: 1000
+                  pool {})pb")));
+}
+
+TEST(Flags, SayWhatIsWrongInOneLine) {
+  EXPECT_EQ(ErrorOf({"live", "0"}),
+            "\"0\" is not the number of a process (a number from 1 on; pidof "
+            "NAME finds it)");
+  EXPECT_THAT(ErrorOf({"live", "99999999999"}), HasSubstr("is not the number"));
+  EXPECT_THAT(ErrorOf({"live", "1", "--interval=0"}),
+              HasSubstr("from 0.1 to 3600"));
+  EXPECT_THAT(ErrorOf({"live", "1", "--interval=nan"}),
+              HasSubstr("from 0.1 to 3600"));
+  EXPECT_THAT(ErrorOf({"locate"}), HasSubstr("neither a process nor --config"));
+  EXPECT_THAT(ErrorOf({"map", "1", "7", "--width=3"}), HasSubstr("--width"));
+  EXPECT_THAT(ErrorOf({"live", "1", "--formt=json"}),
+              HasSubstr("there is no option --formt; did you mean --format?"));
+  EXPECT_THAT(ErrorOf({"live"}), HasSubstr("PID is required"));
+  EXPECT_THAT(ErrorOf({}), HasSubstr("no command is given"));
+  EXPECT_THAT(ErrorOf({"--format=json"}), HasSubstr("no command is given"));
+}
+
+TEST(Flags, HelpHasExamplesAndExitCodesIn80Columns) {
+  std::vector<std::vector<std::string>> calls = {{"--help"}};
+  for (const char* command :
+       {"layout", "live", "locate", "core", "map", "image"}) {
+    calls.push_back({command, "--help"});
+  }
+  for (const std::vector<std::string>& words : calls) {
+    const CommandLine line = ParseCommandLine(words);
+    ASSERT_TRUE(line.ending.has_value());
+    EXPECT_EQ(line.ending->exit_code, kExitOk);
+    EXPECT_THAT(line.ending->out, HasSubstr("Example"));
+    EXPECT_THAT(line.ending->out, HasSubstr("Exit codes: 0 all is well"));
+    size_t start = 0;
+    while (start < line.ending->out.size()) {
+      const size_t end = line.ending->out.find('\n', start);
+      const std::string text = line.ending->out.substr(start, end - start);
+      EXPECT_LE(text.size(), 80u) << text;
+      EXPECT_TRUE(text.empty() || text.back() != ' ') << text;
+      start = end + 1;
+    }
+  }
+}
+
+// Every option of every command, as "--name".
+std::vector<std::string> AllFlags(const CLI::App& app) {
+  std::vector<std::string> flags;
+  for (const CLI::App* command :
+       app.get_subcommands([](const CLI::App*) { return true; })) {
+    for (const CLI::Option* option : command->get_options()) {
+      for (const std::string& name : option->get_lnames()) {
+        flags.push_back("--" + name);
+      }
+    }
+  }
+  return flags;
+}
+
+TEST(Manual, HasEveryOptionAndCommand) {
+  Words words;
+  const auto app = MakeApp(&words);
+  const std::string page =
+      absl::StrReplaceAll(ManualPage(*app), {{"\\-", "-"}});
+  const std::vector<std::string> flags = AllFlags(*app);
+  EXPECT_GT(flags.size(), 60u);
+  for (const std::string& flag : flags) EXPECT_THAT(page, HasSubstr(flag));
+  for (const char* command :
+       {"LAYOUT", "LIVE", "LOCATE", "CORE", "MAP", "IMAGE"}) {
+    EXPECT_THAT(page, HasSubstr(std::string(".SH \"POOLDUMP ") + command));
+  }
+}
+
+TEST(Completion, HasEveryOption) {
+  Words words;
+  const auto app = MakeApp(&words);
+  for (const char* shell : {"bash", "zsh"}) {
+    const std::string script = Completion(*app, shell);
+    for (const std::string& flag : AllFlags(*app)) {
+      EXPECT_THAT(script, HasSubstr(flag)) << shell;
+    }
+  }
+}
+
+TEST(PoolFlags, HaveEveryFieldOfThePool) {
+  std::string fields;
+  for (const PoolFlag& flag : PoolFlags())
+    fields += flag.field + std::string(" ");
+  const google::protobuf::Descriptor* pool = PoolConfig::descriptor();
+  for (int i = 0; i < pool->field_count(); ++i) {
+    EXPECT_THAT(fields, HasSubstr(pool->field(i)->name() + " "));
+  }
+}
+
+TEST(Nearest, ForgivesAThirdOfTheLetters) {
+  const std::vector<std::string> names = {"--format", "--filter", "--all"};
+  EXPECT_EQ(Nearest("--fromat", names), "--format");
+  EXPECT_EQ(Nearest("--filtr", names), "--filter");
+  EXPECT_EQ(Nearest("--al", names), "--all");
+  EXPECT_EQ(Nearest("--zzzzzz", names), "");
+  EXPECT_EQ(Nearest("", names), "");
+  EXPECT_EQ(Nearest("--x", {}), "");
+}
+
+}  // namespace
+}  // namespace firsttouch::pooldump

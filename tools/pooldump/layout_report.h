@@ -1,0 +1,40 @@
+// A pool on paper: what `pooldump layout` says. Pure: nothing is created, and
+// the machine is a message.
+
+#ifndef FIRSTTOUCH_TOOLS_POOLDUMP_LAYOUT_REPORT_H_
+#define FIRSTTOUCH_TOOLS_POOLDUMP_LAYOUT_REPORT_H_
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "firsttouch/tools/pooldump/config.h"
+#include "firsttouch/tools/pooldump/pooldump.pb.h"
+
+namespace firsttouch::pooldump {
+
+struct LayoutReportOptions {
+  // A line for each range instead of one for all equal ones.
+  bool all = false;
+  // With `all`: which slots, by their name; null for all of them.
+  std::function<bool(const std::string&)> wanted;
+};
+
+// Constant time, but for `all`. Errors: those of LayoutOf; InvalidArgument if
+// more ranges were listed than anybody reads.
+absl::StatusOr<LayoutReport> MakeLayoutReport(
+    const PlacedConfig& config, const Machine& machine,
+    const LayoutReportOptions& options);
+
+// How a slot is named everywhere: "tenants/7".
+std::string SlotName(const std::string& pool, uint32_t slot);
+
+// Blocks of `span` bytes (a power of two) that `count` pieces of `bytes` bytes
+// touch, the first at `first`, then one every `stride` (at least `bytes`).
+uint64_t BlocksTouched(uint64_t first, uint64_t stride, uint64_t count,
+                       uint64_t bytes, uint64_t span);
+
+}  // namespace firsttouch::pooldump
+
+#endif  // FIRSTTOUCH_TOOLS_POOLDUMP_LAYOUT_REPORT_H_

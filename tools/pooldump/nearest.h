@@ -1,0 +1,19 @@
+// What somebody may have meant.
+
+#ifndef FIRSTTOUCH_TOOLS_POOLDUMP_NEAREST_H_
+#define FIRSTTOUCH_TOOLS_POOLDUMP_NEAREST_H_
+
+#include <string>
+#include <vector>
+
+namespace firsttouch::pooldump {
+
+// The one of `names` from which `word` differs least, by letters that are
+// changed, missing or too many (Levenshtein); empty where more than a third of
+// them is. Of several, the first. Pure.
+std::string Nearest(const std::string& word,
+                    const std::vector<std::string>& names);
+
+}  // namespace firsttouch::pooldump
+
+#endif  // FIRSTTOUCH_TOOLS_POOLDUMP_NEAREST_H_

@@ -1,0 +1,36 @@
+// A report as text for people and in the formats for programs.
+
+#ifndef FIRSTTOUCH_TOOLS_POOLDUMP_PRINT_H_
+#define FIRSTTOUCH_TOOLS_POOLDUMP_PRINT_H_
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "firsttouch/tools/pooldump/pooldump.pb.h"
+#include "firsttouch/tools/pooldump/table.h"
+
+namespace firsttouch::pooldump {
+
+// Leaves out what options.filter() does not find in the names of slots and
+// images, and sorts by options.sort(). InvalidArgument for a regular expression
+// or a column that is none.
+absl::Status FilterAndSort(const Options& options, Report* report);
+
+// The report in options.format(). Text has colours where the style has. The
+// other formats are the same whatever the style.
+absl::StatusOr<std::string> PrintReport(const Report& report,
+                                        const Options& options,
+                                        const TextStyle& style);
+
+// Of PrintReport's text, the part for a layout, and so on.
+std::string LayoutText(const LayoutReport& report, const TextStyle& style);
+std::string LiveText(const ProcessSnapshot& process, bool all,
+                     const TextStyle& style);
+std::string LocateText(const LocateReport& report, const TextStyle& style);
+std::string CoreText(const CoreReport& report, bool all,
+                     const TextStyle& style);
+
+}  // namespace firsttouch::pooldump
+
+#endif  // FIRSTTOUCH_TOOLS_POOLDUMP_PRINT_H_

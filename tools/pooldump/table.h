@@ -1,0 +1,170 @@
+// Tables: rows of a message, columns that say how to read a value from a row.
+// Text, csv and sorting are made of the same columns.
+
+#ifndef FIRSTTOUCH_TOOLS_POOLDUMP_TABLE_H_
+#define FIRSTTOUCH_TOOLS_POOLDUMP_TABLE_H_
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+
+namespace firsttouch::pooldump {
+
+// Colours say nothing that the words do not.
+enum class Tint { kNone, kGood, kWeak, kBad, kDim, kHead };
+
+// How text is printed.
+struct TextStyle {
+  bool color = false;
+  // Sizes as numbers of bytes instead of binary units.
+  bool bytes = false;
+};
+
+// A number or a text, with how it is shown.
+struct Value {
+  enum class Kind { kText, kCount, kBytes, kHex, kShare, kUnknown };
+  Kind kind = Kind::kUnknown;
+  uint64_t number = 0;
+  double share = 0;
+  std::string text;
+  Tint tint = Tint::kNone;
+  // Sorts the smallest first, where otherwise the largest number is.
+  bool rising = false;
+
+  static Value Text(std::string text, Tint tint = Tint::kNone);
+  static Value Count(uint64_t number, Tint tint = Tint::kNone);
+  static Value Bytes(uint64_t number, Tint tint = Tint::kNone);
+  static Value Hex(uint64_t number);
+  // Per second, with one decimal.
+  static Value Share(double share);
+  // Not to be had: "-", and nothing in csv.
+  static Value Unknown() { return {}; }
+
+  // Numbers: the larger one first (but for `rising`). Texts: in alphabetical
+  // order. What is not known comes last.
+  static bool Before(const Value& a, const Value& b);
+};
+
+// "4 GiB" where that is exact, "1.50 MiB" otherwise; "4294967296" with
+// style.bytes.
+std::string BytesText(uint64_t bytes, const TextStyle& style);
+
+// "0x180000000".
+std::string HexText(uint64_t number);
+
+// For a terminal: control characters become '?', and what is not UTF-8, too.
+std::string Printable(const std::string& text);
+
+// Columns that `text` takes on a terminal; colours take none.
+size_t Width(const std::string& text);
+
+// `text` in a colour, where the style has colours.
+std::string Tinted(const TextStyle& style, Tint tint, const std::string& text);
+
+std::string ShownAs(const Value& value, const TextStyle& style);
+
+// What a table looks like once values were read.
+struct PlainTable {
+  std::vector<std::string> titles;
+  // As many cells as titles each.
+  std::vector<std::vector<Value>> rows;
+  // Printed below the rows; not in csv. May be empty.
+  std::vector<std::vector<Value>> totals;
+};
+
+// Lines that end with '\n' and never with a blank. Numbers stand at the right
+// of their column.
+std::string TableText(const PlainTable& table, const TextStyle& style,
+                      const std::string& indent = "");
+
+// RFC 4180: a line of titles, then the rows, ended by "\r\n" each. Sizes in
+// bytes, hexadecimal numbers as they are shown.
+std::string TableCsv(const PlainTable& table);
+
+template <typename Row>
+struct Column {
+  // On the command line, in csv and in the documents.
+  std::string name;
+  // In text. Empty: the name.
+  std::string title;
+  std::function<Value(const Row&)> value;
+};
+
+template <typename Row>
+using Columns = std::vector<Column<Row>>;
+
+// The column of that name. InvalidArgument lists those that there are.
+template <typename Row>
+absl::StatusOr<const Column<Row>*> FindColumn(const Columns<Row>& columns,
+                                              const std::string& name) {
+  std::string names;
+  for (const Column<Row>& column : columns) {
+    if (column.name == name) return &column;
+    absl::StrAppend(&names, names.empty() ? "" : ", ", column.name);
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("no column \"", name, "\"; there are ", names));
+}
+
+// Sorts `rows` (something with random access iterators) by a column; "-" in
+// front of its name: the other way round. Rows that are equal stay in order. An
+// empty `sort` changes nothing.
+template <typename Row, typename Rows>
+absl::Status SortRows(const Columns<Row>& columns, const std::string& sort,
+                      Rows* rows) {
+  if (sort.empty()) return absl::OkStatus();
+  const bool backwards = sort.front() == '-';
+  const absl::StatusOr<const Column<Row>*> column =
+      FindColumn(columns, backwards ? sort.substr(1) : sort);
+  if (!column.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--sort: ", column.status().message()));
+  }
+  std::vector<std::pair<Value, size_t>> keys;
+  keys.reserve(static_cast<size_t>(rows->size()));
+  for (const Row& row : *rows) {
+    keys.emplace_back((*column)->value(row), keys.size());
+  }
+  std::stable_sort(keys.begin(), keys.end(),
+                   [backwards](const auto& a, const auto& b) {
+                     return backwards ? Value::Before(b.first, a.first)
+                                      : Value::Before(a.first, b.first);
+                   });
+  Rows sorted;
+  sorted.Reserve(static_cast<int>(keys.size()));
+  for (const auto& [key, index] : keys) {
+    sorted.Add()->Swap(&(*rows)[static_cast<int>(index)]);
+  }
+  rows->Swap(&sorted);
+  return absl::OkStatus();
+}
+
+template <typename Row, typename Rows>
+PlainTable MakeTable(const Columns<Row>& columns, const Rows& rows, bool csv) {
+  PlainTable table;
+  for (const Column<Row>& column : columns) {
+    table.titles.push_back(csv || column.title.empty() ? column.name
+                                                       : column.title);
+  }
+  table.rows.reserve(static_cast<size_t>(rows.size()));
+  for (const Row& row : rows) {
+    std::vector<Value>& cells = table.rows.emplace_back();
+    cells.reserve(columns.size());
+    for (const Column<Row>& column : columns) {
+      cells.push_back(column.value(row));
+    }
+  }
+  return table;
+}
+
+}  // namespace firsttouch::pooldump
+
+#endif  // FIRSTTOUCH_TOOLS_POOLDUMP_TABLE_H_

@@ -1,0 +1,201 @@
+// Makes the pools of a recipe (recipe.proto, in text format, the first
+// argument), prints "ready PID" and the base of each pool, and waits for the
+// end of its standard input.
+//
+// With a second argument "busy", a thread hands the first pool's memories on
+// until then.
+//
+// Exit code 77: the machine does not allow what the recipe asks for; the reason
+// is on standard error.
+
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cinttypes>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "firsttouch/init/image_builder.h"
+#include "firsttouch/service/service.h"
+#include "firsttouch/tools/pooldump/config.h"
+#include "firsttouch/tools/pooldump/testing/recipe.pb.h"
+#include "firsttouch/tools/pooldump/text_file.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch::pooldump {
+namespace {
+
+constexpr int kExitSkipped = 77;
+
+[[noreturn]] void Die(const absl::Status& status) {
+  std::fprintf(stderr, "pool_maker: %s\n", status.ToString().c_str());
+  const bool refused = absl::IsPermissionDenied(status) ||
+                       absl::IsUnimplemented(status) ||
+                       absl::IsFailedPrecondition(status);
+  std::exit(refused ? kExitSkipped : 1);
+}
+
+template <typename T>
+T Must(absl::StatusOr<T> value) {
+  if (!value.ok()) Die(value.status());
+  return *std::move(value);
+}
+
+void Must(const absl::Status& status) {
+  if (!status.ok()) Die(status);
+}
+
+ImageRef MakeImage(const Recipe::Image& image) {
+  std::vector<std::byte> bytes((image.pages() - image.zero_pages()) *
+                               kPageBytes);
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    bytes[i] = static_cast<std::byte>(1 + i / kPageBytes % 255);
+  }
+  return Must(ImageFromBytes(
+      {.name = image.name(), .size_bytes = image.pages() * kPageBytes}, bytes));
+}
+
+// Left open until the end.
+void MakeFake(const Recipe::Fake& fake) {
+  const int fd = memfd_create(fake.name().c_str(), MFD_CLOEXEC);
+  if (fd < 0 ||
+      write(fd, fake.contents().data(), fake.contents().size()) !=
+          static_cast<ssize_t>(fake.contents().size()) ||
+      (fake.size_bytes() != 0 &&
+       ftruncate(fd, static_cast<off_t>(fake.size_bytes())) != 0)) {
+    Die(absl::ErrnoToStatus(errno, "a memfd"));
+  }
+}
+
+sigjmp_buf g_back;
+
+// From now on traps are nobody's.
+volatile sig_atomic_t g_crash = 0;
+
+TrapAction Back(const TrapInfo&) {
+  if (g_crash != 0) return TrapAction::kUnhandled;
+  siglongjmp(g_back, 1);
+}
+
+void Touch(volatile std::byte* at) { *at = std::byte{1}; }
+
+void Live(const Recipe::Tenant& tenant, const Memory& memory) {
+  volatile std::byte* const base = memory.base();
+  for (uint64_t i = 0; i < tenant.read_pages(); ++i) {
+    (void)base[i * kPageBytes];
+  }
+  for (uint64_t i = 0; i < tenant.write_pages(); ++i) {
+    Touch(base + i * kPageBytes);
+  }
+  for (uint32_t i = 0; i < tenant.traps(); ++i) {
+    if (sigsetjmp(g_back, 0) == 0) Touch(base + memory.size_bytes());
+  }
+}
+
+std::unique_ptr<Service> MakePool(const PoolConfig& config) {
+  PlacedConfig placed;
+  placed.config = config;
+  ServiceOptions options;
+  options.name = config.name();
+  options.layout = Must(LayoutOf(placed)).options();
+  if (config.supply() == "mappings-scan") {
+    options.supply = Supply::kMappingsScan;
+  } else if (config.supply() == "mappings-drop") {
+    options.supply = Supply::kMappingsDrop;
+  } else if (config.supply() == "userfaultfd") {
+    options.supply = Supply::kUserfaultfd;
+  }
+  if (config.backing() == "copied") options.backing = Backing::kCopied;
+  if (config.backing() == "shared") options.backing = Backing::kShared;
+  // By signals from the first holder on, so that counts are the same each time.
+  if (options.supply == Supply::kUserfaultfd) {
+    options.tracking = Tracking::kSignal;
+  }
+  return Must(Service::Create(std::move(options)));
+}
+
+int Main(const std::string& text, bool busy) {
+  Recipe recipe;
+  Must(ParseText("recipe", text, &recipe, nullptr));
+  for (const Recipe::Fake& fake : recipe.fakes()) MakeFake(fake);
+  std::map<std::string, ImageRef> images;
+  for (const Recipe::Image& image : recipe.images()) {
+    images[image.name()] = MakeImage(image);
+  }
+  std::vector<std::unique_ptr<Service>> pools;
+  std::vector<Memory> held;
+  for (const Recipe::Pool& pool : recipe.pools()) {
+    pools.push_back(MakePool(pool.config()));
+    for (const Recipe::Tenant& tenant : pool.tenants()) {
+      const uint32_t times = std::max(1u, tenant.times());
+      PlacedConfig size;
+      size.config.set_size_bytes(tenant.size_bytes());
+      MemoryOptions wanted{.size_bytes = Must(SizeOf(size, "size_bytes")),
+                           .trap_callback = Back};
+      if (!tenant.image().empty()) wanted.image = images.at(tenant.image());
+      for (uint32_t i = 1; i <= times; ++i) {
+        Memory memory = Must(pools.back()->Acquire(wanted));
+        Live(tenant, memory);
+        if (i < times || tenant.leaves()) {
+          Must(memory.Release());
+        } else {
+          held.push_back(std::move(memory));
+        }
+      }
+    }
+  }
+  std::printf("ready %d", getpid());
+  for (const auto& pool : pools) std::printf(" 0x%" PRIxPTR, pool->base());
+  std::printf("\n");
+  std::fflush(stdout);
+
+  if (recipe.has_crash_at_offset()) {
+    if (held.empty()) Die(absl::InvalidArgumentError("no memory is held"));
+    g_crash = 1;
+    Touch(held.back().base() + recipe.crash_at_offset());
+  }
+  std::atomic<bool> stop{false};
+  std::thread worker;
+  if (busy && !pools.empty()) {
+    worker = std::thread([&] {
+      MemoryOptions wanted{.size_bytes = 16 * kPageBytes};
+      while (!stop.load(std::memory_order_relaxed)) {
+        Memory memory = Must(pools[0]->Acquire(wanted));
+        Touch(memory.base());
+        Must(memory.Release());
+      }
+    });
+  }
+  char byte;
+  while (read(STDIN_FILENO, &byte, 1) > 0) {
+  }
+  stop = true;
+  if (worker.joinable()) worker.join();
+  return 0;
+}
+
+}  // namespace
+}  // namespace firsttouch::pooldump
+
+int main(int argc, char** argv) {
+  if (argc < 2) return 64;
+  return firsttouch::pooldump::Main(argv[1],
+                                    argc > 2 && std::string(argv[2]) == "busy");
+}

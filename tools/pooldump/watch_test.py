@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+"""`pooldump live --watch` in a pseudo-terminal, looking at a real process.
+
+  watch_test.py POOLDUMP POOL_MAKER
+
+Waits for what is to appear; the time limit is only against a program that hangs.
+"""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+import unittest
+
+POOLDUMP, POOL_MAKER = map(os.path.abspath, sys.argv[1:3])
+TIME_LIMIT = 30
+# Without userfaultfd, so that it runs everywhere.
+RECIPE = """
+pools {
+  config { name: "tenants" instances: 40 max_memory_bytes: "64KiB"
+           guard_after_bytes: "64KiB" supply: "mappings-drop" }
+  tenants { size_bytes: "64KiB" write_pages: 4 }
+  tenants { size_bytes: "64KiB" write_pages: 2 }
+}
+"""
+
+
+class Process:
+    def __init__(self):
+        self.popen = subprocess.Popen([POOL_MAKER, RECIPE, "busy"], stdin=subprocess.PIPE,
+                                      stdout=subprocess.PIPE, text=True)
+        self.pid = self.popen.stdout.readline().split()[1]
+
+    def end(self):
+        if not self.popen.stdin.closed:
+            self.popen.stdin.close()
+        self.popen.stdout.close()
+        self.popen.wait(TIME_LIMIT)
+
+
+class Screen:
+    """pooldump on a terminal of its own."""
+
+    def __init__(self, words, rows=30, columns=160, term="xterm"):
+        self.text = ""
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            size = struct.pack("HHHH", rows, columns, 0, 0)
+            fcntl.ioctl(0, termios.TIOCSWINSZ, size)
+            os.execve(POOLDUMP, ["pooldump"] + words,
+                      {"TERM": term, "LC_ALL": "C.UTF-8"})
+
+    def expect(self, text):
+        """Waits for the text, and forgets everything up to it."""
+        limit = time.monotonic() + TIME_LIMIT
+        while True:
+            plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-B0]|\x1b[=>]", "|", self.text)
+            if text in self.text or text in plain:
+                self.text = ""
+                return
+            if not self.read(limit):
+                raise AssertionError(f"{text!r} did not appear in {self.text!r}")
+
+    def read(self, limit):
+        if not select.select([self.fd], [], [], max(0, limit - time.monotonic()))[0]:
+            return False
+        try:
+            got = os.read(self.fd, 65536)
+        except OSError:  # The other end is closed.
+            return False
+        self.text += got.decode(errors="replace")
+        return bool(got)
+
+    def type(self, keys):
+        os.write(self.fd, keys.encode())
+
+    def resize(self, rows, columns):
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def leave(self):
+        """The exit code; the terminal's own screen must be back."""
+        limit = time.monotonic() + TIME_LIMIT
+        while self.read(limit):
+            pass
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.fd)
+        return os.waitstatus_to_exitcode(status)
+
+
+class WatchTest(unittest.TestCase):
+    def setUp(self):
+        self.process = Process()
+        self.addCleanup(self.process.end)
+
+    def screen(self, *words, **kwargs):
+        return Screen(["live", self.process.pid, "--watch", "--interval=0.1", *words], **kwargs)
+
+    def test_shows_slots_and_rates_and_quits(self):
+        screen = self.screen()
+        screen.expect("pool tenants: 40 slots")
+        screen.expect("leased")
+        screen.type("q")
+        self.assertEqual(screen.leave(), 0)
+        # The alternate screen was left, and the cursor is shown again.
+        self.assertIn("\x1b[?1049l", screen.text)
+        self.assertRegex(screen.text, r"\x1b\[\?(12;|12l\x1b\[\?)?25h")
+
+    def test_sorts_and_filters(self):
+        screen = self.screen()
+        screen.expect("SLOT")
+        screen.type(">>>>>")
+        screen.expect("PRIVATE")
+        screen.type("/tenants/1$\r")
+        screen.expect("filter: ")
+        screen.type("/(\r")
+        screen.expect("missing )")
+        screen.type("\x1b")
+        screen.type("h")
+        screen.expect("any key goes back")
+        screen.type("q")
+        self.assertEqual(screen.leave(), 0)
+
+    def test_ends_by_signals_with_the_terminal_as_it_was(self):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            screen = self.screen()
+            screen.expect("pool tenants")
+            os.kill(screen.pid, number)
+            self.assertEqual(screen.leave(), 0, number)
+            self.assertIn("\x1b[?1049l", screen.text)
+
+    def test_control_c(self):
+        screen = self.screen()
+        screen.expect("pool tenants")
+        screen.type("\x03")
+        self.assertEqual(screen.leave(), 0)
+
+    def test_survives_changes_of_size(self):
+        screen = self.screen()
+        screen.expect("pool tenants")
+        for rows, columns in ((5, 30), (1, 1), (2, 200), (50, 100)):
+            screen.resize(rows, columns)
+        # Painted anew, all of it.
+        screen.expect("pool tenants")
+        screen.type("q")
+        self.assertEqual(screen.leave(), 0)
+
+    def test_survives_the_end_of_the_process(self):
+        screen = self.screen()
+        screen.expect("pool tenants")
+        self.process.end()
+        screen.expect("has ended; q quits")
+        screen.type("q")
+        self.assertEqual(screen.leave(), 0)
+
+    def test_a_terminal_that_nobody_knows(self):
+        screen = self.screen(term="no-such-terminal")
+        self.assertEqual(screen.leave(), 2)
+        self.assertIn("ncurses does not know the terminal \"no-such-terminal\"", screen.text)
+
+    def test_no_such_process(self):
+        screen = Screen(["live", "4194305", "--watch"])
+        self.assertEqual(screen.leave(), 2)
+        self.assertIn("there is no process 4194305", screen.text)
+        self.assertNotIn("\x1b[?1049h", screen.text)
+
+
+unittest.main(argv=sys.argv[:1])

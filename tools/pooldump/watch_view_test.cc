@@ -1,0 +1,189 @@
+#include "firsttouch/tools/pooldump/watch_view.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace firsttouch::pooldump {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+// `slots` slots, of which slot i has i KiB of private memory, `handovers`
+// hand-overs, and an image if i is odd.
+ProcessSnapshot Process(int slots, int64_t second, uint64_t handovers) {
+  ProcessSnapshot process;
+  process.set_pid(77);
+  process.set_command("server");
+  process.set_monotonic_ns(second * 1'000'000'000);
+  PoolSnapshot& pool = *process.add_pools();
+  pool.set_name("tenants");
+  pool.set_pool_id(1);
+  pool.mutable_totals()->set_slots(static_cast<uint32_t>(slots));
+  for (int i = 0; i < slots; ++i) {
+    Slot& slot = *pool.add_slots();
+    slot.set_slot(static_cast<uint32_t>(i));
+    slot.set_state(Slot::HELD);
+    slot.set_state_name("leased");
+    slot.set_private_bytes(static_cast<uint64_t>(i) << 10);
+    if (i % 2 == 1) slot.set_image_name("guest");
+    slot.mutable_counters()->set_handovers(handovers);
+  }
+  return process;
+}
+
+std::string Text(WatchView& view, int rows = 24, int columns = 160) {
+  std::string text;
+  for (const ScreenLine& line : view.Lines(rows, columns)) {
+    absl::StrAppend(&text, line.text, "\n");
+  }
+  return text;
+}
+
+// Numbers of the slots on the screen, from above.
+std::vector<int> Slots(WatchView& view, int rows = 24) {
+  std::vector<int> slots;
+  for (const ScreenLine& line : view.Lines(rows, 160)) {
+    int slot = 0;
+    if (sscanf(line.text.c_str(), " %d leased", &slot) == 1 &&
+        line.text.find("leased") != std::string::npos) {
+      slots.push_back(slot);
+    }
+  }
+  return slots;
+}
+
+void Type(WatchView& view, const std::string& text) {
+  for (const char c : text) EXPECT_TRUE(view.Press(c));
+}
+
+TEST(WatchView, RatesAreTheDifferenceByTheClock) {
+  WatchView view((Options()));
+  view.Take(Process(2, 10, 100));
+  EXPECT_THAT(Text(view), HasSubstr("traps/s, 0.0 hand-overs/s"));
+  view.Take(Process(2, 12, 150));
+  EXPECT_THAT(Text(view), HasSubstr("traps/s, 50.0 hand-overs/s"));
+  // Counters that fall belong to another pool: no rate, and no huge one.
+  view.Take(Process(2, 13, 5));
+  EXPECT_THAT(Text(view), HasSubstr("traps/s, 0.0 hand-overs/s"));
+}
+
+TEST(WatchView, SortsByTheColumnThatIsChosen) {
+  WatchView view((Options()));
+  view.Take(Process(4, 1, 1));
+  EXPECT_THAT(Slots(view), testing::ElementsAre(0, 1, 2, 3));
+  for (int i = 0; i < 5; ++i) EXPECT_TRUE(view.Press('>'));
+  EXPECT_THAT(Text(view), HasSubstr("PRIVATE"));
+  EXPECT_THAT(Slots(view), testing::ElementsAre(3, 2, 1, 0));
+  EXPECT_TRUE(view.Press('r'));
+  EXPECT_THAT(Slots(view), testing::ElementsAre(0, 1, 2, 3));
+
+  Options options;
+  options.set_sort("-private");
+  WatchView other(options);
+  other.Take(Process(4, 1, 1));
+  EXPECT_THAT(Slots(other), testing::ElementsAre(0, 1, 2, 3));
+  EXPECT_THAT(Text(other), HasSubstr("PRIVATE"));
+}
+
+TEST(WatchView, FiltersByWhatIsTyped) {
+  WatchView view((Options()));
+  view.Take(Process(4, 1, 1));
+  Type(view, "/gue");
+  EXPECT_THAT(Text(view), HasSubstr("filter: gue_"));
+  EXPECT_TRUE(view.Press(static_cast<int>(Key::kEnter)));
+  EXPECT_THAT(Slots(view), testing::ElementsAre(1, 3));
+  // A wrong one is told, and the old one stays.
+  Type(view, "/(");
+  EXPECT_TRUE(view.Press(static_cast<int>(Key::kEnter)));
+  EXPECT_THAT(Text(view), HasSubstr("missing )"));
+  EXPECT_THAT(Slots(view), testing::ElementsAre(1, 3));
+  // "q" is a letter there.
+  EXPECT_TRUE(view.Press('q'));
+  EXPECT_TRUE(view.Press(static_cast<int>(Key::kEscape)));
+  EXPECT_THAT(Slots(view), testing::ElementsAre(1, 3));
+  EXPECT_FALSE(view.Press('q'));
+}
+
+TEST(WatchView, ScrollsAndStaysInside) {
+  WatchView view((Options()));
+  view.Take(Process(100, 1, 1));
+  const size_t shown = Slots(view).size();
+  EXPECT_TRUE(view.Press(static_cast<int>(Key::kPageDown)));
+  EXPECT_EQ(Slots(view).front(), static_cast<int>(shown));
+  EXPECT_TRUE(view.Press(static_cast<int>(Key::kEnd)));
+  EXPECT_EQ(Slots(view).back(), 99);
+  EXPECT_EQ(Slots(view).size(), shown);
+  EXPECT_TRUE(view.Press(static_cast<int>(Key::kDown)));
+  EXPECT_EQ(Slots(view).back(), 99);
+  view.Take(Process(3, 2, 1));
+  EXPECT_EQ(Slots(view).size(), 3u);
+  EXPECT_TRUE(view.Press(static_cast<int>(Key::kHome)));
+  EXPECT_TRUE(view.Press(static_cast<int>(Key::kUp)));
+  EXPECT_EQ(Slots(view).front(), 0);
+}
+
+TEST(WatchView, FitsEveryScreen) {
+  WatchView view((Options()));
+  view.Take(Process(50, 1, 1));
+  for (const int rows : {1, 2, 3, 5, 10, 24, 200}) {
+    for (const int columns : {1, 2, 10, 40, 80, 300}) {
+      for (const int key : {static_cast<int>('h'), static_cast<int>('x')}) {
+        const std::vector<ScreenLine> lines = view.Lines(rows, columns);
+        ASSERT_EQ(lines.size(), static_cast<size_t>(rows));
+        for (const ScreenLine& line : lines) {
+          EXPECT_LE(Width(line.text), static_cast<size_t>(columns));
+        }
+        view.Press(key);
+      }
+    }
+  }
+}
+
+TEST(WatchView, ShowsTheEndAboveWhatWasKnown) {
+  WatchView view((Options()));
+  view.Take(Process(2, 1, 1));
+  view.End("process 77 has ended");
+  EXPECT_TRUE(view.ended());
+  EXPECT_TRUE(view.paused());
+  EXPECT_THAT(Text(view), HasSubstr("process 77 has ended; q quits"));
+  EXPECT_THAT(Slots(view), testing::ElementsAre(0, 1));
+}
+
+TEST(WatchView, NamesCannotMoveTheCursor) {
+  ProcessSnapshot process = Process(2, 1, 1);
+  process.set_command("a\033[2Jb\nc");
+  process.mutable_pools(0)->mutable_slots(0)->set_image_name("\033]0;x\007");
+  WatchView view((Options()));
+  view.Take(process);
+  EXPECT_THAT(Text(view), Not(HasSubstr("\033")));
+  EXPECT_THAT(Text(view), HasSubstr("a?[2Jb?c"));
+}
+
+TEST(WatchView, IntervalAndPause) {
+  Options options;
+  options.set_interval_ms(400);
+  WatchView view(options);
+  view.Take(Process(1, 1, 1));
+  Type(view, "+");
+  EXPECT_EQ(view.interval_ms(), 200u);
+  Type(view, "+++");
+  EXPECT_EQ(view.interval_ms(), 100u);
+  Type(view, "--");
+  EXPECT_EQ(view.interval_ms(), 400u);
+  EXPECT_FALSE(view.paused());
+  Type(view, "p");
+  EXPECT_TRUE(view.paused());
+  EXPECT_FALSE(view.TakeRefresh());
+  Type(view, " ");
+  EXPECT_TRUE(view.TakeRefresh());
+  EXPECT_FALSE(view.TakeRefresh());
+}
+
+}  // namespace
+}  // namespace firsttouch::pooldump
