@@ -162,6 +162,14 @@ def firsttouch_dependencies():
         packages = {"libncurses-dev": "/usr/include/ncursesw/curses.h"},
     )
 
+    # Pictures in XML.
+    _maybe(
+        system_repository,
+        name = "pugixml",
+        build_file = Label("//bazel/third_party:pugixml.BUILD"),
+        packages = {"libpugixml-dev": "/usr/include/pugixml.hpp"},
+    )
+
     # The reader of WebAssembly modules, and for tests the interpreter.
     _maybe(
         system_repository,

@@ -1,0 +1,86 @@
+// Command lines of programs with commands ("imagetool info FILE"), on CLI11:
+// what all of ours have in common.
+//
+//   std::unique_ptr<CLI::App> app = cli::MakeApp({.name = "imagetool", ...});
+//   CLI::App* info = cli::AddCommand(app.get(), {.name = "info", ...});
+//   cli::AddCommonOptions(info, &common, {"text", "json"});
+//   info->add_option("FILE", file, "The image file")->type_name("FILE");
+//   if (auto ending = cli::Parse(*app, words)) return cli::End("imagetool",
+//       *ending);
+//   if (info->parsed()) ...
+//
+// Values that an option takes (CLI::IsMember) and type names FILE and DIRECTORY
+// are what completions know.
+//
+// Threads: one.
+
+#ifndef FIRSTTOUCH_TOOLS_CLI_COMMAND_LINE_H_
+#define FIRSTTOUCH_TOOLS_CLI_COMMAND_LINE_H_
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+
+namespace firsttouch::cli {
+
+// The command line is wrong (EX_USAGE of sysexits.h).
+inline constexpr int kExitUsage = 64;
+
+struct Program {
+  std::string name;
+  std::string version;
+  std::string description;  // A sentence or two.
+  std::string examples;     // Lines, indented by two.
+  // Code and meaning. 64 is added.
+  std::vector<std::pair<int, std::string>> exit_codes;
+};
+
+struct Command {
+  std::string name;
+  std::string description;  // The list of commands has its first sentence.
+  std::string examples;
+};
+
+// What every command takes.
+struct CommonOptions {
+  std::string format = "text";
+  std::string color = "auto";
+  bool bytes = false;  // Sizes in bytes, not in binary units.
+};
+
+// With --help, --version, and the command "completions bash|zsh".
+std::unique_ptr<CLI::App> MakeApp(const Program& program);
+
+CLI::App* AddCommand(CLI::App* app, const Command& command);
+
+// --format (one of `formats`), --color and --bytes. `options` is borrowed.
+void AddCommonOptions(CLI::App* command, CommonOptions* options,
+                      const std::vector<std::string>& formats);
+
+// How a program ends that has nothing to do.
+struct Ending {
+  int exit_code = 0;
+  std::string out;
+  std::string error;  // One line, without the program's name.
+};
+
+// Reads a command line (without the program's name). Nothing: one command has
+// been parsed. Otherwise help, version or completions were asked for, or what
+// is wrong, with the nearest name there is.
+std::optional<Ending> Parse(CLI::App& app,
+                            const std::vector<std::string>& words);
+
+// Prints what an ending has to say, an error as "PROGRAM: ERROR", and gives the
+// exit code: 74 (EX_IOERR) if it cannot be printed.
+int End(const std::string& program, const Ending& ending);
+
+// The completions for "bash" or "zsh", to be sourced.
+std::string Completions(const CLI::App& app, const std::string& shell);
+
+}  // namespace firsttouch::cli
+
+#endif  // FIRSTTOUCH_TOOLS_CLI_COMMAND_LINE_H_

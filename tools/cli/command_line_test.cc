@@ -1,0 +1,109 @@
+#include "firsttouch/tools/cli/command_line.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace firsttouch::cli {
+namespace {
+
+using ::testing::HasSubstr;
+
+// A program with two commands.
+struct Example {
+  Example() {
+    app = MakeApp({.name = "cook",
+                   .version = "1",
+                   .description = "Cooks. Nothing else.",
+                   .examples = "  cook boil egg\n",
+                   .exit_codes = {{0, "it is ready"}, {1, "it is burnt"}}});
+    boil = AddCommand(app.get(), {.name = "boil",
+                                  .description = "Boils. In water.",
+                                  .examples = "  cook boil egg\n"});
+    AddCommonOptions(boil, &common, {"text", "json"});
+    boil->add_option("FILE", file, "What")->required()->type_name("FILE");
+    AddCommand(app.get(), {.name = "broil", .description = "Broils."});
+  }
+
+  // The error of a command line that is wrong.
+  std::string Error(const std::vector<std::string>& words) {
+    const std::optional<Ending> ending = Parse(*app, words);
+    if (!ending.has_value()) return "";
+    EXPECT_EQ(ending->exit_code, kExitUsage);
+    EXPECT_EQ(ending->out, "");
+    return ending->error;
+  }
+
+  std::unique_ptr<CLI::App> app;
+  CLI::App* boil = nullptr;
+  CommonOptions common;
+  std::string file;
+};
+
+TEST(CommandLineTest, OptionsAndOperandsArrive) {
+  Example cook;
+  EXPECT_FALSE(Parse(*cook.app, {"boil", "--format=json", "broil", "--bytes"}));
+  EXPECT_TRUE(cook.boil->parsed());
+  EXPECT_EQ(cook.common.format, "json");
+  EXPECT_EQ(cook.common.color, "auto");
+  EXPECT_TRUE(cook.common.bytes);
+  // A file may be named as a command.
+  EXPECT_EQ(cook.file, "broil");
+}
+
+TEST(CommandLineTest, WhatIsMisspeltIsNamedWithTheNearest) {
+  EXPECT_EQ(Example().Error({"bol", "egg"}),
+            "there is no command bol; did you mean boil?");
+  EXPECT_EQ(Example().Error({"quarrel"}),
+            "there is no command quarrel; cook --help lists them");
+  EXPECT_EQ(Example().Error({"boil", "--fromat=json", "egg"}),
+            "there is no option --fromat; did you mean --format?");
+  EXPECT_EQ(Example().Error({"boil", "--pressure", "egg"}),
+            "there is no option --pressure; cook boil --help lists them");
+  EXPECT_EQ(Example().Error({"--versoin"}),
+            "there is no option --versoin; did you mean --version?");
+}
+
+TEST(CommandLineTest, WhatIsMissingOrWrongIsOneLine) {
+  EXPECT_EQ(Example().Error({}), "no command is given; cook --help lists them");
+  EXPECT_EQ(Example().Error({"boil"}),
+            "FILE is required; cook boil --help tells more");
+  EXPECT_EQ(Example().Error({"boil", "egg", "--format=xml"}),
+            "--format: xml not in {text,json}; cook boil --help tells more");
+  EXPECT_THAT(Example().Error({"boil", "egg", "spoon\nfork"}),
+              HasSubstr("spoon fork"));
+  EXPECT_THAT(Example().Error({"boil", "egg", "\033[31m"}), HasSubstr("?[31m"));
+}
+
+TEST(CommandLineTest, HelpHasExamplesAndExitCodes) {
+  Example cook;
+  const std::optional<Ending> ending = Parse(*cook.app, {"--help"});
+  ASSERT_TRUE(ending.has_value());
+  EXPECT_EQ(ending->exit_code, 0);
+  EXPECT_THAT(ending->out, HasSubstr("Exit codes:\n  0   it is ready\n"
+                                     "  1   it is burnt\n"
+                                     "  64  the command line is wrong\n"));
+  EXPECT_THAT(ending->out, HasSubstr("Examples:\n  cook boil egg\n"));
+  EXPECT_THAT(ending->out, HasSubstr("  boil                    Boils\n"));
+
+  Example again;
+  const std::optional<Ending> of_command =
+      Parse(*again.app, {"boil", "--help"});
+  ASSERT_TRUE(of_command.has_value());
+  EXPECT_THAT(of_command->out, HasSubstr("--format=text|json"));
+  EXPECT_THAT(of_command->out, HasSubstr("Boils. In water."));
+}
+
+TEST(CommandLineTest, CompletionsKnowOptionsAndTheirValues) {
+  Example cook;
+  const std::string bash = Completions(*cook.app, "bash");
+  EXPECT_THAT(bash, HasSubstr("boil:--format) action=(-W 'text json') ;;\n"));
+  EXPECT_THAT(bash, HasSubstr("      boil) action=(-f) ;;\n"));
+  EXPECT_THAT(bash, HasSubstr("complete -o filenames -F _cook cook\n"));
+  const std::string zsh = Completions(*cook.app, "zsh");
+  EXPECT_THAT(zsh, HasSubstr("'--format=[What to print]:text|json:(text "
+                             "json)'\n"));
+  EXPECT_THAT(zsh, HasSubstr("':FILE:_files'\n"));
+}
+
+}  // namespace
+}  // namespace firsttouch::cli
