@@ -34,58 +34,63 @@ std::atomic_ref<uint64_t> Word(uint64_t& word) {
   return std::atomic_ref<uint64_t>(word);
 }
 
-}  // namespace
-
 // The blocks of this process that are shared. A pthread mutex and not absl's:
 // it is held across fork(2), and unlocked in the child.
+pthread_mutex_t g_mutex = PTHREAD_MUTEX_INITIALIZER;
+ControlBlock* g_first = nullptr;
+
+}  // namespace
+
+// What fork(2) does to the blocks of this process.
 class ForkRegistry {
  public:
   static void Add(ControlBlock* block) {
     static const int registered =
         pthread_atfork(&BeforeFork, &InParent, &InChild);
     static_cast<void>(registered);
-    pthread_mutex_lock(&mutex_);
-    block->next_ = first_;
-    first_ = block;
-    pthread_mutex_unlock(&mutex_);
+    pthread_mutex_lock(&g_mutex);
+    block->next_ = g_first;
+    g_first = block;
+    pthread_mutex_unlock(&g_mutex);
   }
 
   static void Remove(ControlBlock* block) {
-    pthread_mutex_lock(&mutex_);
-    for (ControlBlock** at = &first_; *at != nullptr; at = &(*at)->next_) {
+    pthread_mutex_lock(&g_mutex);
+    for (ControlBlock** at = &g_first; *at != nullptr; at = &(*at)->next_) {
       if (*at != block) continue;
       *at = block->next_;
       break;
     }
-    pthread_mutex_unlock(&mutex_);
+    pthread_mutex_unlock(&g_mutex);
   }
 
  private:
-  static void BeforeFork() { pthread_mutex_lock(&mutex_); }
-  static void InParent() { pthread_mutex_unlock(&mutex_); }
+  static void BeforeFork() { pthread_mutex_lock(&g_mutex); }
+  static void InParent() { pthread_mutex_unlock(&g_mutex); }
 
   // Async-signal-safe: the child of a process with threads.
   static void InChild() {
-    for (ControlBlock* block = first_; block != nullptr; block = block->next_) {
+    for (ControlBlock* block = g_first; block != nullptr;
+         block = block->next_) {
       // In one step: there is no moment at which nothing is there. What the
       // child writes from here on is its own.
       const bool owns = block->OwnsDescriptor();
       const int flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
-      mmap(block->address_, block->bytes_, PROT_READ | PROT_WRITE,
-           owns ? flags : flags | MAP_ANONYMOUS, owns ? block->fd_.get() : -1,
-           0);
+      if (mmap(block->address_, block->bytes_, PROT_READ | PROT_WRITE,
+               owns ? flags : flags | MAP_ANONYMOUS,
+               owns ? block->fd_.get() : -1, 0) == MAP_FAILED) {
+        // Rather no memory than the parent's.
+        munmap(block->address_, block->bytes_);
+      }
       if (owns) {
         block->fd_.reset();
       } else {
         static_cast<void>(block->fd_.release());
       }
     }
-    first_ = nullptr;
-    pthread_mutex_unlock(&mutex_);
+    g_first = nullptr;
+    pthread_mutex_unlock(&g_mutex);
   }
-
-  static inline pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
-  static inline ControlBlock* first_ = nullptr;
 };
 
 absl::Status CheckPoolName(std::string_view name) {
@@ -285,8 +290,8 @@ void ControlBlock::NoteImage(uint32_t slot, const ImageFacts& image) {
     std::memcpy(filled.digest, image.digest->data(), sizeof(filled.digest));
   }
   filled.name_bytes = image.name.size();
-  std::memcpy(filled.name, image.name.data(),
-              std::min(image.name.size(), sizeof(filled.name)));
+  std::copy_n(image.name.begin(),
+              std::min(image.name.size(), sizeof(filled.name)), filled.name);
   uint64_t from[kWords];
   std::memcpy(from, &filled, sizeof(filled));
 

@@ -99,9 +99,9 @@ class ControlBlock {
     return address_ + pages_offset_ + slot * shape_.page_states_bytes;
   }
 
-  // From here on readers find the pool. `header` has the pool's numbers and
+  // From here on readers find the pool. `facts` has the pool's numbers and
   // `planes`; the rest of it is filled in here. Once.
-  void Publish(const ControlHeader& header, const Text& text);
+  void Publish(const ControlHeader& facts, const Text& text);
 
   // What the slot is bound to from here on, and the id that was noted last. Not
   // by two threads for one slot at once; for different slots from any thread.

@@ -253,6 +253,11 @@ absl::StatusOr<BlockReader> BlockReader::Open(BlockBytes& bytes) {
 
 std::string BlockReader::name() const { return Printable(View(header_.name)); }
 
+bool BlockReader::has_page_states() const {
+  constexpr std::string_view kMappings = "mappings";
+  return View(header_.supply).substr(0, kMappings.size()) != kMappings;
+}
+
 absl::Status BlockReader::CheckSections() const {
   struct Rule {
     const char* name;
@@ -544,7 +549,9 @@ absl::StatusOr<PoolSnapshot> BlockReader::ReadPool(
     }
     *pool.add_slots() = *std::move(slot);
   }
-  if (absl::Status status = CountPages(pool); !status.ok()) {
+  if (absl::Status status =
+          has_page_states() ? CountPages(pool) : absl::OkStatus();
+      !status.ok()) {
     if (absl::IsDataLoss(status)) return status;
     warnings.push_back(
         absl::StrCat("pool \"", pool.name(),
@@ -679,8 +686,8 @@ absl::StatusOr<PageMap> BlockReader::ReadPages(uint32_t number) {
                      if ((group.present | group.open) == 0) return;
                      groups.emplace(index, group);
                    });
-  const bool known = read.ok();
-  if (!known) {
+  const bool known = read.ok() && has_page_states();
+  if (!read.ok()) {
     if (absl::IsDataLoss(read)) return read;
     map.add_warnings(
         absl::StrCat("no page states: ", std::string(read.message())));
@@ -765,6 +772,7 @@ absl::StatusOr<Location> BlockReader::Locate(uint64_t address) {
     where.set_page_source(PAGE_OF_ZEROES);
   }
   if (where.page() < image_pages) where.set_image_page(where.page());
+  if (!has_page_states()) return where;
   const absl::StatusOr<Group> group =
       ReadGroup(where.slot(), where.page() / 64);
   if (group.ok()) {

@@ -62,6 +62,9 @@ class BlockReader {
   const ControlHeader& header() const { return header_; }
   const PoolLayout& layout() const { return layout_; }
   std::string name() const;
+  // Whether the service keeps states of pages: not where the kernel resolves
+  // all faults by itself, in a pool of mappings.
+  bool has_page_states() const;
   bool Contains(uint64_t address) const {
     return address - header_.base < header_.reservation_bytes;
   }

@@ -10,15 +10,16 @@
 
 #include <algorithm>
 #include <atomic>
-#include <charconv>
 #include <cstring>
 #include <optional>
 #include <set>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "firsttouch/control/block.h"
 #include "firsttouch/tools/pooldump/snapshot/block_reader.h"
 #include "firsttouch/tools/pooldump/snapshot/proc_memory.h"
@@ -133,13 +134,15 @@ std::string StatusValue(std::string_view status, std::string_view name) {
   return std::string(status);
 }
 
-std::optional<uint64_t> NumberAtEnd(std::string_view text) {
-  const size_t space = text.find_last_of(" \t");
-  if (space != std::string_view::npos) text.remove_prefix(space + 1);
+// The number at `index` of those in `text`, counted from the end if negative.
+std::optional<uint64_t> NumberAt(const std::string& text, int index) {
+  const std::vector<std::string> words =
+      absl::StrSplit(text, absl::ByAnyChar(" \t"), absl::SkipEmpty());
+  const int count = static_cast<int>(words.size());
+  if (index < 0) index += count;
   uint64_t value = 0;
-  const auto [end, error] =
-      std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size()) {
+  if (index < 0 || index >= count ||
+      !absl::SimpleAtoi(words[static_cast<size_t>(index)], &value)) {
     return std::nullopt;
   }
   return value;
@@ -159,19 +162,26 @@ struct LiveProcess::Impl {
 
   // `what` is not to be had, of a process that is not ours.
   absl::Status Denied(int error, const char* what) const {
-    struct stat owner = {};
     std::string whose = "of another user";
     std::string how = "as its owner or as root";
-    if (fstat(proc.get(), &owner) == 0) {
-      if (owner.st_uid == geteuid() && geteuid() != 0) {
-        whose = "of this user, but has more privileges";
+    // Of a process that may not be looked at, root owns the folder; so the file
+    // in it that everybody may read tells.
+    std::optional<uint64_t> user;
+    if (const auto status = ReadProcFile(proc.get(), "status"); status.ok()) {
+      user = NumberAt(StatusValue(*status, "Uid"), 1);
+    }
+    if (user.has_value()) {
+      if (*user == geteuid() && geteuid() != 0) {
+        whose =
+            "of this user, but has privileges that this user lacks, or forbids "
+            "it (PR_SET_DUMPABLE)";
         how = "as root";
       } else if (geteuid() == 0) {
-        whose = absl::StrCat("of user id ", owner.st_uid);
+        whose = absl::StrCat("of user id ", *user);
         how = "with CAP_SYS_PTRACE, which this root lacks";
       } else {
-        whose = absl::StrCat("of user id ", owner.st_uid,
-                             ", and this is user id ", geteuid());
+        whose = absl::StrCat("of user id ", *user, ", and this is user id ",
+                             geteuid());
       }
     }
     return absl::PermissionDeniedError(
@@ -201,7 +211,7 @@ struct LiveProcess::Impl {
     const absl::StatusOr<std::string> status = Status();
     if (!status.ok()) return status.status();
     const std::optional<uint64_t> own_pid =
-        NumberAtEnd(StatusValue(*status, "NSpid"));
+        NumberAt(StatusValue(*status, "NSpid"), -1);
 
     const int listing =
         openat(proc.get(), "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);

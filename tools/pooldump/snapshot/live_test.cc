@@ -25,6 +25,7 @@
 #include "firsttouch/control/block.h"
 #include "firsttouch/init/image_builder.h"
 #include "firsttouch/service/service.h"
+#include "firsttouch/service/supply.h"
 #include "firsttouch/uffd/units.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -465,16 +466,14 @@ TEST(LiveTest, SaysThatThereIsNoPoolAndWhy) {
   EXPECT_TRUE(absl::IsNotFound(LiveProcess::Open(silent.pid()).status()));
 }
 
-TEST(LiveTest, TellsOthersWhatIsMissing) {
-  if (geteuid() != 0) GTEST_SKIP() << "only root can become another user";
-  auto service = MakeService(PoolOptionsOf("mine", 2));
+// What a process of nobody is told of process `pid`.
+std::string ErrorForNobody(pid_t pid) {
   int ends[2];
-  ASSERT_EQ(pipe(ends), 0);
-  const pid_t parent = getpid();
+  if (pipe(ends) != 0) return "pipe failed";
   const pid_t child = fork();
   if (child == 0) {
     if (setgid(65534) != 0 || setuid(65534) != 0) _exit(1);
-    const std::string text(LiveProcess::Open(parent).status().ToString());
+    const std::string text(LiveProcess::Open(pid).status().ToString());
     _exit(write(ends[1], text.data(), text.size()) ==
                   static_cast<ssize_t>(text.size())
               ? 0
@@ -482,15 +481,66 @@ TEST(LiveTest, TellsOthersWhatIsMissing) {
   }
   close(ends[1]);
   char text[1000] = {};
-  ASSERT_GT(read(ends[0], text, sizeof(text) - 1), 0);
+  EXPECT_GT(read(ends[0], text, sizeof(text) - 1), 0);
   close(ends[0]);
   waitpid(child, nullptr, 0);
+  return text;
+}
+
+TEST(LiveTest, TellsOthersWhatIsMissing) {
+  if (geteuid() != 0) GTEST_SKIP() << "only root can become another user";
+  auto service = MakeService(PoolOptionsOf("mine", 2));
   EXPECT_EQ(
-      std::string(text),
-      absl::StrCat("PERMISSION_DENIED: the descriptors of process ", parent,
+      ErrorForNobody(getpid()),
+      absl::StrCat("PERMISSION_DENIED: the descriptors of process ", getpid(),
                    ": Permission denied; the process is of user id 0, "
                    "and this is user id 65534: run pooldump as its "
                    "owner or as root"));
+}
+
+TEST(LiveTest, TellsTheOwnerOfAProcessThatForbidsIt) {
+  if (geteuid() != 0) GTEST_SKIP() << "only root can become another user";
+  OtherProcess other([] {
+    if (setgid(65534) != 0 || setuid(65534) != 0) abort();
+    prctl(PR_SET_DUMPABLE, 0);
+  });
+  ASSERT_TRUE(other.ready());
+  EXPECT_THAT(ErrorForNobody(other.pid()),
+              HasSubstr("; the process is of this user, but has privileges "
+                        "that this user lacks, or forbids it "
+                        "(PR_SET_DUMPABLE): run pooldump as root"));
+}
+
+TEST(LiveTest, APoolOfMappingsHasNoPageStates) {
+  ServiceOptions options = PoolOptionsOf("plain", 2);
+  options.supply = Supply::kMappingsDrop;
+  auto service = MakeService(options);
+  auto memory = service->Acquire(
+      {.image = MakeImage("plain", 4), .size_bytes = 8 * kPageBytes});
+  ASSERT_TRUE(memory.ok());
+  memory->base()[0] = std::byte{1};
+  memory->base()[5 * kPageBytes] = std::byte{1};
+  auto process = LiveProcess::Open(getpid());
+  ASSERT_TRUE(process.ok()) << process.status();
+  auto snapshot = process->Snapshot({});
+  ASSERT_TRUE(snapshot.ok());
+  const PoolSnapshot& pool = snapshot->pools(0);
+  EXPECT_EQ(pool.options().supply(), "mappings-drop");
+  EXPECT_EQ(pool.options().backing(), "");
+  EXPECT_FALSE(pool.totals().has_pages());
+  if (pool.totals().has_resident_bytes()) {
+    EXPECT_EQ(pool.totals().private_bytes(), 2 * kPageBytes);
+    EXPECT_EQ(pool.totals().resident_bytes(), pool.mappings().rss_bytes());
+  }
+  auto map = process->Pages("", memory->instance());
+  ASSERT_TRUE(map.ok());
+  for (const PageRun& run : map->runs()) {
+    EXPECT_EQ(run.state(), PAGE_STATE_UNSPECIFIED);
+  }
+  auto where = process->Locate(reinterpret_cast<uint64_t>(memory->base() + 1));
+  ASSERT_TRUE(where.ok());
+  EXPECT_EQ(where->page_state(), PAGE_STATE_UNSPECIFIED);
+  EXPECT_TRUE(where->in_bounds());
 }
 
 TEST(LiveTest, AForkedChildHasNoPoolOfItsParent) {
