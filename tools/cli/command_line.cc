@@ -45,7 +45,8 @@ bool IsPositional(const CLI::Option& option) {
 }
 
 bool TakesValue(const CLI::Option& option) {
-  return option.get_type_size_max() > 0;
+  // A flag has a type too, but expects no value.
+  return option.get_expected_max() > 0 && option.get_type_size_max() > 0;
 }
 
 // Of an option with CLI::IsMember: "TEXT:{text,json}" is its type.
@@ -348,9 +349,8 @@ std::unique_ptr<CLI::App> MakeApp(const Program& program) {
                     Wrap(meaning, 6, 6), "\n");
   }
   absl::StrAppend(&codes, "  ", kExitUsage, "  the command line is wrong\n");
-  app->footer(absl::StrCat("\nExamples:\n", program.examples, "\n",
-                           program.name, " COMMAND --help tells more.\n",
-                           codes));
+  app->footer(absl::StrCat("Examples:\n", program.examples, "\n", program.name,
+                           " COMMAND --help tells more.\n", codes));
   CLI::App* completions = AddCommand(
       app.get(), {.name = kCompletions,
                   .description = "Prints completions for a shell.",
@@ -364,7 +364,7 @@ std::unique_ptr<CLI::App> MakeApp(const Program& program) {
 
 CLI::App* AddCommand(CLI::App* app, const Command& command) {
   CLI::App* added = app->add_subcommand(command.name, command.description);
-  added->footer(absl::StrCat("\nExamples:\n", command.examples));
+  added->footer(absl::StrCat("Examples:\n", command.examples));
   return added;
 }
 

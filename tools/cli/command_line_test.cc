@@ -7,6 +7,7 @@ namespace firsttouch::cli {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 // A program with two commands.
 struct Example {
@@ -90,7 +91,12 @@ TEST(CommandLineTest, HelpHasExamplesAndExitCodes) {
       Parse(*again.app, {"boil", "--help"});
   ASSERT_TRUE(of_command.has_value());
   EXPECT_THAT(of_command->out, HasSubstr("--format=text|json"));
+  EXPECT_THAT(of_command->out, HasSubstr("  --bytes   "));
   EXPECT_THAT(of_command->out, HasSubstr("Boils. In water."));
+  // A flag takes no value, and one blank line is enough.
+  EXPECT_THAT(of_command->out, HasSubstr("  --bytes    "));
+  EXPECT_THAT(of_command->out, HasSubstr("-h,--help    "));
+  EXPECT_THAT(of_command->out, Not(HasSubstr("\n\n\n")));
 }
 
 TEST(CommandLineTest, CompletionsKnowOptionsAndTheirValues) {
@@ -103,6 +109,7 @@ TEST(CommandLineTest, CompletionsKnowOptionsAndTheirValues) {
   EXPECT_THAT(zsh, HasSubstr("'--format=[What to print]:text|json:(text "
                              "json)'\n"));
   EXPECT_THAT(zsh, HasSubstr("':FILE:_files'\n"));
+  EXPECT_THAT(zsh, HasSubstr("'--bytes[Sizes"));
 }
 
 }  // namespace

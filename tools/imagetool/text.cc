@@ -1,0 +1,253 @@
+#include "firsttouch/tools/imagetool/text.h"
+
+#include <cstdint>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/time.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch::imagetool {
+namespace {
+
+using pooldump::BytesText;
+using pooldump::PlainTable;
+using pooldump::Printable;
+using pooldump::TextStyle;
+using pooldump::Tint;
+using pooldump::Tinted;
+using pooldump::Value;
+
+// "label    value" lines.
+void Line(const TextStyle& style, const std::string& label,
+          const std::string& value, std::string* out) {
+  if (value.empty()) return;
+  absl::StrAppend(out, Tinted(style, Tint::kHead, label),
+                  std::string(label.size() < 14 ? 14 - label.size() : 1, ' '),
+                  value, "\n");
+}
+
+std::string Pages(uint64_t pages) {
+  return absl::StrCat(pages, pages == 1 ? " page" : " pages");
+}
+
+// "17 pages, 68 KiB"
+std::string PagesAndBytes(uint64_t pages, const TextStyle& style) {
+  return absl::StrCat(Pages(pages), ", ", BytesText(pages * kPageBytes, style));
+}
+
+// "512", or "512-767".
+std::string RangeText(const PageRange& range) {
+  if (range.pages() == 1) return absl::StrCat(range.first_page());
+  return absl::StrCat(range.first_page(), "-",
+                      range.first_page() + range.pages() - 1);
+}
+
+// The cells that a table of pages begins with.
+std::vector<Value> RangeCells(const PageRange& range) {
+  return {Value::Text(RangeText(range)),
+          Value::Hex(range.first_page() * kPageBytes),
+          Value::Bytes(range.pages() * kPageBytes)};
+}
+
+std::string MemoryText(const BuildReport::Memory& memory,
+                       const TextStyle& style) {
+  return absl::StrCat(
+      memory.index(),
+      memory.import().empty()
+          ? ""
+          : absl::StrCat(", imported as ", Printable(memory.import())),
+      ", ", memory.initial_pages(), " pages of ",
+      BytesText(memory.page_bytes(), style),
+      memory.is_64() ? ", 64-bit addresses" : "",
+      memory.shared() ? ", shared" : "", ", ", memory.segments(),
+      memory.segments() == 1 ? " active segment" : " active segments");
+}
+
+}  // namespace
+
+std::string TextOf(const ImageReport& report, const TextStyle& style) {
+  std::string out;
+  const uint64_t pages = report.pages();
+  const bool delta = !report.parent().empty();
+  Line(style, "image", Printable(report.name()), &out);
+  Line(style, "file",
+       absl::StrCat(Printable(report.path()), ", version ", report.version(),
+                    ", ", BytesText(report.file_bytes(), style), ", ",
+                    BytesText(report.disk_bytes(), style), " on disk"),
+       &out);
+  Line(style, "memory",
+       absl::StrCat(BytesText(report.size_bytes(), style), ", ", Pages(pages)),
+       &out);
+  Line(style, "stored",
+       absl::StrCat(
+           PagesAndBytes(report.stored_pages(), style), " (",
+           absl::StrFormat(
+               "%.1f",
+               pages == 0 ? 0.0
+                          : 100.0 * static_cast<double>(report.stored_pages()) /
+                                static_cast<double>(pages)),
+           " %), ", report.extents(),
+           report.extents() == 1 ? " extent" : " extents"),
+       &out);
+  if (delta) {
+    Line(style, "zeroed", Pages(report.zeroed_pages()), &out);
+  }
+  Line(style, "working set",
+       report.written_pages() == 0 && report.read_pages() == 0
+           ? "not known"
+           : absl::StrCat(Pages(report.written_pages()), " written, ",
+                          Pages(report.read_pages()), " read or written"),
+       &out);
+  Line(style, "content", report.content(), &out);
+  Line(style, "parent", report.parent(), &out);
+  Line(style, "source", Printable(report.source()), &out);
+  Line(style, "sha256", report.source_sha256(), &out);
+  Line(style, "comment", Printable(report.comment()), &out);
+  Line(style, "made by", Printable(report.tool()), &out);
+  if (report.created_unix_seconds() != 0) {
+    Line(style, "made at",
+         absl::FormatTime("%Y-%m-%d %H:%M:%S UTC",
+                          absl::FromUnixSeconds(report.created_unix_seconds()),
+                          absl::UTCTimeZone()),
+         &out);
+  }
+  return out;
+}
+
+std::string TextOf(const BuildReport& report, const TextStyle& style) {
+  std::string out;
+  for (const BuildReport::Built& built : report.built()) {
+    if (!out.empty()) out += '\n';
+    const ImageReport& image = built.image();
+    Line(style, "built",
+         absl::StrCat(Printable(image.path()), ": ",
+                      BytesText(image.size_bytes(), style), " of memory, ",
+                      PagesAndBytes(image.stored_pages(), style), " stored"),
+         &out);
+    if (built.has_memory()) {
+      Line(style, "memory", MemoryText(built.memory(), style), &out);
+    }
+    Line(style, "content", image.content(), &out);
+    Line(style, "parent", image.parent(), &out);
+  }
+  for (const BuildReport::LeftOut& segment : report.left_out()) {
+    Line(style, "left out",
+         segment.passive()
+             ? absl::StrCat("segment ", segment.index(), ", ", segment.bytes(),
+                            " bytes: passive, the program copies it itself")
+             : Tinted(style, Tint::kWeak,
+                      absl::StrCat("segment ", segment.index(), ", ",
+                                   segment.bytes(), " bytes: its offset needs ",
+                                   Printable(segment.needs()))),
+         &out);
+  }
+  if (report.has_start()) {
+    Line(style, "note",
+         "the module has a start function, which may change its memory", &out);
+  }
+  return out;
+}
+
+std::string TextOf(const ListReport& report, const TextStyle& style) {
+  PlainTable table{.titles = {"pages", "offset", "size", "in file", "sha256"}};
+  for (const ListReport::Extent& extent : report.extents()) {
+    std::vector<Value> row = RangeCells(extent.range());
+    row.push_back(Value::Hex(extent.file_offset()));
+    row.push_back(Value::Text(extent.sha256()));
+    table.rows.push_back(std::move(row));
+  }
+  for (const PageRange& range : report.zeroed()) {
+    std::vector<Value> row = RangeCells(range);
+    row.push_back(Value::Unknown());
+    row.push_back(Value::Text("made zero"));
+    table.rows.push_back(std::move(row));
+  }
+  if (table.rows.empty()) return "no pages are stored: all of it is zero\n";
+  return TableText(table, style);
+}
+
+std::string TextOf(const DiffReport& report, const TextStyle& style) {
+  std::string out;
+  const std::string a = Printable(report.a());
+  const std::string b = Printable(report.b());
+  if (report.a_size_bytes() != report.b_size_bytes()) {
+    Line(style, "size",
+         absl::StrCat(BytesText(report.a_size_bytes(), style), " in ", a, ", ",
+                      BytesText(report.b_size_bytes(), style), " in ", b),
+         &out);
+  }
+  Line(style, "pages",
+       absl::StrCat(report.different_pages(), " differ, ", report.equal_pages(),
+                    " are equal"),
+       &out);
+  if (report.ranges().empty()) return out;
+  PlainTable table{.titles = {"pages", "offset", "size", "differ", "how"}};
+  for (const DiffReport::Range& range : report.ranges()) {
+    std::vector<Value> row = RangeCells(range.range());
+    row.push_back(Value::Bytes(range.bytes()));
+    row.push_back(range.kind() == DiffReport::CHANGED
+                      ? Value::Text("changed", Tint::kWeak)
+                  : range.kind() == DiffReport::ONLY_A
+                      ? Value::Text(absl::StrCat("only in ", a), Tint::kBad)
+                      : Value::Text(absl::StrCat("only in ", b), Tint::kGood));
+    table.rows.push_back(std::move(row));
+  }
+  return absl::StrCat(out, "\n", TableText(table, style));
+}
+
+std::string TextOf(const VerifyReport& report, const TextStyle& style) {
+  std::string out;
+  for (const VerifyReport::File& file : report.files()) {
+    if (!file.error().empty()) {
+      absl::StrAppend(&out, Tinted(style, Tint::kBad, "BAD"), "  ",
+                      Printable(file.path()), ": ", Printable(file.error()),
+                      "\n");
+      continue;
+    }
+    absl::StrAppend(&out, Tinted(style, Tint::kGood, "ok"), "   ",
+                    Printable(file.path()), ": ", Pages(file.stored_pages()),
+                    " match", file.stored_pages() == 1 ? "es" : "",
+                    file.without_parent()
+                        ? "; a delta, whose parent was not looked at (--parent)"
+                        : "",
+                    "\n");
+  }
+  return out;
+}
+
+std::string TextOf(const PackReport& report, const TextStyle& style) {
+  std::string out;
+  Line(style, "packed",
+       absl::StrCat(Printable(report.path()), ": ",
+                    BytesText(report.stored_bytes(), style), " of pages in ",
+                    BytesText(report.packed_bytes(), style)),
+       &out);
+  return out;
+}
+
+std::string TextOf(const StatsReport& report, const TextStyle& style) {
+  PlainTable table{.titles = {"image", "pages", "zero", "shared", "unique"}};
+  uint64_t shared = 0, unique = 0;
+  for (const StatsReport::Image& image : report.images()) {
+    shared += image.shared_pages();
+    unique += image.unique_pages();
+    table.rows.push_back(
+        {Value::Text(image.path()), Value::Count(image.pages()),
+         Value::Count(image.zero_pages()), Value::Count(image.shared_pages()),
+         Value::Count(image.unique_pages())});
+  }
+  table.totals.push_back({Value::Text("total", Tint::kHead),
+                          Value::Count(report.pages()),
+                          Value::Count(report.zero_pages()),
+                          Value::Count(shared), Value::Count(unique)});
+  std::string out = absl::StrCat(TableText(table, style), "\n");
+  Line(style, "stored", PagesAndBytes(report.stored_pages(), style), &out);
+  Line(style, "distinct",
+       absl::StrCat(PagesAndBytes(report.distinct_pages(), style),
+                    ": what an ImageStore holds of them"),
+       &out);
+  return out;
+}
+
+}  // namespace firsttouch::imagetool
