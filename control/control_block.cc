@@ -265,6 +265,11 @@ void ControlBlock::Publish(const ControlHeader& facts, const Text& text) {
   filled.slots = {slots_offset_, shape_.slot_bytes, shape_.slots};
   filled.images = {images_offset_, sizeof(ControlImage), shape_.slots};
   filled.pages = {pages_offset_, shape_.page_states_bytes, shape_.slots};
+  // No holes: readers map the records.
+  for (uint64_t at = images_offset_; at < pages_offset_; at += kPageBytes) {
+    Word(*reinterpret_cast<uint64_t*>(address_ + at))
+        .fetch_add(0, std::memory_order_relaxed);
+  }
   std::memcpy(address_, &filled, sizeof(filled));
   Word(header().ready).store(1, std::memory_order_release);
 }

@@ -209,7 +209,7 @@ absl::StatusOr<BlockReader> BlockReader::Open(BlockBytes& bytes) {
        .page_bytes = header->page_bytes,
        .granule_bytes = header->granule_bytes});
   if (!layout.ok()) {
-    return CorruptBlock(name, std::string(layout.status().message()));
+    return CorruptBlock(name, absl::StrCat(layout.status().message()));
   }
   if (layout->reservation_bytes() != header->reservation_bytes ||
       layout->slot_stride_bytes() != header->slot_stride_bytes ||
@@ -555,7 +555,7 @@ absl::StatusOr<PoolSnapshot> BlockReader::ReadPool(
     if (absl::IsDataLoss(status)) return status;
     warnings.push_back(
         absl::StrCat("pool \"", pool.name(),
-                     "\": no page counts: ", std::string(status.message())));
+                     "\": no page counts: ", absl::StrCat(status.message())));
     for (Slot& slot : *pool.mutable_slots()) slot.clear_pages();
   }
   for (const Slot& slot : pool.slots()) {
@@ -690,7 +690,7 @@ absl::StatusOr<PageMap> BlockReader::ReadPages(uint32_t number) {
   if (!read.ok()) {
     if (absl::IsDataLoss(read)) return read;
     map.add_warnings(
-        absl::StrCat("no page states: ", std::string(read.message())));
+        absl::StrCat("no page states: ", absl::StrCat(read.message())));
     groups.clear();
   }
   const uint64_t group_end =

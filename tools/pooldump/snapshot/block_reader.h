@@ -76,12 +76,12 @@ class BlockReader {
   // The pool without slots, images and sums.
   PoolSnapshot Facts() const;
 
-  // `slot` is below layout().slots(). Without `pages`.
-  absl::StatusOr<Slot> ReadSlot(uint32_t slot);
+  // `number` is below layout().slots(). Without `pages`.
+  absl::StatusOr<Slot> ReadSlot(uint32_t number);
 
   // The pages of a slot; `resident` of all runs is -1. NotFound where there is
   // no such slot.
-  absl::StatusOr<PageMap> ReadPages(uint32_t slot);
+  absl::StatusOr<PageMap> ReadPages(uint32_t number);
 
   // What the address, which the reservation contains, is.
   absl::StatusOr<Location> Locate(uint64_t address);

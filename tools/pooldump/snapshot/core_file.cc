@@ -284,7 +284,7 @@ struct CoreFile::Impl {
       needed = std::max(needed, segment.file_offset + segment.file_bytes);
     }
     if (needed > memory.file_bytes) {
-      warnings.push_back(std::string(memory.CutShort(needed).message()));
+      warnings.push_back(absl::StrCat(memory.CutShort(needed).message()));
     }
     return FindPools();
   }
@@ -387,7 +387,7 @@ struct CoreFile::Impl {
       return a.reader.header().base < b.reader.header().base;
     });
     if (!pools.empty()) {
-      if (!failure.ok()) warnings.push_back(std::string(failure.message()));
+      if (!failure.ok()) warnings.push_back(absl::StrCat(failure.message()));
       return absl::OkStatus();
     }
     if (!failure.ok()) return failure;
@@ -458,7 +458,7 @@ absl::StatusOr<CoreFile> CoreFile::Open(const std::string& path) {
   return CoreFile(std::move(impl));
 }
 
-absl::StatusOr<ProcessSnapshot> CoreFile::Snapshot(const std::string& name) {
+absl::StatusOr<ProcessSnapshot> CoreFile::Snapshot(const std::string& pool) {
   ProcessSnapshot snapshot;
   snapshot.set_source(ProcessSnapshot::CORE);
   snapshot.set_pid(impl_->pid);
@@ -466,18 +466,18 @@ absl::StatusOr<ProcessSnapshot> CoreFile::Snapshot(const std::string& name) {
   std::vector<std::string> warnings = impl_->warnings;
   bool found = false;
   absl::Status failure;
-  for (Pool& pool : impl_->pools) {
-    if (!name.empty() && pool.reader.name() != name) continue;
+  for (Pool& one : impl_->pools) {
+    if (!pool.empty() && one.reader.name() != pool) continue;
     found = true;
-    absl::StatusOr<PoolSnapshot> read = pool.reader.ReadPool(warnings);
+    absl::StatusOr<PoolSnapshot> read = one.reader.ReadPool(warnings);
     if (read.ok()) {
       *snapshot.add_pools() = *std::move(read);
     } else {
       failure.Update(read.status());
-      warnings.push_back(std::string(read.status().message()));
+      warnings.push_back(absl::StrCat(read.status().message()));
     }
   }
-  if (!found) return impl_->NoSuchPool(name);
+  if (!found) return impl_->NoSuchPool(pool);
   if (snapshot.pools_size() == 0) return failure;
   if (impl_->crash.signal() != 0) {
     Crash& crash = *snapshot.mutable_crash();

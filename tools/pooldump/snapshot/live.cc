@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
+#include <cstddef>
 #include <cstring>
 #include <optional>
 #include <set>
@@ -34,10 +34,11 @@ int64_t Nanos(clockid_t clock) {
   return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
 }
 
-// The block of a process that goes on writing it. What is always there (header
-// and records of slots) is mapped, so that each word is read by one
+// The block of a process that goes on writing it. Records of slots and images,
+// which are always there, are mapped, so that each word is read by one
 // instruction; the rest is read by calls, since a touch of a hole would
-// allocate a page for it.
+// allocate a page for it. Page states of small memories are read many at once,
+// holes and all, and remembered: for one reading of the pool.
 class LiveBytes : public BlockBytes {
  public:
   // `fd` is a memfd that cannot shrink.
@@ -50,10 +51,14 @@ class LiveBytes : public BlockBytes {
 
   uint64_t bytes() const override { return bytes_; }
 
-  // Maps the section of slots.
-  absl::Status MapSlots(const ControlHeader& header) {
-    const uint64_t end = header.slots.offset_bytes +
-                         header.slots.record_bytes * header.slots.records;
+  // Maps the records, once the header has been checked.
+  absl::Status MapRecords(const ControlHeader& header) {
+    slots_ = SpanOf(header.slots);
+    images_ = SpanOf(header.images);
+    if (header.pages.record_bytes <= kSmallRecordBytes) {
+      ahead_ = SpanOf(header.pages);
+    }
+    const uint64_t end = std::max(slots_.end, images_.end);
     void* const mapped =
         mmap(nullptr, end, PROT_READ, MAP_SHARED, fd_.get(), 0);
     if (mapped == MAP_FAILED) {
@@ -62,13 +67,12 @@ class LiveBytes : public BlockBytes {
     }
     mapping_ = mapped;
     mapped_bytes_ = end;
-    slots_offset_ = header.slots.offset_bytes;
     return absl::OkStatus();
   }
 
   absl::Status Read(uint64_t offset, std::span<uint64_t> into) override {
-    if (offset >= slots_offset_ && offset < mapped_bytes_ &&
-        into.size_bytes() <= mapped_bytes_ - offset) {
+    const uint64_t end = offset + into.size_bytes();
+    if (slots_.Contains(offset, end) || images_.Contains(offset, end)) {
       const auto* from = reinterpret_cast<const uint64_t*>(
           static_cast<const std::byte*>(mapping_) + offset);
       for (uint64_t& word : into) {
@@ -76,25 +80,25 @@ class LiveBytes : public BlockBytes {
       }
       return absl::OkStatus();
     }
-    auto* to = reinterpret_cast<char*>(into.data());
-    size_t left = into.size_bytes();
-    while (left > 0) {
-      const ssize_t got =
-          pread(fd_.get(), to, left, static_cast<off_t>(offset));
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) {
-        return absl::ErrnoToStatus(errno, "reading a control block");
-      }
-      if (got == 0) return absl::DataLossError("a control block has shrunk");
-      to += got;
-      offset += static_cast<uint64_t>(got);
-      left -= static_cast<size_t>(got);
+    if (!ahead_.Contains(offset, end) || into.size_bytes() > kAheadBytes) {
+      return Pread(offset, into);
     }
-    std::atomic_thread_fence(std::memory_order_acquire);
+    if (!read_.Contains(offset, end)) {
+      read_ = {offset, std::min(offset + kAheadBytes, ahead_.end)};
+      buffer_.resize((read_.end - read_.offset) / 8);
+      if (absl::Status status = Pread(offset, buffer_); !status.ok()) {
+        read_ = {};
+        return status;
+      }
+    }
+    std::copy_n(buffer_.begin() +
+                    static_cast<std::ptrdiff_t>((offset - read_.offset) / 8),
+                into.size(), into.begin());
     return absl::OkStatus();
   }
 
   absl::StatusOr<Part> NextData(uint64_t offset, uint64_t end) override {
+    if (ahead_.Contains(offset, end)) return Part{offset, end};
     const off_t data = lseek(fd_.get(), static_cast<off_t>(offset), SEEK_DATA);
     if (data < 0 && errno == ENXIO) return Part{end, end};
     if (data < 0) {
@@ -110,11 +114,50 @@ class LiveBytes : public BlockBytes {
   }
 
  private:
+  // Where to look for holes costs less than to read them, above.
+  static constexpr uint64_t kSmallRecordBytes = 32768;
+  static constexpr uint64_t kAheadBytes = uint64_t{1} << 18;
+
+  struct Span {
+    uint64_t offset = 0;
+    uint64_t end = 0;
+    bool Contains(uint64_t from, uint64_t to) const {
+      return from >= offset && to <= end;
+    }
+  };
+  static Span SpanOf(const ControlSection& section) {
+    return {section.offset_bytes,
+            section.offset_bytes + section.record_bytes * section.records};
+  }
+
+  absl::Status Pread(uint64_t offset, std::span<uint64_t> into) const {
+    auto* to = reinterpret_cast<char*>(into.data());
+    size_t left = into.size_bytes();
+    while (left > 0) {
+      const ssize_t got =
+          pread(fd_.get(), to, left, static_cast<off_t>(offset));
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) {
+        return absl::ErrnoToStatus(errno, "reading a control block");
+      }
+      if (got == 0) return absl::DataLossError("a control block has shrunk");
+      to += got;
+      offset += static_cast<uint64_t>(got);
+      left -= static_cast<size_t>(got);
+    }
+    return absl::OkStatus();
+  }
+
   const UniqueFd fd_;
   const uint64_t bytes_;
   void* mapping_ = nullptr;
-  uint64_t slots_offset_ = 0;
   uint64_t mapped_bytes_ = 0;
+  Span slots_;
+  Span images_;
+  // What is read ahead, and what buffer_ has of it.
+  Span ahead_;
+  Span read_;
+  std::vector<uint64_t> buffer_;
 };
 
 struct Pool {
@@ -207,7 +250,8 @@ struct LiveProcess::Impl {
   // All pools of the process, in order of their base. `warnings` tells of those
   // that are not to be read; their first error is the result where no pool is
   // left.
-  absl::StatusOr<std::vector<Pool>> Find(std::vector<std::string>& warnings) {
+  absl::StatusOr<std::vector<Pool>> Find(
+      std::vector<std::string>& warnings) const {
     const absl::StatusOr<std::string> status = Status();
     if (!status.ok()) return status.status();
     const std::optional<uint64_t> own_pid =
@@ -239,7 +283,7 @@ struct LiveProcess::Impl {
       if (found.ok()) continue;
       if (absl::IsPermissionDenied(found)) return found;
       failure.Update(found);
-      warnings.push_back(std::string(found.message()));
+      warnings.push_back(absl::StrCat(found.message()));
     }
     std::sort(pools.begin(), pools.end(), [](const Pool& a, const Pool& b) {
       return a.reader.header().base < b.reader.header().base;
@@ -255,7 +299,7 @@ struct LiveProcess::Impl {
   absl::Status LookAt(int listing, const char* name,
                       std::optional<uint64_t> own_pid, std::set<uint64_t>& seen,
                       std::vector<Pool>& pools,
-                      std::vector<std::string>& warnings) {
+                      std::vector<std::string>& warnings) const {
     char link[512];
     const ssize_t length = readlinkat(listing, name, link, sizeof(link));
     if (length < 0) {
@@ -300,7 +344,8 @@ struct LiveProcess::Impl {
                        reader->header().pid));
       return absl::OkStatus();
     }
-    if (absl::Status mapped = bytes->MapSlots(reader->header()); !mapped.ok()) {
+    if (absl::Status mapped = bytes->MapRecords(reader->header());
+        !mapped.ok()) {
       return mapped;
     }
     pools.push_back({std::move(bytes), *std::move(reader)});
@@ -342,7 +387,7 @@ struct LiveProcess::Impl {
                                             name, "\"; it has ", all));
   }
 
-  absl::StatusOr<Pool> ChooseOne(const std::string& name) {
+  absl::StatusOr<Pool> ChooseOne(const std::string& name) const {
     std::vector<std::string> warnings;
     absl::StatusOr<std::vector<Pool>> pools = Find(warnings);
     if (!pools.ok()) return pools.status();
@@ -479,13 +524,13 @@ absl::StatusOr<ProcessSnapshot> LiveProcess::Snapshot(
     absl::StatusOr<PoolSnapshot> read = pool.reader.ReadPool(warnings);
     if (!read.ok()) {
       failure.Update(read.status());
-      warnings.push_back(std::string(read.status().message()));
+      warnings.push_back(absl::StrCat(read.status().message()));
       continue;
     }
     if (options.residency) {
       const absl::Status resident = impl_->AddResidency(*read);
       if (absl::IsUnavailable(resident)) return impl_->Ended();
-      if (!resident.ok()) warnings.push_back(std::string(resident.message()));
+      if (!resident.ok()) warnings.push_back(absl::StrCat(resident.message()));
     }
     *snapshot.add_pools() = *std::move(read);
   }
@@ -493,7 +538,7 @@ absl::StatusOr<ProcessSnapshot> LiveProcess::Snapshot(
   if (options.smaps) {
     const absl::Status mapped = impl_->AddSmapsOf(snapshot);
     if (absl::IsUnavailable(mapped)) return impl_->Ended();
-    if (!mapped.ok()) warnings.push_back(std::string(mapped.message()));
+    if (!mapped.ok()) warnings.push_back(absl::StrCat(mapped.message()));
   }
   // A process that is ending has no memory any more: what was read of it would
   // look as if nothing were resident.
@@ -520,7 +565,7 @@ absl::StatusOr<PageMap> LiveProcess::Pages(const std::string& pool,
       [&](const ResidentRun& run) { resident.push_back(run); });
   if (absl::IsUnavailable(scanned)) return impl_->Ended();
   if (!scanned.ok()) {
-    map->add_warnings(std::string(scanned.message()));
+    map->add_warnings(absl::StrCat(scanned.message()));
     return map;
   }
   constexpr uint64_t kPage = 4096;
