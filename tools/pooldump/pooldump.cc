@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "firsttouch/tools/cli/command_line.h"
 #include "firsttouch/tools/cli/terminal.h"
+#include "firsttouch/tools/imagetool/commands.h"
 #include "firsttouch/tools/pooldump/commands.h"
 #include "firsttouch/tools/pooldump/flags.h"
 #include "firsttouch/tools/pooldump/print.h"
@@ -67,7 +68,11 @@ int RunWatch(const Options& options, bool color) {
 int Main(const std::vector<std::string>& words) {
   const CommandLine line = ParseCommandLine(words);
   if (line.ending.has_value()) return cli::End("pooldump", *line.ending);
-  const Options& options = line.options;
+  Options options = line.options;
+  if (options.width() == 0) {
+    options.set_width(static_cast<uint32_t>(
+        cli::TerminalColumns(STDOUT_FILENO, /*otherwise=*/80)));
+  }
   const bool color = WantsColor(options.color());
   if (options.watch()) return RunWatch(options, color);
   const Answer answer = MakeAnswer(line, RealKernel());
