@@ -16,84 +16,63 @@
 namespace firsttouch::pooldump {
 namespace {
 
+const std::array<std::pair<int, std::string>, 3> kExitCodes = {{
+    {0, "all is well"},
+    {1, "the pool does not fit here, or no address lies in a pool"},
+    {2,
+     "what was asked about cannot be read: no such process or file, no "
+     "permission, no pool, something that is damaged"},
+}};
+
 constexpr char kDescription[] =
     "Shows pools of firsttouch on paper, alive, and after a crash.";
 
-constexpr char kExitCodes[] =
-    "Exit codes: 0 all is well; 1 the pool does not fit here, or no address "
-    "lies in a\npool; 2 what was asked about cannot be read; 64 the command "
-    "line, or a file that\ndescribes a pool, is wrong.";
-
-// One command: its options beside the common ones, and examples.
-struct Command {
-  const char* name;
-  const char* description;
-  const char* examples;
-};
-
-constexpr Command kLayout = {
+const cli::Command kLayout = {
     "layout",
     "The layout of a pool, without creating anything: what each byte of the "
     "address space is for, what it costs, and whether it fits here.",
-    "Examples:\n"
     "  pooldump layout --instances=1000 --memory-bytes=4GiB "
     "--guard-bytes=2GiB\n"
     "  pooldump layout --config=pool.textproto --instances=20000\n"
     "  pooldump layout --config=pool.textproto --all --filter='/7$'\n"};
-constexpr Command kLive = {
+const cli::Command kLive = {
     "live",
     "The pools of a running process, slot by slot. The process is neither "
     "stopped nor changed. Its owner and root may.",
-    "Examples:\n"
     "  pooldump live 1234\n"
     "  pooldump live 1234 --sort=private --filter=sqlite\n"
     "  pooldump live 1234 --watch\n"
     "  pooldump live 1234 --format=csv > slots.csv\n"};
-constexpr Command kLocate = {
+const cli::Command kLocate = {
     "locate",
     "What addresses are: pool, slot, offset, page and its state, in bounds or "
     "not, and the image's page behind it. Without an address, or with \"-\", "
     "reads a text (a crash log) from standard input and says it of each "
     "address in it.",
-    "Examples:\n"
     "  pooldump locate 1234 0x7f0000011004\n"
     "  pooldump locate 1234 < crash.log\n"
     "  pooldump locate --config=pool.textproto --base=0x7f0000000000 "
     "0x7f0000011004\n"};
-constexpr Command kCore = {
+const cli::Command kCore = {
     "core",
     "The pools in a core dump, and where the address lies that ended the "
     "process.",
-    "Examples:\n"
     "  pooldump core core.1234\n"
     "  pooldump core core.1234 --filter=sqlite --format=json\n"};
-constexpr Command kMap = {"map", "The pages of one slot, as a picture.",
-                          "Examples:\n"
-                          "  pooldump map 1234 7\n"
-                          "  pooldump map 1234 7 --html=slot7.html\n"
-                          "  pooldump map 1234 7 --format=csv\n"};
-constexpr Command kImage = {"image",
-                            "The pages of an image file, as a picture.",
-                            "Examples:\n"
-                            "  pooldump image guest.ftimage\n"
-                            "  pooldump image guest.ftimage --svg=guest.svg\n"};
+const cli::Command kMap = {"map", "The pages of one slot, as a picture.",
+                           "  pooldump map 1234 7\n"
+                           "  pooldump map 1234 7 --html=slot7.html\n"
+                           "  pooldump map 1234 7 --format=csv\n"};
+const cli::Command kImage = {
+    "image", "The pages of an image file, as a picture.",
+    "  pooldump image guest.ftimage\n"
+    "  pooldump image guest.ftimage --svg=guest.svg\n"};
 
-CLI::App* AddCommand(CLI::App* app, const Command& command, Words* words) {
-  CLI::App* sub = app->add_subcommand(command.name, command.description);
-  sub->footer(absl::StrCat("\n", command.examples, "\n", kExitCodes));
+CLI::App* AddCommand(CLI::App* app, const cli::Command& command, Words* words) {
+  CLI::App* sub = cli::AddCommand(app, command);
+  cli::AddCommonOptions(sub, &words->common,
+                        {"text", "json", "csv", "textproto", "proto"});
   Options& options = words->options;
-  sub->add_option("--format", words->format,
-                  "text (for people), or json, csv, textproto, proto: the "
-                  "message Report of pooldump.proto")
-      ->type_name("FORMAT")
-      ->check(CLI::IsMember({"text", "json", "csv", "textproto", "proto"}));
-  sub->add_option("--color", words->color,
-                  "auto (on a terminal, unless NO_COLOR is set), always, never")
-      ->type_name("WHEN")
-      ->check(CLI::IsMember({"auto", "always", "never"}));
-  sub->add_flag_callback(
-      "--bytes", [&options] { options.set_bytes(true); },
-      "Sizes as numbers of bytes, not as KiB, MiB, ...");
   sub->add_option_function<std::string>(
          "--filter",
          [&options](const std::string& s) { options.set_filter(s); },
@@ -173,59 +152,6 @@ std::string OptionHead(const CLI::Option& option) {
   return head;
 }
 
-constexpr size_t kHelpColumns = 80;
-constexpr size_t kHelpIndent = 28;
-
-// `text` in lines of at most kHelpColumns, those after the first indented.
-std::string Wrap(const std::string& text, size_t first, size_t indent) {
-  std::string out;
-  size_t column = first;
-  for (const std::string& word :
-       std::vector<std::string>(absl::StrSplit(text, ' ', absl::SkipEmpty()))) {
-    if (column > indent && column + 1 + word.size() > kHelpColumns) {
-      absl::StrAppend(&out, "\n", std::string(indent, ' '));
-      column = indent;
-    } else if (!out.empty()) {
-      out += ' ';
-      ++column;
-    }
-    out += word;
-    column += word.size();
-  }
-  return out;
-}
-
-// "--format FORMAT   what it is", in 80 columns.
-class HelpFormatter : public CLI::Formatter {
- public:
-  std::string make_option(const CLI::Option* option,
-                          bool is_positional) const override {
-    return Entry(is_positional ? option->get_name(true) : OptionHead(*option),
-                 option->get_description());
-  }
-  std::string make_subcommand(const CLI::App* sub) const override {
-    // The first sentence; the rest is in the command's own help.
-    const std::string text = sub->get_description();
-    size_t end = text.find(". ");
-    if (end == std::string::npos) end = text.size() - 1;
-    return Entry(sub->get_name(), text.substr(0, end));
-  }
-  std::string make_description(const CLI::App* app) const override {
-    return Wrap(app->get_description(), 0, 0) + "\n\n";
-  }
-
- private:
-  static std::string Entry(const std::string& head, const std::string& text) {
-    std::string line = absl::StrCat("  ", head, "  ");
-    if (line.size() > kHelpIndent) {
-      line = absl::StrCat("  ", head, "\n", std::string(kHelpIndent, ' '));
-    } else {
-      line.resize(kHelpIndent, ' ');
-    }
-    return absl::StrCat(line, Wrap(text, kHelpIndent, kHelpIndent), "\n");
-  }
-};
-
 std::string Roff(const std::string& text) {
   std::string out = absl::StrReplaceAll(
       text, {{"\\", "\\\\"}, {"-", "\\-"}, {"'", "\\(aq"}, {"\n.", "\n\\&."}});
@@ -236,143 +162,6 @@ std::string Roff(const std::string& text) {
 std::vector<const CLI::App*> Commands(const CLI::App& app) {
   return app.get_subcommands(
       [](const CLI::App* sub) { return !sub->get_name().empty(); });
-}
-
-std::vector<std::string> FlagsOf(const CLI::App& app) {
-  std::vector<std::string> flags;
-  for (const CLI::Option* option : app.get_options()) {
-    for (const std::string& name : option->get_lnames()) {
-      flags.push_back("--" + name);
-    }
-  }
-  return flags;
-}
-
-std::string BashCompletion(const CLI::App& app) {
-  std::vector<std::string> names;
-  std::string cases;
-  for (const CLI::App* command : Commands(app)) {
-    names.push_back(command->get_name());
-    absl::StrAppend(&cases, "    ", command->get_name(), ") words=\"",
-                    absl::StrJoin(FlagsOf(*command), " "), "\" ;;\n");
-  }
-  return absl::StrCat(
-      "# bash completion for pooldump. Source it, or put it into\n"
-      "# ~/.local/share/bash-completion/completions/pooldump\n"
-      "_pooldump() {\n"
-      "  local current=\"${COMP_WORDS[COMP_CWORD]}\" words=\"\"\n"
-      "  local previous=\"${COMP_WORDS[COMP_CWORD-1]}\"\n"
-      "  COMPREPLY=()\n"
-      "  # \"--format=js\" comes as three words where \"=\" breaks words.\n"
-      "  if [[ \"$current\" == \"=\" ]]; then\n"
-      "    current=\"\"\n"
-      "  elif [[ \"$previous\" == \"=\" ]]; then\n"
-      "    previous=\"${COMP_WORDS[COMP_CWORD-2]}\"\n"
-      "  fi\n"
-      "  case \"$previous\" in\n"
-      "    --format) words=\"text json csv textproto proto\" ;;\n"
-      "    --color) words=\"auto always never\" ;;\n"
-      "    --supply) words=\"userfaultfd mappings-scan mappings-drop\" ;;\n"
-      "    --backing) words=\"shared copied\" ;;\n"
-      "    --resolve) words=\"in-thread handler-thread\" ;;\n"
-      "    --config|--machine|--svg|--html)\n"
-      "      mapfile -t COMPREPLY < <(compgen -f -- \"$current\"); return ;;\n"
-      "  esac\n"
-      "  if [[ -n \"$words\" ]]; then\n"
-      "    mapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$current\")\n"
-      "    return\n"
-      "  fi\n"
-      "  if (( COMP_CWORD == 1 )); then\n"
-      "    mapfile -t COMPREPLY < <(compgen -W \"",
-      absl::StrJoin(names, " "),
-      " --help --version\" -- \"$current\")\n"
-      "    return\n"
-      "  fi\n"
-      "  case \"${COMP_WORDS[1]}\" in\n",
-      cases,
-      "  esac\n"
-      "  if [[ \"$current\" == -* ]]; then\n"
-      "    mapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$current\")\n"
-      "    return\n"
-      "  fi\n"
-      "  case \"${COMP_WORDS[1]}\" in\n"
-      "    core|image) mapfile -t COMPREPLY < <(compgen -f -- \"$current\") "
-      ";;\n"
-      "    live|locate|map)\n"
-      "      (( COMP_CWORD == 2 )) || return\n"
-      "      words=\"$(cd /proc && printf '%s\\n' [0-9]*)\"\n"
-      "      mapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$current\") "
-      ";;\n"
-      "    completion)\n"
-      "      mapfile -t COMPREPLY < <(compgen -W \"bash zsh\" -- \"$current\") "
-      ";;\n"
-      "  esac\n"
-      "}\n"
-      "complete -F _pooldump pooldump\n");
-}
-
-// For a string in single quotes inside [...] of _arguments.
-std::string ZshText(const std::string& text) {
-  return absl::StrReplaceAll(
-      text, {{"'", "'\\''"}, {"[", "\\["}, {"]", "\\]"}, {":", "\\:"}});
-}
-
-std::string ZshCompletion(const CLI::App& app) {
-  std::string commands;
-  std::string cases;
-  for (const CLI::App* command : Commands(app)) {
-    absl::StrAppend(&commands, "    '", command->get_name(), ":",
-                    ZshText(command->get_description()), "'\n");
-    absl::StrAppend(&cases, "    ", command->get_name(), ") arguments=(\n");
-    for (const CLI::Option* option : command->get_options()) {
-      for (const std::string& name : option->get_lnames()) {
-        const std::string type = option->get_type_name();
-        const std::string kind = type.substr(0, type.find(':'));
-        std::string values;
-        if (option->get_type_size_max() > 0) {
-          values = "=";
-        }
-        absl::StrAppend(&cases, "      '--", name, values, "[",
-                        ZshText(option->get_description()), "]");
-        if (!values.empty()) {
-          std::string action = " ";
-          if (name == "format") action = "(text json csv textproto proto)";
-          if (name == "color") action = "(auto always never)";
-          if (kind == "FILE") action = "_files";
-          absl::StrAppend(&cases, ":", kind, ":", action);
-        }
-        absl::StrAppend(&cases, "'\n");
-      }
-    }
-    const std::string name = command->get_name();
-    if (name == "core" || name == "image") {
-      absl::StrAppend(&cases, "      '*:file:_files'\n");
-    } else if (name == "live" || name == "locate" || name == "map") {
-      absl::StrAppend(&cases, "      '1:process:_pids'\n");
-    }
-    absl::StrAppend(&cases, "    ) ;;\n");
-  }
-  return absl::StrCat(
-      "#compdef pooldump\n"
-      "# zsh completion for pooldump. Put it into a folder of $fpath, as "
-      "_pooldump\n"
-      "_pooldump() {\n"
-      "  local -a commands arguments\n"
-      "  commands=(\n",
-      commands,
-      "  )\n"
-      "  if (( CURRENT == 2 )); then\n"
-      "    _describe command commands\n"
-      "    return\n"
-      "  fi\n"
-      "  case ${words[2]} in\n",
-      cases,
-      "  esac\n"
-      "  shift words\n"
-      "  (( CURRENT-- ))\n"
-      "  _arguments $arguments\n"
-      "}\n"
-      "compdef _pooldump pooldump\n");
 }
 
 }  // namespace
@@ -415,20 +204,15 @@ const std::vector<PoolFlag>& PoolFlags() {
 }
 
 std::unique_ptr<CLI::App> MakeApp(Words* words) {
-  auto app = std::make_unique<CLI::App>(kDescription, "pooldump");
-  app->set_help_flag("-h,--help", "Print this help and end");
-  app->set_version_flag("--version", "pooldump 0.1.0",
-                        "Print the version and end");
-  app->require_subcommand(1);
-  app->formatter(std::make_shared<HelpFormatter>());
-  app->footer(
-      absl::StrCat("\nExamples:\n"
-                   "  pooldump layout --instances=1000 --memory-bytes=4GiB "
+  auto app = cli::MakeApp(
+      {.name = "pooldump",
+       .version = "0.1.0",
+       .description = kDescription,
+       .examples = "  pooldump layout --instances=1000 --memory-bytes=4GiB "
                    "--guard-bytes=2GiB\n"
                    "  pooldump live $(pidof server) --watch\n"
-                   "  pooldump locate $(pidof server) < crash.log\n\n"
-                   "pooldump COMMAND --help tells more.\n",
-                   kExitCodes));
+                   "  pooldump locate $(pidof server) < crash.log\n",
+       .exit_codes = {kExitCodes.begin(), kExitCodes.end()}});
 
   Options& options = words->options;
   CLI::App* layout = AddCommand(app.get(), kLayout, words);
@@ -481,13 +265,9 @@ std::unique_ptr<CLI::App> MakeApp(Words* words) {
       ->required();
   AddPictures(image, words);
 
-  CLI::App* completion = app->add_subcommand(
-      "completion", "Prints the completions for a shell, to be sourced.");
-  completion->footer("\nExample:\n  source <(pooldump completion bash)\n");
-  completion->add_option("SHELL", words->shell, "bash or zsh")
-      ->required()
-      ->check(CLI::IsMember({"bash", "zsh"}));
-  app->add_subcommand("manual", "Prints the manual page, for man -l -.");
+  cli::AddCommand(app.get(), {.name = "manual",
+                              .description = "Prints the manual page.",
+                              .examples = "  pooldump manual | man -l -\n"});
   return app;
 }
 
@@ -516,30 +296,24 @@ std::string ManualPage(const CLI::App& app) {
       absl::StrAppend(&out, ".TP\n\\fB", Roff(OptionHead(*option)), "\\fR\n",
                       Roff(option->get_description()), ".\n");
     }
-    for (const Command& known :
-         {kLayout, kLive, kLocate, kCore, kMap, kImage}) {
-      if (command->get_name() != known.name) continue;
-      absl::StrAppend(&out, ".PP\n.nf\n", Roff(known.examples), ".fi\n");
+    for (const cli::Command* known :
+         {&kLayout, &kLive, &kLocate, &kCore, &kMap, &kImage}) {
+      if (command->get_name() != known->name) continue;
+      absl::StrAppend(&out, ".PP\n.nf\n", Roff(known->examples), ".fi\n");
     }
+  }
+  absl::StrAppend(&out, ".SH \"EXIT STATUS\"\n");
+  for (const auto& [code, meaning] : kExitCodes) {
+    absl::StrAppend(&out, ".TP\n", code, "\n", Roff(meaning), ".\n");
   }
   absl::StrAppend(
       &out,
-      ".SH \"EXIT STATUS\"\n"
-      ".TP\n0\nAll is well.\n"
-      ".TP\n1\nThe pool does not fit here, or no address lies in a pool.\n"
-      ".TP\n2\nWhat was asked about cannot be read: no such process or file, "
-      "no "
-      "permission, no pool, something that is damaged.\n"
       ".TP\n64\nThe command line, or a file that describes a pool, is wrong.\n"
       ".SH ENVIRONMENT\n.TP\nNO_COLOR\nIf it is set and not empty, there are "
       "no colours, unless \\-\\-color=always asks for them.\n"
       ".SH \"SEE ALSO\"\nThe columns are explained in docs/pooldump.md, the "
       "formats for programs in tools/pooldump/pooldump.proto.\n");
   return out;
-}
-
-std::string Completion(const CLI::App& app, const std::string& shell) {
-  return shell == "zsh" ? ZshCompletion(app) : BashCompletion(app);
 }
 
 }  // namespace firsttouch::pooldump

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "firsttouch/tools/cli/command_line.h"
 #include "firsttouch/tools/pooldump/pooldump.pb.h"
 
 namespace firsttouch::pooldump {
@@ -16,15 +17,13 @@ namespace firsttouch::pooldump {
 // What CLI11 writes into while it parses. Must outlive the App.
 struct Words {
   Options options;
-  std::string format;
-  std::string color;
+  cli::CommonOptions common;
   // Field of PoolConfig -> its text, if the flag was given.
   std::map<std::string, std::string> pool;
   std::string pid;
   std::vector<std::string> targets;  // [PID] ADDRESS...
   std::string interval;
   std::string slot;
-  std::string shell;
 };
 
 // Flags of PoolConfig's fields.
@@ -41,9 +40,6 @@ std::unique_ptr<CLI::App> MakeApp(Words* words);
 
 // The manual page in roff.
 std::string ManualPage(const CLI::App& app);
-// "bash" or "zsh": to be sourced.
-std::string Completion(const CLI::App& app, const std::string& shell);
-
 }  // namespace firsttouch::pooldump
 
 #endif  // FIRSTTOUCH_TOOLS_POOLDUMP_APP_H_

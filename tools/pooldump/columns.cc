@@ -3,8 +3,8 @@
 #include <cstdint>
 #include <string>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 
 namespace firsttouch::pooldump {
 namespace {
@@ -241,17 +241,23 @@ const Columns<PageRun>& PageRunColumns() {
   return columns;
 }
 
-const Columns<ImageReport::Run>& ImageRunColumns() {
-  using Run = ImageReport::Run;
+const Columns<imagetool::MapReport::Run>& ImageRunColumns() {
+  using imagetool::MapReport;
+  using Run = MapReport::Run;
   static const auto& columns = *new Columns<Run>{
       {"first-page", "",
        [](const Run& run) {
-         Value value = Value::Count(run.first_page());
+         Value value = Value::Count(run.range().first_page());
          value.rising = true;
          return value;
        }},
-      {"pages", "", [](const Run& run) { return Value::Count(run.pages()); }},
-      {"state", "", [](const Run& run) { return Value::Text(run.state()); }},
+      {"pages", "",
+       [](const Run& run) { return Value::Count(run.range().pages()); }},
+      {"state", "",
+       [](const Run& run) {
+         return Value::Text(
+             absl::AsciiStrToLower(MapReport::State_Name(run.state())));
+       }},
   };
   return columns;
 }

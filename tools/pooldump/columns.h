@@ -6,6 +6,7 @@
 
 #include <string>
 
+#include "firsttouch/tools/imagetool/imagetool.pb.h"
 #include "firsttouch/tools/pooldump/pooldump.pb.h"
 #include "firsttouch/tools/pooldump/snapshot/snapshot.pb.h"
 #include "firsttouch/tools/pooldump/table.h"
@@ -18,7 +19,7 @@ const Columns<Slot>& SlotColumns();
 const Columns<Image>& ImageColumns();
 const Columns<LocateReport::Found>& FoundColumns();
 const Columns<PageRun>& PageRunColumns();
-const Columns<ImageReport::Run>& ImageRunColumns();
+const Columns<imagetool::MapReport::Run>& ImageRunColumns();
 
 // "minor", "read", ...: faults of all kinds.
 uint64_t Faults(const Counters& counters);

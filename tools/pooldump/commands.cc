@@ -14,6 +14,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "firsttouch/tools/imagetool/commands.h"
 #include "firsttouch/tools/pooldump/columns.h"
 #include "firsttouch/tools/pooldump/config.h"
 #include "firsttouch/tools/pooldump/layout_report.h"
@@ -132,6 +133,14 @@ Answer AnswerMap(const Options& options) {
   if (!pages.ok()) return CannotRead(pages.status());
   Answer answer;
   *answer.report.mutable_map() = *std::move(pages);
+  return answer;
+}
+
+Answer AnswerImage(const Options& options) {
+  absl::StatusOr<imagetool::MapReport> map = imagetool::Map(options.file());
+  if (!map.ok()) return CannotRead(map.status());
+  Answer answer;
+  *answer.report.mutable_image() = *std::move(map);
   return answer;
 }
 
@@ -290,6 +299,9 @@ Answer MakeAnswer(const CommandLine& line, Kernel& kernel) {
       break;
     case Options::MAP:
       answer = AnswerMap(line.options);
+      break;
+    case Options::IMAGE:
+      answer = AnswerImage(line.options);
       break;
     default:
       return WrongUsage(absl::InvalidArgumentError("no command is given"));

@@ -1,6 +1,5 @@
 #include "firsttouch/tools/pooldump/flags.h"
 
-#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -9,85 +8,14 @@
 #include <vector>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/tools/cli/command_line.h"
 #include "firsttouch/tools/pooldump/app.h"
-#include "firsttouch/tools/pooldump/nearest.h"
 #include "google/protobuf/descriptor.h"
 
 namespace firsttouch::pooldump {
 namespace {
-
-CommandLine::Ending Printed(std::string text) {
-  return {.exit_code = kExitOk, .out = std::move(text)};
-}
-
-CommandLine::Ending Wrong(const std::string& text) {
-  return {.exit_code = kExitUsage, .err = text};
-}
-
-std::vector<std::string> CommandNames(const CLI::App& app) {
-  std::vector<std::string> names;
-  for (const CLI::App* command : app.get_subcommands(
-           [](const CLI::App* sub) { return !sub->get_name().empty(); })) {
-    names.push_back(command->get_name());
-  }
-  return names;
-}
-
-// The command that `words` ask for, or null.
-const CLI::App* CommandOf(const CLI::App& app,
-                          const std::vector<std::string>& words) {
-  for (const std::string& word : words) {
-    for (const CLI::App* command :
-         app.get_subcommands([](const CLI::App*) { return true; })) {
-      if (command->get_name() == word) return command;
-    }
-  }
-  return nullptr;
-}
-
-// One line for what CLI11 found wrong. It names at most the word; the nearest
-// name is ours.
-std::string Explain(const CLI::App& app, const std::vector<std::string>& words,
-                    const CLI::ParseError& error) {
-  const CLI::App* command = CommandOf(app, words);
-  if (command == nullptr) {
-    for (const std::string& word : words) {
-      if (absl::StartsWith(word, "-")) continue;
-      const std::string nearest = Nearest(word, CommandNames(app));
-      return absl::StrCat(
-          "there is no command \"", word, "\"",
-          nearest.empty() ? std::string("; pooldump --help lists them")
-                          : absl::StrCat("; did you mean \"", nearest, "\"?"));
-    }
-    return "no command is given; pooldump --help lists them";
-  }
-  std::vector<std::string> flags;
-  for (const CLI::Option* option : command->get_options()) {
-    for (const std::string& name : option->get_lnames()) {
-      flags.push_back("--" + name);
-    }
-  }
-  for (const std::string& word : words) {
-    if (!absl::StartsWith(word, "--") || word == "--") continue;
-    const std::string flag = word.substr(0, word.find('='));
-    if (std::find(flags.begin(), flags.end(), flag) != flags.end()) continue;
-    const std::string nearest = Nearest(flag, flags);
-    return absl::StrCat("there is no option ", flag,
-                        nearest.empty()
-                            ? absl::StrCat("; pooldump ", command->get_name(),
-                                           " --help lists them")
-                            : absl::StrCat("; did you mean ", nearest, "?"));
-  }
-  std::string text = error.what();
-  for (char& c : text) {
-    if (c == '\n') c = ' ';
-  }
-  return absl::StrCat(text, "; pooldump ", command->get_name(),
-                      " --help tells more");
-}
 
 template <typename Enum, typename Parse>
 void SetEnum(const std::string& word, Parse parse, Enum* value) {
@@ -186,43 +114,28 @@ CommandLine ParseCommandLine(const std::vector<std::string>& words) {
   CommandLine line;
   Words found;
   const std::unique_ptr<CLI::App> app = MakeApp(&found);
-  // CLI11 takes them from the back.
-  std::vector<std::string> reversed(words.rbegin(), words.rend());
-  try {
-    app->parse(std::move(reversed));
-  } catch (const CLI::CallForHelp&) {
-    const CLI::App* command = CommandOf(*app, words);
-    line.ending =
-        Printed(command == nullptr ? app->help() : command->help("pooldump"));
-    return line;
-  } catch (const CLI::CallForVersion& version) {
-    line.ending = Printed(absl::StrCat(version.what(), "\n"));
-    return line;
-  } catch (const CLI::ParseError& error) {
-    line.ending = Wrong(Explain(*app, words, error));
-    return line;
-  }
+  line.ending = cli::Parse(*app, words);
+  if (line.ending.has_value()) return line;
   const std::string command = app->get_subcommands().front()->get_name();
-  if (command == "completion") {
-    line.ending = Printed(Completion(*app, found.shell));
-    return line;
-  }
   if (command == "manual") {
-    line.ending = Printed(ManualPage(*app));
+    line.ending = cli::Ending{.out = ManualPage(*app)};
     return line;
   }
   line.options = found.options;
   line.options.set_command(CommandNumber(command));
   Format format = TEXT;
-  SetEnum(found.format, Format_Parse, &format);
+  SetEnum(found.common.format, Format_Parse, &format);
   line.options.set_format(format);
   Color color = AUTO;
-  SetEnum(found.color, Color_Parse, &color);
+  SetEnum(found.common.color, Color_Parse, &color);
   line.options.set_color(color);
+  line.options.set_bytes(found.common.bytes);
   std::string wrong = TakeTargets(found, &line.options);
   if (wrong.empty()) wrong = TakeInterval(found, &line.options);
   if (wrong.empty()) wrong = TakePool(found, &line);
-  if (!wrong.empty()) line.ending = Wrong(wrong);
+  if (!wrong.empty()) {
+    line.ending = cli::Ending{.exit_code = kExitUsage, .error = wrong};
+  }
   return line;
 }
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "firsttouch/tools/cli/command_line.h"
 #include "firsttouch/tools/pooldump/pooldump.pb.h"
 #include "firsttouch/tools/pooldump/text_file.h"
 
@@ -19,7 +20,7 @@ inline constexpr int kExitBadNews = 1;
 // What was asked about cannot be read: no such process, no permission, ...
 inline constexpr int kExitCannotRead = 2;
 // The command line, or a file that describes a pool, is wrong.
-inline constexpr int kExitUsage = 64;
+inline constexpr int kExitUsage = cli::kExitUsage;
 
 struct CommandLine {
   Options options;
@@ -27,12 +28,7 @@ struct CommandLine {
   FieldPlaces pool_places;
 
   // Set: nothing is to be done but to print this and end.
-  struct Ending {
-    int exit_code = kExitOk;
-    std::string out;  // To standard output.
-    std::string err;  // To standard error; one line.
-  };
-  std::optional<Ending> ending;
+  std::optional<cli::Ending> ending;
 };
 
 // Parses the words behind the program's name. Never fails: what is wrong is in

@@ -3,16 +3,16 @@
 
 #include <unistd.h>
 
-#include <cerrno>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/tools/cli/command_line.h"
+#include "firsttouch/tools/cli/terminal.h"
+#include "firsttouch/tools/imagetool/commands.h"
 #include "firsttouch/tools/pooldump/commands.h"
 #include "firsttouch/tools/pooldump/flags.h"
 #include "firsttouch/tools/pooldump/print.h"
@@ -24,29 +24,14 @@
 namespace firsttouch::pooldump {
 namespace {
 
+// As --color takes it.
 bool WantsColor(Color color) {
-  if (color != AUTO) return color == ALWAYS;
-  const char* no_color = std::getenv("NO_COLOR");
-  const char* terminal = std::getenv("TERM");
-  return isatty(STDOUT_FILENO) == 1 &&
-         (no_color == nullptr || *no_color == '\0') && terminal != nullptr &&
-         std::strcmp(terminal, "dumb") != 0;
+  return cli::WantsColor(absl::AsciiStrToLower(Color_Name(color)),
+                         STDOUT_FILENO);
 }
 
 int Fail(int exit_code, const std::string& error) {
-  std::fprintf(stderr, "pooldump: %s\n", error.c_str());
-  return exit_code;
-}
-
-// Whatever could not be written is an error: a full disk must not look like a
-// short answer.
-int Write(const std::string& text, int exit_code) {
-  if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size() &&
-      std::fflush(stdout) == 0) {
-    return exit_code;
-  }
-  return Fail(kExitCannotRead,
-              std::string("standard output: ") + std::strerror(errno));
+  return cli::End("pooldump", {.exit_code = exit_code, .error = error});
 }
 
 int RunWatch(const Options& options, bool color) {
@@ -82,13 +67,12 @@ int RunWatch(const Options& options, bool color) {
 
 int Main(const std::vector<std::string>& words) {
   const CommandLine line = ParseCommandLine(words);
-  if (line.ending.has_value()) {
-    if (!line.ending->err.empty()) {
-      return Fail(line.ending->exit_code, line.ending->err);
-    }
-    return Write(line.ending->out, line.ending->exit_code);
+  if (line.ending.has_value()) return cli::End("pooldump", *line.ending);
+  Options options = line.options;
+  if (options.width() == 0) {
+    options.set_width(static_cast<uint32_t>(
+        cli::TerminalColumns(STDOUT_FILENO, /*otherwise=*/80)));
   }
-  const Options& options = line.options;
   const bool color = WantsColor(options.color());
   if (options.watch()) return RunWatch(options, color);
   const Answer answer = MakeAnswer(line, RealKernel());
@@ -99,7 +83,7 @@ int Main(const std::vector<std::string>& words) {
   if (!text.ok()) {
     return Fail(kExitCannotRead, std::string(text.status().message()));
   }
-  return Write(*text, answer.exit_code);
+  return cli::End("pooldump", {.exit_code = answer.exit_code, .out = *text});
 }
 
 }  // namespace

@@ -11,8 +11,11 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "firsttouch/tools/imagetool/map_picture.h"
+#include "firsttouch/tools/picture/picture.h"
 #include "firsttouch/tools/pooldump/columns.h"
 #include "firsttouch/tools/pooldump/layout_report.h"
+#include "firsttouch/tools/pooldump/slot_picture.h"
 #include "google/protobuf/text_format.h"
 #include "google/protobuf/util/json_util.h"
 #include "re2/re2.h"
@@ -496,12 +499,32 @@ absl::StatusOr<std::string> PrintReport(const Report& report,
       return LocateText(report.locate(), style);
     case Report::kCore:
       return CoreText(report.core(), options.all(), style);
-    case Report::kMap:
+    case Report::kMap: {
+      absl::StatusOr<picture::PageMapPicture> picture =
+          SlotPicture(report.map());
+      if (!picture.ok()) return picture.status();
+      return picture::TerminalText(
+          *picture, {.columns = options.width() == 0 ? 80 : options.width(),
+                     .color = style.color});
+    }
     case Report::kImage:
+      return imagetool::TerminalPictureOf(
+          report.image(),
+          options.width() == 0 ? 80 : static_cast<int>(options.width()), style);
     case Report::OF_NOT_SET:
       break;
   }
   return absl::InternalError("an empty report");
+}
+
+absl::StatusOr<std::string> PictureFile(const Report& report, bool html) {
+  if (report.has_image()) {
+    return html ? imagetool::HtmlOf(report.image())
+                : imagetool::SvgOf(report.image());
+  }
+  absl::StatusOr<picture::PageMapPicture> picture = SlotPicture(report.map());
+  if (!picture.ok()) return picture.status();
+  return html ? picture::Html(*picture) : picture::Svg(*picture);
 }
 
 }  // namespace firsttouch::pooldump

@@ -23,6 +23,9 @@ absl::StatusOr<std::string> PrintReport(const Report& report,
                                         const Options& options,
                                         const TextStyle& style);
 
+// The picture of `map` and `image` for a file: an HTML page, or SVG.
+absl::StatusOr<std::string> PictureFile(const Report& report, bool html);
+
 // Of PrintReport's text, the part for a layout, and so on.
 std::string LayoutText(const LayoutReport& report, const TextStyle& style);
 std::string LiveText(const ProcessSnapshot& process, bool all,

@@ -19,7 +19,8 @@ A case is a file:
 All parts but the command may be left out; "exit: 0" is what is meant then. In
 command and stdin, {PID} is the process of the recipe and {BASE}, {BASE2} where
 its pools begin; {BASE+0x1000} is counted on from there. In what pooldump prints,
-the same stands in place of the numbers, which are others each time.
+the same stands in place of the numbers, which are others each time. "..." in
+what is expected is any text in its line.
 
 Further lines in front of the first part:
 
@@ -190,6 +191,12 @@ def run(pooldump, maker_program, case):
             return out.replace("\r", "\\r"), err, done.returncode
 
 
+def matches(expected, text):
+    """Whether `text` is what is expected, where "..." is anything in a line."""
+    parts = [re.escape(part) for part in expected.split("...")]
+    return re.fullmatch("[^\n]*".join(parts), text) is not None
+
+
 def with_end(text):
     """As it stands in a file of lines."""
     return text if not text or text.endswith("\n") else text + "\\no line feed\n"
@@ -212,13 +219,16 @@ def main():
             continue
         out, err = with_end(out), with_end(err)
         if update:
+            # A case keeps its "..." where they are still right.
+            out, err = (case.text(part) if matches(case.text(part), text) else text
+                        for part, text in (("stdout", out), ("stderr", err)))
             case.write(out, err, code)
             continue
         wrong = []
         if code != int(case.keys.get("exit", "0")):
             wrong.append(f"exit code {code} instead of {case.keys.get('exit', '0')}")
         for part, text in (("stdout", out), ("stderr", err)):
-            if text != case.text(part):
+            if not matches(case.text(part), text):
                 wrong.append(f"{part} is\n{text}instead of\n{case.text(part)}")
         if wrong:
             bad += 1

@@ -145,15 +145,16 @@ int Main(const std::string& text, bool busy) {
     pools.push_back(MakePool(pool.config()));
     for (const Recipe::Tenant& tenant : pool.tenants()) {
       const uint32_t times = std::max(1u, tenant.times());
+      const uint32_t memories = std::max(1u, tenant.memories());
       PlacedConfig size;
       size.config.set_size_bytes(tenant.size_bytes());
       MemoryOptions wanted{.size_bytes = Must(SizeOf(size, "size_bytes")),
                            .trap_callback = Back};
       if (!tenant.image().empty()) wanted.image = images.at(tenant.image());
-      for (uint32_t i = 1; i <= times; ++i) {
+      for (uint32_t i = 0; i < times * memories; ++i) {
         Memory memory = Must(pools.back()->Acquire(wanted));
         Live(tenant, memory);
-        if (i < times || tenant.leaves()) {
+        if (i % times < times - 1 || tenant.leaves()) {
           Must(memory.Release());
         } else {
           held.push_back(std::move(memory));

@@ -1,0 +1,106 @@
+#include "firsttouch/tools/pooldump/slot_picture.h"
+
+#include <cstddef>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "firsttouch/tools/pooldump/layout_report.h"
+#include "firsttouch/tools/pooldump/table.h"
+
+namespace firsttouch::pooldump {
+namespace {
+
+// In the order of the palette: what is rare and matters is last, so that it is
+// seen among many others.
+enum PictureState : size_t {
+  kMissing,
+  kOutside,
+  kClean,
+  kShared,
+  kUntracked,
+  kPrivate,
+  kHot,
+  kDirty,
+  kStates,
+};
+
+PictureState StateOf(const PageRun& run) {
+  switch (run.state()) {
+    case PAGE_CLEAN:
+      return kClean;
+    case PAGE_UNTRACKED:
+      return kUntracked;
+    case PAGE_DIRTY:
+      return kDirty;
+    case PAGE_HOT:
+      return kHot;
+    default:
+      break;
+  }
+  // A pool of mappings does not know; the kernel may.
+  if (run.state() == PAGE_STATE_UNSPECIFIED && run.resident() == 1) {
+    return kShared;
+  }
+  if (run.state() == PAGE_STATE_UNSPECIFIED && run.resident() == 2) {
+    return kPrivate;
+  }
+  return run.source() == PAGE_OUTSIDE ? kOutside : kMissing;
+}
+
+std::string NoteOf(const PageMap& map, const PageRun& run) {
+  std::string note;
+  switch (run.source()) {
+    case PAGE_OF_IMAGE:
+      note = absl::StrCat("image ", map.slot().image_name());
+      break;
+    case PAGE_OF_ZEROES:
+      note = "zeroes at first";
+      break;
+    case PAGE_OUTSIDE:
+      return "above the size: a touch traps";
+    default:
+      break;
+  }
+  const char* separator = note.empty() ? "" : "; ";
+  if (run.resident() == 1) {
+    absl::StrAppend(&note, separator, "the image's own page, shared");
+  } else if (run.resident() == 2) {
+    absl::StrAppend(&note, separator, "a page of the slot's own");
+  }
+  return note;
+}
+
+}  // namespace
+
+absl::StatusOr<picture::PageMapPicture> SlotPicture(const PageMap& map) {
+  picture::PageMapPicture picture;
+  picture.title =
+      absl::StrCat(SlotName(map.pool().name(), map.slot().slot()), ", ",
+                   map.slot().state_name(), ", ",
+                   map.slot().image_name().empty()
+                       ? std::string("no image")
+                       : absl::StrCat("image ", map.slot().image_name()),
+                   ", size ", BytesText(map.slot().size_bytes(), {}));
+  picture.states.resize(kStates);
+  picture.states[kMissing] = {"missing", '.', picture::kPaper};
+  picture.states[kOutside] = {"above the size", '-', picture::kBlack};
+  picture.states[kClean] = {"clean", 'c', picture::kBlue};
+  picture.states[kShared] = {"shared", 's', picture::kSky};
+  picture.states[kUntracked] = {"untracked", 'u', picture::kYellow};
+  picture.states[kPrivate] = {"private", 'p', picture::kPink};
+  picture.states[kHot] = {"hot", 'h', picture::kOrange};
+  picture.states[kDirty] = {"dirty", 'd', picture::kRed};
+  for (const PageRun& run : map.runs()) {
+    picture.runs.push_back({.first_page = run.first_page(),
+                            .pages = run.pages(),
+                            .state = StateOf(run),
+                            .note = NoteOf(map, run)});
+    picture.pages = run.first_page() + run.pages();
+  }
+  absl::Status status = picture::Check(picture);
+  if (!status.ok()) return status;
+  return picture;
+}
+
+}  // namespace firsttouch::pooldump
