@@ -93,8 +93,7 @@ class Folder {
 
 std::string OwnProgram() {
   std::error_code error;
-  const std::string path =
-      std::filesystem::read_symlink("/proc/self/exe", error);
+  std::string path = std::filesystem::read_symlink("/proc/self/exe", error);
   if (error) Die("cannot read /proc/self/exe");
   return path;
 }

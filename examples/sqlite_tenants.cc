@@ -241,18 +241,21 @@ absl::Status WithOneMemory(
 // Sets the database up, or opens it, with the number of rows that it has.
 absl::StatusOr<OpenedDatabase> MakeDatabase(const Options& options) {
   OpenedDatabase made;
-  absl::Status status = WithOneMemory([&](wasm2c::MemorySource* source) {
-    if (!options.image.empty()) {
-      absl::StatusOr<OpenedDatabase> opened =
-          OpenDatabase(source, options.image);
-      if (opened.ok()) made = *std::move(opened);
-      return opened.status();
-    }
-    absl::StatusOr<std::shared_ptr<const SqliteTemplate>> database =
-        SetUpDatabase(source, options.tenants.rows);
-    if (database.ok()) made = {*std::move(database), options.tenants.rows};
-    return database.status();
-  });
+  absl::Status status =
+      WithOneMemory([&](wasm2c::MemorySource* source) -> absl::Status {
+        if (!options.image.empty()) {
+          absl::StatusOr<OpenedDatabase> opened =
+              OpenDatabase(source, options.image);
+          if (!opened.ok()) return opened.status();
+          made = *std::move(opened);
+          return absl::OkStatus();
+        }
+        absl::StatusOr<std::shared_ptr<const SqliteTemplate>> database =
+            SetUpDatabase(source, options.tenants.rows);
+        if (!database.ok()) return database.status();
+        made = {*std::move(database), options.tenants.rows};
+        return absl::OkStatus();
+      });
   if (!status.ok()) return status;
   return made;
 }

@@ -344,7 +344,7 @@ absl::StatusOr<OpenedDatabase> OpenDatabase(wasm2c::MemorySource* source,
         "': is not the memory of this build's SQLite "
         "guest: ",
         rows.ok() ? absl::StrCat("it says that there are ", *rows, " rows")
-                  : std::string(rows.status().message())));
+                  : absl::StrCat(rows.status().message())));
   }
   return OpenedDatabase{*std::move(database), static_cast<uint32_t>(*rows)};
 }

@@ -4,10 +4,12 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "firsttouch/init/working_set.h"
 #include "firsttouch/pool/reservation.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/uffd/abi.h"
@@ -23,7 +25,20 @@ constexpr int kAccessible = PROT_READ | PROT_WRITE;
 // all apart.
 constexpr size_t kRegions = 512;
 
+// Pages of a working set that are populated at most, as with userfaultfd.
+constexpr uint64_t kMostPopulatedPages = 4096;
+
 constexpr std::byte kZeroPage[kPageBytes] = {};
+
+void AddRun(WorkingSet::Words& words, uint64_t first_page, uint64_t pages) {
+  const uint64_t end = first_page + pages;
+  for (uint64_t page = first_page; page < end;) {
+    const uint64_t index = page / kPagesPerGroup;
+    if (words.size() <= index) words.resize(index + 1);
+    words[index] |= GroupMask(index, page, end);
+    page = (index + 1) * kPagesPerGroup;
+  }
+}
 
 uintptr_t AddressOf(const SlotState& slot, uint64_t page) {
   return slot.base + page * kPageBytes;
@@ -132,6 +147,40 @@ absl::Status MappingOps::MapAnew(SlotState& slot, uint64_t first_page,
   return absl::OkStatus();
 }
 
+void MappingOps::Populate(SlotState& slot, uint64_t size_pages) {
+  const WorkingSet& set = slot.image->working_set();
+  if (!set.known()) return;
+  uint64_t left = kMostPopulatedPages;
+  const auto populate = [&](const WorkingSet::Words& words, int advice) {
+    for (uint64_t index = 0; index < words.size(); ++index) {
+      ForEachRun(words[index] & GroupMask(index, 0, size_pages),
+                 [&](uint64_t bit, uint64_t pages) {
+                   pages = std::min(pages, left);
+                   if (pages == 0) return;
+                   left -= pages;
+                   Count(slot.counters.kernel_calls);
+                   kernel_.Madvise(
+                       AddressOf(slot, index * kPagesPerGroup + bit),
+                       pages * kPageBytes, advice);
+                 });
+    }
+  };
+  const WorkingSet::Words written = set.written();
+  populate(written, kMadvPopulateWrite);
+  WorkingSet::Words read = set.read();
+  for (size_t i = 0; i < std::min(read.size(), written.size()); ++i) {
+    read[i] &= ~written[i];
+  }
+  populate(read, kMadvPopulateRead);
+  for (uint64_t words = 0; words < written.size(); ++words) {
+    const uint64_t pages = written[words] & GroupMask(words, 0, size_pages);
+    if (pages == 0) continue;
+    Of(slot).private_end = std::max<uint64_t>(
+        Of(slot).private_end, words * kPagesPerGroup + std::bit_width(pages));
+    CountOwned(slot.counters.pages_prefilled, std::popcount(pages));
+  }
+}
+
 absl::Status MappingOps::Protect(SlotState& slot, uint64_t first_page,
                                  uint64_t end_page, int protection) {
   if (first_page >= end_page) return absl::OkStatus();
@@ -194,7 +243,8 @@ absl::Status MappingOps::Prepare(SlotState& slot, const ImageRef& image,
                                  uint64_t size_pages) {
   SlotMappings& mappings = Of(slot);
   absl::Status status;
-  if (slot.image != image) status = Bind(slot, image);
+  const bool binds = slot.image != image;
+  if (binds) status = Bind(slot, image);
   const uint64_t accessible = mappings.accessible_pages;
   if (status.ok() && accessible > size_pages) {
     // What is there are restored pages. They would show nothing, but they would
@@ -212,6 +262,10 @@ absl::Status MappingOps::Prepare(SlotState& slot, const ImageRef& image,
     return status;
   }
   mappings.accessible_pages = size_pages;
+  if (binds && image != nullptr) {
+    mappings.releases_to_teach = supply_ == Supply::kMappingsScan ? 2 : 0;
+    Populate(slot, size_pages);
+  }
   return absl::OkStatus();
 }
 
@@ -274,9 +328,16 @@ absl::Status MappingOps::ScanAndRestore(SlotState& slot, uint64_t keep_pages,
   uint64_t private_end = 0;
   bool too_many = false;
   uint64_t calls = 0;
+  const bool teaches = Of(slot).releases_to_teach > 0 && slot.image != nullptr;
+  WorkingSet::Words written;
+  WorkingSet::Words read;
   const int error = Scan(
       slot, keep_pages,
       [&](const Run& run) {
+        if (teaches) {
+          AddRun(read, run.first_page, run.pages);
+          if (run.is_private) AddRun(written, run.first_page, run.pages);
+        }
         if (!run.is_private) return true;
         if (restored + run.pages > hot_pages_limit) {
           too_many = true;
@@ -299,6 +360,13 @@ absl::Status MappingOps::ScanAndRestore(SlotState& slot, uint64_t keep_pages,
     }
   } else {
     CountOwned(slot.counters.pages_restored, restored);
+  }
+  if (teaches && !too_many) {
+    --Of(slot).releases_to_teach;
+    WorkingSet& set = slot.image->working_set();
+    // Where the set is known, pages are private because it says so.
+    if (!set.known()) set.LearnWritten(written);
+    set.LearnRead(read);
   }
   Of(slot).private_end = private_end;
   Of(slot).private_pages = too_many ? 0 : restored;

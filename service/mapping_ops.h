@@ -22,6 +22,11 @@
 // until there are more than the limit and the slot is dropped.
 // mappings-drop: one MADV_DONTNEED, and all is as first mapped.
 //
+// THE WORKING SET (init/working_set.h): the same scan, at the first releases
+// after a bind, tells which pages are there, and which of them are private; the
+// kernel maps up to sixteen around one that is read. A slot that gets an image
+// has the set's pages made private, or mapped, by MADV_POPULATE (5.14).
+//
 // A page of zeroes is not left out where an image is mapped: nothing but the
 // kernel's merging of equal pages (KSM) puts one there, and only in the place
 // of a page that somebody changed.
@@ -126,6 +131,8 @@ class MappingOps {
     uint64_t private_end = 0;
     // How many are.
     uint64_t private_pages = 0;
+    // Releases that the image's working set is yet to be told of.
+    uint32_t releases_to_teach = 0;
   };
 
   SlotMappings& Of(const SlotState& slot) const {
@@ -139,6 +146,9 @@ class MappingOps {
                        const Image::Mapping& file);
   absl::Status Protect(SlotState& slot, uint64_t first_page, uint64_t end_page,
                        int protection);
+  // Has the pages of the working set ready that lie below `size_pages`. What
+  // fails is left to the first touch.
+  void Populate(SlotState& slot, uint64_t size_pages);
   // Copies the initial bytes back, or drops.
   absl::Status ScanAndRestore(SlotState& slot, uint64_t keep_pages,
                               uint64_t hot_pages_limit);

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <thread>
@@ -275,6 +276,30 @@ TEST_P(SnapshotTest, BoundsAreTheSameAfterwards) {
     ASSERT_TRUE(trap.has_value());
   }
   Store(memory, 7 * kPageBytes, 1);
+}
+
+int CountMappings() {
+  std::ifstream maps("/proc/self/maps");
+  int lines = 0;
+  for (std::string line; std::getline(maps, line);) ++lines;
+  return lines;
+}
+
+TEST_P(SnapshotTest, AsManyMappingsAreThereAfterwards) {
+  std::vector<Memory> memories;
+  const ImageRef image = PatternImage("mappings", 4);
+  for (int i = 0; i < 4; ++i) {
+    memories.push_back(MustAcquire(image, 8 + i));
+    for (uint64_t page = 0; page < 8; page += 2) {
+      Store(memories.back(), page * kPageBytes, 1);
+    }
+  }
+  ASSERT_TRUE(memories[0].Snapshot("x").ok());
+  const int before = CountMappings();
+  for (int i = 0; i < 20; ++i) {
+    ASSERT_TRUE(memories[i % 4].Snapshot("x").ok());
+  }
+  EXPECT_LE(CountMappings(), before + 1);
 }
 
 TEST_P(SnapshotTest, AMemoryThatCannotBeMadeReadOnlyIsLeftAsItWas) {

@@ -105,7 +105,8 @@ class WorkingSetTest : public testing::TestWithParam<Way> {
   ImageRef Reopened(const ImageRef& image) { return FromFile(image); }
 
   bool learns() const {
-    return !GetParam().mapped() && GetParam().tracking != Tracking::kAsync;
+    return GetParam().supply != Supply::kMappingsDrop &&
+           GetParam().tracking != Tracking::kAsync;
   }
 };
 

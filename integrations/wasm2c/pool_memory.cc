@@ -24,7 +24,8 @@ TrapAction OnTrap(const TrapInfo& trap) {
                    .write = trap.access == Access::kWrite,
                    .instance = trap.instance,
                    .memory = trap.memory,
-                   .program_counter = trap.program_counter});
+                   .program_counter = trap.program_counter,
+                   .error = trap.error});
   return TrapAction::kUnhandled;  // no guest runs on this thread
 }
 

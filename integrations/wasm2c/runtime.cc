@@ -117,8 +117,10 @@ std::string Trap::Message() const {
   if (exited) return absl::StrCat("the guest exited with code ", exit_code);
   if (!has_touch) return wasm_rt_strerror(code);
   return absl::StrFormat(
-      "out of bounds: %s at offset %d of memory %d of instance %d, size %d "
-      "bytes",
+      "%s: %s at offset %d of memory %d of instance %d, size %d bytes",
+      touch.error == 0
+          ? std::string("out of bounds")
+          : absl::StrCat("the page could not be had, errno ", touch.error),
       touch.write ? "write" : "read", touch.offset_bytes, touch.memory,
       touch.instance, touch.size_bytes);
 }

@@ -25,7 +25,7 @@
 
 namespace firsttouch::wasm2c {
 
-// A touch outside of a memory's bounds.
+// A touch outside of a memory's bounds, or of a page that could not be had.
 struct BadTouch {
   // Bytes from the memory's start: the offset that the guest used, when its
   // access began out of bounds.
@@ -39,6 +39,8 @@ struct BadTouch {
   uint32_t memory = 0;
   // The instruction that touched.
   uintptr_t program_counter = 0;
+  // Not 0: in bounds, and the errno of what failed (TrapInfo::error).
+  int error = 0;
 };
 
 // Why a guest stopped before its function returned. Plain data.
