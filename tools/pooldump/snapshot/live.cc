@@ -516,8 +516,7 @@ absl::StatusOr<ProcessSnapshot> LiveProcess::Snapshot(
   snapshot.set_realtime_ns(Nanos(CLOCK_REALTIME));
   snapshot.set_monotonic_ns(Nanos(CLOCK_MONOTONIC));
   if (const auto comm = ReadProcFile(impl_->proc.get(), "comm"); comm.ok()) {
-    snapshot.set_command(
-        Printable(std::string_view(*comm).substr(0, comm->find('\n'))));
+    snapshot.set_command(Printable(comm->substr(0, comm->find('\n'))));
   }
   absl::Status failure;
   for (Pool& pool : *pools) {
