@@ -191,8 +191,8 @@ absl::Status WithWayOut(absl::Status status, const OpenOptions& options) {
   if (!absl::IsFailedPrecondition(status) || !options.parents.empty()) {
     return status;
   }
-  return absl::FailedPreconditionError(absl::StrCat(
-      std::string(status.message()), "; name it by --parent=FILE"));
+  return absl::FailedPreconditionError(
+      absl::StrCat(status.message(), "; name it by --parent=FILE"));
 }
 
 absl::StatusOr<ImageRef> Open(const std::string& path,
@@ -230,7 +230,7 @@ absl::StatusOr<ImageRef> FromSegments(const std::string& path,
         return absl::Status(
             read.status().code(),
             absl::StrCat("'", path, "': segment ", segments.size(), ": ",
-                         std::string(read.status().message())));
+                         read.status().message()));
       }
       files.push_back(*std::move(read));
       bytes = &files.back();
@@ -614,7 +614,8 @@ VerifyReport Verify(const std::vector<std::string>& paths,
     absl::StatusOr<ImageFileInfo> info =
         VerifyImageFile(path, ForOpening(options));
     if (!info.ok()) {
-      file.set_error(Printable(std::string(info.status().message())));
+      const std::string error(info.status().message());
+      file.set_error(Printable(error));
       continue;
     }
     file.set_stored_pages(info->stored_pages);

@@ -77,8 +77,9 @@ int Fail(int exit_code, const std::string& error) {
                   {.exit_code = exit_code, .error = pooldump::Printable(line)});
 }
 
-int Fail(const absl::Status& status) {
-  return Fail(kExitFailed, std::string(status.message()));
+int Fail(const absl::Status& status, int exit_code = kExitFailed) {
+  const std::string error(status.message());
+  return Fail(exit_code, error);
 }
 
 pooldump::TextStyle StyleOf(const Words& words) {
@@ -163,7 +164,7 @@ int RunBuild(const Words& words) {
     const absl::StatusOr<uint64_t> size =
         pooldump::ParseBytes("--size", words.size);
     if (!size.ok()) {
-      return Fail(cli::kExitUsage, std::string(size.status().message()));
+      return Fail(size.status(), cli::kExitUsage);
     }
     options.size_bytes = *size;
   }
@@ -173,7 +174,7 @@ int RunBuild(const Words& words) {
   options.replace = !words.no_replace;
   const absl::StatusOr<int64_t> time = BuildTime();
   if (!time.ok()) {
-    return Fail(cli::kExitUsage, std::string(time.status().message()));
+    return Fail(time.status(), cli::kExitUsage);
   }
   options.created_unix_seconds = *time;
   absl::StatusOr<BuildReport> report;
@@ -244,7 +245,7 @@ int RunUnpack(const Words& words) {
     const absl::StatusOr<uint64_t> size =
         pooldump::ParseBytes("--max-size", words.max_size);
     if (!size.ok()) {
-      return Fail(cli::kExitUsage, std::string(size.status().message()));
+      return Fail(size.status(), cli::kExitUsage);
     }
     unpack.max_stored_bytes = *size;
   }
