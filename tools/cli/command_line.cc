@@ -18,7 +18,6 @@ namespace {
 
 constexpr size_t kHelpColumns = 80;
 constexpr size_t kHelpIndent = 26;
-constexpr int kExitCannotPrint = 74;
 constexpr char kCompletions[] = "completions";
 
 // `text` broken at blanks; its first line begins at column `first`.
@@ -161,7 +160,8 @@ std::string NoSuch(const std::string& what, const std::string& word,
                    const std::string& help) {
   const std::string nearest = pooldump::Nearest(word, names);
   return absl::StrCat(
-      "there is no ", what, " ", pooldump::Printable(word), "; ",
+      "there is no ", what, " ",
+      word.empty() ? std::string("\"\"") : pooldump::Printable(word), "; ",
       nearest.empty() ? absl::StrCat(help, " --help lists them")
                       : absl::StrCat("did you mean ", nearest, "?"));
 }
@@ -216,7 +216,14 @@ std::string BashCompletions(const CLI::App& app) {
                     absl::StrJoin(FlagsOf(*command), " "), "') ;;\n");
     for (const CLI::Option* option : command->get_options()) {
       const std::string action = BashAction(*option);
-      if (action.empty()) continue;
+      if (action.empty()) {
+        // A value that nobody can guess; not an operand.
+        for (const std::string& flag : option->get_lnames()) {
+          if (!TakesValue(*option)) break;
+          absl::StrAppend(&options, "    ", name, ":--", flag, ") return ;;\n");
+        }
+        continue;
+      }
       if (IsPositional(*option)) {
         // One kind of operand a command is enough of a model for a shell.
         if (absl::StrContains(operands, absl::StrCat("      ", name, ") "))) {
@@ -348,7 +355,9 @@ std::unique_ptr<CLI::App> MakeApp(const Program& program) {
     absl::StrAppend(&codes, "  ", code, std::string(code < 10 ? 3 : 2, ' '),
                     Wrap(meaning, 6, 6), "\n");
   }
-  absl::StrAppend(&codes, "  ", kExitUsage, "  the command line is wrong\n");
+  absl::StrAppend(&codes, "  ", kExitUsage, "  the command line is wrong\n",
+                  "  ", kExitCannotPrint,
+                  "  standard output cannot be written\n");
   app->footer(absl::StrCat("Examples:\n", program.examples, "\n", program.name,
                            " COMMAND --help tells more.\n", codes));
   CLI::App* completions = AddCommand(

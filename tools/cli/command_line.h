@@ -29,13 +29,15 @@ namespace firsttouch::cli {
 
 // The command line is wrong (EX_USAGE of sysexits.h).
 inline constexpr int kExitUsage = 64;
+// What there is to say cannot be printed (EX_IOERR).
+inline constexpr int kExitCannotPrint = 74;
 
 struct Program {
   std::string name;
   std::string version;
   std::string description;  // A sentence or two.
   std::string examples;     // Lines, indented by two.
-  // Code and meaning. 64 is added.
+  // Code and meaning. Those of this header are added.
   std::vector<std::pair<int, std::string>> exit_codes;
 };
 
@@ -75,7 +77,7 @@ std::optional<Ending> Parse(CLI::App& app,
                             const std::vector<std::string>& words);
 
 // Prints what an ending has to say, an error as "PROGRAM: ERROR", and gives the
-// exit code: 74 (EX_IOERR) if it cannot be printed.
+// exit code: kExitCannotPrint if it cannot be printed.
 int End(const std::string& program, const Ending& ending);
 
 // The completions for "bash" or "zsh", to be sourced.

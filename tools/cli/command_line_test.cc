@@ -21,6 +21,7 @@ struct Example {
                                   .description = "Boils. In water.",
                                   .examples = "  cook boil egg\n"});
     AddCommonOptions(boil, &common, {"text", "json"});
+    boil->add_option("--minutes", minutes, "How long")->type_name("NUMBER");
     boil->add_option("FILE", file, "What")->required()->type_name("FILE");
     AddCommand(app.get(), {.name = "broil", .description = "Broils."});
   }
@@ -38,6 +39,7 @@ struct Example {
   CLI::App* boil = nullptr;
   CommonOptions common;
   std::string file;
+  int minutes = 0;
 };
 
 TEST(CommandLineTest, OptionsAndOperandsArrive) {
@@ -66,6 +68,8 @@ TEST(CommandLineTest, WhatIsMisspeltIsNamedWithTheNearest) {
 
 TEST(CommandLineTest, WhatIsMissingOrWrongIsOneLine) {
   EXPECT_EQ(Example().Error({}), "no command is given; cook --help lists them");
+  EXPECT_EQ(Example().Error({""}),
+            "there is no command \"\"; cook --help lists them");
   EXPECT_EQ(Example().Error({"boil"}),
             "FILE is required; cook boil --help tells more");
   EXPECT_EQ(Example().Error({"boil", "egg", "--format=xml"}),
@@ -82,7 +86,9 @@ TEST(CommandLineTest, HelpHasExamplesAndExitCodes) {
   EXPECT_EQ(ending->exit_code, 0);
   EXPECT_THAT(ending->out, HasSubstr("Exit codes:\n  0   it is ready\n"
                                      "  1   it is burnt\n"
-                                     "  64  the command line is wrong\n"));
+                                     "  64  the command line is wrong\n"
+                                     "  74  standard output cannot be "
+                                     "written\n"));
   EXPECT_THAT(ending->out, HasSubstr("Examples:\n  cook boil egg\n"));
   EXPECT_THAT(ending->out, HasSubstr("  boil                    Boils\n"));
 
@@ -104,6 +110,8 @@ TEST(CommandLineTest, CompletionsKnowOptionsAndTheirValues) {
   const std::string bash = Completions(*cook.app, "bash");
   EXPECT_THAT(bash, HasSubstr("boil:--format) action=(-W 'text json') ;;\n"));
   EXPECT_THAT(bash, HasSubstr("      boil) action=(-f) ;;\n"));
+  EXPECT_THAT(bash, HasSubstr("boil:--minutes) return ;;\n"));
+  EXPECT_THAT(bash, Not(HasSubstr("boil:--bytes)")));
   EXPECT_THAT(bash, HasSubstr("complete -o filenames -F _cook cook\n"));
   const std::string zsh = Completions(*cook.app, "zsh");
   EXPECT_THAT(zsh, HasSubstr("'--format=[What to print]:text|json:(text "

@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "firsttouch/init/atomic_file.h"
 #include "firsttouch/init/digest.h"
 #include "firsttouch/init/image.h"
@@ -22,11 +23,16 @@
 #include "firsttouch/init/memfd.h"
 #include "firsttouch/init/wasm/wasm_image.h"
 #include "firsttouch/init/working_set.h"
+#include "firsttouch/tools/pooldump/table.h"
 #include "firsttouch/tools/pooldump/text_file.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch::imagetool {
 namespace {
+
+// Whatever a report has of others is fit for a terminal and for JSON: a file's
+// name may be any bytes.
+using pooldump::Printable;
 
 // Of a module, a list, or a file that a list names: what is read at once.
 constexpr uint64_t kMaxSourceBytes = uint64_t{4} << 30;
@@ -39,6 +45,20 @@ std::string FileName(const std::string& path) {
 // With the slash; empty: the working directory.
 std::string FolderOf(const std::string& path) {
   return path.substr(0, path.size() - FileName(path).size());
+}
+
+// Whoever mistypes a name must not lose what is read.
+absl::Status CheckOutput(const std::string& in, const std::string& out) {
+  struct stat stat_of_in, stat_of_out;
+  if (stat(in.c_str(), &stat_of_in) != 0 ||
+      stat(out.c_str(), &stat_of_out) != 0 ||
+      stat_of_in.st_dev != stat_of_out.st_dev ||
+      stat_of_in.st_ino != stat_of_out.st_ino) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("'", out, "' is the file that is read, '", in,
+                   "': name another one to write"));
 }
 
 // A regular file that is read from its start. Cut short while it is read, it is
@@ -115,14 +135,14 @@ void SetRange(const PageRun& run, PageRange* range) {
 
 ImageReport ReportOf(const std::string& path, const ImageFileInfo& info) {
   ImageReport report;
-  report.set_path(path);
+  report.set_path(Printable(path));
   report.set_version(info.version);
   report.set_file_bytes(info.file_bytes);
   report.set_disk_bytes(info.disk_bytes);
   report.set_manifest_offset(info.manifest_offset);
   report.set_manifest_bytes(info.manifest_bytes);
   report.set_data_offset(info.data_offset);
-  report.set_name(info.name);
+  report.set_name(Printable(info.name));
   report.set_size_bytes(info.size_bytes);
   report.set_pages(PagesOf(info.size_bytes));
   report.set_stored_pages(info.stored_pages);
@@ -134,9 +154,9 @@ ImageReport ReportOf(const std::string& path, const ImageFileInfo& info) {
   if (info.parent) report.set_parent(info.parent->ToHex());
   report.set_written_pages(CountBits(info.written));
   report.set_read_pages(CountBits(info.read));
-  report.set_tool(info.provenance.tool);
-  report.set_source(info.provenance.source);
-  report.set_comment(info.provenance.comment);
+  report.set_tool(Printable(info.provenance.tool));
+  report.set_source(Printable(info.provenance.source));
+  report.set_comment(Printable(info.provenance.comment));
   if (info.provenance.source_sha256) {
     report.set_source_sha256(info.provenance.source_sha256->ToHex());
   }
@@ -172,7 +192,7 @@ absl::Status WithWayOut(absl::Status status, const OpenOptions& options) {
     return status;
   }
   return absl::FailedPreconditionError(
-      absl::StrCat(std::string(status.message()), "; name it by --parent"));
+      absl::StrCat(status.message(), "; name it by --parent=FILE"));
 }
 
 absl::StatusOr<ImageRef> Open(const std::string& path,
@@ -180,6 +200,16 @@ absl::StatusOr<ImageRef> Open(const std::string& path,
   absl::StatusOr<ImageRef> image = OpenImageFile(path, ForOpening(options));
   if (!image.ok()) return WithWayOut(image.status(), options);
   return image;
+}
+
+// A file that a list names.
+absl::StatusOr<std::string> ReadNamedFile(const std::string& list,
+                                          const std::string& name) {
+  const bool absolute = absl::StartsWith(name, "/");
+  absl::StatusOr<SourceFile> file =
+      SourceFile::Open(absl::StrCat(absolute ? "" : FolderOf(list), name));
+  if (!file.ok()) return file.status();
+  return file->ReadAll();
 }
 
 absl::StatusOr<ImageRef> FromSegments(const std::string& path,
@@ -195,12 +225,13 @@ absl::StatusOr<ImageRef> FromSegments(const std::string& path,
   for (const Segment& segment : list.segments()) {
     const std::string* bytes = &segment.data();
     if (segment.source_case() == Segment::kFile) {
-      const bool absolute = absl::StartsWith(segment.file(), "/");
-      absl::StatusOr<SourceFile> file = SourceFile::Open(
-          absl::StrCat(absolute ? "" : FolderOf(path), segment.file()));
-      if (!file.ok()) return file.status();
-      absl::StatusOr<std::string> read = file->ReadAll();
-      if (!read.ok()) return read.status();
+      absl::StatusOr<std::string> read = ReadNamedFile(path, segment.file());
+      if (!read.ok()) {
+        return absl::Status(
+            read.status().code(),
+            absl::StrCat("'", path, "': segment ", segments.size(), ": ",
+                         read.status().message()));
+      }
       files.push_back(*std::move(read));
       bytes = &files.back();
     }
@@ -209,11 +240,12 @@ absl::StatusOr<ImageRef> FromSegments(const std::string& path,
   }
   std::string image_name = name.empty() ? list.name() : name;
   if (image_name.empty()) image_name = FileName(path);
+  image_name = Printable(image_name);
   return ImageFromSegments(
       {.name = image_name, .size_bytes = list.size_bytes()}, segments);
 }
 
-// Page by page: of a large file nothing but its pages is kept.
+// Piece by piece: of a large file nothing but its pages is kept.
 absl::StatusOr<ImageRef> FromRaw(const std::string& path,
                                  const SourceFile& file,
                                  const std::string& name,
@@ -224,19 +256,21 @@ absl::StatusOr<ImageRef> FromRaw(const std::string& path,
         "--size ", size, " is less than the ", file.bytes(), " bytes of '",
         path, "': a memory cannot hold less than its image"));
   }
+  constexpr uint64_t kChunkBytes = uint64_t{1} << 20;
   Sha256 sha;
-  absl::StatusOr<ImageRef> image = ImageFromCallback(
-      {.name = name, .size_bytes = size},
-      [&](PageIndex page,
-          std::span<std::byte, kPageBytes> bytes) -> absl::Status {
-        const uint64_t offset = page.value() * kPageBytes;
-        if (offset >= file.bytes()) return absl::OkStatus();
-        const std::span<std::byte> part =
-            bytes.first(std::min(kPageBytes, file.bytes() - offset));
-        absl::Status read = file.Read(offset, part);
-        if (!read.ok()) return read;
-        sha.Update(part);
-        if (options.progress) options.progress(offset, file.bytes());
+  absl::StatusOr<ImageRef> image = ImageFromWriter(
+      {.name = name, .size_bytes = size}, [&](ImagePut put) -> absl::Status {
+        std::vector<std::byte> buffer(std::min(kChunkBytes, file.bytes()));
+        for (uint64_t done = 0; done < file.bytes();) {
+          const std::span<std::byte> chunk = std::span(buffer).first(
+              std::min<uint64_t>(buffer.size(), file.bytes() - done));
+          absl::Status status = file.Read(done, chunk);
+          if (status.ok()) status = put(done, chunk);
+          if (!status.ok()) return status;
+          sha.Update(chunk);
+          done += chunk.size();
+          if (options.progress) options.progress(done, file.bytes());
+        }
         return absl::OkStatus();
       });
   *digest = sha.Finish();
@@ -303,11 +337,12 @@ absl::StatusOr<std::vector<Output>> OutputsOf(const std::string& source,
   for (uint64_t i = 0; i < count; ++i) {
     if (options.memory && *options.memory != i) continue;
     const bool several = !options.memory && count > 1;
-    outputs.push_back({.image = images.memories[i].image,
-                       .path = several ? Numbered(out, i) : out,
-                       .source = absl::StrCat(FileName(source), ", memory ", i),
-                       .memory = &images.memories[i],
-                       .index = i});
+    outputs.push_back(
+        {.image = images.memories[i].image,
+         .path = several ? Numbered(out, i) : out,
+         .source = absl::StrCat(Printable(FileName(source)), ", memory ", i),
+         .memory = &images.memories[i],
+         .index = i});
   }
   return outputs;
 }
@@ -316,8 +351,8 @@ void Describe(const Output& output, BuildReport::Memory* report) {
   const WasmMemory& memory = *output.memory;
   report->set_index(output.index);
   if (memory.import) {
-    report->set_import(
-        absl::StrCat(memory.import->module, ".", memory.import->field));
+    report->set_import(Printable(
+        absl::StrCat(memory.import->module, ".", memory.import->field)));
   }
   report->set_initial_pages(memory.initial_pages);
   report->set_page_bytes(memory.page_bytes);
@@ -333,14 +368,28 @@ void DescribeLeftOut(const WasmImages& images, BuildReport* report) {
       entry.set_index(segment.index);
       entry.set_bytes(segment.bytes);
       entry.set_passive(segments == &images.passive);
-      entry.set_offset(segment.offset);
-      entry.set_needs(segment.needs);
+      entry.set_offset(Printable(segment.offset));
+      entry.set_needs(Printable(segment.needs));
     }
   }
   report->set_has_start(images.start_function.has_value());
 }
 
+// What is kept in the file is text in one line.
+absl::Status CheckText(const char* option, const std::string& text) {
+  if (Printable(text) == text) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(option, " \"", Printable(text),
+                   "\" is no line of text in UTF-8: control characters and "
+                   "other bytes are not kept"));
+}
+
 absl::Status CheckOptions(const BuildOptions& options, SourceKind kind) {
+  for (const auto& [option, text] : {std::pair("--name", options.name),
+                                     std::pair("--comment", options.comment)}) {
+    absl::Status fits = CheckText(option, text);
+    if (!fits.ok()) return fits;
+  }
   if (options.size_bytes && kind != SourceKind::kRaw) {
     return absl::InvalidArgumentError(
         "--size is for raw files; a module and a list of segments say "
@@ -422,9 +471,10 @@ absl::StatusOr<BuildReport> Build(const std::string& source,
   const absl::StatusOr<SourceKind> kind = KindOf(source, *file, options.kind);
   if (!kind.ok()) return kind.status();
   absl::Status fits = CheckOptions(options, *kind);
+  if (fits.ok()) fits = CheckOutput(source, out);
   if (!fits.ok()) return fits;
   const std::string name =
-      options.name.empty() ? FileName(source) : options.name;
+      options.name.empty() ? Printable(FileName(source)) : options.name;
   WriteImageFileOptions write;
   write.replace = options.replace;
   write.progress = options.progress;
@@ -443,8 +493,9 @@ absl::StatusOr<BuildReport> Build(const std::string& source,
     absl::StatusOr<ImageRef> image =
         FromRaw(source, *file, name, options, &source_digest);
     if (!image.ok()) return image.status();
-    outputs.push_back(
-        {.image = *std::move(image), .path = out, .source = FileName(source)});
+    outputs.push_back({.image = *std::move(image),
+                       .path = out,
+                       .source = Printable(FileName(source))});
   } else {
     absl::StatusOr<std::string> bytes = file->ReadAll();
     if (!bytes.ok()) return bytes.status();
@@ -467,7 +518,7 @@ absl::StatusOr<BuildReport> Build(const std::string& source,
       if (!image.ok()) return image.status();
       outputs.push_back({.image = *std::move(image),
                          .path = out,
-                         .source = FileName(source)});
+                         .source = Printable(FileName(source))});
     }
   }
 
@@ -516,8 +567,8 @@ absl::StatusOr<DiffReport> Diff(const std::string& a, const std::string& b,
   absl::StatusOr<ImageRef> image_b = Open(b, options);
   if (!image_b.ok()) return image_b.status();
   DiffReport report;
-  report.set_a(a);
-  report.set_b(b);
+  report.set_a(Printable(a));
+  report.set_b(Printable(b));
   report.set_a_size_bytes((*image_a)->size_bytes());
   report.set_b_size_bytes((*image_b)->size_bytes());
   uint64_t equal = 0, different = 0;
@@ -559,11 +610,12 @@ VerifyReport Verify(const std::vector<std::string>& paths,
   VerifyReport report;
   for (const std::string& path : paths) {
     VerifyReport::File& file = *report.add_files();
-    file.set_path(path);
+    file.set_path(Printable(path));
     absl::StatusOr<ImageFileInfo> info =
         VerifyImageFile(path, ForOpening(options));
     if (!info.ok()) {
-      file.set_error(std::string(info.status().message()));
+      const std::string error(info.status().message());
+      file.set_error(Printable(error));
       continue;
     }
     file.set_stored_pages(info->stored_pages);
@@ -575,6 +627,8 @@ VerifyReport Verify(const std::vector<std::string>& paths,
 absl::StatusOr<ImageReport> Merge(const std::string& path,
                                   const std::string& out,
                                   const OpenOptions& options, bool replace) {
+  absl::Status fits = CheckOutput(path, out);
+  if (!fits.ok()) return fits;
   absl::StatusOr<ImageFileInfo> info =
       MergeImageFile(path, out, ForOpening(options), replace);
   if (!info.ok()) return WithWayOut(info.status(), options);
@@ -585,12 +639,13 @@ absl::StatusOr<PackReport> Pack(const std::string& path, const std::string& out,
                                 const PackOptions& options) {
   absl::StatusOr<ImageFileInfo> info = ReadImageFileInfo(path);
   if (!info.ok()) return info.status();
-  absl::Status packed = PackImageFile(path, out, options);
+  absl::Status packed = CheckOutput(path, out);
+  if (packed.ok()) packed = PackImageFile(path, out, options);
   if (!packed.ok()) return packed;
   struct stat stat_of;
   if (stat(out.c_str(), &stat_of) != 0) return absl::ErrnoToStatus(errno, out);
   PackReport report;
-  report.set_path(out);
+  report.set_path(Printable(out));
   report.set_stored_bytes(info->stored_pages * kPageBytes);
   report.set_packed_bytes(static_cast<uint64_t>(stat_of.st_size));
   return report;
@@ -599,8 +654,17 @@ absl::StatusOr<PackReport> Pack(const std::string& path, const std::string& out,
 absl::StatusOr<ImageReport> Unpack(const std::string& packed,
                                    const std::string& out,
                                    const UnpackOptions& options) {
+  absl::Status fits = CheckOutput(packed, out);
+  if (!fits.ok()) return fits;
   absl::StatusOr<ImageFileInfo> info = UnpackImageFile(packed, out, options);
-  if (!info.ok()) return info.status();
+  if (!info.ok()) {
+    // The option is called otherwise on a command line.
+    return absl::Status(
+        info.status().code(),
+        absl::StrReplaceAll(
+            info.status().message(),
+            {{" (max_stored_bytes)", "; raise --max-size if you trust it"}}));
+  }
   return ReportOf(out, *info);
 }
 
@@ -623,7 +687,7 @@ absl::StatusOr<StatsReport> Stats(const std::vector<std::string>& paths,
       pages[i].push_back(digest);
     });
     StatsReport::Image& entry = *report.add_images();
-    entry.set_path(paths[i]);
+    entry.set_path(Printable(paths[i]));
     entry.set_pages((*image)->pages().value());
     entry.set_zero_pages(entry.pages() - pages[i].size());
     all += entry.pages();
@@ -646,12 +710,17 @@ absl::StatusOr<StatsReport> Stats(const std::vector<std::string>& paths,
   return report;
 }
 
-absl::StatusOr<MapReport> Map(const std::string& path) {
+absl::StatusOr<MapReport> Map(const std::string& path,
+                              const std::vector<std::string>& outputs) {
+  for (const std::string& out : outputs) {
+    absl::Status fits = CheckOutput(path, out);
+    if (!fits.ok()) return fits;
+  }
   absl::StatusOr<ImageFileInfo> info = ReadImageFileInfo(path);
   if (!info.ok()) return info.status();
   MapReport report;
-  report.set_path(path);
-  report.set_name(info->name);
+  report.set_path(Printable(path));
+  report.set_name(Printable(info->name));
   report.set_pages(PagesOf(info->size_bytes));
   report.set_is_delta(info->parent.has_value());
   WorkingSet::Words stored, zeroed;

@@ -3,7 +3,8 @@
 //
 // Errors are those of init/image_file.h and init/wasm/wasm_image.h: one line
 // that names the file, the value and the rule. Files are written under their
-// name when they are whole, or not at all.
+// name when they are whole, or not at all, and never over what is read. Texts
+// in messages have no control characters and are UTF-8, whatever files hold.
 //
 // Threads: any.
 
@@ -82,7 +83,9 @@ absl::StatusOr<ImageReport> Unpack(const std::string& packed,
                                    const UnpackOptions& options);
 absl::StatusOr<StatsReport> Stats(const std::vector<std::string>& paths,
                                   const OpenOptions& options);
-absl::StatusOr<MapReport> Map(const std::string& path);
+// InvalidArgument if one of `outputs` is the file itself.
+absl::StatusOr<MapReport> Map(const std::string& path,
+                              const std::vector<std::string>& outputs);
 
 // "a/guest.ftimg": "a/guest.ftimg.zst", and back. FailedPrecondition: packed
 // does not end in ".zst".

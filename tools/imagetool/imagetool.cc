@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -29,6 +30,7 @@
 #include "firsttouch/tools/imagetool/imagetool.pb.h"
 #include "firsttouch/tools/imagetool/map_picture.h"
 #include "firsttouch/tools/imagetool/text.h"
+#include "firsttouch/tools/pooldump/config.h"
 #include "firsttouch/tools/pooldump/table.h"
 
 namespace firsttouch::imagetool {
@@ -41,6 +43,10 @@ constexpr int kExitNo = 1;
 // Something cannot be read, built or written.
 constexpr int kExitFailed = 2;
 
+// Of memories and of pages. More than there can be, and less than what CLI11
+// makes of a negative number.
+constexpr uint64_t kMostNumber = uint64_t{1} << 40;
+
 // Everything that command lines say.
 struct Words {
   cli::CommonOptions common;
@@ -52,13 +58,13 @@ struct Words {
   std::vector<std::string> globals;
   std::optional<uint64_t> imported_memory_pages;
   bool allow_unresolved = false;
-  std::optional<uint64_t> size;
+  std::string size;
   std::string name;
   std::string comment;
   std::vector<std::string> parents;
   bool no_replace = false;
   int level = PackOptions().level;
-  uint64_t max_stored = UnpackOptions().max_stored_bytes;
+  std::string max_size;
   std::string svg;
   std::string html;
   int width = 0;
@@ -71,8 +77,9 @@ int Fail(int exit_code, const std::string& error) {
                   {.exit_code = exit_code, .error = pooldump::Printable(line)});
 }
 
-int Fail(const absl::Status& status) {
-  return Fail(kExitFailed, std::string(status.message()));
+int Fail(const absl::Status& status, int exit_code = kExitFailed) {
+  const std::string error(status.message());
+  return Fail(exit_code, error);
 }
 
 pooldump::TextStyle StyleOf(const Words& words) {
@@ -125,14 +132,16 @@ bool ParseGlobal(const std::string& text,
 }
 
 // Now, unless the environment says when (reproducible-builds.org).
-std::optional<int64_t> BuildTime() {
+absl::StatusOr<int64_t> BuildTime() {
   const char* epoch = std::getenv("SOURCE_DATE_EPOCH");
   if (epoch == nullptr || *epoch == '\0') {
     return static_cast<int64_t>(std::time(nullptr));
   }
   int64_t seconds = 0;
-  if (!absl::SimpleAtoi(epoch, &seconds)) return std::nullopt;
-  return seconds;
+  if (absl::SimpleAtoi(epoch, &seconds)) return seconds;
+  return absl::InvalidArgumentError(
+      absl::StrCat("SOURCE_DATE_EPOCH=", epoch,
+                   " is not a number of seconds; correct it or unset it"));
 }
 
 int RunBuild(const Words& words) {
@@ -151,16 +160,21 @@ int RunBuild(const Words& words) {
   }
   options.imported_memory_pages = words.imported_memory_pages;
   options.allow_unresolved = words.allow_unresolved;
-  options.size_bytes = words.size;
+  if (!words.size.empty()) {
+    const absl::StatusOr<uint64_t> size =
+        pooldump::ParseBytes("--size", words.size);
+    if (!size.ok()) {
+      return Fail(size.status(), cli::kExitUsage);
+    }
+    options.size_bytes = *size;
+  }
   options.name = words.name;
   options.comment = words.comment;
   options.parents = words.parents;
   options.replace = !words.no_replace;
-  const std::optional<int64_t> time = BuildTime();
-  if (!time) {
-    return Fail(cli::kExitUsage,
-                "SOURCE_DATE_EPOCH is not a number of seconds; correct it or "
-                "unset it");
+  const absl::StatusOr<int64_t> time = BuildTime();
+  if (!time.ok()) {
+    return Fail(time.status(), cli::kExitUsage);
   }
   options.created_unix_seconds = *time;
   absl::StatusOr<BuildReport> report;
@@ -225,16 +239,23 @@ int RunPack(const Words& words) {
 }
 
 int RunUnpack(const Words& words) {
+  UnpackOptions unpack;
+  unpack.replace = !words.no_replace;
+  if (!words.max_size.empty()) {
+    const absl::StatusOr<uint64_t> size =
+        pooldump::ParseBytes("--max-size", words.max_size);
+    if (!size.ok()) {
+      return Fail(size.status(), cli::kExitUsage);
+    }
+    unpack.max_stored_bytes = *size;
+  }
   absl::StatusOr<std::string> out = words.out;
   if (out->empty()) out = UnpackedName(words.in);
   if (!out.ok()) return Fail(out.status());
   return Print(WithProgress(absl::StrCat("unpack ", *out), words,
                             [&](const OpenOptions& options) {
-                              return Unpack(
-                                  words.in, *out,
-                                  {.max_stored_bytes = words.max_stored,
-                                   .replace = !words.no_replace,
-                                   .progress = options.progress});
+                              unpack.progress = options.progress;
+                              return Unpack(words.in, *out, unpack);
                             }),
                words);
 }
@@ -248,21 +269,25 @@ int RunStats(const Words& words) {
 }
 
 int RunMap(const Words& words) {
-  absl::StatusOr<MapReport> report = Map(words.in);
+  if (!words.svg.empty() && words.svg == words.html) {
+    return Fail(cli::kExitUsage, absl::StrCat("--svg and --html both name ",
+                                              words.svg, "; name two files"));
+  }
+  absl::StatusOr<MapReport> report = Map(words.in, {words.svg, words.html});
   if (!report.ok()) return Fail(report.status());
   if (!words.svg.empty()) {
     absl::StatusOr<std::string> svg = SvgOf(*report);
     if (!svg.ok()) return Fail(svg.status());
     const absl::Status written = WriteTextFile(words.svg, *svg);
     if (!written.ok()) return Fail(written);
-    report->set_svg(words.svg);
+    report->set_svg(pooldump::Printable(words.svg));
   }
   if (!words.html.empty()) {
     absl::StatusOr<std::string> html = HtmlOf(*report);
     if (!html.ok()) return Fail(html.status());
     const absl::Status written = WriteTextFile(words.html, *html);
     if (!written.ok()) return Fail(written);
-    report->set_html(words.html);
+    report->set_html(pooldump::Printable(words.html));
   }
   return Print(report, words);
 }
@@ -301,6 +326,7 @@ void AddBuild(CLI::App* command, Words* words) {
   command
       ->add_option("--memory", words->memory,
                    "Of a module with several memories this one only")
+      ->check(CLI::Range(kMostNumber))
       ->type_name("NUMBER");
   command
       ->add_option("--global", words->globals,
@@ -313,6 +339,7 @@ void AddBuild(CLI::App* command, Words* words) {
       ->add_option("--imported-memory-pages", words->imported_memory_pages,
                    "Size of memories that the module imports; otherwise the "
                    "least that it asks for")
+      ->check(CLI::Range(kMostNumber))
       ->type_name("NUMBER");
   command->add_flag("--allow-unresolved", words->allow_unresolved,
                     "Leave segments out whose offset needs a global that has "
@@ -321,7 +348,6 @@ void AddBuild(CLI::App* command, Words* words) {
       ->add_option("--size", words->size,
                    "Size of a raw file's memory, as 16MiB; otherwise the "
                    "file's")
-      ->transform(CLI::AsSizeValue(false))
       ->type_name("SIZE");
   command
       ->add_option("--name", words->name,
@@ -389,10 +415,9 @@ void AddUnpack(CLI::App* command, Words* words) {
                    "The file to write; otherwise PACKED without .zst")
       ->type_name("FILE");
   command
-      ->add_option("--max-size", words->max_stored,
+      ->add_option("--max-size", words->max_size,
                    "The most that stored pages may take, against small files "
                    "that unpack to a full disk; 4GiB if not given")
-      ->transform(CLI::AsSizeValue(false))
       ->type_name("SIZE");
   AddNoReplace(command, words);
 }
@@ -494,8 +519,8 @@ int Main(const std::vector<std::string>& arguments) {
                    "  imagetool map guest.ftimg --svg=guest.svg\n",
        .exit_codes = {{0, "all is well"},
                       {kExitNo,
-                       "diff: the images differ; verify: a file does not match "
-                       "its digests"},
+                       "diff: the images differ; verify: a file is damaged, or "
+                       "cannot be read"},
                       {kExitFailed,
                        "something cannot be read, built or written; nothing "
                        "is left half-written"}}});
@@ -520,6 +545,8 @@ int Main(const std::vector<std::string>& arguments) {
 }  // namespace firsttouch::imagetool
 
 int main(int argc, char** argv) {
+  // A file that may not grow is an error that is told, and nothing is left.
+  std::signal(SIGXFSZ, SIG_IGN);
   return firsttouch::imagetool::Main(
       std::vector<std::string>(argv + (argc > 0 ? 1 : 0), argv + argc));
 }

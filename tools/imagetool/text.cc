@@ -12,7 +12,6 @@ namespace {
 
 using pooldump::BytesText;
 using pooldump::PlainTable;
-using pooldump::Printable;
 using pooldump::TextStyle;
 using pooldump::Tint;
 using pooldump::Tinted;
@@ -54,14 +53,45 @@ std::string MemoryText(const BuildReport::Memory& memory,
                        const TextStyle& style) {
   return absl::StrCat(
       memory.index(),
-      memory.import().empty()
-          ? ""
-          : absl::StrCat(", imported as ", Printable(memory.import())),
-      ", ", memory.initial_pages(), " pages of ",
+      memory.import().empty() ? ""
+                              : absl::StrCat(", imported as ", memory.import()),
+      ", ", Pages(memory.initial_pages()), " of ",
       BytesText(memory.page_bytes(), style),
       memory.is_64() ? ", 64-bit addresses" : "",
       memory.shared() ? ", shared" : "", ", ", memory.segments(),
       memory.segments() == 1 ? " active segment" : " active segments");
+}
+
+// Of each kind a few by name: a module may have thousands.
+void LeftOutText(const BuildReport& report, const TextStyle& style,
+                 std::string* out) {
+  constexpr int kNamed = 4;
+  for (const bool passive : {true, false}) {
+    int count = 0;
+    uint64_t more_bytes = 0;
+    for (const BuildReport::LeftOut& segment : report.left_out()) {
+      if (segment.passive() != passive) continue;
+      if (++count > kNamed) {
+        more_bytes += segment.bytes();
+        continue;
+      }
+      const std::string text =
+          absl::StrCat("segment ", segment.index(), ", ",
+                       BytesText(segment.bytes(), style), ": ");
+      Line(style, "left out",
+           passive ? absl::StrCat(text, "passive, the program copies it itself")
+                   : Tinted(style, Tint::kWeak,
+                            absl::StrCat(text, "its offset needs ",
+                                         segment.needs())),
+           out);
+    }
+    if (count <= kNamed) continue;
+    Line(style, "left out",
+         absl::StrCat(count - kNamed, " more of this kind, ",
+                      BytesText(more_bytes, style),
+                      "; --format=json lists them"),
+         out);
+  }
 }
 
 }  // namespace
@@ -70,10 +100,10 @@ std::string TextOf(const ImageReport& report, const TextStyle& style) {
   std::string out;
   const uint64_t pages = report.pages();
   const bool delta = !report.parent().empty();
-  Line(style, "image", Printable(report.name()), &out);
+  Line(style, "image", report.name(), &out);
   Line(style, "file",
-       absl::StrCat(Printable(report.path()), ", version ", report.version(),
-                    ", ", BytesText(report.file_bytes(), style), ", ",
+       absl::StrCat(report.path(), ", version ", report.version(), ", ",
+                    BytesText(report.file_bytes(), style), ", ",
                     BytesText(report.disk_bytes(), style), " on disk"),
        &out);
   Line(style, "memory",
@@ -101,10 +131,10 @@ std::string TextOf(const ImageReport& report, const TextStyle& style) {
        &out);
   Line(style, "content", report.content(), &out);
   Line(style, "parent", report.parent(), &out);
-  Line(style, "source", Printable(report.source()), &out);
+  Line(style, "source", report.source(), &out);
   Line(style, "sha256", report.source_sha256(), &out);
-  Line(style, "comment", Printable(report.comment()), &out);
-  Line(style, "made by", Printable(report.tool()), &out);
+  Line(style, "comment", report.comment(), &out);
+  Line(style, "made by", report.tool(), &out);
   if (report.created_unix_seconds() != 0) {
     Line(style, "made at",
          absl::FormatTime("%Y-%m-%d %H:%M:%S UTC",
@@ -121,8 +151,8 @@ std::string TextOf(const BuildReport& report, const TextStyle& style) {
     if (!out.empty()) out += '\n';
     const ImageReport& image = built.image();
     Line(style, "built",
-         absl::StrCat(Printable(image.path()), ": ",
-                      BytesText(image.size_bytes(), style), " of memory, ",
+         absl::StrCat(image.path(), ": ", BytesText(image.size_bytes(), style),
+                      " of memory, ",
                       PagesAndBytes(image.stored_pages(), style), " stored"),
          &out);
     if (built.has_memory()) {
@@ -131,17 +161,7 @@ std::string TextOf(const BuildReport& report, const TextStyle& style) {
     Line(style, "content", image.content(), &out);
     Line(style, "parent", image.parent(), &out);
   }
-  for (const BuildReport::LeftOut& segment : report.left_out()) {
-    Line(style, "left out",
-         segment.passive()
-             ? absl::StrCat("segment ", segment.index(), ", ", segment.bytes(),
-                            " bytes: passive, the program copies it itself")
-             : Tinted(style, Tint::kWeak,
-                      absl::StrCat("segment ", segment.index(), ", ",
-                                   segment.bytes(), " bytes: its offset needs ",
-                                   Printable(segment.needs()))),
-         &out);
-  }
+  LeftOutText(report, style, &out);
   if (report.has_start()) {
     Line(style, "note",
          "the module has a start function, which may change its memory", &out);
@@ -169,8 +189,8 @@ std::string TextOf(const ListReport& report, const TextStyle& style) {
 
 std::string TextOf(const DiffReport& report, const TextStyle& style) {
   std::string out;
-  const std::string a = Printable(report.a());
-  const std::string b = Printable(report.b());
+  const std::string& a = report.a();
+  const std::string& b = report.b();
   if (report.a_size_bytes() != report.b_size_bytes()) {
     Line(style, "size",
          absl::StrCat(BytesText(report.a_size_bytes(), style), " in ", a, ", ",
@@ -200,14 +220,13 @@ std::string TextOf(const VerifyReport& report, const TextStyle& style) {
   std::string out;
   for (const VerifyReport::File& file : report.files()) {
     if (!file.error().empty()) {
-      absl::StrAppend(&out, Tinted(style, Tint::kBad, "BAD"), "  ",
-                      Printable(file.path()), ": ", Printable(file.error()),
-                      "\n");
+      absl::StrAppend(&out, Tinted(style, Tint::kBad, "BAD"), "  ", file.path(),
+                      ": ", file.error(), "\n");
       continue;
     }
-    absl::StrAppend(&out, Tinted(style, Tint::kGood, "ok"), "   ",
-                    Printable(file.path()), ": ", Pages(file.stored_pages()),
-                    " match", file.stored_pages() == 1 ? "es" : "",
+    absl::StrAppend(&out, Tinted(style, Tint::kGood, "ok"), "   ", file.path(),
+                    ": ", Pages(file.stored_pages()), " match",
+                    file.stored_pages() == 1 ? "es" : "",
                     file.without_parent()
                         ? "; a delta, whose parent was not looked at (--parent)"
                         : "",
@@ -218,11 +237,11 @@ std::string TextOf(const VerifyReport& report, const TextStyle& style) {
 
 std::string TextOf(const PackReport& report, const TextStyle& style) {
   std::string out;
-  Line(style, "packed",
-       absl::StrCat(Printable(report.path()), ": ",
-                    BytesText(report.stored_bytes(), style), " of pages in ",
-                    BytesText(report.packed_bytes(), style)),
-       &out);
+  Line(
+      style, "packed",
+      absl::StrCat(report.path(), ": ", BytesText(report.stored_bytes(), style),
+                   " of pages in ", BytesText(report.packed_bytes(), style)),
+      &out);
   return out;
 }
 

@@ -1,5 +1,5 @@
-// What imagetool says, as text for people. The map's picture is made in
-// imagetool.cc, by ../picture.
+// What imagetool says, as text for people. Texts in reports are fit to print
+// already (commands.h). map_picture.h has the map.
 //
 // Threads: any.
 

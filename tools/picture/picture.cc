@@ -22,6 +22,8 @@ namespace {
 
 constexpr size_t kMostNotes = 4;
 constexpr size_t kLeastColumns = 32;
+constexpr size_t kMostColumns = 1024;
+constexpr size_t kMostRows = 1024;
 
 // XML also forbids the two numbers of Unicode that are no characters.
 std::string Printable(const std::string& text) {
@@ -332,17 +334,19 @@ absl::Status Check(const PageMapPicture& picture) {
 }
 
 uint64_t PagesPerCell(uint64_t pages, uint64_t most_cells) {
+  if (pages == 0) return 1;
   most_cells = std::max<uint64_t>(most_cells, 1);
   uint64_t per_cell = 1;
-  while (per_cell < kMostPages &&
-         (pages + per_cell - 1) / per_cell > most_cells)
+  while (per_cell < kMostPages && (pages - 1) / per_cell + 1 > most_cells) {
     per_cell *= 2;
+  }
   return per_cell;
 }
 
 std::vector<Cell> Cells(const PageMapPicture& picture,
                         uint64_t pages_per_cell) {
   CheckOrDie(picture);
+  pages_per_cell = std::max<uint64_t>(pages_per_cell, 1);
   std::vector<Cell> cells;
   cells.reserve((picture.pages + pages_per_cell - 1) / pages_per_cell);
   for (uint64_t first = 0; first < picture.pages; first += pages_per_cell) {
@@ -402,11 +406,13 @@ std::string TerminalText(const PageMapPicture& picture,
                          const TerminalOptions& options) {
   CheckOrDie(picture);
   const size_t label = absl::StrCat(picture.pages).size() + 2;
-  const size_t columns = std::max(options.columns, kLeastColumns);
+  const size_t columns =
+      std::clamp(options.columns, kLeastColumns, kMostColumns);
   // Rows begin at round numbers.
   const size_t per_row = std::bit_floor(columns - label);
   const uint64_t pages_per_cell = PagesPerCell(
-      picture.pages, per_row * std::max<size_t>(options.most_rows, 1));
+      picture.pages,
+      per_row * std::clamp<size_t>(options.most_rows, 1, kMostRows));
   const std::vector<Cell> cells = Cells(picture, pages_per_cell);
   std::string out = absl::StrCat(Printable(picture.title), "\n",
                                  ScaleText(picture, pages_per_cell), "\n");

@@ -105,13 +105,13 @@ std::vector<Cell> Cells(const PageMapPicture& picture, uint64_t pages_per_cell);
 std::string CellText(const PageMapPicture& picture, const Cell& cell);
 
 struct TerminalOptions {
-  size_t columns = 80;
-  size_t most_rows = 24;  // Of cells.
+  size_t columns = 80;    // 32 to 1024; what is not counts as the nearest.
+  size_t most_rows = 24;  // Of cells; 1 to 1024.
   bool color = false;     // Blocks in colours; otherwise letters.
 };
 
 // Title, rows of cells with their first page in front, legend. No line is wider
-// than `columns`, or than 32 if that is more, unless title or names are.
+// than `columns`, unless title or names are.
 std::string TerminalText(const PageMapPicture& picture,
                          const TerminalOptions& options);
 

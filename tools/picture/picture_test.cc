@@ -78,6 +78,7 @@ TEST(PictureTest, CellsGrowUntilAllFit) {
   EXPECT_EQ(PagesPerCell(4097, 4096), 2);
   EXPECT_EQ(PagesPerCell(262144, 4096), 64);
   EXPECT_EQ(PagesPerCell(kMostPages, 1), kMostPages);
+  EXPECT_EQ(PagesPerCell(~uint64_t{0}, 0), kMostPages);
 }
 
 TEST(PictureTest, CellsCountTheirPagesAndKeepNotes) {
@@ -142,6 +143,15 @@ TEST(PictureTest, TerminalHasColouredBlocksThatEndWithTheLine) {
   EXPECT_THAT(text, HasSubstr("\033[38;5;25m\u2588\u2588\u2588\033[38;5;166m"
                               "\u2588\033[38;5;254m"));
   EXPECT_THAT(text, HasSubstr("\u2588\033[0m\n"));
+}
+
+TEST(PictureTest, TerminalsOfAnySizeWillDo) {
+  const std::string narrow = TerminalText(Small(), {.columns = 0});
+  EXPECT_EQ(narrow, TerminalText(Small(), {.columns = 32}));
+  const std::string wide =
+      TerminalText(Small(), {.columns = ~size_t{0}, .most_rows = ~size_t{0}});
+  EXPECT_THAT(wide,
+              HasSubstr("\n 0  ..SSSD.................................S\n"));
 }
 
 TEST(PictureTest, TextsCannotPaintTheTerminal) {
