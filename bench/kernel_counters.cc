@@ -1,12 +1,17 @@
 #include "firsttouch/bench/kernel_counters.h"
 
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <cinttypes>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <system_error>
+
+#include "firsttouch/control/block.h"
 
 namespace firsttouch::bench {
 
@@ -57,6 +62,27 @@ std::optional<uint64_t> PrivateBytes(const std::byte* base, uint64_t bytes) {
   return sum;
 }
 
+namespace {
+
+// What the control blocks of this process's pools take: memory of a file to the
+// kernel, and of this process alone all the same.
+uint64_t ControlBlockBytes() {
+  uint64_t sum = 0;
+  std::error_code error;
+  for (const auto& entry :
+       std::filesystem::directory_iterator("/proc/self/fd", error)) {
+    const std::string file = std::filesystem::read_symlink(entry, error);
+    struct stat status = {};
+    if (file.find(kControlMemfdPrefix) != std::string::npos &&
+        stat(entry.path().c_str(), &status) == 0) {
+      sum += static_cast<uint64_t>(status.st_blocks) * 512;
+    }
+  }
+  return sum;
+}
+
+}  // namespace
+
 std::optional<uint64_t> PrivateBytesOfProcess() {
   std::ifstream rollup("/proc/self/smaps_rollup");
   std::optional<uint64_t> sum;
@@ -68,6 +94,7 @@ std::optional<uint64_t> PrivateBytesOfProcess() {
       sum = sum.value_or(0) + (kib << 10);
     }
   }
+  if (sum.has_value()) *sum += ControlBlockBytes();
   return sum;
 }
 

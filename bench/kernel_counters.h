@@ -23,7 +23,7 @@ std::optional<uint64_t> TlbShootdowns();
 std::optional<uint64_t> PrivateBytes(const std::byte* base, uint64_t bytes);
 
 // The same for all of this process: what it has that no other has
-// (/proc/self/smaps_rollup).
+// (/proc/self/smaps_rollup), control blocks included.
 std::optional<uint64_t> PrivateBytesOfProcess();
 
 }  // namespace firsttouch::bench

@@ -1,13 +1,20 @@
 #include "firsttouch/tools/pooldump/snapshot/block_reader.h"
 
-#include <algorithm>
+#include <sched.h>
+
+#include <atomic>
 #include <cstddef>
 #include <cstring>
+#include <memory>
+#include <random>
+#include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "firsttouch/control/block.h"
+#include "firsttouch/control/control_block.h"
 #include "firsttouch/tools/pooldump/snapshot/test_block.h"
 #include "gmock/gmock.h"
 #include "google/protobuf/text_format.h"
@@ -304,6 +311,99 @@ TEST(BlockReaderTest, ATornReadIsRepeatedAndThenTold) {
   bytes.reads = 0;
   bytes.rests_at = 7;
   EXPECT_FALSE(reader->ReadSlot(0)->torn());
+}
+
+// A block that somebody goes on writing, read so slowly that he is always
+// faster.
+class SlowBytes : public BlockBytes {
+ public:
+  SlowBytes(const ControlBlock& block, std::atomic<uint64_t>& words_read)
+      : block_(block), words_read_(words_read) {}
+  uint64_t bytes() const override { return block_.bytes(); }
+  absl::Status Read(uint64_t offset, std::span<uint64_t> into) override {
+    const auto* from =
+        reinterpret_cast<const uint64_t*>(block_.address() + offset);
+    for (uint64_t& word : into) {
+      word = __atomic_load_n(from++, __ATOMIC_ACQUIRE);
+      ++words_read_;
+      sched_yield();
+    }
+    return absl::OkStatus();
+  }
+  absl::StatusOr<Part> NextData(uint64_t offset, uint64_t end) override {
+    return Part{offset, end};
+  }
+
+ private:
+  const ControlBlock& block_;
+  std::atomic<uint64_t>& words_read_;
+};
+
+// The slot changes hands, between two images, in the order in which the service
+// writes: what is read is of one holder, or said to be torn.
+TEST(BlockReaderTest, NoRecordIsAMixtureOfTwoHolders) {
+  const std::unique_ptr<ControlBlock> block = MakeTestBlock();
+  auto& record = *reinterpret_cast<TestRecord*>(block->slot_record(0));
+  const auto store = [](auto& field, auto value) {
+    __atomic_store_n(&field, value, __ATOMIC_RELEASE);
+  };
+  store(record.state, uint32_t{kTestFree});
+  store(record.size_bytes, uint64_t{0});
+  std::atomic<bool> stop{false};
+  // While the reader reads so many words.
+  std::atomic<uint64_t> words_read{0};
+  std::thread writer([&] {
+    std::mt19937 random(1);
+    const auto pause = [&] {
+      const uint64_t until = words_read + random() % 100;
+      while (words_read < until && !stop) sched_yield();
+    };
+    for (uint64_t i = 0; !stop; ++i) {
+      const uint64_t pages = i % 2 == 0 ? 70 : 50;
+      store(record.state, uint32_t{kTestReturning});
+      block->NoteImage(0, {.id = pages,
+                           .size_bytes = pages * 4096,
+                           .stored_pages = pages,
+                           .name = pages == 70 ? "seventy" : "fifty"});
+      store(record.state, uint32_t{kTestHeld});
+      store(record.size_bytes, pages * 4096);
+      store(record.initial_bytes, pages * 4096);
+      pause();
+      store(record.state, uint32_t{kTestReturning});
+      store(record.size_bytes, uint64_t{0});
+      store(record.handovers, record.handovers + 1);
+      store(record.state, uint32_t{kTestFree});
+      pause();
+    }
+  });
+  SlowBytes bytes(*block, words_read);
+  auto reader = BlockReader::Open(bytes);
+  ASSERT_TRUE(reader.ok()) << reader.status();
+  int held = 0;
+  int free = 0;
+  for (int round = 0; round < 300; ++round) {
+    auto slot = reader->ReadSlot(0);
+    ASSERT_TRUE(slot.ok());
+    if (slot->torn()) continue;
+    if (slot->state() == Slot::FREE) {
+      ++free;
+      EXPECT_EQ(slot->size_bytes(), 0u);
+    }
+    if (slot->has_image() && slot->image_id() != 7) {
+      EXPECT_EQ(slot->image().stored_pages(), slot->image_id());
+      EXPECT_EQ(slot->image_name(),
+                slot->image_id() == 70 ? "seventy" : "fifty");
+    }
+    if (slot->state() == Slot::HELD && slot->size_bytes() != 0) {
+      ++held;
+      EXPECT_EQ(slot->size_bytes(), slot->image().size_bytes());
+    }
+    if (HasFailure()) break;
+  }
+  stop = true;
+  writer.join();
+  EXPECT_GT(held, 0);
+  EXPECT_GT(free, 0);
 }
 
 }  // namespace

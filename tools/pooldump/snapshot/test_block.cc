@@ -9,25 +9,15 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #include "firsttouch/control/block.h"
-#include "firsttouch/control/control_block.h"
 #include "firsttouch/init/memfd.h"
 #include "firsttouch/pool/layout.h"
 #include "firsttouch/uffd/kernel.h"
 
 namespace firsttouch::pooldump {
 namespace {
-
-// A record unlike the service's.
-struct alignas(64) Record {
-  uint8_t tracking;
-  uint32_t state;
-  uint64_t traps;
-  uint64_t size_bytes;
-  uint64_t handovers;
-  uint64_t initial_bytes;
-};
 
 struct Planes {
   uint64_t hot;
@@ -81,7 +71,7 @@ std::string_view BytesOf(const Value& value) {
 
 }  // namespace
 
-std::string TestBlock() {
+std::unique_ptr<ControlBlock> MakeTestBlock() {
   const auto layout =
       PoolLayout::Compute({.instances = 3,
                            .max_memory_bytes = kTestMemoryPages * 4096,
@@ -89,19 +79,19 @@ std::string TestBlock() {
                            .guard_after_bytes = 4 * 4096});
   auto block = ControlBlock::Create(
       RealKernel(), RealMemfdCalls(), "test",
-      {.slots = 3, .slot_bytes = sizeof(Record), .page_states_bytes = 4096},
+      {.slots = 3, .slot_bytes = sizeof(TestRecord), .page_states_bytes = 4096},
       /*publish=*/false);
   if (!layout.ok() || !block.ok()) abort();
-  const Record records[3] = {{.tracking = 1,
-                              .state = 1,
-                              .traps = 3,
-                              .size_bytes = 100 * 4096,
-                              .handovers = 5,
-                              .initial_bytes = 90 * 4096},
-                             {},
-                             {.state = 2}};
+  const TestRecord records[3] = {{.tracking = 1,
+                                  .state = kTestHeld,
+                                  .traps = 3,
+                                  .size_bytes = 100 * 4096,
+                                  .handovers = 5,
+                                  .initial_bytes = 90 * 4096},
+                                 {},
+                                 {.state = kTestQuarantined}};
   for (uint32_t i = 0; i < 3; ++i) {
-    std::memcpy((*block)->slot_record(i), &records[i], sizeof(Record));
+    std::memcpy((*block)->slot_record(i), &records[i], sizeof(TestRecord));
   }
   auto* const groups =
       reinterpret_cast<Planes*>((*block)->page_states(0) + kSummaryBytes);
@@ -148,23 +138,27 @@ std::string TestBlock() {
                    .recent = offsetof(Planes, recent),
                    .previous = offsetof(Planes, previous)};
   const ControlField fields[] = {
-      Field("state", offsetof(Record, state), 4),
-      Field("tracking", offsetof(Record, tracking), 1),
-      Field("size_bytes", offsetof(Record, size_bytes), 8),
-      Field("initial_bytes", offsetof(Record, initial_bytes), 8),
-      Field("handovers", offsetof(Record, handovers), 8),
-      Field("traps", offsetof(Record, traps), 8),
+      Field("state", offsetof(TestRecord, state), 4),
+      Field("tracking", offsetof(TestRecord, tracking), 1),
+      Field("size_bytes", offsetof(TestRecord, size_bytes), 8),
+      Field("initial_bytes", offsetof(TestRecord, initial_bytes), 8),
+      Field("handovers", offsetof(TestRecord, handovers), 8),
+      Field("traps", offsetof(TestRecord, traps), 8),
       Field("of_a_later_version", 0, 64),
   };
   const ControlName states[] = {Name("free"), Name("leased"),
-                                Name("quarantined")};
+                                Name("quarantined"), Name("returning")};
   const ControlName trackings[] = {Name("signal"), Name("async")};
   (*block)->Publish(header, {.fields = fields,
                              .states = states,
                              .trackings = trackings,
                              .description = "a pool\nof a test\n"});
-  return {reinterpret_cast<const char*>((*block)->address()),
-          (*block)->bytes()};
+  return *std::move(block);
+}
+
+std::string TestBlock() {
+  const std::unique_ptr<ControlBlock> block = MakeTestBlock();
+  return {reinterpret_cast<const char*>(block->address()), block->bytes()};
 }
 
 std::string TestCore(const std::string& block, uint64_t fault) {

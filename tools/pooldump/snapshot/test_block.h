@@ -4,6 +4,7 @@
 #define FIRSTTOUCH_TOOLS_POOLDUMP_SNAPSHOT_TEST_BLOCK_H_
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -11,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "firsttouch/control/control_block.h"
 #include "firsttouch/tools/pooldump/snapshot/block_reader.h"
 
 namespace firsttouch::pooldump {
@@ -27,6 +29,25 @@ inline constexpr uint64_t kTestStride = (kTestMemoryPages + 4) * 4096;
 // 1 untracked, 2 dirty, 3 hot, and 299 hot. Slot 1 is free. Slot 2 is
 // quarantined.
 std::string TestBlock();
+// The same, to be written to.
+std::unique_ptr<ControlBlock> MakeTestBlock();
+
+// A record of its section of slots, unlike the service's.
+struct alignas(64) TestRecord {
+  uint8_t tracking = 0;
+  uint32_t state = 0;
+  uint64_t traps = 0;
+  uint64_t size_bytes = 0;
+  uint64_t handovers = 0;
+  uint64_t initial_bytes = 0;
+};
+// Its states.
+enum TestState : uint32_t {
+  kTestFree,
+  kTestHeld,
+  kTestQuarantined,
+  kTestReturning
+};
 
 // A core with that block, of a process that a touch of `fault` ended.
 std::string TestCore(const std::string& block, uint64_t fault);
