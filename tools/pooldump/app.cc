@@ -222,8 +222,8 @@ std::unique_ptr<CLI::App> MakeApp(Words* words) {
       ->add_option_function<std::string>(
           "--machine",
           [&options](const std::string& s) { options.set_machine(s); },
-          "Ask about this machine (Machine of pooldump.proto, in text format; "
-          "layout --format=textproto prints one) instead of the one at hand")
+          "Ask about this machine instead of the one at hand: what "
+          "layout --format=textproto printed there")
       ->type_name("FILE");
 
   CLI::App* live = AddCommand(app.get(), kLive, words);

@@ -53,9 +53,14 @@ absl::StatusOr<Machine> ReadMachine(const std::string& path) {
   absl::StatusOr<std::string> text = ReadFile(path, kMostConfigBytes);
   if (!text.ok()) return text.status();
   Machine machine;
-  absl::Status status = ParseText(path, *text, &machine, nullptr);
-  if (!status.ok()) return status;
-  return machine;
+  const absl::Status status = ParseText(path, *text, &machine, nullptr);
+  if (status.ok()) return machine;
+  // The whole report, as it was printed there.
+  Report report;
+  if (ParseText(path, *text, &report, nullptr).ok() && report.has_layout()) {
+    return report.layout().machine();
+  }
+  return status;
 }
 
 LimitFacts LimitsOf(const Machine& machine) {

@@ -19,8 +19,8 @@ Machine MachineOf(const LimitFacts& limits, const UffdFacts& facts);
 // Asks the machine. Allocates; touches no page of a pool.
 Machine ThisMachine(Kernel& kernel);
 
-// A file of a Machine in protobuf's text format, as `layout --format=textproto`
-// prints it within its report. Errors as ReadPoolConfig.
+// A file of a Machine in protobuf's text format, or of the report that `layout
+// --format=textproto` prints there. Errors as ReadPoolConfig.
 absl::StatusOr<Machine> ReadMachine(const std::string& path);
 
 // For pool/limits.h.

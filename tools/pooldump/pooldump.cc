@@ -77,9 +77,24 @@ int Main(const std::vector<std::string>& words) {
   if (options.watch()) return RunWatch(options, color);
   const Answer answer = MakeAnswer(line, RealKernel());
   if (!answer.error.empty()) return Fail(answer.exit_code, answer.error);
+  for (const bool html : {false, true}) {
+    const std::string& path = html ? options.html() : options.svg();
+    if (path.empty()) continue;
+    const absl::StatusOr<std::string> picture =
+        PictureFile(answer.report, html);
+    absl::Status status = picture.status();
+    if (status.ok()) status = imagetool::WriteTextFile(path, *picture);
+    if (!status.ok()) {
+      return Fail(kExitCannotRead, CannotRead(status).error);
+    }
+  }
+  // Who asked for files wants no picture beside them.
+  if (options.format() == TEXT &&
+      !(options.svg().empty() && options.html().empty())) {
+    return answer.exit_code;
+  }
   const absl::StatusOr<std::string> text = PrintReport(
-      answer.report, options,
-      {.color = WantsColor(options.color()), .bytes = options.bytes()});
+      answer.report, options, {.color = color, .bytes = options.bytes()});
   if (!text.ok()) {
     return Fail(kExitCannotRead, std::string(text.status().message()));
   }

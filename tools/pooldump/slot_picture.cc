@@ -82,19 +82,29 @@ absl::StatusOr<picture::PageMapPicture> SlotPicture(const PageMap& map) {
                        ? std::string("no image")
                        : absl::StrCat("image ", map.slot().image_name()),
                    ", size ", BytesText(map.slot().size_bytes(), {}));
-  picture.states.resize(kStates);
-  picture.states[kMissing] = {"missing", '.', picture::kPaper};
-  picture.states[kOutside] = {"above the size", '-', picture::kBlack};
-  picture.states[kClean] = {"clean", 'c', picture::kBlue};
-  picture.states[kShared] = {"shared", 's', picture::kSky};
-  picture.states[kUntracked] = {"untracked", 'u', picture::kYellow};
-  picture.states[kPrivate] = {"private", 'p', picture::kPink};
-  picture.states[kHot] = {"hot", 'h', picture::kOrange};
-  picture.states[kDirty] = {"dirty", 'd', picture::kRed};
+  const picture::State palette[kStates] = {
+      {"missing", '.', picture::kPaper},
+      {"above the size", '-', picture::kBlack},
+      {"clean", 'c', picture::kBlue},
+      {"shared", 's', picture::kSky},
+      {"untracked", 'u', picture::kYellow},
+      {"private", 'p', picture::kPink},
+      {"hot", 'h', picture::kOrange},
+      {"dirty", 'd', picture::kRed},
+  };
+  // The legend has those that occur; the first stands for what no run tells of.
+  bool used[kStates] = {true};
+  for (const PageRun& run : map.runs()) used[StateOf(run)] = true;
+  size_t index[kStates] = {};
+  for (size_t i = 0; i < kStates; ++i) {
+    if (!used[i]) continue;
+    index[i] = picture.states.size();
+    picture.states.push_back(palette[i]);
+  }
   for (const PageRun& run : map.runs()) {
     picture.runs.push_back({.first_page = run.first_page(),
                             .pages = run.pages(),
-                            .state = StateOf(run),
+                            .state = index[StateOf(run)],
                             .note = NoteOf(map, run)});
     picture.pages = run.first_page() + run.pages();
   }

@@ -1,0 +1,85 @@
+#include "firsttouch/tools/pooldump/columns.h"
+
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "firsttouch/tools/pooldump/watch_view.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace firsttouch::pooldump {
+namespace {
+
+using testing::HasSubstr;
+
+std::string Document() {
+  std::ifstream file("docs/pooldump.md");
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+// Each column, once, with a name of its own.
+template <typename Row>
+void ExpectExplained(const Columns<Row>& columns) {
+  const std::string document = Document();
+  std::set<std::string> names;
+  for (const Column<Row>& column : columns) {
+    EXPECT_THAT(document, HasSubstr(absl::StrCat("`", column.name, "`")));
+    if (!column.title.empty()) {
+      EXPECT_THAT(document, HasSubstr(absl::StrCat("`", column.title, "`")));
+    }
+    EXPECT_TRUE(names.insert(column.name).second) << column.name;
+  }
+}
+
+TEST(Columns, AreExplainedInTheDocument) {
+  ExpectExplained(SlotColumns());
+  ExpectExplained(ImageColumns());
+  ExpectExplained(RangeColumns());
+  ExpectExplained(FoundColumns());
+  ExpectExplained(PageRunColumns());
+  ExpectExplained(ImageRunColumns());
+  ExpectExplained(WatchColumns());
+}
+
+TEST(LocationText, SaysWhereAndWhetherInBounds) {
+  Location location;
+  location.set_place(Location::MEMORY);
+  location.set_pool("tenants");
+  location.set_slot(7);
+  location.set_instance(3);
+  location.set_memory(1);
+  location.set_offset_bytes(69636);
+  location.set_page(17);
+  EXPECT_EQ(LocationText(location),
+            "pool tenants, slot 7 (instance 3, memory 1), offset 69636 "
+            "(0x11004), page 17: inside the memory's maximum");
+  location.set_has_slot(true);
+  location.set_slot_state(Slot::HELD);
+  location.set_page_state(PAGE_HOT);
+  location.set_size_bytes(70000);
+  location.set_in_bounds(true);
+  location.set_page_in_bounds(true);
+  location.set_image_page(17);
+  location.set_image_name("guest\n");
+  EXPECT_THAT(LocationText(location),
+              HasSubstr("page 17 (hot): in bounds; page 17 of image guest?"));
+  location.set_in_bounds(false);
+  EXPECT_THAT(LocationText(location),
+              HasSubstr("above the size of 70000 bytes, in its last page (not "
+                        "guarded)"));
+  location.set_place(Location::GUARD_BEFORE);
+  location.set_offset_bytes(-8);
+  EXPECT_THAT(LocationText(location),
+              HasSubstr("offset -8 (-0x8): guard, in front"));
+  location.set_place(Location::NO_POOL);
+  location.set_mapping("/usr/lib/libc.so.6");
+  EXPECT_EQ(LocationText(location), "in no pool: /usr/lib/libc.so.6");
+}
+
+}  // namespace
+}  // namespace firsttouch::pooldump
