@@ -34,14 +34,13 @@
 namespace firsttouch {
 namespace {
 
-using testing::ElementsAre;
 using testing::HasSubstr;
 
 using When = PageSourceOptions::When;
 
 // Byte i of page p.
 std::byte ByteAt(uint64_t page, uint64_t i) {
-  return std::byte(1 + (page * 31 + i * 7) % 251);
+  return std::byte{static_cast<uint8_t>(1 + (page * 31 + i * 7) % 251)};
 }
 
 class TestSource : public PageSource {

@@ -160,7 +160,7 @@ class Filler {
   // Copies image pages of one group, protected.
   FaultResult CopyRun(uint64_t page, uint64_t pages);
   // Brings image pages to where they can be mapped and copied from.
-  FaultResult Fetch(uint64_t page, uint64_t pages);
+  FaultResult Fetch(uint64_t page, uint64_t pages) const;
   // For each run of image pages in [first, end) that are not there, and `page`
   // itself, ascending.
   template <typename FillRun>
@@ -262,7 +262,7 @@ FaultResult Filler::MapRun(uint64_t page, uint64_t pages) {
   return result;
 }
 
-FaultResult Filler::Fetch(uint64_t page, uint64_t pages) {
+FaultResult Filler::Fetch(uint64_t page, uint64_t pages) const {
   const int error = FetchImagePages(*slot_.image_fetch, page, pages);
   if (error == 0) return {};
   return {FaultResult::Kind::kNoContents, error, "fetching the image's page"};
@@ -360,7 +360,8 @@ FaultResult Filler::WriteImagePage(uint64_t page) {
 }
 
 FaultResult Filler::CopyOpen(PageRange range, uintptr_t source) {
-  const auto [first, pages] = range;
+  const uint64_t first = range.first;
+  const uint64_t pages = range.pages;
   MarkOpen(first, pages);
   uint64_t were_present = 0;
   const auto copy = [&] {
