@@ -137,7 +137,12 @@ Answer AnswerMap(const Options& options) {
 }
 
 Answer AnswerImage(const Options& options) {
-  absl::StatusOr<imagetool::MapReport> map = imagetool::Map(options.file());
+  std::vector<std::string> outputs;
+  for (const std::string* path : {&options.svg(), &options.html()}) {
+    if (!path->empty()) outputs.push_back(*path);
+  }
+  absl::StatusOr<imagetool::MapReport> map =
+      imagetool::Map(options.file(), outputs);
   if (!map.ok()) return CannotRead(map.status());
   Answer answer;
   *answer.report.mutable_image() = *std::move(map);

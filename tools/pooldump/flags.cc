@@ -1,5 +1,6 @@
 #include "firsttouch/tools/pooldump/flags.h"
 
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -79,7 +80,7 @@ std::string TakeInterval(const Words& words, Options* options) {
     return absl::StrCat("--interval: \"", words.interval,
                         "\" is not a number of seconds from 0.1 to 3600");
   }
-  options->set_interval_ms(static_cast<uint32_t>(seconds * 1000 + 0.5));
+  options->set_interval_ms(static_cast<uint32_t>(std::lround(seconds * 1000)));
   return "";
 }
 

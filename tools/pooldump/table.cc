@@ -143,8 +143,8 @@ std::string BytesText(uint64_t bytes, const TextStyle& style) {
   }
   const double scaled = static_cast<double>(bytes) /
                         static_cast<double>(uint64_t{1} << (10 * unit));
-  return absl::StrFormat(scaled < 100 ? "%.2f %s" : "%.1f %s", scaled,
-                         kUnits[unit]);
+  return scaled < 100 ? absl::StrFormat("%.2f %s", scaled, kUnits[unit])
+                      : absl::StrFormat("%.1f %s", scaled, kUnits[unit]);
 }
 
 std::string HexText(uint64_t number) { return absl::StrFormat("0x%x", number); }
