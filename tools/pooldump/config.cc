@@ -125,7 +125,8 @@ absl::StatusOr<uint64_t> SizeOf(const PlacedConfig& config,
   if (text.empty()) return 0;
   absl::StatusOr<uint64_t> bytes = ParseBytes(field, text);
   if (bytes.ok()) return bytes;
-  return Misplaced(config.places, field, std::string(bytes.status().message()));
+  return Misplaced(config.places, field,
+                   absl::StrCat(bytes.status().message()));
 }
 
 absl::StatusOr<PoolLayout> LayoutOf(const PlacedConfig& config) {

@@ -181,7 +181,7 @@ absl::Status Analysis::Ranges(const LayoutReportOptions& options) {
     return absl::OkStatus();
   }
   uint64_t ranges = 0;
-  const absl::Status too_many = absl::InvalidArgumentError(absl::StrCat(
+  absl::Status too_many = absl::InvalidArgumentError(absl::StrCat(
       "--all would print more than ", kMostRanges,
       " ranges: choose some slots with --filter, or leave out --all"));
   if (!options.wanted && layout_.slots() > kMostRanges / 2) return too_many;

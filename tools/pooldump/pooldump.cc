@@ -51,14 +51,14 @@ int RunWatch(const Options& options, bool color) {
   Options filter = options;
   filter.clear_sort();
   const absl::Status status = FilterAndSort(filter, &none);
-  if (!status.ok()) return Fail(kExitUsage, std::string(status.message()));
+  if (!status.ok()) return Fail(kExitUsage, absl::StrCat(status.message()));
   const std::string& sort = options.sort();
   const auto column = FindColumn(
       WatchColumns(), sort.substr(sort.empty() || sort.front() != '-' ? 0 : 1));
   if (!sort.empty() && !column.ok()) {
     return Fail(
         kExitUsage,
-        absl::StrCat("--sort: ", std::string(column.status().message())));
+        absl::StrCat("--sort: ", absl::StrCat(column.status().message())));
   }
   const absl::Status watched = Watch(options, color);
   if (watched.ok()) return kExitOk;
@@ -96,7 +96,7 @@ int Main(const std::vector<std::string>& words) {
   const absl::StatusOr<std::string> text = PrintReport(
       answer.report, options, {.color = color, .bytes = options.bytes()});
   if (!text.ok()) {
-    return Fail(kExitCannotRead, std::string(text.status().message()));
+    return Fail(kExitCannotRead, absl::StrCat(text.status().message()));
   }
   return cli::End("pooldump", {.exit_code = answer.exit_code, .out = *text});
 }

@@ -196,7 +196,7 @@ absl::Status Watch(const Options& options, bool color) {
     if (snapshot.ok()) {
       view.Take(*std::move(snapshot));
     } else {
-      view.End(std::string(snapshot.status().message()));
+      view.End(absl::StrCat(snapshot.status().message()));
     }
   }
   return absl::OkStatus();
