@@ -179,6 +179,10 @@ class Filler {
   FaultResult ZeroRun(uint64_t first, uint64_t pages);
   FaultResult WriteImagePage(uint64_t page);
   FaultResult WriteZeroRun(uint64_t page);
+  // Moves private, writable image pages of one granule and group, which are
+  // marked open, out of the staging area. How many of them, from the first one
+  // on, are there now; the others are as they were.
+  uint64_t MoveStaged(PageRange range);
   // Copies private, writable pages of one group from `source`, in the order
   // that page_states.h demands.
   FaultResult CopyOpen(PageRange range, uintptr_t source);
@@ -351,12 +355,40 @@ FaultResult Filler::WriteImagePage(uint64_t page) {
     // The whole run of missing pages around it in one copy; all of them count
     // as changed, which costs less than to protect the others.
     range = MissingRunAround(page, ImageWord(page / kPagesPerGroup));
+    if (core_.staged != nullptr && slot_.staged_image != 0) {
+      MarkOpen(range.first, range.pages);
+      const uint64_t moved = MoveStaged(range);
+      if (moved != 0) MarkPresent(range.first, moved);
+      if (moved == range.pages) return {};
+      range = {range.first + moved, range.pages - moved};
+    }
   } else if (!HasSource()) {
     range.pages =
         WriteRun(page, slot_.write_run_end, slot_.write_run_pages,
                  ~ImageWord(page / kPagesPerGroup), kMaxWriteRunPages);
   }
   return CopyOpen(range, ImageAddress(range.first));
+}
+
+uint64_t Filler::MoveStaged(PageRange range) {
+  StagedCells& staged = *core_.staged;
+  StagedCell* const cell = ClaimStaged(staged, slot_.staged_image,
+                                       range.first / staged.cell_pages);
+  if (cell == nullptr) return 0;
+  FillPolicy policy = policy_;
+  // To copy costs less than to wait.
+  policy.max_stalls = 1;
+  const FillResult fill = MoveRange(
+      *core_.kernel, core_.uffd, Address(range.first),
+      staged.AddressOf(*cell) + range.first % staged.cell_pages * kPageBytes,
+      range.pages * kPageBytes, 0, policy);
+  GiveBackStaged(staged, *cell);
+  Count(slot_.counters.kernel_calls, 1 + fill.stalls + fill.pages_present);
+  Count(slot_.counters.pages_copied, fill.pages_filled());
+  Count(slot_.counters.pages_moved, fill.pages_filled());
+  // MOVE, as ZEROPAGE, calls a page present that only carries a marker, and one
+  // that is there may be protected: COPY tells, and what follows it.
+  return fill.pages_present == 0 ? fill.bytes_done / kPageBytes : 0;
 }
 
 FaultResult Filler::CopyOpen(PageRange range, uintptr_t source) {
