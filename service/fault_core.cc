@@ -372,8 +372,8 @@ FaultResult Filler::WriteImagePage(uint64_t page) {
 
 uint64_t Filler::MoveStaged(PageRange range) {
   StagedCells& staged = *core_.staged;
-  StagedCell* const cell = ClaimStaged(staged, slot_.staged_image,
-                                       range.first / staged.cell_pages);
+  StagedCell* const cell =
+      ClaimStaged(staged, slot_.staged_image, range.first / staged.cell_pages);
   if (cell == nullptr) return 0;
   FillPolicy policy = policy_;
   // To copy costs less than to wait.

@@ -100,8 +100,8 @@ absl::Status Staging::Map(uint64_t bytes, uint64_t granule_pages,
       kernel_.Madvise(cells_.base, area_bytes, MADV_DONTFORK);
   if (!fork.ok()) {
     return absl::ErrnoToStatus(
-        fork.error, absl::StrCat("MADV_DONTFORK of staging_bytes of pool \"",
-                                 name, "\""));
+        fork.error,
+        absl::StrCat("MADV_DONTFORK of staging_bytes of pool \"", name, "\""));
   }
   // Nothing that the images do not have; and pages are moved one by one. Both
   // are for less work only.
@@ -262,10 +262,9 @@ void Staging::Grant(uint64_t set, uint64_t image_id, uint64_t chunk) {
 
 void Staging::Fill(StagedCell& cell, const ImageRef& image, uint64_t chunk) {
   const uint64_t state = cell.state.load(std::memory_order_relaxed);
-  const bool same =
-      image != nullptr &&
-      cell.image.load(std::memory_order_relaxed) == image->id() &&
-      cell.chunk.load(std::memory_order_relaxed) == chunk;
+  const bool same = image != nullptr &&
+                    cell.image.load(std::memory_order_relaxed) == image->id() &&
+                    cell.chunk.load(std::memory_order_relaxed) == chunk;
   // What was not taken of the same chunk stays. A cell whose pages cannot be
   // given back stays as it is: nobody looks into one that is being filled.
   if (!same && !Drop(cell)) return;
@@ -281,13 +280,13 @@ void Staging::Fill(StagedCell& cell, const ImageRef& image, uint64_t chunk) {
       if (!filled) return;
       const uint64_t page = group * kPagesPerGroup + bit;
       // By the kernel: it says EFAULT where a file has been cut short.
-      filled = CopyRange(
-                   kernel_, uffd_.fd(),
-                   cells_.AddressOf(cell) + (page - first_page) * kPageBytes,
-                   reinterpret_cast<uintptr_t>(image->data()) +
-                       page * kPageBytes,
-                   pages * kPageBytes, kUffdCopyDontWake, {})
-                   .ok();
+      filled =
+          CopyRange(
+              kernel_, uffd_.fd(),
+              cells_.AddressOf(cell) + (page - first_page) * kPageBytes,
+              reinterpret_cast<uintptr_t>(image->data()) + page * kPageBytes,
+              pages * kPageBytes, kUffdCopyDontWake, {})
+              .ok();
     });
   }
   if (!filled || stored == 0) {

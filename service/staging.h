@@ -46,9 +46,11 @@ class Staging {
   // Errors: InvalidArgument where `bytes` has no room for one set of cells or
   // is above kMaxBytes; ResourceExhausted where no thread can be had; what
   // mmap(2), madvise(2) and UFFDIO_REGISTER give.
-  static absl::StatusOr<std::unique_ptr<Staging>> Start(
-      Kernel& kernel, const Uffd& uffd, const std::string& name, uint64_t bytes,
-      uint64_t granule_pages);
+  static absl::StatusOr<std::unique_ptr<Staging>> Start(Kernel& kernel,
+                                                        const Uffd& uffd,
+                                                        const std::string& name,
+                                                        uint64_t bytes,
+                                                        uint64_t granule_pages);
 
   static constexpr uint64_t kMaxBytes = uint64_t{16} << 30;
 

@@ -26,16 +26,16 @@ std::string ServiceStats::ToString() const {
       " missing read, ", missing_write_faults, " missing write, ",
       write_protect_faults, " write-protect; ", traps, " traps\n",
       "pages: ", pages_mapped, " mapped, ", pages_copied, " copied (",
-      pages_moved, " of them moved), ", pages_zeroed, " zero, ", pages_restored, " restored, ", pages_dropped,
-      " dropped\n", "hot set: ", pages_prefilled, " prefilled, ", pages_demoted,
-      " demoted, ", pages_trimmed, " trimmed, ", pages_found,
-      " found by scans; ", untracked_leases, " untracked holders, ",
-      tracking_changes, " changes of tracking\n", "slots: ", slots, ", ",
-      slots_in_use, " in use, ", slots_quarantined, " quarantined; ", handovers,
-      " hand-overs, ", binds, " binds, ", grows, " grows\n",
-      "kernel calls: ", kernel_calls, "; fault latency: half below ",
-      FaultLatencyQuantileNs(0.5), " ns, 99 % below ",
-      FaultLatencyQuantileNs(0.99), " ns\n");
+      pages_moved, " of them moved), ", pages_zeroed, " zero, ", pages_restored,
+      " restored, ", pages_dropped, " dropped\n", "hot set: ", pages_prefilled,
+      " prefilled, ", pages_demoted, " demoted, ", pages_trimmed, " trimmed, ",
+      pages_found, " found by scans; ", untracked_leases,
+      " untracked holders, ", tracking_changes, " changes of tracking\n",
+      "slots: ", slots, ", ", slots_in_use, " in use, ", slots_quarantined,
+      " quarantined; ", handovers, " hand-overs, ", binds, " binds, ", grows,
+      " grows\n", "kernel calls: ", kernel_calls,
+      "; fault latency: half below ", FaultLatencyQuantileNs(0.5),
+      " ns, 99 % below ", FaultLatencyQuantileNs(0.99), " ns\n");
 }
 
 void AddSlotCounters(const SlotCounters& counters, ServiceStats& stats) {
