@@ -179,8 +179,11 @@ class Filler {
   FaultResult ZeroRun(uint64_t first, uint64_t pages);
   FaultResult WriteImagePage(uint64_t page);
   FaultResult WriteZeroRun(uint64_t page);
-  // Moves private, writable image pages of one granule and group, which are
-  // marked open, out of the staging area. How many of them, from the first one
+  // Makes missing image pages of one group private and writable, in the order
+  // that page_states.h demands.
+  FaultResult OpenImagePages(PageRange range);
+  // Moves private, writable image pages of one cell, which are marked open, out
+  // of the staging area. How many of them, from the first one
   // on, are there now; the others are as they were.
   uint64_t MoveStaged(PageRange range);
   // Copies private, writable pages of one group from `source`, in the order
@@ -355,19 +358,33 @@ FaultResult Filler::WriteImagePage(uint64_t page) {
     // The whole run of missing pages around it in one copy; all of them count
     // as changed, which costs less than to protect the others.
     range = MissingRunAround(page, ImageWord(page / kPagesPerGroup));
-    if (core_.staged != nullptr && slot_.staged_image != 0) {
-      MarkOpen(range.first, range.pages);
-      const uint64_t moved = MoveStaged(range);
-      if (moved != 0) MarkPresent(range.first, moved);
-      if (moved == range.pages) return {};
-      range = {range.first + moved, range.pages - moved};
-    }
   } else if (!HasSource()) {
     range.pages =
         WriteRun(page, slot_.write_run_end, slot_.write_run_pages,
                  ~ImageWord(page / kPagesPerGroup), kMaxWriteRunPages);
   }
-  return CopyOpen(range, ImageAddress(range.first));
+  return OpenImagePages(range);
+}
+
+FaultResult Filler::OpenImagePages(PageRange range) {
+  if (core_.staged == nullptr || slot_.staged_image == 0) {
+    return CopyOpen(range, ImageAddress(range.first));
+  }
+  FaultResult result;
+  const uint64_t cell_pages = core_.staged->cell_pages;
+  while (range.pages != 0 && result.kind == FaultResult::Kind::kResolved) {
+    const uint64_t pages =
+        std::min(range.pages, cell_pages - range.first % cell_pages);
+    MarkOpen(range.first, pages);
+    const uint64_t moved = MoveStaged({range.first, pages});
+    if (moved != 0) MarkPresent(range.first, moved);
+    if (moved != pages) {
+      const uint64_t rest = range.first + moved;
+      result = CopyOpen({rest, pages - moved}, ImageAddress(rest));
+    }
+    range = {range.first + pages, range.pages - pages};
+  }
+  return result;
 }
 
 uint64_t Filler::MoveStaged(PageRange range) {
@@ -376,8 +393,8 @@ uint64_t Filler::MoveStaged(PageRange range) {
       ClaimStaged(staged, slot_.staged_image, range.first / staged.cell_pages);
   if (cell == nullptr) return 0;
   FillPolicy policy = policy_;
-  // To copy costs less than to wait.
-  policy.max_stalls = 1;
+  // To copy takes less than to wait.
+  policy.max_stalls = policy.immediate_retries;
   const FillResult fill = MoveRange(
       *core_.kernel, core_.uffd, Address(range.first),
       staged.AddressOf(*cell) + range.first % staged.cell_pages * kPageBytes,
@@ -495,7 +512,7 @@ FaultResult Filler::FillPrivate(uint64_t first, uint64_t end) {
     ForEachRun(image, [&](uint64_t bit, uint64_t pages) {
       if (result.kind != FaultResult::Kind::kResolved) return;
       const uint64_t page = group * kPagesPerGroup + bit;
-      result = CopyOpen({page, pages}, ImageAddress(page));
+      result = OpenImagePages({page, pages});
     });
     const auto zeroes = [&](uint64_t bit, uint64_t pages) {
       if (result.kind != FaultResult::Kind::kResolved) return;

@@ -21,6 +21,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/init/working_set.h"
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/service_test_util.h"
 #include "firsttouch/service/signals.h"
@@ -96,6 +98,8 @@ class StagingTest : public testing::TestWithParam<Resolve> {
       Store(memory, at, 0);
       expected[at] = 0;
     }
+    // Waits for handler threads: they wake who writes before they have counted.
+    static_cast<void>(memory.CountPages());
     return expected;
   }
 
@@ -156,6 +160,21 @@ TEST_P(StagingTest, AMemoryThatGotMovedPagesIsRestored) {
   ASSERT_EQ(memory.Reset(), absl::OkStatus());
   EXPECT_EQ(FirstDifference(memory, InitialBytes(image, kSize)), std::nullopt);
   EXPECT_GT(service_->Stats().pages_moved, 0u);
+}
+
+TEST_P(StagingTest, WhatIsMadeReadyForATenantIsMovedToo) {
+  const ImageRef image = PatternImage("prefilled", kPages);
+  Stage(image, kPages);
+  // Tenants of the image write to all of it.
+  constexpr uint64_t kAll[] = {~uint64_t{0}};
+  image->working_set().LearnWritten(kAll);
+  Memory memory = Fresh(image);
+  EXPECT_EQ(service_->Stats().pages_prefilled, kPages);
+  EXPECT_EQ(service_->Stats().pages_moved, kPages);
+  const uint64_t faults = service_->Stats().faults();
+  EXPECT_EQ(FirstDifference(memory, WriteEachGranule(memory, image)),
+            std::nullopt);
+  EXPECT_EQ(service_->Stats().faults(), faults);
 }
 
 TEST_P(StagingTest, PagesThatWereReadBeforeStayAsTheyAre) {
