@@ -227,21 +227,23 @@ TEST_P(StagingTest, WhatIsLeftOfAMoveThatStopsHalfWayIsMovedOrCopied) {
 
 TEST_P(StagingTest, APageThatIsThereAlreadyIsKeptAndUnprotected) {
   const ImageRef image = PatternImage("present", kPages);
-  Stage(image, kPages);
-  Memory memory = Fresh(image);
-  // In front of the first move, another thread's read brings a page of the
-  // granule, protected.
-  std::atomic<bool> done{false};
+  std::atomic<bool> armed{false};
+  // In front of a move, another thread's read brings a page of the granule,
+  // protected. Set before there are threads.
+  service_.reset();
   kernel_.Hook(Op::kMove, [&](const FakeKernel::Call& call) {
-    if (done.exchange(true)) return;
+    if (!armed.exchange(false)) return;
     EXPECT_TRUE(RealKernel()
                     .Copy(call.fd, call.start,
                           reinterpret_cast<uintptr_t>(image->data()),
                           kPageBytes, kUffdCopyWp)
                     .ok());
   });
+  Make(Options());
+  Stage(image, kPages);
+  Memory memory = Fresh(image);
+  armed = true;
   std::vector<uint8_t> expected = WriteEachGranule(memory, image);
-  kernel_.Hook(Op::kMove, nullptr);
   EXPECT_EQ(service_->Stats().pages_moved, kPages - 1);
   // It counts as open: to write to it, or to restore it, takes no fault.
   Store(memory, 0, 0);
@@ -250,6 +252,10 @@ TEST_P(StagingTest, APageThatIsThereAlreadyIsKeptAndUnprotected) {
   EXPECT_EQ(FirstDifference(memory, expected), std::nullopt);
   ASSERT_EQ(memory.Reset(), absl::OkStatus());
   EXPECT_EQ(FirstDifference(memory, InitialBytes(image, kSize)), std::nullopt);
+  // The threads that call the hook end before what it looks at.
+  memory = Memory();
+  held_.clear();
+  service_.reset();
 }
 
 TEST_P(StagingTest, ImagesDoNotMixAndOneThatIsGoneFreesItsCells) {
