@@ -54,7 +54,9 @@ std::unique_ptr<Service> MakePool(const PoolShape& shape) {
        .backing = shape.backing,
        .resolve = shape.resolve,
        .strategy = shape.strategy,
-       .trap_callback = shape.trap_callback}));
+       .trap_callback = shape.trap_callback,
+       .hot_pages_limit = shape.hot_pages_limit,
+       .staging_bytes = shape.staging_bytes}));
 }
 
 Memory ColdMemory(Service& pool, const ImageRef& image, uint64_t size_bytes) {

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -43,6 +44,9 @@ struct PoolShape {
   uint64_t memory_bytes = 4 << 20;
   TrapCallback trap_callback = nullptr;
   SlotStrategy strategy = SlotStrategy::kAffinity;
+  // As in ServiceOptions.
+  std::optional<uint64_t> hot_pages_limit;
+  uint64_t staging_bytes = 0;
 };
 
 std::unique_ptr<Service> MakePool(const PoolShape& shape);

@@ -36,6 +36,9 @@ struct PoolTouch {
   uint64_t granule_bytes = 64 << 10;
   Backing backing = Backing::kShared;
   Resolve resolve = Resolve::kInThread;
+  // Backing kCopied and content kImage: all granules lie ready in a staging
+  // area when they are touched.
+  bool staged = false;
 };
 std::unique_ptr<TouchWay> MakePoolTouch(const PoolTouch& touch);
 // Like "image/read/64KiB/shared/in-thread".

@@ -133,6 +133,7 @@ absl::Status Core::OpenUffd() {
   if (options_.backing == Backing::kShared) {
     wanted.required_features |= kSharedFeatures;
   }
+  if (options_.staging_bytes != 0) wanted.wished_features |= kUffdFeatureMove;
   if (!in_thread) {
     wanted.wished_features |= kUffdFeaturePoison | kUffdFeatureExactAddress;
   }
@@ -192,6 +193,34 @@ absl::Status Core::OpenUffd() {
   fault_core_.uffd = uffd_->fd();
   fault_core_.poison = (uffd_->features() & kUffdFeaturePoison) != 0;
   return absl::OkStatus();
+}
+
+absl::Status Core::StartStaging() {
+  if (options_.staging_bytes == 0 || fault_core_.mapped ||
+      fault_core_.backing != Backing::kCopied ||
+      (uffd_->features() & kUffdFeatureMove) == 0) {
+    return absl::OkStatus();
+  }
+  absl::StatusOr<std::unique_ptr<Staging>> staging =
+      Staging::Start(kernel_, *uffd_, options_.name, options_.staging_bytes,
+                     fault_core_.granule_pages);
+  if (!staging.ok()) return staging.status();
+  staging_ = *std::move(staging);
+  fault_core_.staged = &staging_->cells();
+  return absl::OkStatus();
+}
+
+std::string Core::DescribeStaging() const {
+  if (options_.staging_bytes == 0) return "";
+  if (staging_ != nullptr) {
+    return absl::StrCat("staging: ", staging_->bytes(), " bytes\n");
+  }
+  return absl::StrCat(
+      "staging: none (",
+      fault_core_.backing != Backing::kCopied
+          ? "the backing is not kCopied"
+          : "this kernel lacks UFFDIO_MOVE, which came with 6.8",
+      ")\n");
 }
 
 void Core::OpenAsyncUffd() {
@@ -343,6 +372,7 @@ absl::Status Core::Start() {
   if (absl::Status status = RegisterPool(&entry); !status.ok()) return status;
   registered_ = true;
 
+  if (absl::Status status = StartStaging(); !status.ok()) return status;
   if (options_.signals == SignalOwnership::kInstall) {
     if (absl::Status status = InstallFaultHandler(); !status.ok()) {
       return status;
@@ -377,6 +407,7 @@ Core::~Core() {
     // and the userfaultfd is the parent's. Whatever these objects hold is left.
     static_cast<void>(threads_.release());
     static_cast<void>(janitor_.release());
+    static_cast<void>(staging_.release());
     static_cast<void>(slots_.release());
     static_cast<void>(control_.release());
     if (reservation_.has_value()) {
@@ -389,6 +420,9 @@ Core::~Core() {
   // memory goes, and only then the userfaultfd that guards it.
   janitor_.reset();
   threads_.reset();
+  // Before the userfaultfd that guards it, and with nobody left who takes pages
+  // from it.
+  staging_.reset();
   if (registered_) UnregisterPool(&fault_core_.entry);
   reservation_.reset();
   anchor_.reset();
@@ -736,6 +770,7 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
     return status;
   }
   PublishImage(slot);
+  if (staging_ != nullptr) slot.staged_image = staging_->Use(slot.image);
   if (absl::Status status = AdjustTracking(*ops_, slot, size_pages);
       !status.ok()) {
     return status;
@@ -1214,6 +1249,7 @@ ServiceStats Core::Stats() const {
           shard.latency.bucket[i].load(std::memory_order_relaxed);
     }
   }
+  if (staging_ != nullptr) stats.staged_bytes = staging_->ready_bytes();
   stats.slots = layout_.slots();
   const uint64_t per_instance = layout_.options().memories_per_instance;
   const uint64_t in_use = allocator_.in_use() * per_instance;
@@ -1238,7 +1274,7 @@ std::string Core::Describe() const {
   if (fault_core_.mapped) return text;
   absl::StrAppend(&text, "backing: ", BackingName(fault_core_.backing), " (",
                   backing_reason_, "), granule ", layout.granule_bytes,
-                  " bytes\n");
+                  " bytes\n", DescribeStaging());
   absl::StrAppend(
       &text, "faults: resolved ", ResolveName(options_.resolve),
       options_.resolve == Resolve::kHandlerThread

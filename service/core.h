@@ -37,6 +37,7 @@
 #include "firsttouch/service/options.h"
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/slot_ops.h"
+#include "firsttouch/service/staging.h"
 #include "firsttouch/service/stats.h"
 #include "firsttouch/service/supply.h"
 #include "firsttouch/uffd/kernel.h"
@@ -130,6 +131,8 @@ class Core {
   absl::Status CheckProcess() const;
   absl::Status TooLarge(uint64_t size_bytes, uint64_t delta_bytes) const;
   void OpenAsyncUffd();
+  absl::Status StartStaging();
+  std::string DescribeStaging() const;
   absl::StatusOr<uint32_t> TakeInstance(const MemoryOptions& first);
   absl::StatusOr<uint32_t> TakeFromAllocator(uint64_t key, absl::Time deadline);
   // The slot that this thread parked, if it is ready for such a holder as it
@@ -205,6 +208,8 @@ class Core {
   // more than what idle ones keep. Only with a budget.
   std::atomic<int64_t> kept_by_slots_{0};
   std::unique_ptr<Janitor> janitor_;
+  // Null without staging_bytes, or where it cannot be.
+  std::unique_ptr<Staging> staging_;
   std::optional<SlotOpsContext> ops_;
   // Null for kUserfaultfd.
   std::unique_ptr<MappingOps> mappings_;

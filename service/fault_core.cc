@@ -179,6 +179,13 @@ class Filler {
   FaultResult ZeroRun(uint64_t first, uint64_t pages);
   FaultResult WriteImagePage(uint64_t page);
   FaultResult WriteZeroRun(uint64_t page);
+  // Makes missing image pages of one group private and writable, in the order
+  // that page_states.h demands.
+  FaultResult OpenImagePages(PageRange range);
+  // Moves private, writable image pages of one cell, which are marked open, out
+  // of the staging area. How many of them, from the first one
+  // on, are there now; the others are as they were.
+  uint64_t MoveStaged(PageRange range);
   // Copies private, writable pages of one group from `source`, in the order
   // that page_states.h demands.
   FaultResult CopyOpen(PageRange range, uintptr_t source);
@@ -356,7 +363,49 @@ FaultResult Filler::WriteImagePage(uint64_t page) {
         WriteRun(page, slot_.write_run_end, slot_.write_run_pages,
                  ~ImageWord(page / kPagesPerGroup), kMaxWriteRunPages);
   }
-  return CopyOpen(range, ImageAddress(range.first));
+  return OpenImagePages(range);
+}
+
+FaultResult Filler::OpenImagePages(PageRange range) {
+  if (core_.staged == nullptr || slot_.staged_image == 0) {
+    return CopyOpen(range, ImageAddress(range.first));
+  }
+  FaultResult result;
+  const uint64_t cell_pages = core_.staged->cell_pages;
+  while (range.pages != 0 && result.kind == FaultResult::Kind::kResolved) {
+    const uint64_t pages =
+        std::min(range.pages, cell_pages - range.first % cell_pages);
+    MarkOpen(range.first, pages);
+    const uint64_t moved = MoveStaged({range.first, pages});
+    if (moved != 0) MarkPresent(range.first, moved);
+    if (moved != pages) {
+      const uint64_t rest = range.first + moved;
+      result = CopyOpen({rest, pages - moved}, ImageAddress(rest));
+    }
+    range = {range.first + pages, range.pages - pages};
+  }
+  return result;
+}
+
+uint64_t Filler::MoveStaged(PageRange range) {
+  StagedCells& staged = *core_.staged;
+  StagedCell* const cell =
+      ClaimStaged(staged, slot_.staged_image, range.first / staged.cell_pages);
+  if (cell == nullptr) return 0;
+  FillPolicy policy = policy_;
+  // To copy takes less than to wait.
+  policy.max_stalls = policy.immediate_retries;
+  const FillResult fill = MoveRange(
+      *core_.kernel, core_.uffd, Address(range.first),
+      staged.AddressOf(*cell) + range.first % staged.cell_pages * kPageBytes,
+      range.pages * kPageBytes, 0, policy);
+  GiveBackStaged(staged, *cell);
+  Count(slot_.counters.kernel_calls, 1 + fill.stalls + fill.pages_present);
+  Count(slot_.counters.pages_copied, fill.pages_filled());
+  Count(slot_.counters.pages_moved, fill.pages_filled());
+  // MOVE, as ZEROPAGE, calls a page present that only carries a marker, and one
+  // that is there may be protected: COPY tells, and what follows it.
+  return fill.pages_present == 0 ? fill.bytes_done / kPageBytes : 0;
 }
 
 FaultResult Filler::CopyOpen(PageRange range, uintptr_t source) {
@@ -464,7 +513,7 @@ FaultResult Filler::FillPrivate(uint64_t first, uint64_t end) {
     ForEachRun(image, [&](uint64_t bit, uint64_t pages) {
       if (result.kind != FaultResult::Kind::kResolved) return;
       const uint64_t page = group * kPagesPerGroup + bit;
-      result = CopyOpen({page, pages}, ImageAddress(page));
+      result = OpenImagePages({page, pages});
     });
     const auto zeroes = [&](uint64_t bit, uint64_t pages) {
       if (result.kind != FaultResult::Kind::kResolved) return;

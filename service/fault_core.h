@@ -14,6 +14,7 @@
 
 #include "firsttouch/locator/lookup.h"
 #include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/staged_cells.h"
 #include "firsttouch/service/trap.h"
 #include "firsttouch/uffd/fill.h"
 #include "firsttouch/uffd/kernel.h"
@@ -73,6 +74,9 @@ struct FaultCore {
   // A source for pages that start as zeroes: kZeroSourcePages of them, which
   // cost no memory.
   uintptr_t zero_source = 0;
+  // Copies of image granules to be moved in; null where there are none. Only
+  // with Backing::kCopied.
+  StagedCells* staged = nullptr;
   SlotState* slots = nullptr;
   const char* name = "";
   TrapCallback trap_callback = nullptr;
