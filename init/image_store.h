@@ -29,11 +29,11 @@
 // number of names. Put under a name that is taken gives the name to the new
 // image; the old one keeps its digest, and is the first to leave.
 //
-// Working sets: Put takes the image's. One that has none and takes its name from
-// another image (a new build of the same thing) begins with what of the other's
-// set still applies: the pages that have the same bytes in both. What a tenant teaches an image that was
-// handed out is kept when the last ImageRef goes, and in a directory when
-// Flush() is called.
+// Working sets: Put takes the image's. One that has none and takes its name
+// from another image (a new build of the same thing) begins with what of the
+// other's set still applies: the pages that have the same bytes in both. What a
+// tenant teaches an image that was handed out is kept when the last ImageRef
+// goes, and in a directory when Flush() is called.
 //
 // A directory: may be used by many processes at a time, and by many stores of
 // one. It has the folders "segments", "images" and "names", and "lock", which

@@ -164,6 +164,9 @@ def run(pooldump, maker_program, case):
     user = case.keys.get("user")
     if user and os.geteuid() != 0:
         raise Skip(f"only root can be {user}")
+    if user and not all(folder.stat().st_mode & 0o001 for folder in
+                        pathlib.Path(pooldump).resolve().parents):
+        raise Skip(f"{user} may not read the program")
     with tempfile.TemporaryDirectory(prefix="pooldump") as name:
         folder = pathlib.Path(name)
         folder.chmod(0o755)
