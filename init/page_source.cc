@@ -2,8 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -14,7 +12,7 @@
 #include <cstring>
 #include <deque>
 #include <optional>
-#include <system_error>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -29,6 +27,7 @@
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/fill.h"
 #include "firsttouch/uffd/mutex.h"
+#include "firsttouch/uffd/quiet_thread.h"
 #include "firsttouch/uffd/uffd.h"
 
 namespace firsttouch {
@@ -126,24 +125,18 @@ class SourceThreads : public EarlyFetch {
     requests_.links = first + requests_.granules;
     requests_.errors =
         reinterpret_cast<std::atomic<int32_t>*>(first + 2 * requests_.granules);
-    // Threads inherit the mask of the one that starts them.
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    absl::Status status;
-    for (uint32_t i = 0; i < count && status.ok(); ++i) {
-      // std::thread reports failure by an exception, and in no other way.
-      try {
-        threads_.emplace_back([this] { Run(); });
-        pthread_setname_np(threads_.back().native_handle(), "ft-source");
-      } catch (const std::system_error& error) {
-        status = absl::ResourceExhaustedError(absl::StrCat(
-            "image '", image_.name(), "': thread ", i + 1,
-            " for its source could not be started: ", error.what()));
+    for (uint32_t i = 0; i < count; ++i) {
+      absl::StatusOr<std::thread> thread =
+          StartQuietThread("ft-source", [this] { Run(); });
+      if (!thread.ok()) {
+        return absl::ResourceExhaustedError(
+            absl::StrCat("image '", image_.name(), "': thread ", i + 1,
+                         " for its source could not be started: ",
+                         std::string(thread.status().message())));
       }
+      threads_.push_back(*std::move(thread));
     }
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    return status;
+    return absl::OkStatus();
   }
 
   SourceRequests& requests() { return requests_; }

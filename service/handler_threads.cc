@@ -2,19 +2,20 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
 
-#include <system_error>
+#include <string>
+#include <thread>
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/locator/lookup.h"
 #include "firsttouch/service/raw_text.h"
 #include "firsttouch/uffd/events.h"
+#include "firsttouch/uffd/quiet_thread.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -85,27 +86,16 @@ absl::StatusOr<std::unique_ptr<HandlerThreads>> HandlerThreads::Start(
   }
   std::unique_ptr<HandlerThreads> threads(
       new HandlerThreads(core, UniqueFd(static_cast<int>(stop.value))));
-  // Threads inherit the mask of the one that starts them.
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  absl::Status status;
-  const std::string thread_name = absl::StrCat("ft:", name).substr(0, 15);
   for (uint32_t i = 0; i < count; ++i) {
-    // std::thread reports failure by an exception, and in no other way.
-    try {
-      threads->threads_.emplace_back([raw = threads.get()] { raw->Run(); });
-    } catch (const std::system_error& error) {
-      status = absl::ResourceExhaustedError(
-          absl::StrCat("handler thread ", i + 1, " of handler_threads ", count,
-                       " could not be started: ", error.what()));
-      break;
+    absl::StatusOr<std::thread> thread = StartQuietThread(
+        absl::StrCat("ft:", name), [raw = threads.get()] { raw->Run(); });
+    if (!thread.ok()) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "handler thread ", i + 1, " of handler_threads ", count,
+          " could not be started: ", std::string(thread.status().message())));
     }
-    pthread_setname_np(threads->threads_.back().native_handle(),
-                       thread_name.c_str());
+    threads->threads_.push_back(*std::move(thread));
   }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  if (!status.ok()) return status;
   return threads;
 }
 

@@ -1,13 +1,9 @@
 #include "firsttouch/service/janitor.h"
 
-#include <pthread.h>
-#include <signal.h>
-
 #include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
-#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -17,33 +13,22 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "firsttouch/uffd/mutex.h"
+#include "firsttouch/uffd/quiet_thread.h"
 
 namespace firsttouch {
 
 absl::StatusOr<std::unique_ptr<Janitor>> Janitor::Start(
     const std::string& name, std::function<bool()> work, absl::Duration rest) {
   std::unique_ptr<Janitor> janitor(new Janitor(std::move(work), rest));
-  // A thread inherits the mask: the host's signals are none of its business.
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  std::error_code error;
-  try {
-    janitor->thread_ = std::thread([raw = janitor.get()] { raw->Run(); });
-  } catch (const std::system_error& refused) {
-    error = refused.code();
+  absl::StatusOr<std::thread> thread = StartQuietThread(
+      absl::StrCat("ft-trim:", name), [raw = janitor.get()] { raw->Run(); });
+  if (!thread.ok()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no thread to keep resident_budget_bytes of pool \"", name,
+                     "\": ", std::string(thread.status().message()),
+                     "; raise the limit of threads (ulimit -u)"));
   }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  if (error) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "no thread to keep resident_budget_bytes of pool \"", name,
-        "\": ", error.message(), "; raise the limit of threads (ulimit -u)"));
-  }
-  constexpr size_t kMostNameBytes = 15;
-  pthread_setname_np(
-      janitor->thread_.native_handle(),
-      absl::StrCat("ft-trim:", name).substr(0, kMostNameBytes).c_str());
+  janitor->thread_ = *std::move(thread);
   return janitor;
 }
 

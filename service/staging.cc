@@ -1,8 +1,6 @@
 #include "firsttouch/service/staging.h"
 
 #include <linux/futex.h>
-#include <pthread.h>
-#include <signal.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -10,12 +8,15 @@
 
 #include <algorithm>
 #include <bit>
-#include <system_error>
+#include <string>
+#include <thread>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/fill.h"
+#include "firsttouch/uffd/quiet_thread.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -42,27 +43,15 @@ absl::StatusOr<std::unique_ptr<Staging>> Staging::Start(
       !status.ok()) {
     return status;
   }
-  // A thread inherits the mask: the host's signals are none of its business.
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  std::error_code error;
-  try {
-    staging->thread_ = std::thread([raw = staging.get()] { raw->Run(); });
-  } catch (const std::system_error& refused) {
-    error = refused.code();
+  absl::StatusOr<std::thread> thread = StartQuietThread(
+      absl::StrCat("ft-stage:", name), [raw = staging.get()] { raw->Run(); });
+  if (!thread.ok()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no thread to fill staging_bytes of pool \"", name,
+                     "\": ", std::string(thread.status().message()),
+                     "; raise the limit of threads (ulimit -u)"));
   }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  if (error) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "no thread to fill staging_bytes of pool \"", name,
-        "\": ", error.message(), "; raise the limit of threads (ulimit -u)"));
-  }
-  constexpr size_t kMostNameBytes = 15;
-  pthread_setname_np(
-      staging->thread_.native_handle(),
-      absl::StrCat("ft-stage:", name).substr(0, kMostNameBytes).c_str());
+  staging->thread_ = *std::move(thread);
   return staging;
 }
 
