@@ -13,8 +13,6 @@
 namespace firsttouch::bench {
 namespace {
 
-using Rounds = google::protobuf::RepeatedField<double>;
-
 // All ways in one situation.
 class Scene {
  public:
@@ -80,18 +78,6 @@ class Scene {
   std::vector<const CycleRow*> rows_;
 };
 
-// The median of the rounds' ratios; nullopt without rounds in common.
-std::optional<double> Ratio(const Rounds& numerators,
-                            const Rounds& denominators) {
-  std::vector<double> ratios;
-  const int rounds = std::min(numerators.size(), denominators.size());
-  for (int i = 0; i < rounds; ++i) {
-    if (denominators[i] > 0) ratios.push_back(numerators[i] / denominators[i]);
-  }
-  if (ratios.empty()) return std::nullopt;
-  return Median(std::move(ratios));
-}
-
 class Goals {
  public:
   void AtMost(std::string name, const Scene& scene, double bound,
@@ -122,18 +108,18 @@ class Goals {
     const CycleRow* const ours = scene.ours();
     if (ours == nullptr || other == nullptr) return;
     Compare(std::move(name), scene, *other, bound,
-            Ratio(ours->round_median_ns(), other->round_median_ns()),
-            Ratio(ours->round_mean_ns(), other->round_mean_ns()));
+            MedianRatio(ours->round_median_ns(), other->round_median_ns()),
+            MedianRatio(ours->round_mean_ns(), other->round_mean_ns()));
   }
   void HandoverAtMost(std::string name, const Scene& scene,
                       const CycleRow* other, double bound) {
     const CycleRow* const ours = scene.ours();
     if (ours == nullptr || other == nullptr) return;
-    Compare(
-        std::move(name), scene, *other, bound,
-        Ratio(ours->round_handover_median_ns(),
-              other->round_handover_median_ns()),
-        Ratio(ours->round_handover_mean_ns(), other->round_handover_mean_ns()));
+    Compare(std::move(name), scene, *other, bound,
+            MedianRatio(ours->round_handover_median_ns(),
+                        other->round_handover_median_ns()),
+            MedianRatio(ours->round_handover_mean_ns(),
+                        other->round_handover_mean_ns()));
   }
   // Their time / ours.
   void FasterAtLeast(std::string name, const Scene& scene,
@@ -144,8 +130,9 @@ class Goals {
     goal.set_at_least(true);
     goal.set_other(other->way());
     const auto medians =
-        Ratio(other->round_median_ns(), ours->round_median_ns());
-    const auto means = Ratio(other->round_mean_ns(), ours->round_mean_ns());
+        MedianRatio(other->round_median_ns(), ours->round_median_ns());
+    const auto means =
+        MedianRatio(other->round_mean_ns(), ours->round_mean_ns());
     if (!medians.has_value() || !means.has_value()) return;
     goal.set_measured(*medians);
     goal.set_measured_by_mean(*means);

@@ -15,20 +15,6 @@
 namespace firsttouch::bench {
 namespace {
 
-using Rounds = google::protobuf::RepeatedField<double>;
-
-// The median of the rounds' ratios.
-std::optional<double> RatioOf(const Rounds& numerators,
-                              const Rounds& denominators) {
-  std::vector<double> ratios;
-  const int rounds = std::min(numerators.size(), denominators.size());
-  for (int i = 0; i < rounds; ++i) {
-    if (denominators[i] > 0) ratios.push_back(numerators[i] / denominators[i]);
-  }
-  if (ratios.empty()) return std::nullopt;
-  return Median(std::move(ratios));
-}
-
 void AddGoal(ImagesReport& report, const std::string& name,
              const std::string& where, const std::string& other, double bound,
              std::optional<double> measured) {
@@ -72,7 +58,7 @@ void AddGoals(ImagesReport& report) {
     // Only of the same rows is it asked: nobody can know of others.
     if (row.query() == "same") {
       AddGoal(report, "first query / the other's", where, kPrivateFileName, 0.7,
-              RatioOf(row.round_query_ns(), plain->round_query_ns()));
+              MedianRatio(row.round_query_ns(), plain->round_query_ns()));
     }
   }
   if (report.sizes_size() >= 2) {
@@ -81,8 +67,8 @@ void AddGoals(ImagesReport& report) {
       const SizeRow& row = report.sizes(i);
       AddGoal(report, "open + bind / that of a small file", Size(row.bytes()),
               Size(least.bytes()), 1.5,
-              RatioOf(row.round_open_and_bind_ns(),
-                      least.round_open_and_bind_ns()));
+              MedianRatio(row.round_open_and_bind_ns(),
+                          least.round_open_and_bind_ns()));
     }
   }
   if (report.has_stored() && report.stored().one_file_bytes() > 0) {
@@ -119,7 +105,7 @@ std::string ToText(const ImagesReport& report) {
         Short(row.kernel_faults()),
         plain == nullptr
             ? "-"
-            : Short(RatioOf(row.round_query_ns(), plain->round_query_ns())
+            : Short(MedianRatio(row.round_query_ns(), plain->round_query_ns())
                         .value_or(0)));
   }
   if (report.starts_size() > 0) {

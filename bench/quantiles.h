@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -25,6 +26,23 @@ T Quantile(std::vector<T> samples, double part) {
 template <typename T>
 T Median(std::vector<T> samples) {
   return Quantile(std::move(samples), 0.5);
+}
+
+// The median of the rounds' ratios, of as many rounds as both have; nullopt
+// without one whose denominator is above 0. The arguments are vectors of double
+// or protobuf's repeated fields.
+template <typename Rounds>
+std::optional<double> MedianRatio(const Rounds& numerators,
+                                  const Rounds& denominators) {
+  std::vector<double> ratios;
+  auto numerator = numerators.begin();
+  for (auto denominator = denominators.begin();
+       numerator != numerators.end() && denominator != denominators.end();
+       ++numerator, ++denominator) {
+    if (*denominator > 0) ratios.push_back(*numerator / *denominator);
+  }
+  if (ratios.empty()) return std::nullopt;
+  return Median(std::move(ratios));
 }
 
 }  // namespace firsttouch::bench

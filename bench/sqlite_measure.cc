@@ -16,6 +16,7 @@
 #include "firsttouch/bench/kernel_counters.h"
 #include "firsttouch/bench/quantiles.h"
 #include "firsttouch/bench/scene.h"
+#include "firsttouch/bench/sqlite_request.h"
 #include "firsttouch/bench/sqlite_ways.h"
 #include "firsttouch/examples/tenants.h"
 #include "firsttouch/integrations/wasm2c/wasi.h"
@@ -76,15 +77,7 @@ class Tenants {
       found = tenant_ * 7919 % rows_ + 1;
       updated = tenant_ * 104'729 % rows_ + 1;
     }
-    constexpr uint64_t kOwner = 4711;
-    const auto got = guest.Run([=](Z_sqlite_guest_instance_t* instance) {
-      if (Z_sqlite_guestZ_find(instance, found) != found) return 1;
-      if (Z_sqlite_guestZ_insert(instance, kOwner, 1) != 0) return 2;
-      if (Z_sqlite_guestZ_update(instance, updated, kOwner) != 0) return 3;
-      return 0;
-    });
-    if (!got.ok()) Die(got.status().ToString());
-    if (*got != 0) Die(absl::StrCat("SQLite's answer ", *got, " is wrong"));
+    RequestOrDie(guest, found, updated);
   }
 
   const SqliteTemplate& database_;
