@@ -1,10 +1,7 @@
 #include "firsttouch/bench/images_text.h"
 
-#include <algorithm>
 #include <optional>
 #include <string>
-#include <utility>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
