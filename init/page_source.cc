@@ -132,7 +132,7 @@ class SourceThreads : public EarlyFetch {
         return absl::ResourceExhaustedError(
             absl::StrCat("image '", image_.name(), "': thread ", i + 1,
                          " for its source could not be started: ",
-                         std::string(thread.status().message())));
+                         thread.status().message()));
       }
       threads_.push_back(*std::move(thread));
     }

@@ -90,9 +90,9 @@ absl::StatusOr<std::unique_ptr<HandlerThreads>> HandlerThreads::Start(
     absl::StatusOr<std::thread> thread = StartQuietThread(
         absl::StrCat("ft:", name), [raw = threads.get()] { raw->Run(); });
     if (!thread.ok()) {
-      return absl::ResourceExhaustedError(absl::StrCat(
-          "handler thread ", i + 1, " of handler_threads ", count,
-          " could not be started: ", std::string(thread.status().message())));
+      return absl::ResourceExhaustedError(
+          absl::StrCat("handler thread ", i + 1, " of handler_threads ", count,
+                       " could not be started: ", thread.status().message()));
     }
     threads->threads_.push_back(*std::move(thread));
   }

@@ -23,10 +23,9 @@ absl::StatusOr<std::unique_ptr<Janitor>> Janitor::Start(
   absl::StatusOr<std::thread> thread = StartQuietThread(
       absl::StrCat("ft-trim:", name), [raw = janitor.get()] { raw->Run(); });
   if (!thread.ok()) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("no thread to keep resident_budget_bytes of pool \"", name,
-                     "\": ", std::string(thread.status().message()),
-                     "; raise the limit of threads (ulimit -u)"));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "no thread to keep resident_budget_bytes of pool \"", name, "\": ",
+        thread.status().message(), "; raise the limit of threads (ulimit -u)"));
   }
   janitor->thread_ = *std::move(thread);
   return janitor;

@@ -46,10 +46,9 @@ absl::StatusOr<std::unique_ptr<Staging>> Staging::Start(
   absl::StatusOr<std::thread> thread = StartQuietThread(
       absl::StrCat("ft-stage:", name), [raw = staging.get()] { raw->Run(); });
   if (!thread.ok()) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("no thread to fill staging_bytes of pool \"", name,
-                     "\": ", std::string(thread.status().message()),
-                     "; raise the limit of threads (ulimit -u)"));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "no thread to fill staging_bytes of pool \"", name, "\": ",
+        thread.status().message(), "; raise the limit of threads (ulimit -u)"));
   }
   staging->thread_ = *std::move(thread);
   return staging;
