@@ -18,12 +18,13 @@
 namespace firsttouch {
 
 std::vector<PageRun> ExtentRuns(const PageMap& stored) {
+  const uint64_t block = ExtentBlockPages(stored.pages());
   std::vector<PageRun> runs;
   for (auto run = stored.NextRun(PageIndex(0)); run.has_value();
        run = stored.NextRun(run->end())) {
     const uint64_t end = run->end().value();
     for (uint64_t first = run->first.value(); first < end;) {
-      const uint64_t block_end = (first / kExtentPages + 1) * kExtentPages;
+      const uint64_t block_end = (first / block + 1) * block;
       const uint64_t pages = std::min(end, block_end) - first;
       runs.push_back({PageIndex(first), PageCount(pages)});
       first += pages;

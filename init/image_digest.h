@@ -19,12 +19,14 @@
 #include "firsttouch/init/digest.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/page_map.h"
+#include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
 
 // A stretch of stored pages that has a digest of its own: a maximal run of
-// stored pages that does not cross a multiple of kExtentPages. So the extents
-// follow from which pages are stored, and each can be checked alone.
+// stored pages that does not cross a multiple of ExtentBlockPages. So the
+// extents follow from the size and from which pages are stored, and each can be
+// checked alone.
 struct ImageExtent {
   PageRun pages;
   Digest digest;  // Of the bytes of its pages.
@@ -32,10 +34,25 @@ struct ImageExtent {
   friend bool operator==(const ImageExtent&, const ImageExtent&) = default;
 };
 
-// Pages of the blocks that extents do not cross: 1 MiB.
-inline constexpr uint64_t kExtentPages = 256;
+// The smallest block that extents do not cross, in pages: 1 MiB.
+inline constexpr uint64_t kMinExtentBlockPages = 256;
 
-// The runs of a set of pages, cut at multiples of kExtentPages, ascending.
+// How many blocks a memory has at most. A digest for each block is what a
+// reader has to check before it can trust a file whose pages are all stored: so
+// that does not grow with the memory.
+inline constexpr uint64_t kMaxExtentBlocks = 64;
+
+// Pages of the blocks that the extents of a memory of so many pages do not
+// cross: the least power of two that is no less than kMinExtentBlockPages and
+// makes no more than kMaxExtentBlocks blocks of the memory.
+constexpr uint64_t ExtentBlockPages(PageCount pages) {
+  uint64_t block = kMinExtentBlockPages;
+  while (pages.value() > block * kMaxExtentBlocks) block *= 2;
+  return block;
+}
+
+// The runs of a set of pages of a memory of stored.pages() pages, cut at
+// multiples of ExtentBlockPages, ascending.
 std::vector<PageRun> ExtentRuns(const PageMap& stored);
 
 // The extents of an image with their digests: reads every stored page.

@@ -66,6 +66,24 @@ TEST(ImageDigestTest, ExtentsAreRunsCutAtBlocks) {
   EXPECT_EQ(runs, expected);
 }
 
+TEST(ImageDigestTest, BlocksGrowSoThatThereAreNeverManyOfThem) {
+  for (const uint64_t pages : {0, 1, 256, 257, 256 * 64}) {
+    EXPECT_EQ(ExtentBlockPages(PageCount(pages)), 256) << pages;
+  }
+  EXPECT_EQ(ExtentBlockPages(PageCount(256 * 64 + 1)), 512);
+  EXPECT_EQ(ExtentBlockPages(PageCount(512 * 64)), 512);
+  EXPECT_EQ(ExtentBlockPages(PageCount(1 << 18)), 4096) << "1 GiB";
+  for (const uint64_t pages : {16385, 262144, 262145, 1 << 28}) {
+    PageMap all = PageMap::Create(PageCount(pages)).value();
+    all.InsertRun({PageIndex(0), PageCount(pages)});
+    const std::vector<PageRun> runs = ExtentRuns(all);
+    EXPECT_LE(runs.size(), 64) << pages;
+    EXPECT_GT(runs.size(), 32) << pages;
+    EXPECT_EQ(runs[0].length, PageCount(ExtentBlockPages(all.pages())));
+    EXPECT_EQ(runs.back().end(), PageIndex(pages));
+  }
+}
+
 TEST(ImageDigestTest, DependsOnSizeAndContentsOnly) {
   const Digest digest = ContentDigest(*PagesOf(10 * kPageBytes, {1, 2}, "a"));
   const ImageRef same = PagesOf(10 * kPageBytes, {2, 1}, "b");

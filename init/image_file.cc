@@ -95,19 +95,22 @@ absl::StatusOr<Difference> DifferenceOf(const Image& image,
 absl::Status VerifyData(const OpenedImageFile& file,
                         const ImageProgress& progress, MemfdCalls& calls) {
   const ImageFileInfo& info = file.info;
-  std::vector<std::byte> buffer(PageCount(kExtentPages).bytes());
   const uint64_t total = PageCount(info.stored_pages).bytes();
   uint64_t done = 0;
   for (size_t i = 0; i < info.extents.size(); ++i) {
-    const auto bytes =
-        std::span(buffer).first(info.extents[i].pages.length.bytes());
-    absl::Status status = ReadExtent(file, i, bytes, calls);
+    absl::Status status = ReadExtent(
+        file, i,
+        [&](std::span<const std::byte> bytes) {
+          done += bytes.size();
+          if (progress) progress(done, total);
+          return absl::OkStatus();
+        },
+        calls);
     if (!status.ok()) return status;
-    done += bytes.size();
-    if (progress) progress(done, total);
   }
 
   // What the file system has data for, outside the extents.
+  std::vector<std::byte> buffer(kExtentPieceBytes);
   const auto end = static_cast<off_t>(info.file_bytes);
   size_t extent = 0;
   for (auto at = static_cast<off_t>(info.data_offset); at < end;) {
@@ -133,7 +136,7 @@ absl::Status VerifyData(const OpenedImageFile& file,
         }
         stop = std::min(stop, run.first.value());
       }
-      stop = std::min(stop, page + kExtentPages);
+      stop = std::min(stop, page + kExtentPieceBytes / kPageBytes);
       const auto bytes =
           std::span(buffer).first(PageCount(stop - page).bytes());
       const uint64_t offset = info.data_offset + PageIndex(page).offset_bytes();
@@ -426,23 +429,28 @@ absl::StatusOr<ImageFileInfo> WriteImageFile(
   absl::StatusOr<ImageFileWriter> writer =
       ImageFileWriter::Create(path, layout, calls);
   if (!writer.ok()) return writer.status();
-  std::vector<std::byte> buffer(PageCount(kExtentPages).bytes());
+  std::vector<std::byte> buffer(kExtentPieceBytes);
   const uint64_t total = PageCount(info.stored_pages).bytes();
   uint64_t done = 0;
+  Sha256 sha;
   for (ImageExtent& extent : info.extents) {
-    const uint64_t offset = extent.pages.first.offset_bytes();
-    const uint64_t bytes = extent.pages.length.bytes();
     absl::Status status =
-        writer->WriteData(offset, std::span(image.data() + offset, bytes));
+        ForEachPiece(extent, [&](uint64_t offset, uint64_t bytes) {
+          absl::Status wrote = writer->WriteData(
+              offset, std::span(image.data() + offset, bytes));
+          if (!wrote.ok()) return wrote;
+          // What went into the file is what gets a digest, also where the image
+          // is a view of another file that somebody changes.
+          const auto written = std::span(buffer).first(bytes);
+          absl::Status read = writer->ReadData(offset, written);
+          if (!read.ok()) return read;
+          sha.Update(written);
+          done += bytes;
+          if (options.progress) options.progress(done, total);
+          return absl::OkStatus();
+        });
     if (!status.ok()) return status;
-    // What went into the file is what gets a digest, also where the image is a
-    // view of another file that somebody changes.
-    const auto written = std::span(buffer).first(bytes);
-    status = writer->ReadData(offset, written);
-    if (!status.ok()) return status;
-    extent.digest = Sha256Of(written);
-    done += bytes;
-    if (options.progress) options.progress(done, total);
+    extent.digest = sha.Finish();
   }
   if (!info.parent.has_value()) {
     info.content = ContentDigest(info.size_bytes, info.extents);

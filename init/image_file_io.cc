@@ -13,12 +13,15 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/atomic_file.h"
 #include "firsttouch/init/digest.h"
+#include "firsttouch/init/image_digest.h"
 #include "firsttouch/init/image_file.h"
 #include "firsttouch/init/image_format.h"
 #include "firsttouch/init/memfd.h"
@@ -144,14 +147,38 @@ absl::Status ReadFully(const OpenedImageFile& file, std::span<std::byte> into,
   return ReadAt(*file.fd, into, offset, file.prefix, calls);
 }
 
-absl::Status ReadExtent(const OpenedImageFile& file, size_t index,
-                        std::span<std::byte> into, MemfdCalls& calls) {
+absl::Status ForEachPiece(
+    const ImageExtent& extent,
+    absl::FunctionRef<absl::Status(uint64_t offset, uint64_t bytes)> piece) {
+  const uint64_t end = extent.pages.end().offset_bytes();
+  for (uint64_t at = extent.pages.first.offset_bytes(); at < end;) {
+    const uint64_t bytes = std::min(kExtentPieceBytes, end - at);
+    absl::Status status = piece(at, bytes);
+    if (!status.ok()) return status;
+    at += bytes;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadExtent(
+    const OpenedImageFile& file, size_t index,
+    absl::FunctionRef<absl::Status(std::span<const std::byte>)> use,
+    MemfdCalls& calls) {
   const ImageExtent& extent = file.info.extents[index];
-  absl::Status status = ReadFully(
-      file, into, file.info.data_offset + extent.pages.first.offset_bytes(),
-      calls);
+  std::vector<std::byte> buffer(
+      std::min(kExtentPieceBytes, extent.pages.length.bytes()));
+  Sha256 sha;
+  absl::Status status =
+      ForEachPiece(extent, [&](uint64_t offset, uint64_t size) {
+        const auto bytes = std::span(buffer).first(size);
+        absl::Status read =
+            ReadFully(file, bytes, file.info.data_offset + offset, calls);
+        if (!read.ok()) return read;
+        sha.Update(bytes);
+        return use(bytes);
+      });
   if (!status.ok()) return status;
-  if (Sha256Of(into) == extent.digest) return absl::OkStatus();
+  if (sha.Finish() == extent.digest) return absl::OkStatus();
   return ExtentMismatch(file, index);
 }
 

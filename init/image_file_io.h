@@ -13,9 +13,11 @@
 #include <string_view>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "firsttouch/init/atomic_file.h"
+#include "firsttouch/init/image_digest.h"
 #include "firsttouch/init/image_file.h"
 #include "firsttouch/init/image_format.h"
 #include "firsttouch/init/memfd.h"
@@ -44,10 +46,22 @@ absl::StatusOr<std::shared_ptr<const int>> OpenRegularFile(
 absl::Status ReadFully(const OpenedImageFile& file, std::span<std::byte> into,
                        uint64_t offset, MemfdCalls& calls);
 
-// Reads extent number `index` into as many bytes as it has, and compares its
-// digest: DataLoss.
-absl::Status ReadExtent(const OpenedImageFile& file, size_t index,
-                        std::span<std::byte> into, MemfdCalls& calls);
+// Extents have any length; they are read, written and digested in pieces of at
+// most this many bytes.
+inline constexpr uint64_t kExtentPieceBytes = uint64_t{1} << 20;
+
+// Calls `piece` for all of an extent in pieces, ascending: with the offset from
+// the start of the data, and the number of bytes. Ends with the first error.
+absl::Status ForEachPiece(
+    const ImageExtent& extent,
+    absl::FunctionRef<absl::Status(uint64_t offset, uint64_t bytes)> piece);
+
+// Reads extent number `index`, gives it to `use` piece by piece, and compares
+// its digest after the last one: DataLoss. Ends with the first error of `use`.
+absl::Status ReadExtent(
+    const OpenedImageFile& file, size_t index,
+    absl::FunctionRef<absl::Status(std::span<const std::byte>)> use,
+    MemfdCalls& calls);
 
 // That extent `index` does not match its digest.
 absl::Status ExtentMismatch(const OpenedImageFile& file, size_t index);

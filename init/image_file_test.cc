@@ -232,6 +232,52 @@ TEST_F(ImageFileTest, ImagesOfNoPagesAndOfPartsOfAPage) {
               HasSubstr("behind the memory's 5000 bytes, are not zero"));
 }
 
+TEST_F(ImageFileTest, ExtentsLongerThanABufferAreReadAndWrittenInPieces) {
+  // Blocks of 512 pages, and 500 of them stored: a whole piece and a part.
+  constexpr uint64_t kPages = 20000;
+  std::vector<std::byte> bytes(500 * kPageBytes);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = std::byte(1 + i % 251);
+  const DataSegment segment = {.offset_bytes = 1024 * kPageBytes,
+                               .bytes = bytes};
+  const ImageRef image =
+      ImageFromSegments({.name = "long", .size_bytes = kPages * kPageBytes},
+                        std::span(&segment, 1))
+          .value();
+  std::vector<uint64_t> progress;
+  const absl::StatusOr<ImageFileInfo> written = WriteImageFile(
+      *image, Path("a"), {.progress = [&](uint64_t done, uint64_t total) {
+        EXPECT_EQ(total, bytes.size());
+        progress.push_back(done);
+      }});
+  ASSERT_TRUE(written.ok()) << written.status();
+  EXPECT_THAT(progress, ElementsAre(1 << 20, bytes.size()));
+  ASSERT_EQ(written->extents.size(), 1);
+  EXPECT_EQ(written->extents[0].digest, Sha256Of(bytes));
+  EXPECT_EQ(written->content, ContentDigest(*image));
+  ASSERT_TRUE(VerifyImageFile(Path("a")).ok());
+  ASSERT_TRUE(PackImageFile(Path("a"), Path("packed")).ok());
+  ASSERT_TRUE(UnpackImageFile(Path("packed"), Path("b")).ok());
+  const absl::StatusOr<ImageRef> unpacked = OpenImageFile(Path("b"));
+  ASSERT_TRUE(unpacked.ok()) << unpacked.status();
+  ExpectSame(**unpacked, *image);
+
+  // A byte of each piece is looked at.
+  ASSERT_EQ(chmod(Path("a").c_str(), 0644), 0);
+  std::fstream file(Path("a"), std::ios::binary | std::ios::in | std::ios::out);
+  for (const uint64_t page : {1024, 1024 + 256, 1024 + 499}) {
+    const uint64_t at = written->data_offset + page * kPageBytes;
+    file.seekp(at).put('\0').flush();
+    const absl::Status verified = VerifyImageFile(Path("a")).status();
+    EXPECT_THAT(verified.message(),
+                HasSubstr("extent 0 (pages [1024, 1524) at offset"));
+    EXPECT_EQ(PackImageFile(Path("a"), Path("packed")), verified);
+    file.seekp(at)
+        .put(std::to_integer<char>(bytes[(page - 1024) * kPageBytes]))
+        .flush();
+    EXPECT_TRUE(VerifyImageFile(Path("a")).ok());
+  }
+}
+
 TEST_F(ImageFileTest, TheSameImageGivesTheSameFile) {
   const ImageRef image = MakeImage(300, {{0, 1}, {299, 2}});
   ASSERT_TRUE(WriteImageFile(*image, Path("a")).ok());

@@ -124,21 +124,21 @@ absl::StatusOr<std::vector<PageRun>> Runs(
   return runs;
 }
 
-absl::Status CheckExtentCuts(std::span<const PageRun> runs) {
+absl::Status CheckExtentCuts(std::span<const PageRun> runs, PageCount pages) {
+  const uint64_t block = ExtentBlockPages(pages);
   for (size_t i = 0; i < runs.size(); ++i) {
     const uint64_t first = runs[i].first.value();
     const uint64_t last = runs[i].end().value() - 1;
-    if (first / kExtentPages != last / kExtentPages) {
+    if (first / block != last / block) {
       return absl::InvalidArgumentError(absl::StrCat(
           "manifest: extent ", i, " (", RunText(runs[i]),
-          ") crosses a multiple of ", kExtentPages, " pages; cut it there"));
+          ") crosses a multiple of ", block, " pages; cut it there"));
     }
-    if (i > 0 && runs[i - 1].end() == runs[i].first &&
-        first % kExtentPages != 0) {
+    if (i > 0 && runs[i - 1].end() == runs[i].first && first % block != 0) {
       return absl::InvalidArgumentError(absl::StrCat(
           "manifest: extents ", i - 1, " (", RunText(runs[i - 1]), ") and ", i,
           " (", RunText(runs[i]), ") touch; extents are cut at multiples of ",
-          kExtentPages, " pages only"));
+          block, " pages only"));
     }
   }
   return absl::OkStatus();
@@ -433,7 +433,8 @@ absl::StatusOr<ImageFileInfo> DecodeManifest(const ImageHeader& header,
   absl::StatusOr<std::vector<PageRun>> runs = Runs(
       manifest.extent_first_page(), manifest.extent_pages(), pages, "extent");
   if (!runs.ok()) return runs.status();
-  if (absl::Status status = CheckExtentCuts(*runs); !status.ok()) return status;
+  if (absl::Status status = CheckExtentCuts(*runs, pages); !status.ok())
+    return status;
   if (manifest.extent_sha256().size() != runs->size() * Digest::kBytes) {
     return absl::InvalidArgumentError(absl::StrCat(
         "manifest: extent_sha256 has ", manifest.extent_sha256().size(),

@@ -264,16 +264,19 @@ absl::Status PackImageFile(const std::string& path,
   absl::Status status = packed->Add(Bytes(EncodeHeader(file->header)));
   if (status.ok()) status = packed->Add(Bytes(file->manifest));
   if (!status.ok()) return status;
-  std::vector<std::byte> buffer(PageCount(kExtentPages).bytes());
   uint64_t done = 0;
   for (size_t i = 0; i < file->info.extents.size(); ++i) {
-    const auto bytes =
-        std::span(buffer).first(file->info.extents[i].pages.length.bytes());
-    status = ReadExtent(*file, i, bytes, calls);
-    if (status.ok()) status = packed->Add(bytes);
+    status = ReadExtent(
+        *file, i,
+        [&](std::span<const std::byte> bytes) {
+          absl::Status added = packed->Add(bytes);
+          if (!added.ok()) return added;
+          done += bytes.size();
+          if (options.progress) options.progress(done, stored_bytes);
+          return absl::OkStatus();
+        },
+        calls);
     if (!status.ok()) return status;
-    done += bytes.size();
-    if (options.progress) options.progress(done, stored_bytes);
   }
   return packed->Commit(options.replace);
 }
@@ -319,24 +322,31 @@ absl::StatusOr<ImageFileInfo> UnpackImageFile(const std::string& packed_path,
   absl::StatusOr<ImageFileWriter> writer =
       ImageFileWriter::Create(path, *header, calls);
   if (!writer.ok()) return writer.status();
-  std::vector<std::byte> buffer(PageCount(kExtentPages).bytes());
+  std::vector<std::byte> buffer(kExtentPieceBytes);
   uint64_t done = 0;
+  Sha256 sha;
   for (size_t i = 0; i < info->extents.size(); ++i) {
     const ImageExtent& extent = info->extents[i];
-    const auto bytes = std::span(buffer).first(extent.pages.length.bytes());
-    status = packed->Read(bytes, absl::StrCat("extent ", i).c_str());
+    const std::string what = absl::StrCat("extent ", i);
+    status = ForEachPiece(extent, [&](uint64_t offset, uint64_t size) {
+      const auto bytes = std::span(buffer).first(size);
+      absl::Status read = packed->Read(bytes, what.c_str());
+      if (!read.ok()) return read;
+      sha.Update(bytes);
+      absl::Status wrote = writer->WriteData(offset, bytes);
+      if (!wrote.ok()) return wrote;
+      done += size;
+      if (options.progress) options.progress(done, stored_bytes);
+      return absl::OkStatus();
+    });
     if (!status.ok()) return status;
-    if (Sha256Of(bytes) != extent.digest) {
+    if (sha.Finish() != extent.digest) {
       return absl::DataLossError(absl::StrCat(
           packed->prefix(), "extent ", i, " (pages [",
           extent.pages.first.value(), ", ", extent.pages.end().value(),
           ")) does not have the SHA-256 ", extent.digest.ToHex(),
           " that the manifest says; its bytes were changed"));
     }
-    status = writer->WriteData(extent.pages.first.offset_bytes(), bytes);
-    if (!status.ok()) return status;
-    done += bytes.size();
-    if (options.progress) options.progress(done, stored_bytes);
   }
   status = packed->ReadEnd();
   if (!status.ok()) return status;

@@ -28,7 +28,8 @@ namespace {
 std::vector<std::byte> SomeMemory(uint64_t size_bytes) {
   std::vector<std::byte> memory(size_bytes);
   std::mt19937 random(1);
-  for (const uint64_t page : {0, 1, 254, 255, 256, 257, 400, 599}) {
+  for (const uint64_t page :
+       {0, 1, 254, 255, 256, 257, 400, 599, 16383, 16384, 16896}) {
     for (uint64_t at = page * kPageBytes;
          at < std::min((page + 1) * kPageBytes, size_bytes); ++at) {
       memory[at] = std::byte(random());
@@ -85,7 +86,9 @@ TEST_P(ImageFormatTest, WhatAnotherProgramWritesIsOpened) {
 
 INSTANTIATE_TEST_SUITE_P(Sizes, ImageFormatTest,
                          ::testing::Values(600 * kPageBytes,
-                                           600 * kPageBytes - 1000, 0));
+                                           600 * kPageBytes - 1000,
+                                           // Blocks of twice the pages.
+                                           17000 * kPageBytes, 0));
 
 }  // namespace
 }  // namespace firsttouch

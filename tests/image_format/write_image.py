@@ -12,7 +12,8 @@ import struct
 import sys
 
 PAGE = 4096
-BLOCK = 256
+MIN_BLOCK = 256
+MAX_BLOCKS = 64
 HEADER = 128
 
 
@@ -38,13 +39,17 @@ def words(numbers):
 
 def extents(memory):
     """(first page, bytes) of each."""
+    pages = (len(memory) + PAGE - 1) // PAGE
+    block = MIN_BLOCK
+    while pages > block * MAX_BLOCKS:
+        block *= 2
     found, run = [], None
-    for page in range((len(memory) + PAGE - 1) // PAGE):
+    for page in range(pages):
         data = memory[page * PAGE : (page + 1) * PAGE].ljust(PAGE, b"\0")
         if not any(data):
             run = None
             continue
-        if run is None or page % BLOCK == 0:
+        if run is None or page % block == 0:
             run = (page, bytearray())
             found.append(run)
         run[1].extend(data)
