@@ -15,13 +15,14 @@ def golden_test(name, program, cases = "cases", **kwargs):
       **kwargs: of sh_test.
     """
     runner = "//tests/golden:run.py"
+    data = [program, runner, "//tests/golden:case.py"]
     files = native.glob([cases + "/*.txt"])
     common = ["$(rootpath %s)" % runner, "$(rootpath %s)" % program]
     sh_test(
         name = name,
         srcs = ["//tests/golden:golden.sh"],
         args = ["test"] + common + ["$(rootpath %s)" % file for file in files],
-        data = files + [program, runner],
+        data = files + data,
         **kwargs
     )
     sh_binary(
@@ -29,5 +30,5 @@ def golden_test(name, program, cases = "cases", **kwargs):
         testonly = True,
         srcs = ["//tests/golden:golden.sh"],
         args = ["update"] + common + [native.package_name() + "/" + cases],
-        data = [program, runner],
+        data = data,
     )

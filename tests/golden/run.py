@@ -35,55 +35,10 @@ import subprocess
 import sys
 import tempfile
 
+from case import Case, as_lines
+
 TIME_LIMIT = 60  # Seconds; only against a program that hangs.
 KEYS = {"before", "command", "exit", "hide"}
-
-
-class Case:
-    def __init__(self, path):
-        self.path = path
-        self.head, self.keys, self.parts = [], [], {}
-        part = None
-        for line in path.read_text().split("\n")[:-1]:
-            if line.startswith("--- "):
-                part = line[4:].strip()
-                self.parts[part] = []
-            elif part is not None:
-                self.parts[part].append(line)
-            else:
-                self.head.append(line)
-                if line.strip() and not line.startswith("#"):
-                    key, _, value = line.partition(":")
-                    self.keys.append((key.strip(), value.strip()))
-        unknown = {key for key, _ in self.keys} - KEYS
-        if unknown:
-            raise ValueError(f"{path}: no such key: {', '.join(sorted(unknown))}")
-        if len(self.all("command")) != 1:
-            raise ValueError(f"{path}: has no line \"command: ...\", or several")
-
-    def all(self, key):
-        return [value for name, value in self.keys if name == key]
-
-    def text(self, part):
-        return "".join(line + "\n" for line in self.parts.get(part, []))
-
-    def exit(self):
-        return int((self.all("exit") or ["0"])[0])
-
-    def write(self, stdout, stderr, code):
-        head = [line for line in self.head if not line.startswith("exit:")]
-        while head and not head[-1].strip():
-            head.pop()
-        if code:
-            head.append(f"exit: {code}")
-        out = "".join(line + "\n" for line in head)
-        for part, lines in self.parts.items():
-            if part not in ("stdout", "stderr"):
-                out += f"--- {part}\n" + "".join(line + "\n" for line in lines)
-        for part, text in (("stdout", stdout), ("stderr", stderr)):
-            if text:
-                out += f"--- {part}\n{text}"
-        self.path.write_text(out)
 
 
 def shell(line, folder, programs, stdin=""):
@@ -96,12 +51,11 @@ def shell(line, folder, programs, stdin=""):
 
 
 def shown(case, stream):
-    """As it stands in a file of lines."""
-    # Lines end as they do; a carriage return is shown.
-    text = stream.decode(errors="replace").replace("\r", "\\r")
+    """As it stands in the case's file."""
+    text = stream.decode(errors="replace")
     for pattern in case.all("hide"):
         text = re.sub(pattern, "...", text)
-    return text if not text or text.endswith("\n") else text + "\\no line feed\n"
+    return as_lines(text)
 
 
 def run(program, case):
@@ -128,7 +82,7 @@ def run(program, case):
             if done.returncode != 0:
                 raise ValueError(f"{case.path}: before: {line}: exit code {done.returncode}, "
                                  f"{done.stderr.decode(errors='replace')}")
-        done = shell(case.all("command")[0], folder, programs, case.text("stdin"))
+        done = shell(case.first("command"), folder, programs, case.text("stdin"))
         return shown(case, done.stdout), shown(case, done.stderr), done.returncode
 
 
@@ -140,22 +94,17 @@ def main():
     if not cases:
         sys.exit("no cases")
     bad = 0
-    all_cases = [Case(path) for path in map(pathlib.Path, sorted(cases))]
+    all_cases = [Case(path, KEYS) for path in map(pathlib.Path, sorted(cases))]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         results = pool.map(lambda case: run(program, case), all_cases)
     for case, (out, err, code) in zip(all_cases, results):
         if update:
             case.write(out, err, code)
             continue
-        wrong = []
-        if code != case.exit():
-            wrong.append(f"exit code {code} instead of {case.exit()}")
-        for part, text in (("stdout", out), ("stderr", err)):
-            if text != case.text(part):
-                wrong.append(f"{part} is\n{text}instead of\n{case.text(part)}")
+        wrong = case.differences(out, err, code)
         if wrong:
             bad += 1
-            print(f"FAILED {case.path}: {case.all('command')[0]}\n" + "\n".join(wrong))
+            print(f"FAILED {case.path}: {case.first('command')}\n" + "\n".join(wrong))
     print(f"{len(cases)} cases, {bad} failed")
     sys.exit(1 if bad else 0)
 

@@ -3,7 +3,7 @@
 set -euo pipefail
 
 tools=tools/pooldump
-run=(python3 "$tools/golden/run.py")
+run=(python3 -B "$tools/golden/run.py")
 programs=("$tools/pooldump" "$tools/testing/pool_maker")
 if [[ "$1" == update ]]; then
   source="${BUILD_WORKSPACE_DIRECTORY:?is set by bazel run, which is how this is meant to be run}"

@@ -41,52 +41,16 @@ import subprocess
 import sys
 import tempfile
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "tests/golden"))
+
+from case import Case, as_lines
+
 TIME_LIMIT = 60  # Seconds; only against a program that hangs.
+KEYS = {"command", "exit", "user", "core"}
 
 
 class Skip(Exception):
     pass
-
-
-class Case:
-    def __init__(self, path):
-        self.path = path
-        self.head, self.keys, self.parts = [], {}, {}
-        part = None
-        for line in path.read_text().split("\n")[:-1]:
-            if line.startswith("--- "):
-                part = line[4:].strip()
-                self.parts[part] = []
-            elif part is not None:
-                self.parts[part].append(line)
-            else:
-                self.head.append(line)
-                if line.strip() and not line.startswith("#"):
-                    key, _, value = line.partition(":")
-                    self.keys[key.strip()] = value.strip()
-        if "command" not in self.keys:
-            raise ValueError(f"{path}: has no line \"command: ...\"")
-        unknown = set(self.keys) - {"command", "exit", "user", "core"}
-        if unknown:
-            raise ValueError(f"{path}: no such key: {', '.join(sorted(unknown))}")
-
-    def text(self, part):
-        return "".join(line + "\n" for line in self.parts.get(part, []))
-
-    def write(self, stdout, stderr, code):
-        head = [line for line in self.head if not line.startswith("exit:")]
-        while head and not head[-1].strip():
-            head.pop()
-        if code:
-            head.append(f"exit: {code}")
-        out = "".join(line + "\n" for line in head)
-        for part, lines in self.parts.items():
-            if part not in ("stdout", "stderr"):
-                out += f"--- {part}\n" + "".join(line + "\n" for line in lines)
-        for part, text in (("stdout", stdout), ("stderr", stderr)):
-            if text:
-                out += f"--- {part}\n{text}"
-        self.path.write_text(out)
 
 
 class Maker:
@@ -96,7 +60,7 @@ class Maker:
         self.process, self.pid, self.bases = None, None, []
         if "recipe" not in case.parts:
             return
-        crashes = "core" in case.keys
+        crashes = bool(case.all("core"))
         limit = resource.getrlimit(resource.RLIMIT_CORE)[1]
         if crashes and pathlib.Path("/proc/sys/kernel/core_pattern").read_text().startswith("|"):
             raise Skip("core dumps go to a program (kernel.core_pattern)")
@@ -121,8 +85,8 @@ class Maker:
             if not cores:
                 raise Skip("no core dump was left in the working folder")
             cores[0].rename(folder / "core")
-            if case.keys["core"] != "all":
-                os.truncate(folder / "core", int(case.keys["core"]))
+            if case.first("core") != "all":
+                os.truncate(folder / "core", int(case.first("core")))
 
     def __enter__(self):
         return self
@@ -161,7 +125,7 @@ class Maker:
 
 def run(pooldump, maker_program, case):
     """What pooldump printed (out, err, exit code), with names for numbers."""
-    user = case.keys.get("user")
+    user = case.first("user")
     if user and os.geteuid() != 0:
         raise Skip(f"only root can be {user}")
     if user and not all(folder.stat().st_mode & 0o001 for folder in
@@ -179,7 +143,7 @@ def run(pooldump, maker_program, case):
                 os.setgroups([])
                 os.setgid(entry.pw_gid)
                 os.setuid(entry.pw_uid)
-            words = maker.put_in(case.keys["command"])
+            words = maker.put_in(case.first("command"))
             script = 'set -f; eval "set -- $COMMAND"; exec "$PROGRAM" "$@"'
             done = subprocess.run(
                 ["/bin/sh", "-c", script], cwd=folder, timeout=TIME_LIMIT,
@@ -190,19 +154,13 @@ def run(pooldump, maker_program, case):
                      "COMMAND": words, "PROGRAM": pooldump})
             out, err = (maker.take_out(stream.decode(errors="replace"))
                         for stream in (done.stdout, done.stderr))
-            # Lines end as they do; a carriage return is shown.
-            return out.replace("\r", "\\r"), err, done.returncode
+            return as_lines(out), as_lines(err), done.returncode
 
 
 def matches(expected, text):
     """Whether `text` is what is expected, where "..." is anything in a line."""
     parts = [re.escape(part) for part in expected.split("...")]
     return re.fullmatch("[^\n]*".join(parts), text) is not None
-
-
-def with_end(text):
-    """As it stands in a file of lines."""
-    return text if not text or text.endswith("\n") else text + "\\no line feed\n"
 
 
 def main():
@@ -214,28 +172,22 @@ def main():
         sys.exit("no cases")
     bad = 0
     for path in map(pathlib.Path, sorted(cases)):
-        case = Case(path)
+        case = Case(path, KEYS)
         try:
             out, err, code = run(pooldump, maker, case)
         except Skip as why:
             print(f"SKIPPED {path.name}: {why}")
             continue
-        out, err = with_end(out), with_end(err)
         if update:
             # A case keeps its "..." where they are still right.
             out, err = (case.text(part) if matches(case.text(part), text) else text
                         for part, text in (("stdout", out), ("stderr", err)))
             case.write(out, err, code)
             continue
-        wrong = []
-        if code != int(case.keys.get("exit", "0")):
-            wrong.append(f"exit code {code} instead of {case.keys.get('exit', '0')}")
-        for part, text in (("stdout", out), ("stderr", err)):
-            if not matches(case.text(part), text):
-                wrong.append(f"{part} is\n{text}instead of\n{case.text(part)}")
+        wrong = case.differences(out, err, code, matches)
         if wrong:
             bad += 1
-            print(f"FAILED {path}: pooldump {case.keys['command']}\n" + "\n".join(wrong))
+            print(f"FAILED {path}: pooldump {case.first('command')}\n" + "\n".join(wrong))
     print(f"{len(cases)} cases, {bad} failed")
     sys.exit(1 if bad else 0)
 
