@@ -53,10 +53,11 @@ std::atomic<uint32_t> g_next_pool_id{1};
 // What this thread released last in a pool, and to acquire again before
 // anything else. Only looked into for a pool whose number it carries, and that
 // pool lives: who asks is in one of its methods.
-struct ParkedSlot {
+struct alignas(32) ParkedSlot {
   uint64_t pool = 0;
-  uint64_t image = 0;
-  uint32_t slot = 0;
+  // Only to be compared: the slot may have been taken, and its image be gone.
+  const Image* image = nullptr;
+  SlotState* slot = nullptr;
 };
 constexpr size_t kParkedSlots = 4;
 thread_local ParkedSlot t_parked[kParkedSlots];
@@ -91,13 +92,15 @@ void ForgetPoolsOfParent(const PoolEntry& entry) {
 }  // namespace
 
 Core::Core(ServiceOptions options, Kernel& kernel, const PoolLayout& layout)
-    : options_(std::move(options)),
+    : steady_(g_next_pool_number.fetch_add(1, std::memory_order_relaxed),
+              kernel),
+      options_(std::move(options)),
       kernel_(kernel),
       layout_(layout),
-      allocator_(layout.options().instances, options_.strategy),
-      number_(g_next_pool_number.fetch_add(1, std::memory_order_relaxed)),
-      parks_(options_.strategy == SlotStrategy::kAffinity &&
-             layout.options().memories_per_instance == 1) {}
+      allocator_(layout.options().instances, options_.strategy) {
+  steady_.parks = options_.strategy == SlotStrategy::kAffinity &&
+                  layout.options().memories_per_instance == 1;
+}
 
 absl::StatusOr<std::unique_ptr<Core>> Core::Create(ServiceOptions options,
                                                    Kernel& kernel) {
@@ -270,6 +273,7 @@ absl::Status Core::MapBookKeeping() {
   }
   auto* const word = new (alive_page_) std::atomic<uint64_t>(1);
   fault_core_.alive = word;
+  steady_.alive = word;
 
   for (uint32_t i = 0; i < layout_.slots(); ++i) {
     new (control_->slot_record(i)) SlotState;
@@ -277,6 +281,7 @@ absl::Status Core::MapBookKeeping() {
   slots_ = {
       std::launder(reinterpret_cast<SlotState*>(control_->slot_record(0))),
       DestroySlots{layout_.slots()}};
+  steady_.slots = slots_.get();
   for (uint32_t i = 0; i < layout_.slots(); ++i) {
     SlotState& slot = slots_[i];
     slot.base =
@@ -349,6 +354,9 @@ absl::Status Core::Start() {
       .stride_bytes = layout_.slot_stride_bytes(),
       .include_in_core_dump = options_.include_in_core_dump,
       .span_handovers = std::max(1u, options_.hot_cycles / 2)});
+  steady_.span_handovers = ops_->span_handovers;
+  steady_.may_be_steady =
+      !fault_core_.mapped && fault_core_.resolve == Resolve::kInThread;
   if (fault_core_.mapped) {
     mappings_ =
         std::make_unique<MappingOps>(fault_core_, layout_, supply_,
@@ -396,6 +404,7 @@ absl::Status Core::Start() {
         });
     if (!janitor.ok()) return janitor.status();
     janitor_ = *std::move(janitor);
+    steady_.has_janitor = true;
   }
   Publish();
   return absl::OkStatus();
@@ -442,7 +451,13 @@ Core::~Core() {
 }
 
 absl::Status Core::CheckProcess() const {
-  if (fault_core_.InOwnerProcess()) return absl::OkStatus();
+  if (steady_.alive->load(std::memory_order_relaxed) != 0) [[likely]] {
+    return absl::OkStatus();
+  }
+  return ForeignProcess();
+}
+
+absl::Status Core::ForeignProcess() const {
   return absl::FailedPreconditionError(absl::StrCat(
       "pool \"", options_.name,
       "\" belongs to the process that made it; this is a child of fork(2), "
@@ -475,16 +490,16 @@ absl::Status Core::CheckMemoryOptions(const MemoryOptions& options) const {
 
 absl::StatusOr<uint32_t> Core::TakeInstance(const MemoryOptions& first) {
   const uint64_t key = first.image == nullptr ? 0 : first.image->id();
-  if (!parks_) return TakeFromAllocator(key, first.deadline);
-  ParkedSlot& parked = t_parked[number_ % kParkedSlots];
-  if (parked.pool == number_ && parked.image == key) {
+  if (!steady_.parks) return TakeFromAllocator(key, first.deadline);
+  ParkedSlot& parked = t_parked[steady_.number % kParkedSlots];
+  if (parked.pool == steady_.number && parked.image == first.image.get()) {
     parked.pool = 0;
-    if (Claim(slots_[parked.slot])) return parked.slot;
+    if (Claim(*parked.slot)) return SlotNumber(*parked.slot);
   }
   absl::StatusOr<uint32_t> slot = TakeFromAllocator(key, absl::InfinitePast());
   if (slot.ok()) return slot;
   // What other threads keep for themselves is free, too.
-  waiting_.fetch_add(1, std::memory_order_seq_cst);
+  steady_.waiting.fetch_add(1, std::memory_order_seq_cst);
   std::optional<uint32_t> stolen = ClaimAnyParked();
   while (!stolen.has_value() && !slot.ok() && first.deadline > absl::Now()) {
     // A release that has not seen us yet may park its slot without a word, so
@@ -494,7 +509,7 @@ absl::StatusOr<uint32_t> Core::TakeInstance(const MemoryOptions& first) {
         key, std::min(first.deadline, absl::Now() + kLookAgain));
     if (!slot.ok()) stolen = ClaimAnyParked();
   }
-  waiting_.fetch_sub(1, std::memory_order_relaxed);
+  steady_.waiting.fetch_sub(1, std::memory_order_relaxed);
   if (stolen.has_value()) return *stolen;
   return slot;
 }
@@ -511,15 +526,16 @@ absl::StatusOr<uint32_t> Core::TakeFromAllocator(uint64_t key,
 }
 
 SlotState* Core::TakeSteady(const MemoryOptions& options) {
-  const uint64_t key = options.image == nullptr ? 0 : options.image->id();
-  ParkedSlot& parked = t_parked[number_ % kParkedSlots];
-  if (parked.pool != number_ || parked.image != key) return nullptr;
-  SlotState& slot = slots_[parked.slot];
+  ParkedSlot& parked = t_parked[steady_.number % kParkedSlots];
+  if (parked.pool != steady_.number || parked.image != options.image.get()) {
+    return nullptr;
+  }
+  SlotState& slot = *parked.slot;
   if (!Claim(slot)) return nullptr;
   if (slot.image != options.image || slot.initial_bytes != options.size_bytes ||
-      slot.prefill_wanted ||
-      slot.strays.count.load(std::memory_order_acquire) != 0 ||
-      (slot.policy != nullptr && slot.policy->tracking() != slot.tracking)) {
+      slot.prefill_wanted || slot.other_tracking_wanted ||
+      (!steady_.may_be_steady &&
+       slot.strays.count.load(std::memory_order_acquire) != 0)) {
     slot.lifecycle.store(SlotLifecycle::kParked, std::memory_order_release);
     return nullptr;
   }
@@ -531,9 +547,6 @@ SlotState* Core::TakeSteady(const MemoryOptions& options) {
 void Core::Lease(SlotState& slot, const MemoryOptions& options) {
   slot.trap_callback = options.trap_callback;
   slot.trap_user = options.trap_user;
-  if (slot.last_fault_page.load(std::memory_order_relaxed) != ~uint64_t{0}) {
-    slot.last_fault_page.store(~uint64_t{0}, std::memory_order_relaxed);
-  }
   slot.lifecycle.store(SlotLifecycle::kLeased, std::memory_order_release);
   slot.size_bytes.store(options.size_bytes, std::memory_order_release);
 }
@@ -716,8 +729,6 @@ void Core::NoteIdle(SlotState& slot) {
       pages = pages > least || slot.keeps_fewer ? CountPrivate(slot) : least;
     }
   }
-  slot.noted_copied =
-      slot.counters.pages_copied.load(std::memory_order_relaxed);
   slot.keeps_fewer = false;
   const uint64_t before = slot.idle_pages.load(std::memory_order_relaxed);
   if (pages == before) return;
@@ -740,6 +751,8 @@ void Core::MindBudget() {
   const int64_t kept = kept_by_slots_.load(std::memory_order_relaxed);
   if (kept > 0 && static_cast<uint64_t>(kept) * kPageBytes >
                       *options_.resident_budget_bytes) {
+    // The janitor finds the slot in kReturning, or later.
+    std::atomic_thread_fence(std::memory_order_seq_cst);
     janitor_->Wake();
   }
 }
@@ -775,6 +788,7 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
       !status.ok()) {
     return status;
   }
+  slot.other_tracking_wanted = false;
   if (slot.kept_pages > size_pages) {
     if (absl::Status status =
             DropPages(*ops_, slot, size_pages, slot.kept_pages);
@@ -798,14 +812,13 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
 
 absl::StatusOr<Memory> Core::AcquireOne(const MemoryOptions& options) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
+  // In a steady cycle this is all. (A thread that has parked a slot has its
+  // alternate stack.)
+  if (SlotState* const slot = TakeSteady(options); slot != nullptr) {
+    return Memory(this, slot);
+  }
   if (absl::Status status = EnsureAlternateStack(); !status.ok()) {
     return status;
-  }
-  if (parks_) {
-    // In a steady cycle this is all.
-    if (SlotState* const slot = TakeSteady(options); slot != nullptr) {
-      return Memory(this, slot);
-    }
   }
   const uint32_t per_instance = layout_.options().memories_per_instance;
   if (per_instance != 1) {
@@ -978,6 +991,8 @@ absl::Status Core::Restore(SlotState& slot) {
   }
   if (!status.ok()) return status;
   // Not by the next holder's way of a steady cycle.
+  slot.other_tracking_wanted =
+      slot.policy != nullptr && slot.policy->tracking() != slot.tracking;
   if (slot.mapping_wanted.load(std::memory_order_relaxed)) {
     slot.prefill_wanted = true;
   }
@@ -1010,20 +1025,22 @@ absl::Status Core::Reset(SlotState& slot) {
 absl::Status Core::Release(SlotState& slot) {
   // In a child the slot is not ours to touch; forgetting it is all there is.
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
-  if (janitor_ != nullptr) {
+  if (steady_.has_janitor) {
     slot.released_ns.store(MonotonicNanos(), std::memory_order_relaxed);
   }
   // Orphan() waits for releases that did not see it coming.
-  slot.lifecycle.exchange(SlotLifecycle::kReturning, std::memory_order_seq_cst);
-  if (orphaned_.load(std::memory_order_seq_cst)) {
+  slot.lifecycle.store(SlotLifecycle::kReturning, std::memory_order_release);
+  steady_.fence.Light();
+  if (steady_.orphaned.load(std::memory_order_acquire)) {
     ReleaseOrphan(slot);
     return absl::OkStatus();
   }
-  const bool parks = parks_ && waiting_.load(std::memory_order_relaxed) == 0;
-  if (parks && IsSteady(slot) && RestoreSteady(*ops_, slot)) {
+  const bool parks =
+      steady_.parks && steady_.waiting.load(std::memory_order_relaxed) == 0;
+  if (parks && IsSteady(slot) && RestoreSteady(steady_.span_handovers, slot)) {
     slot.size_bytes.store(0, std::memory_order_relaxed);
     CountOwned(slot.counters.handovers);
-    MindBudget();
+    if (steady_.has_janitor) MindBudget();
     Park(slot);
     return absl::OkStatus();
   }
@@ -1047,14 +1064,9 @@ absl::Status Core::Release(SlotState& slot) {
 }
 
 bool Core::IsSteady(const SlotState& slot) const {
-  // Handler threads may still be filling: that needs an order of its own.
-  return mappings_ == nullptr && fault_core_.resolve == Resolve::kInThread &&
-         !slot.broken &&
-         slot.size_bytes.load(std::memory_order_relaxed) ==
-             slot.initial_bytes &&
-         slot.counters.pages_copied.load(std::memory_order_relaxed) ==
-             slot.noted_copied &&
-         slot.strays.count.load(std::memory_order_relaxed) == 0;
+  return steady_.may_be_steady && !slot.broken &&
+         !slot.filled.load(std::memory_order_relaxed) &&
+         slot.size_bytes.load(std::memory_order_relaxed) == slot.initial_bytes;
 }
 
 void Core::Return(SlotState& slot, SlotLifecycle lifecycle) {
@@ -1069,14 +1081,12 @@ void Core::Return(SlotState& slot, SlotLifecycle lifecycle) {
 }
 
 void Core::Park(SlotState& slot) {
-  ParkedSlot& parked = t_parked[number_ % kParkedSlots];
-  if (parked.pool == number_ && parked.slot != SlotNumber(slot) &&
-      Claim(slots_[parked.slot])) {
-    Return(slots_[parked.slot], SlotLifecycle::kFree);
+  ParkedSlot& parked = t_parked[steady_.number % kParkedSlots];
+  if (parked.pool == steady_.number && parked.slot != &slot &&
+      Claim(*parked.slot)) {
+    Return(*parked.slot, SlotLifecycle::kFree);
   }
-  parked = {.pool = number_,
-            .image = slot.image == nullptr ? 0 : slot.image->id(),
-            .slot = SlotNumber(slot)};
+  parked = {.pool = steady_.number, .image = slot.image.get(), .slot = &slot};
   // The last touch of this object, as in Return().
   slot.lifecycle.store(SlotLifecycle::kParked, std::memory_order_release);
 }
@@ -1121,10 +1131,11 @@ void Core::Orphan(std::unique_ptr<Core> core) {
     static_cast<void>(core.release());
     return;
   }
-  core->orphaned_.store(true, std::memory_order_seq_cst);
+  core->steady_.orphaned.store(true, std::memory_order_release);
+  core->steady_.fence.Heavy();
   for (uint32_t i = 0; i < core->layout_.slots(); ++i) {
     // In this order: see Return().
-    while (core->slots_[i].lifecycle.load(std::memory_order_seq_cst) ==
+    while (core->slots_[i].lifecycle.load(std::memory_order_acquire) ==
                SlotLifecycle::kReturning ||
            core->slots_[i].returning.load(std::memory_order_acquire) != 0) {
       sched_yield();

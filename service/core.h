@@ -3,7 +3,7 @@
 // LIFETIME. A Core lives as long as its Service or any memory that is held.
 // Counting references would make every hand-over write a line that all threads
 // share; instead each slot says whether it is held, and only once the Service
-// is gone (`orphaned_`) do releases look whether they were the last.
+// is gone (`orphaned`) do releases look whether they were the last.
 //
 // LOCK ORDER. One mutex for all cores, taken only when a Service has gone
 // before its memories; never on the steady path, nor with another one held, nor
@@ -40,6 +40,7 @@
 #include "firsttouch/service/staging.h"
 #include "firsttouch/service/stats.h"
 #include "firsttouch/service/supply.h"
+#include "firsttouch/uffd/asymmetric_fence.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/pagemap.h"
@@ -129,6 +130,7 @@ class Core {
   void PublishImage(const SlotState& slot);
   absl::Status CheckMemoryOptions(const MemoryOptions& options) const;
   absl::Status CheckProcess() const;
+  absl::Status ForeignProcess() const;
   absl::Status TooLarge(uint64_t size_bytes, uint64_t delta_bytes) const;
   void OpenAsyncUffd();
   absl::Status StartStaging();
@@ -139,7 +141,7 @@ class Core {
   // is; leased then.
   SlotState* TakeSteady(const MemoryOptions& options);
   static void Lease(SlotState& slot, const MemoryOptions& options);
-  // Whether the holder left nothing but changed pages.
+  // Whether the holder left nothing but changes of hot pages.
   bool IsSteady(const SlotState& slot) const;
   // Takes a parked slot, if it still is; it is kReturning then.
   static bool Claim(SlotState& slot);
@@ -176,6 +178,34 @@ class Core {
   bool AnyHeld() const;
   uint64_t HotPagesLimit(uint64_t keep_pages) const;
 
+  // What a steady hand-over reads of this object, in one cache line. Written
+  // by Create() and, but for the atomics, never again.
+  struct alignas(64) Steady {
+    Steady(uint64_t pool_number, Kernel& kernel)
+        : number(pool_number), fence(kernel) {}
+
+    // As in fault_core_.
+    const std::atomic<uint64_t>* alive = nullptr;
+    SlotState* slots = nullptr;
+    // Unique among all cores that this process ever had.
+    const uint64_t number;
+    // Between releases that may be the last, and Orphan().
+    const AsymmetricFence fence;
+    // Hand-overs of a slot after which what was counted in them is acted upon.
+    uint32_t span_handovers = 0;
+    // Threads that wait for a slot.
+    std::atomic<uint32_t> waiting{0};
+    std::atomic<bool> orphaned{false};
+    // Whether a released slot is kept for its thread, out of the allocator.
+    bool parks = false;
+    // Whether a release may go the steady way: not with handler threads, which
+    // may still be filling, nor with mappings, of which the kernel alone knows.
+    bool may_be_steady = false;
+    bool has_janitor = false;
+  };
+  static_assert(sizeof(Steady) == 64);
+
+  Steady steady_;
   const ServiceOptions options_;
   Kernel& kernel_;
   const PoolLayout layout_;
@@ -197,12 +227,6 @@ class Core {
   std::unique_ptr<SlotState[], DestroySlots> slots_;
   std::unique_ptr<InstanceState[]> instances_;
   SlotAllocator allocator_;
-  // Unique among all cores that this process ever had.
-  const uint64_t number_;
-  // Whether a released slot is kept for its thread, out of the allocator.
-  const bool parks_;
-  // Threads that wait for a slot.
-  std::atomic<uint32_t> waiting_{0};
   std::optional<DriftPolicies> policies_;
   // Private pages that slots kept at their last release, held ones included:
   // more than what idle ones keep. Only with a budget.
@@ -217,7 +241,6 @@ class Core {
   bool registered_ = false;
   bool handler_installed_ = false;
 
-  std::atomic<bool> orphaned_{false};
   // Under the mutex of all cores. Set once Orphan() has seen memories that are
   // still held: the last of them deletes the core.
   bool last_release_deletes_ = false;

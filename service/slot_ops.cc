@@ -485,10 +485,9 @@ void ProtectAll(const SlotOpsContext& context, SlotState& slot) {
   slot.pages.Forget(0, slot.kernel_pages);
 }
 
-// How far the kernel is to track: not behind the image where nobody writes
-// anything. That is a mapping of its own, which each scan would have to walk
-// over in vain.
-uint64_t AsyncEnd(const SlotState& slot, uint64_t size_pages) {
+// How far a slot's own holders write, as far as is known: to the image's end,
+// or behind it.
+uint64_t WrittenEnd(const SlotState& slot, uint64_t size_pages) {
   const uint64_t image_end = std::min(slot.image_pages, size_pages);
   uint64_t end = image_end;
   slot.pages.ForEachGroup([&](uint64_t index, const PageGroup& group) {
@@ -499,6 +498,15 @@ uint64_t AsyncEnd(const SlotState& slot, uint64_t size_pages) {
       end = size_pages;
     }
   });
+  return end;
+}
+
+// How far the kernel is to track: not behind the image where nobody writes
+// anything. That is a mapping of its own, which each scan would have to walk
+// over in vain.
+uint64_t AsyncEnd(const SlotState& slot, uint64_t size_pages) {
+  const uint64_t image_end = std::min(slot.image_pages, size_pages);
+  uint64_t end = WrittenEnd(slot, size_pages);
   const WorkingSet::Words written = slot.image->working_set().written();
   for (uint64_t index = image_end / kPagesPerGroup; index < written.size();
        ++index) {
@@ -929,7 +937,7 @@ absl::Status EndSpan(const SlotOpsContext& context, SlotState& slot,
          .hot = static_cast<double>(hot_pages),
          .restore_ns = hot_pages == 0 ? kRestoreNs
                                       : hot_ns / static_cast<double>(hot_pages),
-         .pages = static_cast<double>(AsyncEnd(slot, keep_pages))});
+         .pages = static_cast<double>(WrittenEnd(slot, keep_pages))});
   }
   absl::Status status = Demote(context, slot, demotable);
   if (status.ok() && slot.tracking == Tracking::kAsync &&
@@ -977,6 +985,7 @@ void NoteGrowth(SlotState& slot, uint64_t keep_pages, uint64_t size_pages) {
 absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
                           uint64_t keep_pages, uint64_t size_pages,
                           uint64_t hot_pages_limit) {
+  slot.filled.store(false, std::memory_order_relaxed);
   if (slot.reads_to_teach.load(std::memory_order_relaxed)) {
     TeachReads(slot, keep_pages);
   }
@@ -1096,20 +1105,11 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
   return EndSpan(context, slot, keep_pages);
 }
 
-bool RestoreSteady(const SlotOpsContext& context, SlotState& slot) {
+bool RestoreSteady(uint32_t span_handovers, SlotState& slot) {
   if (slot.tracking != Tracking::kSignal ||
-      slot.any_untracked.load(std::memory_order_relaxed) ||
-      slot.reads_to_teach.load(std::memory_order_relaxed) ||
-      slot.span_handovers + 1 >= context.span_handovers) {
+      slot.span_handovers + 1 >= span_handovers) {
     return false;
   }
-  bool steady = true;
-  slot.pages.ForEachGroup([&](uint64_t, PageGroup& group) {
-    const uint64_t open = group.open.load(std::memory_order_acquire);
-    steady &= (open & ~(group.hot.load(std::memory_order_relaxed) &
-                        group.present.load(std::memory_order_relaxed))) == 0;
-  });
-  if (!steady) return false;
   uint64_t restored = 0;
   uint64_t changed_pages = 0;
   const auto restore = [&](uint64_t index, PageGroup& group) {
