@@ -12,6 +12,7 @@
 #ifndef FIRSTTOUCH_SERVICE_CORE_H_
 #define FIRSTTOUCH_SERVICE_CORE_H_
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -129,8 +130,14 @@ class Core {
   void Publish();
   void PublishImage(const SlotState& slot);
   absl::Status CheckMemoryOptions(const MemoryOptions& options) const;
+  // Not in a child of fork(2).
+  bool InOwnerProcess() const {
+    return steady_.alive->load(std::memory_order_relaxed) != 0;
+  }
   absl::Status CheckProcess() const;
-  absl::Status ForeignProcess() const;
+  // What AcquireOne and Release do where the cycle is not a steady one.
+  absl::StatusOr<Memory> AcquireAny(const MemoryOptions& options);
+  absl::Status ReleaseAny(SlotState& slot, bool parks);
   absl::Status TooLarge(uint64_t size_bytes, uint64_t delta_bytes) const;
   void OpenAsyncUffd();
   absl::Status StartStaging();
@@ -156,6 +163,14 @@ class Core {
   // `more` (may be null): whether they may be over it once releases that are
   // under way have ended.
   absl::StatusOr<uint64_t> TrimTo(uint64_t budget, bool* more);
+  // Takes a slot that nobody has away from everybody, for a moment: what its
+  // state was. Store that again afterwards, or quarantine it.
+  static std::optional<SlotLifecycle> ClaimIdle(SlotState& slot);
+  void QuarantineIdle(SlotState& slot, SlotLifecycle before);
+  // Drops the cold pages of a slot that is being restored, together with those
+  // of slots that have put it off and that nobody has.
+  absl::Status Demote(SlotState& slot);
+  void PutOffDemotion(const SlotState& slot);
   // Gives back those of some slots with as few calls as the kernel allows;
   // leaves out what somebody has by now. Adds to `bytes` what it gave back.
   absl::Status TrimSlots(std::span<SlotState* const> slots, uint64_t* bytes);
@@ -231,6 +246,9 @@ class Core {
   // Private pages that slots kept at their last release, held ones included:
   // more than what idle ones keep. Only with a budget.
   std::atomic<int64_t> kept_by_slots_{0};
+  // Slots with cold pages too few to be worth a call, by their number + 1; 0:
+  // no slot. Not all of them: for the others the end of their next span does.
+  std::array<std::atomic<uint32_t>, 16> put_off_{};
   std::unique_ptr<Janitor> janitor_;
   // Null without staging_bytes, or where it cannot be.
   std::unique_ptr<Staging> staging_;

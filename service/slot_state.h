@@ -23,6 +23,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/trap.h"
@@ -229,7 +230,11 @@ struct alignas(64) SlotState {
   // kAsync: those of them that took a signal, since the kernel does not track
   // behind the image.
   uint64_t span_signals = 0;
-  // Spans in a row in which pages to demote were too few to be worth a call.
+  // Pages that have stopped changing, as of the end of the last span: bit i of
+  // word w is page 64 w + i. Whether they are to be dropped now, and spans in a
+  // row in which they were too few to be worth a call.
+  std::vector<uint64_t> cold_pages;
+  bool demotion_due = false;
   uint32_t spans_put_off = 0;
   // Spans after which the image still has to be told what is written again and
   // again.
