@@ -534,7 +534,7 @@ inline void Core::Lease(SlotState& slot, const MemoryOptions& options) {
   slot.size_bytes.store(options.size_bytes, std::memory_order_release);
 }
 
-inline SlotState* Core::TakeSteady(const MemoryOptions& options) {
+inline SlotState* Core::TakeSteady(const MemoryOptions& options) const {
   ParkedSlot& parked = t_parked[steady_.number % kParkedSlots];
   if (parked.pool != steady_.number || parked.image != options.image.get()) {
     return nullptr;

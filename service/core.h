@@ -146,7 +146,7 @@ class Core {
   absl::StatusOr<uint32_t> TakeFromAllocator(uint64_t key, absl::Time deadline);
   // The slot that this thread parked, if it is ready for such a holder as it
   // is; leased then.
-  SlotState* TakeSteady(const MemoryOptions& options);
+  SlotState* TakeSteady(const MemoryOptions& options) const;
   static void Lease(SlotState& slot, const MemoryOptions& options);
   // Whether the holder left nothing but changes of hot pages.
   bool IsSteady(const SlotState& slot) const;
