@@ -22,7 +22,6 @@
 #include "firsttouch/service/anchor.h"
 #include "firsttouch/service/signals.h"
 #include "firsttouch/uffd/abi.h"
-#include "firsttouch/uffd/batch_drop.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -53,17 +52,14 @@ std::atomic<uint32_t> g_next_pool_id{1};
 // What this thread released last in a pool, and to acquire again before
 // anything else. Only looked into for a pool whose number it carries, and that
 // pool lives: who asks is in one of its methods.
-struct ParkedSlot {
+struct alignas(32) ParkedSlot {
   uint64_t pool = 0;
-  uint64_t image = 0;
-  uint32_t slot = 0;
+  // Only to be compared: the slot may have been taken, and its image be gone.
+  const Image* image = nullptr;
+  SlotState* slot = nullptr;
 };
 constexpr size_t kParkedSlots = 4;
 thread_local ParkedSlot t_parked[kParkedSlots];
-
-// Slots whose pages are given back together: the kernel then interrupts the
-// other cores once for all of them. Whoever wants one of them waits for all.
-constexpr size_t kTrimmedTogether = 32;
 
 std::atomic<uint64_t> g_next_pool_number{1};
 
@@ -91,13 +87,15 @@ void ForgetPoolsOfParent(const PoolEntry& entry) {
 }  // namespace
 
 Core::Core(ServiceOptions options, Kernel& kernel, const PoolLayout& layout)
-    : options_(std::move(options)),
+    : steady_(g_next_pool_number.fetch_add(1, std::memory_order_relaxed),
+              kernel),
+      options_(std::move(options)),
       kernel_(kernel),
       layout_(layout),
-      allocator_(layout.options().instances, options_.strategy),
-      number_(g_next_pool_number.fetch_add(1, std::memory_order_relaxed)),
-      parks_(options_.strategy == SlotStrategy::kAffinity &&
-             layout.options().memories_per_instance == 1) {}
+      allocator_(layout.options().instances, options_.strategy) {
+  steady_.parks = options_.strategy == SlotStrategy::kAffinity &&
+                  layout.options().memories_per_instance == 1;
+}
 
 absl::StatusOr<std::unique_ptr<Core>> Core::Create(ServiceOptions options,
                                                    Kernel& kernel) {
@@ -270,6 +268,7 @@ absl::Status Core::MapBookKeeping() {
   }
   auto* const word = new (alive_page_) std::atomic<uint64_t>(1);
   fault_core_.alive = word;
+  steady_.alive = word;
 
   for (uint32_t i = 0; i < layout_.slots(); ++i) {
     new (control_->slot_record(i)) SlotState;
@@ -277,6 +276,7 @@ absl::Status Core::MapBookKeeping() {
   slots_ = {
       std::launder(reinterpret_cast<SlotState*>(control_->slot_record(0))),
       DestroySlots{layout_.slots()}};
+  steady_.slots = slots_.get();
   for (uint32_t i = 0; i < layout_.slots(); ++i) {
     SlotState& slot = slots_[i];
     slot.base =
@@ -349,6 +349,9 @@ absl::Status Core::Start() {
       .stride_bytes = layout_.slot_stride_bytes(),
       .include_in_core_dump = options_.include_in_core_dump,
       .span_handovers = std::max(1u, options_.hot_cycles / 2)});
+  steady_.span_handovers = ops_->span_handovers;
+  steady_.may_be_steady =
+      !fault_core_.mapped && fault_core_.resolve == Resolve::kInThread;
   if (fault_core_.mapped) {
     mappings_ =
         std::make_unique<MappingOps>(fault_core_, layout_, supply_,
@@ -396,6 +399,7 @@ absl::Status Core::Start() {
         });
     if (!janitor.ok()) return janitor.status();
     janitor_ = *std::move(janitor);
+    steady_.has_janitor = true;
   }
   Publish();
   return absl::OkStatus();
@@ -442,7 +446,7 @@ Core::~Core() {
 }
 
 absl::Status Core::CheckProcess() const {
-  if (fault_core_.InOwnerProcess()) return absl::OkStatus();
+  if (InOwnerProcess()) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
       "pool \"", options_.name,
       "\" belongs to the process that made it; this is a child of fork(2), "
@@ -475,16 +479,16 @@ absl::Status Core::CheckMemoryOptions(const MemoryOptions& options) const {
 
 absl::StatusOr<uint32_t> Core::TakeInstance(const MemoryOptions& first) {
   const uint64_t key = first.image == nullptr ? 0 : first.image->id();
-  if (!parks_) return TakeFromAllocator(key, first.deadline);
-  ParkedSlot& parked = t_parked[number_ % kParkedSlots];
-  if (parked.pool == number_ && parked.image == key) {
+  if (!steady_.parks) return TakeFromAllocator(key, first.deadline);
+  ParkedSlot& parked = t_parked[steady_.number % kParkedSlots];
+  if (parked.pool == steady_.number && parked.image == first.image.get()) {
     parked.pool = 0;
-    if (Claim(slots_[parked.slot])) return parked.slot;
+    if (Claim(*parked.slot)) return SlotNumber(*parked.slot);
   }
   absl::StatusOr<uint32_t> slot = TakeFromAllocator(key, absl::InfinitePast());
   if (slot.ok()) return slot;
   // What other threads keep for themselves is free, too.
-  waiting_.fetch_add(1, std::memory_order_seq_cst);
+  steady_.waiting.fetch_add(1, std::memory_order_seq_cst);
   std::optional<uint32_t> stolen = ClaimAnyParked();
   while (!stolen.has_value() && !slot.ok() && first.deadline > absl::Now()) {
     // A release that has not seen us yet may park its slot without a word, so
@@ -494,7 +498,7 @@ absl::StatusOr<uint32_t> Core::TakeInstance(const MemoryOptions& first) {
         key, std::min(first.deadline, absl::Now() + kLookAgain));
     if (!slot.ok()) stolen = ClaimAnyParked();
   }
-  waiting_.fetch_sub(1, std::memory_order_relaxed);
+  steady_.waiting.fetch_sub(1, std::memory_order_relaxed);
   if (stolen.has_value()) return *stolen;
   return slot;
 }
@@ -510,35 +514,7 @@ absl::StatusOr<uint32_t> Core::TakeFromAllocator(uint64_t key,
   return pick->slot;
 }
 
-SlotState* Core::TakeSteady(const MemoryOptions& options) {
-  const uint64_t key = options.image == nullptr ? 0 : options.image->id();
-  ParkedSlot& parked = t_parked[number_ % kParkedSlots];
-  if (parked.pool != number_ || parked.image != key) return nullptr;
-  SlotState& slot = slots_[parked.slot];
-  if (!Claim(slot)) return nullptr;
-  if (slot.image != options.image || slot.initial_bytes != options.size_bytes ||
-      slot.prefill_wanted ||
-      slot.strays.count.load(std::memory_order_acquire) != 0 ||
-      (slot.policy != nullptr && slot.policy->tracking() != slot.tracking)) {
-    slot.lifecycle.store(SlotLifecycle::kParked, std::memory_order_release);
-    return nullptr;
-  }
-  parked.pool = 0;
-  Lease(slot, options);
-  return &slot;
-}
-
-void Core::Lease(SlotState& slot, const MemoryOptions& options) {
-  slot.trap_callback = options.trap_callback;
-  slot.trap_user = options.trap_user;
-  if (slot.last_fault_page.load(std::memory_order_relaxed) != ~uint64_t{0}) {
-    slot.last_fault_page.store(~uint64_t{0}, std::memory_order_relaxed);
-  }
-  slot.lifecycle.store(SlotLifecycle::kLeased, std::memory_order_release);
-  slot.size_bytes.store(options.size_bytes, std::memory_order_release);
-}
-
-bool Core::Claim(SlotState& slot) {
+inline bool Core::Claim(SlotState& slot) {
   while (true) {
     SlotLifecycle lifecycle = SlotLifecycle::kParked;
     if (slot.lifecycle.compare_exchange_strong(
@@ -549,6 +525,32 @@ bool Core::Claim(SlotState& slot) {
     if (lifecycle != SlotLifecycle::kTrimmingParked) return false;
     sched_yield();
   }
+}
+
+inline void Core::Lease(SlotState& slot, const MemoryOptions& options) {
+  slot.trap_callback = options.trap_callback;
+  slot.trap_user = options.trap_user;
+  slot.lifecycle.store(SlotLifecycle::kLeased, std::memory_order_release);
+  slot.size_bytes.store(options.size_bytes, std::memory_order_release);
+}
+
+inline SlotState* Core::TakeSteady(const MemoryOptions& options) const {
+  ParkedSlot& parked = t_parked[steady_.number % kParkedSlots];
+  if (parked.pool != steady_.number || parked.image != options.image.get()) {
+    return nullptr;
+  }
+  SlotState& slot = *parked.slot;
+  if (!Claim(slot)) return nullptr;
+  if (slot.image != options.image || slot.initial_bytes != options.size_bytes ||
+      slot.prefill_wanted || slot.other_tracking_wanted ||
+      (!steady_.may_be_steady &&
+       slot.strays.count.load(std::memory_order_acquire) != 0)) {
+    slot.lifecycle.store(SlotLifecycle::kParked, std::memory_order_release);
+    return nullptr;
+  }
+  parked.pool = 0;
+  Lease(slot, options);
+  return &slot;
 }
 
 bool Core::BeginUse(SlotState& slot) {
@@ -562,185 +564,6 @@ bool Core::BeginUse(SlotState& slot) {
     }
     if (lifecycle != SlotLifecycle::kTrimming) return false;
     sched_yield();
-  }
-}
-
-absl::Status Core::TrimSlots(std::span<SlotState* const> slots,
-                             uint64_t* bytes) {
-  struct Claimed {
-    SlotState* slot;
-    SlotLifecycle before;
-    PageSpan span;
-  };
-  std::vector<Claimed> claimed;
-  DropBatch batch;
-  for (SlotState* const slot : slots) {
-    SlotLifecycle before = slot->lifecycle.load(std::memory_order_relaxed);
-    if (before != SlotLifecycle::kFree && before != SlotLifecycle::kParked) {
-      continue;  // Somebody has it.
-    }
-    const SlotLifecycle trimming = before == SlotLifecycle::kFree
-                                       ? SlotLifecycle::kTrimming
-                                       : SlotLifecycle::kTrimmingParked;
-    if (!slot->lifecycle.compare_exchange_strong(before, trimming,
-                                                 std::memory_order_acquire,
-                                                 std::memory_order_relaxed)) {
-      continue;  // Somebody took it just now.
-    }
-    const PageSpan span = mappings_ != nullptr
-                              ? PageSpan{0, slot->kept_pages, slot->kept_pages}
-                              : ResidentSpan(*slot, 0, slot->kept_pages);
-    batch.Add(slot->base + span.first_page * kPageBytes,
-              (span.end_page - span.first_page) * kPageBytes);
-    claimed.push_back({slot, before, span});
-  }
-  if (claimed.empty()) return absl::OkStatus();
-  const DropBatch::Result dropped = batch.Drop(kernel_);
-  Count(claimed.front().slot->counters.kernel_calls, dropped.calls);
-
-  absl::Status failure;
-  for (const Claimed& one : claimed) {
-    SlotState& slot = *one.slot;
-    if (!one.span.empty()) {
-      const int error = dropped.ErrorOf(
-          slot.base + one.span.first_page * kPageBytes,
-          (one.span.end_page - one.span.first_page) * kPageBytes);
-      absl::Status status =
-          mappings_ != nullptr
-              ? mappings_->NoteDropped(slot, slot.kept_pages, error)
-              : NoteDropped(*ops_, slot, one.span, error);
-      if (!status.ok()) {
-        failure.Update(status);
-        ForgetIdle(slot);
-        slot.lifecycle.store(SlotLifecycle::kQuarantined,
-                             std::memory_order_release);
-        // A free one is taken out by whoever gets it from the allocator.
-        if (one.before == SlotLifecycle::kParked) {
-          allocator_.Quarantine(SlotNumber(slot));
-        }
-        continue;
-      }
-    }
-    slot.prefill_wanted = slot.image != nullptr && mappings_ == nullptr;
-    const uint64_t pages = ForgetIdle(slot);
-    CountOwned(slot.counters.pages_trimmed, pages);
-    *bytes += pages * kPageBytes;
-    slot.lifecycle.store(one.before, std::memory_order_release);
-  }
-  return failure;
-}
-
-absl::StatusOr<uint64_t> Core::Trim() {
-  return TrimTo(options_.resident_budget_bytes.value_or(0), nullptr);
-}
-
-absl::StatusOr<uint64_t> Core::TrimTo(uint64_t budget, bool* more) {
-  if (absl::Status status = CheckProcess(); !status.ok()) return status;
-  struct Idle {
-    uint64_t released_ns;
-    uint64_t pages;
-    SlotState* slot;
-  };
-  std::vector<Idle> idle;
-  uint64_t kept = 0;
-  uint64_t returning = 0;
-  for (uint32_t i = 0; i < layout_.slots(); ++i) {
-    SlotState& slot = slots_[i];
-    // In one order with Janitor::Wake.
-    const SlotLifecycle lifecycle =
-        slot.lifecycle.load(std::memory_order_seq_cst);
-    const uint64_t pages = slot.idle_pages.load(std::memory_order_relaxed);
-    if (lifecycle == SlotLifecycle::kReturning) returning += pages * kPageBytes;
-    if (pages == 0 || (lifecycle != SlotLifecycle::kFree &&
-                       lifecycle != SlotLifecycle::kParked)) {
-      continue;
-    }
-    idle.push_back(
-        {slot.released_ns.load(std::memory_order_relaxed), pages, &slot});
-    kept += pages * kPageBytes;
-  }
-  if (more != nullptr) *more = returning != 0 && kept + returning > budget;
-  if (kept <= budget) return 0;
-  std::sort(idle.begin(), idle.end(), [](const Idle& a, const Idle& b) {
-    return a.released_ns < b.released_ns;
-  });
-  std::vector<SlotState*> victims;
-  for (const Idle& one : idle) {
-    if (kept <= budget) break;
-    victims.push_back(one.slot);
-    kept -= one.pages * kPageBytes;
-  }
-  uint64_t bytes = 0;
-  absl::Status failure;
-  for (std::span<SlotState* const> rest(victims); !rest.empty();) {
-    const size_t count = std::min(rest.size(), kTrimmedTogether);
-    failure.Update(TrimSlots(rest.first(count), &bytes));
-    rest = rest.subspan(count);
-  }
-  if (!failure.ok()) return failure;
-  return bytes;
-}
-
-uint64_t Core::CountPrivate(SlotState& slot) const {
-  ScanRequest request = ScanRequest::PrivateCopies(
-      slot.base, slot.base + slot.kept_pages * kPageBytes);
-  // Not what is only swapped: protected pages that were dropped look like that.
-  request.any_of = kPageIsPresent;
-  request.none_of |= kPageIsPfnZero;
-  request.report = 0;
-  PageRegion regions[64];
-  const ScanResult scan = ScanPages(kernel_, pagemap_->fd(), request, regions,
-                                    64, [](const PageRegion&) { return true; });
-  Count(slot.counters.kernel_calls, scan.calls);
-  return scan.pages;
-}
-
-void Core::NoteIdle(SlotState& slot) {
-  uint64_t pages = 0;
-  if (mappings_ != nullptr) {
-    pages = mappings_->KeptPages(slot);
-  } else {
-    const bool copied = !slot.image_mapped;
-    slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
-      uint64_t own = group.open.load(std::memory_order_relaxed);
-      if (copied && index * kPagesPerGroup < slot.image_pages) {
-        own |= group.present.load(std::memory_order_relaxed) &
-               slot.image_stored[index];
-      }
-      pages += std::popcount(own);
-    });
-    if (slot.tracking == Tracking::kAsync) {
-      // Protected pages stay private, and not all that are open are: counted
-      // where there may be more than before, or fewer.
-      const uint64_t least = slot.idle_pages.load(std::memory_order_relaxed);
-      pages = pages > least || slot.keeps_fewer ? CountPrivate(slot) : least;
-    }
-  }
-  slot.noted_copied =
-      slot.counters.pages_copied.load(std::memory_order_relaxed);
-  slot.keeps_fewer = false;
-  const uint64_t before = slot.idle_pages.load(std::memory_order_relaxed);
-  if (pages == before) return;
-  slot.idle_pages.store(pages, std::memory_order_relaxed);
-  kept_by_slots_.fetch_add(static_cast<int64_t>(pages - before),
-                           std::memory_order_relaxed);
-}
-
-uint64_t Core::ForgetIdle(SlotState& slot) {
-  const uint64_t pages = slot.idle_pages.exchange(0, std::memory_order_relaxed);
-  if (pages != 0) {
-    kept_by_slots_.fetch_sub(static_cast<int64_t>(pages),
-                             std::memory_order_relaxed);
-  }
-  return pages;
-}
-
-void Core::MindBudget() {
-  if (janitor_ == nullptr) return;
-  const int64_t kept = kept_by_slots_.load(std::memory_order_relaxed);
-  if (kept > 0 && static_cast<uint64_t>(kept) * kPageBytes >
-                      *options_.resident_budget_bytes) {
-    janitor_->Wake();
   }
 }
 
@@ -775,6 +598,7 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
       !status.ok()) {
     return status;
   }
+  slot.other_tracking_wanted = false;
   if (slot.kept_pages > size_pages) {
     if (absl::Status status =
             DropPages(*ops_, slot, size_pages, slot.kept_pages);
@@ -797,15 +621,21 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
 }
 
 absl::StatusOr<Memory> Core::AcquireOne(const MemoryOptions& options) {
+  // In a steady cycle this is all. (A thread that has parked a slot has its
+  // alternate stack.)
+  if (InOwnerProcess()) [[likely]] {
+    SlotState* const slot = TakeSteady(options);
+    if (slot != nullptr) [[likely]] {
+      return Memory(this, slot);
+    }
+  }
+  return AcquireAny(options);
+}
+
+absl::StatusOr<Memory> Core::AcquireAny(const MemoryOptions& options) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
   if (absl::Status status = EnsureAlternateStack(); !status.ok()) {
     return status;
-  }
-  if (parks_) {
-    // In a steady cycle this is all.
-    if (SlotState* const slot = TakeSteady(options); slot != nullptr) {
-      return Memory(this, slot);
-    }
   }
   const uint32_t per_instance = layout_.options().memories_per_instance;
   if (per_instance != 1) {
@@ -973,11 +803,16 @@ absl::Status Core::Restore(SlotState& slot) {
   }
   status = RestorePages(*ops_, slot, slot.kept_pages, size_pages,
                         HotPagesLimit(slot.kept_pages));
-  if (status.ok()) {
-    status = DropStrays(*ops_, slot);
+  if (status.ok() && slot.demotion_due) {
+    status = Demote(slot);
+  } else if (status.ok() && !slot.cold_pages.empty()) {
+    PutOffDemotion(slot);
   }
+  if (status.ok()) status = DropStrays(*ops_, slot);
   if (!status.ok()) return status;
   // Not by the next holder's way of a steady cycle.
+  slot.other_tracking_wanted =
+      slot.policy != nullptr && slot.policy->tracking() != slot.tracking;
   if (slot.mapping_wanted.load(std::memory_order_relaxed)) {
     slot.prefill_wanted = true;
   }
@@ -1007,26 +842,51 @@ absl::Status Core::Reset(SlotState& slot) {
   return absl::OkStatus();
 }
 
+inline bool Core::IsSteady(const SlotState& slot) const {
+  return steady_.may_be_steady && !slot.broken &&
+         !slot.filled.load(std::memory_order_relaxed) &&
+         slot.size_bytes.load(std::memory_order_relaxed) == slot.initial_bytes;
+}
+
+inline void Core::Park(SlotState& slot) {
+  ParkedSlot& parked = t_parked[steady_.number % kParkedSlots];
+  if (parked.pool == steady_.number && parked.slot != &slot) [[unlikely]] {
+    if (Claim(*parked.slot)) Return(*parked.slot, SlotLifecycle::kFree);
+  }
+  parked = {.pool = steady_.number, .image = slot.image.get(), .slot = &slot};
+  // The last touch of this object, as in Return().
+  slot.lifecycle.store(SlotLifecycle::kParked, std::memory_order_release);
+}
+
 absl::Status Core::Release(SlotState& slot) {
   // In a child the slot is not ours to touch; forgetting it is all there is.
-  if (absl::Status status = CheckProcess(); !status.ok()) return status;
-  if (janitor_ != nullptr) {
+  if (!InOwnerProcess()) [[unlikely]] {
+    return CheckProcess();
+  }
+  if (steady_.has_janitor) {
     slot.released_ns.store(MonotonicNanos(), std::memory_order_relaxed);
   }
   // Orphan() waits for releases that did not see it coming.
-  slot.lifecycle.exchange(SlotLifecycle::kReturning, std::memory_order_seq_cst);
-  if (orphaned_.load(std::memory_order_seq_cst)) {
+  slot.lifecycle.store(SlotLifecycle::kReturning, std::memory_order_release);
+  steady_.fence.Light();
+  if (steady_.orphaned.load(std::memory_order_acquire)) [[unlikely]] {
     ReleaseOrphan(slot);
     return absl::OkStatus();
   }
-  const bool parks = parks_ && waiting_.load(std::memory_order_relaxed) == 0;
-  if (parks && IsSteady(slot) && RestoreSteady(*ops_, slot)) {
+  const bool parks =
+      steady_.parks && steady_.waiting.load(std::memory_order_relaxed) == 0;
+  if (parks && IsSteady(slot) && RestoreSteady(steady_.span_handovers, slot))
+      [[likely]] {
     slot.size_bytes.store(0, std::memory_order_relaxed);
     CountOwned(slot.counters.handovers);
-    MindBudget();
+    if (steady_.has_janitor) MindBudget();
     Park(slot);
     return absl::OkStatus();
   }
+  return ReleaseAny(slot, parks);
+}
+
+absl::Status Core::ReleaseAny(SlotState& slot, bool parks) {
   absl::Status status =
       slot.broken
           ? absl::FailedPreconditionError(
@@ -1046,17 +906,6 @@ absl::Status Core::Release(SlotState& slot) {
   return status;
 }
 
-bool Core::IsSteady(const SlotState& slot) const {
-  // Handler threads may still be filling: that needs an order of its own.
-  return mappings_ == nullptr && fault_core_.resolve == Resolve::kInThread &&
-         !slot.broken &&
-         slot.size_bytes.load(std::memory_order_relaxed) ==
-             slot.initial_bytes &&
-         slot.counters.pages_copied.load(std::memory_order_relaxed) ==
-             slot.noted_copied &&
-         slot.strays.count.load(std::memory_order_relaxed) == 0;
-}
-
 void Core::Return(SlotState& slot, SlotLifecycle lifecycle) {
   // In this order: whoever sees the slot out of kReturning sees this.
   slot.returning.fetch_add(1, std::memory_order_relaxed);
@@ -1066,19 +915,6 @@ void Core::Return(SlotState& slot, SlotLifecycle lifecycle) {
         slot.image == nullptr ? 0 : slot.image->id());
   // The last touch of this object: from here on it may be deleted.
   slot.returning.fetch_sub(1, std::memory_order_release);
-}
-
-void Core::Park(SlotState& slot) {
-  ParkedSlot& parked = t_parked[number_ % kParkedSlots];
-  if (parked.pool == number_ && parked.slot != SlotNumber(slot) &&
-      Claim(slots_[parked.slot])) {
-    Return(slots_[parked.slot], SlotLifecycle::kFree);
-  }
-  parked = {.pool = number_,
-            .image = slot.image == nullptr ? 0 : slot.image->id(),
-            .slot = SlotNumber(slot)};
-  // The last touch of this object, as in Return().
-  slot.lifecycle.store(SlotLifecycle::kParked, std::memory_order_release);
 }
 
 void Core::LetGo(uint32_t slot_number, bool failed, uint64_t affinity_key) {
@@ -1121,10 +957,11 @@ void Core::Orphan(std::unique_ptr<Core> core) {
     static_cast<void>(core.release());
     return;
   }
-  core->orphaned_.store(true, std::memory_order_seq_cst);
+  core->steady_.orphaned.store(true, std::memory_order_release);
+  core->steady_.fence.Heavy();
   for (uint32_t i = 0; i < core->layout_.slots(); ++i) {
     // In this order: see Return().
-    while (core->slots_[i].lifecycle.load(std::memory_order_seq_cst) ==
+    while (core->slots_[i].lifecycle.load(std::memory_order_acquire) ==
                SlotLifecycle::kReturning ||
            core->slots_[i].returning.load(std::memory_order_acquire) != 0) {
       sched_yield();

@@ -3,7 +3,7 @@
 // LIFETIME. A Core lives as long as its Service or any memory that is held.
 // Counting references would make every hand-over write a line that all threads
 // share; instead each slot says whether it is held, and only once the Service
-// is gone (`orphaned_`) do releases look whether they were the last.
+// is gone (`orphaned`) do releases look whether they were the last.
 //
 // LOCK ORDER. One mutex for all cores, taken only when a Service has gone
 // before its memories; never on the steady path, nor with another one held, nor
@@ -12,6 +12,7 @@
 #ifndef FIRSTTOUCH_SERVICE_CORE_H_
 #define FIRSTTOUCH_SERVICE_CORE_H_
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -40,6 +41,7 @@
 #include "firsttouch/service/staging.h"
 #include "firsttouch/service/stats.h"
 #include "firsttouch/service/supply.h"
+#include "firsttouch/uffd/asymmetric_fence.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/pagemap.h"
@@ -128,7 +130,14 @@ class Core {
   void Publish();
   void PublishImage(const SlotState& slot);
   absl::Status CheckMemoryOptions(const MemoryOptions& options) const;
+  // Not in a child of fork(2).
+  bool InOwnerProcess() const {
+    return steady_.alive->load(std::memory_order_relaxed) != 0;
+  }
   absl::Status CheckProcess() const;
+  // What AcquireOne and Release do where the cycle is not a steady one.
+  absl::StatusOr<Memory> AcquireAny(const MemoryOptions& options);
+  absl::Status ReleaseAny(SlotState& slot, bool parks);
   absl::Status TooLarge(uint64_t size_bytes, uint64_t delta_bytes) const;
   void OpenAsyncUffd();
   absl::Status StartStaging();
@@ -137,9 +146,9 @@ class Core {
   absl::StatusOr<uint32_t> TakeFromAllocator(uint64_t key, absl::Time deadline);
   // The slot that this thread parked, if it is ready for such a holder as it
   // is; leased then.
-  SlotState* TakeSteady(const MemoryOptions& options);
+  SlotState* TakeSteady(const MemoryOptions& options) const;
   static void Lease(SlotState& slot, const MemoryOptions& options);
-  // Whether the holder left nothing but changed pages.
+  // Whether the holder left nothing but changes of hot pages.
   bool IsSteady(const SlotState& slot) const;
   // Takes a parked slot, if it still is; it is kReturning then.
   static bool Claim(SlotState& slot);
@@ -154,6 +163,14 @@ class Core {
   // `more` (may be null): whether they may be over it once releases that are
   // under way have ended.
   absl::StatusOr<uint64_t> TrimTo(uint64_t budget, bool* more);
+  // Takes a slot that nobody has away from everybody, for a moment: what its
+  // state was. Store that again afterwards, or quarantine it.
+  static std::optional<SlotLifecycle> ClaimIdle(SlotState& slot);
+  void QuarantineIdle(SlotState& slot, SlotLifecycle before);
+  // Drops the cold pages of a slot that is being restored, together with those
+  // of slots that have put it off and that nobody has.
+  absl::Status Demote(SlotState& slot);
+  void PutOffDemotion(const SlotState& slot);
   // Gives back those of some slots with as few calls as the kernel allows;
   // leaves out what somebody has by now. Adds to `bytes` what it gave back.
   absl::Status TrimSlots(std::span<SlotState* const> slots, uint64_t* bytes);
@@ -176,6 +193,34 @@ class Core {
   bool AnyHeld() const;
   uint64_t HotPagesLimit(uint64_t keep_pages) const;
 
+  // What a steady hand-over reads of this object, in one cache line. Written
+  // by Create() and, but for the atomics, never again.
+  struct alignas(64) Steady {
+    Steady(uint64_t pool_number, Kernel& kernel)
+        : number(pool_number), fence(kernel) {}
+
+    // As in fault_core_.
+    const std::atomic<uint64_t>* alive = nullptr;
+    SlotState* slots = nullptr;
+    // Unique among all cores that this process ever had.
+    const uint64_t number;
+    // Between releases that may be the last, and Orphan().
+    const AsymmetricFence fence;
+    // Hand-overs of a slot after which what was counted in them is acted upon.
+    uint32_t span_handovers = 0;
+    // Threads that wait for a slot.
+    std::atomic<uint32_t> waiting{0};
+    std::atomic<bool> orphaned{false};
+    // Whether a released slot is kept for its thread, out of the allocator.
+    bool parks = false;
+    // Whether a release may go the steady way: not with handler threads, which
+    // may still be filling, nor with mappings, of which the kernel alone knows.
+    bool may_be_steady = false;
+    bool has_janitor = false;
+  };
+  static_assert(sizeof(Steady) == 64);
+
+  Steady steady_;
   const ServiceOptions options_;
   Kernel& kernel_;
   const PoolLayout layout_;
@@ -197,16 +242,13 @@ class Core {
   std::unique_ptr<SlotState[], DestroySlots> slots_;
   std::unique_ptr<InstanceState[]> instances_;
   SlotAllocator allocator_;
-  // Unique among all cores that this process ever had.
-  const uint64_t number_;
-  // Whether a released slot is kept for its thread, out of the allocator.
-  const bool parks_;
-  // Threads that wait for a slot.
-  std::atomic<uint32_t> waiting_{0};
   std::optional<DriftPolicies> policies_;
   // Private pages that slots kept at their last release, held ones included:
   // more than what idle ones keep. Only with a budget.
   std::atomic<int64_t> kept_by_slots_{0};
+  // Slots with cold pages too few to be worth a call, by their number + 1; 0:
+  // no slot. Not all of them: for the others the end of their next span does.
+  std::array<std::atomic<uint32_t>, 16> put_off_{};
   std::unique_ptr<Janitor> janitor_;
   // Null without staging_bytes, or where it cannot be.
   std::unique_ptr<Staging> staging_;
@@ -217,7 +259,6 @@ class Core {
   bool registered_ = false;
   bool handler_installed_ = false;
 
-  std::atomic<bool> orphaned_{false};
   // Under the mutex of all cores. Set once Orphan() has seen memories that are
   // still held: the last of them deletes the core.
   bool last_release_deletes_ = false;

@@ -38,6 +38,9 @@ class Filler {
     // A thread that resolves for others must wake them also when the page is
     // there already: it may have come before they went to sleep.
     policy_.wake_present = core.resolve == Resolve::kHandlerThread;
+    if (!slot.filled.load(std::memory_order_relaxed)) {
+      slot.filled.store(true, std::memory_order_relaxed);
+    }
   }
 
   FaultResult Read(uint64_t page);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -485,10 +486,9 @@ void ProtectAll(const SlotOpsContext& context, SlotState& slot) {
   slot.pages.Forget(0, slot.kernel_pages);
 }
 
-// How far the kernel is to track: not behind the image where nobody writes
-// anything. That is a mapping of its own, which each scan would have to walk
-// over in vain.
-uint64_t AsyncEnd(const SlotState& slot, uint64_t size_pages) {
+// How far a slot's own holders write, as far as is known: to the image's end,
+// or behind it.
+uint64_t WrittenEnd(const SlotState& slot, uint64_t size_pages) {
   const uint64_t image_end = std::min(slot.image_pages, size_pages);
   uint64_t end = image_end;
   slot.pages.ForEachGroup([&](uint64_t index, const PageGroup& group) {
@@ -499,6 +499,15 @@ uint64_t AsyncEnd(const SlotState& slot, uint64_t size_pages) {
       end = size_pages;
     }
   });
+  return end;
+}
+
+// How far the kernel is to track: not behind the image where nobody writes
+// anything. That is a mapping of its own, which each scan would have to walk
+// over in vain.
+uint64_t AsyncEnd(const SlotState& slot, uint64_t size_pages) {
+  const uint64_t image_end = std::min(slot.image_pages, size_pages);
+  uint64_t end = WrittenEnd(slot, size_pages);
   const WorkingSet::Words written = slot.image->working_set().written();
   for (uint64_t index = image_end / kPagesPerGroup; index < written.size();
        ++index) {
@@ -719,6 +728,7 @@ absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
   slot.mapping_wanted.store(false, std::memory_order_relaxed);
   slot.pages.Forget(0, touched_pages);
   slot.pages.ForgetHistory();
+  slot.cold_pages.clear();
   if (untracked) {
     slot.tracking = Tracking::kLearning;
     slot.kernel_pages = new_pages;
@@ -846,53 +856,6 @@ namespace {
 constexpr uint64_t kWorthDemoting = 8;
 constexpr uint32_t kPutOffSpans = 8;
 
-// Drops the pages that no longer change, all with one call where the kernel
-// takes many ranges at once (6.13). Next time they are mapped clean, or,
-// if they are written after all, filled as private ones: neither interrupts
-// other cores, as it would to protect them one by one.
-absl::Status Demote(const SlotOpsContext& context, SlotState& slot,
-                    uint64_t demotable) {
-  if (demotable == 0) return absl::OkStatus();
-  if (demotable < kWorthDemoting && ++slot.spans_put_off < kPutOffSpans) {
-    return absl::OkStatus();
-  }
-  slot.spans_put_off = 0;
-  WorkingSet::Words forgotten;
-  DropBatch batch;
-  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
-    const uint64_t cold = group.open.load(std::memory_order_relaxed) &
-                          ~group.recent.load(std::memory_order_relaxed) &
-                          ~group.previous.load(std::memory_order_relaxed) &
-                          ~GroupMask(index, 0, slot.kernel_pages);
-    if (cold == 0) return;
-    forgotten.resize(index + 1);
-    forgotten[index] = cold;
-    ForEachRun(cold, [&](uint64_t bit, uint64_t pages) {
-      batch.Add(AddressOf(slot, index * kPagesPerGroup + bit),
-                pages * kPageBytes);
-    });
-  });
-  const DropBatch::Result dropped = batch.Drop(*context.core.kernel);
-  Count(slot.counters.kernel_calls, dropped.calls);
-  if (!dropped.ok()) {
-    const DropBatch::Failure& failure = dropped.failures.front();
-    return Failed(context, slot, failure.error, "MADV_DONTNEED",
-                  (failure.start - slot.base) / kPageBytes,
-                  failure.bytes / kPageBytes);
-  }
-  for (uint64_t index = 0; index < forgotten.size(); ++index) {
-    ForEachRun(forgotten[index], [&](uint64_t bit, uint64_t pages) {
-      const uint64_t first = index * kPagesPerGroup + bit;
-      slot.pages.Forget(first, first + pages);
-    });
-  }
-  CountOwned(slot.counters.pages_demoted, demotable);
-  if (slot.image != nullptr) {
-    slot.image->working_set().ForgetWritten(forgotten);
-  }
-  return absl::OkStatus();
-}
-
 // What it costs to restore these pages of a group.
 double RestoreNs(const SlotState& slot, uint64_t index, uint64_t pages) {
   const uint64_t of_image = GroupMask(index, 0, slot.image_pages);
@@ -907,6 +870,7 @@ absl::Status EndSpan(const SlotOpsContext& context, SlotState& slot,
   double hot_ns = 0;
   uint64_t distinct = 0;
   uint64_t demotable = 0;
+  slot.cold_pages.clear();
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t open = group.open.load(std::memory_order_relaxed);
     const uint64_t recent = group.recent.load(std::memory_order_relaxed);
@@ -916,8 +880,13 @@ absl::Status EndSpan(const SlotOpsContext& context, SlotState& slot,
     hot_pages += std::popcount(hot);
     hot_ns += RestoreNs(slot, index, hot);
     distinct += std::popcount(recent);
-    demotable +=
-        std::popcount(open & ~known & ~GroupMask(index, 0, slot.kernel_pages));
+    const uint64_t cold =
+        open & ~known & ~GroupMask(index, 0, slot.kernel_pages);
+    if (cold != 0) {
+      slot.cold_pages.resize(index + 1);
+      slot.cold_pages[index] = cold;
+      demotable += std::popcount(cold);
+    }
   });
   const auto handovers = static_cast<double>(slot.span_handovers);
   if (slot.policy != nullptr && !slot.policy->fixed()) {
@@ -929,11 +898,12 @@ absl::Status EndSpan(const SlotOpsContext& context, SlotState& slot,
          .hot = static_cast<double>(hot_pages),
          .restore_ns = hot_pages == 0 ? kRestoreNs
                                       : hot_ns / static_cast<double>(hot_pages),
-         .pages = static_cast<double>(AsyncEnd(slot, keep_pages))});
+         .pages = static_cast<double>(WrittenEnd(slot, keep_pages))});
   }
-  absl::Status status = Demote(context, slot, demotable);
-  if (status.ok() && slot.tracking == Tracking::kAsync &&
-      slot.kernel_pages < keep_pages &&
+  slot.demotion_due = demotable >= kWorthDemoting ||
+                      (demotable != 0 && ++slot.spans_put_off >= kPutOffSpans);
+  absl::Status status;
+  if (slot.tracking == Tracking::kAsync && slot.kernel_pages < keep_pages &&
       slot.span_signals * kSignalNs >
           handovers *
               (kScanNs + static_cast<double>(keep_pages) * kScanPageNs)) {
@@ -974,9 +944,53 @@ void NoteGrowth(SlotState& slot, uint64_t keep_pages, uint64_t size_pages) {
 
 }  // namespace
 
+void AddColdPages(const SlotState& slot, DropBatch& batch) {
+  for (uint64_t index = 0; index < slot.cold_pages.size(); ++index) {
+    ForEachRun(slot.cold_pages[index], [&](uint64_t bit, uint64_t pages) {
+      batch.Add(AddressOf(slot, index * kPagesPerGroup + bit),
+                pages * kPageBytes);
+    });
+  }
+}
+
+void LeaveOutWarmPages(SlotState& slot) {
+  for (uint64_t index = 0; index < slot.cold_pages.size(); ++index) {
+    const PageGroup& group = slot.pages.group(index);
+    slot.cold_pages[index] &= group.open.load(std::memory_order_relaxed) &
+                              ~group.recent.load(std::memory_order_relaxed) &
+                              ~GroupMask(index, 0, slot.kernel_pages);
+  }
+}
+
+absl::Status NoteDemoted(const SlotOpsContext& context, SlotState& slot,
+                         const DropBatch::Result& dropped) {
+  const WorkingSet::Words cold = std::exchange(slot.cold_pages, {});
+  slot.demotion_due = false;
+  slot.spans_put_off = 0;
+  absl::Status status;
+  uint64_t demoted = 0;
+  for (uint64_t index = 0; index < cold.size(); ++index) {
+    ForEachRun(cold[index], [&](uint64_t bit, uint64_t pages) {
+      const uint64_t first = index * kPagesPerGroup + bit;
+      const int error =
+          dropped.ErrorOf(AddressOf(slot, first), pages * kPageBytes);
+      if (error != 0) {
+        status = Failed(context, slot, error, "MADV_DONTNEED", first, pages);
+        return;
+      }
+      slot.pages.Forget(first, first + pages);
+      demoted += pages;
+    });
+  }
+  CountOwned(slot.counters.pages_demoted, demoted);
+  if (slot.image != nullptr) slot.image->working_set().ForgetWritten(cold);
+  return status;
+}
+
 absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
                           uint64_t keep_pages, uint64_t size_pages,
                           uint64_t hot_pages_limit) {
+  slot.filled.store(false, std::memory_order_relaxed);
   if (slot.reads_to_teach.load(std::memory_order_relaxed)) {
     TeachReads(slot, keep_pages);
   }
@@ -1096,20 +1110,11 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
   return EndSpan(context, slot, keep_pages);
 }
 
-bool RestoreSteady(const SlotOpsContext& context, SlotState& slot) {
+bool RestoreSteady(uint32_t span_handovers, SlotState& slot) {
   if (slot.tracking != Tracking::kSignal ||
-      slot.any_untracked.load(std::memory_order_relaxed) ||
-      slot.reads_to_teach.load(std::memory_order_relaxed) ||
-      slot.span_handovers + 1 >= context.span_handovers) {
+      slot.span_handovers + 1 >= span_handovers) {
     return false;
   }
-  bool steady = true;
-  slot.pages.ForEachGroup([&](uint64_t, PageGroup& group) {
-    const uint64_t open = group.open.load(std::memory_order_acquire);
-    steady &= (open & ~(group.hot.load(std::memory_order_relaxed) &
-                        group.present.load(std::memory_order_relaxed))) == 0;
-  });
-  if (!steady) return false;
   uint64_t restored = 0;
   uint64_t changed_pages = 0;
   const auto restore = [&](uint64_t index, PageGroup& group) {

@@ -16,6 +16,7 @@
 #include "firsttouch/service/drift.h"
 #include "firsttouch/service/fault_core.h"
 #include "firsttouch/service/slot_state.h"
+#include "firsttouch/uffd/batch_drop.h"
 
 namespace firsttouch {
 
@@ -104,16 +105,30 @@ absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot);
 // Restores the initial bytes of pages below `keep_pages` and drops those up to
 // `size_pages` (pages that the holder grew into). Restored pages stay private
 // and writable, as the next holder's hot set, up to `hot_pages_limit` of them;
-// above that all of the slot is dropped. A page that was not found changed for
-// two to three spans of hand-overs is dropped, together with others.
+// above that all of the slot is dropped. Pages that were not found changed for
+// two to three spans of hand-overs are put into `cold_pages`, and where it pays
+// to drop them now, `demotion_due` is set.
 absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
                           uint64_t keep_pages, uint64_t size_pages,
                           uint64_t hot_pages_limit);
 
-// The same for a slot whose holder did nothing but write to hot pages: no
-// system call, nothing that can fail. False where there is more to do, and then
-// nothing was done.
-bool RestoreSteady(const SlotOpsContext& context, SlotState& slot);
+// The same for a slot in which nothing was filled since the last restore, so
+// that its holder did nothing but write to hot pages: no system call, nothing
+// that can fail. False where there is more to do, and then nothing was done.
+bool RestoreSteady(uint32_t span_handovers, SlotState& slot);
+
+// Demotion: pages of several slots that no longer change are dropped with one
+// call, which interrupts the other cores once. Next time they are mapped clean
+// or, if they are written after all, filled as private ones: neither interrupts
+// other cores, as it would to protect them one by one.
+//
+// Takes those out of `cold_pages` that changed since they were put there.
+void LeaveOutWarmPages(SlotState& slot);
+// Adds the slot's `cold_pages` to what is dropped.
+void AddColdPages(const SlotState& slot, DropBatch& batch);
+// Takes note that they were, and has the image's working set forget them.
+absl::Status NoteDemoted(const SlotOpsContext& context, SlotState& slot,
+                         const DropBatch::Result& dropped);
 
 // What to do with untracked pages where no scan tells whether they have
 // changed.

@@ -23,6 +23,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/trap.h"
@@ -125,9 +126,8 @@ struct StrayPages {
   std::atomic<uint32_t> count;
 };
 
-// What a steady hand-over touches comes first, so that it is few cache lines:
-// a guest that writes to four pages fills a cache of 32 KiB with them and the
-// image's.
+// What a steady hand-over touches is in the first three cache lines: a guest
+// that writes to four pages fills a cache of 32 KiB with them and the image's.
 struct alignas(64) SlotState {
   // The bounds: bytes from the start that may be touched. 0 while nobody holds
   // the slot.
@@ -140,53 +140,59 @@ struct alignas(64) SlotState {
   // First byte of the memory; fixed.
   uintptr_t base = 0;
   PageStates pages;
-  // Owner. What the slot is bound to, in the form the fault path reads; 0 and
-  // null without an image.
-  uint64_t image_pages = 0;
-  const uint64_t* image_stored = nullptr;
-  const std::byte* image_data = nullptr;
-
-  // Owner. The holder's trap callback.
-  TrapCallback trap_callback = nullptr;
-  void* trap_user = nullptr;
-  // Owner. What the holder was given at first.
-  uint64_t initial_bytes = 0;
-  std::shared_ptr<const Image> image;
-  // Chooses the tracking for the image; null without one.
-  std::shared_ptr<DriftPolicy> policy;
-  // Of this span of hand-overs: pages found changed in all of them together,
-  // and how many there were.
-  uint64_t span_changed = 0;
-  uint32_t span_handovers = 0;
+  // Some page was filled, or its protection lifted, since the last restore.
+  // Where not, every open page is hot and present, and nothing else has to be
+  // looked at.
+  std::atomic<bool> filled{false};
   Tracking tracking = Tracking::kSignal;
-  // Whether some page is untracked.
-  std::atomic<bool> any_untracked{false};
-  // Whether some page was read for the first time that the image's working set
-  // is to be told of.
-  std::atomic<bool> reads_to_teach{false};
   // Owner. A Reset failed: nothing is known of the pages.
   bool broken = false;
   // Owner. The pages that the image's tenants write are to be made private
   // before the next one comes.
   bool prefill_wanted = false;
+  // Owner. The policy asked for another tracking at the last restore that did
+  // not go the steady way.
+  bool other_tracking_wanted = false;
+  // Owner. Which way the last restore went through the pages: the other way
+  // finds the caches warm.
+  bool restored_downwards = false;
+
+  // Owner. What the slot is bound to, in the form the fault path reads; 0 and
+  // null without an image.
+  uint64_t image_pages = 0;
+  const uint64_t* image_stored = nullptr;
+  const std::byte* image_data = nullptr;
+  std::shared_ptr<const Image> image;
+  // Owner. The holder's trap callback.
+  TrapCallback trap_callback = nullptr;
+  void* trap_user = nullptr;
+  // Owner. What the holder was given at first.
+  uint64_t initial_bytes = 0;
+
+  // Of this span of hand-overs: pages found changed in all of them together,
+  // and how many there were.
+  uint64_t span_changed = 0;
+  uint32_t span_handovers = 0;
+  // Guards against a fault that is resolved without end: how often in a row
+  // the page of the last fault had one.
+  std::atomic<uint32_t> same_page_faults{0};
+  SlotCounters counters{};
+
+  std::atomic<uint64_t> last_fault_page{~uint64_t{0}};
+  // Chooses the tracking for the image; null without one.
+  std::shared_ptr<DriftPolicy> policy;
+  // Whether some page is untracked.
+  std::atomic<bool> any_untracked{false};
+  // Whether some page was read for the first time that the image's working set
+  // is to be told of.
+  std::atomic<bool> reads_to_teach{false};
   // Owner. The image's memfd is mapped: its pages are shared until they are
   // written. Otherwise they are copied in: always with the backing kCopied, and
   // with kShared as long as a slot has had no fault on a page of its image.
   bool image_mapped = false;
   // There was such a fault: the image is to be mapped before the next holder.
   std::atomic<bool> mapping_wanted{false};
-  // Owner. Which way the last restore went through the pages: the other way
-  // finds the caches warm.
-  bool restored_downwards = false;
-  // Owner. pages_copied when idle_pages was noted: with another count, the slot
-  // may keep more.
-  uint64_t noted_copied = 0;
-  // Guards against a fault that is resolved without end: the page of the last
-  // fault and how often in a row.
-  std::atomic<uint32_t> same_page_faults{0};
-  std::atomic<uint64_t> last_fault_page{~uint64_t{0}};
   StrayPages strays{};
-  SlotCounters counters{};
 
   // 1 while a snapshot is copied (snapshot.h): whoever writes to the memory
   // gets SIGSEGV and waits here (a futex) until it is 0 again.
@@ -224,7 +230,11 @@ struct alignas(64) SlotState {
   // kAsync: those of them that took a signal, since the kernel does not track
   // behind the image.
   uint64_t span_signals = 0;
-  // Spans in a row in which pages to demote were too few to be worth a call.
+  // Pages that have stopped changing, as of the end of the last span: bit i of
+  // word w is page 64 w + i. Whether they are to be dropped now, and spans in a
+  // row in which they were too few to be worth a call.
+  std::vector<uint64_t> cold_pages;
+  bool demotion_due = false;
   uint32_t spans_put_off = 0;
   // Spans after which the image still has to be told what is written again and
   // again.
@@ -249,6 +259,13 @@ struct alignas(64) SlotState {
   uint32_t grown_pages = 0;
   uint32_t grown_pages_before = 0;
 };
+
+// The lines that the steady path touches, as the order above says.
+static_assert(offsetof(SlotState, image_pages) == 64);
+static_assert(offsetof(SlotState, span_changed) == 128);
+static_assert(offsetof(SlotState, counters) +
+                  offsetof(SlotCounters, pages_restored) <
+              192);
 
 }  // namespace firsttouch
 

@@ -396,6 +396,11 @@ CallResult FakeKernel::EventFd() noexcept {
                [&] { return real_->EventFd(); });
 }
 
+CallResult FakeKernel::Membarrier(int command) noexcept {
+  return Plain({.op = Op::kMembarrier, .mode = static_cast<uint64_t>(command)},
+               {0, ENOSYS}, [&] { return real_->Membarrier(command); });
+}
+
 CallResult FakeKernel::OpenPagemap() noexcept {
   return Plain({.op = Op::kOpenPagemap}, {0, ENOSYS},
                [&] { return real_->OpenPagemap(); });

@@ -56,6 +56,7 @@ class FakeKernel final : public Kernel {
     kClose,
     kDupCloexec,
     kEventFd,
+    kMembarrier,
     kOpenPagemap,
   };
   static constexpr size_t kOps = static_cast<size_t>(Op::kOpenPagemap) + 1;
@@ -160,6 +161,7 @@ class FakeKernel final : public Kernel {
   CallResult Close(int fd) noexcept override;
   CallResult DupCloexec(int fd, int minimum) noexcept override;
   CallResult EventFd() noexcept override;
+  CallResult Membarrier(int command) noexcept override;
   CallResult OpenPagemap() noexcept override;
 
   // Scripts that one operation can hold.

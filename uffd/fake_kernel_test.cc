@@ -103,6 +103,7 @@ TEST(FakeKernel, WithoutARealKernelNothingIsMadeUp) {
   EXPECT_EQ(kernel.OpenUserfaultfdSyscall(0).error, ENOSYS);
   EXPECT_EQ(kernel.Mmap(0, 4096, 0, 0, -1, 0).error, ENOSYS);
   EXPECT_EQ(kernel.EventFd().error, ENOSYS);
+  EXPECT_EQ(kernel.Membarrier(0).error, ENOSYS);
   uffd_msg message;
   EXPECT_EQ(kernel.ReadEvents(3, &message, 1).error, EAGAIN);
   kernel.Fail(Op::kOpenUserfaultfdSyscall, 1, CallResult{7, 0});

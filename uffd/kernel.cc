@@ -259,6 +259,10 @@ class MachineKernel final : public Kernel {
     return ToResult(RawCall(SYS_eventfd2, 0, EFD_CLOEXEC | EFD_NONBLOCK));
   }
 
+  CallResult Membarrier(int command) noexcept override {
+    return ToResult(RawCall(SYS_membarrier, command, 0, 0));
+  }
+
   CallResult OpenPagemap() noexcept override {
     return ToResult(RawCall(SYS_openat, AT_FDCWD, Word("/proc/self/pagemap"),
                             O_RDONLY | O_CLOEXEC));

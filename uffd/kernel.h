@@ -174,6 +174,11 @@ class Kernel {
   // A non-blocking close-on-exec eventfd with count 0. Value: the descriptor.
   virtual CallResult EventFd() noexcept = 0;
 
+  // membarrier(2) (4.3; the private expedited commands 4.14). EPERM: this
+  // process has not registered for the command. ENOSYS, EPERM: a seccomp
+  // filter.
+  virtual CallResult Membarrier(int command) noexcept = 0;
+
   // Opens /proc/self/pagemap, close-on-exec. Value: the descriptor. It shows
   // the process that opened it, also in a forked child.
   virtual CallResult OpenPagemap() noexcept = 0;

@@ -2,6 +2,7 @@
 // forwards.
 
 #include <fcntl.h>
+#include <linux/membarrier.h>
 #include <poll.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -477,6 +478,16 @@ TEST_P(KernelContract, MappingCalls) {
   EXPECT_EQ(bytes[0], 0);
   EXPECT_TRUE(kernel().Mprotect(at, kPage, PROT_READ).ok());
   EXPECT_TRUE(kernel().Munmap(at, 2 * kPage).ok());
+}
+
+TEST_P(KernelContract, MembarrierAsksForRegistration) {
+  if (!kernel().Membarrier(MEMBARRIER_CMD_QUERY).ok()) {
+    GTEST_SKIP() << "no membarrier(2)";
+  }
+  EXPECT_EQ(kernel().Membarrier(-1).error, EINVAL);
+  EXPECT_TRUE(
+      kernel().Membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED).ok());
+  EXPECT_TRUE(kernel().Membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED).ok());
 }
 
 TEST_P(KernelContract, DescriptorCalls) {

@@ -1,0 +1,267 @@
+// What is done with slots that nobody has: private pages are given back, and
+// counted.
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "firsttouch/service/core.h"
+#include "firsttouch/service/slot_ops.h"
+#include "firsttouch/uffd/batch_drop.h"
+#include "firsttouch/uffd/pagemap.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+namespace {
+
+// Slots whose pages are given back together: the kernel then interrupts the
+// other cores once for all of them. Whoever wants one of them waits for all.
+constexpr size_t kTrimmedTogether = 32;
+
+}  // namespace
+
+std::optional<SlotLifecycle> Core::ClaimIdle(SlotState& slot) {
+  SlotLifecycle before = slot.lifecycle.load(std::memory_order_relaxed);
+  if (before != SlotLifecycle::kFree && before != SlotLifecycle::kParked) {
+    return std::nullopt;  // Somebody has it.
+  }
+  const SlotLifecycle trimming = before == SlotLifecycle::kFree
+                                     ? SlotLifecycle::kTrimming
+                                     : SlotLifecycle::kTrimmingParked;
+  if (!slot.lifecycle.compare_exchange_strong(before, trimming,
+                                              std::memory_order_acquire,
+                                              std::memory_order_relaxed)) {
+    return std::nullopt;  // Somebody took it just now.
+  }
+  return before;
+}
+
+void Core::QuarantineIdle(SlotState& slot, SlotLifecycle before) {
+  ForgetIdle(slot);
+  slot.lifecycle.store(SlotLifecycle::kQuarantined, std::memory_order_release);
+  // A free one is taken out by whoever gets it from the allocator.
+  if (before == SlotLifecycle::kParked) {
+    allocator_.Quarantine(SlotNumber(slot));
+  }
+}
+
+absl::Status Core::TrimSlots(std::span<SlotState* const> slots,
+                             uint64_t* bytes) {
+  struct Claimed {
+    SlotState* slot;
+    SlotLifecycle before;
+    PageSpan span;
+  };
+  std::vector<Claimed> claimed;
+  DropBatch batch;
+  for (SlotState* const slot : slots) {
+    const std::optional<SlotLifecycle> before = ClaimIdle(*slot);
+    if (!before.has_value()) continue;
+    const PageSpan span = mappings_ != nullptr
+                              ? PageSpan{0, slot->kept_pages, slot->kept_pages}
+                              : ResidentSpan(*slot, 0, slot->kept_pages);
+    batch.Add(slot->base + span.first_page * kPageBytes,
+              (span.end_page - span.first_page) * kPageBytes);
+    claimed.push_back({slot, *before, span});
+  }
+  if (claimed.empty()) return absl::OkStatus();
+  const DropBatch::Result dropped = batch.Drop(kernel_);
+  Count(claimed.front().slot->counters.kernel_calls, dropped.calls);
+
+  absl::Status failure;
+  for (const Claimed& one : claimed) {
+    SlotState& slot = *one.slot;
+    if (!one.span.empty()) {
+      const int error = dropped.ErrorOf(
+          slot.base + one.span.first_page * kPageBytes,
+          (one.span.end_page - one.span.first_page) * kPageBytes);
+      absl::Status status =
+          mappings_ != nullptr
+              ? mappings_->NoteDropped(slot, slot.kept_pages, error)
+              : NoteDropped(*ops_, slot, one.span, error);
+      if (!status.ok()) {
+        failure.Update(status);
+        QuarantineIdle(slot, one.before);
+        continue;
+      }
+    }
+    slot.prefill_wanted = slot.image != nullptr && mappings_ == nullptr;
+    const uint64_t pages = ForgetIdle(slot);
+    CountOwned(slot.counters.pages_trimmed, pages);
+    *bytes += pages * kPageBytes;
+    slot.lifecycle.store(one.before, std::memory_order_release);
+  }
+  return failure;
+}
+
+absl::StatusOr<uint64_t> Core::Trim() {
+  return TrimTo(options_.resident_budget_bytes.value_or(0), nullptr);
+}
+
+absl::StatusOr<uint64_t> Core::TrimTo(uint64_t budget, bool* more) {
+  if (absl::Status status = CheckProcess(); !status.ok()) return status;
+  struct Idle {
+    uint64_t released_ns;
+    uint64_t pages;
+    SlotState* slot;
+  };
+  std::vector<Idle> idle;
+  uint64_t kept = 0;
+  uint64_t returning = 0;
+  for (uint32_t i = 0; i < layout_.slots(); ++i) {
+    SlotState& slot = slots_[i];
+    // In one order with Janitor::Wake.
+    const SlotLifecycle lifecycle =
+        slot.lifecycle.load(std::memory_order_seq_cst);
+    const uint64_t pages = slot.idle_pages.load(std::memory_order_relaxed);
+    if (lifecycle == SlotLifecycle::kReturning) returning += pages * kPageBytes;
+    if (pages == 0 || (lifecycle != SlotLifecycle::kFree &&
+                       lifecycle != SlotLifecycle::kParked)) {
+      continue;
+    }
+    idle.push_back(
+        {slot.released_ns.load(std::memory_order_relaxed), pages, &slot});
+    kept += pages * kPageBytes;
+  }
+  if (more != nullptr) *more = returning != 0 && kept + returning > budget;
+  if (kept <= budget) return 0;
+  std::sort(idle.begin(), idle.end(), [](const Idle& a, const Idle& b) {
+    return a.released_ns < b.released_ns;
+  });
+  std::vector<SlotState*> victims;
+  for (const Idle& one : idle) {
+    if (kept <= budget) break;
+    victims.push_back(one.slot);
+    kept -= one.pages * kPageBytes;
+  }
+  uint64_t bytes = 0;
+  absl::Status failure;
+  for (std::span<SlotState* const> rest(victims); !rest.empty();) {
+    const size_t count = std::min(rest.size(), kTrimmedTogether);
+    failure.Update(TrimSlots(rest.first(count), &bytes));
+    rest = rest.subspan(count);
+  }
+  if (!failure.ok()) return failure;
+  return bytes;
+}
+
+uint64_t Core::CountPrivate(SlotState& slot) const {
+  ScanRequest request = ScanRequest::PrivateCopies(
+      slot.base, slot.base + slot.kept_pages * kPageBytes);
+  // Not what is only swapped: protected pages that were dropped look like that.
+  request.any_of = kPageIsPresent;
+  request.none_of |= kPageIsPfnZero;
+  request.report = 0;
+  PageRegion regions[64];
+  const ScanResult scan = ScanPages(kernel_, pagemap_->fd(), request, regions,
+                                    64, [](const PageRegion&) { return true; });
+  Count(slot.counters.kernel_calls, scan.calls);
+  return scan.pages;
+}
+
+void Core::NoteIdle(SlotState& slot) {
+  uint64_t pages = 0;
+  if (mappings_ != nullptr) {
+    pages = mappings_->KeptPages(slot);
+  } else {
+    const bool copied = !slot.image_mapped;
+    slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
+      uint64_t own = group.open.load(std::memory_order_relaxed);
+      if (copied && index * kPagesPerGroup < slot.image_pages) {
+        own |= group.present.load(std::memory_order_relaxed) &
+               slot.image_stored[index];
+      }
+      pages += std::popcount(own);
+    });
+    if (slot.tracking == Tracking::kAsync) {
+      // Protected pages stay private, and not all that are open are: counted
+      // where there may be more than before, or fewer.
+      const uint64_t least = slot.idle_pages.load(std::memory_order_relaxed);
+      pages = pages > least || slot.keeps_fewer ? CountPrivate(slot) : least;
+    }
+  }
+  slot.keeps_fewer = false;
+  const uint64_t before = slot.idle_pages.load(std::memory_order_relaxed);
+  if (pages == before) return;
+  slot.idle_pages.store(pages, std::memory_order_relaxed);
+  kept_by_slots_.fetch_add(static_cast<int64_t>(pages - before),
+                           std::memory_order_relaxed);
+}
+
+uint64_t Core::ForgetIdle(SlotState& slot) {
+  const uint64_t pages = slot.idle_pages.exchange(0, std::memory_order_relaxed);
+  if (pages != 0) {
+    kept_by_slots_.fetch_sub(static_cast<int64_t>(pages),
+                             std::memory_order_relaxed);
+  }
+  return pages;
+}
+
+void Core::MindBudget() {
+  if (janitor_ == nullptr) return;
+  const int64_t kept = kept_by_slots_.load(std::memory_order_relaxed);
+  if (kept > 0 && static_cast<uint64_t>(kept) * kPageBytes >
+                      *options_.resident_budget_bytes) {
+    // The janitor finds the slot in kReturning, or later.
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    janitor_->Wake();
+  }
+}
+
+void Core::PutOffDemotion(const SlotState& slot) {
+  const uint32_t name = SlotNumber(slot) + 1;
+  for (std::atomic<uint32_t>& cell : put_off_) {
+    uint32_t there = cell.load(std::memory_order_relaxed);
+    if (there == name) return;
+    if (there == 0 &&
+        cell.compare_exchange_strong(there, name, std::memory_order_relaxed)) {
+      return;
+    }
+  }
+  // No room: the end of its next span is soon enough.
+}
+
+absl::Status Core::Demote(SlotState& slot) {
+  struct Cold {
+    SlotState* slot;
+    // Of slots that nobody has; not of ours.
+    std::optional<SlotLifecycle> before;
+  };
+  std::vector<Cold> all = {{&slot, std::nullopt}};
+  for (std::atomic<uint32_t>& cell : put_off_) {
+    const uint32_t name = cell.exchange(0, std::memory_order_relaxed);
+    if (name == 0 || name == SlotNumber(slot) + 1) continue;
+    SlotState& other = slots_[name - 1];
+    // Whoever has it puts it off again, or comes here himself.
+    const std::optional<SlotLifecycle> before = ClaimIdle(other);
+    if (before.has_value()) all.push_back({&other, before});
+  }
+  DropBatch batch;
+  for (const Cold& one : all) {
+    LeaveOutWarmPages(*one.slot);
+    AddColdPages(*one.slot, batch);
+  }
+  const DropBatch::Result dropped = batch.Drop(kernel_);
+  Count(slot.counters.kernel_calls, dropped.calls);
+  absl::Status own;
+  for (const Cold& one : all) {
+    absl::Status status = NoteDemoted(*ops_, *one.slot, dropped);
+    if (!one.before.has_value()) {
+      own = status;
+    } else if (status.ok()) {
+      NoteIdle(*one.slot);
+      one.slot->lifecycle.store(*one.before, std::memory_order_release);
+    } else {
+      QuarantineIdle(*one.slot, *one.before);
+    }
+  }
+  return own;
+}
+
+}  // namespace firsttouch

@@ -1,0 +1,151 @@
+// Pages that have stopped changing are given back, those of several slots with
+// one call, and never those of a slot that somebody has.
+
+#include <cerrno>
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/service/service.h"
+#include "firsttouch/service/service_test_util.h"
+#include "firsttouch/uffd/fake_kernel.h"
+#include "firsttouch/uffd/units.h"
+#include "gtest/gtest.h"
+
+namespace firsttouch {
+namespace {
+
+using Op = FakeKernel::Op;
+
+constexpr uint64_t kPages = 64;
+constexpr uint64_t kSize = kPages * kPageBytes;
+// Two hand-overs a span.
+constexpr uint32_t kHotCycles = 4;
+constexpr int kSpan = 2;
+// What slot 0 and slot 1 write at first: too few to be worth a call, and
+// enough.
+const std::vector<uint64_t> kFew = {1, 3, 5};
+const std::vector<uint64_t> kMany = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18};
+const std::vector<uint64_t> kAlways = {40};
+
+class DemotionTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    ServiceOptions options;
+    options.name = "demotion";
+    options.layout = {
+        .instances = 2, .max_memory_bytes = kSize, .guard_after_bytes = 65536};
+    options.tracking = Tracking::kSignal;
+    options.hot_cycles = kHotCycles;
+    options.trap_callback = JumpOutOfTrap;
+    absl::StatusOr<std::unique_ptr<Service>> service =
+        Service::Create(options, kernel_);
+    if (!service.ok()) GTEST_SKIP() << service.status();
+    service_ = *std::move(service);
+    if (service_->Describe().find("userfaultfd:") == std::string::npos) {
+      GTEST_SKIP() << "nothing is learned without userfaultfd";
+    }
+  }
+
+  Memory Acquire() {
+    absl::StatusOr<Memory> memory =
+        service_->Acquire({.image = image_, .size_bytes = kSize});
+    EXPECT_TRUE(memory.ok()) << memory.status();
+    return memory.ok() ? *std::move(memory) : Memory();
+  }
+
+  // Holds both slots at once; what each holder writes goes by the slot. Slot 0
+  // is released first.
+  void Cycle(const std::vector<uint64_t>& of_slot_0,
+             const std::vector<uint64_t>& of_slot_1) {
+    Memory first = Acquire();
+    Memory second = Acquire();
+    if (first.instance() != 0) std::swap(first, second);
+    Use(first, of_slot_0);
+    Use(second, of_slot_1);
+    EXPECT_EQ(first.Release(), absl::OkStatus());
+    static_cast<void>(second.Release());
+  }
+
+  void Use(const Memory& memory, const std::vector<uint64_t>& pages) {
+    EXPECT_EQ(FirstDifference(memory, InitialBytes(image_, kSize)),
+              std::nullopt);
+    for (const uint64_t page : pages) Store(memory, page * kPageBytes, 1);
+    for (const uint64_t page : kAlways) Store(memory, page * kPageBytes, 1);
+  }
+
+  uint64_t Demoted() const { return service_->Stats().pages_demoted; }
+
+  FakeKernel kernel_;
+  const ImageRef image_ = PatternImage("demotion", 32);
+  std::unique_ptr<Service> service_;
+};
+
+TEST_F(DemotionTest, AnIdleSlotsFewPagesGoAlongWithAnothersMany) {
+  for (int i = 0; i < 2 * kSpan; ++i) Cycle(kFew, kMany);
+  kernel_.ResetCalls();
+  for (int i = 0; i < 4 * kSpan && Demoted() == 0; ++i) Cycle({}, {});
+  EXPECT_EQ(Demoted(), kFew.size() + kMany.size());
+  EXPECT_EQ(kernel_.Calls(Op::kProcessMadvise), 1);
+  // What is gone comes back as it was, and is learned again.
+  for (int i = 0; i < 2 * kSpan; ++i) Cycle(kFew, kMany);
+}
+
+TEST_F(DemotionTest, FewPagesOfOneSlotGoByThemselvesInTheEnd) {
+  for (int i = 0; i < 2 * kSpan; ++i) Cycle(kFew, {});
+  for (int i = 0; i < 4 * kSpan; ++i) Cycle({}, {});
+  EXPECT_EQ(Demoted(), 0);
+  for (int i = 0; i < 10 * kSpan; ++i) Cycle({}, {});
+  EXPECT_EQ(Demoted(), kFew.size());
+}
+
+TEST_F(DemotionTest, PagesOfASlotThatSomebodyHasStay) {
+  for (int i = 0; i < 2 * kSpan; ++i) Cycle(kFew, kMany);
+  // Slot 0 is ahead: it puts off what it has.
+  for (int i = 0; i < 3 * kSpan; ++i) Cycle({}, kMany);
+  ASSERT_EQ(Demoted(), 0);
+  Memory held = Acquire();
+  Memory other = Acquire();
+  if (held.instance() != 0) std::swap(held, other);
+  for (const uint64_t page : kFew) Store(held, page * kPageBytes, 77);
+  EXPECT_EQ(other.Release(), absl::OkStatus());
+  for (int i = 0; i < 5 * kSpan && Demoted() == 0; ++i) {
+    Memory memory = Acquire();
+    Use(memory, {});
+  }
+  EXPECT_EQ(Demoted(), kMany.size());
+  for (const uint64_t page : kFew) {
+    EXPECT_EQ(Load(held, page * kPageBytes), 77) << page;
+  }
+}
+
+TEST_F(DemotionTest, PagesThatChangeAgainMeanwhileStay) {
+  for (int i = 0; i < 2 * kSpan; ++i) Cycle(kFew, kMany);
+  for (int i = 0; i < 3 * kSpan; ++i) Cycle({}, kMany);
+  ASSERT_EQ(Demoted(), 0);
+  // Slot 1 gives up its pages while slot 0 writes one of its own again, in the
+  // same span.
+  for (int i = 0; i < 4 * kSpan && Demoted() == 0; ++i) Cycle({kFew[1]}, {});
+  EXPECT_EQ(Demoted(), kMany.size() + kFew.size() - 1);
+}
+
+TEST_F(DemotionTest, AFailureQuarantinesTheSlotsWhosePagesMayStillBeThere) {
+  for (int i = 0; i < 2 * kSpan; ++i) Cycle(kFew, kMany);
+  kernel_.Fail(Op::kProcessMadvise, FakeKernel::kEvery, CallResult{0, EINVAL});
+  kernel_.Fail(Op::kMadvise, FakeKernel::kEvery, CallResult{0, ENOMEM});
+  for (int i = 0; i < 4 * kSpan && service_->Stats().slots_quarantined == 0;
+       ++i) {
+    Cycle({}, {});
+  }
+  // A free one is taken out by whoever would get it.
+  EXPECT_FALSE(service_->Acquire({.image = image_, .size_bytes = kSize}).ok());
+  EXPECT_EQ(service_->Stats().slots_quarantined, 2);
+  EXPECT_EQ(Demoted(), 0);
+}
+
+}  // namespace
+}  // namespace firsttouch
