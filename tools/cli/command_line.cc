@@ -9,9 +9,9 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
+#include "firsttouch/tools/cli/nearest.h"
+#include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/cli/terminal.h"
-#include "firsttouch/tools/pooldump/nearest.h"
-#include "firsttouch/tools/pooldump/table.h"
 
 namespace firsttouch::cli {
 namespace {
@@ -158,10 +158,10 @@ const CLI::App* CommandOf(const CLI::App& app,
 std::string NoSuch(const std::string& what, const std::string& word,
                    const std::vector<std::string>& names,
                    const std::string& help) {
-  const std::string nearest = pooldump::Nearest(word, names);
+  const std::string nearest = Nearest(word, names);
   return absl::StrCat(
       "there is no ", what, " ",
-      word.empty() ? std::string("\"\"") : pooldump::Printable(word), "; ",
+      word.empty() ? std::string("\"\"") : Printable(word), "; ",
       nearest.empty() ? absl::StrCat(help, " --help lists them")
                       : absl::StrCat("did you mean ", nearest, "?"));
 }
@@ -191,8 +191,8 @@ std::string Explain(const CLI::App& app, const std::vector<std::string>& words,
     return absl::StrCat("no command is given; ", help, " --help lists them");
   }
   return absl::StrCat(
-      pooldump::Printable(absl::StrReplaceAll(error.what(), {{"\n", " "}})),
-      "; ", help, " --help tells more");
+      Printable(absl::StrReplaceAll(error.what(), {{"\n", " "}})), "; ", help,
+      " --help tells more");
 }
 
 // What completes a value, as words of compgen.

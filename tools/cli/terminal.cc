@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "firsttouch/tools/pooldump/table.h"
+#include "firsttouch/tools/cli/table.h"
 
 namespace firsttouch::cli {
 namespace {
@@ -71,9 +71,8 @@ void Progress::Show(uint64_t done_bytes, uint64_t total_bytes) {
                                        static_cast<double>(total_bytes));
   if (percent == percent_) return;
   percent_ = percent;
-  std::fprintf(stderr, "\r%s: %d %% of %s\033[K",
-               pooldump::Printable(what_).c_str(), percent,
-               pooldump::BytesText(total_bytes, {}).c_str());
+  std::fprintf(stderr, "\r%s: %d %% of %s\033[K", Printable(what_).c_str(),
+               percent, BytesText(total_bytes, {}).c_str());
   std::fflush(stderr);
 }
 

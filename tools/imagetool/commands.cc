@@ -23,8 +23,8 @@
 #include "firsttouch/init/memfd.h"
 #include "firsttouch/init/wasm/wasm_image.h"
 #include "firsttouch/init/working_set.h"
-#include "firsttouch/tools/pooldump/table.h"
-#include "firsttouch/tools/pooldump/text_file.h"
+#include "firsttouch/tools/cli/table.h"
+#include "firsttouch/tools/cli/text_file.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch::imagetool {
@@ -32,7 +32,7 @@ namespace {
 
 // Whatever a report has of others is fit for a terminal and for JSON: a file's
 // name may be any bytes.
-using pooldump::Printable;
+using cli::Printable;
 
 // Of a module, a list, or a file that a list names: what is read at once.
 constexpr uint64_t kMaxSourceBytes = uint64_t{4} << 30;
@@ -216,7 +216,7 @@ absl::StatusOr<ImageRef> FromSegments(const std::string& path,
                                       const std::string& text,
                                       const std::string& name) {
   SegmentList list;
-  absl::Status parsed = pooldump::ParseText(path, text, &list, nullptr);
+  absl::Status parsed = cli::ParseText(path, text, &list, nullptr);
   if (!parsed.ok()) return parsed;
   std::vector<std::string> files;  // Not moved while segments point into it.
   files.reserve(static_cast<size_t>(list.segments_size()));

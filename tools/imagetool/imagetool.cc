@@ -23,15 +23,15 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "firsttouch/tools/cli/bytes.h"
 #include "firsttouch/tools/cli/command_line.h"
 #include "firsttouch/tools/cli/json.h"
+#include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/cli/terminal.h"
 #include "firsttouch/tools/imagetool/commands.h"
 #include "firsttouch/tools/imagetool/imagetool.pb.h"
 #include "firsttouch/tools/imagetool/map_picture.h"
 #include "firsttouch/tools/imagetool/text.h"
-#include "firsttouch/tools/pooldump/config.h"
-#include "firsttouch/tools/pooldump/table.h"
 
 namespace firsttouch::imagetool {
 namespace {
@@ -74,7 +74,7 @@ int Fail(int exit_code, const std::string& error) {
   // One line, whatever the library says.
   const std::string line = absl::StrReplaceAll(error, {{"\n", " "}});
   return cli::End(kName,
-                  {.exit_code = exit_code, .error = pooldump::Printable(line)});
+                  {.exit_code = exit_code, .error = cli::Printable(line)});
 }
 
 int Fail(const absl::Status& status, int exit_code = kExitFailed) {
@@ -82,7 +82,7 @@ int Fail(const absl::Status& status, int exit_code = kExitFailed) {
   return Fail(exit_code, error);
 }
 
-pooldump::TextStyle StyleOf(const Words& words) {
+cli::TextStyle StyleOf(const Words& words) {
   return {.color = cli::WantsColor(words.common.color, STDOUT_FILENO),
           .bytes = words.common.bytes};
 }
@@ -161,8 +161,7 @@ int RunBuild(const Words& words) {
   options.imported_memory_pages = words.imported_memory_pages;
   options.allow_unresolved = words.allow_unresolved;
   if (!words.size.empty()) {
-    const absl::StatusOr<uint64_t> size =
-        pooldump::ParseBytes("--size", words.size);
+    const absl::StatusOr<uint64_t> size = cli::ParseBytes("--size", words.size);
     if (!size.ok()) {
       return Fail(size.status(), cli::kExitUsage);
     }
@@ -243,7 +242,7 @@ int RunUnpack(const Words& words) {
   unpack.replace = !words.no_replace;
   if (!words.max_size.empty()) {
     const absl::StatusOr<uint64_t> size =
-        pooldump::ParseBytes("--max-size", words.max_size);
+        cli::ParseBytes("--max-size", words.max_size);
     if (!size.ok()) {
       return Fail(size.status(), cli::kExitUsage);
     }
@@ -280,14 +279,14 @@ int RunMap(const Words& words) {
     if (!svg.ok()) return Fail(svg.status());
     const absl::Status written = WriteTextFile(words.svg, *svg);
     if (!written.ok()) return Fail(written);
-    report->set_svg(pooldump::Printable(words.svg));
+    report->set_svg(cli::Printable(words.svg));
   }
   if (!words.html.empty()) {
     absl::StatusOr<std::string> html = HtmlOf(*report);
     if (!html.ok()) return Fail(html.status());
     const absl::Status written = WriteTextFile(words.html, *html);
     if (!written.ok()) return Fail(written);
-    report->set_html(pooldump::Printable(words.html));
+    report->set_html(cli::Printable(words.html));
   }
   return Print(report, words);
 }

@@ -35,7 +35,7 @@ absl::StatusOr<picture::PageMapPicture> PictureOf(const MapReport& report) {
   picture::PageMapPicture result;
   result.title =
       absl::StrCat(report.name().empty() ? report.path() : report.name(), ": ",
-                   pooldump::BytesText(report.pages() * kPageBytes, {}),
+                   cli::BytesText(report.pages() * kPageBytes, {}),
                    report.is_delta() ? ", a delta" : "");
   result.page_bytes = kPageBytes;
   std::vector<size_t> index(MapReport::State_ARRAYSIZE);
@@ -64,8 +64,9 @@ absl::StatusOr<picture::PageMapPicture> PictureOf(const MapReport& report) {
 
 }  // namespace
 
-absl::StatusOr<std::string> TerminalPictureOf(
-    const MapReport& report, int columns, const pooldump::TextStyle& style) {
+absl::StatusOr<std::string> TerminalPictureOf(const MapReport& report,
+                                              int columns,
+                                              const cli::TextStyle& style) {
   const absl::StatusOr<picture::PageMapPicture> picture = PictureOf(report);
   if (!picture.ok()) return picture.status();
   return picture::TerminalText(

@@ -10,15 +10,15 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/imagetool/imagetool.pb.h"
-#include "firsttouch/tools/pooldump/table.h"
 
 namespace firsttouch::imagetool {
 
 // In lines of `columns`.
 absl::StatusOr<std::string> TerminalPictureOf(const MapReport& report,
                                               int columns,
-                                              const pooldump::TextStyle& style);
+                                              const cli::TextStyle& style);
 
 absl::StatusOr<std::string> SvgOf(const MapReport& report);
 absl::StatusOr<std::string> HtmlOf(const MapReport& report);

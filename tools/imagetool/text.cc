@@ -10,12 +10,12 @@
 namespace firsttouch::imagetool {
 namespace {
 
-using pooldump::BytesText;
-using pooldump::PlainTable;
-using pooldump::TextStyle;
-using pooldump::Tint;
-using pooldump::Tinted;
-using pooldump::Value;
+using cli::BytesText;
+using cli::PlainTable;
+using cli::TextStyle;
+using cli::Tint;
+using cli::Tinted;
+using cli::Value;
 
 // "label    value" lines.
 void Line(const TextStyle& style, const std::string& label,

@@ -8,19 +8,18 @@
 
 #include <string>
 
+#include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/imagetool/imagetool.pb.h"
-#include "firsttouch/tools/pooldump/table.h"
 
 namespace firsttouch::imagetool {
 
-std::string TextOf(const ImageReport& report, const pooldump::TextStyle& style);
-std::string TextOf(const BuildReport& report, const pooldump::TextStyle& style);
-std::string TextOf(const ListReport& report, const pooldump::TextStyle& style);
-std::string TextOf(const DiffReport& report, const pooldump::TextStyle& style);
-std::string TextOf(const VerifyReport& report,
-                   const pooldump::TextStyle& style);
-std::string TextOf(const PackReport& report, const pooldump::TextStyle& style);
-std::string TextOf(const StatsReport& report, const pooldump::TextStyle& style);
+std::string TextOf(const ImageReport& report, const cli::TextStyle& style);
+std::string TextOf(const BuildReport& report, const cli::TextStyle& style);
+std::string TextOf(const ListReport& report, const cli::TextStyle& style);
+std::string TextOf(const DiffReport& report, const cli::TextStyle& style);
+std::string TextOf(const VerifyReport& report, const cli::TextStyle& style);
+std::string TextOf(const PackReport& report, const cli::TextStyle& style);
+std::string TextOf(const StatsReport& report, const cli::TextStyle& style);
 
 }  // namespace firsttouch::imagetool
 

@@ -14,7 +14,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
-#include "firsttouch/tools/pooldump/table.h"
+#include "firsttouch/tools/cli/table.h"
 #include "pugixml.hpp"
 
 namespace firsttouch::picture {
@@ -27,7 +27,7 @@ constexpr size_t kMostRows = 1024;
 
 // XML also forbids the two numbers of Unicode that are no characters.
 std::string Printable(const std::string& text) {
-  return absl::StrReplaceAll(pooldump::Printable(text),
+  return absl::StrReplaceAll(cli::Printable(text),
                              {{"\xef\xbf\xbe", "?"}, {"\xef\xbf\xbf", "?"}});
 }
 
@@ -70,7 +70,7 @@ std::string LegendText(const State& state, uint64_t pages) {
 std::string ScaleText(const PageMapPicture& picture, uint64_t pages_per_cell) {
   return absl::StrCat(
       picture.pages, picture.pages == 1 ? " page of " : " pages of ",
-      pooldump::BytesText(picture.page_bytes, {}), ", ",
+      cli::BytesText(picture.page_bytes, {}), ", ",
       pages_per_cell == 1 ? std::string("one a cell")
                           : absl::StrCat(pages_per_cell, " a cell"));
 }
@@ -383,7 +383,7 @@ std::string CellText(const PageMapPicture& picture, const Cell& cell) {
   const uint64_t end = begin + cell.pages * picture.page_bytes;
   std::string text =
       absl::StrCat(PagesText(cell.first_page, cell.pages), ", offset ",
-                   pooldump::HexText(begin), "-", pooldump::HexText(end - 1));
+                   cli::HexText(begin), "-", cli::HexText(end - 1));
   std::vector<std::string> parts;
   for (size_t state = 0; state < cell.in_state.size(); ++state) {
     const std::string name = Printable(picture.states[state].name);

@@ -7,6 +7,14 @@
 #include "absl/strings/str_cat.h"
 
 namespace firsttouch::pooldump {
+
+using cli::Column;
+using cli::Columns;
+using cli::HexText;
+using cli::Printable;
+using cli::Tint;
+using cli::Value;
+
 namespace {
 
 Value StateValue(const Slot& slot) {

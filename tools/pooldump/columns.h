@@ -6,20 +6,20 @@
 
 #include <string>
 
+#include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/imagetool/imagetool.pb.h"
 #include "firsttouch/tools/pooldump/pooldump.pb.h"
 #include "firsttouch/tools/pooldump/snapshot/snapshot.pb.h"
-#include "firsttouch/tools/pooldump/table.h"
 
 namespace firsttouch::pooldump {
 
 // Made once; the same in all threads.
-const Columns<LayoutReport::Range>& RangeColumns();
-const Columns<Slot>& SlotColumns();
-const Columns<Image>& ImageColumns();
-const Columns<LocateReport::Found>& FoundColumns();
-const Columns<PageRun>& PageRunColumns();
-const Columns<imagetool::MapReport::Run>& ImageRunColumns();
+const cli::Columns<LayoutReport::Range>& RangeColumns();
+const cli::Columns<Slot>& SlotColumns();
+const cli::Columns<Image>& ImageColumns();
+const cli::Columns<LocateReport::Found>& FoundColumns();
+const cli::Columns<PageRun>& PageRunColumns();
+const cli::Columns<imagetool::MapReport::Run>& ImageRunColumns();
 
 // "minor", "read", ...: faults of all kinds.
 uint64_t Faults(const Counters& counters);

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/pooldump/watch_view.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -24,10 +25,10 @@ std::string Document() {
 
 // Each column, once, with a name of its own.
 template <typename Row>
-void ExpectExplained(const Columns<Row>& columns) {
+void ExpectExplained(const cli::Columns<Row>& columns) {
   const std::string document = Document();
   std::set<std::string> names;
-  for (const Column<Row>& column : columns) {
+  for (const cli::Column<Row>& column : columns) {
     EXPECT_THAT(document, HasSubstr(absl::StrCat("`", column.name, "`")));
     if (!column.title.empty()) {
       EXPECT_THAT(document, HasSubstr(absl::StrCat("`", column.title, "`")));

@@ -14,6 +14,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "firsttouch/tools/cli/text_file.h"
 #include "firsttouch/tools/imagetool/commands.h"
 #include "firsttouch/tools/pooldump/columns.h"
 #include "firsttouch/tools/pooldump/config.h"
@@ -23,7 +24,6 @@
 #include "firsttouch/tools/pooldump/snapshot/core_file.h"
 #include "firsttouch/tools/pooldump/snapshot/live.h"
 #include "firsttouch/tools/pooldump/snapshot/locate.h"
-#include "firsttouch/tools/pooldump/text_file.h"
 #include "re2/re2.h"
 
 namespace firsttouch::pooldump {
@@ -178,7 +178,7 @@ Answer LocateAll(const Options& options, const Locator& locate,
       options.addresses().empty() ||
       (options.addresses_size() == 1 && options.addresses(0) == "-");
   if (reads_log) {
-    absl::StatusOr<std::string> log = ReadFile("-", kMostLogBytes);
+    absl::StatusOr<std::string> log = cli::ReadFile("-", kMostLogBytes);
     if (!log.ok()) return CannotRead(log.status());
     wanted = AddressesIn(*log);
     report.set_log(*std::move(log));

@@ -1,30 +1,29 @@
-// Pools on paper: reading the file of --config, sizes with units, and the way
-// from a PoolConfig to LayoutOptions. Pure but for ReadPoolConfig.
+// Pools on paper: reading the file of --config, and the way from a PoolConfig
+// to LayoutOptions. Pure but for ReadPoolConfig.
 
 #ifndef FIRSTTOUCH_TOOLS_POOLDUMP_CONFIG_H_
 #define FIRSTTOUCH_TOOLS_POOLDUMP_CONFIG_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "firsttouch/pool/layout.h"
+#include "firsttouch/tools/cli/text_file.h"
 #include "firsttouch/tools/pooldump/pooldump.pb.h"
-#include "firsttouch/tools/pooldump/text_file.h"
 
 namespace firsttouch::pooldump {
+
+// Far more than any description of a pool needs: a wrong path must not fill the
+// memory.
+inline constexpr size_t kMostConfigBytes = size_t{1} << 20;
 
 struct PlacedConfig {
   PoolConfig config;
   // Where each field comes from: "pool.textproto:3:1" or "--memory-bytes".
-  FieldPlaces places;
+  cli::FieldPlaces places;
 };
-
-// A number of bytes: "4096", "64KiB", "1.5 GiB"; units B, KiB to EiB, in any
-// case, with or without "iB" (always powers of 1024). InvalidArgument says the
-// rule, and begins with `what`.
-absl::StatusOr<uint64_t> ParseBytes(const std::string& what,
-                                    const std::string& text);
 
 // A PoolConfig in protobuf's text format. InvalidArgument is one line that
 // begins with "`name`:LINE:COLUMN: ".

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "firsttouch/tools/cli/command_line.h"
+#include "firsttouch/tools/cli/text_file.h"
 #include "firsttouch/tools/pooldump/pooldump.pb.h"
-#include "firsttouch/tools/pooldump/text_file.h"
 
 namespace firsttouch::pooldump {
 
@@ -25,7 +25,7 @@ inline constexpr int kExitUsage = cli::kExitUsage;
 struct CommandLine {
   Options options;
   // The flag that set each field of options.pool(): "--memory-bytes".
-  FieldPlaces pool_places;
+  cli::FieldPlaces pool_places;
 
   // Set: nothing is to be done but to print this and end.
   std::optional<cli::Ending> ending;

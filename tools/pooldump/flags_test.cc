@@ -5,7 +5,6 @@
 
 #include "absl/strings/str_replace.h"
 #include "firsttouch/tools/pooldump/app.h"
-#include "firsttouch/tools/pooldump/nearest.h"
 #include "gmock/gmock.h"
 #include "google/protobuf/text_format.h"
 #include "google/protobuf/util/message_differencer.h"
@@ -180,16 +179,6 @@ TEST(PoolFlags, HaveEveryFieldOfThePool) {
   for (int i = 0; i < pool->field_count(); ++i) {
     EXPECT_THAT(fields, HasSubstr(pool->field(i)->name() + " "));
   }
-}
-
-TEST(Nearest, ForgivesAThirdOfTheLetters) {
-  const std::vector<std::string> names = {"--format", "--filter", "--all"};
-  EXPECT_EQ(Nearest("--fromat", names), "--format");
-  EXPECT_EQ(Nearest("--filtr", names), "--filter");
-  EXPECT_EQ(Nearest("--al", names), "--all");
-  EXPECT_EQ(Nearest("--zzzzzz", names), "");
-  EXPECT_EQ(Nearest("", names), "");
-  EXPECT_EQ(Nearest("--x", {}), "");
 }
 
 }  // namespace

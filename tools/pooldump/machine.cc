@@ -2,7 +2,8 @@
 
 #include <string>
 
-#include "firsttouch/tools/pooldump/text_file.h"
+#include "firsttouch/tools/cli/text_file.h"
+#include "firsttouch/tools/pooldump/config.h"
 #include "firsttouch/uffd/abi.h"
 
 namespace firsttouch::pooldump {
@@ -50,14 +51,15 @@ Machine ThisMachine(Kernel& kernel) {
 }
 
 absl::StatusOr<Machine> ReadMachine(const std::string& path) {
-  absl::StatusOr<std::string> text = ReadFile(path, kMostConfigBytes);
+  absl::StatusOr<std::string> text = cli::ReadFile(path, kMostConfigBytes);
   if (!text.ok()) return text.status();
   Machine machine;
-  const absl::Status status = ParseText(path, *text, &machine, nullptr);
+  const absl::Status status = cli::ParseText(path, *text, &machine, nullptr);
   if (status.ok()) return machine;
   // The whole report, as it was printed there.
   Report report;
-  if (ParseText(path, *text, &report, nullptr).ok() && report.has_layout()) {
+  if (cli::ParseText(path, *text, &report, nullptr).ok() &&
+      report.has_layout()) {
     return report.layout().machine();
   }
   return status;

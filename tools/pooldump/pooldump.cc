@@ -11,12 +11,12 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/tools/cli/command_line.h"
+#include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/cli/terminal.h"
 #include "firsttouch/tools/imagetool/commands.h"
 #include "firsttouch/tools/pooldump/commands.h"
 #include "firsttouch/tools/pooldump/flags.h"
 #include "firsttouch/tools/pooldump/print.h"
-#include "firsttouch/tools/pooldump/table.h"
 #include "firsttouch/tools/pooldump/watch.h"
 #include "firsttouch/tools/pooldump/watch_view.h"
 #include "firsttouch/uffd/kernel.h"
@@ -53,7 +53,7 @@ int RunWatch(const Options& options, bool color) {
   const absl::Status status = FilterAndSort(filter, &none);
   if (!status.ok()) return Fail(kExitUsage, absl::StrCat(status.message()));
   const std::string& sort = options.sort();
-  const auto column = FindColumn(
+  const auto column = cli::FindColumn(
       WatchColumns(), sort.substr(sort.empty() || sort.front() != '-' ? 0 : 1));
   if (!sort.empty() && !column.ok()) {
     return Fail(

@@ -21,6 +21,22 @@
 #include "re2/re2.h"
 
 namespace firsttouch::pooldump {
+
+using cli::BytesText;
+using cli::Column;
+using cli::Columns;
+using cli::HexText;
+using cli::MakeTable;
+using cli::PlainTable;
+using cli::Printable;
+using cli::SortRows;
+using cli::TableCsv;
+using cli::TableText;
+using cli::TextStyle;
+using cli::Tint;
+using cli::Tinted;
+using cli::Value;
+
 namespace {
 
 using Filter = std::function<bool(const std::string&)>;

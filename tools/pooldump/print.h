@@ -7,8 +7,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/pooldump/pooldump.pb.h"
-#include "firsttouch/tools/pooldump/table.h"
 
 namespace firsttouch::pooldump {
 
@@ -21,18 +21,18 @@ absl::Status FilterAndSort(const Options& options, Report* report);
 // other formats are the same whatever the style.
 absl::StatusOr<std::string> PrintReport(const Report& report,
                                         const Options& options,
-                                        const TextStyle& style);
+                                        const cli::TextStyle& style);
 
 // The picture of `map` and `image` for a file: an HTML page, or SVG.
 absl::StatusOr<std::string> PictureFile(const Report& report, bool html);
 
 // Of PrintReport's text, the part for a layout, and so on.
-std::string LayoutText(const LayoutReport& report, const TextStyle& style);
+std::string LayoutText(const LayoutReport& report, const cli::TextStyle& style);
 std::string LiveText(const ProcessSnapshot& process, bool all,
-                     const TextStyle& style);
-std::string LocateText(const LocateReport& report, const TextStyle& style);
+                     const cli::TextStyle& style);
+std::string LocateText(const LocateReport& report, const cli::TextStyle& style);
 std::string CoreText(const CoreReport& report, bool all,
-                     const TextStyle& style);
+                     const cli::TextStyle& style);
 
 }  // namespace firsttouch::pooldump
 

@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/pooldump/layout_report.h"
-#include "firsttouch/tools/pooldump/table.h"
 
 namespace firsttouch::pooldump {
 namespace {
@@ -81,7 +81,7 @@ absl::StatusOr<picture::PageMapPicture> SlotPicture(const PageMap& map) {
                    map.slot().image_name().empty()
                        ? std::string("no image")
                        : absl::StrCat("image ", map.slot().image_name()),
-                   ", size ", BytesText(map.slot().size_bytes(), {}));
+                   ", size ", cli::BytesText(map.slot().size_bytes(), {}));
   const picture::State palette[kStates] = {
       {"missing", '.', picture::kPaper},
       {"above the size", '-', picture::kBlack},

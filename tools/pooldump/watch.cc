@@ -15,10 +15,14 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/pooldump/snapshot/live.h"
 #include "firsttouch/tools/pooldump/watch_view.h"
 
 namespace firsttouch::pooldump {
+
+using cli::Tint;
+
 namespace {
 
 volatile std::sig_atomic_t g_leave = 0;

@@ -16,6 +16,17 @@
 #include "re2/re2.h"
 
 namespace firsttouch::pooldump {
+
+using cli::BytesText;
+using cli::Column;
+using cli::Columns;
+using cli::PlainTable;
+using cli::Printable;
+using cli::TableText;
+using cli::Tint;
+using cli::Value;
+using cli::Width;
+
 namespace {
 
 constexpr uint32_t kLeastIntervalMs = 100;

@@ -11,9 +11,9 @@
 #include <utility>
 #include <vector>
 
+#include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/pooldump/pooldump.pb.h"
 #include "firsttouch/tools/pooldump/snapshot/snapshot.pb.h"
-#include "firsttouch/tools/pooldump/table.h"
 
 namespace firsttouch::pooldump {
 
@@ -26,7 +26,7 @@ struct WatchRow {
   double handovers = 0;
 };
 
-const Columns<WatchRow>& WatchColumns();
+const cli::Columns<WatchRow>& WatchColumns();
 
 // Keys that are no characters.
 enum class Key : int {
@@ -46,7 +46,7 @@ enum class Key : int {
 // A line of the screen, printable.
 struct ScreenLine {
   std::string text;
-  Tint tint = Tint::kNone;
+  cli::Tint tint = cli::Tint::kNone;
   bool inverse = false;
 };
 
@@ -82,7 +82,7 @@ class WatchView {
   std::vector<ScreenLine> Head() const;
   std::vector<ScreenLine> Help() const;
 
-  TextStyle style_;
+  cli::TextStyle style_;
   bool all_ = false;
   bool reverse_ = false;
   bool paused_ = false;

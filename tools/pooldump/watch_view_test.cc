@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "firsttouch/tools/cli/table.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -137,7 +138,7 @@ TEST(WatchView, FitsEveryScreen) {
         const std::vector<ScreenLine> lines = view.Lines(rows, columns);
         ASSERT_EQ(lines.size(), static_cast<size_t>(rows));
         for (const ScreenLine& line : lines) {
-          EXPECT_LE(Width(line.text), static_cast<size_t>(columns));
+          EXPECT_LE(cli::Width(line.text), static_cast<size_t>(columns));
         }
         view.Press(key);
       }

@@ -34,9 +34,9 @@
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/image_builder.h"
 #include "firsttouch/service/service.h"
+#include "firsttouch/tools/cli/text_file.h"
 #include "firsttouch/tools/pooldump/config.h"
 #include "firsttouch/tools/pooldump/testing/recipe.pb.h"
-#include "firsttouch/tools/pooldump/text_file.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch::pooldump {
@@ -133,7 +133,7 @@ std::unique_ptr<Service> MakePool(const PoolConfig& config) {
 
 int Main(const std::string& text, bool busy) {
   Recipe recipe;
-  Must(ParseText("recipe", text, &recipe, nullptr));
+  Must(cli::ParseText("recipe", text, &recipe, nullptr));
   for (const Recipe::Fake& fake : recipe.fakes()) MakeFake(fake);
   std::map<std::string, ImageRef> images;
   for (const Recipe::Image& image : recipe.images()) {

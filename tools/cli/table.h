@@ -1,8 +1,8 @@
 // Tables: rows of a message, columns that say how to read a value from a row.
 // Text, csv and sorting are made of the same columns.
 
-#ifndef FIRSTTOUCH_TOOLS_POOLDUMP_TABLE_H_
-#define FIRSTTOUCH_TOOLS_POOLDUMP_TABLE_H_
+#ifndef FIRSTTOUCH_TOOLS_CLI_TABLE_H_
+#define FIRSTTOUCH_TOOLS_CLI_TABLE_H_
 
 #include <algorithm>
 #include <cstddef>
@@ -16,7 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 
-namespace firsttouch::pooldump {
+namespace firsttouch::cli {
 
 // Colours say nothing that the words do not.
 enum class Tint { kNone, kGood, kWeak, kBad, kDim, kHead };
@@ -165,6 +165,6 @@ PlainTable MakeTable(const Columns<Row>& columns, const Rows& rows, bool csv) {
   return table;
 }
 
-}  // namespace firsttouch::pooldump
+}  // namespace firsttouch::cli
 
-#endif  // FIRSTTOUCH_TOOLS_POOLDUMP_TABLE_H_
+#endif  // FIRSTTOUCH_TOOLS_CLI_TABLE_H_

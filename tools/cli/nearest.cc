@@ -1,11 +1,11 @@
-#include "firsttouch/tools/pooldump/nearest.h"
+#include "firsttouch/tools/cli/nearest.h"
 
 #include <algorithm>
 #include <cstddef>
 #include <string>
 #include <vector>
 
-namespace firsttouch::pooldump {
+namespace firsttouch::cli {
 namespace {
 
 // Levenshtein's distance.
@@ -42,4 +42,4 @@ std::string Nearest(const std::string& word,
   return nearest;
 }
 
-}  // namespace firsttouch::pooldump
+}  // namespace firsttouch::cli

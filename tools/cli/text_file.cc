@@ -1,4 +1,4 @@
-#include "firsttouch/tools/pooldump/text_file.h"
+#include "firsttouch/tools/cli/text_file.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -13,13 +13,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
-#include "firsttouch/tools/pooldump/nearest.h"
+#include "firsttouch/tools/cli/nearest.h"
 #include "firsttouch/uffd/unique_fd.h"
 #include "google/protobuf/descriptor.h"
 #include "google/protobuf/io/tokenizer.h"
 #include "google/protobuf/text_format.h"
 
-namespace firsttouch::pooldump {
+namespace firsttouch::cli {
 namespace {
 
 // Keeps the first error.
@@ -115,4 +115,4 @@ absl::StatusOr<std::string> ReadFile(const std::string& path,
   }
 }
 
-}  // namespace firsttouch::pooldump
+}  // namespace firsttouch::cli

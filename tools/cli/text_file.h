@@ -1,8 +1,9 @@
 // Reads messages in protobuf's text format, with errors that say where.
 
-#ifndef FIRSTTOUCH_TOOLS_POOLDUMP_TEXT_FILE_H_
-#define FIRSTTOUCH_TOOLS_POOLDUMP_TEXT_FILE_H_
+#ifndef FIRSTTOUCH_TOOLS_CLI_TEXT_FILE_H_
+#define FIRSTTOUCH_TOOLS_CLI_TEXT_FILE_H_
 
+#include <cstddef>
 #include <map>
 #include <string>
 
@@ -10,7 +11,7 @@
 #include "absl/status/statusor.h"
 #include "google/protobuf/message.h"
 
-namespace firsttouch::pooldump {
+namespace firsttouch::cli {
 
 // Where each field comes from, for errors: "pool.textproto:3:1".
 using FieldPlaces = std::map<std::string, std::string>;
@@ -26,10 +27,6 @@ absl::Status ParseText(const std::string& name, const std::string& text,
 absl::StatusOr<std::string> ReadFile(const std::string& path,
                                      size_t most_bytes);
 
-// Far more than any description of a pool needs: a wrong path must not fill the
-// memory.
-inline constexpr size_t kMostConfigBytes = size_t{1} << 20;
+}  // namespace firsttouch::cli
 
-}  // namespace firsttouch::pooldump
-
-#endif  // FIRSTTOUCH_TOOLS_POOLDUMP_TEXT_FILE_H_
+#endif  // FIRSTTOUCH_TOOLS_CLI_TEXT_FILE_H_

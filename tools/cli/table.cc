@@ -1,4 +1,4 @@
-#include "firsttouch/tools/pooldump/table.h"
+#include "firsttouch/tools/cli/table.h"
 
 #include <array>
 #include <cstdio>
@@ -9,7 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 
-namespace firsttouch::pooldump {
+namespace firsttouch::cli {
 namespace {
 
 const char* ColorOf(Tint tint) {
@@ -254,4 +254,4 @@ std::string TableCsv(const PlainTable& table) {
   return out;
 }
 
-}  // namespace firsttouch::pooldump
+}  // namespace firsttouch::cli

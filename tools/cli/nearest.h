@@ -1,12 +1,12 @@
 // What somebody may have meant.
 
-#ifndef FIRSTTOUCH_TOOLS_POOLDUMP_NEAREST_H_
-#define FIRSTTOUCH_TOOLS_POOLDUMP_NEAREST_H_
+#ifndef FIRSTTOUCH_TOOLS_CLI_NEAREST_H_
+#define FIRSTTOUCH_TOOLS_CLI_NEAREST_H_
 
 #include <string>
 #include <vector>
 
-namespace firsttouch::pooldump {
+namespace firsttouch::cli {
 
 // The one of `names` from which `word` differs least, by letters that are
 // changed, missing or too many (Levenshtein); empty where more than a third of
@@ -14,6 +14,6 @@ namespace firsttouch::pooldump {
 std::string Nearest(const std::string& word,
                     const std::vector<std::string>& names);
 
-}  // namespace firsttouch::pooldump
+}  // namespace firsttouch::cli
 
-#endif  // FIRSTTOUCH_TOOLS_POOLDUMP_NEAREST_H_
+#endif  // FIRSTTOUCH_TOOLS_CLI_NEAREST_H_

@@ -1,0 +1,22 @@
+#include "firsttouch/tools/cli/nearest.h"
+
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+namespace firsttouch::cli {
+namespace {
+
+TEST(Nearest, ForgivesAThirdOfTheLetters) {
+  const std::vector<std::string> names = {"--format", "--filter", "--all"};
+  EXPECT_EQ(Nearest("--fromat", names), "--format");
+  EXPECT_EQ(Nearest("--filtr", names), "--filter");
+  EXPECT_EQ(Nearest("--al", names), "--all");
+  EXPECT_EQ(Nearest("--zzzzzz", names), "");
+  EXPECT_EQ(Nearest("", names), "");
+  EXPECT_EQ(Nearest("--x", {}), "");
+}
+
+}  // namespace
+}  // namespace firsttouch::cli
