@@ -626,7 +626,7 @@ absl::StatusOr<Memory> Core::AcquireOne(const MemoryOptions& options) {
   if (InOwnerProcess()) [[likely]] {
     SlotState* const slot = TakeSteady(options);
     if (slot != nullptr) [[likely]] {
-      return Memory(this, slot);
+      return MemoryOf(*slot);
     }
   }
   return AcquireAny(options);
@@ -660,7 +660,7 @@ absl::StatusOr<Memory> Core::AcquireAny(const MemoryOptions& options) {
     allocator_.Quarantine(*instance);
     return status;
   }
-  return Memory(this, &slot);
+  return MemoryOf(slot);
 }
 
 absl::StatusOr<std::vector<Memory>> Core::AcquireInstance(
@@ -705,7 +705,7 @@ absl::StatusOr<std::vector<Memory>> Core::AcquireInstance(
       LetGo(SlotNumber(slot), /*failed=*/true, 0);
       continue;
     }
-    memories.push_back(Memory(this, &slot));
+    memories.push_back(MemoryOf(slot));
   }
   if (!failure.ok()) return failure;
   return memories;

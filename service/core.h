@@ -135,6 +135,9 @@ class Core {
     return steady_.alive->load(std::memory_order_relaxed) != 0;
   }
   absl::Status CheckProcess() const;
+  Memory MemoryOf(SlotState& slot) {
+    return {this, &slot, reinterpret_cast<std::byte*>(slot.base)};
+  }
   // What AcquireOne and Release do where the cycle is not a steady one.
   absl::StatusOr<Memory> AcquireAny(const MemoryOptions& options);
   absl::Status ReleaseAny(SlotState& slot, bool parks);

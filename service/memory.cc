@@ -17,22 +17,7 @@ absl::Status Released(const char* what) {
 
 }  // namespace
 
-Memory& Memory::operator=(Memory&& other) noexcept {
-  if (this != &other) {
-    if (slot_ != nullptr) Release().IgnoreError();
-    core_ = std::exchange(other.core_, nullptr);
-    slot_ = std::exchange(other.slot_, nullptr);
-  }
-  return *this;
-}
-
-Memory::~Memory() {
-  if (slot_ != nullptr) Release().IgnoreError();
-}
-
-std::byte* Memory::base() const {
-  return slot_ == nullptr ? nullptr : reinterpret_cast<std::byte*>(slot_->base);
-}
+void Memory::Drop() { Release().IgnoreError(); }
 
 uint64_t Memory::size_bytes() const {
   return slot_ == nullptr ? 0
@@ -91,6 +76,7 @@ MemoryPages Memory::CountPages() const {
 absl::Status Memory::Release() {
   if (slot_ == nullptr) return Released("Release");
   Core* const core = std::exchange(core_, nullptr);
+  base_ = nullptr;
   return core->Release(*std::exchange(slot_, nullptr));
 }
 

@@ -60,19 +60,30 @@ class Memory {
   Memory() = default;
   Memory(Memory&& other) noexcept
       : core_(std::exchange(other.core_, nullptr)),
-        slot_(std::exchange(other.slot_, nullptr)) {}
-  Memory& operator=(Memory&& other) noexcept;
+        slot_(std::exchange(other.slot_, nullptr)),
+        base_(std::exchange(other.base_, nullptr)) {}
+  Memory& operator=(Memory&& other) noexcept {
+    if (this != &other) {
+      if (slot_ != nullptr) Drop();
+      core_ = std::exchange(other.core_, nullptr);
+      slot_ = std::exchange(other.slot_, nullptr);
+      base_ = std::exchange(other.base_, nullptr);
+    }
+    return *this;
+  }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
   // Releases; an error can only be seen in the statistics (quarantined slots).
-  ~Memory();
+  ~Memory() {
+    if (slot_ != nullptr) Drop();
+  }
 
   // Whether this holds a slot.
   explicit operator bool() const { return slot_ != nullptr; }
 
   // The first byte, a multiple of 4096; nullptr after release. Constant while
   // held.
-  std::byte* base() const;
+  std::byte* base() const { return base_; }
 
   // Bytes that may be touched now; 0 after release.
   uint64_t size_bytes() const;
@@ -147,10 +158,15 @@ class Memory {
 
  private:
   friend class Core;
-  Memory(Core* core, SlotState* slot) : core_(core), slot_(slot) {}
+  Memory(Core* core, SlotState* slot, std::byte* base)
+      : core_(core), slot_(slot), base_(base) {}
+
+  // Releases, and leaves out what comes of it.
+  void Drop();
 
   Core* core_ = nullptr;
   SlotState* slot_ = nullptr;
+  std::byte* base_ = nullptr;
 };
 
 }  // namespace firsttouch

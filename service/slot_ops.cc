@@ -203,8 +203,32 @@ void TeachReads(SlotState& slot, uint64_t end_page) {
   slot.image->working_set().LearnRead(words);
 }
 
+// Has the first lines of a page and of its image come nearer: the rest follows
+// by itself.
+void PrefetchPage(const SlotState& slot, uint64_t page) {
+  constexpr uint64_t kLines = 2;
+  const auto* const memory =
+      reinterpret_cast<const std::byte*>(AddressOf(slot, page));
+  for (uint64_t line = 0; line < kLines; ++line) {
+    __builtin_prefetch(memory + line * 64, /*rw=*/1);
+  }
+  if (page >= slot.image_pages) return;
+  const std::byte* const image = slot.image_data + page * kPageBytes;
+  for (uint64_t line = 0; line < kLines; ++line) {
+    __builtin_prefetch(image + line * 64);
+  }
+}
+
+// Pages that were restored. (Counted one by one: a processor that is only known
+// to be an x86-64 counts bits by a call.)
+struct Restored {
+  uint64_t pages = 0;
+  uint64_t changed_pages = 0;
+};
+
 // Restores these pages of one group; which of them had changed.
-uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits) {
+uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits,
+                      Restored& restored) {
   if (Sabotaged(Sabotage::kRestore)) return bits;
   const uint64_t first_page = index * kPagesPerGroup;
   const uint64_t stored =
@@ -215,6 +239,7 @@ uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits) {
   while (bits != 0) {
     const int bit = std::countr_zero(bits);
     bits &= bits - 1;
+    if (bits != 0) PrefetchPage(slot, first_page + std::countr_zero(bits));
     std::byte* const page = memory + bit * kPageBytes;
     const bool was_changed =
         (stored >> bit & 1) != 0
@@ -222,8 +247,50 @@ uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits) {
                           slot.image_data + (first_page + bit) * kPageBytes)
             : RestoreZeroPage(page);
     changed |= uint64_t{was_changed} << bit;
+    ++restored.pages;
+    restored.changed_pages += was_changed;
   }
   return changed;
+}
+
+// Goes through the groups of a slot, this time from the other end than the last
+// time, and restores the open pages of each. Calls done(index, group, open,
+// changed) after each that has some, and none(group) for those that have not.
+template <typename Done, typename None>
+Restored RestoreGroups(SlotState& slot, Done done, None none) {
+  struct Next {
+    uint64_t index = 0;
+    PageGroup* group = nullptr;
+    uint64_t open = 0;
+  };
+  Restored restored;
+  Next next;
+  const auto finish = [&] {
+    if (next.group == nullptr) return;
+    const uint64_t changed =
+        RestoreGroup(slot, next.index, next.open, restored);
+    done(next.index, *next.group, next.open, changed);
+  };
+  // One group behind, so that the first page of the next one is on its way.
+  const auto visit = [&](uint64_t index, PageGroup& group) {
+    const uint64_t open = group.open.load(std::memory_order_relaxed);
+    if (open == 0) {
+      none(group);
+      return;
+    }
+    PrefetchPage(slot, index * kPagesPerGroup + std::countr_zero(open));
+    finish();
+    next = {index, &group, open};
+  };
+  if (slot.restored_downwards) {
+    slot.pages.ForEachGroup(visit);
+  } else {
+    slot.pages.ForEachGroupDown(visit);
+  }
+  finish();
+  slot.restored_downwards = !slot.restored_downwards;
+  CountOwned(slot.counters.pages_restored, restored.pages);
+  return restored;
 }
 
 }  // namespace
@@ -1043,49 +1110,42 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
       return status;
     }
   }
-  uint64_t restored = 0;
-  uint64_t changed_pages = 0;
   uint64_t first_writes = 0;
   uint64_t late_writes = 0;
   uint64_t first_writes_by_signal = 0;
   double in_vain_ns = 0;
   ProtectCosts protect_costs = {.pages = slot.kernel_pages};
   const bool async = slot.tracking == Tracking::kAsync;
-  const auto restore = [&](uint64_t index, PageGroup& group) {
-    const uint64_t open = group.open.load(std::memory_order_relaxed);
-    if (open == 0) {
-      if (async && group.last.load(std::memory_order_relaxed) != 0) {
-        group.last.store(0, std::memory_order_relaxed);
-      }
-      return;
-    }
-    const uint64_t fresh = open & ~group.hot.load(std::memory_order_relaxed);
-    const uint64_t changed = RestoreGroup(slot, index, open) | fresh;
-    restored += std::popcount(open);
-    changed_pages += std::popcount(changed);
-    first_writes += std::popcount(fresh);
-    late_writes +=
-        std::popcount(changed & ~group.recent.load(std::memory_order_relaxed) &
-                      ~group.previous.load(std::memory_order_relaxed));
-    if (fresh != 0) group.hot.store(open, std::memory_order_relaxed);
-    if (async) {
-      const uint64_t by_kernel = GroupMask(index, 0, slot.kernel_pages);
-      protect_costs.open += std::popcount(open & by_kernel);
-      protect_costs.regular += std::popcount(
-          changed & by_kernel & group.last.load(std::memory_order_relaxed));
-      in_vain_ns += RestoreNs(slot, index, open & by_kernel & ~changed);
-      first_writes_by_signal += std::popcount(fresh & ~by_kernel);
-      group.last.store(changed, std::memory_order_relaxed);
-    }
-    NoteChanged(group, changed);
-  };
-  if (slot.restored_downwards) {
-    slot.pages.ForEachGroup(restore);
-  } else {
-    slot.pages.ForEachGroupDown(restore);
-  }
-  slot.restored_downwards = !slot.restored_downwards;
-  CountOwned(slot.counters.pages_restored, restored);
+  uint64_t fresh_and_unchanged = 0;
+  const Restored restored = RestoreGroups(
+      slot,
+      [&](uint64_t index, PageGroup& group, uint64_t open,
+          uint64_t really_changed) {
+        const uint64_t fresh =
+            open & ~group.hot.load(std::memory_order_relaxed);
+        const uint64_t changed = really_changed | fresh;
+        fresh_and_unchanged += std::popcount(fresh & ~really_changed);
+        first_writes += std::popcount(fresh);
+        late_writes += std::popcount(
+            changed & ~group.recent.load(std::memory_order_relaxed) &
+            ~group.previous.load(std::memory_order_relaxed));
+        if (fresh != 0) group.hot.store(open, std::memory_order_relaxed);
+        if (async) {
+          const uint64_t by_kernel = GroupMask(index, 0, slot.kernel_pages);
+          protect_costs.open += std::popcount(open & by_kernel);
+          protect_costs.regular += std::popcount(
+              changed & by_kernel & group.last.load(std::memory_order_relaxed));
+          in_vain_ns += RestoreNs(slot, index, open & by_kernel & ~changed);
+          first_writes_by_signal += std::popcount(fresh & ~by_kernel);
+          group.last.store(changed, std::memory_order_relaxed);
+        }
+        NoteChanged(group, changed);
+      },
+      [async](PageGroup& group) {
+        if (async && group.last.load(std::memory_order_relaxed) != 0) {
+          group.last.store(0, std::memory_order_relaxed);
+        }
+      });
   if (first_writes != 0 && slot.image != nullptr) {
     slot.spans_to_teach = 2;
     if (!slot.image->working_set().known()) {
@@ -1094,7 +1154,7 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
       });
     }
   }
-  slot.span_changed += changed_pages;
+  slot.span_changed += restored.changed_pages + fresh_and_unchanged;
   if (async) {
     slot.span_faulted += late_writes;
     slot.span_signals += first_writes_by_signal;
@@ -1115,24 +1175,13 @@ bool RestoreSteady(uint32_t span_handovers, SlotState& slot) {
       slot.span_handovers + 1 >= span_handovers) {
     return false;
   }
-  uint64_t restored = 0;
-  uint64_t changed_pages = 0;
-  const auto restore = [&](uint64_t index, PageGroup& group) {
-    const uint64_t open = group.open.load(std::memory_order_relaxed);
-    if (open == 0) return;
-    const uint64_t changed = RestoreGroup(slot, index, open);
-    restored += std::popcount(open);
-    changed_pages += std::popcount(changed);
-    NoteChanged(group, changed);
-  };
-  if (slot.restored_downwards) {
-    slot.pages.ForEachGroup(restore);
-  } else {
-    slot.pages.ForEachGroupDown(restore);
-  }
-  slot.restored_downwards = !slot.restored_downwards;
-  CountOwned(slot.counters.pages_restored, restored);
-  slot.span_changed += changed_pages;
+  const Restored restored = RestoreGroups(
+      slot,
+      [](uint64_t, PageGroup& group, uint64_t, uint64_t changed) {
+        NoteChanged(group, changed);
+      },
+      [](PageGroup&) {});
+  slot.span_changed += restored.changed_pages;
   ++slot.span_handovers;
   return true;
 }
