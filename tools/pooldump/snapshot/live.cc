@@ -309,7 +309,11 @@ struct LiveProcess::Impl {
     const std::string_view target(link, static_cast<size_t>(length));
     const std::string prefix = absl::StrCat("/memfd:", kControlMemfdPrefix);
     if (target.substr(0, prefix.size()) != prefix) return absl::OkStatus();
-    const std::string shown = Printable(target.substr(prefix.size()));
+    // A memfd has no name in any folder, which the kernel calls deleted.
+    std::string_view pool = target.substr(prefix.size());
+    constexpr std::string_view kDeleted = " (deleted)";
+    if (pool.ends_with(kDeleted)) pool.remove_suffix(kDeleted.size());
+    const std::string shown = Printable(pool);
 
     UniqueFd fd(openat(listing, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     if (!fd) {
