@@ -95,11 +95,12 @@ absl::StatusOr<Difference> DifferenceOf(const Image& image,
 absl::Status VerifyData(const OpenedImageFile& file,
                         const ImageProgress& progress, MemfdCalls& calls) {
   const ImageFileInfo& info = file.info;
+  std::vector<std::byte> buffer(kExtentPieceBytes);
   const uint64_t total = PageCount(info.stored_pages).bytes();
   uint64_t done = 0;
   for (size_t i = 0; i < info.extents.size(); ++i) {
     absl::Status status = ReadExtent(
-        file, i,
+        file, i, buffer,
         [&](std::span<const std::byte> bytes) {
           done += bytes.size();
           if (progress) progress(done, total);
@@ -110,7 +111,6 @@ absl::Status VerifyData(const OpenedImageFile& file,
   }
 
   // What the file system has data for, outside the extents.
-  std::vector<std::byte> buffer(kExtentPieceBytes);
   const auto end = static_cast<off_t>(info.file_bytes);
   size_t extent = 0;
   for (auto at = static_cast<off_t>(info.data_offset); at < end;) {

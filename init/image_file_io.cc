@@ -13,7 +13,6 @@
 #include <string>
 #include <string_view>
 #include <utility>
-#include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
@@ -161,16 +160,14 @@ absl::Status ForEachPiece(
 }
 
 absl::Status ReadExtent(
-    const OpenedImageFile& file, size_t index,
+    const OpenedImageFile& file, size_t index, std::span<std::byte> buffer,
     absl::FunctionRef<absl::Status(std::span<const std::byte>)> use,
     MemfdCalls& calls) {
   const ImageExtent& extent = file.info.extents[index];
-  std::vector<std::byte> buffer(
-      std::min(kExtentPieceBytes, extent.pages.length.bytes()));
   Sha256 sha;
   absl::Status status =
       ForEachPiece(extent, [&](uint64_t offset, uint64_t size) {
-        const auto bytes = std::span(buffer).first(size);
+        const auto bytes = buffer.first(size);
         absl::Status read =
             ReadFully(file, bytes, file.info.data_offset + offset, calls);
         if (!read.ok()) return read;

@@ -56,10 +56,11 @@ absl::Status ForEachPiece(
     const ImageExtent& extent,
     absl::FunctionRef<absl::Status(uint64_t offset, uint64_t bytes)> piece);
 
-// Reads extent number `index`, gives it to `use` piece by piece, and compares
-// its digest after the last one: DataLoss. Ends with the first error of `use`.
+// Reads extent number `index` into `buffer` of kExtentPieceBytes, gives it to
+// `use` piece by piece, and compares its digest after the last one: DataLoss.
+// Ends with the first error of `use`.
 absl::Status ReadExtent(
-    const OpenedImageFile& file, size_t index,
+    const OpenedImageFile& file, size_t index, std::span<std::byte> buffer,
     absl::FunctionRef<absl::Status(std::span<const std::byte>)> use,
     MemfdCalls& calls);
 

@@ -433,8 +433,9 @@ absl::StatusOr<ImageFileInfo> DecodeManifest(const ImageHeader& header,
   absl::StatusOr<std::vector<PageRun>> runs = Runs(
       manifest.extent_first_page(), manifest.extent_pages(), pages, "extent");
   if (!runs.ok()) return runs.status();
-  if (absl::Status status = CheckExtentCuts(*runs, pages); !status.ok())
+  if (absl::Status status = CheckExtentCuts(*runs, pages); !status.ok()) {
     return status;
+  }
   if (manifest.extent_sha256().size() != runs->size() * Digest::kBytes) {
     return absl::InvalidArgumentError(absl::StrCat(
         "manifest: extent_sha256 has ", manifest.extent_sha256().size(),

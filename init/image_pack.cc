@@ -264,10 +264,11 @@ absl::Status PackImageFile(const std::string& path,
   absl::Status status = packed->Add(Bytes(EncodeHeader(file->header)));
   if (status.ok()) status = packed->Add(Bytes(file->manifest));
   if (!status.ok()) return status;
+  std::vector<std::byte> buffer(kExtentPieceBytes);
   uint64_t done = 0;
   for (size_t i = 0; i < file->info.extents.size(); ++i) {
     status = ReadExtent(
-        *file, i,
+        *file, i, buffer,
         [&](std::span<const std::byte> bytes) {
           absl::Status added = packed->Add(bytes);
           if (!added.ok()) return added;
