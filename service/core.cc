@@ -276,7 +276,6 @@ absl::Status Core::MapBookKeeping() {
   slots_ = {
       std::launder(reinterpret_cast<SlotState*>(control_->slot_record(0))),
       DestroySlots{layout_.slots()}};
-  steady_.slots = slots_.get();
   for (uint32_t i = 0; i < layout_.slots(); ++i) {
     SlotState& slot = slots_[i];
     slot.base =
@@ -879,7 +878,7 @@ absl::Status Core::Release(SlotState& slot) {
       [[likely]] {
     slot.size_bytes.store(0, std::memory_order_relaxed);
     CountOwned(slot.counters.handovers);
-    if (steady_.has_janitor) MindBudget();
+    MindBudget();
     Park(slot);
     return absl::OkStatus();
   }

@@ -182,7 +182,10 @@ class Core {
   // Forgets it: the slot is quarantined, or has given it back. Returns it.
   uint64_t ForgetIdle(SlotState& slot);
   // By a release: has the janitor look at the budget if it may be passed.
-  void MindBudget();
+  void MindBudget() {
+    if (steady_.has_janitor) WakeIfOverBudget();
+  }
+  void WakeIfOverBudget();
   // Pages that are neither the image's nor the page of zeroes, by a scan.
   uint64_t CountPrivate(SlotState& slot) const;
   // Fills what holders before this one grew into and touched.
@@ -204,7 +207,6 @@ class Core {
 
     // As in fault_core_.
     const std::atomic<uint64_t>* alive = nullptr;
-    SlotState* slots = nullptr;
     // Unique among all cores that this process ever had.
     const uint64_t number;
     // Between releases that may be the last, and Orphan().

@@ -203,8 +203,7 @@ uint64_t Core::ForgetIdle(SlotState& slot) {
   return pages;
 }
 
-void Core::MindBudget() {
-  if (janitor_ == nullptr) return;
+void Core::WakeIfOverBudget() {
   const int64_t kept = kept_by_slots_.load(std::memory_order_relaxed);
   if (kept > 0 && static_cast<uint64_t>(kept) * kPageBytes >
                       *options_.resident_budget_bytes) {
