@@ -148,8 +148,6 @@ class PageStates {
       while (bits != 0) {
         const uint64_t index = w * 64 + std::countr_zero(bits);
         bits &= bits - 1;
-        // What is done for one may throw the next one out of the cache.
-        if (bits != 0) Prefetch(w * 64 + std::countr_zero(bits));
         visit(index, groups_[index]);
       }
     }
@@ -164,7 +162,6 @@ class PageStates {
       while (bits != 0) {
         const uint64_t bit = 63 - std::countl_zero(bits);
         bits &= ~(uint64_t{1} << bit);
-        if (bits != 0) Prefetch(w * 64 + 63 - std::countl_zero(bits));
         visit(w * 64 + bit, groups_[w * 64 + bit]);
       }
     }
@@ -179,8 +176,6 @@ class PageStates {
   void NextSpan() const;
 
  private:
-  void Prefetch(uint64_t index) const { __builtin_prefetch(&groups_[index]); }
-
   bool AnyNoted() const {
     return std::atomic_ref<bool>(any_noted_).load(std::memory_order_relaxed);
   }

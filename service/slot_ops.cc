@@ -203,22 +203,6 @@ void TeachReads(SlotState& slot, uint64_t end_page) {
   slot.image->working_set().LearnRead(words);
 }
 
-// Has the first lines of a page and of its image come nearer: the rest follows
-// by itself.
-void PrefetchPage(const SlotState& slot, uint64_t page) {
-  constexpr uint64_t kLines = 2;
-  const auto* const memory =
-      reinterpret_cast<const std::byte*>(AddressOf(slot, page));
-  for (uint64_t line = 0; line < kLines; ++line) {
-    __builtin_prefetch(memory + line * 64, /*rw=*/1);
-  }
-  if (page >= slot.image_pages) return;
-  const std::byte* const image = slot.image_data + page * kPageBytes;
-  for (uint64_t line = 0; line < kLines; ++line) {
-    __builtin_prefetch(image + line * 64);
-  }
-}
-
 // Pages that were restored. (Counted one by one: a processor that is only known
 // to be an x86-64 counts bits by a call.)
 struct Restored {
@@ -239,7 +223,6 @@ uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits,
   while (bits != 0) {
     const int bit = std::countr_zero(bits);
     bits &= bits - 1;
-    if (bits != 0) PrefetchPage(slot, first_page + std::countr_zero(bits));
     std::byte* const page = memory + bit * kPageBytes;
     const bool was_changed =
         (stored >> bit & 1) != 0
@@ -258,36 +241,20 @@ uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits,
 // changed) after each that has some, and none(group) for those that have not.
 template <typename Done, typename None>
 Restored RestoreGroups(SlotState& slot, Done done, None none) {
-  struct Next {
-    uint64_t index = 0;
-    PageGroup* group = nullptr;
-    uint64_t open = 0;
-  };
   Restored restored;
-  Next next;
-  const auto finish = [&] {
-    if (next.group == nullptr) return;
-    const uint64_t changed =
-        RestoreGroup(slot, next.index, next.open, restored);
-    done(next.index, *next.group, next.open, changed);
-  };
-  // One group behind, so that the first page of the next one is on its way.
-  const auto visit = [&](uint64_t index, PageGroup& group) {
+  const auto restore = [&](uint64_t index, PageGroup& group) {
     const uint64_t open = group.open.load(std::memory_order_relaxed);
     if (open == 0) {
       none(group);
       return;
     }
-    PrefetchPage(slot, index * kPagesPerGroup + std::countr_zero(open));
-    finish();
-    next = {index, &group, open};
+    done(index, group, open, RestoreGroup(slot, index, open, restored));
   };
   if (slot.restored_downwards) {
-    slot.pages.ForEachGroup(visit);
+    slot.pages.ForEachGroup(restore);
   } else {
-    slot.pages.ForEachGroupDown(visit);
+    slot.pages.ForEachGroupDown(restore);
   }
-  finish();
   slot.restored_downwards = !slot.restored_downwards;
   CountOwned(slot.counters.pages_restored, restored.pages);
   return restored;
@@ -1116,15 +1083,15 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
   double in_vain_ns = 0;
   ProtectCosts protect_costs = {.pages = slot.kernel_pages};
   const bool async = slot.tracking == Tracking::kAsync;
-  uint64_t fresh_and_unchanged = 0;
-  const Restored restored = RestoreGroups(
+  uint64_t changed_pages = 0;
+  RestoreGroups(
       slot,
       [&](uint64_t index, PageGroup& group, uint64_t open,
           uint64_t really_changed) {
         const uint64_t fresh =
             open & ~group.hot.load(std::memory_order_relaxed);
         const uint64_t changed = really_changed | fresh;
-        fresh_and_unchanged += std::popcount(fresh & ~really_changed);
+        changed_pages += std::popcount(changed);
         first_writes += std::popcount(fresh);
         late_writes += std::popcount(
             changed & ~group.recent.load(std::memory_order_relaxed) &
@@ -1154,7 +1121,7 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
       });
     }
   }
-  slot.span_changed += restored.changed_pages + fresh_and_unchanged;
+  slot.span_changed += changed_pages;
   if (async) {
     slot.span_faulted += late_writes;
     slot.span_signals += first_writes_by_signal;
