@@ -162,8 +162,7 @@ absl::StatusOr<int> Image::OnDemandMemfd() const {
         done += written.value;
       }
     }
-    const MemfdResult sealed = calls_.AddSeals(
-        *memfd, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE);
+    const MemfdResult sealed = SealImageMemfd(calls_, *memfd);
     if (!sealed.ok()) {
       return ImageCallFailed(name_, "fcntl(F_ADD_SEALS)", sealed.error);
     }

@@ -205,9 +205,7 @@ class ImageWriter {
   absl::Status Seal() {
     // F_SEAL_WRITE is refused while there is a writable mapping. There never
     // was one: the pages came by pwrite.
-    const MemfdResult sealed =
-        calls().AddSeals(image_->memfd_, F_SEAL_SEAL | F_SEAL_SHRINK |
-                                             F_SEAL_GROW | F_SEAL_WRITE);
+    const MemfdResult sealed = SealImageMemfd(calls(), image_->memfd_);
     if (sealed.ok()) return absl::OkStatus();
     return Failed("fcntl(F_ADD_SEALS)", sealed.error);
   }

@@ -1,6 +1,7 @@
 #include "firsttouch/init/image_memfd.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 
 #include <cstddef>
@@ -39,6 +40,9 @@ const char* Remedy(int error) {
     case EACCES:
       return "allow memfd_create and F_ADD_SEALS in the seccomp or security "
              "policy (Linux 3.17 or later)";
+    case EBUSY:
+      return "a page of it stays pinned, or it is mapped for writing: nobody "
+             "but this library may have its descriptor by then";
     case EFAULT:
       return "the source bytes must stay mapped and readable during the call";
     default:
@@ -84,6 +88,17 @@ absl::StatusOr<int> CreateImageMemfd(MemfdCalls& calls,
                            sized.error);
   }
   return memfd;
+}
+
+MemfdResult SealImageMemfd(MemfdCalls& calls, int memfd) {
+  constexpr int kSeals =
+      F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
+  MemfdResult sealed;
+  for (int i = 0; i < kSealTries; ++i) {
+    sealed = calls.AddSeals(memfd, kSeals);
+    if (sealed.error != EBUSY) break;
+  }
+  return sealed;
 }
 
 }  // namespace firsttouch

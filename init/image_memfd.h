@@ -25,6 +25,14 @@ absl::StatusOr<int> CreateImageMemfd(MemfdCalls& calls,
                                      const std::string& image_name,
                                      uint64_t size_bytes, uint64_t bytes);
 
+// Seals the finished memfd of an image for ever: nobody can write to it any
+// more. EBUSY from the kernel means that somebody holds a page of it, perhaps
+// the kernel for a moment (a page on its way to another place, or in a list of
+// another processor); then this tries again, kSealTries times in all. The
+// kernel itself waits up to 150 ms each time, but not for a writable mapping.
+MemfdResult SealImageMemfd(MemfdCalls& calls, int memfd);
+inline constexpr int kSealTries = 10;
+
 }  // namespace firsttouch
 
 #endif  // FIRSTTOUCH_INIT_IMAGE_MEMFD_H_

@@ -50,7 +50,8 @@ class MemfdCalls {
   // fstat(2). value = bytes of memory that back the file.
   virtual MemfdResult AllocatedBytes(int fd) noexcept = 0;
 
-  // fcntl(F_ADD_SEALS). EBUSY: a writable mapping exists.
+  // fcntl(F_ADD_SEALS). EBUSY, for F_SEAL_WRITE: a writable mapping exists, or
+  // something other than mappings holds one of the pages.
   virtual MemfdResult AddSeals(int fd, int seals) noexcept = 0;
 
   // mmap(2) of the file from offset 0 with PROT_READ and the given flags.
