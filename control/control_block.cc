@@ -120,7 +120,7 @@ ControlBlock::ControlBlock(Kernel& kernel, const Shape& shape)
       RoundUpToPage(slots_offset_ + shape.slots * shape.slot_bytes);
   pages_offset_ =
       RoundUpToPage(images_offset_ + shape.slots * sizeof(ControlImage));
-  bytes_ = pages_offset_ + shape.slots * shape.page_states_bytes;
+  bytes_ = RoundUpToPage(pages_offset_ + shape.slots * shape.page_states_bytes);
 }
 
 void ControlBlock::OpenMemfd(MemfdCalls& calls, std::string_view pool_name) {
@@ -199,7 +199,8 @@ absl::StatusOr<std::unique_ptr<ControlBlock>> ControlBlock::Create(
   const auto pages_at = static_cast<uintptr_t>(mapped.value) +
                         static_cast<uintptr_t>(block->pages_offset_);
   const uint64_t pages_bytes = block->bytes_ - block->pages_offset_;
-  // One page of states a slot is the rule: a huge page would hold those of 512.
+  // A slot has a page of states or less: a huge page would hold those of 512
+  // slots and more.
   kernel.Madvise(static_cast<uintptr_t>(mapped.value), block->bytes_,
                  MADV_NOHUGEPAGE);
   if (pages_bytes > kMaxDumpedPageStatesBytes) {

@@ -57,7 +57,7 @@ class ControlBlock {
     uint32_t slots = 0;
     // Of a slot's record, a multiple of 64.
     uint64_t slot_bytes = 0;
-    // Of a slot's page states, a multiple of kPageBytes.
+    // Of a slot's page states, a multiple of 64.
     uint64_t page_states_bytes = 0;
   };
 
@@ -91,7 +91,7 @@ class ControlBlock {
   // Readers find nothing from here on. Not to be run in a child of fork(2).
   ~ControlBlock();
 
-  // Zeroed, page aligned; as the shape says.
+  // Zeroed, aligned to 64 bytes; as the shape says.
   std::byte* slot_record(uint32_t slot) const {
     return address_ + slots_offset_ + slot * shape_.slot_bytes;
   }

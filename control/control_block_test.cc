@@ -27,7 +27,7 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr ControlBlock::Shape kShape = {
-    .slots = 3, .slot_bytes = 128, .page_states_bytes = 2 * kPageBytes};
+    .slots = 3, .slot_bytes = 128, .page_states_bytes = 17 * 64};
 
 std::unique_ptr<ControlBlock> Make(MemfdCalls& calls,
                                    const ControlBlock::Shape& shape = kShape,
@@ -96,18 +96,17 @@ TEST(ControlBlockTest, RecordsAndPageStatesLieApart) {
   for (uint32_t slot = 0; slot < kShape.slots; ++slot) {
     std::memset(block->slot_record(slot), 0x10 + static_cast<int>(slot), 128);
     std::memset(block->page_states(slot), 0x20 + static_cast<int>(slot),
-                2 * kPageBytes);
+                kShape.page_states_bytes);
     block->NoteImage(slot, {.id = slot + 1, .name = "image"});
   }
   block->Publish({}, {});
   for (uint32_t slot = 0; slot < kShape.slots; ++slot) {
     EXPECT_EQ(block->slot_record(slot)[127], std::byte(0x10 + slot));
     EXPECT_EQ(block->page_states(slot)[0], std::byte(0x20 + slot));
-    EXPECT_EQ(block->page_states(slot)[2 * kPageBytes - 1],
+    EXPECT_EQ(block->page_states(slot)[kShape.page_states_bytes - 1],
               std::byte(0x20 + slot));
     EXPECT_EQ(block->image_id(slot), slot + 1);
-    EXPECT_EQ(
-        reinterpret_cast<uintptr_t>(block->page_states(slot)) % kPageBytes, 0u);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(block->page_states(slot)) % 64, 0u);
   }
 }
 

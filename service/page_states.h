@@ -84,17 +84,17 @@ static_assert(sizeof(PageGroup) == 64);
 // belong to the slot's owner while no fill is in flight.
 class PageStates {
  public:
-  // Bytes of zeroed memory, page aligned, that PageStates needs for `pages`
-  // pages; a multiple of kPageBytes.
+  // Bytes of zeroed memory that PageStates needs for `pages` pages, in whole
+  // cache lines. Not in whole pages: the states of small memories lie side by
+  // side, so that not every slot takes a fault there when it is first used.
   static constexpr uint64_t BytesFor(PageCount pages) {
-    return RoundUpToPage(SummaryBytes(Groups(pages)) +
-                         Groups(pages) * sizeof(PageGroup));
+    return SummaryBytes(Groups(pages)) + Groups(pages) * sizeof(PageGroup);
   }
 
   PageStates() = default;
 
-  // Over BytesFor(pages) bytes at `memory`, which must be zero, page aligned
-  // and outlive the object.
+  // Over BytesFor(pages) bytes at `memory`, which must be zero, aligned to a
+  // cache line and outlive the object.
   PageStates(void* memory, PageCount pages)
       : summary_(static_cast<std::atomic<uint64_t>*>(memory)),
         groups_(reinterpret_cast<PageGroup*>(static_cast<std::byte*>(memory) +

@@ -69,10 +69,15 @@ TEST(PageStatesTest, NamesAreThoseOfTheTable) {
 }
 
 TEST(PageStatesTest, FourKiBOfBookKeepingTellOfFifteenMiB) {
-  EXPECT_EQ(PageStates::BytesFor(PageCount(1)), 4096u);
-  EXPECT_EQ(PageStates::BytesFor(PageCount((15 << 20) / 4096)), 4096u);
+  EXPECT_EQ(PageStates::BytesFor(PageCount((15 << 20) / 4096)), 3904u);
   // 4 GiB: 2 KiB of summary and 1 MiB of planes.
-  EXPECT_EQ(PageStates::BytesFor(PageCount(1 << 20)), (1u << 20) + 4096);
+  EXPECT_EQ(PageStates::BytesFor(PageCount(1 << 20)), (1u << 20) + 2048);
+}
+
+TEST(PageStatesTest, SmallMemoriesTakeNoWholePageEach) {
+  EXPECT_EQ(PageStates::BytesFor(PageCount(1)), 128u);
+  // 4 MiB: three of these in a page.
+  EXPECT_EQ(PageStates::BytesFor(PageCount((4 << 20) / 4096)), 1088u);
 }
 
 TEST(PageStatesTest, WalksVisitNotedGroupsInOrder) {
