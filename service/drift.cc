@@ -11,8 +11,8 @@
 namespace firsttouch {
 namespace {
 
-// kAsync has to promise this part of kSignal's cost before it is tried: the
-// model takes pages for new that only come back late, in kAsync's favour.
+// kAsync has to promise this part of kSignal's cost before it is tried: what it
+// costs is guessed until then, and to change the way costs something, too.
 constexpr double kWorthTrying = 0.75;
 
 }  // namespace
@@ -21,11 +21,8 @@ DriftCosts EstimateCosts(const DriftSample& sample) {
   DriftCosts costs;
   costs.signal_ns = sample.faulted * kSignalNs + sample.hot * sample.restore_ns;
 
-  const double others = std::max<double>(sample.handovers, 2) - 1;
-  const double drifting =
-      std::clamp((sample.distinct - sample.changed) / others, 0.0,
-                 std::max(sample.changed, 0.0));
-  const double regular = sample.changed - drifting;
+  const double regular = std::min(sample.regular, sample.changed);
+  const double drifting = sample.changed - regular;
   const double again = regular * kKernelFaultNs + kProtectNs +
                        sample.pages * kScanPageNs +
                        sample.changed * kProtectPageNs;
@@ -33,8 +30,9 @@ DriftCosts EstimateCosts(const DriftSample& sample) {
   const double handovers =
       in_vain > 0 ? std::max(1.0, std::sqrt(again / in_vain)) : 1e9;
   costs.async_ns = kScanNs + sample.pages * kScanPageNs +
-                   drifting * kKernelFaultNs + again / handovers +
-                   regular * sample.restore_ns + in_vain * handovers;
+                   drifting * (kKernelFaultNs + kFirstRestoreNs) +
+                   again / handovers + regular * sample.restore_ns +
+                   in_vain * handovers;
   return costs;
 }
 

@@ -5,12 +5,10 @@
 // tell:
 //
 //   changed   pages changed per hand-over (w)
-//   distinct  different pages changed in the whole span (D), of n hand-overs
+//   regular   those of them that the hand-over before had changed, too (r);
+//             d = w - r are others each time
 //   faulted   pages per hand-over whose first write took a fault (c), if they
 //             were tracked by signal
-//
-// From w and D follows how many pages change every time (r) and how many others
-// come anew with each hand-over (d): D = r + d n, w = r + d.
 //
 // kSignal: every changed page stays hot for some sixty hand-overs, h pages in
 // all, and is restored in each; a write to another one is a signal.
@@ -19,8 +17,9 @@
 // the kernel resolves alone; every B hand-overs all pages are protected again,
 // after which the r pages fault once more. Between, pages that nobody writes
 // any more are restored in vain, d B / 2 on the average.
-//   cost = scan + d f + (r f + p) / B + r q + d B / 2 q
-// with f = kKernelFaultNs and p what protecting costs, and B at its best, the
+//   cost = scan + d (f + g) + (r f + p) / B + r q + d B / 2 q
+// with f = kKernelFaultNs, g = kFirstRestoreNs, p what protecting costs, and B
+// at its best, the
 // square root of (r f + p) / (d q / 2). Nobody has to compute that B: to
 // protect as soon as the restoring in vain has cost as much as protecting will
 // cost comes to the same (ShouldProtectAll).
@@ -30,8 +29,9 @@
 // image, all hot, and restoring it is one pass over it: never slower than
 // copying the image. kAsync is for what lies between.
 //
-// The nanoseconds were measured on one kind of machine (bench/README.md);
-// what matters are their ratios, which change little.
+// The nanoseconds were measured on one kind of machine (bench/README.md), with
+// the pages where hand-overs leave them: seldom in a near cache. What matters
+// are their ratios, which change little.
 
 #ifndef FIRSTTOUCH_SERVICE_DRIFT_H_
 #define FIRSTTOUCH_SERVICE_DRIFT_H_
@@ -51,29 +51,31 @@ namespace firsttouch {
 
 // A first write to a clean page that is resolved in the thread: the signal and
 // its system call.
-inline constexpr double kSignalNs = 5500;
+inline constexpr double kSignalNs = 7000;
 // The same when the kernel lifts an asynchronous protection.
-inline constexpr double kKernelFaultNs = 800;
+inline constexpr double kKernelFaultNs = 1200;
 // To look at a page of 4 KiB, and to restore it: one that has an image's page
 // to be compared with, and one that was zeroes.
-inline constexpr double kRestoreNs = 85;
-inline constexpr double kRestoreZeroNs = 45;
+inline constexpr double kRestoreNs = 120;
+inline constexpr double kRestoreZeroNs = 75;
+// The same for the first time since the page was protected, when neither it nor
+// the image's page is in any near cache.
+inline constexpr double kFirstRestoreNs = 250;
 // PAGEMAP_SCAN: the call, and each page that it walks over (those that have a
 // page table).
-inline constexpr double kScanNs = 700;
-inline constexpr double kScanPageNs = 1;
+inline constexpr double kScanNs = 1500;
+inline constexpr double kScanPageNs = 3;
 // What it takes longer when more than the marks has to be looked at.
 inline constexpr double kExactScanNs = 500;
 // PAGEMAP_SCAN that protects: the call with a flush of the TLB (more where
 // other threads run), and each page that was open.
 inline constexpr double kProtectNs = 1200;
-inline constexpr double kProtectPageNs = 45;
+inline constexpr double kProtectPageNs = 65;
 
-// What was counted over `handovers` hand-overs of one slot.
+// What was counted over a span of hand-overs of one slot, per hand-over.
 struct DriftSample {
-  uint32_t handovers = 0;
   double changed = 0;
-  double distinct = 0;
+  double regular = 0;
   double faulted = 0;
   // Pages that stay hot under kSignal.
   double hot = 0;

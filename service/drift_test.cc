@@ -15,29 +15,23 @@
 namespace firsttouch {
 namespace {
 
-constexpr uint32_t kSpan = 30;
-
 // The same 30 pages each time.
-constexpr DriftSample kSteady = {.handovers = kSpan,
-                                 .changed = 30,
-                                 .distinct = 30,
-                                 .faulted = 0,
-                                 .hot = 30,
-                                 .pages = 1024};
+constexpr DriftSample kSteady = {
+    .changed = 30, .regular = 30, .faulted = 0, .hot = 30, .pages = 1024};
 // 28 pages the same, 4 others each time, of 256.
-constexpr DriftSample kMixed = {.handovers = kSpan,
-                                .changed = 32,
-                                .distinct = 107,
-                                .faulted = 1.4,
-                                .hot = 176,
-                                .pages = 256};
+constexpr DriftSample kMixed = {
+    .changed = 32, .regular = 28, .faulted = 1.4, .hot = 176, .pages = 256};
 // A quarter of 256 pages, others each time: soon all have changed.
-constexpr DriftSample kMostOfIt = {.handovers = kSpan,
-                                   .changed = 64,
-                                   .distinct = 256,
-                                   .faulted = 0,
-                                   .hot = 256,
-                                   .pages = 256};
+constexpr DriftSample kMostOfIt = {
+    .changed = 64, .regular = 16, .faulted = 0, .hot = 256, .pages = 256};
+// A sixteenth of 1,024 pages, nearly all of which become hot. Both ways cost
+// about the same, whatever is counted while one of them is used.
+constexpr DriftSample kMostOfMuch = {.changed = 64,
+                                     .regular = 4,
+                                     .faulted = 0.6,
+                                     .hot = 1000,
+                                     .restore_ns = 86,
+                                     .pages = 1024};
 
 Tracking After(const DriftSample& sample, int votes) {
   DriftPolicy policy(std::nullopt, /*async_works=*/true);
@@ -65,6 +59,19 @@ TEST(DriftTest, AFewDriftingPagesAmongSteadyOnesAreTrackedByTheKernel) {
 
 TEST(DriftTest, AnImageThatChangesMostlyIsRestoredInOnePass) {
   EXPECT_EQ(After(kMostOfIt, 10), Tracking::kSignal);
+}
+
+TEST(DriftTest, WhatIsHotAfterAllIsRestoredInOnePassAndStaysSo) {
+  DriftPolicy policy(std::nullopt, true);
+  // As long as the pages become hot it looks as if the kernel were cheaper.
+  DriftSample first = kMostOfMuch;
+  first.faulted = 40;
+  for (int i = 0; i < DriftPolicy::kVotes; ++i) policy.Vote(first);
+  ASSERT_EQ(policy.tracking(), Tracking::kAsync);
+  for (int i = 0; i < DriftPolicy::kVotes; ++i) policy.Vote(kMostOfMuch);
+  EXPECT_EQ(policy.tracking(), Tracking::kSignal);
+  for (int i = 0; i < 10; ++i) policy.Vote(kMostOfMuch);
+  EXPECT_EQ(policy.tracking(), Tracking::kSignal);
 }
 
 TEST(DriftTest, OneSpanIsNotEnoughAndVotesMustAgree) {

@@ -26,9 +26,9 @@
 //   release      kDirty -> kHot, after its bytes were restored
 //   release      any -> kMissing, when the page was dropped
 // Three more say when it was last found changed at a release: `last`, at the
-// last one (with Tracking::kAsync only), `recent`, in this span of hand-overs,
-// and `previous`, in the span before (slot_ops.h). They are kept when a page is
-// dropped.
+// last one (a steady one puts down nothing), `recent`, in this span of
+// hand-overs, and `previous`, in the span before (slot_ops.h). They are kept
+// when a page is dropped.
 //
 // A bit of `open` is set BEFORE the kernel is asked to let the page be written,
 // and cleared only after the page is gone: a page that can have changed is

@@ -164,6 +164,15 @@ absl::Status MapAnew(const SlotOpsContext& context, SlotState& slot,
   return absl::OkStatus();
 }
 
+void BeginSpan(SlotState& slot) {
+  slot.span_handovers = 0;
+  slot.span_changed = 0;
+  slot.span_regular = 0;
+  slot.span_pairs = 0;
+  slot.span_faulted = 0;
+  slot.span_signals = 0;
+}
+
 // In a steady cycle this writes nothing.
 void NoteChanged(PageGroup& group, uint64_t changed) {
   const uint64_t recent = group.recent.load(std::memory_order_relaxed);
@@ -770,10 +779,8 @@ absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
   }
   slot.policy = std::move(policy);
   slot.prefill_wanted = image != nullptr;
-  slot.span_handovers = 0;
-  slot.span_changed = 0;
-  slot.span_faulted = 0;
-  slot.span_signals = 0;
+  BeginSpan(slot);
+  slot.last_noted_at = ~uint32_t{0};
   slot.grown_pages = 0;
   slot.grown_pages_before = 0;
   slot.image = image;
@@ -902,7 +909,6 @@ absl::Status EndSpan(const SlotOpsContext& context, SlotState& slot,
                      uint64_t keep_pages) {
   uint64_t hot_pages = 0;
   double hot_ns = 0;
-  uint64_t distinct = 0;
   uint64_t demotable = 0;
   slot.cold_pages.clear();
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
@@ -913,7 +919,6 @@ absl::Status EndSpan(const SlotOpsContext& context, SlotState& slot,
     const uint64_t hot = slot.tracking == Tracking::kSignal ? open : known;
     hot_pages += std::popcount(hot);
     hot_ns += RestoreNs(slot, index, hot);
-    distinct += std::popcount(recent);
     const uint64_t cold =
         open & ~known & ~GroupMask(index, 0, slot.kernel_pages);
     if (cold != 0) {
@@ -923,11 +928,11 @@ absl::Status EndSpan(const SlotOpsContext& context, SlotState& slot,
     }
   });
   const auto handovers = static_cast<double>(slot.span_handovers);
-  if (slot.policy != nullptr && !slot.policy->fixed()) {
+  if (slot.policy != nullptr && !slot.policy->fixed() && slot.span_pairs != 0) {
     slot.policy->Vote(
-        {.handovers = slot.span_handovers,
-         .changed = static_cast<double>(slot.span_changed) / handovers,
-         .distinct = static_cast<double>(distinct),
+        {.changed = static_cast<double>(slot.span_changed) / handovers,
+         .regular = static_cast<double>(slot.span_regular) /
+                    static_cast<double>(slot.span_pairs),
          .faulted = static_cast<double>(slot.span_faulted) / handovers,
          .hot = static_cast<double>(hot_pages),
          .restore_ns = hot_pages == 0 ? kRestoreNs
@@ -952,10 +957,7 @@ absl::Status EndSpan(const SlotOpsContext& context, SlotState& slot,
     });
   }
   slot.pages.NextSpan();
-  slot.span_handovers = 0;
-  slot.span_changed = 0;
-  slot.span_faulted = 0;
-  slot.span_signals = 0;
+  BeginSpan(slot);
   return status;
 }
 
@@ -1084,6 +1086,7 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
   ProtectCosts protect_costs = {.pages = slot.kernel_pages};
   const bool async = slot.tracking == Tracking::kAsync;
   uint64_t changed_pages = 0;
+  uint64_t regular_pages = 0;
   RestoreGroups(
       slot,
       [&](uint64_t index, PageGroup& group, uint64_t open,
@@ -1097,19 +1100,21 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
             changed & ~group.recent.load(std::memory_order_relaxed) &
             ~group.previous.load(std::memory_order_relaxed));
         if (fresh != 0) group.hot.store(open, std::memory_order_relaxed);
+        const uint64_t regular =
+            changed & group.last.load(std::memory_order_relaxed);
+        regular_pages += std::popcount(regular);
+        group.last.store(changed, std::memory_order_relaxed);
         if (async) {
           const uint64_t by_kernel = GroupMask(index, 0, slot.kernel_pages);
           protect_costs.open += std::popcount(open & by_kernel);
-          protect_costs.regular += std::popcount(
-              changed & by_kernel & group.last.load(std::memory_order_relaxed));
+          protect_costs.regular += std::popcount(regular & by_kernel);
           in_vain_ns += RestoreNs(slot, index, open & by_kernel & ~changed);
           first_writes_by_signal += std::popcount(fresh & ~by_kernel);
-          group.last.store(changed, std::memory_order_relaxed);
         }
         NoteChanged(group, changed);
       },
-      [async](PageGroup& group) {
-        if (async && group.last.load(std::memory_order_relaxed) != 0) {
+      [](PageGroup& group) {
+        if (group.last.load(std::memory_order_relaxed) != 0) {
           group.last.store(0, std::memory_order_relaxed);
         }
       });
@@ -1122,6 +1127,10 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
     }
   }
   slot.span_changed += changed_pages;
+  if (slot.last_noted_at == slot.span_handovers) {
+    slot.span_regular += regular_pages;
+    ++slot.span_pairs;
+  }
   if (async) {
     slot.span_faulted += late_writes;
     slot.span_signals += first_writes_by_signal;
@@ -1133,13 +1142,18 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
   } else {
     slot.span_faulted += first_writes;
   }
-  if (++slot.span_handovers < context.span_handovers) return absl::OkStatus();
-  return EndSpan(context, slot, keep_pages);
+  absl::Status status;
+  if (++slot.span_handovers >= context.span_handovers) {
+    status = EndSpan(context, slot, keep_pages);
+  }
+  slot.last_noted_at = slot.span_handovers;
+  return status;
 }
 
 bool RestoreSteady(uint32_t span_handovers, SlotState& slot) {
+  // Of the last two of a span is found out what both of them changed.
   if (slot.tracking != Tracking::kSignal ||
-      slot.span_handovers + 1 >= span_handovers) {
+      slot.span_handovers + 2 >= span_handovers) {
     return false;
   }
   const Restored restored = RestoreGroups(
