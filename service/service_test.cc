@@ -13,6 +13,7 @@
 #include <initializer_list>
 #include <memory>
 #include <optional>
+#include <random>
 #include <string>
 #include <thread>
 #include <utility>
@@ -785,6 +786,34 @@ TEST_P(ServiceTest, DriftingGuestsAreTrackedByTheKernelUntilTheySettle) {
   for (int i = 0; i < 20; ++i) cycle(false);
   EXPECT_EQ(service_->Stats().kernel_calls, calls);
   Memory memory = MustAcquire({.image = image, .size_bytes = initial.size()});
+  EXPECT_EQ(FirstDifference(memory, initial), std::nullopt);
+}
+
+TEST_P(ServiceTest, WhoDriftsAllOverASmallMemoryEndsWithAllOfItHot) {
+  if (GetParam().mapped()) GTEST_SKIP() << "nothing is learned";
+  MakeService({.layout = {.max_memory_bytes = 512 * kPageBytes}});
+  if (service_ == nullptr) return;
+  if (GetParam().tracking.has_value() ||
+      GetParam().backing != Backing::kShared) {
+    GTEST_SKIP() << "always the same tracking";
+  }
+  const ImageRef image = PatternImage("drift", 256);
+  const std::vector<uint8_t> initial = InitialBytes(image, 512 * kPageBytes);
+  std::mt19937 random(1);
+  const auto cycle = [&] {
+    const Memory memory =
+        MustAcquire({.image = image, .size_bytes = initial.size()});
+    for (int i = 0; i < 48; ++i) Store(memory, random() % 512 * kPageBytes, 7);
+  };
+  for (int i = 0; i < 400; ++i) cycle();
+  const ServiceStats before = service_->Stats();
+  EXPECT_GT(before.pages_found, 0u) << "not before the kernel was tried";
+  EXPECT_EQ(before.tracking_changes % 2, 0u);
+  for (int i = 0; i < 120; ++i) cycle();
+  EXPECT_EQ(service_->Stats().tracking_changes, before.tracking_changes);
+  EXPECT_EQ(service_->Stats().pages_found, before.pages_found);
+  const Memory memory =
+      MustAcquire({.image = image, .size_bytes = initial.size()});
   EXPECT_EQ(FirstDifference(memory, initial), std::nullopt);
 }
 
