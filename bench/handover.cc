@@ -5,15 +5,9 @@
 // steady: the slot held the image before. rebind: it held another one. The
 // kernel's ways: MADV_DONTNEED of a mapping that nobody touched either, and
 // mmap + munmap. bench:cycle has the whole cycle, with touches.
-//
-// floor: no hand-over, but what bounds those of a memory all of whose pages may
-// have changed. To read it and its image is the least that finds out which did
-// without asking the kernel; memcpy is what needs to find out nothing.
 
 #include <array>
-#include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <string>
 
@@ -65,37 +59,6 @@ void Rebind(benchmark::State& state, const PoolShape& shape) {
   }
 }
 
-// A word of each cache line: nobody reads less.
-uint64_t SumOfLines(const std::byte* bytes, uint64_t size) {
-  constexpr uint64_t kLineBytes = 64;
-  uint64_t sum = 0;
-  for (uint64_t at = 0; at < size; at += kLineBytes) {
-    uint64_t word;
-    memcpy(&word, bytes + at, sizeof word);
-    sum += word;
-  }
-  return sum;
-}
-
-void ReadBoth(benchmark::State& state) {
-  const ImageRef image = PatternImage(kImageBytes);
-  Mapping mapping(kImageBytes, image);
-  WriteEachPage(mapping.base(), kImageBytes);
-  for (auto _ : state) {
-    benchmark::DoNotOptimize(SumOfLines(mapping.base(), kImageBytes) +
-                             SumOfLines(image->data(), kImageBytes));
-  }
-}
-
-void CopyImage(benchmark::State& state) {
-  const ImageRef image = PatternImage(kImageBytes);
-  const Mapping mapping(kImageBytes, image);
-  for (auto _ : state) {
-    memcpy(mapping.base(), image->data(), kImageBytes);
-    benchmark::ClobberMemory();
-  }
-}
-
 }  // namespace
 
 void RegisterBenchmarks() {
@@ -139,8 +102,6 @@ void RegisterBenchmarks() {
     Mapping mapping(kMemoryBytes, PatternImage(kImageBytes));
     for (auto _ : state) mapping.MapAnew();
   });
-  benchmark::RegisterBenchmark("floor/read memory and image", ReadBoth);
-  benchmark::RegisterBenchmark("floor/memcpy of image", CopyImage);
 }
 
 }  // namespace firsttouch::bench

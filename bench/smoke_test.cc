@@ -9,6 +9,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -17,6 +18,8 @@
 #include "firsttouch/bench/cycle_ways.h"
 #include "firsttouch/bench/image_starts.h"
 #include "firsttouch/bench/report.pb.h"
+#include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/pagemap.h"
 #include "gmock/gmock.h"
 #include "google/protobuf/struct.pb.h"
 #include "google/protobuf/util/json_util.h"
@@ -105,6 +108,10 @@ class GoogleBenchmark : public testing::TestWithParam<const char*> {};
 
 TEST_P(GoogleBenchmark, PrintsJson) {
   SKIP_WITHOUT_USERFAULTFD();
+  if (GetParam() == std::string_view("floors") &&
+      !Pagemap::Open(RealKernel()).ok()) {
+    GTEST_SKIP() << "no PAGEMAP_SCAN here";
+  }
   const Ran ran = RunProgram(GetParam(), kOnce);
   EXPECT_EQ(ran.exit_code, 0);
   const std::set<std::string> names = BenchmarkNames(ran.output);
@@ -113,7 +120,8 @@ TEST_P(GoogleBenchmark, PrintsJson) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Programs, GoogleBenchmark,
-                         testing::Values("trap", "handover", "grow", "locator"),
+                         testing::Values("trap", "handover", "floors", "grow",
+                                         "locator"),
                          [](const auto& info) { return info.param; });
 
 TEST(FirstTouch, CoversEveryWay) {

@@ -1,0 +1,174 @@
+// What bounds the hand-over of a memory whose tenants write to other pages each
+// time, whoever does it.
+//
+//   bazel run -c opt //bench:floors
+//
+// copy/...    memcpy of an image of 1 MiB needs to find out nothing; to read
+// the
+//             memory and the image (a word of each cache line) is the least
+//             that finds out without the kernel which pages changed.
+// kernel/...  with the kernel's help: what the first write to a page costs that
+//             is protected asynchronously (`per page`), a scan for such pages
+//             where none was written, and to protect them all again.
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "benchmark/benchmark.h"
+#include "firsttouch/bench/benchmarks.h"
+#include "firsttouch/bench/scene.h"
+#include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/pagemap.h"
+#include "firsttouch/uffd/uffd.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch::bench {
+namespace {
+
+constexpr uint64_t kImageBytes = 1 << 20;
+
+// A word of each cache line: nobody reads less.
+uint64_t SumOfLines(const std::byte* bytes, uint64_t size) {
+  constexpr uint64_t kLineBytes = 64;
+  uint64_t sum = 0;
+  for (uint64_t at = 0; at < size; at += kLineBytes) {
+    uint64_t word;
+    memcpy(&word, bytes + at, sizeof word);
+    sum += word;
+  }
+  return sum;
+}
+
+void ReadBoth(benchmark::State& state) {
+  const ImageRef image = PatternImage(kImageBytes);
+  Mapping mapping(kImageBytes, image);
+  WriteEachPage(mapping.base(), kImageBytes);
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(SumOfLines(mapping.base(), kImageBytes) +
+                             SumOfLines(image->data(), kImageBytes));
+  }
+}
+
+void CopyImage(benchmark::State& state) {
+  const ImageRef image = PatternImage(kImageBytes);
+  const Mapping mapping(kImageBytes, image);
+  for (auto _ : state) {
+    memcpy(mapping.base(), image->data(), kImageBytes);
+    benchmark::ClobberMemory();
+  }
+}
+
+// Private pages, all protected asynchronously.
+class TrackedPages {
+ public:
+  static absl::StatusOr<TrackedPages> Make(uint64_t pages) {
+    absl::StatusOr<Pagemap> pagemap = Pagemap::Open(RealKernel());
+    if (!pagemap.ok()) return pagemap.status();
+    absl::StatusOr<Uffd> uffd = Uffd::Open(
+        RealKernel(), {.required_features = kUffdFeaturePagefaultFlagWp |
+                                            kUffdFeatureWpAsync |
+                                            kUffdFeatureWpHugetlbfsShmem});
+    if (!uffd.ok()) return uffd.status();
+    TrackedPages tracked(pages, *std::move(uffd), *std::move(pagemap));
+    const absl::Status status =
+        tracked.uffd_.Register(tracked.start(), tracked.bytes(),
+                               kUffdRegisterWp, kUffdIoctlWriteProtect);
+    if (!status.ok()) return status;
+    tracked.Write();
+    tracked.Protect();
+    return tracked;
+  }
+
+  void Write() { WriteEachPage(mapping_->base(), bytes()); }
+  void Protect() {
+    ScanRequest request = ScanRequest::Unmarked(start(), start() + bytes());
+    request.flags = kPmScanWpMatching | kPmScanCheckWpAsync;
+    Scan(request);
+  }
+  void Find() { Scan(ScanRequest::Unmarked(start(), start() + bytes())); }
+
+ private:
+  TrackedPages(uint64_t pages, Uffd uffd, Pagemap pagemap)
+      : uffd_(std::move(uffd)),
+        pagemap_(std::move(pagemap)),
+        mapping_(std::make_unique<Mapping>(pages * kPageBytes,
+                                           PatternImage(pages * kPageBytes))) {}
+
+  uintptr_t start() const {
+    return reinterpret_cast<uintptr_t>(mapping_->base());
+  }
+  uint64_t bytes() const { return mapping_->bytes(); }
+
+  void Scan(const ScanRequest& request) {
+    PageRegion regions[16];
+    if (!ScanPages(RealKernel(), pagemap_.fd(), request, regions, 16,
+                   [](const PageRegion&) { return true; })
+             .ok()) {
+      Die("PAGEMAP_SCAN failed");
+    }
+  }
+
+  // Before the memory that it guards: that is unmapped first.
+  Uffd uffd_;
+  Pagemap pagemap_;
+  std::unique_ptr<Mapping> mapping_;
+};
+
+void FirstWrites(benchmark::State& state) {
+  constexpr uint64_t kPages = 256;
+  absl::StatusOr<TrackedPages> tracked = TrackedPages::Make(kPages);
+  if (!tracked.ok())
+    return state.SkipWithError(tracked.status().ToString().c_str());
+  for (auto _ : state) {
+    tracked->Write();
+    state.PauseTiming();
+    tracked->Protect();
+    state.ResumeTiming();
+  }
+  state.counters["per page"] =
+      benchmark::Counter(kPages, benchmark::Counter::kIsIterationInvariantRate |
+                                     benchmark::Counter::kInvert);
+}
+
+void Find(benchmark::State& state, uint64_t pages) {
+  absl::StatusOr<TrackedPages> tracked = TrackedPages::Make(pages);
+  if (!tracked.ok())
+    return state.SkipWithError(tracked.status().ToString().c_str());
+  for (auto _ : state) tracked->Find();
+}
+
+void Protect(benchmark::State& state, uint64_t pages) {
+  absl::StatusOr<TrackedPages> tracked = TrackedPages::Make(pages);
+  if (!tracked.ok())
+    return state.SkipWithError(tracked.status().ToString().c_str());
+  for (auto _ : state) {
+    state.PauseTiming();
+    tracked->Write();
+    state.ResumeTiming();
+    tracked->Protect();
+  }
+}
+
+}  // namespace
+
+void RegisterBenchmarks() {
+  benchmark::RegisterBenchmark("copy/memcpy of image", CopyImage);
+  benchmark::RegisterBenchmark("copy/read memory and image", ReadBoth);
+  benchmark::RegisterBenchmark("kernel/first writes to 256 pages", FirstWrites);
+  for (uint64_t pages : {256, 1024}) {
+    benchmark::RegisterBenchmark(
+        absl::StrCat("kernel/scan of ", pages, " pages").c_str(),
+        [pages](benchmark::State& state) { Find(state, pages); });
+    benchmark::RegisterBenchmark(
+        absl::StrCat("kernel/protect ", pages, " pages").c_str(),
+        [pages](benchmark::State& state) { Protect(state, pages); });
+  }
+}
+
+}  // namespace firsttouch::bench
