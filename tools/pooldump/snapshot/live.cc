@@ -209,12 +209,14 @@ struct LiveProcess::Impl {
     std::string how = "as its owner or as root";
     // Of a process that may not be looked at, root owns the folder; so the file
     // in it that everybody may read tells.
+    const auto status = ReadProcFile(proc.get(), "status");
     std::optional<uint64_t> user;
-    if (const auto status = ReadProcFile(proc.get(), "status"); status.ok()) {
-      user = NumberAt(StatusValue(*status, "Uid"), 1);
-    }
+    if (status.ok()) user = NumberAt(StatusValue(*status, "Uid"), 1);
     if (user.has_value()) {
       if (*user == geteuid() && geteuid() != 0) {
+        // A process that is on its way out, without memory already, belongs to
+        // root, too.
+        if (StatusValue(*status, "VmSize").empty()) return Ended();
         whose =
             "of this user, but has privileges that this user lacks, or forbids "
             "it (PR_SET_DUMPABLE)";
