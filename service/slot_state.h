@@ -227,15 +227,15 @@ struct alignas(64) SlotState {
   uint64_t kept_pages = 0;
   // Pages in this span whose first write took a fault.
   uint64_t span_faulted = 0;
+  // kAsync: those of them that took a signal, since the kernel does not track
+  // behind the image.
+  uint64_t span_signals = 0;
   // Pairs of hand-overs in a row in this span of which is known what both
   // changed, and how many pages these were in all; and span_handovers as the
   // last one left it that put down what it changed (PageGroup::last).
   uint64_t span_pairs = 0;
   uint64_t span_regular = 0;
   uint32_t last_noted_at = ~uint32_t{0};
-  // kAsync: those of them that took a signal, since the kernel does not track
-  // behind the image.
-  uint64_t span_signals = 0;
   // Pages that have stopped changing, as of the end of the last span: bit i of
   // word w is page 64 w + i. Whether they are to be dropped now, and spans in a
   // row in which they were too few to be worth a call.
