@@ -162,9 +162,9 @@ absl::StatusOr<int> Image::OnDemandMemfd() const {
         done += written.value;
       }
     }
-    const MemfdResult sealed = SealImageMemfd(calls_, *memfd);
-    if (!sealed.ok()) {
-      return ImageCallFailed(name_, "fcntl(F_ADD_SEALS)", sealed.error);
+    if (absl::Status status = SealImageMemfd(calls_, name_, *memfd);
+        !status.ok()) {
+      return status;
     }
     std::move(close_memfd).Cancel();
     demand.complete = true;

@@ -1,7 +1,6 @@
 #include "firsttouch/init/image_builder.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -205,9 +204,7 @@ class ImageWriter {
   absl::Status Seal() {
     // F_SEAL_WRITE is refused while there is a writable mapping. There never
     // was one: the pages came by pwrite.
-    const MemfdResult sealed = SealImageMemfd(calls(), image_->memfd_);
-    if (sealed.ok()) return absl::OkStatus();
-    return Failed("fcntl(F_ADD_SEALS)", sealed.error);
+    return SealImageMemfd(calls(), image_->name(), image_->memfd_);
   }
 
   absl::Status Map() {

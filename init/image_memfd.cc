@@ -90,7 +90,8 @@ absl::StatusOr<int> CreateImageMemfd(MemfdCalls& calls,
   return memfd;
 }
 
-MemfdResult SealImageMemfd(MemfdCalls& calls, int memfd) {
+absl::Status SealImageMemfd(MemfdCalls& calls, const std::string& image_name,
+                            int memfd) {
   constexpr int kSeals =
       F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
   MemfdResult sealed;
@@ -98,7 +99,8 @@ MemfdResult SealImageMemfd(MemfdCalls& calls, int memfd) {
     sealed = calls.AddSeals(memfd, kSeals);
     if (sealed.error != EBUSY) break;
   }
-  return sealed;
+  if (sealed.ok()) return absl::OkStatus();
+  return ImageCallFailed(image_name, "fcntl(F_ADD_SEALS)", sealed.error);
 }
 
 }  // namespace firsttouch

@@ -26,11 +26,13 @@ absl::StatusOr<int> CreateImageMemfd(MemfdCalls& calls,
                                      uint64_t size_bytes, uint64_t bytes);
 
 // Seals the finished memfd of an image for ever: nobody can write to it any
-// more. EBUSY from the kernel means that somebody holds a page of it, perhaps
-// the kernel for a moment (a page on its way to another place, or in a list of
-// another processor); then this tries again, kSealTries times in all. The
-// kernel itself waits up to 150 ms each time, but not for a writable mapping.
-MemfdResult SealImageMemfd(MemfdCalls& calls, int memfd);
+// more. The error is ImageCallFailed's. EBUSY from the kernel means that
+// somebody holds a page of it, perhaps the kernel for a moment (a page on its
+// way to another place, or in a list of another processor); then this tries
+// again, kSealTries times in all. The kernel itself waits up to 150 ms each
+// time, but not for a writable mapping.
+absl::Status SealImageMemfd(MemfdCalls& calls, const std::string& image_name,
+                            int memfd);
 inline constexpr int kSealTries = 10;
 
 }  // namespace firsttouch
