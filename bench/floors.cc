@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <span>
 #include <utility>
 
 #include "absl/status/statusor.h"
@@ -87,11 +88,12 @@ class TrackedPages {
 
   void Write() { WriteEachPage(mapping_->base(), bytes()); }
   void Protect() {
-    ScanRequest request = ScanRequest::Unmarked(start(), start() + bytes());
-    request.flags = kPmScanWpMatching | kPmScanCheckWpAsync;
-    Scan(request);
+    Scan(ScanRequest::UnmarkedAndProtect(start(), start() + bytes()), {});
   }
-  void Find() { Scan(ScanRequest::Unmarked(start(), start() + bytes())); }
+  void Find() {
+    PageRegion regions[16];
+    Scan(ScanRequest::Unmarked(start(), start() + bytes()), regions);
+  }
 
  private:
   TrackedPages(uint64_t pages, Uffd uffd, Pagemap pagemap)
@@ -105,10 +107,9 @@ class TrackedPages {
   }
   uint64_t bytes() const { return mapping_->bytes(); }
 
-  void Scan(const ScanRequest& request) {
-    PageRegion regions[16];
-    if (!ScanPages(RealKernel(), pagemap_.fd(), request, regions, 16,
-                   [](const PageRegion&) { return true; })
+  void Scan(const ScanRequest& request, std::span<PageRegion> regions) {
+    if (!ScanPages(RealKernel(), pagemap_.fd(), request, regions.data(),
+                   regions.size(), [](const PageRegion&) { return true; })
              .ok()) {
       Die("PAGEMAP_SCAN failed");
     }
@@ -123,8 +124,9 @@ class TrackedPages {
 void FirstWrites(benchmark::State& state) {
   constexpr uint64_t kPages = 256;
   absl::StatusOr<TrackedPages> tracked = TrackedPages::Make(kPages);
-  if (!tracked.ok())
+  if (!tracked.ok()) {
     return state.SkipWithError(tracked.status().ToString().c_str());
+  }
   for (auto _ : state) {
     tracked->Write();
     state.PauseTiming();
@@ -138,15 +140,17 @@ void FirstWrites(benchmark::State& state) {
 
 void Find(benchmark::State& state, uint64_t pages) {
   absl::StatusOr<TrackedPages> tracked = TrackedPages::Make(pages);
-  if (!tracked.ok())
+  if (!tracked.ok()) {
     return state.SkipWithError(tracked.status().ToString().c_str());
+  }
   for (auto _ : state) tracked->Find();
 }
 
 void Protect(benchmark::State& state, uint64_t pages) {
   absl::StatusOr<TrackedPages> tracked = TrackedPages::Make(pages);
-  if (!tracked.ok())
+  if (!tracked.ok()) {
     return state.SkipWithError(tracked.status().ToString().c_str());
+  }
   for (auto _ : state) {
     state.PauseTiming();
     tracked->Write();

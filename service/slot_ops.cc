@@ -515,9 +515,8 @@ absl::Status FinishLearning(const SlotOpsContext& context, SlotState& slot) {
 // pages stay as they are, and are restored.
 void ProtectAll(const SlotOpsContext& context, SlotState& slot) {
   // All, whether there is a page or not: see SlotState::all_marked.
-  ScanRequest request =
-      ScanRequest::Unmarked(slot.base, AddressOf(slot, slot.kernel_pages));
-  request.flags = kPmScanWpMatching | kPmScanCheckWpAsync;
+  ScanRequest request = ScanRequest::UnmarkedAndProtect(
+      slot.base, AddressOf(slot, slot.kernel_pages));
   if (Sabotaged(Sabotage::kProtection)) request.end = request.start;
   const ScanResult scan =
       ScanPages(*context.core.kernel, context.pagemap_fd, request, nullptr, 0,

@@ -97,6 +97,13 @@ struct ScanRequest {
     request.flags = kPmScanWpMatching | kPmScanCheckWpAsync;
     return request;
   }
+  // Whatever has no mark, as Unmarked(), and marks it: pages and where there
+  // are none (needs WP_ASYNC).
+  static ScanRequest UnmarkedAndProtect(uintptr_t start, uintptr_t end) {
+    ScanRequest request = Unmarked(start, end);
+    request.flags = kPmScanWpMatching | kPmScanCheckWpAsync;
+    return request;
+  }
   // Pages that are somewhere.
   static ScanRequest Resident(uintptr_t start, uintptr_t end) {
     return {.start = start,
