@@ -14,6 +14,7 @@ In the WORKSPACE of whoever takes this repository as an external one:
 With Bazel 7 and newer, MODULE.bazel does the same.
 """
 
+load("//bazel:kernels.bzl", "debian_kernels")
 load("//bazel:npm_packages.bzl", "npm_packages")
 load("//bazel:system.bzl", "debian_repository", "system_abseil", "system_repository")
 
@@ -177,5 +178,12 @@ def firsttouch_dependencies():
         build_file = Label("//bazel/third_party:wabt.BUILD"),
         packages = {"wabt": "/usr/include/wabt/binary-reader.h"},
     )
+
+    # Other kernels than the machine's, for //tests/kernels: the oldest and the
+    # newest that Debian 12 has.
+    _maybe(debian_kernels, name = "kernels", series = [
+        "6.1",
+        "6.12",
+    ])
 
     npm_packages(exists = native.existing_rule)

@@ -91,10 +91,13 @@ class BudgetTest : public testing::TestWithParam<Way> {
     options.trap_callback = JumpOutOfTrap;
     options.resident_budget_bytes = budget;
     options.hot_pages_limit = hot_pages_limit;
+    if (const std::string missing = MissingFor(GetParam()); !missing.empty()) {
+      GTEST_SKIP() << "this machine has no " << missing;
+    }
     absl::StatusOr<std::unique_ptr<Service>> service =
         kernel == nullptr ? Service::Create(options)
                           : Service::Create(options, *kernel);
-    if (!service.ok()) GTEST_SKIP() << service.status();
+    ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
   }
 

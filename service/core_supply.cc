@@ -47,7 +47,7 @@ absl::Status Core::OpenSupply() {
   fault_core_.mapped = true;
   serves_kernel_faults_ = true;
   absl::Status limits = CheckLimits(
-      layout_, {.fixed_maps = 5, .maps_per_slot = 3}, ReadLimitFacts());
+      layout_, {.fixed_maps = 5, .maps_per_slot = 4}, ReadLimitFacts());
   if (limits.ok()) return limits;
   return absl::Status(limits.code(), absl::StrCat(limits.message(), " [supply ",
                                                   SupplyName(supply_), ": ",

@@ -1,11 +1,14 @@
 // A slot's memory as the kernel's own mappings: what slot_ops.h and the fault
 // path are to userfaultfd.
 //
-// A slot is up to three mappings, in this order:
+// A slot is up to four mappings, in this order:
 //
 //   [0, image's pages)   private mapping of the image, readable and writable
 //   up to the size       anonymous, readable and writable
 //   up to the next slot  PROT_NONE, one mapping with the guard behind it
+//
+// Older kernels (6.1 was seen to) do not merge what was touched and made
+// inaccessible again with what never was, so that the third is two there.
 //
 // THE BOUND is where PROT_NONE begins: a touch there is SIGSEGV, and a trap.
 // It moves by mprotect(2): up at growth, back where the next holder is smaller

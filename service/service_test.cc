@@ -22,6 +22,7 @@
 #include "firsttouch/locator/locator.h"
 #include "firsttouch/service/service_test_util.h"
 #include "firsttouch/service/signals.h"
+#include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/units.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -54,11 +55,12 @@ class ServiceTest : public testing::TestWithParam<Way> {
     if (!options.tracking) options.tracking = GetParam().tracking;
     options.trap_callback = JumpOutOfTrap;
     service_.reset();
+    if (const std::string missing = MissingFor(GetParam()); !missing.empty()) {
+      GTEST_SKIP() << "this machine has no " << missing;
+    }
     absl::StatusOr<std::unique_ptr<Service>> service =
         Service::Create(std::move(options));
-    if (!service.ok()) {
-      GTEST_SKIP() << "not to be had here: " << service.status();
-    }
+    ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
   }
 
@@ -696,7 +698,9 @@ TEST_P(ServiceTest, APageThatNoLongerChangesIsGivenBack) {
     cycle({1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 34, 36});
   }
   for (int i = 0; i < 40; ++i) cycle({1, 3});
-  EXPECT_GE(demoted(), 10u);
+  // Without PAGEMAP_SCAN a release drops the pages of zeroes, 34 and 36, so
+  // that they never get hot.
+  EXPECT_GE(demoted(), HasPagemapScan() ? 10u : 8u);
   const ServiceStats before = service_->Stats();
   for (int i = 0; i < 10; ++i) cycle({1, 3});
   EXPECT_EQ(service_->Stats().pages_restored - before.pages_restored, 20u);
@@ -1010,6 +1014,10 @@ TEST_P(ServiceTest, TheRestOfTheLastPageNeverHangs) {
 }
 
 TEST_P(ServiceTest, APoisonedPageIsATrapAlsoWhereItLooksLikeBadMemory) {
+  if (GetParam().resolve == Resolve::kHandlerThread &&
+      (MachineFacts().features & kUffdFeaturePoison) == 0) {
+    GTEST_SKIP() << "pages are made inaccessible: no POISON (Linux 6.6)";
+  }
   Memory memory = MustAcquire({.size_bytes = kPageBytes});
   int calls = 0;
   memory = MustAcquire({.size_bytes = kPageBytes,

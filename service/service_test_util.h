@@ -20,6 +20,10 @@
 #include "firsttouch/init/image_file.h"
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/trap.h"
+#include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/probe.h"
+#include "firsttouch/uffd/uffd.h"
 #include "gtest/gtest.h"
 
 namespace firsttouch {
@@ -72,6 +76,41 @@ inline auto AllWays() {
       Way{Backing::kShared, Resolve::kInThread, std::nullopt},
       Way{Backing::kCopied, Resolve::kInThread, std::nullopt}, kMappingsDropWay,
       kMappingsScanWay);
+}
+
+// What this kernel and user allow, asked once.
+inline const UffdFacts& MachineFacts() {
+  static const UffdFacts& facts = *new UffdFacts(Probe(RealKernel()));
+  return facts;
+}
+
+inline bool HasPagemapScan() { return MachineFacts().pagemap_scan_error == 0; }
+
+// What the machine lacks for `way`; empty where it has all of it. The kernel is
+// asked, not Service: a Service that refuses what the machine allows fails its
+// tests, and is not skipped.
+inline std::string MissingFor(const Way& way) {
+  const UffdFacts& facts = MachineFacts();
+  constexpr char kNoScan[] = "PAGEMAP_SCAN (Linux 6.7)";
+  if (way.mapped()) {
+    return way.supply == Supply::kMappingsScan && !HasPagemapScan() ? kNoScan
+                                                                    : "";
+  }
+  if (!facts.can_open) return "userfaultfd";
+  uint64_t needed = kUffdFeaturePagefaultFlagWp;
+  if (way.resolve == Resolve::kInThread) needed |= kUffdFeatureSigbus;
+  if (way.backing == Backing::kShared) {
+    // WP_UNPOPULATED is the sign of a kernel whose UFFDIO_CONTINUE protects.
+    needed |= kUffdFeatureMissingShmem | kUffdFeatureMinorShmem |
+              kUffdFeatureWpHugetlbfsShmem | kUffdFeatureWpUnpopulated;
+  }
+  if (way.tracking == Tracking::kAsync) {
+    needed |= kUffdFeatureWpAsync;
+    if (!HasPagemapScan()) return kNoScan;
+  }
+  if (way.staging_bytes != 0) needed |= kUffdFeatureMove;
+  const uint64_t missing = needed & ~facts.features;
+  return missing == 0 ? "" : "userfaultfd's " + UffdFeatureNames(missing);
 }
 
 // The trap that TrapOf() is waiting for, per thread.

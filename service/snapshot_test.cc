@@ -52,6 +52,9 @@ class SnapshotTest : public testing::TestWithParam<Way> {
   }
 
   void SetUp() override {
+    if (const std::string missing = MissingFor(GetParam()); !missing.empty()) {
+      GTEST_SKIP() << "this machine has no " << missing;
+    }
     absl::StatusOr<std::unique_ptr<Service>> service =
         Service::Create(Options(), kernel_);
     ASSERT_TRUE(service.ok()) << service.status();

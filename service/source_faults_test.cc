@@ -58,6 +58,9 @@ class TestSource : public PageSource {
 class SourceFaultsTest : public testing::TestWithParam<Way> {
  protected:
   void SetUp() override {
+    if (const std::string missing = MissingFor(GetParam()); !missing.empty()) {
+      GTEST_SKIP() << "this machine has no " << missing;
+    }
     ServiceOptions options;
     options.name = "source";
     options.layout = {.instances = 1,

@@ -12,7 +12,7 @@
 //                   back (MADV_DONTNEED) and faults in again: any kernel.
 //
 // Both of the mappings need no privilege and no userfaultfd. Growth is one
-// mprotect there, a slot needs three mappings (vm.max_map_count), and system
+// mprotect there, a slot needs up to four mappings (vm.max_map_count), and system
 // calls work on any page in bounds.
 
 #ifndef FIRSTTOUCH_SERVICE_SUPPLY_H_

@@ -59,6 +59,12 @@ bool IsIn(const WorkingSet::Words& words, uint64_t page) {
 
 class WorkingSetTest : public testing::TestWithParam<Way> {
  protected:
+  void SetUp() override {
+    if (const std::string missing = MissingFor(GetParam()); !missing.empty()) {
+      GTEST_SKIP() << "this machine has no " << missing;
+    }
+  }
+
   absl::StatusOr<std::unique_ptr<Service>> MakeService() {
     ServiceOptions options;
     options.name = "working-set";

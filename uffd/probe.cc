@@ -1,9 +1,11 @@
 #include "firsttouch/uffd/probe.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/utsname.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -143,8 +145,12 @@ void ProbeMappings(Kernel& kernel, UffdFacts& facts) {
     ProbeMapping(kernel, facts, "shared mapping of a memfd", kReadWrite,
                  MAP_SHARED, memory.get());
   }
+  // A program that lies in shared memory (a container whose root is a tmpfs)
+  // says nothing of other files.
   UniqueFd file(open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
-  if (file) {
+  struct statfs system = {};
+  if (file && fstatfs(file.get(), &system) == 0 &&
+      system.f_type != TMPFS_MAGIC) {
     ProbeMapping(kernel, facts, "private mapping of another file", kReadWrite,
                  MAP_PRIVATE, file.get());
   }

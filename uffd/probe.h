@@ -34,7 +34,9 @@ struct OpenFact {
 //   private anonymous      MISSING, WP (5.7)
 //   shared anonymous       MISSING, WP (5.19), MINOR (5.14)
 //   memfd, private/shared  MISSING, WP (5.19), MINOR (5.14)
-//   any other file         nothing; WP alone with WP_ASYNC (6.7)
+//   any other file         nothing; WP alone with WP_ASYNC (6.7). Tried on the
+//                          running program; not in the list where that one lies
+//                          in a tmpfs.
 struct MappingFact {
   std::string kind;     // "private mapping of a memfd"
   uint64_t modes = 0;   // kUffdRegister... that work, each alone

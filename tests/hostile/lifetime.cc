@@ -183,7 +183,11 @@ void DestroyedWhileBusy(const Setting& setting) {
     gone = true;
     for (std::thread& holder : holders) holder.join();
   }
-  // The last memory took the pool with it, its threads and descriptors too.
+  // The last memory took the pool with it, its threads and descriptors too. A
+  // thread that was joined may be seen in /proc for a moment.
+  for (int i = 0; i < 1'000'000 && CountThreads() != threads; ++i) {
+    std::this_thread::yield();
+  }
   HOSTILE_CHECK_EQ(CountThreads(), threads);
   HOSTILE_CHECK_EQ(CountDescriptors(), descriptors);
   // One left by each of 25 rounds would be more than the C library's arenas,
