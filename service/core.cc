@@ -781,12 +781,14 @@ uint64_t Core::HotPagesLimit(uint64_t keep_pages) const {
 
 absl::Status Core::Restore(SlotState& slot) {
   slot.last_fault_page.store(~uint64_t{0}, std::memory_order_relaxed);
-  // Where handler threads fill, a fill may be under way for a thread that has
-  // gone on: it sees the size 0 or is waited for. In-thread, whoever fills is
-  // in the memory, and everybody has left it.
+  // Where handler threads fill, one may have read an event, or be filling, for
+  // a thread that has gone on: it finds another lease or is waited for.
+  // In-thread, whoever fills is in the memory, and everybody has left it.
   uint64_t size_bytes = 0;
   if (fault_core_.resolve == Resolve::kHandlerThread) {
     size_bytes = slot.size_bytes.exchange(0, std::memory_order_seq_cst);
+    threads_->WaitForReads();
+    slot.lease.fetch_add(1, std::memory_order_seq_cst);
     WaitForFills(slot);
   } else {
     size_bytes = slot.size_bytes.load(std::memory_order_relaxed);

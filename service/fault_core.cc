@@ -644,16 +644,6 @@ FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept {
   return result;
 }
 
-FaultResult ResolveForOther(FaultCore& core, const Fault& fault) noexcept {
-  // Sequentially consistent, as the load of the size is: a release stores size
-  // 0 and then reads fills_in_flight; here it is the other way round.
-  std::atomic<uint32_t>& fills = core.slots[fault.slot].fills_in_flight;
-  fills.fetch_add(1, std::memory_order_seq_cst);
-  const FaultResult result = ResolveFault(core, fault);
-  fills.fetch_sub(1, std::memory_order_release);
-  return result;
-}
-
 FaultResult FillPrivate(FaultCore& core, uint32_t slot, uint64_t first_page,
                         uint64_t pages) noexcept {
   const uint64_t end = first_page + pages;
@@ -698,6 +688,11 @@ FaultResult MakeTrapping(FaultCore& core, uint32_t slot_number,
     slot.strays.page[index].store(page_address, std::memory_order_release);
   }
   return {};
+}
+
+bool MakeAccessible(FaultCore& core, uintptr_t page_address) noexcept {
+  return core.kernel->Mprotect(page_address, kPageBytes, PROT_READ | PROT_WRITE)
+      .ok();
 }
 
 }  // namespace firsttouch

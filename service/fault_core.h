@@ -138,10 +138,32 @@ struct FaultResult {
 // between and leaves by longjmp) therefore leaves a slot that a release cleans.
 FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept;
 
-// The same for a thread that is not in the memory itself: a handler thread.
-// fills_in_flight is raised before the bounds are read, so that a release
-// either sees the fill or the fill sees the release.
-FaultResult ResolveForOther(FaultCore& core, const Fault& fault) noexcept;
+// What a thread that is not in the memory itself (a handler thread) does with
+// one event happens within the life of one of these. The event was read while
+// the slot's `lease` was `lease`: where is_current() is false, a release has
+// begun since, the thread that faulted has left the memory, and nothing may be
+// done to the slot. Where it is true, a release waits for the destructor.
+class FillForOther {
+ public:
+  // Raises fills_in_flight before it reads the lease, a release changes the
+  // lease before it reads fills_in_flight, both sequentially consistent: either
+  // the release sees the fill, or the fill sees the release.
+  FillForOther(SlotState& slot, uint32_t lease) noexcept : slot_(slot) {
+    slot_.fills_in_flight.fetch_add(1, std::memory_order_seq_cst);
+    is_current_ = slot_.lease.load(std::memory_order_seq_cst) == lease;
+  }
+  ~FillForOther() {
+    slot_.fills_in_flight.fetch_sub(1, std::memory_order_release);
+  }
+  FillForOther(const FillForOther&) = delete;
+  FillForOther& operator=(const FillForOther&) = delete;
+
+  bool is_current() const { return is_current_; }
+
+ private:
+  SlotState& slot_;
+  bool is_current_ = false;
+};
 
 // Makes missing pages of [first_page, first_page + pages), below the slot's
 // size or above it, private and writable with their initial bytes before
@@ -157,10 +179,15 @@ FaultResult MapClean(FaultCore& core, uint32_t slot, uint64_t first_page,
                      uint64_t pages) noexcept;
 
 // Makes a page outside the bounds trap for the thread that waits on it
-// (handler threads). `page_address` lies in slot `slot`'s reach. `*placed` says
-// whether this call did; it did not where the page traps already, or is there.
+// (handler threads), within a FillForOther. `page_address` lies in slot
+// `slot`'s reach. `*placed` says whether this call did; it did not where the
+// page traps already, or is there.
 FaultResult MakeTrapping(FaultCore& core, uint32_t slot, uintptr_t page_address,
                          bool* placed) noexcept;
+
+// Undoes what MakeTrapping() did by mprotect(2) (no POISON), for a page that
+// has come into the bounds since. False: the kernel refused.
+bool MakeAccessible(FaultCore& core, uintptr_t page_address) noexcept;
 
 // Nanoseconds of CLOCK_MONOTONIC.
 uint64_t MonotonicNanos() noexcept;

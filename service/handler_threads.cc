@@ -2,9 +2,13 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <unistd.h>
 
+#include <array>
+#include <atomic>
+#include <memory>
 #include <string>
 #include <thread>
 #include <utility>
@@ -36,21 +40,35 @@ namespace {
   abort();
 }
 
-void Handle(FaultCore& core, const Event& event) {
+// A fault event, and what its slot's lease was when it was read.
+struct Noted {
+  uintptr_t address = 0;
+  bool is_write = false;
+  bool is_write_protect = false;
+  uint32_t lease = 0;
+};
+
+void Handle(FaultCore& core, const Noted& event) {
   const uint64_t start_ns = MonotonicNanos();
-  const Location where = LocateIn(core.entry, event.address);
   const uintptr_t page_address = RoundDownToPage(event.address);
+  const uint32_t slot = LocateIn(core.entry, event.address).slot;
+  const FillForOther fill(core.slots[slot], event.lease);
+  if (!fill.is_current()) {
+    // Whoever waited has left the memory. Should somebody still wait (a host
+    // that released a memory with a guest in it), that touch is looked at anew.
+    core.kernel->Wake(core.uffd, page_address, kPageBytes);
+    return;
+  }
+  const Location where = LocateIn(core.entry, event.address);
   FaultResult result{FaultResult::Kind::kOutOfBounds, 0, ""};
   // By pages: in a last page that the size ends in, the rest is accessible too,
   // and the page must not be made to trap.
   if (where.page_in_bounds) {
-    result = ResolveForOther(
-        core,
-        {.slot = where.slot,
-         .offset_bytes = where.page * kPageBytes,
-         .access = event.is_write() || event.is_write_protect() ? Access::kWrite
-                                                                : Access::kRead,
-         .protection = event.is_write_protect()});
+    result = ResolveFault(core, {.slot = where.slot,
+                                 .offset_bytes = where.page * kPageBytes,
+                                 .access = event.is_write ? Access::kWrite
+                                                          : Access::kRead,
+                                 .protection = event.is_write_protect});
   }
   if (result.kind == FaultResult::Kind::kResolved) {
     core.shards[where.slot % FaultCore::kShards].latency.Add(MonotonicNanos() -
@@ -66,6 +84,14 @@ void Handle(FaultCore& core, const Event& event) {
       MakeTrapping(core, where.slot, page_address, &placed);
   if (trapping.kind == FaultResult::Kind::kFailed) {
     Die(core, trapping.call, trapping.error);
+  }
+  if (result.kind == FaultResult::Kind::kOutOfBounds && !core.poison &&
+      LocateIn(core.entry, event.address).page_in_bounds) {
+    // The memory has grown meanwhile, and the page may have been written to:
+    // unlike POISON, mprotect(2) does not spare a page that is there.
+    MakeAccessible(core, page_address);
+    core.kernel->Wake(core.uffd, page_address, kPageBytes);
+    return;
   }
   // A page that is there cannot be made to trap, and the thread would fault on
   // it without end. (One whose contents could not be had is not there: it traps
@@ -85,10 +111,11 @@ absl::StatusOr<std::unique_ptr<HandlerThreads>> HandlerThreads::Start(
                                "eventfd(2) to end the handler threads by");
   }
   std::unique_ptr<HandlerThreads> threads(
-      new HandlerThreads(core, UniqueFd(static_cast<int>(stop.value))));
+      new HandlerThreads(core, UniqueFd(static_cast<int>(stop.value)), count));
   for (uint32_t i = 0; i < count; ++i) {
     absl::StatusOr<std::thread> thread = StartQuietThread(
-        absl::StrCat("ft:", name), [raw = threads.get()] { raw->Run(); });
+        absl::StrCat("ft:", name),
+        [raw = threads.get(), i] { raw->Run(raw->readers_[i]); });
     if (!thread.ok()) {
       return absl::ResourceExhaustedError(
           absl::StrCat("handler thread ", i + 1, " of handler_threads ", count,
@@ -107,8 +134,20 @@ HandlerThreads::~HandlerThreads() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void HandlerThreads::Run() {
+void HandlerThreads::WaitForReads() const {
+  for (uint32_t i = 0; i < reader_count_; ++i) {
+    const std::atomic<uint64_t>& turn = readers_[i].turn;
+    const uint64_t seen = turn.load(std::memory_order_seq_cst);
+    if (seen % 2 == 0) continue;
+    for (int spins = 0; turn.load(std::memory_order_acquire) == seen; ++spins) {
+      if (spins >= 100) sched_yield();
+    }
+  }
+}
+
+void HandlerThreads::Run(Reader& self) {
   EventReader reader(*core_.kernel, core_.uffd);
+  std::array<Noted, EventReader::kBatch> noted;
   pollfd fds[2] = {{core_.uffd, POLLIN, 0}, {stop_.get(), POLLIN, 0}};
   while (true) {
     const CallResult poll = core_.kernel->Poll(fds, 2, -1);
@@ -118,11 +157,25 @@ void HandlerThreads::Run() {
     }
     if (fds[1].revents != 0) return;
     if ((fds[0].revents & POLLNVAL) != 0) Die(core_, "poll", EBADF);
+    // An event leaves the queue when the thread that waits does, and from then
+    // on nothing tells whose it was: a release that begins while events are
+    // neither in the queue nor noted waits (WaitForReads).
+    self.turn.fetch_add(1, std::memory_order_seq_cst);
     const EventReader::Batch batch = reader.Read();
-    if (batch.error != 0) Die(core_, "read", batch.error);
+    size_t count = 0;
     for (const Event& event : batch.events) {
-      if (event.kind == Event::Kind::kPagefault) Handle(core_, event);
+      if (event.kind != Event::Kind::kPagefault) continue;
+      const SlotState& slot =
+          core_.slots[LocateIn(core_.entry, event.address).slot];
+      noted[count++] = {
+          .address = event.address,
+          .is_write = event.is_write() || event.is_write_protect(),
+          .is_write_protect = event.is_write_protect(),
+          .lease = slot.lease.load(std::memory_order_relaxed)};
     }
+    self.turn.fetch_add(1, std::memory_order_release);
+    if (batch.error != 0) Die(core_, "read", batch.error);
+    for (size_t i = 0; i < count; ++i) Handle(core_, noted[i]);
   }
 }
 

@@ -3,6 +3,7 @@
 #ifndef FIRSTTOUCH_SERVICE_HANDLER_THREADS_H_
 #define FIRSTTOUCH_SERVICE_HANDLER_THREADS_H_
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -33,14 +34,32 @@ class HandlerThreads {
   // wake a reader: an eventfd in its poll set does.)
   ~HandlerThreads();
 
- private:
-  HandlerThreads(FaultCore& core, UniqueFd stop)
-      : core_(core), stop_(std::move(stop)) {}
+  // Returns once every event that was read from the userfaultfd before the call
+  // has been told from later ones by its slot's `lease`. Then SlotState::lease
+  // is changed, and fills_in_flight waited for; after that no event of a guest
+  // that left the memory before is acted upon. Does not wait for fills, nor for
+  // a PageSource: a thread is in between for the length of one read(2).
+  void WaitForReads() const;
 
-  void Run();
+ private:
+  // What others see of one thread. Odd while it may have read events whose
+  // slots' `lease` it has not noted.
+  struct alignas(64) Reader {
+    std::atomic<uint64_t> turn{0};
+  };
+
+  HandlerThreads(FaultCore& core, UniqueFd stop, uint32_t count)
+      : core_(core),
+        stop_(std::move(stop)),
+        readers_(std::make_unique<Reader[]>(count)),
+        reader_count_(count) {}
+
+  void Run(Reader& reader);
 
   FaultCore& core_;
   UniqueFd stop_;
+  const std::unique_ptr<Reader[]> readers_;
+  const uint32_t reader_count_;
   std::vector<std::thread> threads_;
 };
 

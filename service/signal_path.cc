@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <signal.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -127,13 +126,6 @@ FaultOutcome Trap(FaultCore& core, const Location& where, uintptr_t address,
   return FaultOutcome::kUnhandledTrap;
 }
 
-// Undoes a mprotect(PROT_NONE) that made a page trap which has come into the
-// bounds since (no POISON: see fault_core.h).
-bool Reopen(FaultCore& core, uintptr_t page_address) {
-  return core.kernel->Mprotect(page_address, kPageBytes, PROT_READ | PROT_WRITE)
-      .ok();
-}
-
 // Whether a snapshot had made the memory read-only when it was written to; then
 // it no longer is. Waiting for that holds nothing: whoever interrupts it may
 // leave by longjmp.
@@ -237,7 +229,7 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
       // Grown into since it was made to trap, or a page that the handler thread
       // could not supply: this thread finds out which.
       if (core.resolve != Resolve::kHandlerThread || core.poison ||
-          !Reopen(core, RoundDownToPage(address))) {
+          !MakeAccessible(core, RoundDownToPage(address))) {
         // In bounds and inaccessible, by nobody's doing of ours.
         return FaultOutcome::kNotMine;
       }

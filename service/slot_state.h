@@ -4,7 +4,8 @@
 // ON THE FAULT PATH: plain data and atomics, no lock, no allocation.
 //
 // Who may touch what:
-//   size_bytes, fills_in_flight, lifecycle    anybody, atomically
+//   size_bytes, fills_in_flight, lease,       anybody, atomically
+//   lifecycle
 //   pages (the planes)                        fault path: sets bits; owner:
 //                                             clears, with no fill in flight
 //   everything under "owner"                  the thread that acquires, resets
@@ -199,6 +200,10 @@ struct alignas(64) SlotState {
   std::atomic<uint32_t> frozen{0};
   // Signals of such writes that may still be on their way, at most.
   std::atomic<uint32_t> late_writes{0};
+
+  // Handler threads only. Changes with each release and Reset: a fault event
+  // that was read before belongs to a lease that has ended.
+  std::atomic<uint32_t> lease{0};
 
   // Releases that have begun and not let go of the pool; see core.h.
   std::atomic<uint32_t> returning{0};
