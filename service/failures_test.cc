@@ -196,6 +196,26 @@ TEST_P(FailuresTest, PagesOfAFillThatFailedHalfWayAreNotThereForAnotherImage) {
   }
 }
 
+TEST_P(FailuresTest, PagesOfAFillThatFailedHalfWayAreNotThereForASmallerSize) {
+  if (!TracksBySignal()) GTEST_SKIP() << "counts what signals call";
+  for (const Access access : {Access::kRead, Access::kWrite}) {
+    Memory memory = *service_->Acquire({.size_bytes = kSize});
+    const uint32_t slot = memory.instance();
+    for (Op op : {Op::kCopy, Op::kZeroPage}) {
+      kernel_.Shorten(op, 1, 2 * kPageBytes, ENOMEM);
+    }
+    EXPECT_FALSE(memory.MakeReady(0, kSize, access).ok());
+    for (Op op : {Op::kCopy, Op::kZeroPage}) kernel_.Clear(op);
+    ASSERT_EQ(memory.Release(), absl::OkStatus());
+    memory = *service_->Acquire({.size_bytes = 0});
+    ASSERT_EQ(memory.instance(), slot);
+    for (uint64_t page = 0; page < 16; ++page) {
+      EXPECT_TRUE(TrapOf([&] { Load(memory, page * kPageBytes); }).has_value())
+          << "page " << page << " is out of bounds and can be read";
+    }
+  }
+}
+
 TEST_P(FailuresTest, FillsThatStopHalfWayOrAreRefusedForAMomentGoOn) {
   if (!TracksBySignal()) GTEST_SKIP() << "counts what signals call";
   const ImageRef image = PatternImage("half", 16);

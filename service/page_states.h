@@ -30,13 +30,16 @@
 // hand-overs, and `previous`, in the span before (slot_ops.h). They are kept
 // when a page is dropped.
 //
-// A bit of `open` is set BEFORE the kernel is asked to let the page be written,
-// and cleared only after the page is gone: a page that can have changed is
-// never missing from the plane. `present` is set after the kernel has mapped
-// the page and may lag behind while a fill is under way, so whoever needs it
-// exactly (release, snapshot) waits for fills first. An open page that is not
-// present is one whose fill failed: it is dropped, since to touch it could
-// fault.
+// A bit of `open` or `untracked` is set BEFORE the kernel is asked for a page
+// that can be written, and cleared only after the page is gone or protected: a
+// page that can have changed is never missing from both planes. `present` is
+// set after the kernel has mapped the page and may lag behind while a fill is
+// under way, so whoever needs it exactly (release, snapshot) waits for fills
+// first. An open or untracked page that is not present is one whose fill did
+// not come to its end (it failed, or was left by longjmp): a release drops it,
+// since it may be there or not. A clean page can be there without `present`
+// only where the image has one, so that it lies within every lease's bounds and
+// holds what the lease is to see; binding another image drops it.
 //
 // A cache line tells of 64 pages: 4 KiB of book-keeping of 15 MiB.
 

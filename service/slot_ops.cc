@@ -792,20 +792,33 @@ absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
 }
 
 absl::Status SettleUntracked(const SlotOpsContext& context, SlotState& slot,
-                             uint64_t end_page, Unknown unknown) {
+                             uint64_t end_page) {
   if (!slot.any_untracked.load(std::memory_order_relaxed)) {
     return absl::OkStatus();
   }
   uint64_t lowest = end_page;
   uint64_t past_highest = 0;
+  absl::Status status;
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
-    const uint64_t untracked = group.untracked.load(std::memory_order_relaxed) &
-                               GroupMask(index, 0, end_page);
+    const uint64_t mask = GroupMask(index, 0, end_page);
+    const uint64_t present = group.present.load(std::memory_order_relaxed);
+    // A fill that did not come to its end: what is there nobody knows, and
+    // protected it would be a page that only the kernel knows of.
+    const uint64_t unsure =
+        group.untracked.load(std::memory_order_relaxed) & ~present & mask;
+    ForEachRun(unsure, [&](uint64_t bit, uint64_t pages) {
+      if (!status.ok()) return;
+      const uint64_t first = index * kPagesPerGroup + bit;
+      status = DropPages(context, slot, first, first + pages);
+    });
+    const uint64_t untracked =
+        group.untracked.load(std::memory_order_relaxed) & mask;
     if (untracked == 0) return;
     const uint64_t base = index * kPagesPerGroup;
     lowest = std::min<uint64_t>(lowest, base + std::countr_zero(untracked));
     past_highest = base + std::bit_width(untracked);
   });
+  if (!status.ok()) return status;
   if (lowest >= past_highest) {
     slot.any_untracked.store(false, std::memory_order_relaxed);
     return absl::OkStatus();
@@ -834,7 +847,6 @@ absl::Status SettleUntracked(const SlotOpsContext& context, SlotState& slot,
                 GroupMask(index, page, end) &
                 group.untracked.load(std::memory_order_relaxed);
             group.open.fetch_or(written, std::memory_order_relaxed);
-            group.present.fetch_or(written, std::memory_order_relaxed);
             group.untracked.fetch_and(~written, std::memory_order_relaxed);
             page = (index + 1) * kPagesPerGroup;
           }
@@ -844,17 +856,10 @@ absl::Status SettleUntracked(const SlotOpsContext& context, SlotState& slot,
     scanned = scan.ok();
   }
 
-  absl::Status status;
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t untracked = group.untracked.load(std::memory_order_relaxed) &
                                GroupMask(index, 0, end_page);
     if (untracked == 0) return;
-    if (!scanned && unknown == Unknown::kCountAsChanged) {
-      group.open.fetch_or(untracked, std::memory_order_relaxed);
-      group.present.fetch_or(untracked, std::memory_order_relaxed);
-      group.untracked.fetch_and(~untracked, std::memory_order_relaxed);
-      return;
-    }
     const auto settle = [&](uint64_t bit, uint64_t pages) {
       if (!status.ok()) return;
       const uint64_t first = index * kPagesPerGroup + bit;
@@ -1043,7 +1048,7 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
     }
   }
   if (absl::Status status =
-          SettleUntracked(context, slot, keep_pages, Unknown::kDrop);
+          SettleUntracked(context, slot, keep_pages);
       !status.ok()) {
     return status;
   }

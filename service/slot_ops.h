@@ -130,18 +130,12 @@ void AddColdPages(const SlotState& slot, DropBatch& batch);
 absl::Status NoteDemoted(const SlotOpsContext& context, SlotState& slot,
                          const DropBatch::Result& dropped);
 
-// What to do with untracked pages where no scan tells whether they have
-// changed.
-enum class Unknown : uint8_t {
-  kDrop,            // at release: missing again
-  kCountAsChanged,  // while somebody holds the slot: their bytes stay
-};
-
 // Finds out which untracked pages below `end_page` have changed; afterwards
-// none of them is untracked. After an error those that it did not get to still
-// are.
+// none of them is untracked. Those of which no scan tells are dropped, and so
+// are those that are not known to be present. After an error those that it did
+// not get to are untracked still.
 absl::Status SettleUntracked(const SlotOpsContext& context, SlotState& slot,
-                             uint64_t end_page, Unknown unknown);
+                             uint64_t end_page);
 
 }  // namespace firsttouch
 
