@@ -137,7 +137,7 @@ void InstallHostHandler() {
   struct sigaction action = {};
   action.sa_sigaction = HostHandler;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-  sigemptyset(&action.sa_mask);
+  FillFaultHandlerMask(&action.sa_mask);
   sigaction(SIGBUS, &action, nullptr);
   sigaction(SIGSEGV, &action, nullptr);
 }

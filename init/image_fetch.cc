@@ -20,8 +20,8 @@ constexpr uint64_t kBytesPerPage = 4096;
 
 }  // namespace
 
-int FetchImagePages(const ImageFetch& fetch, uint64_t first,
-                    uint64_t pages) noexcept {
+int FetchImagePages(const ImageFetch& fetch, uint64_t first, uint64_t pages,
+                    const SignalSet* wait_mask) noexcept {
   if (!fetch.ready.load(std::memory_order_acquire)) return EBADF;
   if (fetch.view == 0) return 0;
   const uint64_t begin = std::min(first, fetch.pages);
@@ -38,7 +38,8 @@ int FetchImagePages(const ImageFetch& fetch, uint64_t first,
       const uint64_t run = std::countr_one(word >> std::countr_zero(word));
       if (page >= end) break;
       const uint64_t run_end = std::min(page + run, end);
-      if (const int error = PullPages(*fetch.requests, page, run_end)) {
+      if (const int error =
+              PullPages(*fetch.requests, page, run_end, wait_mask)) {
         return error;
       }
       page = run_end;

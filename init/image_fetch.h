@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/signal_mask.h"
 
 namespace firsttouch {
 
@@ -38,9 +39,10 @@ struct ImageFetch {
   std::atomic<bool> ready{false};
 };
 
-// Image::FetchPages, which see, of pages [first, first + pages).
-int FetchImagePages(const ImageFetch& fetch, uint64_t first,
-                    uint64_t pages) noexcept;
+// Image::FetchPages, which see, of pages [first, first + pages). `wait_mask`:
+// the signal mask to wait for a PageSource with, or null; see PullPages().
+int FetchImagePages(const ImageFetch& fetch, uint64_t first, uint64_t pages,
+                    const SignalSet* wait_mask = nullptr) noexcept;
 
 }  // namespace firsttouch
 

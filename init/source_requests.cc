@@ -5,11 +5,14 @@
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cstdint>
+
+#include "firsttouch/uffd/signal_mask.h"
 
 namespace firsttouch {
 namespace {
@@ -27,8 +30,13 @@ void Want(Requests& requests, uint64_t granule) {
   FutexWakeAll(requests.bell);
 }
 
-int PullGranule(Requests& requests, uint64_t granule) {
+int PullGranule(Requests& requests, uint64_t granule,
+                const SignalSet* wait_mask) {
   std::atomic<uint32_t>& word = requests.states[granule];
+  // Between the two steps of a request (the granule is kWanted, and is in the
+  // list) nobody else can make it: whoever left here would leave others to wait
+  // for ever.
+  const SignalSet before = ChangeSignalMask(SIG_BLOCK, kAsynchronousSignals);
   uint32_t state = word.load(std::memory_order_acquire);
   while (Requests::KindOf(state) == Requests::kAbsent ||
          Requests::KindOf(state) == Requests::kEarly) {
@@ -40,14 +48,18 @@ int PullGranule(Requests& requests, uint64_t granule) {
     }
   }
   const uint32_t attempt = Requests::AttemptOf(state);
+  ChangeSignalMask(SIG_SETMASK, wait_mask == nullptr ? before : *wait_mask);
+  int error = 0;
   while (Requests::KindOf(state) != Requests::kPresent) {
     if (Requests::AttemptOf(state) != attempt) {
-      return requests.errors[granule].load(std::memory_order_relaxed);
+      error = requests.errors[granule].load(std::memory_order_relaxed);
+      break;
     }
     FutexWait(word, state);
     state = word.load(std::memory_order_acquire);
   }
-  return 0;
+  if (wait_mask != nullptr) ChangeSignalMask(SIG_SETMASK, before);
+  return error;
 }
 
 }  // namespace
@@ -64,14 +76,17 @@ void FutexWakeAll(const std::atomic<uint32_t>& word) noexcept {
   errno = saved_errno;
 }
 
-int PullPages(Requests& requests, uint64_t first, uint64_t end) noexcept {
+int PullPages(Requests& requests, uint64_t first, uint64_t end,
+              const SignalSet* wait_mask) noexcept {
   for (uint64_t granule = first / requests.granule_pages;
        granule * requests.granule_pages < end; ++granule) {
     const uint32_t state =
         requests.states[granule].load(std::memory_order_acquire);
     if (Requests::KindOf(state) == Requests::kPresent) continue;
     if (syscall(SYS_getpid) != requests.process) return ECHILD;
-    if (const int error = PullGranule(requests, granule)) return error;
+    if (const int error = PullGranule(requests, granule, wait_mask)) {
+      return error;
+    }
   }
   return 0;
 }

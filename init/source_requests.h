@@ -11,6 +11,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "firsttouch/uffd/signal_mask.h"
+
 namespace firsttouch {
 
 // The state of each granule, which is what a source is asked for at once.
@@ -61,7 +63,14 @@ struct SourceRequests {
 // Waits until the pages [first, end) are there. Gives 0, or the errno of the
 // attempt that failed while this waited; the next call tries anew. ECHILD: in a
 // child of fork, where nobody answers.
-int PullPages(SourceRequests& requests, uint64_t first, uint64_t end) noexcept;
+//
+// A source may take its time, so signals are taken meanwhile: with the mask
+// `*wait_mask`, or, where that is null, the one that the caller has. A handler
+// may leave the wait by longjmp: nothing is held, and whoever else waits is
+// woken all the same. Until the wait begins signals are blocked; the mask is
+// the caller's at the return.
+int PullPages(SourceRequests& requests, uint64_t first, uint64_t end,
+              const SignalSet* wait_mask) noexcept;
 
 // A word as a futex of this process: sleeps while it has this value (or wakes
 // without reason), and wakes all who sleep. errno is as it was.

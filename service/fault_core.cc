@@ -33,8 +33,12 @@ constexpr uint32_t kMaxSamePageFaults = 1u << 20;
 
 class Filler {
  public:
-  Filler(FaultCore& core, SlotState& slot, uint64_t size_pages)
-      : core_(core), slot_(slot), size_pages_(size_pages) {
+  Filler(FaultCore& core, SlotState& slot, uint64_t size_pages,
+         const SignalSet* interrupted_mask = nullptr)
+      : core_(core),
+        slot_(slot),
+        size_pages_(size_pages),
+        interrupted_mask_(interrupted_mask) {
     // A thread that resolves for others must wake them also when the page is
     // there already: it may have come before they went to sleep.
     policy_.wake_present = core.resolve == Resolve::kHandlerThread;
@@ -198,6 +202,7 @@ class Filler {
   FaultCore& core_;
   SlotState& slot_;
   const uint64_t size_pages_;
+  const SignalSet* const interrupted_mask_;
   // Pages of the image have turned out to be elsewhere yet.
   bool fetch_first_ = false;
   FillPolicy policy_;
@@ -252,12 +257,15 @@ FaultResult Filler::MapImageGranule(uint64_t page) {
 }
 
 FaultResult Filler::MapRun(uint64_t page, uint64_t pages) {
-  if (fetch_first_) FetchImagePages(*slot_.image_fetch, page, pages);
+  if (fetch_first_) {
+    FetchImagePages(*slot_.image_fetch, page, pages, interrupted_mask_);
+  }
   const auto map = [&] {
     const FillResult fill = ContinueRange(
         *core_.kernel, core_.uffd, Address(page), pages * kPageBytes,
         Sabotaged(Sabotage::kProtection) ? 0 : kUffdContinueWp, policy_);
     Count(slot_.counters.pages_mapped, fill.pages_filled());
+    MarkPresent(page, fill.bytes_done / kPageBytes);
     return Outcome(fill, "UFFDIO_CONTINUE");
   };
   FaultResult result = map();
@@ -268,12 +276,12 @@ FaultResult Filler::MapRun(uint64_t page, uint64_t pages) {
     result = Fetch(page, pages);
     if (result.kind == FaultResult::Kind::kResolved) result = map();
   }
-  if (result.kind == FaultResult::Kind::kResolved) MarkPresent(page, pages);
   return result;
 }
 
 FaultResult Filler::Fetch(uint64_t page, uint64_t pages) const {
-  const int error = FetchImagePages(*slot_.image_fetch, page, pages);
+  const int error =
+      FetchImagePages(*slot_.image_fetch, page, pages, interrupted_mask_);
   if (error == 0) return {};
   return {FaultResult::Kind::kNoContents, error, "fetching the image's page"};
 }
@@ -290,6 +298,7 @@ FaultResult Filler::CopyRun(uint64_t page, uint64_t pages) {
         CopyRange(*core_.kernel, core_.uffd, Address(page), ImageAddress(page),
                   pages * kPageBytes, kUffdCopyWp, policy_);
     Count(slot_.counters.pages_copied, fill.pages_filled());
+    MarkPresent(page, fill.bytes_done / kPageBytes);
     return Outcome(fill, "UFFDIO_COPY");
   };
   FaultResult result = copy();
@@ -297,7 +306,6 @@ FaultResult Filler::CopyRun(uint64_t page, uint64_t pages) {
     result = Fetch(page, pages);
     if (result.kind == FaultResult::Kind::kResolved) result = copy();
   }
-  if (result.kind == FaultResult::Kind::kResolved) MarkPresent(page, pages);
   return result;
 }
 
@@ -322,8 +330,8 @@ FaultResult Filler::ZeroRun(uint64_t first, uint64_t pages) {
   FillResult fill = ZeroRange(*core_.kernel, core_.uffd, Address(first),
                               pages * kPageBytes, 0, policy_);
   FaultResult result = Outcome(fill, "UFFDIO_ZEROPAGE");
-  if (result.kind != FaultResult::Kind::kResolved) return result;
   Count(slot_.counters.pages_zeroed, fill.pages_filled());
+  if (result.kind != FaultResult::Kind::kResolved) return result;
   if (fill.pages_present != 0) {
     // ZEROPAGE, unlike COPY, also calls a page present that only carries a
     // marker (write-protected when it was dropped, or poisoned). Pages that are
@@ -635,7 +643,8 @@ FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept {
     if (FaultsWithoutEnd(slot, page)) {
       result = {FaultResult::Kind::kFailed, ELOOP, "the fault's resolution"};
     } else {
-      Filler filler(core, slot, PagesRoundedUp(size_bytes).value());
+      Filler filler(core, slot, PagesRoundedUp(size_bytes).value(),
+                    fault.interrupted_mask);
       result = fault.access == Access::kWrite
                    ? filler.Write(page, fault.protection)
                    : filler.Read(page);

@@ -18,6 +18,7 @@
 #include "firsttouch/service/trap.h"
 #include "firsttouch/uffd/fill.h"
 #include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/signal_mask.h"
 
 namespace firsttouch {
 
@@ -107,6 +108,9 @@ struct Fault {
   // The page is mapped and the access was refused (a write-protect fault).
   // False says less: the page may have been missing, or swapped out.
   bool protection = false;
+  // In a signal handler that blocks signals: the interrupted code's mask, which
+  // is put back while a PageSource is waited for. Null elsewhere.
+  const SignalSet* interrupted_mask = nullptr;
 };
 
 struct FaultResult {
@@ -133,9 +137,12 @@ struct FaultResult {
 // also of one page: each step is idempotent, and whoever comes second finds the
 // page there and completes what is missing.
 //
-// Order that matters: a page is put into the `open` plane before it can be
-// written. Whatever ends this half-way (a handler of the host that runs in
-// between and leaves by longjmp) therefore leaves a slot that a release cleans.
+// Order that matters: a page is put into the `open` or the `untracked` plane
+// before it can be writable. Whatever ends this half-way therefore leaves a slot
+// that a release cleans: a call that failed after some pages, or a handler of
+// the host that runs in between and leaves by longjmp. (The latter in the wait
+// for a PageSource only, where asynchronous signals are blocked as signals.h
+// says.)
 FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept;
 
 // What a thread that is not in the memory itself (a handler thread) does with

@@ -15,6 +15,7 @@
 #include "firsttouch/service/handle_fault.h"
 #include "firsttouch/service/raw_text.h"
 #include "firsttouch/service/trap.h"
+#include "firsttouch/uffd/signal_mask.h"
 #include "firsttouch/uffd/units.h"
 
 #ifndef __x86_64__
@@ -35,15 +36,10 @@ Access AccessOf(const ucontext_t& context) {
              : Access::kRead;
 }
 
-// Gives the interrupted code's signal mask back, so that a callback may leave
-// by longjmp without a saved mask. Always, although our own handler changes
-// nothing of it: one that a host put in front of ours may have, and to find out
-// costs as much.
+// Gives the interrupted code's signal mask back, where what follows may take
+// long or leave by longjmp: in a callback, or in a wait.
 void RestoreMask(const ucontext_t& context) {
-  // The kernel's signal set, not the larger one of the C library.
-  constexpr size_t kKernelSigsetBytes = 8;
-  syscall(SYS_rt_sigprocmask, SIG_SETMASK, &context.uc_sigmask, nullptr,
-          kKernelSigsetBytes);
+  ChangeSignalMask(SIG_SETMASK, SignalSetOf(context.uc_sigmask));
 }
 
 void SayCannotSupply(const FaultCore& core, const Location& where,
@@ -127,11 +123,12 @@ FaultOutcome Trap(FaultCore& core, const Location& where, uintptr_t address,
 }
 
 // Whether a snapshot had made the memory read-only when it was written to; then
-// it no longer is. Waiting for that holds nothing: whoever interrupts it may
-// leave by longjmp.
-bool WasFrozen(SlotState& slot) {
+// it no longer is. Waiting for that holds nothing, and is done with the
+// interrupted code's mask: whoever interrupts it may leave by longjmp.
+bool WasFrozen(SlotState& slot, const ucontext_t& context) {
   bool waited = false;
   while (slot.frozen.load(std::memory_order_acquire) != 0) {
+    if (!waited) RestoreMask(context);
     syscall(SYS_futex, &slot.frozen, FUTEX_WAIT_PRIVATE, 1, nullptr);
     waited = true;
   }
@@ -210,7 +207,7 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
   uint64_t start_ns = 0;
   if (where.in_bounds && signal == SIGSEGV &&
       AccessOf(context) == Access::kWrite &&
-      WasFrozen(core.slots[where.slot])) {
+      WasFrozen(core.slots[where.slot], context)) {
     errno = saved_errno;
     return FaultOutcome::kResolved;
   }
@@ -234,12 +231,14 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
         return FaultOutcome::kNotMine;
       }
     }
+    const SignalSet interrupted_mask = SignalSetOf(context.uc_sigmask);
     result = ResolveFault(
         core, {.slot = where.slot,
                .offset_bytes = static_cast<uint64_t>(where.offset_bytes),
                .access = AccessOf(context),
                .protection = (context.uc_mcontext.gregs[REG_ERR] &
-                              kFaultProtection) != 0});
+                              kFaultProtection) != 0,
+               .interrupted_mask = &interrupted_mask});
   }
   FaultOutcome outcome = FaultOutcome::kResolved;
   switch (result.kind) {

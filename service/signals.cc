@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/uffd/mutex.h"
+#include "firsttouch/uffd/signal_mask.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -102,12 +103,9 @@ void OnSignal(int signal, siginfo_t* info, void* ucontext) {
 struct sigaction OurAction() {
   struct sigaction action = {};
   action.sa_sigaction = OnSignal;
-  // The mask stays that of the interrupted code: a fault inside a callback is
-  // delivered and does not kill, and a profiler's signal does not wait.
-  // Handlers of the host may run, and leave, in the middle of a fill;
-  // ResolveFault allows for that.
+  // SA_NODEFER: a fault inside a callback is delivered and does not kill.
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-  sigemptyset(&action.sa_mask);
+  FillFaultHandlerMask(&action.sa_mask);
   return action;
 }
 
@@ -184,6 +182,12 @@ class ThreadAlternateStack {
 };
 
 }  // namespace
+
+void FillFaultHandlerMask(sigset_t* mask) {
+  sigemptyset(mask);
+  // Not by sigaddset(3), which leaves out what the C library keeps to itself.
+  memcpy(mask, &kAsynchronousSignals, sizeof(kAsynchronousSignals));
+}
 
 absl::Status InstallFaultHandler() {
   Installs& installs = GetInstalls();

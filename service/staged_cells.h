@@ -19,7 +19,7 @@
 // only if the key that it was made for is still the cell's.
 //
 // A claim that never ends (a handler of the host that leaves a fault by
-// longjmp) costs the cell, nothing else.
+// longjmp, where signals.h is not heeded) costs the cell, nothing else.
 
 #ifndef FIRSTTOUCH_SERVICE_STAGED_CELLS_H_
 #define FIRSTTOUCH_SERVICE_STAGED_CELLS_H_

@@ -103,7 +103,9 @@ Staging::~Staging() {
   if (thread_.joinable()) {
     ending_.store(1, std::memory_order_release);
     syscall(SYS_futex, &ending_, FUTEX_WAKE_PRIVATE, 1);
-    WakeStagedFiller(cells_);
+    // Also where somebody has set it and not come to the call that wakes.
+    cells_.wanted.store(1, std::memory_order_release);
+    syscall(SYS_futex, &cells_.wanted, FUTEX_WAKE_PRIVATE, 1);
     thread_.join();
   }
   if (cells_.base != 0) kernel_.Munmap(cells_.base, bytes());
