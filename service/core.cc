@@ -453,6 +453,12 @@ absl::Status Core::CheckProcess() const {
       "its own in the child"));
 }
 
+absl::Status Core::CheckUsable(const SlotState& slot) {
+  if (!slot.broken.load(std::memory_order_relaxed)) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      "an earlier Reset or Snapshot of this memory failed: release it");
+}
+
 absl::Status Core::CheckMemoryOptions(const MemoryOptions& options) const {
   if (options.size_bytes > layout_.memory_bytes()) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -479,26 +485,19 @@ absl::Status Core::CheckMemoryOptions(const MemoryOptions& options) const {
 absl::StatusOr<uint32_t> Core::TakeInstance(const MemoryOptions& first) {
   const uint64_t key = first.image == nullptr ? 0 : first.image->id();
   if (!steady_.parks) return TakeFromAllocator(key, first.deadline);
-  ParkedSlot& parked = t_parked[steady_.number % kParkedSlots];
-  if (parked.pool == steady_.number && parked.image == first.image.get()) {
-    parked.pool = 0;
-    if (Claim(*parked.slot)) return SlotNumber(*parked.slot);
-  }
   absl::StatusOr<uint32_t> slot = TakeFromAllocator(key, absl::InfinitePast());
   if (slot.ok()) return slot;
-  // What other threads keep for themselves is free, too.
+  // What other threads keep for themselves is free, too. Why this misses
+  // nothing is said in core.h.
   steady_.waiting.fetch_add(1, std::memory_order_seq_cst);
-  std::optional<uint32_t> stolen = ClaimAnyParked();
-  while (!stolen.has_value() && !slot.ok() && first.deadline > absl::Now()) {
-    // A release that has not seen us yet may park its slot without a word, so
-    // that we have to look again.
-    constexpr absl::Duration kLookAgain = absl::Milliseconds(1);
-    slot = TakeFromAllocator(
-        key, std::min(first.deadline, absl::Now() + kLookAgain));
-    if (!slot.ok()) stolen = ClaimAnyParked();
+  std::optional<uint32_t> parked = ClaimAnyParked(/*surely=*/false);
+  if (!parked.has_value()) {
+    steady_.fence.Heavy();
+    parked = ClaimAnyParked(/*surely=*/true);
   }
+  if (!parked.has_value()) slot = TakeFromAllocator(key, first.deadline);
   steady_.waiting.fetch_sub(1, std::memory_order_relaxed);
-  if (stolen.has_value()) return *stolen;
+  if (parked.has_value()) return *parked;
   return slot;
 }
 
@@ -533,23 +532,22 @@ inline void Core::Lease(SlotState& slot, const MemoryOptions& options) {
   slot.size_bytes.store(options.size_bytes, std::memory_order_release);
 }
 
-inline SlotState* Core::TakeSteady(const MemoryOptions& options) const {
+inline SlotState* Core::ClaimOwn(const MemoryOptions& options) const {
   ParkedSlot& parked = t_parked[steady_.number % kParkedSlots];
   if (parked.pool != steady_.number || parked.image != options.image.get()) {
     return nullptr;
   }
-  SlotState& slot = *parked.slot;
-  if (!Claim(slot)) return nullptr;
-  if (slot.image != options.image || slot.initial_bytes != options.size_bytes ||
-      slot.prefill_wanted || slot.other_tracking_wanted ||
-      (!steady_.may_be_steady &&
-       slot.strays.count.load(std::memory_order_acquire) != 0)) {
-    slot.lifecycle.store(SlotLifecycle::kParked, std::memory_order_release);
-    return nullptr;
-  }
   parked.pool = 0;
-  Lease(slot, options);
-  return &slot;
+  return Claim(*parked.slot) ? parked.slot : nullptr;
+}
+
+inline bool Core::IsReadyFor(const SlotState& slot,
+                             const MemoryOptions& options) const {
+  return slot.image == options.image &&
+         slot.initial_bytes == options.size_bytes && !slot.prefill_wanted &&
+         !slot.other_tracking_wanted &&
+         (steady_.may_be_steady ||
+          slot.strays.count.load(std::memory_order_acquire) == 0);
 }
 
 bool Core::BeginUse(SlotState& slot) {
@@ -566,13 +564,16 @@ bool Core::BeginUse(SlotState& slot) {
   }
 }
 
-std::optional<uint32_t> Core::ClaimAnyParked() {
+std::optional<uint32_t> Core::ClaimAnyParked(bool surely) {
   for (uint32_t i = 0; i < layout_.slots(); ++i) {
-    if (slots_[i].lifecycle.load(std::memory_order_relaxed) ==
-            SlotLifecycle::kParked &&
-        Claim(slots_[i])) {
-      return i;
+    SlotState& slot = slots_[i];
+    SlotLifecycle lifecycle = slot.lifecycle.load(std::memory_order_acquire);
+    while (surely && (lifecycle == SlotLifecycle::kParking ||
+                      lifecycle == SlotLifecycle::kTrimmingParked)) {
+      sched_yield();
+      lifecycle = slot.lifecycle.load(std::memory_order_acquire);
     }
+    if (lifecycle == SlotLifecycle::kParked && Claim(slot)) return i;
   }
   return std::nullopt;
 }
@@ -614,7 +615,7 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
     NoteIdle(slot);
   }
   slot.initial_bytes = options.size_bytes;
-  slot.broken = false;
+  slot.broken.store(false, std::memory_order_relaxed);
   Lease(slot, options);
   return absl::OkStatus();
 }
@@ -622,16 +623,18 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
 absl::StatusOr<Memory> Core::AcquireOne(const MemoryOptions& options) {
   // In a steady cycle this is all. (A thread that has parked a slot has its
   // alternate stack.)
+  SlotState* own = nullptr;
   if (InOwnerProcess()) [[likely]] {
-    SlotState* const slot = TakeSteady(options);
-    if (slot != nullptr) [[likely]] {
-      return MemoryOf(*slot);
+    own = ClaimOwn(options);
+    if (own != nullptr && IsReadyFor(*own, options)) [[likely]] {
+      Lease(*own, options);
+      return MemoryOf(*own);
     }
   }
-  return AcquireAny(options);
+  return AcquireAny(options, own);
 }
 
-absl::StatusOr<Memory> Core::AcquireAny(const MemoryOptions& options) {
+absl::Status Core::CheckAcquireOne(const MemoryOptions& options) const {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
   if (absl::Status status = EnsureAlternateStack(); !status.ok()) {
     return status;
@@ -642,10 +645,17 @@ absl::StatusOr<Memory> Core::AcquireAny(const MemoryOptions& options) {
         "pool \"", options_.name, "\" has memories_per_instance ", per_instance,
         ": an instance is acquired as a whole, by AcquireInstance"));
   }
-  if (absl::Status status = CheckMemoryOptions(options); !status.ok()) {
+  return CheckMemoryOptions(options);
+}
+
+absl::StatusOr<Memory> Core::AcquireAny(const MemoryOptions& options,
+                                        SlotState* own) {
+  if (absl::Status status = CheckAcquireOne(options); !status.ok()) {
+    if (own != nullptr) Return(*own, SlotLifecycle::kFree);
     return status;
   }
-  absl::StatusOr<uint32_t> instance = TakeInstance(options);
+  absl::StatusOr<uint32_t> instance =
+      own != nullptr ? SlotNumber(*own) : TakeInstance(options);
   while (instance.ok() && !BeginUse(slots_[*instance])) {
     allocator_.Quarantine(*instance);
     instance = TakeInstance(options);
@@ -680,7 +690,9 @@ absl::StatusOr<std::vector<Memory>> Core::AcquireInstance(
       return status;
     }
   }
-  absl::StatusOr<uint32_t> instance = TakeInstance(options[0]);
+  SlotState* const own = ClaimOwn(options[0]);
+  absl::StatusOr<uint32_t> instance =
+      own != nullptr ? SlotNumber(*own) : TakeInstance(options[0]);
   if (!instance.ok()) return instance.status();
   if (instances_ != nullptr) {
     instances_[*instance].held.store(per_instance, std::memory_order_relaxed);
@@ -713,6 +725,7 @@ absl::StatusOr<std::vector<Memory>> Core::AcquireInstance(
 absl::StatusOr<uint64_t> Core::GrowBy(SlotState& slot, uint64_t delta_bytes) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
   const MappingOps::GrowthLock lock(mappings_.get(), slot);
+  if (absl::Status status = CheckUsable(slot); !status.ok()) return status;
   uint64_t before = slot.size_bytes.load(std::memory_order_relaxed);
   do {
     if (delta_bytes > layout_.memory_bytes() ||
@@ -744,6 +757,7 @@ void Core::FillGrowth(SlotState& slot, uint64_t before, uint64_t after) {
 absl::Status Core::GrowTo(SlotState& slot, uint64_t new_size_bytes) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
   const MappingOps::GrowthLock lock(mappings_.get(), slot);
+  if (absl::Status status = CheckUsable(slot); !status.ok()) return status;
   uint64_t before = slot.size_bytes.load(std::memory_order_relaxed);
   do {
     if (new_size_bytes < before) {
@@ -830,13 +844,10 @@ absl::Status Core::Restore(SlotState& slot) {
 
 absl::Status Core::Reset(SlotState& slot) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
-  if (slot.broken) {
-    return absl::FailedPreconditionError(
-        "an earlier Reset or Snapshot of this memory failed: release it");
-  }
+  if (absl::Status status = CheckUsable(slot); !status.ok()) return status;
   if (absl::Status status = Restore(slot); !status.ok()) {
     // The size stays 0: every touch of a missing page traps.
-    slot.broken = true;
+    slot.broken.store(true, std::memory_order_relaxed);
     return status;
   }
   slot.size_bytes.store(slot.initial_bytes, std::memory_order_release);
@@ -844,7 +855,8 @@ absl::Status Core::Reset(SlotState& slot) {
 }
 
 inline bool Core::IsSteady(const SlotState& slot) const {
-  return steady_.may_be_steady && !slot.broken &&
+  return steady_.may_be_steady &&
+         !slot.broken.load(std::memory_order_relaxed) &&
          !slot.filled.load(std::memory_order_relaxed) &&
          slot.size_bytes.load(std::memory_order_relaxed) == slot.initial_bytes;
 }
@@ -852,11 +864,23 @@ inline bool Core::IsSteady(const SlotState& slot) const {
 inline void Core::Park(SlotState& slot) {
   ParkedSlot& parked = t_parked[steady_.number % kParkedSlots];
   if (parked.pool == steady_.number && parked.slot != &slot) [[unlikely]] {
-    if (Claim(*parked.slot)) Return(*parked.slot, SlotLifecycle::kFree);
+    ParkInsteadOf(*parked.slot, slot);
+    return;
   }
   parked = {.pool = steady_.number, .image = slot.image.get(), .slot = &slot};
   // The last touch of this object, as in Return().
   slot.lifecycle.store(SlotLifecycle::kParked, std::memory_order_release);
+}
+
+void Core::ParkInsteadOf(SlotState& before, SlotState& slot) {
+  // The pool must live until `before` is returned: see Orphan().
+  slot.returning.fetch_add(1, std::memory_order_relaxed);
+  t_parked[steady_.number % kParkedSlots] = {
+      .pool = steady_.number, .image = slot.image.get(), .slot = &slot};
+  // In this order: at no moment does the thread keep both from others.
+  slot.lifecycle.store(SlotLifecycle::kParked, std::memory_order_release);
+  if (Claim(before)) Return(before, SlotLifecycle::kFree);
+  slot.returning.fetch_sub(1, std::memory_order_release);
 }
 
 absl::Status Core::Release(SlotState& slot) {
@@ -867,16 +891,15 @@ absl::Status Core::Release(SlotState& slot) {
   if (steady_.has_janitor) {
     slot.released_ns.store(MonotonicNanos(), std::memory_order_relaxed);
   }
-  // Orphan() waits for releases that did not see it coming.
-  slot.lifecycle.store(SlotLifecycle::kReturning, std::memory_order_release);
+  // Orphan() and TakeInstance() wait for releases that did not see them coming.
+  slot.lifecycle.store(SlotLifecycle::kParking, std::memory_order_release);
   steady_.fence.Light();
   if (steady_.orphaned.load(std::memory_order_acquire)) [[unlikely]] {
     ReleaseOrphan(slot);
     return absl::OkStatus();
   }
-  const bool parks =
-      steady_.parks && steady_.waiting.load(std::memory_order_relaxed) == 0;
-  if (parks && IsSteady(slot) && RestoreSteady(steady_.span_handovers, slot))
+  if (steady_.parks && steady_.waiting.load(std::memory_order_relaxed) == 0 &&
+      IsSteady(slot) && RestoreSteady(steady_.span_handovers, slot))
       [[likely]] {
     slot.size_bytes.store(0, std::memory_order_relaxed);
     CountOwned(slot.counters.handovers);
@@ -884,12 +907,14 @@ absl::Status Core::Release(SlotState& slot) {
     Park(slot);
     return absl::OkStatus();
   }
-  return ReleaseAny(slot, parks);
+  return ReleaseAny(slot);
 }
 
-absl::Status Core::ReleaseAny(SlotState& slot, bool parks) {
+absl::Status Core::ReleaseAny(SlotState& slot) {
+  // Nobody should wait for this, which may take long.
+  slot.lifecycle.store(SlotLifecycle::kReturning, std::memory_order_release);
   absl::Status status =
-      slot.broken
+      slot.broken.load(std::memory_order_relaxed)
           ? absl::FailedPreconditionError(
                 "a Reset or Snapshot of this memory failed: its slot is "
                 "quarantined")
@@ -897,9 +922,13 @@ absl::Status Core::ReleaseAny(SlotState& slot, bool parks) {
   if (status.ok()) {
     CountOwned(slot.counters.handovers);
     MindBudget();
-    if (parks) {
-      Park(slot);
-      return status;
+    if (steady_.parks) {
+      slot.lifecycle.store(SlotLifecycle::kParking, std::memory_order_release);
+      steady_.fence.Light();
+      if (steady_.waiting.load(std::memory_order_relaxed) == 0) {
+        Park(slot);
+        return status;
+      }
     }
   }
   Return(slot,
@@ -943,7 +972,8 @@ bool Core::AnyHeld() const {
         slots_[i].lifecycle.load(std::memory_order_acquire);
     // One that is returning will take the mutex of all cores yet.
     if (lifecycle == SlotLifecycle::kLeased ||
-        lifecycle == SlotLifecycle::kReturning) {
+        lifecycle == SlotLifecycle::kReturning ||
+        lifecycle == SlotLifecycle::kParking) {
       return true;
     }
   }
@@ -961,10 +991,16 @@ void Core::Orphan(std::unique_ptr<Core> core) {
   core->steady_.orphaned.store(true, std::memory_order_release);
   core->steady_.fence.Heavy();
   for (uint32_t i = 0; i < core->layout_.slots(); ++i) {
+    const SlotState& slot = core->slots_[i];
+    const auto is_returning = [&slot] {
+      const SlotLifecycle lifecycle =
+          slot.lifecycle.load(std::memory_order_acquire);
+      return lifecycle == SlotLifecycle::kReturning ||
+             lifecycle == SlotLifecycle::kParking;
+    };
     // In this order: see Return().
-    while (core->slots_[i].lifecycle.load(std::memory_order_acquire) ==
-               SlotLifecycle::kReturning ||
-           core->slots_[i].returning.load(std::memory_order_acquire) != 0) {
+    while (is_returning() ||
+           slot.returning.load(std::memory_order_acquire) != 0) {
       sched_yield();
     }
   }

@@ -5,6 +5,21 @@
 // share; instead each slot says whether it is held, and only once the Service
 // is gone (`orphaned`) do releases look whether they were the last.
 //
+// FREE SLOTS are known in two places: the allocator has those that anybody may
+// take, and each thread that releases steadily keeps its last slot (kParked),
+// which others may take, too. So that an acquire which finds nothing can be
+// sure that there was nothing (TakeInstance):
+//   - A slot becomes kParked only from kParking, after the releasing thread has
+//     stored kParking and then read that nobody is `waiting`. A thread that
+//     counts itself as waiting, issues the heavy fence and then sees a slot in
+//     another state than kParking knows that this slot will not be parked until
+//     it stops waiting: a release that had not seen it would be in kParking.
+//   - After such a look at every slot the allocator alone knows of free slots,
+//     and its own look is exhaustive (SlotAllocator::TryExhaustively).
+//   - No thread has two slots at any moment that it needs but one of: a slot
+//     that is parked instead of another one is parked first, and an acquire
+//     that has taken its thread's slot uses it.
+//
 // LOCK ORDER. One mutex for all cores, taken only when a Service has gone
 // before its memories; never on the steady path, nor with another one held, nor
 // on the fault path.
@@ -135,29 +150,40 @@ class Core {
     return steady_.alive->load(std::memory_order_relaxed) != 0;
   }
   absl::Status CheckProcess() const;
+  // Not after a Reset or a Snapshot that failed.
+  static absl::Status CheckUsable(const SlotState& slot);
   Memory MemoryOf(SlotState& slot) {
     return {this, &slot, reinterpret_cast<std::byte*>(slot.base)};
   }
   // What AcquireOne and Release do where the cycle is not a steady one.
-  absl::StatusOr<Memory> AcquireAny(const MemoryOptions& options);
-  absl::Status ReleaseAny(SlotState& slot, bool parks);
+  // `own` (may be null) is the slot that the thread had parked, claimed.
+  absl::StatusOr<Memory> AcquireAny(const MemoryOptions& options,
+                                    SlotState* own);
+  absl::Status CheckAcquireOne(const MemoryOptions& options) const;
+  absl::Status ReleaseAny(SlotState& slot);
   absl::Status TooLarge(uint64_t size_bytes, uint64_t delta_bytes) const;
   void OpenAsyncUffd();
   absl::Status StartStaging();
   std::string DescribeStaging() const;
   absl::StatusOr<uint32_t> TakeInstance(const MemoryOptions& first);
   absl::StatusOr<uint32_t> TakeFromAllocator(uint64_t key, absl::Time deadline);
-  // The slot that this thread parked, if it is ready for such a holder as it
-  // is; leased then.
-  SlotState* TakeSteady(const MemoryOptions& options) const;
+  // The slot that this thread parked with such an image, claimed; null where
+  // there is none, or somebody else has taken it.
+  SlotState* ClaimOwn(const MemoryOptions& options) const;
+  // Whether a claimed slot can be leased as it is.
+  bool IsReadyFor(const SlotState& slot, const MemoryOptions& options) const;
   static void Lease(SlotState& slot, const MemoryOptions& options);
   // Whether the holder left nothing but changes of hot pages.
   bool IsSteady(const SlotState& slot) const;
   // Takes a parked slot, if it still is; it is kReturning then.
   static bool Claim(SlotState& slot);
-  std::optional<uint32_t> ClaimAnyParked();
+  // `surely`: waits for slots of which it is not decided yet whether they are
+  // parked. That takes no longer than a steady release, or a trim.
+  std::optional<uint32_t> ClaimAnyParked(bool surely);
   // Where a clean, returning slot goes: to this thread, or to everybody.
   void Park(SlotState& slot);
+  // The same for a thread that has parked `before`, which goes to everybody.
+  void ParkInsteadOf(SlotState& before, SlotState& slot);
   void Return(SlotState& slot, SlotLifecycle lifecycle);
   // Takes a slot that the allocator gave, or that was claimed, away from
   // whoever trims it. False: that failed, and the slot is unfit.

@@ -120,7 +120,10 @@ absl::StatusOr<uint64_t> Core::TrimTo(uint64_t budget, bool* more) {
     const SlotLifecycle lifecycle =
         slot.lifecycle.load(std::memory_order_seq_cst);
     const uint64_t pages = slot.idle_pages.load(std::memory_order_relaxed);
-    if (lifecycle == SlotLifecycle::kReturning) returning += pages * kPageBytes;
+    if (lifecycle == SlotLifecycle::kReturning ||
+        lifecycle == SlotLifecycle::kParking) {
+      returning += pages * kPageBytes;
+    }
     if (pages == 0 || (lifecycle != SlotLifecycle::kFree &&
                        lifecycle != SlotLifecycle::kParked)) {
       continue;

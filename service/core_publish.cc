@@ -129,7 +129,7 @@ void Core::Publish() {
   };
   const std::vector<ControlField> fields = SlotFields(first);
   const std::vector<ControlName> states =
-      NamesUpTo(SlotLifecycle::kTrimmingParked, &SlotLifecycleName);
+      NamesUpTo(SlotLifecycle::kParking, &SlotLifecycleName);
   const std::vector<ControlName> trackings =
       NamesUpTo(Tracking::kLearning, &TrackingName);
   const std::string description = Describe();

@@ -78,10 +78,6 @@ absl::Status Core::OpenScan(bool may_choose) {
 }
 
 absl::Status Core::OpenMapped(SlotState& slot, uint64_t size_bytes) {
-  if (slot.broken) {
-    return absl::FailedPreconditionError(
-        "an earlier Reset or Snapshot of this memory failed: release it");
-  }
   return mappings_->Open(slot, PagesRoundedUp(size_bytes).value());
 }
 

@@ -102,6 +102,16 @@ TEST_P(FailuresTest, AResetThatFailsLeavesNothingUsable) {
   EXPECT_EQ(memory.size_bytes(), 0u);
   EXPECT_THAT(std::string(memory.Reset().message()),
               HasSubstr("an earlier Reset or Snapshot of this memory failed"));
+  // Growing it again would show what is there.
+  for (const absl::Status& status :
+       {memory.Grow(kSize), memory.Grow(0), memory.GrowBy(kPageBytes).status(),
+        memory.GrowBy(0).status()}) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(
+        std::string(status.message()),
+        HasSubstr("an earlier Reset or Snapshot of this memory failed"));
+  }
+  EXPECT_EQ(memory.size_bytes(), 0u);
   EXPECT_THAT(std::string(memory.Release().message()),
               HasSubstr("its slot is quarantined"));
   EXPECT_EQ(service_->Stats().slots_quarantined, 1u);

@@ -596,6 +596,7 @@ const char* SlotLifecycleName(SlotLifecycle lifecycle) {
     case SlotLifecycle::kLeased:
       return "leased";
     case SlotLifecycle::kReturning:
+    case SlotLifecycle::kParking:
       return "returning";
     case SlotLifecycle::kQuarantined:
       return "quarantined";

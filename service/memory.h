@@ -99,7 +99,8 @@ class Memory {
   // system call, but for pages that handler threads made to trap before (and
   // then also the errno of that call). InvalidArgument for a size below the
   // present one, ResourceExhausted for one above max_bytes() (names both, in
-  // bytes and pages, and the option), FailedPrecondition after release.
+  // bytes and pages, and the option), FailedPrecondition after release or a
+  // failed Reset or Snapshot.
   absl::Status Grow(uint64_t new_size_bytes);
 
   // The same by a difference, atomically for threads that grow one memory at
@@ -107,7 +108,8 @@ class Memory {
   absl::StatusOr<uint64_t> GrowBy(uint64_t delta_bytes);
 
   // Back to the initial image and size, in the same slot. After an error the
-  // memory must not be used any more; its release will quarantine the slot.
+  // memory has the size 0, does not grow, and must not be used any more; its
+  // release will quarantine the slot.
   absl::Status Reset();
 
   // The memory as it is at one moment of the call, as an image that later

@@ -41,6 +41,10 @@ struct ImageFetch;
 //                                               |                or kParked
 //                                               \--failed--> kQuarantined
 //
+// kReturning: also while an acquire prepares the slot for its next holder.
+// kParking: the release has decided, or is about to, whether the slot becomes
+// kParked; a few instructions, or a restore of the steady kind. In no other
+// state does a slot become kParked without being kParked before (core.h).
 // kFree: pages below kept_pages hold initial bytes, pages above are missing.
 // kParked: the same, but not in the allocator: kept for the thread that
 // released it. Whoever moves it on from here by a compare-exchange has it.
@@ -56,6 +60,7 @@ enum class SlotLifecycle : uint32_t {
   kParked,
   kTrimming,
   kTrimmingParked,
+  kParking,
 };
 
 // How the pages that a holder changes are found out.
@@ -146,8 +151,9 @@ struct alignas(64) SlotState {
   // looked at.
   std::atomic<bool> filled{false};
   Tracking tracking = Tracking::kSignal;
-  // Owner. A Reset failed: nothing is known of the pages.
-  bool broken = false;
+  // A Reset or a Snapshot failed: nothing is known of the pages. Written by
+  // them, read also by threads that grow the memory.
+  std::atomic<bool> broken{false};
   // Owner. The pages that the image's tenants write are to be made private
   // before the next one comes.
   bool prefill_wanted = false;

@@ -111,7 +111,7 @@ absl::Status Core::Thaw(SlotState& slot, uint64_t bytes) {
     slot.late_writes.store(kLateWrites, std::memory_order_relaxed);
   } else {
     slot.late_writes.store(0, std::memory_order_relaxed);
-    slot.broken = true;
+    slot.broken.store(true, std::memory_order_relaxed);
   }
   LetAllGo(slot.frozen);
   return status;
@@ -189,10 +189,7 @@ absl::Status Core::ForEachChangedPage(
 absl::StatusOr<ImageRef> Core::Snapshot(SlotState& slot, std::string name,
                                         bool delta) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
-  if (slot.broken) {
-    return absl::FailedPreconditionError(
-        "an earlier Reset or Snapshot of this memory failed: release it");
-  }
+  if (absl::Status status = CheckUsable(slot); !status.ok()) return status;
   // A page whose fill is under way is read below, and faults.
   if (absl::Status status = EnsureAlternateStack(); !status.ok()) {
     return status;
