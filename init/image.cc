@@ -21,6 +21,7 @@
 #include "firsttouch/init/image_memfd.h"
 #include "firsttouch/init/image_on_demand.h"
 #include "firsttouch/init/memfd.h"
+#include "firsttouch/init/source_requests.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mutex.h"
@@ -102,6 +103,15 @@ bool Image::has_source() const {
   return fetch_ != nullptr && fetch_->requests != nullptr;
 }
 
+bool Image::IsFetched(PageIndex page) const noexcept {
+  if (!has_source() || !IsStored(page)) return true;
+  const SourceRequests& requests = *fetch_->requests;
+  const uint32_t state =
+      requests.states[page.value() / requests.granule_pages].load(
+          std::memory_order_acquire);
+  return SourceRequests::KindOf(state) == SourceRequests::kPresent;
+}
+
 void Image::FetchEarly(PageIndex first, PageCount pages) const {
   if (!has_source()) return;
   on_demand_->source->FetchEarly(first.value(), (first + pages).value());
@@ -145,6 +155,12 @@ absl::StatusOr<int> Image::OnDemandMemfd() const {
   // one either, and the copy that is made below is wanted anyway.
   absl::StatusOr<Uffd> uffd = Uffd::Open(
       demand.kernel, {.required_features = kUffdFeatureMissingShmem});
+  // A shortage that may be over soon is no reason to copy all of the image.
+  if (absl::IsResourceExhausted(uffd.status())) {
+    return absl::Status(
+        uffd.status().code(),
+        absl::StrCat("image '", name_, "': ", uffd.status().message()));
+  }
   if (!uffd.ok() || bytes == 0) {
     for (auto run = stored_.NextRun(PageIndex(0)); run.has_value();
          run = stored_.NextRun(run->end())) {

@@ -172,6 +172,10 @@ class Image {
   // Whether there is a PageSource.
   bool has_source() const;
 
+  // Whether the page can be read without waiting for a PageSource. Any thread;
+  // async-signal-safe.
+  bool IsFetched(PageIndex page) const noexcept;
+
   // Of an image with a PageSource: waits until all pages are there, for who is
   // going to read them through data(). Otherwise OK. Errors: what FetchPages()
   // gives, with the image's name. Any thread, not in a signal handler.

@@ -22,6 +22,7 @@
 #include "firsttouch/pool/layout.h"
 #include "firsttouch/pool/limits.h"
 #include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
 namespace {
@@ -132,6 +133,24 @@ absl::Status Advise(Kernel& kernel, const Reservation& reservation, int advice,
 void NameReservedRange(uintptr_t start, uint64_t bytes, std::string_view name) {
   // An older kernel does without.
   prctl(kPrSetVma, kPrSetVmaAnonName, start, bytes, MappingName(name).c_str());
+}
+
+bool StaysReserved(Kernel& kernel, uintptr_t start, uint64_t bytes) {
+  // Of all advices the one that changes nothing, and that finds a hole.
+  if (kernel.Madvise(start, kPageBytes, MADV_WILLNEED).error != ENOMEM) {
+    return true;
+  }
+  const CallResult mapped =
+      kernel.Mmap(start, bytes, PROT_NONE,
+                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE |
+                      MAP_FIXED_NOREPLACE,
+                  -1, 0);
+  if (!mapped.ok()) return false;
+  const auto place = static_cast<uintptr_t>(mapped.value);
+  if (place == start) return true;
+  // A kernel before 4.17 takes the address as a wish.
+  kernel.Munmap(place, bytes);
+  return false;
 }
 
 absl::Status ExplainRefusedReservation(const PoolLayout& layout,

@@ -104,6 +104,15 @@ class Reservation {
 // More than a courtesy: neighbours with different names stay two mappings.
 void NameReservedRange(uintptr_t start, uint64_t bytes, std::string_view name);
 
+// For after an mmap(2) with MAP_FIXED over [start, start + bytes) of a
+// reservation that has failed: whether the range still belongs to it. Some
+// failures come after the kernel has taken away what was there (before 6.13,
+// where vm.overcommit_memory is 2 and there is no room for the new mapping);
+// the range is reserved again then, inaccessible. False: that was not possible,
+// and nothing may ever be mapped there again, since another thread of the
+// process may have got the addresses.
+bool StaysReserved(Kernel& kernel, uintptr_t start, uint64_t bytes);
+
 // Why the kernel refused to map a layout's reservation, as Create reports it:
 // ResourceExhausted with the limit that the facts show to be exceeded, or, if
 // they show none, with the bytes asked and all the facts. `error` is mmap's

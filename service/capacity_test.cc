@@ -5,6 +5,9 @@
 //                   --test_env=FIRSTTOUCH_CAPACITY_SECONDS=60
 
 #include <errno.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -16,6 +19,9 @@
 #include <utility>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "firsttouch/service/service.h"
@@ -27,6 +33,7 @@
 namespace firsttouch {
 namespace {
 
+using testing::AnyOf;
 using testing::HasSubstr;
 using Op = FakeKernel::Op;
 
@@ -48,8 +55,11 @@ class CapacityTest : public testing::TestWithParam<Way> {
  protected:
   // Null where this machine does not have what it takes.
   std::unique_ptr<Service> MakeService(uint32_t slots) {
+    return MakeService(slots, kernel_);
+  }
+  std::unique_ptr<Service> MakeService(uint32_t slots, FakeKernel& kernel) {
     absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create(Options(GetParam(), slots), kernel_);
+        Service::Create(Options(GetParam(), slots), kernel);
     if (!service.ok()) reason_ = std::string(service.status().message());
     return service.ok() ? *std::move(service) : nullptr;
   }
@@ -140,6 +150,250 @@ TEST_P(CapacityTest, WhereAllAreQuarantinedAnAcquireDoesNotWait) {
                           "3 quarantined because their reset failed, so that "
                           "none will become free; make a new pool"));
   }
+}
+
+// That every slot of the service can be had at once, starts as its image says,
+// traps where it ends, and was not lost.
+void ExpectWhole(Service& service, uint32_t slots, const ImageRef& image,
+                 uint64_t size_bytes) {
+  const std::vector<uint8_t> initial = InitialBytes(image, size_bytes);
+  std::vector<Memory> memories;
+  for (uint32_t i = 0; i < slots; ++i) {
+    absl::StatusOr<Memory> memory =
+        service.Acquire({.image = image, .size_bytes = size_bytes});
+    ASSERT_TRUE(memory.ok()) << memory.status();
+    ASSERT_EQ(FirstDifference(*memory, initial), std::nullopt);
+    ASSERT_TRUE(TrapOf([&] { Load(*memory, size_bytes); }).has_value());
+    ASSERT_EQ(memory->Grow(size_bytes + 2 * kPageBytes), absl::OkStatus());
+    for (uint64_t page = 0; page <= size_bytes / kPageBytes; ++page) {
+      Store(*memory, page * kPageBytes + 8, 0x77);
+    }
+    ASSERT_EQ(Load(*memory, size_bytes + kPageBytes), 0);
+    memories.push_back(*std::move(memory));
+  }
+  for (Memory& memory : memories) {
+    ASSERT_EQ(memory.Release(), absl::OkStatus());
+  }
+  ASSERT_EQ(service.Stats().slots_quarantined, 0u);
+}
+
+// One call that a host makes, and what has happened in the pool before.
+struct Scene {
+  const char* name;
+  // Whether every slot has had a holder that wrote to much of it.
+  bool used;
+  // Whether a memory is held.
+  bool held;
+};
+
+constexpr Scene kScenes[] = {
+    {"the first bind", false, false},  {"another image", true, false},
+    {"no image any more", true, false}, {"a smaller memory", true, false},
+    {"an image in a file", true, false}, {"growth", true, true},
+    {"a snapshot", true, true},        {"a delta", true, true},
+};
+constexpr size_t kFirstBind = 0;
+constexpr size_t kOtherImage = 1;
+constexpr size_t kNoImage = 2;
+constexpr size_t kSmaller = 3;
+constexpr size_t kFromFile = 4;
+constexpr size_t kGrowth = 5;
+constexpr size_t kSnapshot = 6;
+
+TEST_P(CapacityTest, AfterAPassingShortageAllIsAsItWas) {
+  constexpr uint32_t kSlots = 2;
+  constexpr Op kOps[] = {Op::kRegister,     Op::kUnregister, Op::kCopy,
+                         Op::kZeroPage,     Op::kContinue,   Op::kMmap,
+                         Op::kWriteProtect, Op::kMunmap,     Op::kMprotect,
+                         Op::kPagemapScan,  Op::kMadvise};
+  const ImageRef large = PatternImage("large", 12, {4, 5});
+  const ImageRef small = PatternImage("small", 3);
+  const ImageRef in_file = PatternImage("in a file", 10, {2});
+
+  // Runs a scene; the call of `op` that is the `nth` in it fails. Gives how
+  // many there were, or nullopt where there is no such pool.
+  const auto run = [&](size_t scene, Op op, uint64_t nth,
+                       int error) -> std::optional<uint64_t> {
+    FakeKernel kernel;
+    const std::unique_ptr<Service> service = MakeService(kSlots, kernel);
+    if (service == nullptr) return std::nullopt;
+    const ImageRef file = scene == kFromFile ? FromFile(in_file) : nullptr;
+    for (int cycle = 0; kScenes[scene].used && cycle < 3; ++cycle) {
+      std::vector<Memory> memories;
+      for (uint32_t i = 0; i < kSlots; ++i) {
+        memories.push_back(
+            *service->Acquire({.image = large, .size_bytes = kSize}));
+        EXPECT_EQ(memories[i].Grow(kSize + 3 * kPageBytes), absl::OkStatus());
+        for (uint64_t page : {0, 4, 7, 13, 16, 18}) {
+          Store(memories[i], page * kPageBytes + page, 0x33);
+        }
+      }
+    }
+    Memory memory;
+    if (kScenes[scene].held) {
+      memory = *service->Acquire({.image = large, .size_bytes = kSize});
+      Store(memory, kPageBytes, 0x44);
+      Store(memory, 14 * kPageBytes, 0x44);
+    }
+
+    const auto act = [&]() -> absl::Status {
+      const auto acquire = [&](const ImageRef& image, uint64_t pages) {
+        absl::StatusOr<Memory> acquired = service->Acquire(
+            {.image = image, .size_bytes = pages * kPageBytes});
+        if (acquired.ok()) memory = *std::move(acquired);
+        return acquired.status();
+      };
+      switch (scene) {
+        case kFirstBind:
+          return acquire(large, 16);
+        case kOtherImage:
+          return acquire(small, 5);
+        case kNoImage:
+          return acquire(nullptr, 2);
+        case kSmaller:
+          return acquire(large, 12);
+        case kFromFile:
+          return acquire(file, 16);
+        case kGrowth:
+          return memory.Grow(kSize + 5 * kPageBytes);
+        case kSnapshot:
+          return memory.Snapshot("short").status();
+        default:
+          return memory.SnapshotDelta("short").status();
+      }
+    };
+    const uint64_t calls_before = kernel.Calls(op);
+    if (nth != 0) {
+      if (op == Op::kCopy || op == Op::kZeroPage || op == Op::kContinue ||
+          op == Op::kWriteProtect) {
+        kernel.Fail(op, nth, RangeResult{0, error});
+      } else {
+        kernel.Fail(op, nth, CallResult{0, error});
+      }
+    }
+    const absl::Status status = act();
+    kernel.Clear(op);
+    const uint64_t calls = kernel.Calls(op) - calls_before;
+    EXPECT_TRUE(nth != 0 || status.ok()) << status;
+    if (!status.ok()) {
+      EXPECT_THAT(std::string(status.message()),
+                  AnyOf(HasSubstr("pool \"capacity\""),
+                        HasSubstr("for a snapshot")));
+    }
+    EXPECT_EQ(service->Stats().slots_quarantined, 0u) << status;
+    // Once more, where that makes sense.
+    if (!kScenes[scene].held && !status.ok()) {
+      EXPECT_EQ(act(), absl::OkStatus());
+    }
+    if (kScenes[scene].held) {
+      EXPECT_EQ(Load(memory, kPageBytes), 0x44);
+      EXPECT_EQ(Load(memory, 14 * kPageBytes), 0x44);
+    }
+    if (memory) {
+      EXPECT_EQ(memory.Release(), absl::OkStatus());
+    }
+    ExpectWhole(*service, kSlots, large, kSize);
+    ExpectWhole(*service, kSlots, small, 4 * kPageBytes);
+    return calls;
+  };
+
+  uint64_t shortages = 0;
+  for (size_t scene = 0; scene < std::size(kScenes); ++scene) {
+    for (Op op : kOps) {
+      const std::optional<uint64_t> calls = run(scene, op, 0, 0);
+      if (!calls.has_value()) GTEST_SKIP() << "not to be had here: " << reason_;
+      for (uint64_t nth = 1; nth <= *calls; ++nth) {
+        for (int error : {ENOMEM, EMFILE, ENFILE, EAGAIN}) {
+          SCOPED_TRACE(std::string(kScenes[scene].name) + ", call " +
+                       std::to_string(nth) + " of operation " +
+                       std::to_string(static_cast<int>(op)) + " with errno " +
+                       std::to_string(error));
+          run(scene, op, nth, error);
+          ++shortages;
+          if (HasFailure()) return;
+        }
+      }
+    }
+  }
+  EXPECT_GE(shortages, 4u * 10u);
+}
+
+// With the limits of the machine. The image is one that wants a descriptor
+// when it is first bound.
+TEST_P(CapacityTest, WithoutDescriptorsForAWhileNoSlotIsLost) {
+  constexpr uint32_t kSlots = 8;
+  const std::unique_ptr<Service> service = MakeService(kSlots);
+  if (service == nullptr) GTEST_SKIP() << "not to be had here: " << reason_;
+  const ImageRef image = FromFile(PatternImage("in a file", 6));
+  rlimit before;
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const int next = dup(0);
+  ASSERT_GE(next, 0);
+  close(next);
+  rlimit none = before;
+  none.rlim_cur = next;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  std::vector<absl::Status> refusals;
+  for (int i = 0; i < 20; ++i) {
+    absl::StatusOr<Memory> memory =
+        service->Acquire({.image = image, .size_bytes = kSize});
+    if (!memory.ok()) refusals.push_back(memory.status());
+  }
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  if (service->supply() == Supply::kUserfaultfd &&
+      service->backing() == Backing::kShared) {
+    EXPECT_EQ(refusals.size(), 20u);
+  }
+  for (const absl::Status& refusal : refusals) {
+    EXPECT_EQ(refusal.code(), absl::StatusCode::kResourceExhausted) << refusal;
+    EXPECT_THAT(std::string(refusal.message()), HasSubstr("in a file"));
+  }
+  EXPECT_EQ(service->Stats().slots_quarantined, 0u);
+  ExpectWhole(*service, kSlots, image, kSize);
+}
+
+TEST_P(CapacityTest, AtTheMappingLimitForAWhileNoSlotIsLost) {
+  constexpr uint32_t kSlots = 16;
+  constexpr uint64_t kMostMappings = 1 << 17;
+  const std::unique_ptr<Service> service = MakeService(kSlots);
+  if (service == nullptr) GTEST_SKIP() << "not to be had here: " << reason_;
+  const ImageRef image = PatternImage("mapped", 6);
+  Memory held = *service->Acquire({.image = image, .size_bytes = kSize});
+  Store(held, 3, 0x3c);
+  // Every other page of this is a mapping of its own, and so is what lies
+  // between.
+  const uint64_t bytes = kMostMappings * kPageBytes;
+  void* const wall = mmap(nullptr, bytes, PROT_NONE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  ASSERT_NE(wall, MAP_FAILED);
+  absl::Cleanup unmap = [&] { munmap(wall, bytes); };
+  uint64_t page = 1;
+  while (page < kMostMappings &&
+         mprotect(static_cast<std::byte*>(wall) + page * kPageBytes, kPageBytes,
+                  PROT_READ) == 0) {
+    page += 2;
+  }
+  if (page >= kMostMappings) GTEST_SKIP() << "vm.max_map_count is higher";
+  std::vector<absl::Status> refusals;
+  refusals.reserve(2 * kSlots);
+  for (uint32_t i = 0; i < 2 * kSlots; ++i) {
+    absl::StatusOr<Memory> memory =
+        service->Acquire({.image = image, .size_bytes = kSize});
+    if (!memory.ok()) refusals.push_back(memory.status());
+  }
+  const absl::StatusOr<ImageRef> snapshot = held.Snapshot("at the limit");
+  std::move(unmap).Invoke();
+  if (GetParam().backing == Backing::kShared || GetParam().mapped()) {
+    EXPECT_FALSE(refusals.empty());
+  }
+  for (const absl::Status& refusal : refusals) {
+    EXPECT_THAT(std::string(refusal.message()), HasSubstr("vm.max_map_count"));
+  }
+  EXPECT_EQ(service->Stats().slots_quarantined, 0u);
+  EXPECT_EQ(Load(held, 3), 0x3c);
+  EXPECT_TRUE(snapshot.ok() || held.Snapshot("after it").ok());
+  EXPECT_EQ(held.Release(), absl::OkStatus());
+  ExpectWhole(*service, kSlots, image, kSize);
 }
 
 }  // namespace

@@ -580,6 +580,11 @@ std::optional<uint32_t> Core::ClaimAnyParked(bool surely) {
 
 absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
   const uint64_t size_pages = PagesRoundedUp(options.size_bytes).value();
+  if (slot.remap_wanted && mappings_ == nullptr) {
+    if (absl::Status status = MapAllAnew(*ops_, slot); !status.ok()) {
+      return status;
+    }
+  }
   if (mappings_ != nullptr) {
     // What follows finds the image in place and no page that it knows of.
     if (absl::Status status =
@@ -594,6 +599,8 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
   }
   PublishImage(slot);
   if (staging_ != nullptr) slot.staged_image = staging_->Use(slot.image);
+  // Until all that follows is done.
+  slot.remap_wanted = true;
   if (absl::Status status = AdjustTracking(*ops_, slot, size_pages);
       !status.ok()) {
     return status;
@@ -615,9 +622,26 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
     NoteIdle(slot);
   }
   slot.initial_bytes = options.size_bytes;
+  slot.remap_wanted = false;
   slot.broken.store(false, std::memory_order_relaxed);
   Lease(slot, options);
   return absl::OkStatus();
+}
+
+void Core::AbandonSlot(SlotState& slot) {
+  Abandon(slot);
+  slot.initial_bytes = 0;
+  ForgetIdle(slot);
+  PublishImage(slot);
+}
+
+void Core::GiveUp(SlotState& slot) {
+  if (slot.place_lost) {
+    Return(slot, SlotLifecycle::kQuarantined);
+    return;
+  }
+  if (slot.remap_wanted) AbandonSlot(slot);
+  Return(slot, SlotLifecycle::kFree);
 }
 
 absl::StatusOr<Memory> Core::AcquireOne(const MemoryOptions& options) {
@@ -663,10 +687,7 @@ absl::StatusOr<Memory> Core::AcquireAny(const MemoryOptions& options,
   if (!instance.ok()) return instance.status();
   SlotState& slot = slots_[*instance];
   if (absl::Status status = PrepareSlot(slot, options); !status.ok()) {
-    ForgetIdle(slot);
-    slot.lifecycle.store(SlotLifecycle::kQuarantined,
-                         std::memory_order_release);
-    allocator_.Quarantine(*instance);
+    GiveUp(slot);
     return status;
   }
   return MemoryOf(slot);
@@ -706,14 +727,12 @@ absl::StatusOr<std::vector<Memory>> Core::AcquireInstance(
       failure.Update(absl::InternalError(
           absl::StrCat("slot ", SlotNumber(slot), " of pool \"", options_.name,
                        "\" could not be trimmed and is quarantined")));
+      LetGo(SlotNumber(slot), /*failed=*/true, 0);
+      continue;
     }
     if (failure.ok()) failure = PrepareSlot(slot, options[i]);
     if (!failure.ok()) {
-      // Whatever was not prepared is not known to be clean.
-      ForgetIdle(slot);
-      slot.lifecycle.store(SlotLifecycle::kQuarantined,
-                           std::memory_order_release);
-      LetGo(SlotNumber(slot), /*failed=*/true, 0);
+      GiveUp(slot);
       continue;
     }
     memories.push_back(MemoryOf(slot));
@@ -913,11 +932,18 @@ absl::Status Core::Release(SlotState& slot) {
 absl::Status Core::ReleaseAny(SlotState& slot) {
   // Nobody should wait for this, which may take long.
   slot.lifecycle.store(SlotLifecycle::kReturning, std::memory_order_release);
+  if (slot.remap_wanted) {
+    // A snapshot could not make it writable again; nothing else is amiss.
+    slot.size_bytes.store(0, std::memory_order_seq_cst);
+    WaitForFills(slot);
+    AbandonSlot(slot);
+    Return(slot, SlotLifecycle::kFree);
+    return absl::OkStatus();
+  }
   absl::Status status =
       slot.broken.load(std::memory_order_relaxed)
           ? absl::FailedPreconditionError(
-                "a Reset or Snapshot of this memory failed: its slot is "
-                "quarantined")
+                "a Reset of this memory failed: its slot is quarantined")
           : Restore(slot);
   if (status.ok()) {
     CountOwned(slot.counters.handovers);
@@ -1052,14 +1078,19 @@ absl::Status Core::MakeReady(SlotState& slot, uint64_t offset_bytes,
                                    .protection = state == PageState::kClean});
     if (result.kind == FaultResult::Kind::kFailed ||
         result.kind == FaultResult::Kind::kNoContents) {
-      return absl::ErrnoToStatus(
-          result.error,
-          absl::StrCat(result.call, " for the page at offset ",
-                       page * kPageBytes, " of slot ", SlotNumber(slot),
-                       " in pool \"", options_.name, "\""));
+      return FillFailed(slot, page, result);
     }
   }
   return absl::OkStatus();
+}
+
+absl::Status Core::FillFailed(const SlotState& slot, uint64_t page,
+                              const FaultResult& result) const {
+  return absl::ErrnoToStatus(
+      result.error, absl::StrCat(result.call, " for the page at offset ",
+                                 page * kPageBytes, " of slot ",
+                                 SlotNumber(slot), " in pool \"",
+                                 options_.name, "\""));
 }
 
 MemoryPages Core::CountPages(SlotState& slot) const {

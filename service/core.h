@@ -134,6 +134,10 @@ class Core {
   // In snapshot.cc. Keeps everybody from writing to the memory, or lets them.
   absl::Status Freeze(SlotState& slot, uint64_t bytes);
   absl::Status Thaw(SlotState& slot, uint64_t bytes);
+  // Whether a page that may have changed, of a memory that is frozen, can be
+  // read: it is there, or was put there. Where that fails, `failure` says why.
+  // Waits for no PageSource.
+  bool IsThere(SlotState& slot, uint64_t page, absl::Status* failure);
   // Calls visit(page) for each page below `end_page` that may have changed, and
   // maybe others, of a memory that is frozen. Nothing is allocated where the
   // memory is not one of mappings.
@@ -216,7 +220,17 @@ class Core {
   uint64_t CountPrivate(SlotState& slot) const;
   // Fills what holders before this one grew into and touched.
   void FillGrowth(SlotState& slot, uint64_t before, uint64_t after);
+  // After an error call GiveUp.
   absl::Status PrepareSlot(SlotState& slot, const MemoryOptions& options);
+  // Where a slot goes that could not be prepared: back to the free ones, as it
+  // was if nothing had been changed, else to be mapped anew; only where that
+  // cannot be done it is quarantined.
+  void GiveUp(SlotState& slot);
+  // Forgets everything of the slot; it is mapped anew for its next holder.
+  void AbandonSlot(SlotState& slot);
+  // For a fill that failed.
+  absl::Status FillFailed(const SlotState& slot, uint64_t page,
+                          const FaultResult& result) const;
   // Gives the instance back once its last memory is released.
   void LetGo(uint32_t slot_number, bool failed, uint64_t affinity_key);
   // Restores a slot that its holder has left.

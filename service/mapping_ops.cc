@@ -122,6 +122,7 @@ absl::Status MappingOps::MapAnew(SlotState& slot, uint64_t first_page,
       kernel_.Mmap(start, bytes, kAccessible, flags, file.fd,
                    file.fd < 0 ? 0 : file.offset_bytes);
   if (!mapped.ok()) {
+    if (!StaysReserved(kernel_, start, bytes)) slot.place_lost = true;
     return Failed(core_, slot, mapped.error, "mmap", first_page, pages);
   }
   struct Advice {
@@ -214,6 +215,7 @@ absl::Status MappingOps::Bind(SlotState& slot, const ImageRef& image) {
   if (new_pages > 0) {
     const absl::StatusOr<Image::Mapping> file = image->PrivateMapping();
     if (!file.ok()) return file.status();
+    slot.remap_wanted = true;
     // From here on until the end of this function the slot is neither the one
     // image's nor the other's.
     if (absl::Status status = MapAnew(slot, 0, new_pages, *file);
@@ -222,6 +224,7 @@ absl::Status MappingOps::Bind(SlotState& slot, const ImageRef& image) {
     }
   }
   if (old_pages > new_pages) {
+    slot.remap_wanted = true;
     if (absl::Status status =
             MapAnew(slot, new_pages, old_pages - new_pages, {});
         !status.ok()) {
@@ -239,13 +242,29 @@ absl::Status MappingOps::Bind(SlotState& slot, const ImageRef& image) {
   return absl::OkStatus();
 }
 
+absl::Status MappingOps::MapAllAnew(SlotState& slot) {
+  const uint64_t pages = memory_bytes_ / kPageBytes;
+  if (absl::Status status = MapAnew(slot, 0, pages, {}); !status.ok()) {
+    return status;
+  }
+  SlotMappings& mappings = Of(slot);
+  mappings.accessible_pages = pages;
+  mappings.private_end = 0;
+  mappings.private_pages = 0;
+  mappings.releases_to_teach = 0;
+  return absl::OkStatus();
+}
+
 absl::Status MappingOps::Prepare(SlotState& slot, const ImageRef& image,
                                  uint64_t size_pages) {
   SlotMappings& mappings = Of(slot);
   absl::Status status;
+  if (slot.remap_wanted) status = MapAllAnew(slot);
   const bool binds = slot.image != image;
-  if (binds) status = Bind(slot, image);
+  if (status.ok() && binds) status = Bind(slot, image);
+  if (!status.ok() && !slot.remap_wanted) return status;
   const uint64_t accessible = mappings.accessible_pages;
+  if (accessible != size_pages) slot.remap_wanted = true;
   if (status.ok() && accessible > size_pages) {
     // What is there are restored pages. They would show nothing, but they would
     // count for nobody.

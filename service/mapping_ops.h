@@ -67,14 +67,17 @@ class MappingOps {
   // By the slot's owner, while nobody is in it. -------------------------------
 
   // Makes the memory that of `image` (null: zeroes), and accessible up to
-  // `size_pages` exactly. No call where it was left so. After an error it is
-  // not accessible at all, as far as the kernel obeys: quarantine it.
+  // `size_pages` exactly. No call where it was left so. An error that leaves
+  // the slot's `remap_wanted` false has changed nothing; after any other it is
+  // not accessible at all, as far as the kernel obeys, and the next call maps
+  // all of it anew: Abandon (slot_ops.h) it before.
   absl::Status Prepare(SlotState& slot, const ImageRef& image,
                        uint64_t size_pages);
 
   // Restores the initial bytes below `keep_pages`, which are then the pages
   // that are accessible. With more than `hot_pages_limit` private pages, all of
-  // them are dropped (mappings-scan). Errors: as of Prepare.
+  // them are dropped (mappings-scan). After an error it is not accessible, as
+  // far as the kernel obeys: quarantine it.
   absl::Status Restore(SlotState& slot, uint64_t keep_pages,
                        uint64_t hot_pages_limit);
 
@@ -142,6 +145,7 @@ class MappingOps {
     return slots_[&slot - core_.slots];
   }
   absl::Status Bind(SlotState& slot, const ImageRef& image);
+  absl::Status MapAllAnew(SlotState& slot);
   absl::Status Drop(SlotState& slot, uint64_t first_page, uint64_t end_page);
   // Maps pages anew, from `file` or, with fd -1, anonymous, with every property
   // of the rest of the pool.

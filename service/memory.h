@@ -133,9 +133,12 @@ class Memory {
   //
   // Errors: FailedPrecondition after release or a failed Reset;
   // ResourceExhausted and others with the errno of mprotect(2) (it may need two
-  // mappings more) or mmap(2); those of image_builder.h. If the memory cannot
-  // be made writable again, threads that write to it trap, and its release
-  // quarantines the slot.
+  // mappings more) or mmap(2); of a page that could not be filled, or be had
+  // from the image's PageSource; those of image_builder.h. If the memory cannot
+  // be made writable again, it is of no use any more: threads that write to it
+  // trap, Reset() and Grow() fail. Its slot is mapped anew after its release.
+  // Both need every page of the image, and wait for its PageSource, but not
+  // while writers wait.
   absl::StatusOr<ImageRef> Snapshot(std::string name) const;
   absl::StatusOr<ImageRef> SnapshotDelta(std::string name) const;
 

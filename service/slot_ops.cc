@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/pool/reservation.h"
 #include "firsttouch/service/drift.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/restore_page.h"
@@ -132,6 +133,7 @@ absl::Status MapAnew(const SlotOpsContext& context, SlotState& slot,
       kernel.Mmap(start, bytes, PROT_READ | PROT_WRITE, flags, fd,
                   fd < 0 ? 0 : first_page * kPageBytes);
   if (!mapped.ok()) {
+    if (!StaysReserved(kernel, start, bytes)) slot.place_lost = true;
     return Failed(context, slot, mapped.error, "mmap", first_page, pages);
   }
   if (!untracked) {
@@ -359,7 +361,10 @@ absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot) {
     // 0 where a handler thread has counted and not yet stored, or where there
     // is none.
     const uintptr_t address = page.exchange(0, std::memory_order_acq_rel);
-    if (address != 0 && status.ok()) status = reset(address, kPageBytes);
+    if (address == 0) continue;
+    if (status.ok()) status = reset(address, kPageBytes);
+    // Still to be done.
+    if (!status.ok()) page.store(address, std::memory_order_release);
   }
   if (count > StrayPages::kCapacity && status.ok()) {
     // More than were noted: everything that nobody's pages are kept in.
@@ -725,10 +730,6 @@ absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
                        const ImageRef& image) {
   const bool map_now = slot.image == image && IsToBeMapped(context, slot);
   if (slot.image == image && !map_now) return absl::OkStatus();
-  if (absl::Status status = LeaveKernelTracking(context, slot, 0);
-      !status.ok()) {
-    return status;
-  }
   const uint64_t old_pages = slot.image_pages;
   const uint64_t new_pages = image == nullptr ? 0 : image->pages().value();
   const uint64_t touched_pages = std::max(old_pages, new_pages);
@@ -742,14 +743,16 @@ absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
       context.core.backing == Backing::kShared && new_pages > 0 &&
       (map_now || slot.image_mapped || untracked ||
        policy->tracking() != Tracking::kSignal || !FewPagesWillDo(*image));
-  absl::Status status;
+  int memfd = -1;
+  if ((map || slot.image_mapped) && new_pages > 0) {
+    absl::StatusOr<int> on_demand = image->OnDemandMemfd();
+    if (!on_demand.ok()) return on_demand.status();
+    memfd = *on_demand;
+  }
+  slot.remap_wanted = true;
+  absl::Status status = LeaveKernelTracking(context, slot, 0);
+  if (!status.ok()) return status;
   if (map || slot.image_mapped) {
-    int memfd = -1;
-    if (new_pages > 0) {
-      absl::StatusOr<int> on_demand = image->OnDemandMemfd();
-      if (!on_demand.ok()) return on_demand.status();
-      memfd = *on_demand;
-    }
     status = MapAnew(context, slot, 0, new_pages, memfd, untracked);
     if (status.ok() && old_pages > new_pages) {
       status = MapAnew(context, slot, new_pages, old_pages - new_pages, -1);
@@ -788,6 +791,59 @@ absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
   slot.image_data = image == nullptr ? nullptr : image->data();
   slot.image_fetch = image == nullptr ? nullptr : image->fetch();
   CountOwned(slot.counters.binds);
+  return absl::OkStatus();
+}
+
+void Abandon(SlotState& slot) {
+  slot.remap_wanted = true;
+  slot.pages.Forget(0, slot.pages.group_count() * kPagesPerGroup);
+  slot.pages.ForgetHistory();
+  slot.cold_pages.clear();
+  slot.demotion_due = false;
+  slot.any_untracked.store(false, std::memory_order_relaxed);
+  slot.reads_to_teach.store(false, std::memory_order_relaxed);
+  slot.filled.store(false, std::memory_order_relaxed);
+  slot.image.reset();
+  slot.policy.reset();
+  slot.image_pages = 0;
+  slot.image_stored = nullptr;
+  slot.image_data = nullptr;
+  slot.image_fetch = nullptr;
+  slot.image_mapped = false;
+  slot.mapping_wanted.store(false, std::memory_order_relaxed);
+  slot.staged_image = 0;
+  slot.prefill_wanted = false;
+  slot.other_tracking_wanted = false;
+  slot.tracking = Tracking::kSignal;
+  slot.kernel_pages = 0;
+  slot.all_marked = false;
+  slot.kept_pages = 0;
+  slot.keeps_fewer = false;
+  slot.grown_pages = 0;
+  slot.grown_pages_before = 0;
+  BeginSpan(slot);
+  slot.last_noted_at = ~uint32_t{0};
+}
+
+absl::Status MapAllAnew(const SlotOpsContext& context, SlotState& slot) {
+  const uint64_t pages =
+      PagesRoundedUp(context.core.entry.max_memory_bytes).value();
+  if (context.core.backing == Backing::kCopied) {
+    // Nothing was ever mapped there but the pool itself, whose registration
+    // stays. A snapshot may have left pages read-only.
+    const CallResult done = context.core.kernel->Mprotect(
+        slot.base, pages * kPageBytes, PROT_READ | PROT_WRITE);
+    Count(slot.counters.kernel_calls);
+    if (!done.ok()) {
+      return Failed(context, slot, done.error, "mprotect", 0, pages);
+    }
+    return DropRange(context, slot, 0, pages);
+  }
+  if (absl::Status status = MapAnew(context, slot, 0, pages, -1);
+      !status.ok()) {
+    return status;
+  }
+  NameReservedRange(slot.base, pages * kPageBytes, context.core.name);
   return absl::OkStatus();
 }
 

@@ -3,8 +3,8 @@
 //
 // All of these belong to the slot's owner (the thread that acquires, resets or
 // releases it) while no guest code runs in it. They may allocate and take no
-// lock. A failure leaves the slot in a state that is not known: the caller
-// quarantines it.
+// lock. A failure leaves the slot in a state that is not known: at an acquire
+// the caller abandons it (see Abandon), at a release it is quarantined.
 
 #ifndef FIRSTTOUCH_SERVICE_SLOT_OPS_H_
 #define FIRSTTOUCH_SERVICE_SLOT_OPS_H_
@@ -48,9 +48,19 @@ void WaitForFills(const SlotState& slot);
 // Makes the slot's memory that of `image` (null: zeroes), whatever it was
 // before. Nothing but pages that are known to be clean stays resident. Every
 // property of the range (registration, DONTFORK, DONTDUMP, NOHUGEPAGE) is as
-// before.
+// before. An error that leaves the slot's `remap_wanted` false has changed
+// nothing.
 absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
                        const ImageRef& image);
+
+// What BindImage and the functions below leave behind when they fail half-way
+// is put right in two steps. Abandon, at once: forgets what the slot was bound
+// to and what is known of its pages, so that nothing refers to it. MapAllAnew,
+// before the next holder: maps and registers all of the memory as if it had
+// never been used. The kernel drops every page of it, so that it is known to be
+// clean.
+void Abandon(SlotState& slot);
+absl::Status MapAllAnew(const SlotOpsContext& context, SlotState& slot);
 
 // Makes the slot's way of tracking the one that its policy asks for, for a
 // holder that starts with `size_pages` pages; no page below that is resident

@@ -233,8 +233,13 @@ struct alignas(64) SlotState {
   std::atomic<uint64_t> write_run_end{0};
   std::atomic<uint64_t> write_run_pages{0};
 
-  // Owner only from here on. Pages from the start that may be resident while
-  // the slot is free.
+  // Owner only from here on. A step that changes what is mapped or registered
+  // in the slot has begun and not been completed: all of it is mapped anew
+  // before the next holder gets it.
+  bool remap_wanted = false;
+  // Nothing may be mapped there any more (StaysReserved): to be quarantined.
+  bool place_lost = false;
+  // Pages from the start that may be resident while the slot is free.
   uint64_t kept_pages = 0;
   // Pages in this span whose first write took a fault.
   uint64_t span_faulted = 0;

@@ -111,6 +111,7 @@ absl::Status Core::Thaw(SlotState& slot, uint64_t bytes) {
     slot.late_writes.store(kLateWrites, std::memory_order_relaxed);
   } else {
     slot.late_writes.store(0, std::memory_order_relaxed);
+    slot.remap_wanted = true;
     slot.broken.store(true, std::memory_order_relaxed);
   }
   LetAllGo(slot.frozen);
@@ -186,11 +187,32 @@ absl::Status Core::ForEachChangedPage(
   return absl::OkStatus();
 }
 
+bool Core::IsThere(SlotState& slot, uint64_t page, absl::Status* failure) {
+  // A scan has found it.
+  if (mappings_ != nullptr) return true;
+  // Nobody has written to a page that its source has not given yet, although
+  // somebody may have tried to.
+  if (page < slot.image_pages && !slot.image->IsFetched(PageIndex(page))) {
+    return false;
+  }
+  const uint64_t present =
+      slot.pages.GroupOf(page).present.load(std::memory_order_acquire);
+  if ((present >> (page % kPagesPerGroup) & 1) != 0) return true;
+  // A fill of it is under way, or has failed: to read it might end the process.
+  const FaultResult result = ResolveFault(
+      fault_core_, {.slot = SlotNumber(slot),
+                    .offset_bytes = page * kPageBytes,
+                    .access = Access::kRead});
+  if (result.kind == FaultResult::Kind::kResolved) return true;
+  failure->Update(FillFailed(slot, page, result));
+  return false;
+}
+
 absl::StatusOr<ImageRef> Core::Snapshot(SlotState& slot, std::string name,
                                         bool delta) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
   if (absl::Status status = CheckUsable(slot); !status.ok()) return status;
-  // A page whose fill is under way is read below, and faults.
+  // A page that was taken away behind our back is read below, and faults.
   if (absl::Status status = EnsureAlternateStack(); !status.ok()) {
     return status;
   }
@@ -231,8 +253,10 @@ absl::StatusOr<ImageRef> Core::Snapshot(SlotState& slot, std::string name,
       size_bytes = slot.size_bytes.load(std::memory_order_seq_cst);
       absl::Status status;
       if (size_bytes <= room_bytes) {
+        absl::Status filled;
         status = ForEachChangedPage(
             slot, PagesRoundedUp(size_bytes).value(), [&](uint64_t page) {
+              if (!IsThere(slot, page, &filled)) return;
               static constexpr std::byte kZeroPage[kPageBytes] = {};
               const std::byte* const before =
                   page < slot.image_pages
@@ -246,6 +270,7 @@ absl::StatusOr<ImageRef> Core::Snapshot(SlotState& slot, std::string name,
                           kPageBytes);
               differs->Insert(PageIndex(page));
             });
+        status.Update(filled);
       }
       status.Update(Thaw(slot, freeze_bytes));
       if (!status.ok()) return status;

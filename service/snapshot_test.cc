@@ -316,15 +316,27 @@ TEST_P(SnapshotTest, AMemoryThatCannotBeMadeReadOnlyIsLeftAsItWas) {
   ASSERT_TRUE(memory.Release().ok());
 }
 
-TEST_P(SnapshotTest, AMemoryThatStaysReadOnlyIsNobodysAnyMore) {
+TEST_P(SnapshotTest, AMemoryThatStaysReadOnlyIsMappedAnewForTheNextHolder) {
   Memory memory = MustAcquire(PatternImage("stuck", 4), 8);
   Store(memory, 0, 1);
   kernel_.Fail(FakeKernel::Op::kMprotect, 2, CallResult{0, ENOMEM});
   const absl::Status stuck = memory.Snapshot("x").status();
   EXPECT_THAT(stuck.ToString(), HasSubstr("mprotect"));
   EXPECT_TRUE(absl::IsFailedPrecondition(memory.Snapshot("x").status()));
-  EXPECT_FALSE(memory.Release().ok());
-  EXPECT_EQ(service_->Stats().slots_quarantined, 1u);
+  EXPECT_TRUE(absl::IsFailedPrecondition(memory.Grow(9 * kPageBytes)));
+  EXPECT_TRUE(absl::IsFailedPrecondition(memory.Reset()));
+  EXPECT_EQ(memory.Release(), absl::OkStatus());
+  EXPECT_EQ(service_->Stats().slots_quarantined, 0u);
+  // Each slot, so that this one is among them.
+  const ImageRef image = PatternImage("unstuck", 4);
+  std::vector<Memory> memories;
+  for (uint32_t i = 0; i < service_->Stats().slots; ++i) {
+    memories.push_back(MustAcquire(image, 8));
+    EXPECT_EQ(FirstDifference(memories[i], InitialBytes(image, 8 * kPageBytes)),
+              std::nullopt);
+    Store(memories[i], 0, 2);
+    Store(memories[i], 7 * kPageBytes, 2);
+  }
 }
 
 }  // namespace

@@ -235,6 +235,76 @@ TEST_P(SourceFaultsTest, WhereAllIsNeededAtBindAFailureIsTheAcquires) {
   ExpectCleanSlot();
 }
 
+TEST_P(SourceFaultsTest, ASnapshotAfterAWriteThatFailedIsAnErrorAndNoDeath) {
+  if (GetParam().mapped()) GTEST_SKIP() << "all pages are there at bind";
+  source_->failing = true;
+  Memory memory = MustAcquire();
+  Store(memory, 70 * kPageBytes, 1);
+  for (uint64_t page : {20, 63}) {
+    const std::optional<TrapInfo> trap =
+        TrapOf([&] { Store(memory, page * kPageBytes, 1); });
+    ASSERT_TRUE(trap.has_value());
+    EXPECT_EQ(trap->error, EIO);
+  }
+  for (const absl::Status& refused : {memory.Snapshot("all").status(),
+                                      memory.SnapshotDelta("delta").status()}) {
+    EXPECT_EQ(refused.code(), absl::ErrnoToStatusCode(EIO)) << refused;
+    EXPECT_THAT(refused.ToString(), HasSubstr("image 'sourced': its source"));
+  }
+
+  source_->failing = false;
+  const absl::StatusOr<ImageRef> delta = memory.SnapshotDelta("delta");
+  ASSERT_TRUE(delta.ok()) << delta.status();
+  EXPECT_EQ((*delta)->PageBytes(PageIndex(70))[0], std::byte{1});
+  EXPECT_EQ((*delta)->PageBytes(PageIndex(20))[0], std::byte{ByteAt(20, 0)});
+  const absl::StatusOr<ImageRef> snapshot = memory.Snapshot("all");
+  ASSERT_TRUE(snapshot.ok()) << snapshot.status();
+  EXPECT_EQ((*snapshot)->PageBytes(PageIndex(20))[0], std::byte{ByteAt(20, 0)});
+  EXPECT_EQ((*snapshot)->PageBytes(PageIndex(70))[0], std::byte{1});
+  Store(memory, 20 * kPageBytes, 2);
+  EXPECT_EQ(Load(memory, 20 * kPageBytes + 1), ByteAt(20, 1));
+  ASSERT_TRUE(memory.Release().ok());
+  ExpectCleanSlot();
+}
+
+TEST_P(SourceFaultsTest, NoWriterWaitsForASourceBecauseOfASnapshot) {
+  if (GetParam().mapped()) GTEST_SKIP() << "all pages are there at bind";
+  absl::Notification go;
+  source_->hold = &go;
+  Memory memory = MustAcquire();
+  Store(memory, 70 * kPageBytes, 1);
+  std::thread writer([&] {
+    ASSERT_TRUE(EnsureAlternateStack().ok());
+    Store(memory, 20 * kPageBytes, 7);
+  });
+  while (source_->asked == 0) std::this_thread::yield();
+  // The source has not answered yet.
+  std::atomic<int> began{0};
+  const auto take = [&](bool delta) {
+    EXPECT_TRUE(EnsureAlternateStack().ok());
+    began.fetch_add(1);
+    const absl::StatusOr<ImageRef> image =
+        delta ? memory.SnapshotDelta("delta") : memory.Snapshot("all");
+    ASSERT_TRUE(image.ok()) << image.status();
+    EXPECT_EQ((*image)->PageBytes(PageIndex(70))[0], std::byte{1});
+    EXPECT_EQ((*image)->PageBytes(PageIndex(20))[0], std::byte{ByteAt(20, 0)});
+  };
+  std::thread all(take, false);
+  std::thread delta(take, true);
+  while (began != 2) std::this_thread::yield();
+  for (int i = 1; i < 2000; ++i) {
+    Store(memory, 70 * kPageBytes + i, 2);  // Would hang.
+    std::this_thread::yield();
+  }
+  go.Notify();
+  writer.join();
+  all.join();
+  delta.join();
+  EXPECT_EQ(Load(memory, 20 * kPageBytes), 7);
+  ASSERT_TRUE(memory.Release().ok());
+  ExpectCleanSlot();
+}
+
 TEST_P(SourceFaultsTest, ABindDoesNotWaitForTheWorkingSet) {
   if (GetParam().mapped()) GTEST_SKIP() << "all pages are there at bind";
   absl::Notification go;
