@@ -18,6 +18,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "firsttouch/init/image.h"
+#include "firsttouch/service/trap.h"
 
 namespace firsttouch::wasm2c {
 
@@ -55,6 +56,13 @@ class GuestMemory {
 
   // Puts contents and size back to what they were when the memory was acquired.
   virtual absl::Status Reset() = 0;
+
+  // Makes a range ready for a system call that reads or writes it. The kernel
+  // supplies no pages of a pool that are missing: read(2) into them gives
+  // EFAULT or a short count. OutOfRange when the range does not end within
+  // size_bytes().
+  virtual absl::Status MakeReady(uint64_t offset_bytes, uint64_t bytes,
+                                 Access access) = 0;
 
   // The present contents as an image.
   virtual absl::StatusOr<ImageRef> Snapshot(std::string_view name) = 0;

@@ -3,7 +3,10 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <unistd.h>
 
+#include <array>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -604,6 +607,73 @@ TEST_P(GuestDeathTest, ATrapOutsideOfARunAborts) {
   TrapsGuest guest = MakeTraps();
   EXPECT_DEATH(Z_trapsZ_trap_unreachable(guest.get()),
                "firsttouch wasm2c: unreachable instruction executed");
+}
+
+TEST_P(GuestTest, BytesAreCheckedAgainstTheMemorysSize) {
+  TrapsGuest guest = MakeTraps();
+  auto bytes = guest.Bytes(100, 10);
+  ASSERT_TRUE(bytes.ok()) << bytes.status();
+  EXPECT_EQ(memcmp(bytes->data(), "firsttouch", 10), 0);
+  EXPECT_TRUE(guest.Bytes(65536, 0).ok());
+  EXPECT_EQ(guest.Bytes(65535, 2).status(),
+            absl::OutOfRangeError(
+                "2 bytes at address 65535 do not end within memory 0 of module "
+                "traps, which has 65536 bytes"));
+  EXPECT_FALSE(guest.Bytes(0xffffffff, 0xffffffff).ok());
+}
+
+TEST_P(GuestTest, SystemCallsReachWhatWasMadeReady) {
+  TrapsGuest guest = MakeTraps();
+  std::array<int, 2> pipe_ends;
+  ASSERT_EQ(pipe(pipe_ends.data()), 0);
+  const std::string sent(8000, 'r');
+  ASSERT_EQ(write(pipe_ends[1], sent.data(), sent.size()), 8000);
+  ASSERT_TRUE(guest.MakeReady(20000, 8000, Access::kWrite).ok());
+  EXPECT_EQ(read(pipe_ends[0], guest.Bytes(20000, 8000)->data(), 8000), 8000)
+      << strerror(errno);
+  EXPECT_EQ(*guest.Call(&Z_trapsZ_load, 27996u), 0x72727272u);
+  ASSERT_TRUE(guest.MakeReady(40000, 100, Access::kRead).ok());
+  EXPECT_EQ(write(pipe_ends[1], guest.Bytes(40000, 100)->data(), 100), 100)
+      << strerror(errno);
+  EXPECT_EQ(guest.MakeReady(65000, 1000, Access::kRead).code(),
+            absl::StatusCode::kOutOfRange);
+  close(pipe_ends[0]);
+  close(pipe_ends[1]);
+}
+
+TEST_P(GuestTest, APoolMayHaveMoreMemoriesThanAGuest) {
+  absl::StatusOr<TestSource> made =
+      MakeTestSource(GetParam(), 2, kMaxBytes, /*memories_per_instance=*/3);
+  ASSERT_TRUE(made.ok()) << made.status();
+  auto one = TrapsGuest::Create(made->source.get());
+  ASSERT_TRUE(one.ok()) << one.status();
+  auto two = Guest<Z_two_memories_instance_t>::Create(made->source.get());
+  ASSERT_TRUE(two.ok()) << two.status();
+  EXPECT_EQ(*one->Call(&Z_trapsZ_load, 100u), 0x73726966u);
+  EXPECT_EQ(*two->Call(&Z_two_memoriesZ_load_b, 65536u), 98u);
+  auto prepared = one->Snapshot("one");
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  // The instance is free for the next when the guest's own memory is.
+  for (int i = 0; i < 10; ++i) {
+    { TrapsGuest(*std::move(one)); }
+    one = (*prepared)->Instantiate(made->source.get());
+    ASSERT_TRUE(one.ok()) << one.status();
+    EXPECT_EQ(*one->Call(&Z_trapsZ_get), 7u);
+  }
+}
+
+TEST(PoolMemorySourceTest, AGuestWithMoreMemoriesThanThePoolIsRefused) {
+  auto service = Service::Create(
+      {.name = "single", .layout = LayoutForGuests(2, kMaxBytes)});
+  if (!service.ok()) GTEST_SKIP() << "no service here: " << service.status();
+  auto source = PoolMemorySource::Create(service->get());
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_EQ(
+      Guest<Z_two_memories_instance_t>::Create(source->get()).status(),
+      absl::InvalidArgumentError(
+          "cannot instantiate module two_memories: the guest has 2 memories, "
+          "and pool 'single' has memories_per_instance 1: make the pool with "
+          "LayoutForGuests(instances, max_memory_bytes, 2)"));
 }
 
 void HostsHandler(int signal, siginfo_t* info, void* context) {

@@ -53,9 +53,14 @@ TEST(ParseModuleHeaderTest, FindsEachKindOfField) {
   EXPECT_THAT(
       header->imports,
       ElementsAre("Z_env_instance_t", "Z_wasi_snapshot_preview1_instance_t"));
+  EXPECT_THAT(header->import_names,
+              ElementsAre("env", "wasi_snapshot_preview1"));
+  EXPECT_THAT(
+      header->import_fields,
+      ElementsAre("Z_env_instance", "Z_wasi_snapshot_preview1_instance"));
   EXPECT_THAT(header->imported_fields,
-              ElementsAre(ImportedField{"Z_envZ_g", 0},
-                          ImportedField{"Z_envZ_mem", 0}));
+              ElementsAre(ImportedField{"Z_envZ_g", "u32", 0},
+                          ImportedField{"Z_envZ_mem", "wasm_rt_memory_t", 0}));
   EXPECT_THAT(header->memories, ElementsAre("w2c_memory"));
   EXPECT_THAT(header->funcref_tables, ElementsAre("w2c_T0"));
   EXPECT_THAT(header->externref_tables, ElementsAre("w2c_T1"));
@@ -105,7 +110,13 @@ TEST(ParseModuleHeaderTest, SaysWhatItDoesNotUnderstand) {
 TEST(WriteModuleDescriptionTest, RelinksEachImport) {
   absl::StatusOr<ModuleHeader> header = ParseModuleHeader(kHeader);
   ASSERT_TRUE(header.ok()) << header.status();
-  const std::string text = WriteModuleDescription(*header, "a/m.h", "GUARD_H_");
+  const ModuleBinary binary = {
+      .memories = {{.module = "env", .field = "mem", .min = 2, .max = 5}},
+      .globals = {{.module = "env", .field = "g", .is_mutable = true}}};
+  const absl::StatusOr<std::string> description =
+      WriteModuleDescription(*header, binary, "", "a/m.h", "GUARD_H_");
+  ASSERT_TRUE(description.ok()) << description.status();
+  const std::string& text = *description;
   EXPECT_THAT(text, HasSubstr("#ifndef GUARD_H_\n#define GUARD_H_\n"));
   EXPECT_THAT(text, HasSubstr("#include \"a/m.h\"\n"));
   EXPECT_THAT(text, HasSubstr("struct Module<::Z_m_instance_t> {"));
@@ -117,18 +128,98 @@ TEST(WriteModuleDescriptionTest, RelinksEachImport) {
                               "std::get<1>(imports);"));
   EXPECT_THAT(text, HasSubstr("instance->Z_envZ_g = "
                               "::Z_envZ_g(std::get<0>(imports));"));
+  EXPECT_THAT(text, HasSubstr("kImportedMemories = "
+                              "{{{\"env.mem\", 2u, 5u}}};"));
+  EXPECT_THAT(text, HasSubstr("kImportedGlobals = "
+                              "{{{\"env.g\", sizeof(::u32)}}};"));
+  EXPECT_THAT(
+      text,
+      HasSubstr("static_assert(kRight, \"module m imports 2 modules: give, in "
+                "this order, a pointer to Z_env_instance_t, "
+                "Z_wasi_snapshot_preview1_instance_t\");"));
 }
 
-TEST(MendGeneratedCodeTest, ImportedFunctionsGetTheirOwnInstance) {
-  absl::StatusOr<std::string> code = MendGeneratedCode(R"(
+TEST(WriteModuleDescriptionTest, AnImportThatTheHeaderLacksIsAnError) {
+  absl::StatusOr<ModuleHeader> header = ParseModuleHeader(kHeader);
+  ASSERT_TRUE(header.ok()) << header.status();
+  const ModuleBinary binary = {
+      .memories = {{.module = "env", .field = "other"}}};
+  EXPECT_EQ(WriteModuleDescription(*header, binary, "", "m.h", "G").status(),
+            absl::InvalidArgumentError(
+                "the module imports env.other, and the header has no field "
+                "Z_envZ_other: are they of the same module?"));
+}
+
+// A header with one imported function of WASI.
+std::string WasiHeader(const std::string& declaration) {
+  return "\n#ifndef M_H_GENERATED_\n#define M_H_GENERATED_\n"
+         "#include \"wasm-rt.h\"\n" +
+         declaration + "\n#endif  /* M_H_GENERATED_ */\n";
+}
+
+TEST(MendGeneratedHeaderTest, LegalizedFunctionsOfWasiGetTheirOwnNames) {
+  absl::StatusOr<std::string> header = MendGeneratedHeader(
+      WasiHeader("u32 Z_wasi_snapshot_preview1Z_fd_seek(struct "
+                 "Z_wasi_snapshot_preview1_instance_t*, u32, u32, u32, u32, "
+                 "u32);\n"
+                 "u32 Z_wasi_snapshot_preview1Z_fd_tell(struct "
+                 "Z_wasi_snapshot_preview1_instance_t*, u32, u32);"),
+      "GUARD_H_");
+  ASSERT_TRUE(header.ok()) << header.status();
+  EXPECT_THAT(*header, HasSubstr("Z_fd_seek_legalized(struct"));
+  EXPECT_THAT(*header, HasSubstr("Z_fd_tell(struct"));
+  EXPECT_THAT(*header, HasSubstr("\n#ifndef GUARD_H_\n#define GUARD_H_\n"));
+  EXPECT_THAT(*header,
+              HasSubstr("#error \"this is not firsttouch's wasm-rt.h"));
+}
+
+TEST(MendGeneratedHeaderTest, WasisOwnTypesKeepTheirNames) {
+  absl::StatusOr<std::string> header = MendGeneratedHeader(
+      WasiHeader("u32 Z_wasi_snapshot_preview1Z_fd_seek(struct "
+                 "Z_wasi_snapshot_preview1_instance_t*, u32, u64, u32, u32);"),
+      "GUARD_H_");
+  ASSERT_TRUE(header.ok()) << header.status();
+  EXPECT_THAT(*header, HasSubstr("Z_fd_seek(struct"));
+}
+
+TEST(MendGeneratedHeaderTest, OtherTypesAndOtherFunctionsAreErrors) {
+  EXPECT_EQ(
+      MendGeneratedHeader(
+          WasiHeader("u32 Z_wasi_snapshot_preview1Z_fd_close(struct "
+                     "Z_wasi_snapshot_preview1_instance_t*, f64);"),
+          "G")
+          .status(),
+      absl::InvalidArgumentError(
+          "the module imports wasi_snapshot_preview1.fd_close with (f64) -> "
+          "u32; WASI preview 1 has the parameters i -> u32 (i: u32, l: u64, or "
+          "both halves of one as i)"));
+  EXPECT_EQ(MendGeneratedHeader(
+                WasiHeader("u32 Z_wasi_snapshot_preview1Z_dance(struct "
+                           "Z_wasi_snapshot_preview1_instance_t*);"),
+                "G")
+                .status(),
+            absl::InvalidArgumentError(
+                "the module imports wasi_snapshot_preview1.dance, which is no "
+                "function of WASI preview 1"));
+}
+
+// The parts of generated code that are mended.
+constexpr char kCode[] = R"(
+#define TRAP(x) (wasm_rt_trap(WASM_RT_TRAP_##x), 0)
     dest->data[dest_addr + i] = (wasm_rt_funcref_t){
         func_types[src_expr->func_type_index], src_expr->func,
         (char*)module_instance + src_expr->module_offset};
   {0, (wasm_rt_function_ptr_t)Z_envZ_log, offsetof(Z_m_instance_t, Z_env_instance)},
   {0, (wasm_rt_function_ptr_t)&w2c_f1, 0},
-)");
+  w2c_L1: 
+    goto w2c_L1;
+  w2c_B0:;
+)";
+
+TEST(MendGeneratedCodeTest, ImportedFunctionsGetTheirOwnInstance) {
+  absl::StatusOr<std::string> code = MendGeneratedCode(kCode, "", {});
   ASSERT_TRUE(code.ok()) << code.status();
-  EXPECT_EQ(*code, R"(
+  EXPECT_THAT(*code, HasSubstr(R"(
     dest->data[dest_addr + i] = (wasm_rt_funcref_t){
         func_types[src_expr->func_type_index], src_expr->func,
         src_expr->module_offset == 0
@@ -136,11 +227,23 @@ TEST(MendGeneratedCodeTest, ImportedFunctionsGetTheirOwnInstance) {
             : *(void**)((char*)module_instance + src_expr->module_offset - 1)};
   {0, (wasm_rt_function_ptr_t)Z_envZ_log, offsetof(Z_m_instance_t, Z_env_instance) + 1},
   {0, (wasm_rt_function_ptr_t)&w2c_f1, 0},
-)");
+  w2c_L1: 
+    goto w2c_L1;
+  w2c_B0:;
+)"));
+  EXPECT_THAT(*code, HasSubstr("diagnostic error \"-Wframe-larger-than=16384"));
+}
+
+TEST(MendGeneratedCodeTest, LoopsOfInterruptibleGuestsLook) {
+  absl::StatusOr<std::string> code =
+      MendGeneratedCode(kCode, "", {.interruptible = true});
+  ASSERT_TRUE(code.ok()) << code.status();
+  EXPECT_THAT(*code, HasSubstr("\n  w2c_L1: WASM_RT_LOOP_HEAD;\n"
+                               "    goto w2c_L1;\n  w2c_B0:;\n"));
 }
 
 TEST(MendGeneratedCodeTest, RefusesOtherCode) {
-  EXPECT_EQ(MendGeneratedCode("int main() {}").status(),
+  EXPECT_EQ(MendGeneratedCode("int main() {}", "", {}).status(),
             absl::InvalidArgumentError(
                 "no '(char*)module_instance + src_expr->module_offset}': is "
                 "this C code that wasm2c 1.0.32 wrote?"));

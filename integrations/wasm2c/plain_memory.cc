@@ -73,6 +73,19 @@ class PlainMemory : public GuestMemory {
     return source_->Prepare(slot_, request_);
   }
 
+  // The kernel supplies these pages itself.
+  absl::Status MakeReady(uint64_t offset_bytes, uint64_t bytes,
+                         Access access) override {
+    (void)access;
+    if (offset_bytes > size_bytes() || bytes > size_bytes() - offset_bytes) {
+      return absl::OutOfRangeError(absl::StrCat(
+          "the range of ", bytes, " bytes at offset ", offset_bytes,
+          " does not end within the memory's size of ", size_bytes(),
+          " bytes"));
+    }
+    return absl::OkStatus();
+  }
+
   absl::StatusOr<ImageRef> Snapshot(std::string_view name) override {
     return ImageFromBytes(
         {.name = std::string(name), .size_bytes = size_bytes()},

@@ -39,6 +39,10 @@ class PoolMemory : public GuestMemory {
     return memory_.Grow(new_size_bytes);
   }
   absl::Status Reset() override { return memory_.Reset(); }
+  absl::Status MakeReady(uint64_t offset_bytes, uint64_t bytes,
+                         Access access) override {
+    return memory_.MakeReady(offset_bytes, bytes, access);
+  }
   absl::StatusOr<ImageRef> Snapshot(std::string_view name) override {
     return memory_.Snapshot(std::string(name));
   }
@@ -95,13 +99,25 @@ PoolMemorySource::Acquire(std::span<const MemoryRequest> requests) {
     result.push_back(std::make_unique<PoolMemory>(*std::move(memory)));
     return result;
   }
+  const uint32_t per_instance =
+      service_->layout().options().memories_per_instance;
+  if (requests.size() > per_instance) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the guest has ", requests.size(), " memories, and pool '",
+        service_->options().name, "' has memories_per_instance ", per_instance,
+        ": make the pool with LayoutForGuests(instances, max_memory_bytes, ",
+        requests.size(), ")"));
+  }
+  // Memories of the instance that the guest has no use for stay empty, and are
+  // released at once; the instance is in use as long as one of them is.
   std::vector<MemoryOptions> all;
-  all.reserve(requests.size());
+  all.reserve(per_instance);
   for (const MemoryRequest& request : requests) all.push_back(options(request));
+  all.resize(per_instance);
   absl::StatusOr<std::vector<Memory>> memories = service_->AcquireInstance(all);
   if (!memories.ok()) return memories.status();
-  for (Memory& memory : *memories) {
-    result.push_back(std::make_unique<PoolMemory>(std::move(memory)));
+  for (size_t i = 0; i < requests.size(); ++i) {
+    result.push_back(std::make_unique<PoolMemory>(std::move((*memories)[i])));
   }
   return result;
 }

@@ -41,6 +41,8 @@ class PoolMemorySource : public MemorySource {
   static absl::StatusOr<std::unique_ptr<PoolMemorySource>> Create(
       Service* service);
 
+  // A guest may have fewer memories than the pool has per instance, and not
+  // more: InvalidArgument. Otherwise the errors of Service::Acquire.
   absl::StatusOr<std::vector<std::unique_ptr<GuestMemory>>> Acquire(
       std::span<const MemoryRequest> requests) override;
 

@@ -12,8 +12,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
@@ -30,6 +32,8 @@ struct Run {
   Run* outer;
   uintptr_t outer_stack_limit;
   jmp_buf* outer_unwind_target;
+  // Of this run; null for none.
+  Interrupt* interrupt;
   Trap trap;
   // Set by FailGuest, read by RunGuarded.
   bool failed = false;
@@ -47,10 +51,19 @@ struct Thrown {
 
 }  // namespace
 
+// One instance that a table keeps; wasm_rt_funcref_table_t::kept is a list.
+struct KeptInstance {
+  const void* instance;
+  std::shared_ptr<void> owner;
+  KeptInstance* next;
+};
+
 // All of a thread's state. Trivial and in static TLS, so that a signal handler
 // may use it.
 struct ThreadState {
   Run* run;
+  // How many runs of this thread can be interrupted.
+  uint32_t interruptible_runs;
   jmp_buf* unwind_target;
   Thrown* exception;  // made at the first throw
   ScopedMemorySource* source;
@@ -111,9 +124,50 @@ uintptr_t StackLimit(uintptr_t here, size_t stack_bytes) {
   return std::max(wanted, wasm2c_thread.stack_low + kStackReserveBytes);
 }
 
+// Guards all Interrupt::limits_, and writing to limits of threads that have an
+// interruptible run.
+Mutex& InterruptMutex() {
+  static Mutex* const mutex = new Mutex;
+  return *mutex;
+}
+
+uintptr_t CurrentStackLimit() {
+  return __atomic_load_n(&wasm_rt_stack_limit, __ATOMIC_RELAXED);
+}
+
+// Sets this thread's limit for the runs from `run` outwards. Where one of them
+// is to be interrupted, that is what the limit says.
+void SetStackLimit(const Run* run, uintptr_t limit) {
+  if (wasm2c_thread.interruptible_runs == 0) {
+    wasm_rt_stack_limit = limit;
+    return;
+  }
+  MutexLock lock(&InterruptMutex());
+  for (; run != nullptr; run = run->outer) {
+    if (run->interrupt != nullptr && run->interrupt->requested()) {
+      limit = WASM_RT_STACK_LIMIT_INTERRUPTED;
+    }
+  }
+  __atomic_store_n(&wasm_rt_stack_limit, limit, __ATOMIC_RELAXED);
+}
+
 }  // namespace
 
+void Interrupt::Request() {
+  MutexLock lock(&InterruptMutex());
+  requested_.store(true, std::memory_order_relaxed);
+  for (uintptr_t* limit : limits_) {
+    __atomic_store_n(limit, WASM_RT_STACK_LIMIT_INTERRUPTED, __ATOMIC_RELAXED);
+  }
+}
+
+void Interrupt::Clear() {
+  MutexLock lock(&InterruptMutex());
+  requested_.store(false, std::memory_order_relaxed);
+}
+
 std::string Trap::Message() const {
+  if (interrupted) return "interrupted by the host";
   if (exited) return absl::StrCat("the guest exited with code ", exit_code);
   if (!has_touch) return wasm_rt_strerror(code);
   return absl::StrFormat(
@@ -130,9 +184,15 @@ RunEnd RunGuarded(absl::FunctionRef<void()> body, const RunOptions& options,
   if (wasm2c_thread.stack_high == 0) PrepareThread();
   Run run;
   run.outer = wasm2c_thread.run;
-  run.outer_stack_limit = wasm_rt_stack_limit;
+  run.outer_stack_limit = CurrentStackLimit();
   run.outer_unwind_target = wasm2c_thread.unwind_target;
+  run.interrupt = options.interrupt;
   run.host_error = host_error;
+  if (run.interrupt != nullptr) {
+    MutexLock lock(&InterruptMutex());
+    run.interrupt->limits_.push_back(&wasm_rt_stack_limit);
+    ++wasm2c_thread.interruptible_runs;
+  }
   const uintptr_t limit =
       StackLimit(reinterpret_cast<uintptr_t>(__builtin_frame_address(0)),
                  options.stack_bytes);
@@ -143,12 +203,18 @@ RunEnd RunGuarded(absl::FunctionRef<void()> body, const RunOptions& options,
   if (value == 0) {
     wasm2c_thread.run = &run;
     wasm2c_thread.unwind_target = &run.target;
-    wasm_rt_stack_limit = bounded;
+    SetStackLimit(&run, bounded);
     body();
+  }
+  if (run.interrupt != nullptr) {
+    MutexLock lock(&InterruptMutex());
+    std::vector<uintptr_t*>& limits = run.interrupt->limits_;
+    limits.erase(std::find(limits.begin(), limits.end(), &wasm_rt_stack_limit));
+    --wasm2c_thread.interruptible_runs;
   }
   wasm2c_thread.run = run.outer;
   wasm2c_thread.unwind_target = run.outer_unwind_target;
-  wasm_rt_stack_limit = run.outer_stack_limit;
+  SetStackLimit(run.outer, run.outer_stack_limit);
   if (value == 0) return RunEnd::kReturned;
   if (run.failed) return RunEnd::kHostError;
   if (!run.trap.exited && run.trap.code == WASM_RT_TRAP_NONE) {
@@ -156,7 +222,7 @@ RunEnd RunGuarded(absl::FunctionRef<void()> body, const RunOptions& options,
     run.trap.code = static_cast<wasm_rt_trap_t>(value);
   }
   *trap = run.trap;
-  return RunEnd::kTrapped;
+  return run.trap.exited ? RunEnd::kExited : RunEnd::kTrapped;
 }
 
 bool GuestIsRunning() noexcept { return wasm2c_thread.run != nullptr; }
@@ -230,6 +296,30 @@ void AttachMemory(wasm_rt_memory_t* memory, std::unique_ptr<GuestMemory> host,
   memory->host = host.release();
 }
 
+void KeepWithTable(wasm_rt_funcref_table_t* table, const void* instance,
+                   std::shared_ptr<void> owner) {
+  const auto is_used = [table](const KeptInstance& kept) {
+    return std::any_of(table->data, table->data + table->size,
+                       [&](const wasm_rt_funcref_t& function) {
+                         return function.module_instance == kept.instance;
+                       });
+  };
+  auto* list = static_cast<KeptInstance*>(table->kept);
+  KeptInstance* used = new KeptInstance{
+      .instance = instance, .owner = std::move(owner), .next = nullptr};
+  while (list != nullptr) {
+    KeptInstance* const next = list->next;
+    if (is_used(*list)) {
+      list->next = used;
+      used = list;
+    } else {
+      delete list;
+    }
+    list = next;
+  }
+  table->kept = used;
+}
+
 namespace {
 
 // The signatures known so far. Their numbers are kept in generated code for the
@@ -254,6 +344,8 @@ FunctionTypes& GlobalFunctionTypes() {
   static FunctionTypes* const types = new FunctionTypes;
   return *types;
 }
+
+}  // namespace
 
 absl::Status AllocateMemory(wasm_rt_memory_t* memory, uint32_t initial_pages,
                             uint32_t max_pages) {
@@ -283,6 +375,8 @@ absl::Status AllocateMemory(wasm_rt_memory_t* memory, uint32_t initial_pages,
   AttachMemory(memory, *std::move(host), max_pages);
   return absl::OkStatus();
 }
+
+namespace {
 
 // Grows the storage of a table and fills the new elements.
 template <typename Table, typename Element>
@@ -336,6 +430,9 @@ void wasm_rt_trap(wasm_rt_trap_t code) {
     firsttouch::wasm2c::Die(wasm_rt_strerror(code));
   }
   run->trap.code = code;
+  run->trap.interrupted =
+      code == WASM_RT_TRAP_EXHAUSTION &&
+      wasm_rt_stack_limit == WASM_RT_STACK_LIMIT_INTERRUPTED;
   siglongjmp(run->target, code);
 }
 
@@ -460,13 +557,20 @@ void wasm_rt_free_memory(wasm_rt_memory_t* memory) {
 
 void wasm_rt_allocate_funcref_table(wasm_rt_funcref_table_t* table,
                                     uint32_t elements, uint32_t max_elements) {
+  table->kept = nullptr;
   firsttouch::wasm2c::AllocateTable<wasm_rt_funcref_t>(table, elements,
                                                        max_elements);
 }
 
 void wasm_rt_free_funcref_table(wasm_rt_funcref_table_t* table) {
+  auto* kept = static_cast<firsttouch::wasm2c::KeptInstance*>(table->kept);
   free(table->data);
   *table = {};
+  while (kept != nullptr) {
+    firsttouch::wasm2c::KeptInstance* const next = kept->next;
+    delete kept;
+    kept = next;
+  }
 }
 
 uint32_t wasm_rt_grow_funcref_table(wasm_rt_funcref_table_t* table,

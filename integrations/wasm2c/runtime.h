@@ -12,6 +12,7 @@
 #ifndef FIRSTTOUCH_INTEGRATIONS_WASM2C_RUNTIME_H_
 #define FIRSTTOUCH_INTEGRATIONS_WASM2C_RUNTIME_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -24,6 +25,16 @@
 #include "wasm-rt.h"
 
 namespace firsttouch::wasm2c {
+
+// How a run ended.
+enum class RunEnd {
+  kReturned,   // `body` came to its end.
+  kTrapped,    // *trap says why.
+  kExited,     // WASI's proc_exit; *trap has the exit code.
+  kHostError,  // *host_error says why: a function of the host gave up.
+};
+
+struct RunOptions;
 
 // A touch outside of a memory's bounds, or of a page that could not be had.
 struct BadTouch {
@@ -53,10 +64,46 @@ struct Trap {
   // WASI's proc_exit: `code` is WASM_RT_TRAP_NONE then.
   bool exited = false;
   uint32_t exit_code = 0;
+  // Interrupt::Request: `code` is WASM_RT_TRAP_EXHAUSTION then.
+  bool interrupted = false;
 
   // One line, for example "out of bounds: write at offset 1048580 of memory 0
   // of instance 3, size 1048576 bytes".
   std::string Message() const;
+};
+
+// Lets another thread end a run.
+//
+//   Interrupt stop;
+//   std::thread watchdog([&] { ...; stop.Request(); });
+//   guest.Run(body, {.interrupt = &stop});
+//
+// A guest that is asked to end does so at its next call of a function, and,
+// when it was made with wasm2c_guest's `interruptible`, at the next turn of a
+// loop. A function of the host that it has called comes to its end first. The
+// run ends as a trap with Trap::interrupted.
+//
+// Thread-safe. Not for signal handlers. Must outlive the runs that use it.
+class Interrupt {
+ public:
+  Interrupt() = default;
+  Interrupt(const Interrupt&) = delete;
+  Interrupt& operator=(const Interrupt&) = delete;
+
+  // Ends the runs that use this, and those that will, until Clear().
+  void Request();
+  void Clear();
+  bool requested() const { return requested_.load(std::memory_order_relaxed); }
+
+ private:
+  friend RunEnd RunGuarded(absl::FunctionRef<void()> body,
+                           const RunOptions& options, Trap* trap,
+                           absl::Status* host_error);
+
+  std::atomic<bool> requested_{false};
+  // The stack limits of the threads that run under this, which
+  // Request() changes. Guarded by a mutex of the runtime's.
+  std::vector<uintptr_t*> limits_;
 };
 
 // Limits of one run.
@@ -66,16 +113,14 @@ struct RunOptions {
   // functions that the guest calls in the host. On a stack that is not the
   // thread's own (a coroutine's), this much plus the reserve must be there.
   size_t stack_bytes = size_t{1} << 20;
+  // Null: nobody ends the run but the guest. See Interrupt.
+  Interrupt* interrupt = nullptr;
 };
 
-// Stack that a guest never uses, for host functions that it calls.
+// Stack that a guest never uses, for host functions that it calls. A generated
+// function touches its own frame before it looks at the limit: a part of this
+// is for that (kMaxFrameBytes in module_header.h).
 inline constexpr size_t kStackReserveBytes = size_t{64} << 10;
-
-enum class RunEnd {
-  kReturned,   // `body` came to its end.
-  kTrapped,    // *trap says why. A process exit by WASI is one of these.
-  kHostError,  // *host_error says why: a function of the host gave up.
-};
 
 // Calls `body`, which calls guest code, and comes back when it returns or when
 // the guest traps, whichever happens first. May be nested: a function of the
@@ -145,6 +190,20 @@ inline GuestMemory* HostOf(const wasm_rt_memory_t& memory) {
 // wasm_rt_free_memory), with the module's own maximum.
 void AttachMemory(wasm_rt_memory_t* memory, std::unique_ptr<GuestMemory> host,
                   uint32_t max_pages);
+
+// What generated code does by wasm_rt_allocate_memory, for the host: takes the
+// next memory of the source that the calling thread is bound to. Errors: the
+// source's; OutOfRange for more pages than wasm2c or the source allows.
+absl::Status AllocateMemory(wasm_rt_memory_t* memory, uint32_t initial_pages,
+                            uint32_t max_pages);
+
+// Keeps an instance as long as `table` has functions of it: when the table is
+// freed (wasm_rt_free_funcref_table) it gives `owner` up, and so does the next
+// call of this for a table that has none of its functions any more. For
+// instances whose instantiation failed after it had written to a table of
+// somebody else's; the functions in it go on working, as WebAssembly wants it.
+void KeepWithTable(wasm_rt_funcref_table_t* table, const void* instance,
+                   std::shared_ptr<void> owner);
 
 }  // namespace firsttouch::wasm2c
 

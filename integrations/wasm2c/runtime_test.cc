@@ -89,7 +89,7 @@ TEST(RunGuardedTest, ReturnsTrapsExitsAndFailures) {
   EXPECT_EQ(trap.code, WASM_RT_TRAP_UNREACHABLE);
   EXPECT_EQ(trap.Message(), "unreachable instruction executed");
   EXPECT_EQ(RunGuarded([] { ExitGuest(3); }, {}, &trap, &error),
-            RunEnd::kTrapped);
+            RunEnd::kExited);
   EXPECT_TRUE(trap.exited);
   EXPECT_EQ(trap.Message(), "the guest exited with code 3");
   EXPECT_EQ(RunGuarded([] { FailGuest(absl::DataLossError("gone")); }, {},
@@ -147,6 +147,9 @@ class VectorSource : public MemorySource {
         return absl::OkStatus();
       }
       absl::Status Reset() override { return absl::OkStatus(); }
+      absl::Status MakeReady(uint64_t, uint64_t, Access) override {
+        return absl::OkStatus();
+      }
       absl::StatusOr<ImageRef> Snapshot(std::string_view) override {
         return absl::UnimplementedError("no");
       }

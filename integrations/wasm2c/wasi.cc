@@ -18,6 +18,7 @@
 
 #include "firsttouch/integrations/wasm2c/runtime.h"
 
+using firsttouch::wasm2c::HostOf;
 using firsttouch::wasm2c::kMaxWriteBytes;
 using firsttouch::wasm2c::kWasiBadf;
 using firsttouch::wasm2c::kWasiFault;
@@ -216,8 +217,29 @@ uint32_t Wasi::FdRead(uint32_t fd, uint32_t iovs, uint32_t iovs_len,
       !Contains(nread, 4)) {
     return kWasiFault;
   }
-  const uint32_t none = 0;  // the end of the input
-  Store(nread, &none, 4);
+  uint64_t total = 0;
+  for (uint32_t i = 0; i < iovs_len && options_->on_input; ++i) {
+    Iovec iovec;
+    Load(iovs + i * uint32_t{sizeof(Iovec)}, &iovec, sizeof(iovec));
+    if (!Contains(iovec.buffer, iovec.bytes)) return kWasiFault;
+    // What was read has to fit `nread`.
+    iovec.bytes = static_cast<uint32_t>(
+        std::min<uint64_t>(iovec.bytes, UINT32_MAX - total));
+    if (iovec.bytes == 0) continue;
+    if (HostOf(*memory_) != nullptr &&
+        !HostOf(*memory_)
+             ->MakeReady(iovec.buffer, iovec.bytes, firsttouch::Access::kWrite)
+             .ok()) {
+      return kWasiIo;
+    }
+    const size_t got = options_->on_input(
+        {reinterpret_cast<char*>(memory_->data + iovec.buffer), iovec.bytes});
+    if (got > iovec.bytes) return kWasiIo;
+    total += got;
+    if (got < iovec.bytes) break;
+  }
+  const auto read = static_cast<uint32_t>(total);
+  Store(nread, &read, 4);
   return kWasiSuccess;
 }
 
@@ -537,6 +559,85 @@ uint32_t Z_wasi_snapshot_preview1Z_sock_send(Wasi* wasi, uint32_t, uint32_t,
 
 uint32_t Z_wasi_snapshot_preview1Z_sock_shutdown(Wasi* wasi, uint32_t,
                                                  uint32_t) {
+  return wasi->Unimplemented();
+}
+
+// The same, legalized.
+
+uint32_t Z_wasi_snapshot_preview1Z_clock_time_get_legalized(Wasi* wasi,
+                                                            uint32_t a0,
+                                                            uint32_t, uint32_t,
+                                                            uint32_t a3) {
+  return wasi->ClockTimeGet(a0, a3);
+}
+
+uint32_t Z_wasi_snapshot_preview1Z_fd_advise_legalized(Wasi* wasi, uint32_t a0,
+                                                       uint32_t, uint32_t,
+                                                       uint32_t, uint32_t,
+                                                       uint32_t) {
+  return wasi->UnimplementedFd(a0);
+}
+
+uint32_t Z_wasi_snapshot_preview1Z_fd_allocate_legalized(Wasi* wasi,
+                                                         uint32_t a0, uint32_t,
+                                                         uint32_t, uint32_t,
+                                                         uint32_t) {
+  return wasi->UnimplementedFd(a0);
+}
+
+uint32_t Z_wasi_snapshot_preview1Z_fd_fdstat_set_rights_legalized(
+    Wasi* wasi, uint32_t a0, uint32_t, uint32_t, uint32_t, uint32_t) {
+  return wasi->UnimplementedFd(a0);
+}
+
+uint32_t Z_wasi_snapshot_preview1Z_fd_filestat_set_size_legalized(Wasi* wasi,
+                                                                  uint32_t a0,
+                                                                  uint32_t,
+                                                                  uint32_t) {
+  return wasi->UnimplementedFd(a0);
+}
+
+uint32_t Z_wasi_snapshot_preview1Z_fd_filestat_set_times_legalized(
+    Wasi* wasi, uint32_t a0, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t) {
+  return wasi->UnimplementedFd(a0);
+}
+
+uint32_t Z_wasi_snapshot_preview1Z_fd_pread_legalized(Wasi* wasi, uint32_t a0,
+                                                      uint32_t, uint32_t,
+                                                      uint32_t, uint32_t,
+                                                      uint32_t) {
+  return wasi->UnimplementedFd(a0);
+}
+
+uint32_t Z_wasi_snapshot_preview1Z_fd_pwrite_legalized(Wasi* wasi, uint32_t a0,
+                                                       uint32_t, uint32_t,
+                                                       uint32_t, uint32_t,
+                                                       uint32_t) {
+  return wasi->UnimplementedFd(a0);
+}
+
+uint32_t Z_wasi_snapshot_preview1Z_fd_readdir_legalized(Wasi* wasi, uint32_t a0,
+                                                        uint32_t, uint32_t,
+                                                        uint32_t, uint32_t,
+                                                        uint32_t) {
+  return wasi->UnimplementedFd(a0);
+}
+
+uint32_t Z_wasi_snapshot_preview1Z_fd_seek_legalized(Wasi* wasi, uint32_t a0,
+                                                     uint32_t, uint32_t,
+                                                     uint32_t, uint32_t) {
+  return wasi->FdSeek(a0);
+}
+
+uint32_t Z_wasi_snapshot_preview1Z_path_filestat_set_times_legalized(
+    Wasi* wasi, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t,
+    uint32_t, uint32_t, uint32_t) {
+  return wasi->Unimplemented();
+}
+
+uint32_t Z_wasi_snapshot_preview1Z_path_open_legalized(
+    Wasi* wasi, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t,
+    uint32_t, uint32_t, uint32_t, uint32_t, uint32_t) {
   return wasi->Unimplemented();
 }
 

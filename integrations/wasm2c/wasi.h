@@ -1,14 +1,15 @@
 // WASI preview 1 for guests that are to touch nothing but their own memory.
 //
-// Real: arguments, environment, clocks, random numbers, writing to standard
-// output and error (to a function of the host's), end of standard input, exit.
+// Real: arguments, environment, clocks, random numbers, standard input, output
+// and error (by functions of the host's), exit.
 // There are no files: descriptors other than 0 to 2 do not exist (EBADF), and
 // paths, sockets and polling are not implemented (ENOSYS).
 //
 // Every pointer from the guest is checked against its memory's present size; a
 // range that does not lie in it is EFAULT, and nothing of the call happens.
-// Guest memory is touched by ordinary loads and stores, never handed to a
-// system call, so that missing pages are supplied as for the guest itself.
+// Guest memory is touched by ordinary loads and stores, so that missing pages
+// are supplied as for the guest itself; what on_input may hand to a system call
+// was made ready for it.
 //
 //   Wasi wasi({.on_output = [](int fd, std::string_view text) { ... }});
 //   auto guest = Guest<Z_app_instance_t>::Create(&source, &wasi);
@@ -24,6 +25,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -42,6 +44,11 @@ struct WasiOptions {
   // piece it writes, of at most kMaxWriteBytes. Empty: it is dropped. Runs
   // under the guest: see RunGuarded about leaving.
   std::function<void(int descriptor, std::string_view text)> on_output;
+  // Called when the guest reads descriptor 0, with the guest's own buffer:
+  // writes at its start what is read and says how many bytes that is; 0 is the
+  // end of the input. read(2) may write to the buffer. Empty: the end, at once.
+  // Runs under the guest, as on_output.
+  std::function<size_t(std::span<char> buffer)> on_input;
   // Random numbers: from the kernel, or, with a seed, the same each time.
   std::optional<uint64_t> random_seed;
   // Clocks: the kernel's, or, if set, standing still at so many nanoseconds.
@@ -64,7 +71,9 @@ enum WasiErrno : uint32_t {
 
 }  // namespace firsttouch::wasm2c
 
-// The type that generated headers declare. Use it as wasm2c::Wasi.
+// The type that generated headers declare. It also has the functions that
+// emscripten imports with 64-bit arguments cut in halves ("legalized");
+// describe_module gives those names of their own. Use it as wasm2c::Wasi.
 struct Z_wasi_snapshot_preview1_instance_t {
  public:
   using WasiOptions = firsttouch::wasm2c::WasiOptions;

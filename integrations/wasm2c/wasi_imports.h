@@ -125,6 +125,44 @@ uint32_t Z_wasi_snapshot_preview1Z_sock_send(
 uint32_t Z_wasi_snapshot_preview1Z_sock_shutdown(
     struct Z_wasi_snapshot_preview1_instance_t*, uint32_t, uint32_t);
 
+/* Those with 64-bit arguments, cut in halves. */
+uint32_t Z_wasi_snapshot_preview1Z_clock_time_get_legalized(
+    struct Z_wasi_snapshot_preview1_instance_t*, uint32_t, uint32_t, uint32_t,
+    uint32_t);
+uint32_t Z_wasi_snapshot_preview1Z_fd_advise_legalized(
+    struct Z_wasi_snapshot_preview1_instance_t*, uint32_t, uint32_t, uint32_t,
+    uint32_t, uint32_t, uint32_t);
+uint32_t Z_wasi_snapshot_preview1Z_fd_allocate_legalized(
+    struct Z_wasi_snapshot_preview1_instance_t*, uint32_t, uint32_t, uint32_t,
+    uint32_t, uint32_t);
+uint32_t Z_wasi_snapshot_preview1Z_fd_fdstat_set_rights_legalized(
+    struct Z_wasi_snapshot_preview1_instance_t*, uint32_t, uint32_t, uint32_t,
+    uint32_t, uint32_t);
+uint32_t Z_wasi_snapshot_preview1Z_fd_filestat_set_size_legalized(
+    struct Z_wasi_snapshot_preview1_instance_t*, uint32_t, uint32_t, uint32_t);
+uint32_t Z_wasi_snapshot_preview1Z_fd_filestat_set_times_legalized(
+    struct Z_wasi_snapshot_preview1_instance_t*, uint32_t, uint32_t, uint32_t,
+    uint32_t, uint32_t, uint32_t);
+uint32_t Z_wasi_snapshot_preview1Z_fd_pread_legalized(
+    struct Z_wasi_snapshot_preview1_instance_t*, uint32_t, uint32_t, uint32_t,
+    uint32_t, uint32_t, uint32_t);
+uint32_t Z_wasi_snapshot_preview1Z_fd_pwrite_legalized(
+    struct Z_wasi_snapshot_preview1_instance_t*, uint32_t, uint32_t, uint32_t,
+    uint32_t, uint32_t, uint32_t);
+uint32_t Z_wasi_snapshot_preview1Z_fd_readdir_legalized(
+    struct Z_wasi_snapshot_preview1_instance_t*, uint32_t, uint32_t, uint32_t,
+    uint32_t, uint32_t, uint32_t);
+uint32_t Z_wasi_snapshot_preview1Z_fd_seek_legalized(
+    struct Z_wasi_snapshot_preview1_instance_t*, uint32_t, uint32_t, uint32_t,
+    uint32_t, uint32_t);
+uint32_t Z_wasi_snapshot_preview1Z_path_filestat_set_times_legalized(
+    struct Z_wasi_snapshot_preview1_instance_t*, uint32_t, uint32_t, uint32_t,
+    uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t);
+uint32_t Z_wasi_snapshot_preview1Z_path_open_legalized(
+    struct Z_wasi_snapshot_preview1_instance_t*, uint32_t, uint32_t, uint32_t,
+    uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t,
+    uint32_t);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,9 +1,14 @@
 // WASI for guests: what works, what is refused, and hostile pointers.
 #include "firsttouch/integrations/wasm2c/wasi.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstring>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -269,10 +274,50 @@ TEST_P(WasiGuestTest, ExitIsAnEndWithACode) {
   Wasi wasi;
   WasiGuest guest = Make(&wasi);
   const Outcome<Nothing> outcome = guest.Call(&Z_wasi_guestZ_leave, 17u);
-  ASSERT_TRUE(outcome.trapped());
-  EXPECT_TRUE(outcome.trap().exited);
+  EXPECT_FALSE(outcome.ok());
+  EXPECT_FALSE(outcome.trapped());
+  ASSERT_TRUE(outcome.exited());
+  EXPECT_EQ(outcome.exit_code(), 17u);
   EXPECT_EQ(outcome.trap().exit_code, 17u);
   EXPECT_EQ(outcome.status().message(), "the guest exited with code 17");
+}
+
+TEST_P(WasiGuestTest, InputComesFromTheHostByASystemCallIfItLikes) {
+  std::array<int, 2> pipe_ends;
+  ASSERT_EQ(pipe(pipe_ends.data()), 0);
+  const std::string sent(3000, 'q');
+  ASSERT_EQ(write(pipe_ends[1], sent.data(), sent.size()), 3000);
+  close(pipe_ends[1]);
+  Wasi wasi({.on_input = [&](std::span<char> buffer) -> size_t {
+    const ssize_t got = read(pipe_ends[0], buffer.data(), buffer.size());
+    EXPECT_GE(got, 0) << strerror(errno);
+    return got < 0 ? 0 : static_cast<size_t>(got);
+  }});
+  WasiGuest guest = Make(&wasi);
+  // Into pages that nobody has touched.
+  EXPECT_EQ(*guest.Call(&Z_wasi_guestZ_count_input, u32{'q'}), 3000u);
+  EXPECT_EQ(*guest.Call(&Z_wasi_guestZ_read_input), 0u);  // the end
+  close(pipe_ends[0]);
+}
+
+TEST_F(WasiCallTest, InputIsBoundedByWhatTheGuestOffers) {
+  size_t claims = 3;
+  Wasi wasi = MakeWasi({.on_input = [&](std::span<char> buffer) {
+    memset(buffer.data(), 'i', std::min(buffer.size(), claims));
+    return claims;
+  }});
+  SetNumbers(0, {1000, 4, 2000, 4});
+  EXPECT_EQ(wasi.FdRead(0, 0, 2, 64), kWasiSuccess);
+  EXPECT_EQ(Number(64), 3u);  // a short count ends it
+  EXPECT_EQ(Text(1000), "iii");
+  EXPECT_EQ(bytes_[2000], 0);
+  claims = 4;
+  EXPECT_EQ(wasi.FdRead(0, 0, 2, 64), kWasiSuccess);
+  EXPECT_EQ(Number(64), 8u);
+  claims = 5;  // more than there is room for
+  EXPECT_EQ(wasi.FdRead(0, 0, 1, 64), kWasiIo);
+  SetNumbers(0, {kSize - 2, 4});
+  EXPECT_EQ(wasi.FdRead(0, 0, 1, 64), kWasiFault);
 }
 
 TEST_P(WasiGuestTest, AHostilePointerIsTheGuestsProblem) {

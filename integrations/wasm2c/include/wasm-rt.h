@@ -12,9 +12,11 @@
  *     each prologue, instead of counted in calls: a deep recursion traps before
  *     it reaches the end of the thread's stack, whatever its frames measure,
  *     and there is no counter to restore after a trap or an exception.
- *   - wasm_rt_memory_t and the tables have one field more, at the end.
+ *   - wasm_rt_memory_t and wasm_rt_funcref_table_t have one field more, at the
+ *     end.
  *
- * Code compiled against wabt's header must not be linked with this runtime.
+ * Code compiled against wabt's header does not link with this runtime, whose
+ * functions have other names for the linker.
  */
 #ifndef FIRSTTOUCH_INTEGRATIONS_WASM2C_WASM_RT_H_
 #define FIRSTTOUCH_INTEGRATIONS_WASM2C_WASM_RT_H_
@@ -34,6 +36,34 @@ extern "C" {
 #define wasm_rt_memcpy __builtin_memcpy
 #define wasm_rt_unreachable __builtin_unreachable
 #define WASM_RT_NO_RETURN __attribute__((noreturn))
+
+/* What wabt's libwasm-rt-impl has too, under names of our own: an object that
+ * was compiled against wabt's header, by a forgotten -I, wants wasm_rt_trap and
+ * does not find it. */
+#define wasm_rt_init firsttouch_wasm_rt_init
+#define wasm_rt_is_initialized firsttouch_wasm_rt_is_initialized
+#define wasm_rt_free firsttouch_wasm_rt_free
+#define wasm_rt_trap firsttouch_wasm_rt_trap
+#define wasm_rt_strerror firsttouch_wasm_rt_strerror
+#define wasm_rt_register_func_type firsttouch_wasm_rt_register_func_type
+#define wasm_rt_register_tag firsttouch_wasm_rt_register_tag
+#define wasm_rt_load_exception firsttouch_wasm_rt_load_exception
+#define wasm_rt_throw firsttouch_wasm_rt_throw
+#define wasm_rt_get_unwind_target firsttouch_wasm_rt_get_unwind_target
+#define wasm_rt_set_unwind_target firsttouch_wasm_rt_set_unwind_target
+#define wasm_rt_exception_tag firsttouch_wasm_rt_exception_tag
+#define wasm_rt_exception_size firsttouch_wasm_rt_exception_size
+#define wasm_rt_exception firsttouch_wasm_rt_exception
+#define wasm_rt_allocate_memory firsttouch_wasm_rt_allocate_memory
+#define wasm_rt_grow_memory firsttouch_wasm_rt_grow_memory
+#define wasm_rt_free_memory firsttouch_wasm_rt_free_memory
+#define wasm_rt_allocate_funcref_table firsttouch_wasm_rt_allocate_funcref_table
+#define wasm_rt_free_funcref_table firsttouch_wasm_rt_free_funcref_table
+#define wasm_rt_grow_funcref_table firsttouch_wasm_rt_grow_funcref_table
+#define wasm_rt_allocate_externref_table \
+  firsttouch_wasm_rt_allocate_externref_table
+#define wasm_rt_free_externref_table firsttouch_wasm_rt_free_externref_table
+#define wasm_rt_grow_externref_table firsttouch_wasm_rt_grow_externref_table
 
 /* Bounds are kept by the pool, not by generated checks. */
 #undef WASM_RT_MEMCHECK_SIGNAL_HANDLER
@@ -70,6 +100,23 @@ static inline __attribute__((always_inline)) uintptr_t wasm_rt_stack_pointer(
   return (uintptr_t)__builtin_frame_address(0);
 #endif
 }
+
+/* What generated code takes for alloca(), which it uses for exceptions, in loops
+ * too: that stack is bounded like that of a call. */
+#define wasm_rt_alloca(bytes)                                      \
+  (wasm_rt_stack_pointer() < wasm_rt_stack_limit + (bytes)         \
+       ? (wasm_rt_trap(WASM_RT_TRAP_EXHAUSTION), (void*)0)         \
+       : __builtin_alloca(bytes))
+
+/* At the head of each loop of an interruptible guest: ends the run when the host
+ * asked for that, which sets the limit to this value. */
+#define WASM_RT_STACK_LIMIT_INTERRUPTED UINTPTR_MAX
+#define WASM_RT_LOOP_HEAD                                      \
+  do {                                                         \
+    if (UNLIKELY(*(volatile uintptr_t*)&wasm_rt_stack_limit == \
+                 WASM_RT_STACK_LIMIT_INTERRUPTED))             \
+      wasm_rt_trap(WASM_RT_TRAP_EXHAUSTION);                   \
+  } while (0)
 
 /* Why a guest stopped. */
 typedef enum {
@@ -124,6 +171,7 @@ typedef struct {
   uint32_t max_size;
   uint32_t size;
   uint32_t capacity;
+  void* kept; /* instances that live as long as the table; see runtime.h */
 } wasm_rt_funcref_table_t;
 
 typedef struct {

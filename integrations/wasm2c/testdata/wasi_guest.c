@@ -48,3 +48,14 @@ EXPORT(keep) int keep(int byte) {
   return 0;
 }
 EXPORT(kept_byte) int kept_byte(int i) { return kept[i]; }
+
+// How often a byte is in what standard input still has.
+EXPORT(count_input) int count_input(int byte) {
+  static char buffer[1 << 16];
+  int count = 0;
+  ssize_t got;
+  while ((got = read(0, buffer, sizeof(buffer))) > 0) {
+    for (ssize_t i = 0; i < got; ++i) count += buffer[i] == byte;
+  }
+  return got < 0 ? -1 : count;
+}
