@@ -37,6 +37,8 @@ namespace {
 
 alignas(kPageBytes) constexpr std::byte kZeroPage[kPageBytes] = {};
 
+std::atomic<void (*)(const Image&)> g_unused_hook{nullptr};
+
 uint64_t NextId() {
   static std::atomic<uint64_t> last{0};
   return last.fetch_add(1, std::memory_order_relaxed) + 1;
@@ -101,6 +103,23 @@ absl::Status Image::Read(uint64_t offset_bytes,
 
 bool Image::has_source() const {
   return fetch_ != nullptr && fetch_->requests != nullptr;
+}
+
+std::shared_ptr<const Image> Image::Handle() const {
+  handles_.fetch_add(1, std::memory_order_seq_cst);
+  // The deleter has the image, and the handle's count is its own.
+  return {this, [held = Hold()](const Image*) mutable {
+            if (held->handles_.fetch_sub(1, std::memory_order_seq_cst) == 1 &&
+                held.use_count() > 1) {
+              const auto hook = g_unused_hook.load(std::memory_order_acquire);
+              if (hook != nullptr) hook(*held);
+            }
+            held.reset();
+          }};
+}
+
+void Image::SetUnusedHook(void (*hook)(const Image& image)) {
+  g_unused_hook.store(hook, std::memory_order_release);
 }
 
 bool Image::IsFetched(PageIndex page) const noexcept {

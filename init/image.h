@@ -50,6 +50,7 @@
 #ifndef FIRSTTOUCH_INIT_IMAGE_H_
 #define FIRSTTOUCH_INIT_IMAGE_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -75,7 +76,7 @@ class MemfdCalls;
 // The largest image: 1 TiB of memory (not of stored pages).
 inline constexpr uint64_t kMaxImageBytes = PageMap::kMaxPages * kPageBytes;
 
-class Image {
+class Image : public std::enable_shared_from_this<Image> {
  public:
   Image(const Image&) = delete;
   Image& operator=(const Image&) = delete;
@@ -214,6 +215,23 @@ class Image {
   std::optional<Digest> known_digest() const;
   void NoteDigest(const Digest& digest) const;
 
+  // ---- For a pool that keeps an image for whoever comes next ----
+  //
+  // An ImageRef that a user has is a handle: the image is in use as long as
+  // there is one. What Hold() gives keeps the image alive and does not count:
+  // its owner should let go when the last handle has gone, of which
+  // SetUnusedHook() tells. Any thread, not in a signal handler.
+
+  std::shared_ptr<const Image> Hold() const { return shared_from_this(); }
+  // A new handle.
+  std::shared_ptr<const Image> Handle() const;
+  // Whether there is a handle.
+  bool in_use() const { return handles_.load(std::memory_order_seq_cst) != 0; }
+  // `hook` is called when the last handle of an image has gone that somebody
+  // holds, in the thread that dropped it: wherever that may be, so that it must
+  // not wait for what such a thread may be about to do. One for the process.
+  static void SetUnusedHook(void (*hook)(const Image& image));
+
   // What is known of the pages that tenants touch; the only part of an image
   // that changes, and none that they can see. Any thread, not in a signal
   // handler.
@@ -239,6 +257,7 @@ class Image {
   const ImageFetch* fetch_ = nullptr;  // In *on_demand_.
   // Set before the image is handed out.
   mutable std::shared_ptr<const Image> parent_;
+  mutable std::atomic<uint64_t> handles_{0};
   mutable WorkingSet working_set_;
   mutable Mutex digest_mutex_;
   mutable std::optional<Digest> digest_ ABSL_GUARDED_BY(digest_mutex_);

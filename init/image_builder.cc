@@ -111,7 +111,7 @@ class ImageWriter {
     if (status.ok()) status = Seal();
     if (status.ok()) status = Map();
     if (!status.ok()) return status;
-    return ImageRef(std::move(image_));
+    return std::shared_ptr<Image>(std::move(image_))->Handle();
   }
 
   // `status` with the image's name in front.

@@ -78,9 +78,11 @@ class ImageMapper {
     fetch.stored = image->stored_words();
     fetch.pages = pages.value();
     image->fetch_ = &fetch;
-    if (pages == PageCount(0)) return ImageRef(std::move(image));
+    if (pages == PageCount(0)) {
+      return std::shared_ptr<Image>(std::move(image))->Handle();
+    }
     if (absl::Status status = MapPieces(*image); !status.ok()) return status;
-    return ImageRef(std::move(image));
+    return std::shared_ptr<Image>(std::move(image))->Handle();
   }
 
   static void NoteParent(const Image& image, ImageRef parent) {

@@ -349,7 +349,7 @@ class ImageSourcer {
     }
     demand.fetch.ready.store(true, std::memory_order_release);
     image->data_ = reinterpret_cast<const std::byte*>(view);
-    return ImageRef(std::move(image));
+    return std::shared_ptr<Image>(std::move(image))->Handle();
   }
 };
 

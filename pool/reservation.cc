@@ -140,11 +140,9 @@ bool StaysReserved(Kernel& kernel, uintptr_t start, uint64_t bytes) {
   if (kernel.Madvise(start, kPageBytes, MADV_WILLNEED).error != ENOMEM) {
     return true;
   }
-  const CallResult mapped =
-      kernel.Mmap(start, bytes, PROT_NONE,
-                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE |
-                      MAP_FIXED_NOREPLACE,
-                  -1, 0);
+  const CallResult mapped = kernel.Mmap(
+      start, bytes, PROT_NONE,
+      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
   if (!mapped.ok()) return false;
   const auto place = static_cast<uintptr_t>(mapped.value);
   if (place == start) return true;

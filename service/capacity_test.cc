@@ -11,10 +11,13 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <optional>
 #include <random>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -92,9 +95,9 @@ TEST_P(CapacityTest, NoAcquireIsRefusedWhileThereIsAFreeSlot) {
         for (int i = 0; i < kCycles || absl::Now() < end; ++i) {
           // Some stay with one image for a while, which is the steady cycle.
           const size_t which = random() % 4 < 2 ? t % 3 : random() % 3;
-          absl::StatusOr<Memory> memory = service->Acquire(
-              {.image = images[which],
-               .size_bytes = (3 + random() % 2) * kPageBytes});
+          absl::StatusOr<Memory> memory =
+              service->Acquire({.image = images[which],
+                                .size_bytes = (3 + random() % 2) * kPageBytes});
           if (memory.ok()) {
             acquired.fetch_add(1);
             if (random() % 8 == 0) Store(*memory, 5, 1);
@@ -128,10 +131,10 @@ TEST_P(CapacityTest, WhereAllAreQuarantinedAnAcquireDoesNotWait) {
   absl::Status waited;
   std::thread waiter([&] {
     waits.store(true);
-    waited = service
-                 ->Acquire({.size_bytes = kSize,
-                            .deadline = absl::InfiniteFuture()})
-                 .status();
+    waited =
+        service
+            ->Acquire({.size_bytes = kSize, .deadline = absl::InfiniteFuture()})
+            .status();
   });
   while (!waits.load()) std::this_thread::yield();
   kernel_.Fail(Op::kMadvise, FakeKernel::kEvery, CallResult{0, EIO});
@@ -187,10 +190,10 @@ struct Scene {
 };
 
 constexpr Scene kScenes[] = {
-    {"the first bind", false, false},  {"another image", true, false},
-    {"no image any more", true, false}, {"a smaller memory", true, false},
+    {"the first bind", false, false},    {"another image", true, false},
+    {"no image any more", true, false},  {"a smaller memory", true, false},
     {"an image in a file", true, false}, {"growth", true, true},
-    {"a snapshot", true, true},        {"a delta", true, true},
+    {"a snapshot", true, true},          {"a delta", true, true},
 };
 constexpr size_t kFirstBind = 0;
 constexpr size_t kOtherImage = 1;
@@ -276,9 +279,9 @@ TEST_P(CapacityTest, AfterAPassingShortageAllIsAsItWas) {
     const uint64_t calls = kernel.Calls(op) - calls_before;
     EXPECT_TRUE(nth != 0 || status.ok()) << status;
     if (!status.ok()) {
-      EXPECT_THAT(std::string(status.message()),
-                  AnyOf(HasSubstr("pool \"capacity\""),
-                        HasSubstr("for a snapshot")));
+      EXPECT_THAT(
+          std::string(status.message()),
+          AnyOf(HasSubstr("pool \"capacity\""), HasSubstr("for a snapshot")));
     }
     EXPECT_EQ(service->Stats().slots_quarantined, 0u) << status;
     // Once more, where that makes sense.
@@ -350,6 +353,135 @@ TEST_P(CapacityTest, WithoutDescriptorsForAWhileNoSlotIsLost) {
   }
   EXPECT_EQ(service->Stats().slots_quarantined, 0u);
   ExpectWhole(*service, kSlots, image, kSize);
+}
+
+// Mappings and descriptors of this process that belong to images whose name
+// begins with "turnover".
+int LeftOfImages() {
+  int left = 0;
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {
+    left += line.find("firsttouch:turnover") != std::string::npos;
+  }
+  for (const auto& entry :
+       std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    left += std::filesystem::read_symlink(entry.path(), gone)
+                .string()
+                .find("firsttouch:turnover") != std::string::npos;
+  }
+  return left;
+}
+
+TEST_P(CapacityTest, AnImageEndsWithItsLastUser) {
+  constexpr uint32_t kSlots = 4;
+  const std::unique_ptr<Service> service = MakeService(kSlots);
+  if (service == nullptr) GTEST_SKIP() << "not to be had here: " << reason_;
+  for (int version = 0; version < 24; ++version) {
+    ImageRef image = PatternImage("turnover " + std::to_string(version), 9);
+    const std::vector<uint8_t> initial = InitialBytes(image, kSize);
+    std::vector<Memory> memories;
+    // In slots that this thread keeps, that others keep, and that nobody does.
+    for (int i = 0; i < 1 + version % 3; ++i) {
+      memories.push_back(
+          *service->Acquire({.image = image, .size_bytes = kSize}));
+      ASSERT_EQ(FirstDifference(memories[i], initial), std::nullopt);
+      Store(memories[i], 3 * kPageBytes, 0x55);
+      Store(memories[i], 12 * kPageBytes, 0x55);
+    }
+    EXPECT_GT(LeftOfImages(), 0);
+    if (version % 2 == 0) {
+      std::thread([&] { memories.clear(); }).join();
+      image.reset();
+    } else {
+      // Held longer than anybody else refers to it.
+      image.reset();
+      ASSERT_EQ(Load(memories[0], kPageBytes), initial[kPageBytes]);
+      ASSERT_EQ(Load(memories[0], 7 * kPageBytes), initial[7 * kPageBytes]);
+      ASSERT_EQ(memories[0].Reset(), absl::OkStatus());
+      ASSERT_EQ(FirstDifference(memories[0], initial), std::nullopt);
+      memories.clear();
+    }
+    EXPECT_EQ(LeftOfImages(), 0) << version;
+  }
+  EXPECT_EQ(service->Stats().slots_quarantined, 0u);
+  ExpectWhole(*service, kSlots, PatternImage("next", 6), kSize);
+}
+
+TEST_P(CapacityTest, AParentEndsWithTheLastUserOfItsDeltas) {
+  const std::unique_ptr<Service> service = MakeService(2);
+  if (service == nullptr) GTEST_SKIP() << "not to be had here: " << reason_;
+  ImageRef delta;
+  {
+    Memory memory = *service->Acquire(
+        {.image = PatternImage("turnover parent", 6), .size_bytes = kSize});
+    Store(memory, 2 * kPageBytes, 0x2d);
+    delta = *memory.SnapshotDelta("turnover delta");
+  }
+  Memory memory = *service->Acquire({.image = delta, .size_bytes = kSize});
+  EXPECT_EQ(Load(memory, 2 * kPageBytes), 0x2d);
+  ImageRef parent = delta->parent();
+  delta.reset();
+  Memory of_parent = *service->Acquire({.image = parent, .size_bytes = kSize});
+  EXPECT_EQ(FirstDifference(of_parent, InitialBytes(parent, kSize)),
+            std::nullopt);
+  EXPECT_EQ(Load(memory, 2 * kPageBytes + 1),
+            InitialBytes(parent, kSize)[2 * kPageBytes + 1]);
+  EXPECT_EQ(memory.Release(), absl::OkStatus());
+  parent.reset();
+  EXPECT_GT(LeftOfImages(), 0);
+  EXPECT_EQ(of_parent.Release(), absl::OkStatus());
+  EXPECT_EQ(LeftOfImages(), 0);
+}
+
+TEST_P(CapacityTest, ThreadsThatReplaceImagesLeaveNothingOfThem) {
+  constexpr uint32_t kThreads = 4;
+  constexpr int kCycles = 60;
+  const std::unique_ptr<Service> service = MakeService(kThreads);
+  if (service == nullptr) GTEST_SKIP() << "not to be had here: " << reason_;
+  std::vector<std::thread> threads;
+  for (uint32_t t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < kCycles; ++i) {
+        ImageRef image = PatternImage(
+            "turnover " + std::to_string(t) + "." + std::to_string(i), 3);
+        const std::vector<uint8_t> initial =
+            InitialBytes(image, 4 * kPageBytes);
+        for (int cycle = 0; cycle < 3; ++cycle) {
+          absl::StatusOr<Memory> memory =
+              service->Acquire({.image = image, .size_bytes = 4 * kPageBytes});
+          ASSERT_TRUE(memory.ok()) << memory.status();
+          ASSERT_EQ(FirstDifference(*memory, initial), std::nullopt);
+          Store(*memory, 2 * kPageBytes, 0x99);
+          // The last one outlives the handle, sometimes.
+          if (cycle == 2 && i % 2 == 0) image.reset();
+        }
+      }
+    });
+  }
+  for (int i = 0; i < 20; ++i) EXPECT_TRUE(service->Trim().ok());
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(LeftOfImages(), 0);
+  EXPECT_EQ(service->Stats().slots_quarantined, 0u);
+  ExpectWhole(*service, kThreads, PatternImage("next", 6), kSize);
+}
+
+TEST_P(CapacityTest, AnImageThatCannotBeUnmappedGoesWithTrim) {
+  const std::unique_ptr<Service> service = MakeService(2);
+  if (service == nullptr) GTEST_SKIP() << "not to be had here: " << reason_;
+  ImageRef image = PatternImage("turnover stuck", 6);
+  EXPECT_EQ(service->Acquire({.image = image, .size_bytes = kSize})->Release(),
+            absl::OkStatus());
+  for (Op op : {Op::kMmap, Op::kMprotect}) {
+    kernel_.Fail(op, FakeKernel::kEvery, CallResult{0, ENOMEM});
+  }
+  image.reset();
+  kernel_.Clear(Op::kMmap);
+  kernel_.Clear(Op::kMprotect);
+  EXPECT_TRUE(service->Trim().ok());
+  EXPECT_EQ(LeftOfImages(), 0);
+  EXPECT_EQ(service->Stats().slots_quarantined, 0u);
+  ExpectWhole(*service, 2, PatternImage("next", 6), kSize);
 }
 
 TEST_P(CapacityTest, AtTheMappingLimitForAWhileNoSlotIsLost) {

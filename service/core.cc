@@ -20,6 +20,7 @@
 #include "firsttouch/locator/locator.h"
 #include "firsttouch/pool/limits.h"
 #include "firsttouch/service/anchor.h"
+#include "firsttouch/service/live_cores.h"
 #include "firsttouch/service/signals.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/units.h"
@@ -401,10 +402,12 @@ absl::Status Core::Start() {
     steady_.has_janitor = true;
   }
   Publish();
+  LiveCores::Add(this);
   return absl::OkStatus();
 }
 
 Core::~Core() {
+  LiveCores::Remove(this);
   if (fault_core_.alive != nullptr && !fault_core_.InOwnerProcess()) {
     // A forked child: the mappings are not there, the threads are not there,
     // and the userfaultfd is the parent's. Whatever these objects hold is left.
@@ -454,7 +457,9 @@ absl::Status Core::CheckProcess() const {
 }
 
 absl::Status Core::CheckUsable(const SlotState& slot) {
-  if (!slot.broken.load(std::memory_order_relaxed)) return absl::OkStatus();
+  if ((slot.exceptions.load(std::memory_order_relaxed) & kSlotBroken) == 0) {
+    return absl::OkStatus();
+  }
   return absl::FailedPreconditionError(
       "an earlier Reset or Snapshot of this memory failed: release it");
 }
@@ -623,7 +628,7 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
   }
   slot.initial_bytes = options.size_bytes;
   slot.remap_wanted = false;
-  slot.broken.store(false, std::memory_order_relaxed);
+  slot.exceptions.store(0, std::memory_order_relaxed);
   Lease(slot, options);
   return absl::OkStatus();
 }
@@ -631,6 +636,8 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
 void Core::AbandonSlot(SlotState& slot) {
   Abandon(slot);
   slot.initial_bytes = 0;
+  // So that it is prepared for its next holder, whatever is asked for.
+  slot.other_tracking_wanted = true;
   ForgetIdle(slot);
   PublishImage(slot);
 }
@@ -642,6 +649,17 @@ void Core::GiveUp(SlotState& slot) {
   }
   if (slot.remap_wanted) AbandonSlot(slot);
   Return(slot, SlotLifecycle::kFree);
+}
+
+std::shared_ptr<const Image> Core::Unbind(SlotState& slot) {
+  std::shared_ptr<const Image> image = slot.image;
+  AbandonSlot(slot);
+  const absl::Status status =
+      mappings_ != nullptr ? mappings_->Unbind(slot) : MapAllAnew(*ops_, slot);
+  // After an error all is mapped anew before the next holder, and only then
+  // does the kernel let go, too.
+  if (status.ok()) slot.remap_wanted = false;
+  return image;
 }
 
 absl::StatusOr<Memory> Core::AcquireOne(const MemoryOptions& options) {
@@ -812,8 +830,7 @@ uint64_t Core::HotPagesLimit(uint64_t keep_pages) const {
       std::max(kMinHotPagesLimit, keep_pages / 2));
 }
 
-absl::Status Core::Restore(SlotState& slot) {
-  slot.last_fault_page.store(~uint64_t{0}, std::memory_order_relaxed);
+uint64_t Core::EndLease(SlotState& slot) {
   // Where handler threads fill, one may have read an event, or be filling, for
   // a thread that has gone on: it finds another lease or is waited for.
   // In-thread, whoever fills is in the memory, and everybody has left it.
@@ -827,16 +844,28 @@ absl::Status Core::Restore(SlotState& slot) {
     size_bytes = slot.size_bytes.load(std::memory_order_relaxed);
     slot.size_bytes.store(0, std::memory_order_relaxed);
   }
-  const uint64_t size_pages = PagesRoundedUp(size_bytes).value();
+  return size_bytes;
+}
+
+absl::Status Core::Restore(SlotState& slot) {
+  slot.last_fault_page.store(~uint64_t{0}, std::memory_order_relaxed);
+  const uint64_t size_pages = PagesRoundedUp(EndLease(slot)).value();
+  // No page that may have changed is restored in place then.
+  const bool drops =
+      (slot.exceptions.load(std::memory_order_relaxed) & kSlotDropped) != 0;
+  const uint64_t hot_pages_limit = drops ? 0 : HotPagesLimit(slot.kept_pages);
   absl::Status status;
   if (mappings_ != nullptr) {
-    status = mappings_->Restore(slot, slot.kept_pages,
-                                HotPagesLimit(slot.kept_pages));
+    status = mappings_->Restore(slot, slot.kept_pages, hot_pages_limit);
     if (status.ok()) NoteIdle(slot);
     return status;
   }
-  status = RestorePages(*ops_, slot, slot.kept_pages, size_pages,
-                        HotPagesLimit(slot.kept_pages));
+  status =
+      RestorePages(*ops_, slot, slot.kept_pages, size_pages, hot_pages_limit);
+  // Also private pages that are clean, which the kernel may be reading.
+  if (status.ok() && drops) {
+    status = DropEveryPage(*ops_, slot, slot.kept_pages);
+  }
   if (status.ok() && slot.demotion_due) {
     status = Demote(slot);
   } else if (status.ok() && !slot.cold_pages.empty()) {
@@ -866,7 +895,7 @@ absl::Status Core::Reset(SlotState& slot) {
   if (absl::Status status = CheckUsable(slot); !status.ok()) return status;
   if (absl::Status status = Restore(slot); !status.ok()) {
     // The size stays 0: every touch of a missing page traps.
-    slot.broken.store(true, std::memory_order_relaxed);
+    slot.exceptions.fetch_or(kSlotBroken, std::memory_order_relaxed);
     return status;
   }
   slot.size_bytes.store(slot.initial_bytes, std::memory_order_release);
@@ -875,7 +904,7 @@ absl::Status Core::Reset(SlotState& slot) {
 
 inline bool Core::IsSteady(const SlotState& slot) const {
   return steady_.may_be_steady &&
-         !slot.broken.load(std::memory_order_relaxed) &&
+         slot.exceptions.load(std::memory_order_relaxed) == 0 &&
          !slot.filled.load(std::memory_order_relaxed) &&
          slot.size_bytes.load(std::memory_order_relaxed) == slot.initial_bytes;
 }
@@ -934,32 +963,53 @@ absl::Status Core::ReleaseAny(SlotState& slot) {
   slot.lifecycle.store(SlotLifecycle::kReturning, std::memory_order_release);
   if (slot.remap_wanted) {
     // A snapshot could not make it writable again; nothing else is amiss.
-    slot.size_bytes.store(0, std::memory_order_seq_cst);
-    WaitForFills(slot);
+    EndLease(slot);
     AbandonSlot(slot);
     Return(slot, SlotLifecycle::kFree);
     return absl::OkStatus();
   }
   absl::Status status =
-      slot.broken.load(std::memory_order_relaxed)
+      (slot.exceptions.load(std::memory_order_relaxed) & kSlotBroken) != 0
           ? absl::FailedPreconditionError(
                 "a Reset of this memory failed: its slot is quarantined")
           : Restore(slot);
   if (status.ok()) {
     CountOwned(slot.counters.handovers);
     MindBudget();
-    if (steady_.parks) {
-      slot.lifecycle.store(SlotLifecycle::kParking, std::memory_order_release);
-      steady_.fence.Light();
-      if (steady_.waiting.load(std::memory_order_relaxed) == 0) {
-        Park(slot);
-        return status;
-      }
+    slot.exceptions.fetch_and(static_cast<uint8_t>(~kSlotDropped),
+                              std::memory_order_relaxed);
+    slot.lifecycle.store(SlotLifecycle::kParking, std::memory_order_release);
+    // Whoever waits, or has dropped the image's last handle, does not wait for
+    // this slot unless it is kParking.
+    steady_.fence.Light();
+    if ((slot.exceptions.load(std::memory_order_relaxed) & kSlotImageUnused) !=
+        0) {
+      ReturnUnbound(slot);
+      return status;
+    }
+    if (steady_.parks && steady_.waiting.load(std::memory_order_relaxed) == 0) {
+      Park(slot);
+      return status;
     }
   }
   Return(slot,
          status.ok() ? SlotLifecycle::kFree : SlotLifecycle::kQuarantined);
   return status;
+}
+
+void Core::ReturnUnbound(SlotState& slot) {
+  slot.lifecycle.store(SlotLifecycle::kReturning, std::memory_order_release);
+  slot.exceptions.fetch_and(static_cast<uint8_t>(~kSlotImageUnused),
+                            std::memory_order_relaxed);
+  // Destroyed when the slot is nobody's any more.
+  std::shared_ptr<const Image> image;
+  if (slot.image != nullptr && !slot.image->in_use()) image = Unbind(slot);
+  Return(slot,
+         slot.place_lost ? SlotLifecycle::kQuarantined : SlotLifecycle::kFree);
+}
+
+void Core::DropAtRelease(SlotState& slot) {
+  slot.exceptions.fetch_or(kSlotDropped, std::memory_order_relaxed);
 }
 
 void Core::Return(SlotState& slot, SlotLifecycle lifecycle) {
@@ -1087,10 +1137,10 @@ absl::Status Core::MakeReady(SlotState& slot, uint64_t offset_bytes,
 absl::Status Core::FillFailed(const SlotState& slot, uint64_t page,
                               const FaultResult& result) const {
   return absl::ErrnoToStatus(
-      result.error, absl::StrCat(result.call, " for the page at offset ",
-                                 page * kPageBytes, " of slot ",
-                                 SlotNumber(slot), " in pool \"",
-                                 options_.name, "\""));
+      result.error,
+      absl::StrCat(result.call, " for the page at offset ", page * kPageBytes,
+                   " of slot ", SlotNumber(slot), " in pool \"", options_.name,
+                   "\""));
 }
 
 MemoryPages Core::CountPages(SlotState& slot) const {

@@ -94,6 +94,13 @@ class Core {
                          Access access);
   MemoryPages CountPages(SlotState& slot) const;
   absl::Status Release(SlotState& slot);
+  static void DropAtRelease(SlotState& slot);
+
+  // The last handle of an image has gone: idle slots let go of it now, others
+  // at their release. Adds what they had to `dropped`, which the caller
+  // destroys when it holds nothing. Any thread.
+  void LetGoOfImage(const Image& image,
+                    std::vector<std::shared_ptr<const Image>>& dropped);
 
   // The Service is gone: deletes `core` now, or when the last memory goes.
   static void Orphan(std::unique_ptr<Core> core);
@@ -189,6 +196,8 @@ class Core {
   // The same for a thread that has parked `before`, which goes to everybody.
   void ParkInsteadOf(SlotState& before, SlotState& slot);
   void Return(SlotState& slot, SlotLifecycle lifecycle);
+  // Where a restored slot goes whose image has perhaps no handle any more.
+  void ReturnUnbound(SlotState& slot);
   // Takes a slot that the allocator gave, or that was claimed, away from
   // whoever trims it. False: that failed, and the slot is unfit.
   static bool BeginUse(SlotState& slot);
@@ -228,6 +237,17 @@ class Core {
   void GiveUp(SlotState& slot);
   // Forgets everything of the slot; it is mapped anew for its next holder.
   void AbandonSlot(SlotState& slot);
+  // Ends a lease: nobody fills pages of the slot from here on. Returns the size
+  // that it had.
+  uint64_t EndLease(SlotState& slot);
+  // Makes a slot that the caller has claimed, or is returning, one that was
+  // never bound; what its image was. The slot may have lost its place.
+  std::shared_ptr<const Image> Unbind(SlotState& slot);
+  // The same for an idle slot whose image nobody uses. Adds to `bytes` what was
+  // private in it.
+  void UnbindIdle(SlotState& slot,
+                  std::vector<std::shared_ptr<const Image>>& dropped,
+                  uint64_t* bytes);
   // For a fill that failed.
   absl::Status FillFailed(const SlotState& slot, uint64_t page,
                           const FaultResult& result) const;

@@ -1,10 +1,13 @@
 // What is done with slots that nobody has: private pages are given back, and
 // counted.
 
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -100,8 +103,81 @@ absl::Status Core::TrimSlots(std::span<SlotState* const> slots,
   return failure;
 }
 
+void Core::UnbindIdle(SlotState& slot,
+                      std::vector<std::shared_ptr<const Image>>& dropped,
+                      uint64_t* bytes) {
+  const std::optional<SlotLifecycle> before = ClaimIdle(slot);
+  if (!before.has_value()) return;
+  slot.exceptions.fetch_and(static_cast<uint8_t>(~kSlotImageUnused),
+                            std::memory_order_relaxed);
+  if (slot.remap_wanted || (slot.image != nullptr && !slot.image->in_use())) {
+    const uint64_t pages = slot.idle_pages.load(std::memory_order_relaxed);
+    dropped.push_back(Unbind(slot));
+    if (slot.place_lost) {
+      QuarantineIdle(slot, *before);
+      return;
+    }
+    CountOwned(slot.counters.pages_trimmed, pages);
+    *bytes += pages * kPageBytes;
+  }
+  slot.lifecycle.store(*before, std::memory_order_release);
+}
+
+void Core::LetGoOfImage(const Image& image,
+                        std::vector<std::shared_ptr<const Image>>& dropped) {
+  if (!InOwnerProcess()) return;
+  const auto has_it = [&](const SlotState& slot) {
+    return slot.image_id.load(std::memory_order_seq_cst) == image.id();
+  };
+  bool any = false;
+  for (uint32_t i = 0; i < layout_.slots(); ++i) {
+    if (!has_it(slots_[i])) continue;
+    any = true;
+    slots_[i].exceptions.fetch_or(kSlotImageUnused, std::memory_order_seq_cst);
+  }
+  if (!any) return;
+  // A release that does not see the mark is in kParking, or has ended.
+  steady_.fence.Heavy();
+  uint64_t bytes = 0;
+  for (uint32_t i = 0; i < layout_.slots(); ++i) {
+    SlotState& slot = slots_[i];
+    while (has_it(slot)) {
+      const SlotLifecycle lifecycle =
+          slot.lifecycle.load(std::memory_order_acquire);
+      // These are moments. A slot that is leased or returning lets go by
+      // itself.
+      if (lifecycle == SlotLifecycle::kParking ||
+          lifecycle == SlotLifecycle::kTrimming ||
+          lifecycle == SlotLifecycle::kTrimmingParked) {
+        sched_yield();
+        continue;
+      }
+      if (lifecycle != SlotLifecycle::kFree &&
+          lifecycle != SlotLifecycle::kParked) {
+        break;
+      }
+      UnbindIdle(slot, dropped, &bytes);
+      // Somebody may use it again.
+      if (image.in_use()) return;
+    }
+  }
+}
+
 absl::StatusOr<uint64_t> Core::Trim() {
-  return TrimTo(options_.resident_budget_bytes.value_or(0), nullptr);
+  if (absl::Status status = CheckProcess(); !status.ok()) return status;
+  // What the end of an image's last handle has left, since it could not be
+  // unmapped then.
+  uint64_t unbound = 0;
+  std::vector<std::shared_ptr<const Image>> dropped;
+  for (uint32_t i = 0; i < layout_.slots(); ++i) {
+    if (slots_[i].image_id.load(std::memory_order_relaxed) != 0) {
+      UnbindIdle(slots_[i], dropped, &unbound);
+    }
+  }
+  const absl::StatusOr<uint64_t> trimmed =
+      TrimTo(options_.resident_budget_bytes.value_or(0), nullptr);
+  if (!trimmed.ok()) return trimmed;
+  return *trimmed + unbound;
 }
 
 absl::StatusOr<uint64_t> Core::TrimTo(uint64_t budget, bool* more) {

@@ -67,7 +67,7 @@ std::shared_ptr<DriftPolicy> DriftPolicies::Find(const ImageRef& image) {
   MutexLock lock(&mutex_);
   Known& known = known_[image->id()];
   if (known.policy == nullptr) {
-    known.image = image;
+    known.image = image->Hold();
     known.policy = std::make_shared<DriftPolicy>(
         forced_, async_works_ && KernelMayServe(*image));
   }

@@ -234,7 +234,9 @@ absl::Status MappingOps::Bind(SlotState& slot, const ImageRef& image) {
   const uint64_t fresh_pages = std::max(old_pages, new_pages);
   mappings.accessible_pages = std::max(mappings.accessible_pages, fresh_pages);
   if (mappings.private_end <= fresh_pages) mappings.private_end = 0;
-  slot.image = image;
+  slot.image = image == nullptr ? nullptr : image->Hold();
+  slot.image_id.store(image == nullptr ? 0 : image->id(),
+                      std::memory_order_seq_cst);
   slot.image_pages = new_pages;
   slot.image_stored = image == nullptr ? nullptr : image->stored_words();
   slot.image_data = image == nullptr ? nullptr : image->data();
@@ -252,7 +254,19 @@ absl::Status MappingOps::MapAllAnew(SlotState& slot) {
   mappings.private_end = 0;
   mappings.private_pages = 0;
   mappings.releases_to_teach = 0;
+  slot.image_id.store(0, std::memory_order_relaxed);
   return absl::OkStatus();
+}
+
+absl::Status MappingOps::Unbind(SlotState& slot) {
+  absl::Status status = MapAllAnew(slot);
+  SlotMappings& mappings = Of(slot);
+  if (status.ok()) {
+    status = Protect(slot, 0, mappings.accessible_pages, PROT_NONE);
+  }
+  if (!status.ok()) return status;
+  mappings.accessible_pages = 0;
+  return status;
 }
 
 absl::Status MappingOps::Prepare(SlotState& slot, const ImageRef& image,

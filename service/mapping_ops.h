@@ -90,6 +90,9 @@ class MappingOps {
     return Of(slot).private_pages;
   }
 
+  // Maps all of an abandoned slot (slot_ops.h) anew, inaccessible.
+  absl::Status Unbind(SlotState& slot);
+
   // Makes all of the slot inaccessible, as far as the kernel obeys.
   void Shut(SlotState& slot);
 

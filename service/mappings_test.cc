@@ -587,8 +587,7 @@ TEST_P(MappingsTest, AnAcquireWhoseAnyCallFailsHandsNothingOut) {
           MustAcquire({.image = small, .size_bytes = 3 * kPageBytes}));
       EXPECT_EQ(FirstDifference(all[i], InitialBytes(small, 3 * kPageBytes)),
                 std::nullopt);
-      EXPECT_TRUE(
-          TrapOf([&] { Load(all[i], 3 * kPageBytes); }).has_value());
+      EXPECT_TRUE(TrapOf([&] { Load(all[i], 3 * kPageBytes); }).has_value());
     }
   }
 }

@@ -73,6 +73,10 @@ MemoryPages Memory::CountPages() const {
   return slot_ == nullptr ? MemoryPages{} : core_->CountPages(*slot_);
 }
 
+void Memory::DropAtRelease() {
+  if (slot_ != nullptr) Core::DropAtRelease(*slot_);
+}
+
 absl::Status Memory::Release() {
   if (slot_ == nullptr) return Released("Release");
   Core* const core = std::exchange(core_, nullptr);

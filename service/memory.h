@@ -156,6 +156,19 @@ class Memory {
   // with them. All 0 after release.
   MemoryPages CountPages() const;
 
+  // From now on Reset() and the release, the destructor's too, give the pages
+  // back to the kernel (MADV_DONTNEED) instead of restoring them in place. For
+  // a memory on which the kernel may still be at work then: pages that an
+  // io_uring has registered as buffers, that a MSG_ZEROCOPY send, vmsplice(2)
+  // or O_DIRECT request has pinned, or a device by RDMA. They stay the pages of
+  // this holder: what is read into them is seen by nobody, and what is sent
+  // from them is what this holder wrote. It does not help against a request
+  // that has only the address and has not begun: such must have ended, or been
+  // cancelled, before the release (docs/embedding.md). Costs a system call at
+  // each release, and the next holder its first touches. Any thread that holds
+  // the memory; nothing after release.
+  void DropAtRelease();
+
   // Gives the slot back, clean for its next holder. After an error the slot is
   // quarantined: nobody gets it any more. FailedPrecondition when nothing is
   // held.

@@ -59,7 +59,10 @@ class Core;
 
 // What a memory is to be.
 struct MemoryOptions {
-  // What it holds at first; null for zeroes. Kept alive while a slot is bound.
+  // What it holds at first; null for zeroes. The memory keeps it alive. Keep an
+  // ImageRef of your own for as long as more memories are to start from it:
+  // when the last one has gone, no slot stays bound to it for the next holder
+  // (see Trim).
   ImageRef image;
   // Bytes that may be touched; at least the image's size, at most the pool's
   // max_memory_bytes. 0 is legal: every touch traps.
@@ -107,7 +110,16 @@ class Service {
   // ServiceOptions::resident_budget_bytes; unset, all of them. Their next
   // holders start as ever, but more slowly. Returns the bytes given back. Any
   // thread, at any time; an Acquire that wants a slot which is being trimmed
-  // waits for that. Errors: FailedPrecondition in a forked child; the first one
+  // waits for that.
+  //
+  // A slot that nobody holds keeps its image mapped for the next memory that
+  // starts from it, as long as somebody else has an ImageRef of it. When the
+  // last of these goes, such slots let go of the image in the thread that drops
+  // it (some 10 us a slot), and slots that are held do at their release; so the
+  // memory of an image ends with its last user. What could not be unmapped then
+  // (at the mapping limit), Trim and the slot's next use let go of.
+  //
+  // Errors: FailedPrecondition in a forked child; the first one
   // that occurred (the slot is quarantined, the others are trimmed).
   absl::StatusOr<uint64_t> Trim();
 

@@ -332,6 +332,15 @@ absl::Status DropPages(const SlotOpsContext& context, SlotState& slot,
   return NoteDropped(context, slot, span, dropped.error);
 }
 
+absl::Status DropEveryPage(const SlotOpsContext& context, SlotState& slot,
+                           uint64_t end_page) {
+  slot.cold_pages.clear();
+  slot.demotion_due = false;
+  slot.keeps_fewer = true;
+  slot.prefill_wanted = slot.image != nullptr;
+  return DropRange(context, slot, 0, end_page);
+}
+
 absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot) {
   const uint32_t count = slot.strays.count.load(std::memory_order_acquire);
   if (count == 0) return absl::OkStatus();
@@ -785,7 +794,9 @@ absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
   slot.last_noted_at = ~uint32_t{0};
   slot.grown_pages = 0;
   slot.grown_pages_before = 0;
-  slot.image = image;
+  slot.image = image == nullptr ? nullptr : image->Hold();
+  slot.image_id.store(image == nullptr ? 0 : image->id(),
+                      std::memory_order_seq_cst);
   slot.image_pages = new_pages;
   slot.image_stored = image == nullptr ? nullptr : image->stored_words();
   slot.image_data = image == nullptr ? nullptr : image->data();
@@ -804,6 +815,7 @@ void Abandon(SlotState& slot) {
   slot.reads_to_teach.store(false, std::memory_order_relaxed);
   slot.filled.store(false, std::memory_order_relaxed);
   slot.image.reset();
+  slot.image_id.store(SlotState::kAbandoned, std::memory_order_relaxed);
   slot.policy.reset();
   slot.image_pages = 0;
   slot.image_stored = nullptr;
@@ -837,13 +849,18 @@ absl::Status MapAllAnew(const SlotOpsContext& context, SlotState& slot) {
     if (!done.ok()) {
       return Failed(context, slot, done.error, "mprotect", 0, pages);
     }
-    return DropRange(context, slot, 0, pages);
+    if (absl::Status status = DropRange(context, slot, 0, pages);
+        !status.ok()) {
+      return status;
+    }
+  } else {
+    if (absl::Status status = MapAnew(context, slot, 0, pages, -1);
+        !status.ok()) {
+      return status;
+    }
+    NameReservedRange(slot.base, pages * kPageBytes, context.core.name);
   }
-  if (absl::Status status = MapAnew(context, slot, 0, pages, -1);
-      !status.ok()) {
-    return status;
-  }
-  NameReservedRange(slot.base, pages * kPageBytes, context.core.name);
+  slot.image_id.store(0, std::memory_order_relaxed);
   return absl::OkStatus();
 }
 
@@ -1103,8 +1120,7 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
       return status;
     }
   }
-  if (absl::Status status =
-          SettleUntracked(context, slot, keep_pages);
+  if (absl::Status status = SettleUntracked(context, slot, keep_pages);
       !status.ok()) {
     return status;
   }

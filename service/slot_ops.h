@@ -101,6 +101,11 @@ PageSpan ResidentSpan(const SlotState& slot, uint64_t first_page,
 absl::Status NoteDropped(const SlotOpsContext& context, SlotState& slot,
                          const PageSpan& span, int error);
 
+// Gives back every page below `end_page`, whether anything is known of it or
+// not: missing again, and the next holder has its working set filled.
+absl::Status DropEveryPage(const SlotOpsContext& context, SlotState& slot,
+                           uint64_t end_page);
+
 // Gives back every page that lies in [first_page, end_page): missing again.
 // One system call, none where nothing is resident.
 absl::Status DropPages(const SlotOpsContext& context, SlotState& slot,

@@ -132,6 +132,17 @@ struct StrayPages {
   std::atomic<uint32_t> count;
 };
 
+// Why a release of a leased slot has more to do than to restore hot pages.
+enum SlotExceptions : uint8_t {
+  // A Reset or a Snapshot failed: nothing is known of the pages.
+  kSlotBroken = 1,
+  // The kernel may still be at work on its pages: they are dropped, never
+  // restored in place (Memory::DropAtRelease).
+  kSlotDropped = 2,
+  // The last handle of its image has gone, perhaps.
+  kSlotImageUnused = 4,
+};
+
 // What a steady hand-over touches is in the first three cache lines: a guest
 // that writes to four pages fills a cache of 32 KiB with them and the image's.
 struct alignas(64) SlotState {
@@ -151,9 +162,9 @@ struct alignas(64) SlotState {
   // looked at.
   std::atomic<bool> filled{false};
   Tracking tracking = Tracking::kSignal;
-  // A Reset or a Snapshot failed: nothing is known of the pages. Written by
-  // them, read also by threads that grow the memory.
-  std::atomic<bool> broken{false};
+  // What keeps the release of a slot from going the steady way: bits of
+  // SlotExceptions.
+  std::atomic<uint8_t> exceptions{0};
   // Owner. The pages that the image's tenants write are to be made private
   // before the next one comes.
   bool prefill_wanted = false;
@@ -213,6 +224,10 @@ struct alignas(64) SlotState {
 
   // Releases that have begun and not let go of the pool; see core.h.
   std::atomic<uint32_t> returning{0};
+  // The id() of `image`, for those who look for slots of one; 0 without.
+  // kAbandoned: that of none, but the image of some holder may still be mapped.
+  static constexpr uint64_t kAbandoned = ~uint64_t{0};
+  std::atomic<uint64_t> image_id{0};
   // Brings pages into the memfd that is mapped; null where all are there.
   const ImageFetch* image_fetch = nullptr;
   // Owner. The image by the name that the staging area has for it; 0 where it

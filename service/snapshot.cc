@@ -112,7 +112,7 @@ absl::Status Core::Thaw(SlotState& slot, uint64_t bytes) {
   } else {
     slot.late_writes.store(0, std::memory_order_relaxed);
     slot.remap_wanted = true;
-    slot.broken.store(true, std::memory_order_relaxed);
+    slot.exceptions.fetch_or(kSlotBroken, std::memory_order_relaxed);
   }
   LetAllGo(slot.frozen);
   return status;
@@ -199,10 +199,10 @@ bool Core::IsThere(SlotState& slot, uint64_t page, absl::Status* failure) {
       slot.pages.GroupOf(page).present.load(std::memory_order_acquire);
   if ((present >> (page % kPagesPerGroup) & 1) != 0) return true;
   // A fill of it is under way, or has failed: to read it might end the process.
-  const FaultResult result = ResolveFault(
-      fault_core_, {.slot = SlotNumber(slot),
-                    .offset_bytes = page * kPageBytes,
-                    .access = Access::kRead});
+  const FaultResult result =
+      ResolveFault(fault_core_, {.slot = SlotNumber(slot),
+                                 .offset_bytes = page * kPageBytes,
+                                 .access = Access::kRead});
   if (result.kind == FaultResult::Kind::kResolved) return true;
   failure->Update(FillFailed(slot, page, result));
   return false;
@@ -291,7 +291,7 @@ absl::StatusOr<ImageRef> Core::Snapshot(SlotState& slot, std::string name,
   const ImageOptions image_options = {.name = std::move(name),
                                       .size_bytes = size_bytes};
   if (delta && slot.image != nullptr) {
-    return DeltaOf(image_options, slot.image, changed);
+    return DeltaOf(image_options, slot.image->Handle(), changed);
   }
   return ImageWithPages(image_options, slot.image.get(), changed);
 }

@@ -1,0 +1,66 @@
+#include "firsttouch/service/live_cores.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/service/core.h"
+#include "firsttouch/uffd/mutex.h"
+
+namespace firsttouch {
+namespace {
+
+struct List {
+  const pid_t process = getpid();
+  Mutex mutex;
+  std::vector<Core*> cores ABSL_GUARDED_BY(mutex);
+};
+
+std::atomic<List*> g_list{nullptr};
+
+// This process's own. A forked child makes a new one: another thread may have
+// held the lock at the fork, and no pool of the parent is the child's.
+List* OwnList(bool make) {
+  List* list = g_list.load(std::memory_order_acquire);
+  if (list != nullptr && list->process == getpid()) return list;
+  if (!make) return nullptr;
+  auto* const fresh = new List;
+  if (g_list.compare_exchange_strong(list, fresh, std::memory_order_acq_rel)) {
+    return fresh;
+  }
+  delete fresh;
+  return list;
+}
+
+void TellAll(const Image& image) {
+  List* const list = OwnList(/*make=*/false);
+  if (list == nullptr) return;
+  // Destroyed after the lock is released: the end of a delta may be that of its
+  // parent, and then this runs again.
+  std::vector<std::shared_ptr<const Image>> dropped;
+  MutexLock lock(&list->mutex);
+  for (Core* const core : list->cores) core->LetGoOfImage(image, dropped);
+}
+
+}  // namespace
+
+void LiveCores::Add(Core* core) {
+  Image::SetUnusedHook(&TellAll);
+  List* const list = OwnList(/*make=*/true);
+  MutexLock lock(&list->mutex);
+  list->cores.push_back(core);
+}
+
+void LiveCores::Remove(Core* core) {
+  List* const list = OwnList(/*make=*/false);
+  if (list == nullptr) return;
+  MutexLock lock(&list->mutex);
+  std::erase(list->cores, core);
+}
+
+}  // namespace firsttouch
