@@ -14,10 +14,13 @@ namespace firsttouch {
 
 absl::StatusOr<std::thread> StartQuietThread(const std::string& name,
                                              std::function<void()> body) {
-  sigset_t all;
+  sigset_t quiet;
   sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
+  sigfillset(&quiet);
+  for (const int own : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS}) {
+    sigdelset(&quiet, own);
+  }
+  pthread_sigmask(SIG_SETMASK, &quiet, &before);
   std::thread thread;
   std::error_code error;
   // std::thread reports failure by an exception, and in no other way.

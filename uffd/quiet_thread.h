@@ -1,4 +1,5 @@
-// Threads that a host does not notice: they take none of its signals.
+// Threads that a host does not notice: they take none of its signals, but for
+// those of what they do themselves.
 
 #ifndef FIRSTTOUCH_UFFD_QUIET_THREAD_H_
 #define FIRSTTOUCH_UFFD_QUIET_THREAD_H_
@@ -11,9 +12,12 @@
 
 namespace firsttouch {
 
-// Starts a thread that runs `body`, with all signals blocked: a thread inherits
-// the mask of the one that starts it, and the host's signals are none of its
-// business. Named `name`, cut to the 15 bytes that the kernel takes. The
+// Starts a thread that runs `body`, with all signals blocked that are sent to a
+// process: a thread inherits the mask of the one that starts it, and the host's
+// signals are none of its business. Those that the thread raises itself by a
+// fault (SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS) are unblocked, so
+// that the host's crash handlers see what its code did that runs here, such as
+// a PageSource. Named `name`, cut to the 15 bytes that the kernel takes. The
 // caller's own mask is as before.
 //
 // Any thread. Errors: ResourceExhausted where no thread can be had, with the

@@ -2,7 +2,9 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <unistd.h>
 
+#include <cstdint>
 #include <string>
 #include <thread>
 
@@ -28,6 +30,42 @@ TEST(QuietThread, TakesNoSignalAndLeavesTheMaskOfItsStarter) {
     EXPECT_EQ(sigismember(&after, signal), sigismember(&before, signal))
         << signal;
   }
+}
+
+// A crash in a host's code that runs in such a thread, say a PageSource, is the
+// host's crash handler's to report.
+TEST(QuietThread, TakesTheSignalsOfItsOwnFaultsWhateverItsStarterBlocks) {
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  sigset_t of_thread;
+  sigemptyset(&of_thread);
+  absl::StatusOr<std::thread> thread = StartQuietThread(
+      "quiet", [&] { pthread_sigmask(SIG_SETMASK, nullptr, &of_thread); });
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  ASSERT_TRUE(thread.ok()) << thread.status();
+  thread->join();
+  for (const int signal :
+       {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS}) {
+    EXPECT_EQ(sigismember(&of_thread, signal), 0) << signal;
+  }
+}
+
+TEST(QuietThreadDeathTest, ACrashInItReachesTheHostsHandler) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      {
+        struct sigaction action = {};
+        action.sa_handler = [](int) { _exit(7); };
+        sigaction(SIGSEGV, &action, nullptr);
+        absl::StatusOr<std::thread> thread = StartQuietThread("quiet", [] {
+          volatile uintptr_t null = 16;
+          *reinterpret_cast<volatile char*>(null) = 1;
+        });
+        thread->join();
+      },
+      testing::ExitedWithCode(7), "");
 }
 
 TEST(QuietThread, IsNamedAsFarAsTheKernelTakesIt) {
