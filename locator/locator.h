@@ -22,10 +22,12 @@
 // the 47-bit address space, so a pool begins at a multiple of 4 GiB and no
 // other pool shares its last chunk: at most 32,767 pools.
 //
-// Addresses in guards are attributed to a memory: a guard behind a memory to
-// that memory (offset_bytes >= max_memory_bytes), the guard in front of the
-// first memory to the first memory (offset_bytes < 0). So an access just below
-// a memory other than the first shows as one far above the memory in front.
+// An address in a guard is attributed to a memory only where no other memory
+// can have been meant: in the guard in front of the first memory (offset_bytes
+// < 0) and in the one behind the last (offset_bytes >= max_memory_bytes), and
+// in the lower part of a guard between two memories, which belongs to the
+// memory in front. The upper part, PoolEntry::unowned_guard_bytes, can be
+// reached from both sides and belongs to nobody (Place::kGuardUnowned).
 #ifndef FIRSTTOUCH_LOCATOR_LOCATOR_H_
 #define FIRSTTOUCH_LOCATOR_LOCATOR_H_
 
@@ -49,8 +51,10 @@ absl::Status PreparePoolEntry(PoolEntry* entry);
 absl::Status RegisterPool(PoolEntry* entry);
 
 // Forgets the pool; nothing happens if it is not registered. Thread-safe. A
-// Locate that runs at the same time may still return the entry: make sure that
-// no thread can fault in the pool any more before the entry dies.
+// Locate of an address in the pool that runs at the same time may still return
+// the entry: make sure that no thread can fault in the pool any more before the
+// entry dies. A Locate of any other address never reads the entry, also not of
+// one that lies in the pool's last 4 GiB.
 void UnregisterPool(const PoolEntry* entry);
 
 // Number of pools registered now. Thread-safe; takes the registration lock.

@@ -1,10 +1,13 @@
 #include "firsttouch/locator/locator.h"
 
+#include <sys/mman.h>
+
 #include <array>
 #include <atomic>
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <new>
 #include <optional>
 #include <random>
 #include <string>
@@ -40,6 +43,7 @@ class TestPool {
     entry.first_memory_offset_bytes = guard_before;
     entry.slot_stride_bytes = max_memory + guard_after;
     entry.max_memory_bytes = max_memory;
+    entry.unowned_guard_bytes = guard_before;
     entry.slots = instances * memories;
     entry.memories_per_instance = memories;
     entry.bytes = guard_before + entry.slots * entry.slot_stride_bytes;
@@ -132,7 +136,7 @@ TEST(LocatorTest, ThreeInstancesOfTwoMemories) {
   }
 }
 
-TEST(LocatorTest, GuardsBelongToAMemory) {
+TEST(LocatorTest, GuardsBelongToTheOnlyMemoryThatReachesThemOrToNobody) {
   TestPool pool(kBase, 2, 1, 8 * kPage, 3 * kPage, 5 * kPage);
   pool.SetSize(0, 8 * kPage);
   pool.SetSize(1, kPage);
@@ -174,11 +178,20 @@ TEST(LocatorTest, GuardsBelongToAMemory) {
   EXPECT_FALSE(at.in_bounds);
   EXPECT_FALSE(at.page_in_bounds);
 
-  // Just below the second memory: far above the first.
-  at = Locate(kBase + 16 * kPage - 1);
+  // As far above the first memory as the second cannot reach downwards.
+  at = Locate(kBase + 13 * kPage - 1);
   EXPECT_EQ(at.place, Place::kGuardAfter);
   EXPECT_EQ(at.slot, 0u);
+  // From there on to just below the second: either may have been meant.
+  at = Locate(kBase + 13 * kPage);
+  EXPECT_EQ(at.place, Place::kGuardUnowned);
+  EXPECT_EQ(at.slot, 0u);
+  at = Locate(kBase + 16 * kPage - 1);
+  EXPECT_EQ(at.place, Place::kGuardUnowned);
+  EXPECT_EQ(at.slot, 0u);
   EXPECT_EQ(at.offset_bytes, static_cast<int64_t>(13 * kPage - 1));
+  EXPECT_FALSE(at.in_bounds);
+  EXPECT_FALSE(at.page_in_bounds);
   at = Locate(kBase + 16 * kPage);
   EXPECT_EQ(at.place, Place::kMemory);
   EXPECT_EQ(at.slot, 1u);
@@ -245,6 +258,11 @@ Location Walk(const PoolEntry& entry, const std::vector<uint64_t>& sizes,
         const uint64_t size = sizes[at.slot];
         at.place = offset < entry.max_memory_bytes ? Place::kMemory
                                                    : Place::kGuardAfter;
+        // Below a memory behind by no more than what lies below the first.
+        if (at.place == Place::kGuardAfter && at.slot + 1 < entry.slots &&
+            next - address <= entry.first_memory_offset_bytes) {
+          at.place = Place::kGuardUnowned;
+        }
         at.instance = instance;
         at.memory = memory;
         at.offset_bytes = static_cast<int64_t>(offset);
@@ -478,11 +496,61 @@ TEST(LocatorTest, WrongEntriesNameTheField) {
   EXPECT_EQ(error([](PoolEntry& e) { e.max_memory_bytes = 20481; }),
             "pool 7: max_memory_bytes 20481 is not in [1, slot_stride_bytes "
             "20480]");
+  EXPECT_EQ(error([](PoolEntry& e) { e.unowned_guard_bytes = kPage + 1; }),
+            "pool 7: unowned_guard_bytes 4097 is more than the guard between "
+            "two memories, slot_stride_bytes 20480 - max_memory_bytes 16384");
   EXPECT_EQ(error([](PoolEntry& e) { e.first_size_bytes = nullptr; }),
             "pool 7: first_size_bytes is null");
   EXPECT_EQ(error([](PoolEntry& e) { e.size_stride_bytes = 12; }),
             "pool 7: size_stride_bytes 12 is not a multiple of 8");
   EXPECT_EQ(RegisteredPools(), 0u);
+}
+
+// The last 4 GiB of a pool are shared with libraries and stacks. Whoever faults
+// there may still have the pool's record in hand when its Service is gone.
+TEST(LocatorTest, AnAddressBesideAPoolNeverReadsThePoolsOwnEntry) {
+  TestPool pool(kBase, 2, 1, kWasmPage, 0, kWasmPage);
+  void* const page = mmap(nullptr, kPage, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(page, MAP_FAILED);
+  auto* const entry = new (page) PoolEntry(pool.entry);
+  ASSERT_TRUE(RegisterPool(entry).ok());
+  EXPECT_EQ(FindPool(kBase + 5), entry);
+  // As if it were freed: to read it would end this process.
+  ASSERT_EQ(mprotect(page, kPage, PROT_NONE), 0);
+  EXPECT_EQ(FindPool(kBase + kGib4 - 1), nullptr);
+  EXPECT_EQ(Locate(kBase + kGib4 / 2).place, Place::kNoPool);
+  ASSERT_EQ(mprotect(page, kPage, PROT_READ | PROT_WRITE), 0);
+  UnregisterPool(entry);
+  munmap(page, kPage);
+}
+
+// Two pools that take turns with one record, and whose numbers, mixed, would
+// contain an address that neither does.
+TEST(LocatorTest, ARecordThatIsUsedAgainIsNeverAMixOfTwoPools) {
+  // Six GiB of it, so that it ends in the middle of its second chunk.
+  TestPool low(kBase, 3, 1, uint64_t{2} << 30, 0, 0, 1);
+  TestPool high(kBase + kGib4, 1, 1, kWasmPage, 0, 0, 2);
+  // Past both; in [high.base, high.base + low.bytes).
+  const uintptr_t beside = kBase + kGib4 + (uint64_t{3} << 30);
+  std::atomic<bool> done{false};
+  std::thread writer([&] {
+    for (int i = 0; i < 20'000; ++i) {
+      PoolEntry& entry = i % 2 == 0 ? low.entry : high.entry;
+      EXPECT_TRUE(RegisterPool(&entry).ok());
+      UnregisterPool(&entry);
+    }
+    done = true;
+  });
+  uint64_t looks = 0;
+  for (; !done.load(); ++looks) {
+    EXPECT_EQ(FindPool(beside), nullptr);
+    const PoolEntry* const pool = FindPool(kBase + kGib4 + 1);
+    EXPECT_TRUE(pool == nullptr || pool == &low.entry || pool == &high.entry);
+    if (HasFailure()) break;
+  }
+  writer.join();
+  EXPECT_GT(looks, 0u);
 }
 
 // Pools come and go beside threads that look.

@@ -15,7 +15,7 @@ namespace locator_internal {
 
 // Zero-initialized, so in .bss: of its 256 KiB only the pages that are looked
 // at ever exist.
-constinit std::atomic<const PoolEntry*> g_chunks[kChunks];
+constinit std::atomic<PoolRecord*> g_chunks[kChunks];
 
 }  // namespace locator_internal
 
@@ -45,11 +45,23 @@ inline Division Divide(uint64_t value, uint64_t divisor, uint64_t reciprocal) {
 inline const PoolEntry* Find(uintptr_t address) {
   const uintptr_t chunk = address / kLocatorChunkBytes;
   if (chunk >= locator_internal::kChunks) return nullptr;
-  const PoolEntry* pool =
-      locator_internal::g_chunks[chunk].load(std::memory_order_acquire);
-  // The last chunk of a pool is its own only in part.
-  if (pool == nullptr || address - pool->base >= pool->bytes) return nullptr;
-  return pool;
+  while (true) {
+    const locator_internal::PoolRecord* const record =
+        locator_internal::g_chunks[chunk].load(std::memory_order_acquire);
+    if (record == nullptr) return nullptr;
+    const uint64_t version = record->version.load(std::memory_order_acquire);
+    const uintptr_t base = record->base.load(std::memory_order_relaxed);
+    const uint64_t bytes = record->bytes.load(std::memory_order_relaxed);
+    const PoolEntry* const pool = record->entry.load(std::memory_order_relaxed);
+    std::atomic_thread_fence(std::memory_order_acquire);
+    // Given to another pool meanwhile: then the one that was meant is gone.
+    // While it is written it belongs to none (and the writer may be what this
+    // handler interrupted: there is nothing to wait for).
+    if (record->version.load(std::memory_order_relaxed) != version) continue;
+    if (version % 2 != 0) return nullptr;
+    // The last chunk of a pool is its own only in part.
+    return address - base < bytes ? pool : nullptr;
+  }
 }
 
 inline uint64_t SizeOf(const PoolEntry& pool, uint64_t slot) {
@@ -77,10 +89,16 @@ inline Location Describe(const PoolEntry& pool, uintptr_t address) {
       (Uint128{slot + 1} * pool.memories_per_instance_reciprocal) >> 64);
   const uint64_t memory = slot - instance * pool.memories_per_instance;
   const uint64_t size_bytes = SizeOf(pool, slot);
+  Place place = Place::kMemory;
+  if (offset >= pool.max_memory_bytes) {
+    const bool unowned =
+        offset >= pool.slot_stride_bytes - pool.unowned_guard_bytes &&
+        slot + 1 < pool.slots;
+    place = unowned ? Place::kGuardUnowned : Place::kGuardAfter;
+  }
   return {
       .pool = &pool,
-      .place =
-          offset < pool.max_memory_bytes ? Place::kMemory : Place::kGuardAfter,
+      .place = place,
       .in_bounds = offset < size_bytes,
       .page_in_bounds = (offset & ~(kPageBytes - 1)) < size_bytes,
       .slot = static_cast<uint32_t>(slot),

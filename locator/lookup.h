@@ -30,6 +30,10 @@ struct PoolEntry {
   uint64_t slot_stride_bytes = 0;
   // Not more than slot_stride_bytes.
   uint64_t max_memory_bytes = 0;
+  // PoolLayout::unowned_guard_bytes(): how much of the guard between two
+  // memories, at its upper end, belongs to neither. Not more than
+  // slot_stride_bytes - max_memory_bytes.
+  uint64_t unowned_guard_bytes = 0;
   uint32_t slots = 0;
   uint32_t memories_per_instance = 1;
   // The current size in bytes of the memory in slot i is read at
@@ -51,6 +55,9 @@ enum class Place : uint8_t {
   kGuardBefore,  // in front of the first memory
   kMemory,       // inside a memory's maximum; see in_bounds
   kGuardAfter,   // behind a memory's maximum, before the next memory
+  // Between two memories, where an access may have come from either: `slot` is
+  // the one in front, slot + 1 the one behind. The address belongs to neither.
+  kGuardUnowned,
 };
 
 struct Location {

@@ -20,6 +20,7 @@ namespace {
 
 using locator_internal::g_chunks;
 using locator_internal::kChunks;
+using locator_internal::PoolRecord;
 
 constexpr uint64_t kPageBytes = 4096;
 constexpr uint64_t kAddressSpaceBytes = uint64_t{1} << kLocatorAddressBits;
@@ -28,6 +29,7 @@ struct Registry {
   // Held while g_chunks is written.
   Mutex mutex;
   size_t pools ABSL_GUARDED_BY(mutex) = 0;
+  PoolRecord* records ABSL_GUARDED_BY(mutex) = nullptr;
 };
 
 // Never destroyed: a pool may be unregistered at exit.
@@ -44,6 +46,36 @@ std::string Name(const PoolEntry& entry) {
 // floor((2^64 - 1) / divisor); see Divide in lookup.cc.
 uint64_t Reciprocal(uint64_t divisor) {
   return std::numeric_limits<uint64_t>::max() / divisor;
+}
+
+// The pool that has addresses in the chunk, or null. With the lock held.
+const PoolEntry* PoolIn(size_t chunk) {
+  const PoolRecord* const record =
+      chunk < kChunks ? g_chunks[chunk].load(std::memory_order_relaxed)
+                      : nullptr;
+  return record == nullptr ? nullptr
+                           : record->entry.load(std::memory_order_relaxed);
+}
+
+// A record for the pool: one that no pool has any more, or a new one.
+PoolRecord* RecordFor(const PoolEntry& entry, Registry& registry)
+    ABSL_EXCLUSIVE_LOCKS_REQUIRED(registry.mutex) {
+  PoolRecord* record = registry.records;
+  while (record != nullptr && record->in_use) record = record->older;
+  if (record == nullptr) {
+    record = new PoolRecord;
+    record->older = registry.records;
+    registry.records = record;
+  }
+  record->in_use = true;
+  const uint64_t version = record->version.load(std::memory_order_relaxed);
+  record->version.store(version + 1, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_release);
+  record->base.store(entry.base, std::memory_order_relaxed);
+  record->bytes.store(entry.bytes, std::memory_order_relaxed);
+  record->entry.store(&entry, std::memory_order_relaxed);
+  record->version.store(version + 2, std::memory_order_release);
+  return record;
 }
 
 size_t FirstChunk(const PoolEntry& entry) {
@@ -99,6 +131,14 @@ absl::Status PreparePoolEntry(PoolEntry* entry) {
         "pool %u: max_memory_bytes %u is not in [1, slot_stride_bytes %u]",
         entry->pool_id, entry->max_memory_bytes, entry->slot_stride_bytes));
   }
+  if (entry->unowned_guard_bytes >
+      entry->slot_stride_bytes - entry->max_memory_bytes) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "pool %u: unowned_guard_bytes %u is more than the guard between two "
+        "memories, slot_stride_bytes %u - max_memory_bytes %u",
+        entry->pool_id, entry->unowned_guard_bytes, entry->slot_stride_bytes,
+        entry->max_memory_bytes));
+  }
   // Divided rather than multiplied: nothing can overflow.
   if (entry->bytes < entry->first_memory_offset_bytes ||
       (entry->bytes - entry->first_memory_offset_bytes) %
@@ -134,7 +174,7 @@ absl::Status RegisterPool(PoolEntry* entry) {
   // Under the lock, and before anything is written: an entry that is registered
   // already is being read.
   const size_t first = entry->base / kLocatorChunkBytes;
-  if (first < kChunks && g_chunks[first].load() == entry) {
+  if (PoolIn(first) == entry) {
     return absl::AlreadyExistsError(
         absl::StrCat(Name(*entry), " is registered already"));
   }
@@ -142,7 +182,7 @@ absl::Status RegisterPool(PoolEntry* entry) {
     return status;
   }
   for (size_t chunk = FirstChunk(*entry); chunk <= LastChunk(*entry); ++chunk) {
-    const PoolEntry* other = g_chunks[chunk].load();
+    const PoolEntry* const other = PoolIn(chunk);
     if (other != nullptr) {
       return absl::AlreadyExistsError(absl::StrCat(
           Name(*entry), " has addresses in the same 4 GiB as ", Name(*other),
@@ -150,8 +190,9 @@ absl::Status RegisterPool(PoolEntry* entry) {
           "each pool at a multiple of 4 GiB behind the other's last"));
     }
   }
+  PoolRecord* const record = RecordFor(*entry, registry);
   for (size_t chunk = FirstChunk(*entry); chunk <= LastChunk(*entry); ++chunk) {
-    g_chunks[chunk].store(entry, std::memory_order_release);
+    g_chunks[chunk].store(record, std::memory_order_release);
   }
   ++registry.pools;
   return absl::OkStatus();
@@ -161,10 +202,12 @@ void UnregisterPool(const PoolEntry* entry) {
   Registry& registry = TheRegistry();
   MutexLock lock(&registry.mutex);
   const size_t first = FirstChunk(*entry);
-  if (first >= kChunks || g_chunks[first].load() != entry) return;
+  if (PoolIn(first) != entry) return;
+  PoolRecord* const record = g_chunks[first].load(std::memory_order_relaxed);
   for (size_t chunk = first; chunk <= LastChunk(*entry); ++chunk) {
     g_chunks[chunk].store(nullptr, std::memory_order_release);
   }
+  record->in_use = false;
   --registry.pools;
 }
 

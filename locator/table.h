@@ -15,10 +15,27 @@ namespace locator_internal {
 inline constexpr size_t kChunks =
     (uint64_t{1} << kLocatorAddressBits) / kLocatorChunkBytes;
 
+// What a lookup reads before it knows that an address is a pool's: the last 4
+// GiB of a pool have addresses of others, who may fault while the pool ends. So
+// records are used again for other pools, but never freed, and a reader finds
+// out by `version` if that happened under it. The pool's own entry is read
+// where the address is the pool's; then it is up to the pool's owner that it
+// lives.
+struct PoolRecord {
+  // Even while the rest is constant; one more while it is written.
+  std::atomic<uint64_t> version{0};
+  std::atomic<uintptr_t> base{0};
+  std::atomic<uint64_t> bytes{0};
+  std::atomic<const PoolEntry*> entry{nullptr};
+  // The next in a list of all records, for leak checkers. Registry's.
+  PoolRecord* older = nullptr;
+  bool in_use = false;
+};
+
 // For each 4 GiB of the address space the pool that has addresses there; at
 // most one, since pools begin at a multiple of 4 GiB.
-extern std::atomic<const PoolEntry*> g_chunks[kChunks];
-static_assert(std::atomic<const PoolEntry*>::is_always_lock_free);
+extern std::atomic<PoolRecord*> g_chunks[kChunks];
+static_assert(std::atomic<PoolRecord*>::is_always_lock_free);
 static_assert(std::atomic<uint64_t>::is_always_lock_free);
 
 }  // namespace locator_internal

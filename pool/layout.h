@@ -26,6 +26,8 @@
 // guard_before_bytes stands once, in front of the first memory. In front of
 // every other memory stands the guard_after_bytes of the memory before it;
 // that is why guard_after_bytes must not be smaller than guard_before_bytes.
+// The last unowned_guard_bytes() of it can be reached from both memories, so an
+// access there belongs to neither.
 //
 // Nothing here depends on what backs the memories. Guards are addresses at
 // which no page is ever resident; they need no mapping of their own.
@@ -38,6 +40,7 @@
 #ifndef FIRSTTOUCH_POOL_LAYOUT_H_
 #define FIRSTTOUCH_POOL_LAYOUT_H_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
@@ -64,7 +67,9 @@ struct LayoutOptions {
   uint64_t guard_before_bytes = 0;
   // Guard behind each memory. A multiple of page_bytes, at least
   // guard_before_bytes; 0 for none (then neighbours touch: only for guests
-  // whose every access is checked).
+  // whose every access is checked). To have every access that goes past a
+  // memory's end told to that memory's own trap callback, make it larger than
+  // what code can reach by unowned_guard_bytes(): guard_before_bytes, or a page.
   uint64_t guard_after_bytes = 0;
   // The host's page. A power of two from 4096 on.
   uint64_t page_bytes = 4096;
@@ -185,6 +190,18 @@ class PoolLayout {
   uint64_t guard_in_front_bytes(SlotIndex slot) const {
     return slot.value() == 0 ? options_.guard_before_bytes
                              : options_.guard_after_bytes;
+  }
+
+  // Bytes at the upper end of the guard between two memories that belong to
+  // neither: an access there may have gone past the end of the memory in front,
+  // or below the start of the memory behind. guard_before_bytes; where that is
+  // 0 a page, since code that is not meant to reach below its memory does so by
+  // mistake (half of a guard that is a page). The guards in front of the first
+  // memory and behind the last have one neighbour, and belong to it.
+  uint64_t unowned_guard_bytes() const {
+    return std::max(
+        options_.guard_before_bytes,
+        std::min(options_.page_bytes, options_.guard_after_bytes / 2));
   }
 
   // `instance` < options().instances, `memory` < memories_per_instance.

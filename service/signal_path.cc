@@ -31,9 +31,21 @@ constexpr greg_t kFaultWrite = 2;
 constexpr greg_t kFaultInstruction = 16;
 
 Access AccessOf(const ucontext_t& context) {
-  return (context.uc_mcontext.gregs[REG_ERR] & kFaultWrite) != 0
-             ? Access::kWrite
-             : Access::kRead;
+  const greg_t error = context.uc_mcontext.gregs[REG_ERR];
+  if ((error & kFaultInstruction) != 0) return Access::kExecute;
+  return (error & kFaultWrite) != 0 ? Access::kWrite : Access::kRead;
+}
+
+const char* AccessName(Access access) {
+  switch (access) {
+    case Access::kRead:
+      return "read";
+    case Access::kWrite:
+      return "write";
+    case Access::kExecute:
+      break;
+  }
+  return "instruction fetch";
 }
 
 // Gives the interrupted code's signal mask back, where what follows may take
@@ -61,27 +73,105 @@ void SayCannotSupply(const FaultCore& core, const Location& where,
       .WriteLine(STDERR_FILENO);
 }
 
+// An alternate stack with SS_AUTODISARM is none while a handler runs on it, and
+// would stay none for a callback that leaves by longjmp. So that the thread
+// keeps it, it is put back without that flag. Whoever returns gets all of it
+// back with the interrupted code's context.
+void KeepAlternateStack(const ucontext_t& context) {
+  // Bit 31 (SS_AUTODISARM of <linux/signal.h>).
+  constexpr unsigned kAutoDisarm = 1u << 31;
+  const auto flags = static_cast<unsigned>(context.uc_stack.ss_flags);
+  if ((flags & kAutoDisarm) == 0) return;
+  stack_t stack = context.uc_stack;
+  stack.ss_flags = 0;
+  syscall(SYS_sigaltstack, &stack, nullptr);
+}
+
+// Adds to a last line what keeps faults from reaching a handler in this thread,
+// where something does.
+void SayWhatKeepsSignals(RawText& text, const ucontext_t& context) {
+  struct KernelAction {
+    uintptr_t handler;
+    unsigned long flags;
+    uintptr_t restorer;
+    uint64_t mask;
+  };
+  constexpr struct {
+    int signal;
+    const char* name;
+  } kSignals[] = {{SIGBUS, "SIGBUS"}, {SIGSEGV, "SIGSEGV"}};
+  for (const auto& [signal, name] : kSignals) {
+    const uint64_t blocked = context.uc_sigmask.__val[0];
+    if ((blocked >> (signal - 1) & 1) != 0) {
+      text.Text("; ").Text(name).Text(" is blocked in this thread");
+    }
+    KernelAction action = {};
+    if (syscall(SYS_rt_sigaction, signal, nullptr, &action,
+                sizeof(action.mask)) == 0 &&
+        action.handler <= 1) {  // SIG_DFL, SIG_IGN
+      text.Text("; ").Text(name).Text(" has no handler any more");
+    }
+  }
+}
+
+// Says of a touch in the part of a guard that two memories can reach that
+// nobody took it.
+void SayUnowned(const FaultCore& core, const Location& where,
+                const TrapInfo& trap, const ucontext_t& context) {
+  const uint32_t per_instance = core.entry.memories_per_instance;
+  const uint32_t behind = where.slot + 1;
+  RawText text;
+  text.Text("firsttouch: out of bounds ")
+      .Text(AccessName(trap.access))
+      .Text(" in pool \"")
+      .Text(core.name)
+      .Text("\", in the guard between instance ")
+      .Number(where.instance)
+      .Text(", memory ")
+      .Number(where.memory)
+      .Text(" (offset ")
+      .Signed(where.offset_bytes)
+      .Text(") and instance ")
+      .Number(behind / per_instance)
+      .Text(", memory ")
+      .Number(behind % per_instance)
+      .Text(" (offset ")
+      .Signed(where.offset_bytes -
+              static_cast<int64_t>(core.entry.slot_stride_bytes))
+      .Text("), which both can reach (address ")
+      .Hex(trap.address)
+      .Text(", instruction ")
+      .Hex(trap.program_counter)
+      .Text("); no trap callback of the service took it");
+  SayWhatKeepsSignals(text, context);
+  text.WriteLine(STDERR_FILENO);
+}
+
 // `failed`: of a touch in bounds, what could not be done about it.
 FaultOutcome Trap(FaultCore& core, const Location& where, uintptr_t address,
                   ucontext_t& context, const FaultResult& failed) {
   SlotState& slot = core.slots[where.slot];
   Count(slot.counters.traps);
+  // Where two memories can be meant, a callback of the wrong one may leave by a
+  // jump to another thread's stack.
+  const bool owned = where.place != Place::kGuardUnowned;
   TrapInfo trap;
   trap.pool_id = core.entry.pool_id;
   trap.pool_name = core.name;
-  trap.instance = where.instance;
-  trap.memory = where.memory;
-  trap.leased =
-      slot.lifecycle.load(std::memory_order_acquire) == SlotLifecycle::kLeased;
+  trap.instance = owned ? where.instance : kNoMemory;
+  trap.memory = owned ? where.memory : kNoMemory;
+  trap.leased = owned && slot.lifecycle.load(std::memory_order_acquire) ==
+                             SlotLifecycle::kLeased;
   trap.access = AccessOf(context);
   trap.error = failed.error;
-  trap.offset_bytes = where.offset_bytes;
-  trap.size_bytes = where.size_bytes;
+  trap.offset_bytes = owned ? where.offset_bytes : 0;
+  trap.size_bytes = owned ? where.size_bytes : 0;
   trap.address = address;
   trap.program_counter =
       static_cast<uintptr_t>(context.uc_mcontext.gregs[REG_RIP]);
   trap.ucontext = &context;
   RestoreMask(context);
+  KeepAlternateStack(context);
   if (trap.leased && slot.trap_callback != nullptr) {
     trap.user = slot.trap_user;
     if (slot.trap_callback(trap) == TrapAction::kResume) {
@@ -98,9 +188,13 @@ FaultOutcome Trap(FaultCore& core, const Location& where, uintptr_t address,
     SayCannotSupply(core, where, failed);
     return FaultOutcome::kUnhandledTrap;
   }
-  RawText()
-      .Text("firsttouch: out of bounds ")
-      .Text(trap.access == Access::kWrite ? "write" : "read")
+  if (!owned) {
+    SayUnowned(core, where, trap, context);
+    return FaultOutcome::kUnhandledTrap;
+  }
+  RawText text;
+  text.Text("firsttouch: out of bounds ")
+      .Text(AccessName(trap.access))
       .Text(" in pool \"")
       .Text(core.name)
       .Text("\", instance ")
@@ -117,8 +211,9 @@ FaultOutcome Trap(FaultCore& core, const Location& where, uintptr_t address,
       .Hex(trap.address)
       .Text(", instruction ")
       .Hex(trap.program_counter)
-      .Text("); no trap callback took it")
-      .WriteLine(STDERR_FILENO);
+      .Text("); no trap callback took it");
+  SayWhatKeepsSignals(text, context);
+  text.WriteLine(STDERR_FILENO);
   return FaultOutcome::kUnhandledTrap;
 }
 
@@ -149,7 +244,7 @@ bool WasFrozen(SlotState& slot, const ucontext_t& context) {
 bool IsAccessible(uintptr_t address, Access access) {
   constexpr size_t kKernelSigsetBytes = 8;
   constexpr int kNoHow = -1;
-  if (access == Access::kRead) {
+  if (access != Access::kWrite) {
     syscall(SYS_rt_sigprocmask, kNoHow, address & ~uintptr_t{7}, nullptr,
             kKernelSigsetBytes);
     return errno == EINVAL;
@@ -168,9 +263,8 @@ bool IsAccessible(uintptr_t address, Access access) {
 FaultResult::Kind MappedInBounds(int signal, uintptr_t address,
                                  const ucontext_t& context) {
   if (signal == SIGBUS) return FaultResult::Kind::kFailed;
-  const bool fetch =
-      (context.uc_mcontext.gregs[REG_ERR] & kFaultInstruction) != 0;
-  return !fetch && IsAccessible(address, AccessOf(context))
+  const Access access = AccessOf(context);
+  return access != Access::kExecute && IsAccessible(address, access)
              ? FaultResult::Kind::kResolved
              : FaultResult::Kind::kGone;
 }
@@ -235,7 +329,8 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
     result = ResolveFault(
         core, {.slot = where.slot,
                .offset_bytes = static_cast<uint64_t>(where.offset_bytes),
-               .access = AccessOf(context),
+               .access = AccessOf(context) == Access::kWrite ? Access::kWrite
+                                                             : Access::kRead,
                .protection = (context.uc_mcontext.gregs[REG_ERR] &
                               kFaultProtection) != 0,
                .interrupted_mask = &interrupted_mask});

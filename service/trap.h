@@ -25,8 +25,12 @@
 
 namespace firsttouch {
 
-// How memory was touched, or is about to be.
-enum class Access : uint8_t { kRead, kWrite };
+// How memory was touched, or is about to be. kExecute: an instruction was
+// fetched from there, by a jump; only traps tell of it.
+enum class Access : uint8_t { kRead, kWrite, kExecute };
+
+// TrapInfo::instance and TrapInfo::memory of a touch that belongs to no memory.
+inline constexpr uint32_t kNoMemory = ~uint32_t{0};
 
 // One touch outside a memory's bounds. Plain data, valid during the callback;
 // copy what is needed later.
@@ -38,6 +42,13 @@ struct TrapInfo {
   // Which memory of which instance. An address in a guard region belongs to the
   // memory in front of it; one in the pool's leading guard to the first memory,
   // with a negative offset.
+  //
+  // Both are kNoMemory where the guard between two memories can be reached from
+  // both of them, in its last PoolLayout::unowned_guard_bytes(): the touch may
+  // be one past the end of the one or below the start of the other, and nothing
+  // tells which. No memory's callback is called then, only the service's, which
+  // must find the sandbox by the thread. leased is false, offset_bytes and
+  // size_bytes are 0.
   uint32_t instance;
   uint32_t memory;
   // Whether somebody holds the memory: false for a touch after release.

@@ -723,9 +723,10 @@ TEST(PoolMemorySourceTest, GuardsMustCoverWhatAGuestCanReach) {
   if (!service.ok()) GTEST_SKIP() << "no service here: " << service.status();
   const absl::Status made = PoolMemorySource::Create(service->get()).status();
   EXPECT_EQ(made.message(),
-            "max_memory_bytes 1048576 and guard_after_bytes 8588886016 of pool "
-            "'narrow' cover less than the 8589938688 bytes that generated code "
-            "can reach; use LayoutForGuests");
+            "max_memory_bytes 1048576 and guard_after_bytes 8588890112 of pool "
+            "'narrow', without the last 4096 that the next memory can reach, "
+            "too, cover less than the 8589938688 bytes that generated code can "
+            "reach; use LayoutForGuests");
 }
 
 TEST(PoolMemorySourceTest, SizesMustFit32Bits) {

@@ -59,8 +59,11 @@ LayoutOptions LayoutForGuests(uint32_t instances, uint64_t max_memory_bytes,
   LayoutOptions options = {.instances = instances,
                            .memories_per_instance = memories_per_instance,
                            .max_memory_bytes = rounded};
-  // A maximum beyond what a guest can reach is refused by PoolMemorySource.
-  if (rounded < kReachBytes) options.guard_after_bytes = kReachBytes - rounded;
+  // A maximum beyond what a guest can reach is refused by PoolMemorySource. The
+  // last page in front of the next memory belongs to neither.
+  if (rounded < kReachBytes) {
+    options.guard_after_bytes = kReachBytes - rounded + options.page_bytes;
+  }
   return options;
 }
 
@@ -73,11 +76,15 @@ absl::StatusOr<std::unique_ptr<PoolMemorySource>> PoolMemorySource::Create(
         service->options().name, "' exceeds ", kMaxGuestMemoryBytes,
         " bytes, the most that a wasm2c memory can have"));
   }
-  if (layout.max_memory_bytes + layout.guard_after_bytes < kReachBytes) {
+  const uint64_t unowned = service->layout().unowned_guard_bytes();
+  if (layout.max_memory_bytes + layout.guard_after_bytes - unowned <
+      kReachBytes) {
     return absl::InvalidArgumentError(absl::StrCat(
         "max_memory_bytes ", layout.max_memory_bytes, " and guard_after_bytes ",
         layout.guard_after_bytes, " of pool '", service->options().name,
-        "' cover less than the ", kReachBytes,
+        "', without the last ", unowned,
+        " that the next memory can reach, too, cover less than the ",
+        kReachBytes,
         " bytes that generated code can reach; use LayoutForGuests"));
   }
   return std::unique_ptr<PoolMemorySource>(new PoolMemorySource(service));

@@ -1,6 +1,7 @@
 // Touches outside a memory's bounds without a trap callback: the process must
 // die by the signal, and say where.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -59,6 +60,23 @@ void ReadIntoGuard(const Setting& setting) {
 void ReadBeforeStart(const Setting& setting) {
   Tenant tenant(setting);
   Survived("a read before the start", Peek(tenant.memory.base() - 1));
+}
+
+// Eight bytes below the second of two memories, both of them held.
+void ReadBelowANeighbour(const Setting& setting) {
+  ServiceOptions options = PoolOptions(setting);
+  options.layout.instances = 2;
+  std::unique_ptr<Service> service = MakeService(options);
+  Memory first = Acquire(*service, {.size_bytes = kSize});
+  Memory second = Acquire(*service, {.size_bytes = kSize});
+  std::byte* const higher = std::max(first.base(), second.base());
+  Survived("a read below a memory", Peek(higher - 8));
+}
+
+void JumpPastEnd(const Setting& setting) {
+  Tenant tenant(setting);
+  reinterpret_cast<void (*)()>(tenant.memory.base() + kSize + 16)();
+  Survived("a jump past the end", std::byte{0});
 }
 
 void ReadAfterRelease(const Setting& setting) {

@@ -200,6 +200,20 @@ TEST_P(HostileTest, ReadBeforeStart) {
                     "offset -1 is not below the size of 12288 bytes");
 }
 
+TEST_P(HostileTest, ReadBelowANeighbour) {
+  ExpectOutOfBounds("read_below_a_neighbour",
+                    "read in pool \"hostile\", in the guard between instance "
+                    "0, memory 0 .offset 1310712. and instance 1, memory 0 "
+                    ".offset -8., which both can reach");
+}
+
+TEST_P(HostileTest, JumpPastEnd) {
+  ExpectOutOfBounds("jump_past_end",
+                    "instruction fetch in pool \"hostile\", instance 0, memory "
+                    "0 .slot 0.: offset 12304 is not below the size of 12288 "
+                    "bytes");
+}
+
 TEST_P(HostileTest, ReadAfterRelease) {
   ExpectOutOfBounds("read_after_release",
                     "read in pool \"hostile\", instance 0, memory 0 .slot 0, "

@@ -16,6 +16,8 @@ constexpr Program kPrograms[] = {
     {"write_past_end", WritePastEnd},
     {"read_into_guard", ReadIntoGuard},
     {"read_before_start", ReadBeforeStart},
+    {"read_below_a_neighbour", ReadBelowANeighbour},
+    {"jump_past_end", JumpPastEnd},
     {"read_after_release", ReadAfterRelease},
     {"read_size_zero", ReadSizeZero},
     {"last_tenant", LastTenant},

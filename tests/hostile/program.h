@@ -46,6 +46,8 @@ void ReadPastEnd(const Setting& setting);
 void WritePastEnd(const Setting& setting);
 void ReadIntoGuard(const Setting& setting);
 void ReadBeforeStart(const Setting& setting);
+void ReadBelowANeighbour(const Setting& setting);
+void JumpPastEnd(const Setting& setting);
 void ReadAfterRelease(const Setting& setting);
 void ReadSizeZero(const Setting& setting);
 void LastTenant(const Setting& setting);

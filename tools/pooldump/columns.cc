@@ -324,6 +324,9 @@ std::string LocationText(const Location& location) {
       return text + ": guard, in front of the first memory";
     case Location::GUARD_AFTER:
       return text + ": guard, behind the memory";
+    case Location::GUARD_UNOWNED:
+      return absl::StrCat(text, ": guard, of nobody: slot ",
+                          location.slot() + 1, " reaches there, too");
     default:
       break;
   }

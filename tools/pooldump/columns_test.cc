@@ -77,6 +77,11 @@ TEST(LocationText, SaysWhereAndWhetherInBounds) {
   location.set_offset_bytes(-8);
   EXPECT_THAT(LocationText(location),
               HasSubstr("offset -8 (-0x8): guard, in front"));
+  location.set_place(Location::GUARD_UNOWNED);
+  location.set_offset_bytes(131064);
+  EXPECT_EQ(LocationText(location),
+            "pool tenants, slot 7 (instance 3, memory 1), offset 131064 "
+            "(0x1fff8): guard, of nobody: slot 8 reaches there, too");
   location.set_place(Location::NO_POOL);
   location.set_mapping("/usr/lib/libc.so.6");
   EXPECT_EQ(LocationText(location), "in no pool: /usr/lib/libc.so.6");

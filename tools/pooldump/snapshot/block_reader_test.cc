@@ -182,7 +182,7 @@ TEST(BlockReaderTest, LocatesAddresses) {
   EXPECT_EQ(where->page_source(), PAGE_OUTSIDE);
   EXPECT_FALSE(where->has_image_page());
   where = reader->Locate(kTestFirstSlot + 2 * kTestStride - 1);
-  EXPECT_EQ(where->place(), Location::GUARD_AFTER);
+  EXPECT_EQ(where->place(), Location::GUARD_UNOWNED);
   EXPECT_EQ(where->slot(), 1u);
   EXPECT_EQ(where->slot_state(), Slot::FREE);
 }
