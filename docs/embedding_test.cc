@@ -131,6 +131,7 @@ void HostHandler(int signal, siginfo_t* info, void* context) {
   struct sigaction default_action = {};
   default_action.sa_handler = SIG_DFL;
   sigaction(signal, &default_action, nullptr);
+  raise(signal);  // the touch may have become legal meanwhile
 }
 
 void InstallHostHandler() {
@@ -145,7 +146,7 @@ void InstallHostHandler() {
 
 // thread: begin
 void GuestThread(std::byte* memory, absl::Status& status) {
-  status = EnsureAlternateStack();  // Once, before any guest code.
+  status = PrepareGuestThread();  // Once, before any guest code.
   if (!status.ok()) return;
   memory[0] = std::byte{1};
 }

@@ -58,11 +58,41 @@ struct alignas(32) ParkedSlot {
   // Only to be compared: the slot may have been taken, and its image be gone.
   const Image* image = nullptr;
   SlotState* slot = nullptr;
+  // Whether the thread was made ready for guest code (see ReadyThread()): it
+  // may have released a memory that another thread acquired.
+  bool thread_is_ready = false;
 };
 constexpr size_t kParkedSlots = 4;
 thread_local ParkedSlot t_parked[kParkedSlots];
 
+// The values of FaultHandlerChanges() under which this thread's signals were
+// found unblocked, and our handler was found in place.
+thread_local uint32_t t_unblocked_at = 0;
+thread_local uint32_t t_in_place_at = 0;
+
 std::atomic<uint64_t> g_next_pool_number{1};
+
+// Makes the thread ready for guest code, or says why it cannot be. Its signals
+// are looked at once, and after each change that we know of.
+absl::Status ReadyThread(SignalOwnership signals) {
+  if (absl::Status status = EnsureAlternateStack(); !status.ok()) {
+    return status;
+  }
+  const uint32_t changes = FaultHandlerChanges();
+  if (t_unblocked_at != changes) {
+    if (absl::Status status = CheckSignalsUnblocked(); !status.ok()) {
+      return status;
+    }
+    t_unblocked_at = changes;
+    for (ParkedSlot& parked : t_parked) parked.thread_is_ready = true;
+  }
+  // The host's own handler is the host's to look after.
+  if (signals == SignalOwnership::kInstall && t_in_place_at != changes) {
+    if (absl::Status status = CheckFaultHandler(); !status.ok()) return status;
+    t_in_place_at = changes;
+  }
+  return absl::OkStatus();
+}
 
 // Outlives every core: a release may still be leaving it when another thread
 // deletes the core.
@@ -365,6 +395,7 @@ absl::Status Core::Start() {
   entry.first_memory_offset_bytes = layout_.first_memory_offset_bytes();
   entry.slot_stride_bytes = layout_.slot_stride_bytes();
   entry.max_memory_bytes = layout_.memory_bytes();
+  entry.unowned_guard_bytes = layout_.unowned_guard_bytes();
   entry.slots = layout_.slots();
   entry.memories_per_instance = layout_.options().memories_per_instance;
   entry.first_size_bytes = &slots_[0].size_bytes;
@@ -376,6 +407,9 @@ absl::Status Core::Start() {
   registered_ = true;
 
   if (absl::Status status = StartStaging(); !status.ok()) return status;
+  if (absl::Status status = CheckSignalsUnblocked(); !status.ok()) {
+    return status;
+  }
   if (options_.signals == SignalOwnership::kInstall) {
     if (absl::Status status = InstallFaultHandler(); !status.ok()) {
       return status;
@@ -546,6 +580,11 @@ inline SlotState* Core::ClaimOwn(const MemoryOptions& options) const {
   return Claim(*parked.slot) ? parked.slot : nullptr;
 }
 
+inline bool Core::ThisThreadIsReady() const {
+  // In the line that ClaimOwn() has just looked at.
+  return t_parked[steady_.number % kParkedSlots].thread_is_ready;
+}
+
 inline bool Core::IsReadyFor(const SlotState& slot,
                              const MemoryOptions& options) const {
   return slot.image == options.image &&
@@ -663,12 +702,12 @@ std::shared_ptr<const Image> Core::Unbind(SlotState& slot) {
 }
 
 absl::StatusOr<Memory> Core::AcquireOne(const MemoryOptions& options) {
-  // In a steady cycle this is all. (A thread that has parked a slot has its
-  // alternate stack.)
+  // In a steady cycle this is all.
   SlotState* own = nullptr;
   if (InOwnerProcess()) [[likely]] {
     own = ClaimOwn(options);
-    if (own != nullptr && IsReadyFor(*own, options)) [[likely]] {
+    if (own != nullptr && IsReadyFor(*own, options) && ThisThreadIsReady())
+        [[likely]] {
       Lease(*own, options);
       return MemoryOf(*own);
     }
@@ -678,7 +717,7 @@ absl::StatusOr<Memory> Core::AcquireOne(const MemoryOptions& options) {
 
 absl::Status Core::CheckAcquireOne(const MemoryOptions& options) const {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
-  if (absl::Status status = EnsureAlternateStack(); !status.ok()) {
+  if (absl::Status status = ReadyThread(options_.signals); !status.ok()) {
     return status;
   }
   const uint32_t per_instance = layout_.options().memories_per_instance;
@@ -714,7 +753,7 @@ absl::StatusOr<Memory> Core::AcquireAny(const MemoryOptions& options,
 absl::StatusOr<std::vector<Memory>> Core::AcquireInstance(
     std::span<const MemoryOptions> options) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
-  if (absl::Status status = EnsureAlternateStack(); !status.ok()) {
+  if (absl::Status status = ReadyThread(options_.signals); !status.ok()) {
     return status;
   }
   const uint32_t per_instance = layout_.options().memories_per_instance;
@@ -915,7 +954,9 @@ inline void Core::Park(SlotState& slot) {
     ParkInsteadOf(*parked.slot, slot);
     return;
   }
-  parked = {.pool = steady_.number, .image = slot.image.get(), .slot = &slot};
+  parked.pool = steady_.number;
+  parked.image = slot.image.get();
+  parked.slot = &slot;
   // The last touch of this object, as in Return().
   slot.lifecycle.store(SlotLifecycle::kParked, std::memory_order_release);
 }
@@ -1100,6 +1141,11 @@ void Core::ReleaseOrphan(SlotState& slot) {
 absl::Status Core::MakeReady(SlotState& slot, uint64_t offset_bytes,
                              uint64_t bytes, Access access) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
+  if (access == Access::kExecute) {
+    return absl::InvalidArgumentError(
+        "access kExecute: no page of a pool can be executed; use kRead or "
+        "kWrite");
+  }
   const uint64_t size_bytes = slot.size_bytes.load(std::memory_order_relaxed);
   if (offset_bytes > size_bytes || bytes > size_bytes - offset_bytes) {
     return absl::OutOfRangeError(absl::StrCat(

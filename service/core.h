@@ -181,6 +181,9 @@ class Core {
   // The slot that this thread parked with such an image, claimed; null where
   // there is none, or somebody else has taken it.
   SlotState* ClaimOwn(const MemoryOptions& options) const;
+  // Whether this thread, which has parked a slot, may run guest code: it may
+  // have released a memory that another thread acquired.
+  bool ThisThreadIsReady() const;
   // Whether a claimed slot can be leased as it is.
   bool IsReadyFor(const SlotState& slot, const MemoryOptions& options) const;
   static void Lease(SlotState& slot, const MemoryOptions& options);

@@ -1,17 +1,23 @@
 #include "firsttouch/service/signals.h"
 
 #include <errno.h>
+#include <pthread.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
+#include <iterator>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/service/interrupted_stack.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/signal_mask.h"
 #include "firsttouch/uffd/units.h"
@@ -23,11 +29,25 @@ constexpr int kSignals[] = {SIGBUS, SIGSEGV};
 
 constexpr int SlotOfSignal(int signal) { return signal == SIGBUS ? 0 : 1; }
 
-// What was there before us. Written before our handler is installed and not
-// while it is; the handler reads it.
-struct sigaction g_previous[2];
-// Set when a previous handler with SA_RESETHAND was called once.
-std::atomic<bool> g_previous_spent[2];
+// An action that ours stands in front of. Constant once it is published, and
+// never freed: a handler may still be reading one that was replaced.
+struct Previous {
+  struct sigaction action;
+  // Set when a handler with SA_RESETHAND was called once.
+  std::atomic<bool> spent{false};
+  Previous* older = nullptr;  // for leak checkers
+};
+
+// What was there before us, for each signal; null before the first install.
+std::atomic<Previous*> g_previous[2];
+
+// What somebody put in front of ours, and we then went in front of again; null
+// where there is none. It may pass on to ours, and then goes on to g_previous.
+std::atomic<Previous*> g_in_front[2];
+
+// Counts installs and uninstalls: a check made under one value need not be made
+// again.
+std::atomic<uint32_t> g_changes{1};
 
 struct Installs {
   Mutex mutex;
@@ -50,52 +70,87 @@ void SetMask(const sigset_t& mask) {
   syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, nullptr, kKernelSigsetBytes);
 }
 
-// The process gets the default action of `signal`.
-void DieByDefault(int signal, siginfo_t* info) {
+bool IsFunction(const struct sigaction& action) {
+  // The value before the flag: SIG_DFL and SIG_IGN stay what they are with
+  // SA_SIGINFO, which the Go runtime sets for instance. (sa_handler and
+  // sa_sigaction share their storage.)
+  return action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN;
+}
+
+// Whether the kernel raised the signal for what the thread just did. It does
+// not let such a signal be ignored, since it would come again without end.
+bool IsForced(int signal, const siginfo_t& info) {
+  return info.si_code > 0 &&
+         !(signal == SIGBUS && info.si_code == BUS_MCEERR_AO);
+}
+
+// The process dies of the default action of `signal`, with the siginfo and the
+// registers of the interrupted code: the signal is sent once more, and comes
+// when the handler returns. A fault would mostly happen again by itself, but
+// not where another thread has made the touch legal meanwhile, and a signal
+// that tells of no fault not at all.
+void DieByDefault(int signal, siginfo_t* info, ucontext_t* context) {
   struct sigaction default_action = {};
   default_action.sa_handler = SIG_DFL;
   sigaction(signal, &default_action, nullptr);
-  // A fault happens again at the return and then kills with its own siginfo and
-  // registers. A signal that was sent has to be sent again.
-  if (info->si_code <= 0) {
-    syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), signal, info);
+  // Not before the return, where the registers would be those of this function;
+  // and nothing else comes before it.
+  sigset_t all;
+  sigfillset(&all);
+  SetMask(all);
+  sigdelset(&context->uc_sigmask, signal);
+  const long thread = syscall(SYS_gettid);
+  if (syscall(SYS_rt_tgsigqueueinfo, getpid(), thread, signal, info) != 0) {
+    syscall(SYS_tgkill, getpid(), thread, signal);
   }
 }
 
-// Calls the previous action as the kernel would have.
-void Chain(int signal, siginfo_t* info, void* ucontext) {
+// Calls the previous action as the kernel would have. `direct`: the kernel, and
+// nobody else, called our handler.
+void Chain(int signal, siginfo_t* info, void* ucontext, bool direct) {
   const int slot = SlotOfSignal(signal);
-  const struct sigaction& previous = g_previous[slot];
-  const bool has_function =
-      (previous.sa_flags & SA_SIGINFO) != 0 ||
-      (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN);
-  if (!has_function || g_previous_spent[slot].load(std::memory_order_relaxed)) {
-    // The kernel ignores SIG_IGN for a fault, since it would never end.
-    if (previous.sa_handler == SIG_IGN && info->si_code <= 0) return;
-    DieByDefault(signal, info);
+  Previous* previous =
+      direct ? g_in_front[slot].load(std::memory_order_acquire) : nullptr;
+  if (previous == nullptr) {
+    previous = g_previous[slot].load(std::memory_order_acquire);
+  }
+  auto* const context = static_cast<ucontext_t*>(ucontext);
+  const struct sigaction& action = previous->action;
+  if (!IsFunction(action) || previous->spent.load(std::memory_order_relaxed)) {
+    if (action.sa_handler == SIG_IGN && !IsForced(signal, *info)) return;
+    DieByDefault(signal, info, context);
     return;
   }
-  if ((previous.sa_flags & SA_RESETHAND) != 0) {
-    g_previous_spent[slot].store(true, std::memory_order_relaxed);
+  if ((action.sa_flags & SA_RESETHAND) != 0) {
+    previous->spent.store(true, std::memory_order_relaxed);
   }
   sigset_t mask;
-  sigorset(&mask, &static_cast<ucontext_t*>(ucontext)->uc_sigmask,
-           &previous.sa_mask);
-  if ((previous.sa_flags & (SA_NODEFER | SA_RESETHAND)) == 0) {
+  sigorset(&mask, &context->uc_sigmask, &action.sa_mask);
+  if ((action.sa_flags & (SA_NODEFER | SA_RESETHAND)) == 0) {
     sigaddset(&mask, signal);
   }
   SetMask(mask);
-  if ((previous.sa_flags & SA_SIGINFO) != 0) {
-    previous.sa_sigaction(signal, info, ucontext);
+  // The kernel passes all three arguments to a handler of the old kind, too.
+  if (direct && (action.sa_flags & SA_ONSTACK) == 0) {
+    CallOnInterruptedStack(action.sa_sigaction, signal, info, ucontext);
+  }
+  if ((action.sa_flags & SA_SIGINFO) != 0) {
+    action.sa_sigaction(signal, info, ucontext);
   } else {
-    previous.sa_handler(signal);
+    action.sa_handler(signal);
   }
 }
 
 void OnSignal(int signal, siginfo_t* info, void* ucontext) {
+  // The kernel puts the return address right below the ucontext. A handler that
+  // stands in front of ours and passes on to it has a frame of its own between.
+  const bool direct = static_cast<char*>(__builtin_frame_address(0)) +
+                          2 * sizeof(void*) ==
+                      ucontext;
   const int saved_errno = errno;
   if (HandleFault(signal, info, ucontext) != FaultOutcome::kResolved) {
-    Chain(signal, info, ucontext);
+    errno = saved_errno;
+    Chain(signal, info, ucontext, direct);
   }
   errno = saved_errno;
 }
@@ -119,19 +174,24 @@ class ThreadAlternateStack {
   ThreadAlternateStack() = default;
   ~ThreadAlternateStack() {
     if (mapping_ == nullptr) return;
-    stack_t disable = {};
-    disable.ss_flags = SS_DISABLE;
-    // Running on it still (a thread that ends inside a handler): leave it.
-    if (sigaltstack(&disable, nullptr) != 0) return;
+    stack_t present;
+    if (sigaltstack(nullptr, &present) != 0) return;
+    // Somebody else's, put in later, stays.
+    if (IsOurs(present)) {
+      stack_t disable = {};
+      disable.ss_flags = SS_DISABLE;
+      // Running on it still (a thread that ends inside a handler): leave it.
+      if (sigaltstack(&disable, nullptr) != 0) return;
+    }
     munmap(mapping_, bytes_);
   }
 
   absl::Status Ensure() {
-    if (ready_) return absl::OkStatus();
     stack_t present;
     if (sigaltstack(nullptr, &present) != 0) {
       return ErrnoStatus(errno, "sigaltstack(2) to look at the present stack");
     }
+    if (IsOurs(present)) return absl::OkStatus();
     const size_t frame = KernelFrameBytes();
     if ((present.ss_flags & SS_DISABLE) == 0) {
       const size_t needed = frame + kPageBytes;
@@ -143,43 +203,126 @@ class ThreadAlternateStack {
             "): install a larger one with sigaltstack(2), or none, and "
             "firsttouch makes one"));
       }
-      ready_ = true;
       return absl::OkStatus();
     }
-    const size_t stack_bytes = RoundUpToPage(frame + kAlternateStackBytes);
-    const size_t bytes = stack_bytes + kPageBytes;
-    void* mapping = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
-    if (mapping == MAP_FAILED) {
-      return ErrnoStatus(
-          errno, absl::StrCat("mmap of ", bytes,
-                              " bytes for the thread's alternate signal stack")
-                     .c_str());
+    if (mapping_ == nullptr) {
+      if (absl::Status status = Map(frame); !status.ok()) return status;
     }
     stack_t stack = {};
     // The guard page counts as a part of it. The kernel takes the red zone, 128
     // bytes, off the stack pointer before it asks whether a signal comes on the
     // alternate stack: on the last bytes above its low end the answer would be
     // no, and the next frame would go to the top, over frames in use.
-    stack.ss_sp = mapping;
-    stack.ss_size = bytes;
-    if (mprotect(mapping, kPageBytes, PROT_NONE) != 0 ||
-        sigaltstack(&stack, nullptr) != 0) {
-      const int error = errno;
-      munmap(mapping, bytes);
-      return ErrnoStatus(error, "installing the thread's alternate stack");
+    stack.ss_sp = mapping_;
+    stack.ss_size = bytes_;
+    if (sigaltstack(&stack, nullptr) != 0) {
+      return ErrnoStatus(errno, "installing the thread's alternate stack");
     }
-    mapping_ = mapping;
-    bytes_ = bytes;
-    ready_ = true;
     return absl::OkStatus();
   }
 
  private:
-  bool ready_ = false;
+  bool IsOurs(const stack_t& present) const {
+    return (present.ss_flags & SS_DISABLE) == 0 && mapping_ != nullptr &&
+           present.ss_sp == mapping_ && present.ss_size == bytes_;
+  }
+
+  absl::Status Map(size_t frame_bytes) {
+    const size_t bytes =
+        RoundUpToPage(frame_bytes + kAlternateStackBytes) + kPageBytes;
+    void* const mapping =
+        mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    if (mapping == MAP_FAILED) {
+      return ErrnoStatus(
+          errno, absl::StrCat("mmap of ", bytes,
+                              " bytes for the thread's alternate signal stack")
+                     .c_str());
+    }
+    if (mprotect(mapping, kPageBytes, PROT_NONE) != 0) {
+      const int error = errno;
+      munmap(mapping, bytes);
+      return ErrnoStatus(error,
+                         "mprotect of the guard page below the thread's "
+                         "alternate signal stack");
+    }
+    mapping_ = mapping;
+    bytes_ = bytes;
+    return absl::OkStatus();
+  }
+
   void* mapping_ = nullptr;
   size_t bytes_ = 0;
 };
+
+const char* NameOfSignal(int signal) {
+  return signal == SIGBUS ? "SIGBUS" : "SIGSEGV";
+}
+
+bool IsOurs(const struct sigaction& action) {
+  return (action.sa_flags & SA_SIGINFO) != 0 && action.sa_sigaction == OnSignal;
+}
+
+void Publish(std::atomic<Previous*>& place, const struct sigaction& action) {
+  auto* const previous = new Previous;
+  previous->action = action;
+  previous->older = place.load(std::memory_order_relaxed);
+  place.store(previous, std::memory_order_release);
+}
+
+// Notes `present`, which ours is about to replace.
+void NotePrevious(int signal, const struct sigaction& present, bool fresh) {
+  std::atomic<Previous*>& previous = g_previous[SlotOfSignal(signal)];
+  std::atomic<Previous*>& in_front = g_in_front[SlotOfSignal(signal)];
+  const Previous* const base = previous.load(std::memory_order_relaxed);
+  if (fresh || base == nullptr || !IsFunction(present)) {
+    // Nothing there can be passing on to ours.
+    Publish(previous, present);
+    in_front.store(nullptr, std::memory_order_release);
+  } else if (present.sa_handler == base->action.sa_handler) {
+    // What was there before us has been put back.
+    in_front.store(nullptr, std::memory_order_release);
+  } else {
+    Publish(in_front, present);
+  }
+}
+
+// Puts back what stands directly behind ours.
+void Restore(int signal) {
+  const int slot = SlotOfSignal(signal);
+  const Previous* const in_front =
+      g_in_front[slot].load(std::memory_order_relaxed);
+  const Previous* const behind =
+      in_front != nullptr ? in_front
+                          : g_previous[slot].load(std::memory_order_relaxed);
+  sigaction(signal, &behind->action, nullptr);
+}
+
+// Puts our handler in front of the present action of `signal`, if it is not
+// there. `fresh`: no action is known to stand in front of ours.
+absl::Status InstallFor(int signal, bool fresh) {
+  struct sigaction present = {};
+  if (sigaction(signal, nullptr, &present) != 0) {
+    return ErrnoStatus(
+        errno, absl::StrCat("sigaction(2) for ", NameOfSignal(signal)).c_str());
+  }
+  if (IsOurs(present)) return absl::OkStatus();
+  // First: from the moment ours is in place it may have to chain.
+  NotePrevious(signal, present, fresh);
+  const struct sigaction ours = OurAction();
+  struct sigaction now = {};
+  if (sigaction(signal, &ours, nullptr) != 0 ||
+      sigaction(signal, nullptr, &now) != 0) {
+    return ErrnoStatus(
+        errno, absl::StrCat("sigaction(2) for ", NameOfSignal(signal)).c_str());
+  }
+  if (IsOurs(now)) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "sigaction(2) for ", NameOfSignal(signal),
+      " said that it installed the fault handler, and did not: a sanitizer "
+      "(allow_user_segv_handler=0; set handle_segv=0:handle_sigbus=0) or a "
+      "preloaded library keeps the signal for itself"));
+}
 
 }  // namespace
 
@@ -192,28 +335,20 @@ void FillFaultHandlerMask(sigset_t* mask) {
 absl::Status InstallFaultHandler() {
   Installs& installs = GetInstalls();
   MutexLock lock(&installs.mutex);
-  if (installs.count > 0) {
-    ++installs.count;
-    return absl::OkStatus();
-  }
-  const struct sigaction ours = OurAction();
-  int installed = 0;
-  for (int signal : kSignals) {
-    const int slot = SlotOfSignal(signal);
-    g_previous_spent[slot].store(false, std::memory_order_relaxed);
-    // Read first: from the moment ours is in place it may have to chain.
-    if (sigaction(signal, nullptr, &g_previous[slot]) != 0 ||
-        sigaction(signal, &ours, nullptr) != 0) {
-      const int error = errno;
-      for (int i = 0; i < installed; ++i) {
-        sigaction(kSignals[i], &g_previous[SlotOfSignal(kSignals[i])], nullptr);
-      }
-      return ErrnoStatus(
-          error, absl::StrCat("sigaction(2) for ", strsignal(signal)).c_str());
+  const bool fresh = installs.count == 0 &&
+                     g_in_front[0].load(std::memory_order_relaxed) == nullptr &&
+                     g_in_front[1].load(std::memory_order_relaxed) == nullptr;
+  for (size_t i = 0; i < std::size(kSignals); ++i) {
+    absl::Status status = InstallFor(kSignals[i], fresh);
+    if (status.ok()) continue;
+    // Only what this call may have put in place.
+    for (size_t done = 0; installs.count == 0 && done < i; ++done) {
+      Restore(kSignals[done]);
     }
-    ++installed;
+    return status;
   }
-  installs.count = 1;
+  ++installs.count;
+  g_changes.fetch_add(1, std::memory_order_relaxed);
   return absl::OkStatus();
 }
 
@@ -233,19 +368,75 @@ absl::Status UninstallFaultHandler() {
     if (sigaction(signal, nullptr, &present) != 0) {
       return ErrnoStatus(errno, "sigaction(2)");
     }
-    if ((present.sa_flags & SA_SIGINFO) == 0 ||
-        present.sa_sigaction != OnSignal) {
+    if (!IsOurs(present)) {
       return absl::FailedPreconditionError(absl::StrCat(
-          "the action for ", signal == SIGBUS ? "SIGBUS" : "SIGSEGV",
+          "the action for ", NameOfSignal(signal),
           " was changed after InstallFaultHandler: whoever did may still chain "
           "to firsttouch; restore it first, then uninstall"));
     }
   }
-  for (int signal : kSignals) {
-    sigaction(signal, &g_previous[SlotOfSignal(signal)], nullptr);
-  }
+  for (int signal : kSignals) Restore(signal);
   installs.count = 0;
+  g_changes.fetch_add(1, std::memory_order_relaxed);
   return absl::OkStatus();
+}
+
+absl::Status CheckFaultHandler() {
+  for (int signal : kSignals) {
+    struct sigaction present = {};
+    if (sigaction(signal, nullptr, &present) != 0) {
+      return ErrnoStatus(errno, "sigaction(2)");
+    }
+    const Previous* const base =
+        g_previous[SlotOfSignal(signal)].load(std::memory_order_acquire);
+    const char* now = nullptr;
+    if (present.sa_handler == SIG_DFL) {
+      now = "SIG_DFL";
+    } else if (present.sa_handler == SIG_IGN) {
+      now = "SIG_IGN";
+    } else if (!IsOurs(present) && base != nullptr &&
+               present.sa_handler == base->action.sa_handler) {
+      now = "what it was before the fault handler was installed";
+    }
+    // Another function may pass on to ours, as whoever puts one in front must.
+    if (now == nullptr) continue;
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the action for ", NameOfSignal(signal), " is ", now,
+        ", and not firsttouch's fault handler any more: somebody has replaced "
+        "it since, and a first touch of pool memory would end the process; "
+        "InstallFaultHandler() puts it back in front"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckSignalsUnblocked() {
+  sigset_t mask;
+  sigemptyset(&mask);
+  if (const int error = pthread_sigmask(SIG_BLOCK, nullptr, &mask);
+      error != 0) {
+    return ErrnoStatus(error, "pthread_sigmask(3)");
+  }
+  for (int signal : kSignals) {
+    if (sigismember(&mask, signal) != 1) continue;
+    return absl::FailedPreconditionError(absl::StrCat(
+        NameOfSignal(signal),
+        " is blocked in this thread: the kernel would end the process at a "
+        "touch of pool memory instead of calling the fault handler; unblock "
+        "SIGBUS and SIGSEGV in each thread that runs guest code "
+        "(pthread_sigmask(3)), also where all other signals are blocked"));
+  }
+  return absl::OkStatus();
+}
+
+uint32_t FaultHandlerChanges() {
+  return g_changes.load(std::memory_order_relaxed);
+}
+
+absl::Status PrepareGuestThread() {
+  if (absl::Status status = EnsureAlternateStack(); !status.ok()) {
+    return status;
+  }
+  return CheckSignalsUnblocked();
 }
 
 absl::Status EnsureAlternateStack() {

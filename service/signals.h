@@ -51,12 +51,17 @@
 // faulted, which may be the thing that overflowed, or itself lie in a pool.
 // EnsureAlternateStack() gives the calling thread one; Service::Acquire calls
 // it for the thread that acquires, every other thread that runs guest code must
-// call it once.
+// call it, or PrepareGuestThread(), once. A handler of the host that did not
+// ask for the alternate stack is called on the stack of the interrupted code,
+// as before (in place, on the alternate stack, where that one is used up).
 
 #ifndef FIRSTTOUCH_SERVICE_SIGNALS_H_
 #define FIRSTTOUCH_SERVICE_SIGNALS_H_
 
 #include <signal.h>
+
+#include <cstddef>
+#include <cstdint>
 
 #include "absl/status/status.h"
 #include "firsttouch/service/handle_fault.h"
@@ -66,7 +71,14 @@ namespace firsttouch {
 // Installs our handler for SIGBUS and SIGSEGV in front of the present actions
 // (SA_SIGINFO | SA_ONSTACK | SA_NODEFER, and FillFaultHandlerMask()).
 // Counted: each call needs an UninstallFaultHandler(). Thread-safe, not for
-// signal handlers. Errors: the errno of sigaction(2).
+// signal handlers.
+//
+// A call that finds our handler replaced puts it back in front: of the present
+// action, be it one that passes on to ours or one that does not.
+//
+// Errors: the errno of sigaction(2); FailedPrecondition where sigaction(2) says
+// that it has worked and has not (a sanitizer or a preloaded library that keeps
+// these signals for itself).
 absl::Status InstallFaultHandler();
 
 // Makes `mask` what a handler that calls HandleFault() has for its sa_mask: all
@@ -79,15 +91,35 @@ void FillFaultHandlerMask(sigset_t* mask);
 // there is no install to undo.
 absl::Status UninstallFaultHandler();
 
+// Whether SIGBUS and SIGSEGV still reach our handler, as far as can be told: a
+// function that somebody else has put there since may pass on to ours.
+// FailedPrecondition, naming the signal and its present action, where the
+// action is SIG_DFL, SIG_IGN, or what was there before InstallFaultHandler().
+// Two system calls. Thread-safe.
+absl::Status CheckFaultHandler();
+
+// Whether the calling thread has SIGBUS and SIGSEGV unblocked. The kernel ends
+// the process at a fault whose signal is blocked, and calls no handler.
+// FailedPrecondition names the signal. One system call.
+absl::Status CheckSignalsUnblocked();
+
 // Makes sure that the calling thread has an alternate signal stack that is
 // large enough for our handler (kAlternateStackBytes plus what the kernel's
 // frame needs on this machine), with a guard page below; made on demand, given
-// back when the thread ends. Idempotent, and a few ns once done.
+// back when the thread ends. One system call where the thread has one. Puts
+// ours back where somebody has taken it out since.
+//
+// A stack of the host's with SS_AUTODISARM is fine, but a trap callback that
+// leaves by longjmp leaves it without that flag.
 //
 // FailedPrecondition when the thread has one of its own that is too small
 // (names both sizes). ResourceExhausted when there is
 // no memory.
 absl::Status EnsureAlternateStack();
+
+// What each thread that runs guest code has to call once, unless it acquires
+// memories itself: EnsureAlternateStack() and CheckSignalsUnblocked().
+absl::Status PrepareGuestThread();
 
 // Bytes of an alternate stack beyond the kernel's signal frame.
 inline constexpr size_t kAlternateStackBytes = 32 * 1024;
@@ -95,6 +127,10 @@ inline constexpr size_t kAlternateStackBytes = 32 * 1024;
 // FailedPrecondition, saying how to get one, when the calling thread has no
 // alternate stack.
 absl::Status CheckAlternateStack();
+
+// A number that changes with each install and uninstall, so that a check need
+// not be repeated before. Any thread.
+uint32_t FaultHandlerChanges();
 
 }  // namespace firsttouch
 

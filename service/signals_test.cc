@@ -3,10 +3,14 @@
 #include <errno.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <pthread.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -26,17 +30,26 @@ using testing::HasSubstr;
 
 constexpr uint64_t kSize = 4 * kPageBytes;
 
-std::unique_ptr<Service> MakeService(SignalOwnership signals,
-                                     TrapCallback callback = JumpOutOfTrap) {
+ServiceOptions Options(SignalOwnership signals,
+                       TrapCallback callback = JumpOutOfTrap) {
+  return {.name = "signals",
+          .layout = {.instances = 2,
+                     .max_memory_bytes = 16 * kPageBytes,
+                     .guard_after_bytes = 65536},
+          .signals = signals,
+          .trap_callback = callback};
+}
+
+std::unique_ptr<Service> MakeService(ServiceOptions options) {
   absl::StatusOr<std::unique_ptr<Service>> service =
-      Service::Create({.name = "signals",
-                       .layout = {.instances = 2,
-                                  .max_memory_bytes = 16 * kPageBytes,
-                                  .guard_after_bytes = 65536},
-                       .signals = signals,
-                       .trap_callback = callback});
+      Service::Create(std::move(options));
   EXPECT_TRUE(service.ok()) << service.status();
   return service.ok() ? *std::move(service) : nullptr;
+}
+
+std::unique_ptr<Service> MakeService(SignalOwnership signals,
+                                     TrapCallback callback = JumpOutOfTrap) {
+  return MakeService(Options(signals, callback));
 }
 
 // What the host's own handler saw.
@@ -80,11 +93,14 @@ class WithActions {
     struct sigaction action = {};
     action.sa_sigaction = handler;
     action.sa_flags = flags;
-    sigemptyset(&action.sa_mask);
-    sigaddset(&action.sa_mask, SIGUSR1);
-    sigaction(SIGBUS, &action, &old_bus_);
-    sigaction(SIGSEGV, &action, &old_segv_);
-    g_host = HostSaw();
+    Install(action);
+  }
+  // SIG_DFL or SIG_IGN.
+  WithActions(void (*standing_for)(int), int flags) {
+    struct sigaction action = {};
+    action.sa_handler = standing_for;
+    action.sa_flags = flags;
+    Install(action);
   }
   ~WithActions() {
     sigaction(SIGBUS, &old_bus_, nullptr);
@@ -92,6 +108,14 @@ class WithActions {
   }
 
  private:
+  void Install(struct sigaction action) {
+    sigemptyset(&action.sa_mask);
+    sigaddset(&action.sa_mask, SIGUSR1);
+    sigaction(SIGBUS, &action, &old_bus_);
+    sigaction(SIGSEGV, &action, &old_segv_);
+    g_host = HostSaw();
+  }
+
   struct sigaction old_bus_;
   struct sigaction old_segv_;
 };
@@ -209,6 +233,211 @@ TEST(SignalsTest, ASignalThatWasSentIsNotAFault) {
   }
   EXPECT_EQ(g_host.signal, SIGBUS);
   EXPECT_EQ(g_host.code, SI_TKILL);
+}
+
+// The Go runtime sets SA_SIGINFO with them.
+TEST(SignalsTest, AnIgnoredSignalWithSiginfoStaysIgnored) {
+  const WithActions ignored(SIG_IGN, SA_SIGINFO | SA_ONSTACK);
+  const auto service = MakeService(SignalOwnership::kInstall);
+  EXPECT_EQ(raise(SIGSEGV), 0);
+  EXPECT_EQ(raise(SIGBUS), 0);
+  absl::StatusOr<Memory> memory = service->Acquire({.size_bytes = kSize});
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  Store(*memory, 5, 1);
+}
+
+TEST(SignalsDeathTest, ADefaultActionWithSiginfoKillsByItsSignal) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      {
+        const WithActions defaults(SIG_DFL, SA_SIGINFO | SA_ONSTACK);
+        const auto service = MakeService(SignalOwnership::kInstall);
+        raise(SIGBUS);
+      },
+      testing::KilledBySignal(SIGBUS), "");
+  EXPECT_EXIT(
+      {
+        const WithActions ignored(SIG_IGN, SA_SIGINFO);
+        const auto service = MakeService(SignalOwnership::kInstall);
+        ForbiddenPage()[0] = 1;
+      },
+      testing::KilledBySignal(SIGSEGV), "");
+}
+
+// Stands in front of ours, and makes the touch legal once ours has been asked.
+struct sigaction g_ours;
+void HostHandlerThatOpensThePage(int signal, siginfo_t* info, void* context) {
+  g_ours.sa_sigaction(signal, info, context);
+  mprotect(const_cast<char*>(ForbiddenPage()), kPageBytes,
+           PROT_READ | PROT_WRITE);
+}
+
+TEST(SignalsDeathTest, AFaultThatKillsDoesSoThoughTheTouchBecameLegal) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      {
+        const WithActions defaults(SIG_DFL, 0);
+        const auto service = MakeService(SignalOwnership::kInstall);
+        sigaction(SIGSEGV, nullptr, &g_ours);
+        const WithActions in_front(HostHandlerThatOpensThePage);
+        ForbiddenPage()[0] = 1;
+        _exit(3);  // went on
+      },
+      testing::KilledBySignal(SIGSEGV), "");
+}
+
+// A memory error that a scrubber found, in memory that nobody touched.
+int SendMemoryErrorOptional() {
+  siginfo_t info = {};
+  info.si_signo = SIGBUS;
+  info.si_code = BUS_MCEERR_AO;
+  info.si_addr = const_cast<char*>(ForbiddenPage());
+  return static_cast<int>(syscall(SYS_rt_tgsigqueueinfo, getpid(),
+                                  syscall(SYS_gettid), SIGBUS, &info));
+}
+
+TEST(SignalsDeathTest, AMemoryErrorThatNobodyTouchedKillsByDefault) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      {
+        const WithActions defaults(SIG_DFL, 0);
+        const auto service = MakeService(SignalOwnership::kInstall);
+        SendMemoryErrorOptional();
+        _exit(3);  // went on
+      },
+      testing::KilledBySignal(SIGBUS), "");
+}
+
+TEST(SignalsTest, AMemoryErrorThatNobodyTouchedCanBeIgnored) {
+  const WithActions ignored(SIG_IGN, 0);
+  const auto service = MakeService(SignalOwnership::kInstall);
+  struct sigaction before, after;
+  sigaction(SIGBUS, nullptr, &before);
+  EXPECT_EQ(SendMemoryErrorOptional(), 0);
+  sigaction(SIGBUS, nullptr, &after);
+  EXPECT_EQ(after.sa_sigaction, before.sa_sigaction);
+}
+
+// What the two memories' and the service's callbacks below were told.
+struct Told {
+  int by_memory[2] = {0, 0};
+  int by_service = 0;
+  TrapInfo trap;
+};
+Told g_told;
+sigjmp_buf g_leave;
+
+TrapAction MemoryWasTold(const TrapInfo& trap) {
+  ++*static_cast<int*>(trap.user);
+  g_told.trap = trap;
+  siglongjmp(g_leave, 1);
+}
+
+TrapAction ServiceWasTold(const TrapInfo& trap) {
+  ++g_told.by_service;
+  g_told.trap = trap;
+  siglongjmp(g_leave, 1);
+}
+
+void TouchAndBeTold(const std::byte* address) {
+  g_told = Told();
+  if (sigsetjmp(g_leave, 0) == 0) {
+    static_cast<void>(*reinterpret_cast<const volatile std::byte*>(address));
+    FAIL() << "no trap";
+  }
+}
+
+TEST(SignalsTest, ATouchBetweenTwoMemoriesIsToldToNeither) {
+  for (const uint64_t guard_before : {uint64_t{0}, 4 * kPageBytes,
+                                      16 * kPageBytes}) {
+    SCOPED_TRACE(guard_before);
+    ServiceOptions options =
+        Options(SignalOwnership::kInstall, ServiceWasTold);
+    options.layout.guard_before_bytes = guard_before;
+    const uint64_t unowned = std::max(guard_before, kPageBytes);
+    const auto service = MakeService(options);
+    ASSERT_NE(service, nullptr);
+    std::vector<Memory> memories;
+    for (int i = 0; i < 2; ++i) {
+      absl::StatusOr<Memory> memory =
+          service->Acquire({.size_bytes = kSize,
+                            .trap_callback = MemoryWasTold,
+                            .trap_user = &g_told.by_memory[i]});
+      ASSERT_TRUE(memory.ok()) << memory.status();
+      memories.push_back(*std::move(memory));
+    }
+    const bool in_order = memories[0].base() < memories[1].base();
+    const int front = in_order ? 0 : 1;
+    const std::byte* const below = memories[front].base();
+    const std::byte* const above = memories[1 - front].base();
+
+    // Below the memory behind: eight bytes, and as far as it may reach.
+    for (const std::byte* address : {above - 8, above - unowned}) {
+      TouchAndBeTold(address);
+      EXPECT_EQ(g_told.by_memory[0], 0);
+      EXPECT_EQ(g_told.by_memory[1], 0);
+      EXPECT_EQ(g_told.by_service, 1);
+      EXPECT_EQ(g_told.trap.instance, kNoMemory);
+      EXPECT_EQ(g_told.trap.memory, kNoMemory);
+      EXPECT_FALSE(g_told.trap.leased);
+      EXPECT_EQ(g_told.trap.offset_bytes, 0);
+      EXPECT_EQ(g_told.trap.size_bytes, 0u);
+      EXPECT_EQ(g_told.trap.address, reinterpret_cast<uintptr_t>(address));
+    }
+    // Where the memory behind cannot reach, it was the one in front.
+    if (unowned < 16 * kPageBytes) {
+      TouchAndBeTold(above - unowned - 1);
+      EXPECT_EQ(g_told.by_memory[front], 1);
+      EXPECT_EQ(g_told.by_service, 0);
+      EXPECT_EQ(g_told.trap.instance, memories[front].instance());
+    }
+    // The first memory has the guard in front of it for itself, and the last
+    // one the guard behind.
+    if (guard_before > 0) {
+      TouchAndBeTold(below - 8);
+      EXPECT_EQ(g_told.by_memory[front], 1);
+      EXPECT_EQ(g_told.trap.offset_bytes, -8);
+    }
+    TouchAndBeTold(above + 32 * kPageBytes - 1);
+    EXPECT_EQ(g_told.by_memory[1 - front], 1);
+  }
+}
+
+TEST(SignalsDeathTest, ATouchBetweenTwoMemoriesThatNobodyTakesNamesBoth) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      {
+        const auto service = MakeService(SignalOwnership::kInstall, nullptr);
+        absl::StatusOr<Memory> memory = service->Acquire({.size_bytes = kSize});
+        const uintptr_t base = service->base();
+        static_cast<void>(*reinterpret_cast<const volatile std::byte*>(
+            base + 32 * kPageBytes - 8));
+      },
+      testing::KilledBySignal(SIGBUS),
+      "firsttouch: out of bounds read in pool \"signals\", in the guard "
+      "between instance 0, memory 0 \\(offset 131064\\) and instance 1, memory "
+      "0 \\(offset -8\\), which both can reach \\(address 0x[0-9a-f]+, "
+      "instruction 0x[0-9a-f]+\\); no trap callback of the service took it");
+}
+
+TEST(SignalsTest, AJumpOutOfBoundsIsAnInstructionFetch) {
+  const auto service = MakeService(SignalOwnership::kInstall);
+  absl::StatusOr<Memory> memory = service->Acquire({.size_bytes = kSize});
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  std::byte* const target = memory->base() + kSize + 16;
+  const std::optional<TrapInfo> trap =
+      TrapOf([&] { reinterpret_cast<void (*)()>(target)(); });
+  ASSERT_TRUE(trap.has_value());
+  EXPECT_EQ(trap->access, Access::kExecute);
+  EXPECT_EQ(trap->offset_bytes, static_cast<int64_t>(kSize + 16));
+  EXPECT_EQ(trap->program_counter, reinterpret_cast<uintptr_t>(target));
+  // Others are what they were.
+  EXPECT_EQ(TrapOf([&] { Load(*memory, kSize); })->access, Access::kRead);
+  EXPECT_EQ(TrapOf([&] { Store(*memory, kSize, 1); })->access, Access::kWrite);
+  EXPECT_EQ(memory->MakeReady(0, 1, Access::kExecute),
+            absl::InvalidArgumentError(
+                "access kExecute: no page of a pool can be executed; use kRead "
+                "or kWrite"));
 }
 
 TEST(SignalsTest, ErrnoSurvivesAFault) {
@@ -330,6 +559,157 @@ TEST(AlternateStackTest, AStackThatIsTooSmallIsNamedWithBothSizes) {
   });
 }
 
+TEST(AlternateStackTest, IsPutBackWhereTheHostTookItOut) {
+  const auto service = MakeService(SignalOwnership::kInstall);
+  OnFreshThread([&] {
+    stack_t disable = {};
+    disable.ss_flags = SS_DISABLE;
+    stack_t first, second;
+    ASSERT_EQ(EnsureAlternateStack(), absl::OkStatus());
+    ASSERT_EQ(sigaltstack(&disable, &first), 0);
+    EXPECT_EQ(EnsureAlternateStack(), absl::OkStatus());
+    ASSERT_EQ(sigaltstack(&disable, &second), 0);
+    EXPECT_EQ(second.ss_sp, first.ss_sp);
+    EXPECT_EQ(second.ss_size, first.ss_size);
+    absl::StatusOr<Memory> memory = service->Acquire({.size_bytes = kSize});
+    EXPECT_TRUE(memory.ok()) << memory.status();
+    EXPECT_EQ(CheckAlternateStack(), absl::OkStatus());
+  });
+}
+
+TEST(AlternateStackTest, OneThatTheHostPutInLaterIsLookedAt) {
+  const auto service = MakeService(SignalOwnership::kInstall);
+  OnFreshThread([&] {
+    ASSERT_EQ(EnsureAlternateStack(), absl::OkStatus());
+    const size_t bytes = std::max<size_t>(getauxval(AT_MINSIGSTKSZ), 2048);
+    std::vector<char> memory(bytes);
+    stack_t small = {};
+    small.ss_sp = memory.data();
+    small.ss_size = bytes;
+    ASSERT_EQ(sigaltstack(&small, nullptr), 0);
+    EXPECT_EQ(EnsureAlternateStack().code(),
+              absl::StatusCode::kFailedPrecondition);
+    EXPECT_EQ(service->Acquire({.size_bytes = kSize}).status().code(),
+              absl::StatusCode::kFailedPrecondition);
+    small.ss_flags = SS_DISABLE;
+    sigaltstack(&small, nullptr);
+  });
+}
+
+TEST(AlternateStackTest, OneThatTheHostPutInLaterStaysAtTheThreadsEnd) {
+  // Destructors of keys run after those of thread-local objects.
+  static stack_t at_end;
+  at_end = {};
+  pthread_key_t key;
+  ASSERT_EQ(pthread_key_create(
+                &key, [](void*) { sigaltstack(nullptr, &at_end); }),
+            0);
+  std::vector<char> memory(64 * 1024);
+  OnFreshThread([&] {
+    ASSERT_EQ(EnsureAlternateStack(), absl::OkStatus());
+    stack_t hosts = {};
+    hosts.ss_sp = memory.data();
+    hosts.ss_size = memory.size();
+    ASSERT_EQ(sigaltstack(&hosts, nullptr), 0);
+    pthread_setspecific(key, &key);
+  });
+  pthread_key_delete(key);
+  EXPECT_EQ(at_end.ss_sp, memory.data());
+  EXPECT_EQ(at_end.ss_flags & SS_DISABLE, 0);
+}
+
+TEST(AlternateStackTest, OneThatDisarmsItselfIsThereAfterATrap) {
+  const auto service = MakeService(SignalOwnership::kInstall);
+  OnFreshThread([&] {
+    std::vector<char> memory(64 * 1024);
+    stack_t hosts = {};
+    hosts.ss_sp = memory.data();
+    hosts.ss_size = memory.size();
+    hosts.ss_flags = static_cast<int>(1u << 31);  // SS_AUTODISARM
+    ASSERT_EQ(sigaltstack(&hosts, nullptr), 0);
+    absl::StatusOr<Memory> leased = service->Acquire({.size_bytes = kSize});
+    ASSERT_TRUE(leased.ok()) << leased.status();
+    Store(*leased, 5, 1);
+    for (int i = 0; i < 2; ++i) {
+      EXPECT_TRUE(TrapOf([&] { Store(*leased, kSize, 1); }).has_value());
+      stack_t present;
+      ASSERT_EQ(sigaltstack(nullptr, &present), 0);
+      EXPECT_EQ(present.ss_flags & SS_DISABLE, 0);
+      EXPECT_EQ(present.ss_sp, memory.data());
+    }
+    EXPECT_EQ(CheckAlternateStack(), absl::OkStatus());
+    hosts.ss_flags = SS_DISABLE;
+    sigaltstack(&hosts, nullptr);
+  });
+}
+
+// By the steady way, which looks at nothing of the kernel's.
+TEST(AlternateStackTest, AThreadThatReleasesAnothersMemoryAndAcquiresGetsOne) {
+  const auto service = MakeService(SignalOwnership::kInstall);
+  absl::StatusOr<Memory> memory = service->Acquire({.size_bytes = kSize});
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  OnFreshThread([&] {
+    ASSERT_EQ(memory->Release(), absl::OkStatus());
+    absl::StatusOr<Memory> again = service->Acquire({.size_bytes = kSize});
+    EXPECT_TRUE(again.ok()) << again.status();
+    EXPECT_EQ(CheckAlternateStack(), absl::OkStatus());
+  });
+}
+
+// Uses a quarter of a MiB of stack, which no alternate stack of ours has, and
+// vector registers.
+int g_deep_calls = 0;
+uintptr_t g_deep_stack = 0;
+void DeepHostHandler(int, siginfo_t* info, void*) {
+  volatile char room[256 * 1024];
+  for (size_t i = 0; i < sizeof(room); i += 512) room[i] = 1;
+  volatile double spoiled[4] = {1, 2, 3, 4};
+  for (volatile double& one : spoiled) one = one * 1e300;
+  ++g_deep_calls;
+  g_deep_stack = reinterpret_cast<uintptr_t>(&room[0]);
+  mprotect(reinterpret_cast<void*>(
+               RoundDownToPage(reinterpret_cast<uintptr_t>(info->si_addr))),
+           kPageBytes, PROT_READ | PROT_WRITE);
+}
+
+// Stores to ForbiddenPage() between uses of a number in a vector register.
+__attribute__((noinline)) double StoreWithALiveDouble(double value) {
+  double kept = value;
+  asm volatile("movb $1, (%1)"
+               : "+x"(kept)
+               : "r"(ForbiddenPage() + 9)
+               : "memory");
+  return kept;
+}
+
+TEST(SignalsTest, AHandlerThatDidNotAskForTheAlternateStackDoesNotGetIt) {
+  for (const int flags : {SA_SIGINFO, SA_SIGINFO | SA_NODEFER, 0}) {
+    SCOPED_TRACE(flags);
+    const WithActions host(DeepHostHandler, flags);
+    const auto service = MakeService(SignalOwnership::kInstall);
+    // Also the second time: the handler returned by way of the kernel.
+    for (int i = 0; i < 2; ++i) {
+      mprotect(const_cast<char*>(ForbiddenPage()), kPageBytes, PROT_NONE);
+      g_deep_calls = 0;
+      errno = 4321;
+      EXPECT_EQ(StoreWithALiveDouble(2.5), 2.5);
+      EXPECT_EQ(errno, 4321);
+      EXPECT_EQ(g_deep_calls, 1);
+      EXPECT_EQ(ForbiddenPage()[9], 1);
+      sigset_t mask;
+      pthread_sigmask(SIG_SETMASK, nullptr, &mask);
+      EXPECT_EQ(sigismember(&mask, SIGUSR1), 0);
+      EXPECT_EQ(sigismember(&mask, SIGSEGV), 0);
+    }
+    stack_t alternate;
+    ASSERT_EQ(sigaltstack(nullptr, &alternate), 0);
+    EXPECT_GE(g_deep_stack -
+                  reinterpret_cast<uintptr_t>(alternate.ss_sp),
+              alternate.ss_size);
+  }
+  mprotect(const_cast<char*>(ForbiddenPage()), kPageBytes, PROT_NONE);
+}
+
 TEST(AlternateStackTest, AThreadThatAcquiresGetsOne) {
   const auto service = MakeService(SignalOwnership::kInstall);
   OnFreshThread([&] {
@@ -337,6 +717,171 @@ TEST(AlternateStackTest, AThreadThatAcquiresGetsOne) {
     EXPECT_TRUE(memory.ok()) << memory.status();
     EXPECT_EQ(CheckAlternateStack(), absl::OkStatus());
   });
+}
+
+// Passes on to ours, as whoever stands in front must.
+int g_in_front_calls = 0;
+void HostHandlerInFront(int signal, siginfo_t* info, void* context) {
+  ++g_in_front_calls;
+  g_ours.sa_sigaction(signal, info, context);
+}
+
+void TouchPool(Service& service) {
+  absl::StatusOr<Memory> memory = service.Acquire({.size_bytes = kSize});
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  Store(*memory, 5, 1);
+  EXPECT_TRUE(TrapOf([&] { Store(*memory, kSize, 1); }).has_value());
+}
+
+// As Python's faulthandler.disable() does, for one.
+TEST(ReplacedHandlerTest, ASecondServicePutsItBackInFrontOfTheDefault) {
+  const WithActions host(HostHandler);
+  const auto first = MakeService(SignalOwnership::kInstall);
+  {
+    const WithActions defaults(SIG_DFL, SA_SIGINFO);
+    const auto second = MakeService(SignalOwnership::kInstall);
+    ASSERT_NE(second, nullptr);
+    TouchPool(*second);
+    TouchPool(*first);
+  }
+  // The guard has put ours back, and the default that was put there is what a
+  // foreign fault meets now.
+  TouchPool(*first);
+}
+
+TEST(ReplacedHandlerTest, ASecondServicePutsItBackInFrontOfAHandler) {
+  const WithActions host(HostHandlerThatAsksUs);
+  const auto first = MakeService(SignalOwnership::kInstall);
+  const WithActions replaced(HostHandler);
+  const auto second = MakeService(SignalOwnership::kInstall);
+  TouchPool(*second);
+  EXPECT_EQ(g_host.calls, 0);
+  // The one that stands behind ours now has the fault that is not ours.
+  TouchForbiddenPage();
+  EXPECT_EQ(g_host.calls, 1);
+  EXPECT_EQ(g_host.outcome, FaultOutcome::kResolved);
+}
+
+TEST(ReplacedHandlerTest, ASecondServiceAndAHandlerThatPassesOnDoNotGoInCircles) {
+  const WithActions host(HostHandler);
+  const auto first = MakeService(SignalOwnership::kInstall);
+  sigaction(SIGSEGV, nullptr, &g_ours);
+  const WithActions in_front(HostHandlerInFront);
+  g_in_front_calls = 0;
+  TouchPool(*first);
+  EXPECT_GT(g_in_front_calls, 0);
+  const auto second = MakeService(SignalOwnership::kInstall);
+  g_in_front_calls = 0;
+  TouchPool(*second);
+  EXPECT_EQ(g_in_front_calls, 0);
+  // Ours, the one that stood in front, ours again, the host's.
+  TouchForbiddenPage();
+  EXPECT_EQ(g_in_front_calls, 1);
+  EXPECT_EQ(g_host.calls, 1);
+}
+
+TEST(ReplacedHandlerTest, AThreadIsToldWhenItAcquires) {
+  const WithActions host(HostHandler);
+  const auto service = MakeService(SignalOwnership::kInstall);
+  const auto status_on_fresh_thread = [&] {
+    absl::Status status;
+    OnFreshThread([&] {
+      status = service->Acquire({.size_bytes = kSize}).status();
+    });
+    return status;
+  };
+  EXPECT_EQ(status_on_fresh_thread(), absl::OkStatus());
+  {
+    const WithActions defaults(SIG_DFL, 0);
+    EXPECT_EQ(status_on_fresh_thread(),
+              absl::FailedPreconditionError(
+                  "the action for SIGBUS is SIG_DFL, and not firsttouch's "
+                  "fault handler any more: somebody has replaced it since, and "
+                  "a first touch of pool memory would end the process; "
+                  "InstallFaultHandler() puts it back in front"));
+    EXPECT_EQ(CheckFaultHandler().code(),
+              absl::StatusCode::kFailedPrecondition);
+  }
+  {
+    const WithActions defaults(SIG_DFL, 0);
+    ASSERT_EQ(InstallFaultHandler(), absl::OkStatus());
+    EXPECT_EQ(status_on_fresh_thread(), absl::OkStatus());
+    EXPECT_EQ(UninstallFaultHandler(), absl::OkStatus());
+  }
+  // A function that is not known may pass on to ours.
+  const WithActions in_front(HostHandlerInFront);
+  EXPECT_EQ(status_on_fresh_thread(), absl::OkStatus());
+}
+
+// In a process of its own, where nobody has stood in front of ours yet.
+TEST(ReplacedHandlerDeathTest, WhatWasThereBeforeIsKnownNotToPassOn) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      {
+        const WithActions host(HostHandler);
+        const auto service = MakeService(SignalOwnership::kInstall);
+        const WithActions restored(HostHandler);
+        const std::string message(CheckFaultHandler().message());
+        fprintf(stderr, "%s\n", message.c_str());
+        _exit(0);
+      },
+      testing::ExitedWithCode(0),
+      "the action for SIGBUS is what it was before the fault handler was "
+      "installed, and not firsttouch's");
+}
+
+TEST(BlockedSignalsTest, AThreadIsToldWhenItAcquiresOrMakesAService) {
+  const auto service = MakeService(SignalOwnership::kInstall);
+  OnFreshThread([&] {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, nullptr);
+    const absl::Status blocked = absl::FailedPreconditionError(
+        "SIGBUS is blocked in this thread: the kernel would end the process at "
+        "a touch of pool memory instead of calling the fault handler; unblock "
+        "SIGBUS and SIGSEGV in each thread that runs guest code "
+        "(pthread_sigmask(3)), also where all other signals are blocked");
+    EXPECT_EQ(service->Acquire({.size_bytes = kSize}).status(), blocked);
+    EXPECT_EQ(PrepareGuestThread(), blocked);
+    EXPECT_EQ(Service::Create(Options(SignalOwnership::kInstall)).status(),
+              blocked);
+    EXPECT_EQ(Service::Create(Options(SignalOwnership::kHost)).status(),
+              blocked);
+    sigset_t faults;
+    sigemptyset(&faults);
+    sigaddset(&faults, SIGBUS);
+    pthread_sigmask(SIG_UNBLOCK, &faults, nullptr);
+    EXPECT_THAT(std::string(
+                    service->Acquire({.size_bytes = kSize}).status().message()),
+                HasSubstr("SIGSEGV is blocked in this thread"));
+    sigaddset(&faults, SIGSEGV);
+    pthread_sigmask(SIG_UNBLOCK, &faults, nullptr);
+    EXPECT_EQ(PrepareGuestThread(), absl::OkStatus());
+    absl::StatusOr<Memory> memory = service->Acquire({.size_bytes = kSize});
+    ASSERT_TRUE(memory.ok()) << memory.status();
+    Store(*memory, 5, 1);
+  });
+}
+
+TEST(SignalsDeathTest, TheLastLineSaysWhatKeepsSignalsFromAHandler) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      {
+        // Traps are SIGSEGV there.
+        ServiceOptions options = Options(SignalOwnership::kInstall, nullptr);
+        options.supply = Supply::kMappingsDrop;
+        const auto service = MakeService(options);
+        absl::StatusOr<Memory> memory = service->Acquire({.size_bytes = kSize});
+        sigset_t blocked;
+        sigemptyset(&blocked);
+        sigaddset(&blocked, SIGBUS);
+        pthread_sigmask(SIG_BLOCK, &blocked, nullptr);
+        signal(SIGBUS, SIG_DFL);
+        Store(*memory, kSize + 123, 1);
+      },
+      testing::KilledBySignal(SIGSEGV),
+      "firsttouch: out of bounds write .*; no trap callback took it; SIGBUS is "
+      "blocked in this thread; SIGBUS has no handler any more");
 }
 
 }  // namespace
