@@ -13,6 +13,7 @@
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/image_fetch.h"
 #include "firsttouch/init/page_map.h"
+#include "firsttouch/uffd/anchor.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/uffd.h"
@@ -52,6 +53,9 @@ struct Image::OnDemand {
   // wait for a handler that is not there.
   Mutex mutex;
   std::optional<Uffd> uffd ABSL_GUARDED_BY(mutex);
+  // A second reference to it where the view is read: without a userfaultfd a
+  // page that is not there yet would read as zeroes.
+  DescriptorAnchor anchor ABSL_GUARDED_BY(mutex);
   bool complete ABSL_GUARDED_BY(mutex) = false;
 
   std::atomic<int> memfd{-1};

@@ -25,6 +25,7 @@
 #include "firsttouch/init/page_map.h"
 #include "firsttouch/init/source_requests.h"
 #include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/anchor.h"
 #include "firsttouch/uffd/fill.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/quiet_thread.h"
@@ -333,10 +334,18 @@ class ImageSourcer {
     if (!sealed.ok()) {
       return ImageCallFailed(options.name, "fcntl(F_ADD_SEALS)", sealed.error);
     }
+    absl::StatusOr<DescriptorAnchor> anchor =
+        DescriptorAnchor::Make(uffd->fd());
+    if (!anchor.ok()) {
+      return absl::Status(anchor.status().code(),
+                          absl::StrCat("image '", options.name,
+                                       "': ", anchor.status().message()));
+    }
     demand.fetch.uffd = uffd->fd();
     {
       MutexLock lock(&demand.mutex);
       demand.uffd = *std::move(uffd);
+      demand.anchor = *std::move(anchor);
     }
     auto threads = std::make_shared<SourceThreads>(
         *image, std::move(source), source_options.granule_pages);

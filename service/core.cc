@@ -19,7 +19,6 @@
 #include "firsttouch/init/memfd.h"
 #include "firsttouch/locator/locator.h"
 #include "firsttouch/pool/limits.h"
-#include "firsttouch/service/anchor.h"
 #include "firsttouch/service/live_cores.h"
 #include "firsttouch/service/signals.h"
 #include "firsttouch/uffd/abi.h"
@@ -176,7 +175,7 @@ absl::Status Core::OpenUffd() {
   if (!uffd.ok()) return uffd.status();
   uffd_.emplace(*std::move(uffd));
   serves_kernel_faults_ = !in_thread && uffd_->kernel_faults();
-  absl::StatusOr<UniqueFd> anchor = AnchorDescriptor(uffd_->fd());
+  absl::StatusOr<DescriptorAnchor> anchor = DescriptorAnchor::Make(uffd_->fd());
   if (!anchor.ok()) return anchor.status();
   anchor_ = *std::move(anchor);
 
@@ -257,9 +256,12 @@ void Core::OpenAsyncUffd() {
   wanted.required_features = kUffdFeaturePagefaultFlagWp | kUffdFeatureWpAsync |
                              kUffdFeatureWpHugetlbfsShmem;
   absl::StatusOr<Uffd> uffd = Uffd::Open(kernel_, wanted);
-  // Not needed, and not there before 6.7. Nor does anything go wrong when a
-  // stray close(2) takes it away: then every private page counts as changed.
-  if (uffd.ok()) async_uffd_.emplace(*std::move(uffd));
+  // Not needed, and not there before 6.7.
+  if (!uffd.ok()) return;
+  absl::StatusOr<DescriptorAnchor> anchor = DescriptorAnchor::Make(uffd->fd());
+  if (!anchor.ok()) return;
+  async_uffd_.emplace(*std::move(uffd));
+  async_anchor_ = *std::move(anchor);
 }
 
 absl::Status Core::MapBookKeeping() {
@@ -467,6 +469,7 @@ Core::~Core() {
   reservation_.reset();
   anchor_.reset();
   uffd_.reset();
+  async_anchor_.reset();
   async_uffd_.reset();
   if (handler_installed_) {
     // Refused when somebody has installed a handler in front of ours: ours
@@ -888,7 +891,21 @@ uint64_t Core::EndLease(SlotState& slot) {
 
 absl::Status Core::Restore(SlotState& slot) {
   slot.last_fault_page.store(~uint64_t{0}, std::memory_order_relaxed);
-  const uint64_t size_pages = PagesRoundedUp(EndLease(slot)).value();
+  const uint64_t size_bytes = EndLease(slot);
+  // Whatever the kernel or the host took away of a page that is to be restored
+  // is supplied again when the restore touches it, so the pages are in bounds
+  // until it is done; what was grown into goes first.
+  if (mappings_ == nullptr) {
+    slot.size_bytes.store(std::min(size_bytes, slot.initial_bytes),
+                          std::memory_order_seq_cst);
+  }
+  const absl::Status status =
+      RestoreInBounds(slot, PagesRoundedUp(size_bytes).value());
+  slot.size_bytes.store(0, std::memory_order_seq_cst);
+  return status;
+}
+
+absl::Status Core::RestoreInBounds(SlotState& slot, uint64_t size_pages) {
   // No page that may have changed is restored in place then.
   const bool drops =
       (slot.exceptions.load(std::memory_order_relaxed) & kSlotDropped) != 0;
@@ -1156,25 +1173,84 @@ absl::Status Core::MakeReady(SlotState& slot, uint64_t offset_bytes,
   if (bytes == 0 || mappings_ != nullptr) return absl::OkStatus();
   const uint64_t end = PagesRoundedUp(offset_bytes + bytes).value();
   // In pages below kernel_pages the kernel's own accesses resolve, too.
-  for (uint64_t page = std::max(offset_bytes / kPageBytes, slot.kernel_pages);
-       page < end; ++page) {
+  const uint64_t first = std::max(offset_bytes / kPageBytes, slot.kernel_pages);
+  for (uint64_t page = first; page < end; ++page) {
     const PageState state = slot.pages.StateOf(page);
     const bool present =
         (slot.pages.GroupOf(page).present.load(std::memory_order_relaxed) >>
              (page % kPagesPerGroup) &
          1) != 0;
     // Untracked pages are writable for the kernel, too.
-    const bool ready =
-        present && (access == Access::kRead || state != PageState::kClean);
-    if (ready) continue;
-    const FaultResult result =
-        ResolveFault(fault_core_, {.slot = SlotNumber(slot),
-                                   .offset_bytes = page * kPageBytes,
-                                   .access = access,
-                                   .protection = state == PageState::kClean});
-    if (result.kind == FaultResult::Kind::kFailed ||
-        result.kind == FaultResult::Kind::kNoContents) {
-      return FillFailed(slot, page, result);
+    if (present && (access == Access::kRead || state != PageState::kClean)) {
+      continue;
+    }
+    if (absl::Status status =
+            SupplyPage(slot, page, access,
+                       /*protection=*/state == PageState::kClean);
+        !status.ok()) {
+      return status;
+    }
+  }
+  return EnsureAccessible(slot, first, end, access);
+}
+
+absl::Status Core::SupplyPage(SlotState& slot, uint64_t page, Access access,
+                              bool protection) {
+  const FaultResult result =
+      ResolveFault(fault_core_, {.slot = SlotNumber(slot),
+                                 .offset_bytes = page * kPageBytes,
+                                 .access = access,
+                                 .protection = protection});
+  if (result.kind != FaultResult::Kind::kFailed &&
+      result.kind != FaultResult::Kind::kNoContents) {
+    return absl::OkStatus();
+  }
+  return FillFailed(slot, page, result);
+}
+
+absl::Status Core::EnsureAccessible(SlotState& slot, uint64_t first_page,
+                                    uint64_t end_page, Access access) {
+  if (first_page >= end_page) return absl::OkStatus();
+  // What we know of a page is what was done last; since then the kernel may
+  // have unmapped it (reclaim, migration, a collapse into a huge page). One
+  // call for all pages, which also makes each that is to be written private;
+  // EFAULT where one would fault, EINVAL before 5.14 and while a snapshot keeps
+  // everybody from writing.
+  Count(slot.counters.kernel_calls);
+  if (kernel_
+          .Madvise(
+              slot.base + first_page * kPageBytes,
+              (end_page - first_page) * kPageBytes,
+              access == Access::kWrite ? kMadvPopulateWrite : kMadvPopulateRead)
+          .ok()) {
+    return absl::OkStatus();
+  }
+  // A page that somebody takes away again and again is nothing to wait for.
+  constexpr int kTries = 8;
+  for (uint64_t page = first_page; page < end_page; ++page) {
+    const uintptr_t address = slot.base + page * kPageBytes;
+    int tries = 0;
+    while (!IsAccessible(address, access)) {
+      if (access == Access::kWrite) WaitUntilThawed(slot);
+      if (++tries > kTries) {
+        return absl::UnavailableError(absl::StrCat(
+            "the page at offset ", page * kPageBytes, " of slot ",
+            SlotNumber(slot), " in pool \"", options_.name,
+            "\" is supplied and still cannot be ",
+            access == Access::kWrite ? "written" : "read",
+            ": somebody else takes it away or has made it inaccessible"));
+      }
+      // Without POISON a page may have been made to trap before it came into
+      // the bounds.
+      if (fault_core_.resolve == Resolve::kHandlerThread &&
+          !fault_core_.poison) {
+        MakeAccessible(fault_core_, address);
+      }
+      if (absl::Status status =
+              SupplyPage(slot, page, access, /*protection=*/false);
+          !status.ok()) {
+        return status;
+      }
     }
   }
   return absl::OkStatus();

@@ -56,12 +56,12 @@
 #include "firsttouch/service/staging.h"
 #include "firsttouch/service/stats.h"
 #include "firsttouch/service/supply.h"
+#include "firsttouch/uffd/anchor.h"
 #include "firsttouch/uffd/asymmetric_fence.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/pagemap.h"
 #include "firsttouch/uffd/uffd.h"
-#include "firsttouch/uffd/unique_fd.h"
 
 namespace firsttouch {
 
@@ -145,6 +145,8 @@ class Core {
   // read: it is there, or was put there. Where that fails, `failure` says why.
   // Waits for no PageSource.
   bool IsThere(SlotState& slot, uint64_t page, absl::Status* failure);
+  // Returns at a moment at which no snapshot keeps anybody from writing.
+  static void WaitUntilThawed(const SlotState& slot);
   // Calls visit(page) for each page below `end_page` that may have changed, and
   // maybe others, of a memory that is frozen. Nothing is allocated where the
   // memory is not one of mappings.
@@ -258,6 +260,16 @@ class Core {
   void LetGo(uint32_t slot_number, bool failed, uint64_t affinity_key);
   // Restores a slot that its holder has left.
   absl::Status Restore(SlotState& slot);
+  // The same, of which `size_pages` were in bounds, while those below
+  // initial_bytes still are.
+  absl::Status RestoreInBounds(SlotState& slot, uint64_t size_pages);
+  // Resolves a fault that somebody could take on the page.
+  absl::Status SupplyPage(SlotState& slot, uint64_t page, Access access,
+                          bool protection);
+  // Has the kernel say of pages that were supplied that they can be touched,
+  // and supplies again what cannot.
+  absl::Status EnsureAccessible(SlotState& slot, uint64_t first_page,
+                                uint64_t end_page, Access access);
   void ReleaseOrphan(SlotState& slot);
   bool AnyHeld() const;
   uint64_t HotPagesLimit(uint64_t keep_pages) const;
@@ -301,7 +313,9 @@ class Core {
   std::optional<Uffd> uffd_;
   // For Tracking::kAsync.
   std::optional<Uffd> async_uffd_;
-  UniqueFd anchor_;
+  // Second references to the two; see uffd/anchor.h.
+  DescriptorAnchor anchor_;
+  DescriptorAnchor async_anchor_;
   std::optional<Pagemap> pagemap_;
   std::optional<Reservation> reservation_;
   // Has the records and page states of all slots.

@@ -4,8 +4,11 @@
 #include "firsttouch/service/fault_core.h"
 
 #include <errno.h>
+#include <linux/futex.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -27,10 +30,6 @@ constexpr uint64_t kMaxReadRunPages = 256;
 // And one that writes so gets up to this many private copies.
 constexpr uint64_t kMaxWriteRunPages = 16;
 
-// A fault on one page that is resolved this often in a row will never be
-// resolved: rather die with a message than burn a core.
-constexpr uint32_t kMaxSamePageFaults = 1u << 20;
-
 class Filler {
  public:
   Filler(FaultCore& core, SlotState& slot, uint64_t size_pages,
@@ -51,6 +50,8 @@ class Filler {
   FaultResult Write(uint64_t page, bool protection);
   FaultResult FillPrivate(uint64_t first, uint64_t end);
   FaultResult MapClean(uint64_t first, uint64_t end);
+  // Whether some page is there that was not there before.
+  bool has_filled() const { return has_filled_; }
 
  private:
   bool IsImagePage(uint64_t page) const {
@@ -110,6 +111,11 @@ class Filler {
     return std::min(end, page / pages * pages + pages);
   }
 
+  void CountFilled(std::atomic<uint64_t>& counter, const FillResult& fill) {
+    Count(counter, fill.pages_filled());
+    if (fill.pages_filled() != 0) has_filled_ = true;
+  }
+
   FaultResult Outcome(const FillResult& fill, const char* call) {
     Count(slot_.counters.kernel_calls, 1 + fill.stalls + fill.pages_present);
     if (fill.ok()) return {};
@@ -166,6 +172,19 @@ class Filler {
   FaultResult CopyImageGranule(uint64_t page);
   // Copies image pages of one group, protected.
   FaultResult CopyRun(uint64_t page, uint64_t pages);
+  // What became of a copy from the image: EFAULT says that its page cannot be
+  // read, as where its file has been cut short.
+  static FaultResult WithoutContents(FaultResult result) {
+    if (result.kind == FaultResult::Kind::kFailed && result.error == EFAULT) {
+      result.kind = FaultResult::Kind::kNoContents;
+    }
+    return result;
+  }
+  // Whether the touched page alone may still be had, although it could not be
+  // together with its neighbours. (A source gives its granule or nothing.)
+  bool MayDoAlone(const FaultResult& result) const {
+    return result.kind == FaultResult::Kind::kNoContents && !HasSource();
+  }
   // Brings image pages to where they can be mapped and copied from.
   FaultResult Fetch(uint64_t page, uint64_t pages) const;
   // For each run of image pages in [first, end) that are not there, and `page`
@@ -205,6 +224,7 @@ class Filler {
   const SignalSet* const interrupted_mask_;
   // Pages of the image have turned out to be elsewhere yet.
   bool fetch_first_ = false;
+  bool has_filled_ = false;
   FillPolicy policy_;
 };
 
@@ -264,7 +284,7 @@ FaultResult Filler::MapRun(uint64_t page, uint64_t pages) {
     const FillResult fill = ContinueRange(
         *core_.kernel, core_.uffd, Address(page), pages * kPageBytes,
         Sabotaged(Sabotage::kProtection) ? 0 : kUffdContinueWp, policy_);
-    Count(slot_.counters.pages_mapped, fill.pages_filled());
+    CountFilled(slot_.counters.pages_mapped, fill);
     MarkPresent(page, fill.bytes_done / kPageBytes);
     return Outcome(fill, "UFFDIO_CONTINUE");
   };
@@ -297,7 +317,7 @@ FaultResult Filler::CopyRun(uint64_t page, uint64_t pages) {
     const FillResult fill =
         CopyRange(*core_.kernel, core_.uffd, Address(page), ImageAddress(page),
                   pages * kPageBytes, kUffdCopyWp, policy_);
-    Count(slot_.counters.pages_copied, fill.pages_filled());
+    CountFilled(slot_.counters.pages_copied, fill);
     MarkPresent(page, fill.bytes_done / kPageBytes);
     return Outcome(fill, "UFFDIO_COPY");
   };
@@ -306,7 +326,7 @@ FaultResult Filler::CopyRun(uint64_t page, uint64_t pages) {
     result = Fetch(page, pages);
     if (result.kind == FaultResult::Kind::kResolved) result = copy();
   }
-  return result;
+  return WithoutContents(result);
 }
 
 FaultResult Filler::ReadZeroGranule(uint64_t page) {
@@ -330,7 +350,7 @@ FaultResult Filler::ZeroRun(uint64_t first, uint64_t pages) {
   FillResult fill = ZeroRange(*core_.kernel, core_.uffd, Address(first),
                               pages * kPageBytes, 0, policy_);
   FaultResult result = Outcome(fill, "UFFDIO_ZEROPAGE");
-  Count(slot_.counters.pages_zeroed, fill.pages_filled());
+  CountFilled(slot_.counters.pages_zeroed, fill);
   if (result.kind != FaultResult::Kind::kResolved) return result;
   if (fill.pages_present != 0) {
     // ZEROPAGE, unlike COPY, also calls a page present that only carries a
@@ -338,7 +358,7 @@ FaultResult Filler::ZeroRun(uint64_t first, uint64_t pages) {
     // really there are so for COPY as well.
     fill = CopyRange(*core_.kernel, core_.uffd, Address(first),
                      core_.zero_source, pages * kPageBytes, 0, policy_);
-    Count(slot_.counters.pages_copied, fill.pages_filled());
+    CountFilled(slot_.counters.pages_copied, fill);
     result = Outcome(fill, "UFFDIO_COPY");
     if (result.kind != FaultResult::Kind::kResolved) return result;
   }
@@ -374,7 +394,8 @@ FaultResult Filler::WriteImagePage(uint64_t page) {
         WriteRun(page, slot_.write_run_end, slot_.write_run_pages,
                  ~ImageWord(page / kPagesPerGroup), kMaxWriteRunPages);
   }
-  return OpenImagePages(range);
+  const FaultResult result = OpenImagePages(range);
+  return MayDoAlone(result) ? OpenImagePages({page, 1}) : result;
 }
 
 FaultResult Filler::OpenImagePages(PageRange range) {
@@ -412,8 +433,8 @@ uint64_t Filler::MoveStaged(PageRange range) {
       range.pages * kPageBytes, 0, policy);
   GiveBackStaged(staged, *cell);
   Count(slot_.counters.kernel_calls, 1 + fill.stalls + fill.pages_present);
-  Count(slot_.counters.pages_copied, fill.pages_filled());
-  Count(slot_.counters.pages_moved, fill.pages_filled());
+  CountFilled(slot_.counters.pages_copied, fill);
+  CountFilled(slot_.counters.pages_moved, fill);
   // MOVE, as ZEROPAGE, calls a page present that only carries a marker, and one
   // that is there may be protected: COPY tells, and what follows it.
   return fill.pages_present == 0 ? fill.bytes_done / kPageBytes : 0;
@@ -427,14 +448,17 @@ FaultResult Filler::CopyOpen(PageRange range, uintptr_t source) {
   const auto copy = [&] {
     const FillResult fill = CopyRange(*core_.kernel, core_.uffd, Address(first),
                                       source, pages * kPageBytes, 0, policy_);
-    Count(slot_.counters.pages_copied, fill.pages_filled());
+    CountFilled(slot_.counters.pages_copied, fill);
     were_present = fill.pages_present;
     return Outcome(fill, "UFFDIO_COPY");
   };
   FaultResult result = copy();
-  if (result.error == EFAULT && HasSource() && source != core_.zero_source) {
-    result = Fetch(first, pages);
-    if (result.kind == FaultResult::Kind::kResolved) result = copy();
+  if (source != core_.zero_source) {
+    if (result.error == EFAULT && HasSource()) {
+      result = Fetch(first, pages);
+      if (result.kind == FaultResult::Kind::kResolved) result = copy();
+    }
+    result = WithoutContents(result);
   }
   if (result.kind != FaultResult::Kind::kResolved) return result;
   MarkPresent(first, pages);
@@ -489,11 +513,13 @@ FaultResult Filler::Read(uint64_t page) {
   if (IsImagePage(page)) {
     if (slot_.image_mapped) {
       Count(slot_.counters.minor_faults);
-      return MapImageGranule(page);
+      const FaultResult result = MapImageGranule(page);
+      return MayDoAlone(result) ? MapRun(page, 1) : result;
     }
     AskForMapping();
     Count(slot_.counters.missing_read_faults);
-    return CopyImageGranule(page);
+    const FaultResult result = CopyImageGranule(page);
+    return MayDoAlone(result) ? CopyRun(page, 1) : result;
   }
   Count(slot_.counters.missing_read_faults);
   return ReadZeroGranule(page);
@@ -568,7 +594,8 @@ FaultResult Filler::MapClean(uint64_t first, uint64_t end) {
   return result;
 }
 
-// Whether the same page has faulted too often in a row.
+// Whether the same page has faulted too often in a row, without anything having
+// come of it.
 bool FaultsWithoutEnd(SlotState& slot, uint64_t page) {
   if (slot.last_fault_page.load(std::memory_order_relaxed) != page) {
     slot.last_fault_page.store(page, std::memory_order_relaxed);
@@ -649,6 +676,11 @@ FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept {
       result = fault.access == Access::kWrite
                    ? filler.Write(page, fault.protection)
                    : filler.Read(page);
+      // Somebody takes the page away each time, or whoever touches it is told
+      // each time that it cannot be had: neither is a loop of ours.
+      if (filler.has_filled() || result.kind != FaultResult::Kind::kResolved) {
+        slot.same_page_faults.store(0, std::memory_order_relaxed);
+      }
     }
   }
   return result;
@@ -698,6 +730,28 @@ FaultResult MakeTrapping(FaultCore& core, uint32_t slot_number,
     slot.strays.page[index].store(page_address, std::memory_order_release);
   }
   return {};
+}
+
+bool IsAccessible(uintptr_t address, Access access) noexcept {
+  const int saved_errno = errno;
+  bool accessible = false;
+  if (access != Access::kWrite) {
+    // A signal mask that is read from the address and then refused, since no
+    // way of setting it is named.
+    constexpr int kNoHow = -1;
+    syscall(SYS_rt_sigprocmask, kNoHow, address & ~uintptr_t{7}, nullptr,
+            sizeof(SignalSet));
+    accessible = errno == EINVAL;
+  } else {
+    // A word at the address to which 0 is added.
+    uint32_t nobody_waits_here = 0;
+    accessible = syscall(SYS_futex, &nobody_waits_here,
+                         FUTEX_WAKE_OP | FUTEX_PRIVATE_FLAG, 0, nullptr,
+                         address & ~uintptr_t{3},
+                         FUTEX_OP(FUTEX_OP_ADD, 0, FUTEX_OP_CMP_LT, 0)) >= 0;
+  }
+  errno = saved_errno;
+  return accessible;
 }
 
 bool MakeAccessible(FaultCore& core, uintptr_t page_address) noexcept {

@@ -55,6 +55,11 @@ struct LatencyHistogram {
   void Add(uint64_t ns);
 };
 
+// A fault on one page that was resolved this often in a row, without a page
+// coming of it, will never be resolved: rather fail with ELOOP than burn a
+// core.
+inline constexpr uint32_t kMaxSamePageFaults = 1u << 20;
+
 // Pages of zeroes that one UFFDIO_COPY can take.
 inline constexpr uint64_t kZeroSourcePages = 256;
 
@@ -138,11 +143,11 @@ struct FaultResult {
 // page there and completes what is missing.
 //
 // Order that matters: a page is put into the `open` or the `untracked` plane
-// before it can be writable. Whatever ends this half-way therefore leaves a slot
-// that a release cleans: a call that failed after some pages, or a handler of
-// the host that runs in between and leaves by longjmp. (The latter in the wait
-// for a PageSource only, where asynchronous signals are blocked as signals.h
-// says.)
+// before it can be writable. Whatever ends this half-way therefore leaves a
+// slot that a release cleans: a call that failed after some pages, or a handler
+// of the host that runs in between and leaves by longjmp. (The latter in the
+// wait for a PageSource only, where asynchronous signals are blocked as
+// signals.h says.)
 FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept;
 
 // What a thread that is not in the memory itself (a handler thread) does with
@@ -195,6 +200,11 @@ FaultResult MakeTrapping(FaultCore& core, uint32_t slot, uintptr_t page_address,
 // Undoes what MakeTrapping() did by mprotect(2) (no POISON), for a page that
 // has come into the bounds since. False: the kernel refused.
 bool MakeAccessible(FaultCore& core, uintptr_t page_address) noexcept;
+
+// Whether a touch of the address by this process would succeed now. Asks the
+// kernel, by a call that does nothing else; changes no byte, but may have the
+// kernel copy a page that it would copy at a write.
+bool IsAccessible(uintptr_t address, Access access) noexcept;
 
 // Nanoseconds of CLOCK_MONOTONIC.
 uint64_t MonotonicNanos() noexcept;

@@ -147,7 +147,13 @@ class Memory {
   // for kWrite, writable and known as changed. Needed where faults are resolved
   // in-thread, since the kernel does not take SIGBUS in the middle of read(2):
   // it returns EFAULT, or a short count. Harmless where not needed.
-  // OutOfRange when the range does not end within size_bytes();
+  // The kernel is asked whether the pages are there, by one system call. It may
+  // still take a page away before the caller's system call touches it (reclaim,
+  // migration), which then gets EFAULT or a short count: make ready and call
+  // again.
+  //
+  // OutOfRange when the range does not end within size_bytes(); Unavailable
+  // where somebody else keeps a page from being touched;
   // FailedPrecondition after release; the errno of a fill that failed.
   absl::Status MakeReady(uint64_t offset_bytes, uint64_t bytes,
                          Access access) const;

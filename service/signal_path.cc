@@ -237,32 +237,14 @@ bool WasFrozen(SlotState& slot, const ucontext_t& context) {
   return left != 0;
 }
 
-// Whether the touch would succeed now. Asks the kernel, by calls that do
-// nothing else: a signal mask that is read from the address and then refused,
-// since no way of setting it was named; a word at the address to which 0 is
-// added.
-bool IsAccessible(uintptr_t address, Access access) {
-  constexpr size_t kKernelSigsetBytes = 8;
-  constexpr int kNoHow = -1;
-  if (access != Access::kWrite) {
-    syscall(SYS_rt_sigprocmask, kNoHow, address & ~uintptr_t{7}, nullptr,
-            kKernelSigsetBytes);
-    return errno == EINVAL;
-  }
-  uint32_t nobody_waits_here = 0;
-  return syscall(SYS_futex, &nobody_waits_here,
-                 FUTEX_WAKE_OP | FUTEX_PRIVATE_FLAG, 0, nullptr,
-                 address & ~uintptr_t{3},
-                 FUTEX_OP(FUTEX_OP_ADD, 0, FUTEX_OP_CMP_LT, 0)) >= 0;
-}
-
 // A fault in the bounds of a memory that the kernel supplies. kResolved: it
 // lay outside when it was touched, and another thread has grown the memory
-// since. kFailed: the kernel could not supply it. kGone: somebody else made it
-// inaccessible, or it was never to be executed.
+// since. kNoContents: the kernel could not supply it, as where the image's file
+// has been cut short. kGone: somebody else made it inaccessible, or it was
+// never to be executed.
 FaultResult::Kind MappedInBounds(int signal, uintptr_t address,
                                  const ucontext_t& context) {
-  if (signal == SIGBUS) return FaultResult::Kind::kFailed;
+  if (signal == SIGBUS) return FaultResult::Kind::kNoContents;
   const Access access = AccessOf(context);
   return access != Access::kExecute && IsAccessible(address, access)
              ? FaultResult::Kind::kResolved
@@ -308,7 +290,7 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
   if (where.in_bounds && core.mapped) {
     result = {MappedInBounds(signal, address, context), EFAULT,
               "the kernel's own page fault"};
-    if (result.kind != FaultResult::Kind::kFailed) {
+    if (result.kind != FaultResult::Kind::kNoContents) {
       errno = saved_errno;
       return result.kind == FaultResult::Kind::kResolved
                  ? FaultOutcome::kResolved

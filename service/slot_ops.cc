@@ -456,16 +456,18 @@ absl::Status FindKernelWrites(const SlotOpsContext& context, SlotState& slot) {
 
   if (slot.tracking == Tracking::kAsync && slot.all_marked) {
     bool sure = true;
-    const ScanResult scan = ScanPages(
-        kernel, context.pagemap_fd, ScanRequest::Unmarked(slot.base, end),
-        regions, capacity, [&](const PageRegion& region) {
-          if (MayBeNothing(slot, region)) {
-            sure = false;
-            return false;
-          }
-          NoteWritten(slot, region);
-          return true;
-        });
+    ScanRequest unmarked = ScanRequest::Unmarked(slot.base, end);
+    unmarked.flags = kPmScanCheckWpAsync;
+    const ScanResult scan =
+        ScanPages(kernel, context.pagemap_fd, unmarked, regions, capacity,
+                  [&](const PageRegion& region) {
+                    if (MayBeNothing(slot, region)) {
+                      sure = false;
+                      return false;
+                    }
+                    NoteWritten(slot, region);
+                    return true;
+                  });
     note(scan);
     if (!scan.ok()) return failed(scan);
     if (sure) {
@@ -480,6 +482,9 @@ absl::Status FindKernelWrites(const SlotOpsContext& context, SlotState& slot) {
   // with the others: to ask for the categories that tell it makes the kernel
   // look up each page, which takes longer than the rest of the scan.
   request.report = 0;
+  // An error where the range is not registered any more, and never "nothing has
+  // changed".
+  request.flags = kPmScanCheckWpAsync;
   if (slot.tracking == Tracking::kLearning) {
     // Nothing is protected: what is there is the file's page, the page of
     // zeroes, or written.

@@ -70,6 +70,12 @@ void LetAllGo(std::atomic<uint32_t>& frozen) {
 
 }  // namespace
 
+void Core::WaitUntilThawed(const SlotState& slot) {
+  while (slot.frozen.load(std::memory_order_acquire) != 0) {
+    syscall(SYS_futex, &slot.frozen, FUTEX_WAIT_PRIVATE, 1, nullptr);
+  }
+}
+
 absl::Status Core::Freeze(SlotState& slot, uint64_t bytes) {
   WaitForNoOther(slot.frozen);
   absl::Status status;
@@ -170,10 +176,11 @@ absl::Status Core::ForEachChangedPage(
         while (page < end) {
           const uint64_t index = page / kPagesPerGroup;
           const PageGroup& group = slot.pages.group(index);
+          // Also those that are open by now: MakeReady() may have opened a page
+          // since it was looked at above. What is visited twice does no harm.
           visit_bits(index,
                      GroupMask(index, page, end) &
-                         group.untracked.load(std::memory_order_relaxed) &
-                         ~group.open.load(std::memory_order_relaxed));
+                         group.untracked.load(std::memory_order_relaxed));
           page = (index + 1) * kPagesPerGroup;
         }
         return true;
