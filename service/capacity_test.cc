@@ -63,7 +63,7 @@ class CapacityTest : public testing::TestWithParam<Way> {
   std::unique_ptr<Service> MakeService(uint32_t slots, FakeKernel& kernel) {
     absl::StatusOr<std::unique_ptr<Service>> service =
         Service::Create(Options(GetParam(), slots), kernel);
-    if (!service.ok()) reason_ = std::string(service.status().message());
+    if (!service.ok()) reason_ = service.status().ToString();
     return service.ok() ? *std::move(service) : nullptr;
   }
 
@@ -240,11 +240,13 @@ TEST_P(CapacityTest, AfterAPassingShortageAllIsAsItWas) {
     }
 
     const auto act = [&]() -> absl::Status {
-      const auto acquire = [&](const ImageRef& image, uint64_t pages) {
+      const auto acquire = [&](const ImageRef& image,
+                               uint64_t pages) -> absl::Status {
         absl::StatusOr<Memory> acquired = service->Acquire(
             {.image = image, .size_bytes = pages * kPageBytes});
-        if (acquired.ok()) memory = *std::move(acquired);
-        return acquired.status();
+        if (!acquired.ok()) return acquired.status();
+        memory = *std::move(acquired);
+        return absl::OkStatus();
       };
       switch (scene) {
         case kFirstBind:

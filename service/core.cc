@@ -1076,9 +1076,14 @@ void Core::Return(SlotState& slot, SlotLifecycle lifecycle) {
   if (lifecycle == SlotLifecycle::kQuarantined) ForgetIdle(slot);
   slot.lifecycle.store(lifecycle, std::memory_order_release);
   LetGo(SlotNumber(slot), lifecycle == SlotLifecycle::kQuarantined,
-        slot.image == nullptr ? 0 : slot.image->id());
+        AffinityKey(slot));
   // The last touch of this object: from here on it may be deleted.
   slot.returning.fetch_sub(1, std::memory_order_release);
+}
+
+uint64_t Core::AffinityKey(const SlotState& slot) {
+  const uint64_t id = slot.image_id.load(std::memory_order_relaxed);
+  return id == SlotState::kAbandoned ? 0 : id;
 }
 
 void Core::LetGo(uint32_t slot_number, bool failed, uint64_t affinity_key) {
@@ -1089,9 +1094,8 @@ void Core::LetGo(uint32_t slot_number, bool failed, uint64_t affinity_key) {
     if (failed) state.failed.store(true, std::memory_order_relaxed);
     if (state.held.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     failed = state.failed.load(std::memory_order_relaxed);
-    const SlotState& first =
-        slots_[instance * layout_.options().memories_per_instance];
-    affinity_key = first.image == nullptr ? 0 : first.image->id();
+    affinity_key =
+        AffinityKey(slots_[instance * layout_.options().memories_per_instance]);
   }
   if (failed) {
     allocator_.Quarantine(instance);

@@ -256,6 +256,9 @@ class Core {
   // For a fill that failed.
   absl::Status FillFailed(const SlotState& slot, uint64_t page,
                           const FaultResult& result) const;
+  // What the allocator should know a free slot by. Not from the slot's image,
+  // which may be let go of at any time once the slot is idle.
+  static uint64_t AffinityKey(const SlotState& slot);
   // Gives the instance back once its last memory is released.
   void LetGo(uint32_t slot_number, bool failed, uint64_t affinity_key);
   // Restores a slot that its holder has left.

@@ -174,7 +174,7 @@ absl::StatusOr<uint64_t> Core::Trim() {
       UnbindIdle(slots_[i], dropped, &unbound);
     }
   }
-  const absl::StatusOr<uint64_t> trimmed =
+  absl::StatusOr<uint64_t> trimmed =
       TrimTo(options_.resident_budget_bytes.value_or(0), nullptr);
   if (!trimmed.ok()) return trimmed;
   return *trimmed + unbound;
