@@ -80,9 +80,12 @@ void SayCannotSupply(const FaultCore& core, const Location& where,
 void KeepAlternateStack(const ucontext_t& context) {
   // Bit 31 (SS_AUTODISARM of <linux/signal.h>).
   constexpr unsigned kAutoDisarm = 1u << 31;
-  const auto flags = static_cast<unsigned>(context.uc_stack.ss_flags);
-  if ((flags & kAutoDisarm) == 0) return;
   stack_t stack = context.uc_stack;
+  if (static_cast<unsigned>(stack.ss_flags) != kAutoDisarm) return;
+  // Only what this handler runs on: a host may have made up the context.
+  const uintptr_t here = reinterpret_cast<uintptr_t>(&stack);
+  const auto low = reinterpret_cast<uintptr_t>(stack.ss_sp);
+  if (here - low >= stack.ss_size) return;
   stack.ss_flags = 0;
   syscall(SYS_sigaltstack, &stack, nullptr);
 }
