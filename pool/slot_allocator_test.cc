@@ -24,14 +24,19 @@ namespace {
 std::atomic<uint64_t> g_allocations{0};
 }  // namespace
 
-void* operator new(size_t bytes) {
+// Not inlined: gcc would see memory of a `new` go to free().
+[[gnu::noinline]] void* operator new(size_t bytes) {
   g_allocations.fetch_add(1, std::memory_order_relaxed);
   void* memory = std::malloc(bytes);
   if (memory == nullptr) std::abort();
   return memory;
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory) noexcept {
+  std::free(memory);
+}
+[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept {
+  std::free(memory);
+}
 
 namespace firsttouch {
 namespace {

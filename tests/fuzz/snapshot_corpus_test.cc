@@ -45,7 +45,7 @@ std::string Changed(const std::string& seed, size_t end, std::mt19937& random) {
       default:
         input.erase(at, random() % 9);
     }
-    if (input.empty()) input = "\1";
+    if (input.empty()) input.assign(1, '\1');
   }
   return input;
 }
