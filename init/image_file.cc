@@ -365,21 +365,37 @@ class Opener {
 
 }  // namespace
 
-absl::StatusOr<ImageFileInfo> WriteImageFile(
+struct PendingImageFile::State {
+  ImageFileWriter writer;
+  ImageFileInfo info;
+  bool replace;
+};
+
+PendingImageFile::PendingImageFile(std::unique_ptr<State> state)
+    : state_(std::move(state)) {}
+PendingImageFile::PendingImageFile(PendingImageFile&&) noexcept = default;
+PendingImageFile::~PendingImageFile() = default;
+
+absl::StatusOr<ImageFileInfo> PendingImageFile::Commit() && {
+  return std::move(state_->writer)
+      .Publish(std::move(state_->info), state_->replace);
+}
+
+absl::StatusOr<PendingImageFile> PrepareImageFile(
     const Image& image, const std::string& path,
     const WriteImageFileOptions& options, MemfdCalls& calls) {
   const std::string prefix = absl::StrCat("image file '", path, "': ");
   if (image.has_source()) {
     absl::StatusOr<ImageRef> built = BuiltCopy(image, calls);
     if (!built.ok()) return built.status();
-    return WriteImageFile(**built, path, options, calls);
+    return PrepareImageFile(**built, path, options, calls);
   }
   if (options.parent != nullptr && options.parent->has_source()) {
     absl::StatusOr<ImageRef> built = BuiltCopy(*options.parent, calls);
     if (!built.ok()) return built.status();
     WriteImageFileOptions with_built = options;
     with_built.parent = *std::move(built);
-    return WriteImageFile(image, path, with_built, calls);
+    return PrepareImageFile(image, path, with_built, calls);
   }
   ImageFileInfo info;
   info.name = image.name();
@@ -427,7 +443,10 @@ absl::StatusOr<ImageFileInfo> WriteImageFile(
                      " bytes, more than the limit of ", kMaxManifestBytes));
   }
   absl::StatusOr<ImageFileWriter> writer =
-      ImageFileWriter::Create(path, layout, calls);
+      ImageFileWriter::Create(path, layout, calls,
+                              options.follow_links
+                                  ? AtomicFile::Existing::kFollow
+                                  : AtomicFile::Existing::kReplace);
   if (!writer.ok()) return writer.status();
   std::vector<std::byte> buffer(kExtentPieceBytes);
   const uint64_t total = PageCount(info.stored_pages).bytes();
@@ -455,7 +474,20 @@ absl::StatusOr<ImageFileInfo> WriteImageFile(
   if (!info.parent.has_value()) {
     info.content = ContentDigest(info.size_bytes, info.extents);
   }
-  return std::move(*writer).Commit(EncodeManifest(info), options.replace);
+  absl::StatusOr<ImageFileInfo> told = writer->Finish(EncodeManifest(info));
+  if (!told.ok()) return told.status();
+  return PendingImageFile(
+      std::make_unique<PendingImageFile::State>(PendingImageFile::State{
+          *std::move(writer), *std::move(told), options.replace}));
+}
+
+absl::StatusOr<ImageFileInfo> WriteImageFile(
+    const Image& image, const std::string& path,
+    const WriteImageFileOptions& options, MemfdCalls& calls) {
+  absl::StatusOr<PendingImageFile> file =
+      PrepareImageFile(image, path, options, calls);
+  if (!file.ok()) return file.status();
+  return std::move(*file).Commit();
 }
 
 absl::StatusOr<ImageRef> OpenImageFile(const std::string& path,

@@ -46,6 +46,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -128,15 +129,45 @@ struct WriteImageFileOptions {
   ImageRef parent;
   // False: a file of that name is an error (AlreadyExists).
   bool replace = true;
+  // Where `path` is a symbolic link: write to what it leads to. False: replace
+  // the link (AtomicFile::Existing says when that is right).
+  bool follow_links = true;
   ImageProgress progress;
 };
 
 // Writes the image and its working set. The file appears under its name when it
-// is whole and on the disk (file and directory synced), or not at all: until
-// then it is ".<name>.<random>.tmp" in the same directory, which a failure
-// takes away and only a process that dies leaves behind. Mode 0444 less the
-// umask. Gives what a reader would be told.
+// is whole and on the disk (file and directory synced), or not at all; until
+// then it has no name where the file system allows that (atomic_file.h). Mode
+// 0444 less the umask. A device or a FIFO is written through. Gives what a
+// reader would be told.
 absl::StatusOr<ImageFileInfo> WriteImageFile(
+    const Image& image, const std::string& path,
+    const WriteImageFileOptions& options = {},
+    MemfdCalls& calls = RealMemfdCalls());
+
+// A file that is written, and whose name is still to be given: for several files
+// of which all are to appear, or none. Whatever can be known to fail has failed
+// by then: no room, a folder of that name.
+class PendingImageFile {
+ public:
+  // Gives the file its name. The last call.
+  absl::StatusOr<ImageFileInfo> Commit() &&;
+
+  PendingImageFile(PendingImageFile&&) noexcept;
+  ~PendingImageFile();
+
+ private:
+  friend absl::StatusOr<PendingImageFile> PrepareImageFile(
+      const Image&, const std::string&, const WriteImageFileOptions&,
+      MemfdCalls&);
+  struct State;
+  explicit PendingImageFile(std::unique_ptr<State> state);
+
+  std::unique_ptr<State> state_;
+};
+
+// WriteImageFile without the last step. Dropping the result leaves nothing.
+absl::StatusOr<PendingImageFile> PrepareImageFile(
     const Image& image, const std::string& path,
     const WriteImageFileOptions& options = {},
     MemfdCalls& calls = RealMemfdCalls());

@@ -190,7 +190,8 @@ absl::Status ExtentMismatch(const OpenedImageFile& file, size_t index) {
 }
 
 absl::StatusOr<ImageFileWriter> ImageFileWriter::Create(
-    const std::string& path, const ImageHeader& layout, MemfdCalls& calls) {
+    const std::string& path, const ImageHeader& layout, MemfdCalls& calls,
+    AtomicFile::Existing existing) {
   std::string prefix = absl::StrCat("image file '", path, "': ");
   const MemfdResult limit = calls.FileSizeLimit();
   if (limit.ok() && layout.file_bytes > static_cast<uint64_t>(limit.value)) {
@@ -199,7 +200,7 @@ absl::StatusOr<ImageFileWriter> ImageFileWriter::Create(
                      " bytes, which exceeds RLIMIT_FSIZE ", limit.value,
                      "; raise it (ulimit -f)"));
   }
-  absl::StatusOr<AtomicFile> file = AtomicFile::Create(path);
+  absl::StatusOr<AtomicFile> file = AtomicFile::Create(path, existing);
   if (!file.ok()) return file.status();
   const MemfdResult sized = calls.Truncate(file->fd(), layout.file_bytes);
   if (!sized.ok()) {
@@ -240,8 +241,8 @@ absl::Status ImageFileWriter::ReadData(uint64_t offset,
                 *calls_);
 }
 
-absl::StatusOr<ImageFileInfo> ImageFileWriter::Commit(std::string_view manifest,
-                                                      bool replace) && {
+absl::StatusOr<ImageFileInfo> ImageFileWriter::Finish(
+    std::string_view manifest) {
   layout_.manifest_sha256 = Sha256Of(manifest);
   const std::string header = EncodeHeader(layout_);
   const auto manifest_bytes =
@@ -253,14 +254,26 @@ absl::StatusOr<ImageFileInfo> ImageFileWriter::Commit(std::string_view manifest,
   // What is written is read with a reader's eyes before it gets its name.
   absl::StatusOr<ImageFileInfo> info = DecodeManifest(layout_, manifest_bytes);
   if (!info.ok()) return Prefixed(prefix_, info.status());
-  status = file_.Commit(replace);
+  return info;
+}
+
+absl::StatusOr<ImageFileInfo> ImageFileWriter::Publish(ImageFileInfo info,
+                                                       bool replace) && {
+  absl::Status status = file_.Commit(replace);
   if (!status.ok()) return status;
   struct stat stat_of_file = {};
   if (fstat(file_.fd(), &stat_of_file) == 0) {
-    info->disk_bytes =
+    info.disk_bytes =
         static_cast<uint64_t>(stat_of_file.st_blocks) * kStatBlockBytes;
   }
   return info;
+}
+
+absl::StatusOr<ImageFileInfo> ImageFileWriter::Commit(std::string_view manifest,
+                                                      bool replace) && {
+  absl::StatusOr<ImageFileInfo> info = Finish(manifest);
+  if (!info.ok()) return info.status();
+  return std::move(*this).Publish(*std::move(info), replace);
 }
 
 }  // namespace firsttouch

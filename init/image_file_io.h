@@ -72,16 +72,22 @@ class ImageFileWriter {
  public:
   // ResourceExhausted where RLIMIT_FSIZE forbids a file of this length: the
   // kernel would send SIGXFSZ.
-  static absl::StatusOr<ImageFileWriter> Create(const std::string& path,
-                                                const ImageHeader& layout,
-                                                MemfdCalls& calls);
+  static absl::StatusOr<ImageFileWriter> Create(
+      const std::string& path, const ImageHeader& layout, MemfdCalls& calls,
+      AtomicFile::Existing existing = AtomicFile::Existing::kFollow);
 
   // At an offset from the start of the data.
   absl::Status WriteData(uint64_t offset, std::span<const std::byte> bytes);
   absl::Status ReadData(uint64_t offset, std::span<std::byte> bytes);
 
-  // Writes header and manifest, of the length that the layout has, and gives
-  // the file its name. What a reader would be told.
+  // Writes header and manifest, of the length that the layout has. What a
+  // reader would be told, but for disk_bytes.
+  absl::StatusOr<ImageFileInfo> Finish(std::string_view manifest);
+
+  // Gives the finished file its name. `info` is what Finish gave.
+  absl::StatusOr<ImageFileInfo> Publish(ImageFileInfo info, bool replace) &&;
+
+  // Both.
   absl::StatusOr<ImageFileInfo> Commit(std::string_view manifest,
                                        bool replace) &&;
 

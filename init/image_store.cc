@@ -55,6 +55,7 @@ constexpr uint32_t kRecordVersion = 1;
 constexpr char kImageSuffix[] = ".ftref";
 constexpr char kWorkingSetSuffix[] = ".ftws";
 constexpr char kSegmentSuffix[] = ".ftimg";
+constexpr char kTemporarySuffix[] = ".tmp";  // atomic_file.h
 
 uint64_t FirstOfSha256(std::span<const std::byte> page) {
   const Digest digest = Sha256Of(page);
@@ -179,7 +180,9 @@ class ImageStore::State : public std::enable_shared_from_this<State> {
     absl::StatusOr<FileLock> file_lock = LockDirectory();
     if (!file_lock.ok()) return file_lock.status();
     absl::StatusOr<Record*> record = Find(content);
-    if (absl::IsNotFound(record.status())) {
+    if (absl::IsNotFound(record.status()) ||
+        absl::IsDataLoss(record.status())) {
+      // A damaged record is written anew.
       record = Add(name, content, image, hashes);
     } else if (record.ok()) {
       pages_shared_ += image.stored_pages();
@@ -192,6 +195,12 @@ class ImageStore::State : public std::enable_shared_from_this<State> {
     }
     if (!record.ok()) return record.status();
     absl::StatusOr<ImageRef> stored = Materialize(**record);
+    if (IsDamage(stored.status())) {
+      // So are damaged segments: their pages are in no index.
+      record = Add(name, content, image, hashes);
+      if (!record.ok()) return record.status();
+      stored = Materialize(**record);
+    }
     if (!stored.ok()) return stored.status();
     result = *std::move(stored);
     if (absl::Status status = SetName(name, content); !status.ok()) {
@@ -294,6 +303,7 @@ class ImageStore::State : public std::enable_shared_from_this<State> {
     stats.pages_shared = pages_shared_;
     stats.hash_collisions = hash_collisions_;
     stats.images_evicted = images_evicted_;
+    stats.damaged_files = damaged_.size();
     return stats;
   }
 
@@ -330,6 +340,12 @@ class ImageStore::State : public std::enable_shared_from_this<State> {
         absl::StrCat(prefix(), "file '", path, "': ", what));
   }
 
+  // Of a file: missing counts, since a record named it.
+  static bool IsDamage(const absl::Status& status) {
+    return absl::IsDataLoss(status) || absl::IsNotFound(status) ||
+           absl::IsInvalidArgument(status);
+  }
+
   static bool Exists(const std::string& path) {
     return access(path.c_str(), F_OK) == 0;
   }
@@ -355,7 +371,8 @@ class ImageStore::State : public std::enable_shared_from_this<State> {
   // --- Small files of a directory ---
 
   absl::Status WriteFile(const std::string& path, const std::string& text) {
-    absl::StatusOr<AtomicFile> file = AtomicFile::Create(path);
+    absl::StatusOr<AtomicFile> file =
+        AtomicFile::Create(path, AtomicFile::Existing::kReplace);
     if (!file.ok()) return file.status();
     for (size_t done = 0; done < text.size();) {
       const MemfdResult written = RealMemfdCalls().Write(
@@ -694,7 +711,8 @@ class ImageStore::State : public std::enable_shared_from_this<State> {
     const Digest digest = ContentDigest(**segment);
     if (on_disk()) {
       const std::string path = SegmentPath(digest);
-      absl::StatusOr<ImageFileInfo> written = WriteImageFile(**segment, path);
+      absl::StatusOr<ImageFileInfo> written =
+          WriteImageFile(**segment, path, {.follow_links = false});
       if (!written.ok()) return written.status();
       segment = OpenImageFile(path);
       if (!segment.ok()) return segment.status();
@@ -760,7 +778,7 @@ class ImageStore::State : public std::enable_shared_from_this<State> {
       const std::optional<Digest> digest = Digest::FromHex(name);
       if (!digest.has_value()) continue;
       absl::StatusOr<Segment*> segment = FindSegment(*digest);
-      if (!segment.ok()) return segment.status();
+      if (!segment.ok()) damaged_.insert(SegmentPath(*digest));
     }
     return absl::OkStatus();
   }
@@ -782,9 +800,12 @@ class ImageStore::State : public std::enable_shared_from_this<State> {
     return absl::OkStatus();
   }
 
-  // Everything that the directory has.
+  // Everything that the directory has. A file that cannot be read concerns
+  // those who ask for its image, and nobody else: it is counted.
   absl::Status LoadAll() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     if (!on_disk()) return absl::OkStatus();
+    damaged_.clear();
+    unknown_records_ = false;
     if (absl::Status status = LoadSegments(); !status.ok()) return status;
     for (auto record = records_.begin(); record != records_.end();) {
       const auto here = record++;
@@ -797,7 +818,11 @@ class ImageStore::State : public std::enable_shared_from_this<State> {
       const std::optional<Digest> content = Digest::FromHex(image);
       if (!content.has_value()) continue;
       absl::StatusOr<Record*> record = Find(*content);
-      if (!record.ok()) return record.status();
+      if (record.ok()) continue;
+      damaged_.insert(RecordPath(*content));
+      records_.erase(*content);
+      // Of a newer build, or of another user: its segments are in use.
+      if (!absl::IsDataLoss(record.status())) unknown_records_ = true;
     }
     absl::StatusOr<std::vector<std::string>> names = Names("names", "");
     if (!names.ok()) return names.status();
@@ -805,8 +830,11 @@ class ImageStore::State : public std::enable_shared_from_this<State> {
     for (const std::string& hex : *names) {
       const std::string name = absl::HexStringToBytes(hex);
       absl::StatusOr<Digest> content = FindName(name);
-      if (!content.ok()) return content.status();
-      names_[name] = *content;
+      if (content.ok()) {
+        names_[name] = *content;
+      } else {
+        damaged_.insert(NamePath(name));
+      }
     }
     return absl::OkStatus();
   }
@@ -948,9 +976,30 @@ class ImageStore::State : public std::enable_shared_from_this<State> {
            status.st_mtim.tv_nsec;
   }
 
+  // Files of processes that were killed while they wrote. Whoever writes holds
+  // the directory's lock, so that none is in use now.
+  void RemoveTemporaries() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (!on_disk()) return;
+    for (const char* folder : {"segments", "images", "names"}) {
+      std::error_code error;
+      std::filesystem::directory_iterator entry(Path(folder), error);
+      for (; !error && entry != std::filesystem::directory_iterator();
+           entry.increment(error)) {
+        const std::filesystem::path& path = entry->path();
+        if (path.filename().string().front() == '.' &&
+            path.extension() == kTemporarySuffix) {
+          unlink(path.c_str());
+        }
+      }
+    }
+  }
+
   absl::StatusOr<uint64_t> EvictTo(uint64_t budget_bytes)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     if (absl::Status status = LoadAll(); !status.ok()) return status;
+    RemoveTemporaries();
+    // What an image that cannot be read needs is not known.
+    if (unknown_records_) return 0;
     std::map<Digest, uint64_t> references;
     for (const auto& [content, record] : records_) {
       for (const Digest& segment : record.segments) ++references[segment];
@@ -1036,6 +1085,10 @@ class ImageStore::State : public std::enable_shared_from_this<State> {
   uint64_t pages_shared_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t hash_collisions_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t images_evicted_ ABSL_GUARDED_BY(mutex_) = 0;
+  // As LoadAll found them: files that cannot be read, and whether a record that
+  // is not damaged is among them.
+  std::set<std::string> damaged_ ABSL_GUARDED_BY(mutex_);
+  bool unknown_records_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 ImageStore::ImageStore(std::shared_ptr<State> state)

@@ -43,6 +43,11 @@
 // see; image_file.h has more on that. A first Put reads all segments that are
 // there, to know their pages.
 //
+// A file of the directory that is damaged concerns those images that need it:
+// Get says which file it is, all else goes on. Putting the image again writes
+// the file anew. What processes left behind that were killed while they wrote
+// is taken away by Put and Trim.
+//
 // Threads: any, also the destructor against ImageRefs that live on. Not for
 // signal handlers. Fork: the child may drop its ImageRefs, and must not use the
 // store.
@@ -103,6 +108,9 @@ struct ImageStoreStats {
   uint64_t pages_shared = 0;
   uint64_t hash_collisions = 0;
   uint64_t images_evicted = 0;
+  // Of a directory: files that cannot be read, or do not match their digests,
+  // when asked. Nothing else that the statistics count has them.
+  uint64_t damaged_files = 0;
 };
 
 class ImageStore {

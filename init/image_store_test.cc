@@ -426,6 +426,118 @@ TEST_P(DirectoryStoreTest, ADamagedFileIsNamed) {
   EXPECT_THAT(status.message(), HasSubstr(".ftref"));
 }
 
+// Changes a byte of each file of the directory with that ending.
+void Damage(const std::string& directory, const std::string& ending,
+            std::streamoff at) {
+  for (const auto& entry :
+       std::filesystem::recursive_directory_iterator(directory)) {
+    if (entry.path().extension() != ending) continue;
+    std::filesystem::permissions(entry.path(),
+                                 std::filesystem::perms::owner_all);
+    std::fstream file(entry.path(),
+                      std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(at);
+    file.put('\x55');
+  }
+}
+
+TEST_P(DirectoryStoreTest, ADamagedRecordConcernsItsImageAlone) {
+  {
+    const auto store = Open();
+    PutOrDie(*store, "a", *MakeImage(Numbered(10, 1)));
+  }
+  Damage(directory(), ".ftref", 40);
+  const auto store = Open();
+  PutOrDie(*store, "b", *MakeImage(Numbered(5, 100)));
+  ExpectHolds(*store->Get("b").value(), Numbered(5, 100));
+  const auto list = store->List();
+  ASSERT_TRUE(list.ok()) << list.status();
+  EXPECT_EQ(list->size(), 1u);
+  const auto stats = store->Stats();
+  ASSERT_TRUE(stats.ok()) << stats.status();
+  EXPECT_EQ(stats->images, 1u);
+  EXPECT_EQ(stats->damaged_files, 1u);
+  // Put anew, it is whole again.
+  PutOrDie(*store, "a", *MakeImage(Numbered(10, 1)));
+  ExpectHolds(*store->Get("a").value(), Numbered(10, 1));
+  EXPECT_EQ(store->Stats()->damaged_files, 0u);
+}
+
+TEST_P(DirectoryStoreTest, ADamagedSegmentConcernsItsImagesAlone) {
+  {
+    const auto store = Open();
+    PutOrDie(*store, "a", *MakeImage(Numbered(10, 1)));
+  }
+  Damage(directory(), ".ftimg", 1);  // In its magic.
+  const auto store = Open();
+  PutOrDie(*store, "b", *MakeImage(Numbered(5, 100)));
+  EXPECT_FALSE(store->Get("a").ok());
+  EXPECT_EQ(store->List()->size(), 2u);
+  EXPECT_EQ(store->Stats()->damaged_files, 1u);
+  PutOrDie(*store, "a", *MakeImage(Numbered(10, 1)));
+  ExpectHolds(*store->Get("a").value(), Numbered(10, 1));
+  EXPECT_EQ(store->Stats()->damaged_files, 0u);
+}
+
+TEST_P(DirectoryStoreTest, ADamagedNameConcernsItselfAlone) {
+  const auto store = Open();
+  PutOrDie(*store, "a", *MakeImage(Numbered(10, 1)));
+  for (const auto& entry : std::filesystem::directory_iterator(
+           std::filesystem::path(directory()) / "names")) {
+    std::filesystem::permissions(entry.path(),
+                                 std::filesystem::perms::owner_all);
+    std::ofstream(entry.path()) << "no digest";
+  }
+  PutOrDie(*store, "b", *MakeImage(Numbered(5, 100)));
+  EXPECT_EQ(store->Stats()->names, 1u);
+  EXPECT_EQ(store->Stats()->damaged_files, 1u);
+  EXPECT_THAT(store->Get("a").status().message(), HasSubstr("holds no digest"));
+}
+
+// What is not damaged, but of a newer build, keeps its pages.
+TEST_P(DirectoryStoreTest, PagesOfAnImageThatCannotBeReadStay) {
+  const auto store = Open();
+  PutOrDie(*store, "a", *MakeImage(Numbered(10, 1)));
+  for (const auto& entry : std::filesystem::directory_iterator(
+           std::filesystem::path(directory()) / "images")) {
+    std::filesystem::remove(entry.path());
+    // A folder cannot be read as a file, whoever asks.
+    std::filesystem::create_directory(entry.path());
+  }
+  EXPECT_EQ(store->Trim(0).value(), 0u);
+  EXPECT_EQ(store->Stats()->segments, 1u);
+  EXPECT_EQ(store->Stats()->damaged_files, 1u);
+}
+
+TEST_P(DirectoryStoreTest, TemporaryFilesOfKilledWritersAreTakenAway) {
+  const auto store = Open();
+  std::vector<std::filesystem::path> left;
+  for (const char* folder : {"segments", "images", "names"}) {
+    left.push_back(std::filesystem::path(directory()) / folder /
+                   ".a.ftimg.0123456789abcdef.tmp");
+    std::ofstream(left.back()) << "half";
+  }
+  EXPECT_TRUE(store->Trim(uint64_t{1} << 40).ok());
+  for (const auto& path : left) EXPECT_FALSE(std::filesystem::exists(path));
+}
+
+TEST_P(DirectoryStoreTest, LinksInTheDirectoryLeadNoWriteElsewhere) {
+  const auto store = Open();
+  PutOrDie(*store, "a", *MakeImage(Numbered(10, 1)));
+  const std::filesystem::path elsewhere =
+      std::filesystem::path(directory()).parent_path() / "elsewhere";
+  std::ofstream(elsewhere) << "mine";
+  for (const auto& entry : std::filesystem::directory_iterator(
+           std::filesystem::path(directory()) / "names")) {
+    std::filesystem::remove(entry.path());
+    std::filesystem::create_symlink(elsewhere, entry.path());
+  }
+  PutOrDie(*store, "a", *MakeImage(Numbered(10, 1)));
+  std::string text;
+  std::ifstream(elsewhere) >> text;
+  EXPECT_EQ(text, "mine");
+}
+
 TEST_P(DirectoryStoreTest, WhatADeadProcessLeftIsTakenAway) {
   const auto store = Open();
   PutOrDie(*store, "a", *MakeImage(Numbered(10, 1)));

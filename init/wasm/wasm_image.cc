@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <set>
 #include <string>
 #include <string_view>
@@ -136,6 +137,12 @@ class Reader : public wabt::BinaryReaderNop {
     const auto given = options_.globals.find(global.name);
     if (given != options_.globals.end()) {
       names_seen_.insert(global.name);
+      const auto number = static_cast<int64_t>(given->second);
+      if (type == wabt::Type::I32 && too_large_.empty() &&
+          (number < std::numeric_limits<int32_t>::min() ||
+           number > std::numeric_limits<uint32_t>::max())) {
+        too_large_ = global.name;
+      }
       global.value.kind = Value::Kind::kNumber;
       global.value.bits = type == wabt::Type::I32
                               ? static_cast<uint32_t>(given->second)
@@ -382,6 +389,7 @@ class Reader : public wabt::BinaryReaderNop {
   std::vector<std::vector<Active>> active_;  // By memory.
   std::vector<Global> globals_;
   std::set<std::string> names_seen_;  // Of options_.globals.
+  std::string too_large_;  // A global whose value does not fit; or empty.
 
   // The constant expression that is being read.
   bool in_expression_ = false;
@@ -395,6 +403,13 @@ class Reader : public wabt::BinaryReaderNop {
 };
 
 absl::Status Reader::CheckOptions() const {
+  if (!too_large_.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        Name(), ": the value ", options_.globals.at(too_large_),
+        " of global '", Printable(too_large_),
+        "' does not fit its 32 bits: it is an i32, from -2147483648 to "
+        "4294967295"));
+  }
   for (const auto& [name, value] : options_.globals) {
     if (names_seen_.contains(name)) continue;
     std::string imported;

@@ -65,8 +65,9 @@ struct WasmImageOptions {
   // "<name>#1", and so on.
   std::string name;
   // Values of imported globals, by "<module>.<field>": what the host will give
-  // it. Of an i32, the low 32 bits count. A name that the module does not
-  // import is an error.
+  // it. Of an i32: below 2^32, or a negative number from -2^31 on as two's
+  // complement of 64 bits. A value that does not fit is an error, and so is a
+  // name that the module does not import.
   std::map<std::string, uint64_t> globals;
   // What imported memories have at first. Nothing: what the import asks for at
   // least. An error if it does not lie within the bounds of the import.

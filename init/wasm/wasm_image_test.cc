@@ -187,13 +187,35 @@ TEST(WasmImageTest, AnOffsetThatDependsOnAnImportIsNamed) {
   EXPECT_EQ(images->unresolved[1].offset,
             "i32.const 16; global.get 2; i32.add");
   EXPECT_EQ(images->unresolved[1].needs, "env.__memory_base");
-  // With its value, nothing is missing; bits above 32 do not count.
-  images = Images(module, {.globals = {{"env.__memory_base", 0xff00000400}}});
+  // With its value, nothing is missing.
+  images = Images(module, {.globals = {{"env.__memory_base", 0x400}}});
   ASSERT_TRUE(images.ok()) << images.status();
   EXPECT_TRUE(images->unresolved.empty());
   const Bytes contents = Contents(images->memories[0]);
   EXPECT_EQ(std::memcmp(contents.data() + 1024, "unknown", 7), 0);
   EXPECT_EQ(std::memcmp(contents.data() + 1024 + 8 + 16, "too", 3), 0);
+}
+
+TEST(WasmImageTest, AValueThatDoesNotFitAGlobalIsAnError) {
+  const std::string module =
+      "(module (import \"env\" \"base\" (global i32))"
+      " (import \"env\" \"wide\" (global i64)) (memory 1))";
+  EXPECT_EQ(Images(module, {.globals = {{"env.base", 4294968320}}}).status(),
+            absl::InvalidArgumentError(
+                "module 'm': the value 4294968320 of global 'env.base' does "
+                "not fit its 32 bits: it is an i32, from -2147483648 to "
+                "4294967295"));
+  const auto negative = [](int64_t value) {
+    return static_cast<uint64_t>(value);
+  };
+  EXPECT_FALSE(
+      Images(module, {.globals = {{"env.base", negative(-2147483649)}}}).ok());
+  for (const uint64_t value :
+       {negative(-2147483648), negative(-1), uint64_t{4294967295}}) {
+    EXPECT_TRUE(Images(module, {.globals = {{"env.base", value}}}).ok())
+        << value;
+  }
+  EXPECT_TRUE(Images(module, {.globals = {{"env.wide", 4294968320}}}).ok());
 }
 
 TEST(WasmImageTest, AValueForAGlobalThatIsNotImportedIsAnError) {
