@@ -131,15 +131,17 @@ absl::StatusOr<AtomicFile> AtomicFile::Create(const std::string& path,
 }
 
 absl::Status AtomicFile::Open() {
-  fd_.reset(open(DirectoryOf(target_).c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC,
-                 0444));
+  // By way of /proc it gets its name; see NameIt.
+  if (access("/proc/self/fd", X_OK) == 0) {
+    fd_.reset(open(DirectoryOf(target_).c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC,
+                   0444));
+  }
   // Whatever stands against it, the other way tells of it by name.
   if (fd_) return absl::OkStatus();
   for (;;) {
     absl::StatusOr<std::string> name = TemporaryName(path_, target_);
     if (!name.ok()) return name.status();
-    fd_.reset(
-        open(name->c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0444));
+    fd_.reset(open(name->c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0444));
     if (fd_) {
       temporary_ = *std::move(name);
       return absl::OkStatus();

@@ -34,7 +34,9 @@ class AtomicFileTest : public ::testing::Test {
   }
   ~AtomicFileTest() override { fs::remove_all(folder_); }
 
-  std::string Path(const std::string& name) const { return folder_ + "/" + name; }
+  std::string Path(const std::string& name) const {
+    return folder_ + "/" + name;
+  }
 
   static absl::Status WriteTo(
       const std::string& path, const std::string& text, bool replace = true,
@@ -96,9 +98,8 @@ TEST_F(AtomicFileTest, LinksThatGoInCirclesAreNamed) {
 TEST_F(AtomicFileTest, ReplacesALinkWhereThatIsAskedFor) {
   ASSERT_TRUE(WriteTo(Path("file"), "old").ok());
   fs::create_symlink("file", Path("link"));
-  EXPECT_TRUE(WriteTo(Path("link"), "new", true,
-                      AtomicFile::Existing::kReplace)
-                  .ok());
+  EXPECT_TRUE(
+      WriteTo(Path("link"), "new", true, AtomicFile::Existing::kReplace).ok());
   EXPECT_FALSE(fs::is_symlink(Path("link")));
   EXPECT_EQ(Contents(Path("file")), "old");
 }

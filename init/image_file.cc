@@ -442,11 +442,10 @@ absl::StatusOr<PendingImageFile> PrepareImageFile(
         absl::StrCat(prefix, "the manifest would have ", layout.manifest_bytes,
                      " bytes, more than the limit of ", kMaxManifestBytes));
   }
-  absl::StatusOr<ImageFileWriter> writer =
-      ImageFileWriter::Create(path, layout, calls,
-                              options.follow_links
-                                  ? AtomicFile::Existing::kFollow
-                                  : AtomicFile::Existing::kReplace);
+  absl::StatusOr<ImageFileWriter> writer = ImageFileWriter::Create(
+      path, layout, calls,
+      options.follow_links ? AtomicFile::Existing::kFollow
+                           : AtomicFile::Existing::kReplace);
   if (!writer.ok()) return writer.status();
   std::vector<std::byte> buffer(kExtentPieceBytes);
   const uint64_t total = PageCount(info.stored_pages).bytes();

@@ -145,9 +145,9 @@ absl::StatusOr<ImageFileInfo> WriteImageFile(
     const WriteImageFileOptions& options = {},
     MemfdCalls& calls = RealMemfdCalls());
 
-// A file that is written, and whose name is still to be given: for several files
-// of which all are to appear, or none. Whatever can be known to fail has failed
-// by then: no room, a folder of that name.
+// A file that is written, and whose name is still to be given: for several
+// files of which all are to appear, or none. Whatever can be known to fail has
+// failed by then: no room, a folder of that name.
 class PendingImageFile {
  public:
   // Gives the file its name. The last call.

@@ -405,8 +405,8 @@ class Reader : public wabt::BinaryReaderNop {
 absl::Status Reader::CheckOptions() const {
   if (!too_large_.empty()) {
     return absl::InvalidArgumentError(absl::StrCat(
-        Name(), ": the value ", options_.globals.at(too_large_),
-        " of global '", Printable(too_large_),
+        Name(), ": the value ", options_.globals.at(too_large_), " of global '",
+        Printable(too_large_),
         "' does not fit its 32 bits: it is an i32, from -2147483648 to "
         "4294967295"));
   }
