@@ -3,16 +3,17 @@
 
 #include <unistd.h>
 
-#include <cstdio>
-#include <cstdlib>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "absl/flags/flag.h"
-#include "absl/flags/reflection.h"
+#include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "firsttouch/tools/cli/command_line.h"
+#include "firsttouch/tools/cli/terminal.h"
 #include "firsttouch/tools/doctor.pb.h"
 #include "firsttouch/tools/doctor_report.h"
 #include "firsttouch/tools/doctor_text.h"
@@ -20,98 +21,77 @@
 #include "firsttouch/uffd/probe.h"
 #include "firsttouch/uffd/self_test.h"
 
-ABSL_FLAG(std::string, format, "text", "What to print: text or json.");
-ABSL_FLAG(absl::Duration, time_limit, absl::Seconds(5),
-          "How long each feature that is tried may take.");
-ABSL_FLAG(std::string, hang_for_test, "",
-          "For tests of this program: the feature (\"in-thread.copy\") whose "
-          "try is to hang.");
-
 namespace firsttouch::tools {
 namespace {
 
-constexpr int kExitUsage = 64;
+constexpr char kName[] = "doctor";
 
-constexpr char kUsage[] =
-    "Says what this machine, kernel and user allow a userfaultfd-backed memory "
-    "pool,\nafter trying each feature, and what to change to get more.\n\n"
-    "  doctor [--format=text|json] [--time_limit=5s]\n\n"
-    "Exit codes: 0 all that is recommended works, 1 works with restrictions,\n"
-    "2 no userfaultfd (pools do without it), 64 the command line is wrong.\n";
+// What cannot happen (EX_SOFTWARE).
+constexpr int kExitInternal = 70;
 
-[[noreturn]] void UsageError(const std::string& text) {
-  std::fprintf(stderr, "doctor: %s\nTry --help.\n", text.c_str());
-  std::exit(kExitUsage);
-}
-
-// absl::ParseCommandLine ends a wrong command line with exit code 1, which here
-// is an answer. So the flags are looked up and set one by one.
-void ParseFlags(int argc, char** argv) {
-  for (int i = 1; i < argc; ++i) {
-    const std::string argument = argv[i];
-    if (argument == "--help" || argument == "-h") {
-      std::fputs(kUsage, stdout);
-      std::exit(0);
-    }
-    if (argument.substr(0, 2) != "--") {
-      UsageError(absl::StrCat("\"", argument, "\" is not a flag"));
-    }
-    const size_t equals = argument.find('=');
-    const std::string name = argument.substr(2, equals - 2);
-    absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
-    if (flag == nullptr) {
-      UsageError(absl::StrCat("there is no flag --", name));
-    }
-    std::string value;
-    if (equals != std::string::npos) {
-      value = argument.substr(equals + 1);
-    } else if (++i < argc) {
-      value = argv[i];
-    } else {
-      UsageError(absl::StrCat("--", name, " needs a value"));
-    }
-    std::string error;
-    if (!flag->ParseFrom(value, &error)) {
-      UsageError(absl::StrCat("--", name, "=", value, ": ", error));
-    }
+int Main(const std::vector<std::string>& arguments) {
+  const std::unique_ptr<CLI::App> app = cli::MakeApp(
+      {.name = kName,
+       .version = "0.1.0",
+       .description =
+           "Says what this machine, kernel and user allow a "
+           "userfaultfd-backed memory pool, after trying each feature, and "
+           "what to change to get more.",
+       .examples = "  doctor\n"
+                   "  doctor --format=json\n",
+       .exit_codes = {{0, "all that is recommended works"},
+                      {1, "works with restrictions"},
+                      {2, "no userfaultfd works; pools do without it"}},
+       .single = true});
+  std::string format = "text";
+  std::string color = "auto";
+  std::string time_limit = "5s";
+  std::string hang;
+  app->add_option("--format", format, "What to print")
+      ->check(CLI::IsMember({"text", "json"}));
+  app->add_option("--color", color,
+                  "Colours: auto is on a terminal, unless NO_COLOR is set")
+      ->check(CLI::IsMember({"auto", "always", "never"}));
+  app->add_option("--time-limit", time_limit,
+                  "How long each feature that is tried may take, as 5s or "
+                  "200ms")
+      ->type_name("DURATION");
+  // For tests of this program: the feature whose try is to hang.
+  app->add_option("--hang-for-test", hang)->group("");
+  if (const std::optional<cli::Ending> ending = cli::Parse(*app, arguments)) {
+    return cli::End(kName, *ending);
   }
-  const std::string format = absl::GetFlag(FLAGS_format);
-  if (format != "text" && format != "json") {
-    UsageError(absl::StrCat("--format=", format, ": text or json"));
-  }
-  if (absl::GetFlag(FLAGS_time_limit) <= absl::ZeroDuration()) {
-    UsageError("--time_limit: a duration above zero, such as 5s");
-  }
-}
-
-int Main(int argc, char** argv) {
-  ParseFlags(argc, argv);
-  const UffdFacts facts = Probe(RealKernel());
   SelfTestOptions options;
-  options.time_limit = absl::GetFlag(FLAGS_time_limit);
-  options.hang = absl::GetFlag(FLAGS_hang_for_test);
+  if (!absl::ParseDuration(time_limit, &options.time_limit) ||
+      options.time_limit <= absl::ZeroDuration()) {
+    return cli::End(
+        kName, {.exit_code = cli::kExitUsage,
+                .error = absl::StrCat("--time-limit: \"", time_limit,
+                                      "\" is not a duration above zero, such "
+                                      "as 5s; doctor --help tells more")});
+  }
+  options.hang = hang;
+  const UffdFacts facts = Probe(RealKernel());
   const std::vector<SelfTestResult> tests = RunSelfTests(RealKernel(), options);
   const DoctorReport report = MakeReport(facts, tests);
-  std::string out;
-  if (absl::GetFlag(FLAGS_format) == "json") {
-    absl::StatusOr<std::string> json = ReportAsJson(report);
-    if (!json.ok()) {
-      std::fprintf(stderr, "doctor: %s\n", json.status().ToString().c_str());
-      return 70;
-    }
-    out = *std::move(json);
-  } else {
-    const char* no_color = std::getenv("NO_COLOR");
-    const bool color = isatty(STDOUT_FILENO) == 1 &&
-                       (no_color == nullptr || *no_color == '\0');
-    out = ReportAsText(report, color);
+  if (format == "text") {
+    return cli::End(
+        kName,
+        {.exit_code = ExitCode(report),
+         .out = ReportAsText(report, cli::WantsColor(color, STDOUT_FILENO))});
   }
-  std::fputs(out.c_str(), stdout);
-  if (std::fflush(stdout) != 0) return 74;
-  return ExitCode(report);
+  const absl::StatusOr<std::string> json = ReportAsJson(report);
+  if (!json.ok()) {
+    return cli::End(kName, {.exit_code = kExitInternal,
+                            .error = absl::StrCat(json.status().message())});
+  }
+  return cli::End(kName, {.exit_code = ExitCode(report), .out = *json});
 }
 
 }  // namespace
 }  // namespace firsttouch::tools
 
-int main(int argc, char** argv) { return firsttouch::tools::Main(argc, argv); }
+int main(int argc, char** argv) {
+  return firsttouch::tools::Main(
+      std::vector<std::string>(argv + (argc > 0 ? 1 : 0), argv + argc));
+}

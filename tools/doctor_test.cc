@@ -1,6 +1,7 @@
 // Runs the doctor as its users do: as whoever runs the tests, as nobody, and
 // under a filter as a container has it.
 
+#include <fcntl.h>
 #include <pty.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -112,8 +113,8 @@ TEST(Doctor, NamesASeccompFilter) {
 }
 
 TEST(Doctor, SurvivesAKernelThatHangs) {
-  const ChildResult child = Doctor({"--hang_for_test=in-thread.copy",
-                                    "--time_limit=200ms", "--format=json"});
+  const ChildResult child = Doctor({"--hang-for-test=in-thread.copy",
+                                    "--time-limit=200ms", "--format=json"});
   const DoctorReport report = Parse(child.output);
   EXPECT_NE(child.exit_code, 0);
   EXPECT_FALSE(child.timed_out);
@@ -136,21 +137,52 @@ TEST(Doctor, UsageErrorsAre64) {
     std::vector<std::string> flags;
     const char* text;
   } kCases[] = {
-      {{"--format=xml"}, "doctor: --format=xml: text or json"},
-      {{"--frobnicate"}, "doctor: there is no flag --frobnicate"},
-      {{"text"}, "doctor: \"text\" is not a flag"},
-      {{"--time_limit=0s"}, "doctor: --time_limit: a duration above zero"},
-      {{"--time_limit=soon"}, "doctor: --time_limit=soon: Illegal value"},
-      {{"--format"}, "doctor: --format needs a value"},
+      {{"--format=xml"}, "doctor: --format: xml not in {text,json}"},
+      {{"--frobnicate"}, "doctor: there is no option --frobnicate; doctor"},
+      {{"--time_limit=1s"},
+       "doctor: there is no option --time_limit; did you "
+       "mean --time-limit?"},
+      {{"text"}, "doctor: there is no command text; doctor"},
+      {{"--time-limit=0s"}, "doctor: --time-limit: \"0s\" is not a duration"},
+      {{"--time-limit", "soon"}, "doctor: --time-limit: \"soon\" is not"},
+      {{"--format"}, "doctor: --format"},
   };
   for (const auto& c : kCases) {
     const ChildResult child = Doctor(c.flags);
     EXPECT_EQ(child.exit_code, 64) << c.text;
-    EXPECT_THAT(child.output, AllOf(HasSubstr(c.text), HasSubstr("--help")));
+    EXPECT_THAT(child.output, HasSubstr(c.text));
   }
+}
+
+TEST(Doctor, HasHelpVersionManualAndCompletions) {
   const ChildResult help = Doctor({"--help"});
   EXPECT_EQ(help.exit_code, 0);
-  EXPECT_THAT(help.output, HasSubstr("Exit codes: 0 all"));
+  EXPECT_THAT(help.output, AllOf(HasSubstr("Exit codes:\n  0   all"),
+                                 HasSubstr("--time-limit=DURATION"),
+                                 Not(HasSubstr("for-test"))));
+  EXPECT_EQ(Doctor({"--version"}).output, "doctor 0.1.0\n");
+  EXPECT_EQ(Doctor({"help"}).output, help.output);
+  const ChildResult manual = Doctor({"manual"});
+  EXPECT_EQ(manual.exit_code, 0);
+  EXPECT_THAT(manual.output, AllOf(HasSubstr(".TH DOCTOR 1"),
+                                   HasSubstr("works with restrictions"),
+                                   Not(HasSubstr("for-test"))));
+  EXPECT_THAT(Doctor({"completions", "bash"}).output,
+              HasSubstr("complete -o filenames -F _doctor doctor"));
+}
+
+TEST(Doctor, OutputThatIsLostIsNoSuccess) {
+  for (const char* flag : {"--format=json", "--format=text", "--help"}) {
+    const ChildResult child = RunInChild([flag]() -> std::string {
+      const int full = open("/dev/full", O_WRONLY | O_CLOEXEC);
+      if (full < 0 || dup2(full, STDOUT_FILENO) < 0) return "skip";
+      Exec({flag});
+    });
+    if (child.output == "skip") GTEST_SKIP() << "/dev/full";
+    EXPECT_EQ(child.exit_code, 74) << flag;
+    EXPECT_THAT(child.output,
+                HasSubstr("doctor: standard output: No space left on device"));
+  }
 }
 
 // What it writes to a terminal.
@@ -164,6 +196,7 @@ std::string OnATerminal(bool no_color) {
     } else {
       unsetenv("NO_COLOR");
     }
+    setenv("TERM", "xterm", 1);
     Exec({});
   }
   std::string output;

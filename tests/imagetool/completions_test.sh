@@ -26,10 +26,10 @@ complete_to() {
   fi
 }
 
-complete_to "map merge" m
+complete_to "manual map merge" m
 complete_to "--format" map --fo
 # "=" is a word of its own where bash breaks words there.
-complete_to "json text" map --format =
+complete_to "csv json text" map --format =
 complete_to "json" map --format = j
 complete_to "auto raw segments wasm" build --from =
 complete_to "bash zsh" completions ""
@@ -38,10 +38,4 @@ complete_to "hello.ftimg hello.wasm other.txt" map --svg = ""
 # A number is nobody's to guess.
 complete_to "" map --width = ""
 
-"$imagetool" completions zsh >_imagetool
-if type zsh >/dev/null 2>&1; then
-  zsh -n _imagetool
-else
-  echo "there is no zsh here: its completions were not read"
-fi
 exit "$failed"

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdio>
+#include <map>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -19,6 +21,26 @@ namespace {
 constexpr size_t kHelpColumns = 80;
 constexpr size_t kHelpIndent = 26;
 constexpr char kCompletions[] = "completions";
+constexpr char kHelp[] = "help";
+constexpr char kManual[] = "manual";
+
+// An App, with what help and the manual page need beside it.
+class DescribedApp : public CLI::App {
+ public:
+  explicit DescribedApp(const Program& program)
+      : CLI::App(program.description, program.name), program_(program) {}
+
+  const Program& program() const { return program_; }
+  // Of each command, by its name.
+  std::map<std::string, std::string>& examples() { return examples_; }
+  const std::map<std::string, std::string>& examples() const {
+    return examples_;
+  }
+
+ private:
+  const Program program_;
+  std::map<std::string, std::string> examples_;
+};
 
 // `text` broken at blanks; its first line begins at column `first`.
 std::string Wrap(const std::string& text, size_t first, size_t indent) {
@@ -61,8 +83,10 @@ std::vector<std::string> ValuesOf(const CLI::Option& option) {
 std::string KindOf(const CLI::Option& option) {
   const std::string type = option.get_type_name();
   const std::vector<std::string> values = ValuesOf(option);
-  if (!values.empty()) return absl::StrJoin(values, "|");
-  return type.substr(0, type.find(':'));
+  std::string name = type.substr(0, type.find(':'));
+  const bool named = !name.empty() && name != "TEXT" && name[0] != '{';
+  if (!values.empty() && !named) return absl::StrJoin(values, "|");
+  return name;
 }
 
 // "-o,--output=FILE"
@@ -128,9 +152,15 @@ std::vector<std::string> CommandNames(const CLI::App& app) {
   return names;
 }
 
+// Those that help shows.
+std::vector<const CLI::Option*> OptionsOf(const CLI::App& app) {
+  return app.get_options(
+      [](const CLI::Option* option) { return !option->get_group().empty(); });
+}
+
 std::vector<std::string> FlagsOf(const CLI::App& app) {
   std::vector<std::string> flags;
-  for (const CLI::Option* option : app.get_options()) {
+  for (const CLI::Option* option : OptionsOf(app)) {
     for (const std::string& name : option->get_lnames()) {
       flags.push_back("--" + name);
     }
@@ -171,7 +201,9 @@ std::string Explain(const CLI::App& app, const std::vector<std::string>& words,
                     const CLI::ParseError& error) {
   const CLI::App* command = CommandOf(app, words);
   const std::string* word = CommandWord(words);
-  if (command == nullptr && word != nullptr) {
+  const bool single = app.get_require_subcommand_min() == 0;
+  if (command == nullptr && word != nullptr &&
+      (!single || dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr)) {
     return NoSuch("command", *word, CommandNames(app), app.get_name());
   }
   const CLI::App& scope = command == nullptr ? app : *command;
@@ -187,12 +219,20 @@ std::string Explain(const CLI::App& app, const std::vector<std::string>& words,
       return NoSuch("option", name, flags, help);
     }
   }
-  if (command == nullptr) {
+  if (command == nullptr && !single) {
     return absl::StrCat("no command is given; ", help, " --help lists them");
   }
   return absl::StrCat(
       Printable(absl::StrReplaceAll(error.what(), {{"\n", " "}})), "; ", help,
       " --help tells more");
+}
+
+// The help of the program, or of the command that is named.
+std::string HelpOf(const CLI::App& app, const CLI::App* command) {
+  if (command != nullptr) return command->help(app.get_name());
+  // App::help gives that of the command that has been parsed.
+  return app.get_formatter()->make_help(&app, app.get_name(),
+                                        CLI::AppFormatMode::Normal);
 }
 
 // What completes a value, as words of compgen.
@@ -203,6 +243,7 @@ std::string BashAction(const CLI::Option& option) {
   }
   const std::string kind = KindOf(option);
   if (kind == "FILE") return "-f";
+  if (kind == "PID") return "-W \"$(cd /proc && echo [0-9]*)\"";
   return kind == "DIRECTORY" ? "-d" : "";
 }
 
@@ -210,11 +251,14 @@ std::string BashCompletions(const CLI::App& app) {
   std::string options;
   std::string operands;
   std::string flags;
-  for (const CLI::App* command : Commands(app)) {
-    const std::string& name = command->get_name();
+  std::vector<const CLI::App*> all = Commands(app);
+  // Options without a command, of a program that needs none.
+  all.push_back(&app);
+  for (const CLI::App* command : all) {
+    const std::string name = command == &app ? "*" : command->get_name();
     absl::StrAppend(&flags, "      ", name, ") action=(-W '",
                     absl::StrJoin(FlagsOf(*command), " "), "') ;;\n");
-    for (const CLI::Option* option : command->get_options()) {
+    for (const CLI::Option* option : OptionsOf(*command)) {
       const std::string action = BashAction(*option);
       if (action.empty()) {
         // A value that nobody can guess; not an operand.
@@ -257,7 +301,8 @@ _NAME() {
 OPTIONS  esac
   if (( ${#action[@]} == 0 )); then
     if (( COMP_CWORD == 1 )); then
-      action=(-W 'COMMANDS --help --version')
+      action=(-W 'COMMANDS TOP')
+      [[ "$current" == -* ]] || action=(-W 'COMMANDS')
     elif [[ "$current" == -* ]]; then
       case "$command" in
 FLAGS      esac
@@ -275,6 +320,7 @@ complete -o filenames -F _NAME NAME
        {"OPERANDS", operands},
        {"FLAGS", flags},
        {"COMMANDS", absl::StrJoin(CommandNames(app), " ")},
+       {"TOP", absl::StrJoin(FlagsOf(app), " ")},
        {"NAME", app.get_name()}});
 }
 
@@ -291,7 +337,27 @@ std::string ZshAction(const CLI::Option& option) {
   }
   const std::string kind = KindOf(option);
   if (kind == "FILE") return "_files";
+  if (kind == "PID") return "_pids";
   return kind == "DIRECTORY" ? "_files -/" : " ";
+}
+
+// The arguments of _arguments for a command.
+std::string ZshArguments(const CLI::App& command) {
+  std::string out;
+  for (const CLI::Option* option : OptionsOf(command)) {
+    const std::string value =
+        absl::StrCat(":", KindOf(*option), ":", ZshAction(*option));
+    if (IsPositional(*option)) {
+      absl::StrAppend(&out, "      '",
+                      option->get_expected_max() > 1 ? "*" : "", value, "'\n");
+    }
+    for (const std::string& name : option->get_lnames()) {
+      absl::StrAppend(&out, "      '--", name, TakesValue(*option) ? "=[" : "[",
+                      ZshText(option->get_description()), "]",
+                      TakesValue(*option) ? value : "", "'\n");
+    }
+  }
+  return out;
 }
 
 std::string ZshCompletions(const CLI::App& app) {
@@ -300,23 +366,8 @@ std::string ZshCompletions(const CLI::App& app) {
   for (const CLI::App* command : Commands(app)) {
     absl::StrAppend(&commands, "    '", command->get_name(), ":",
                     ZshText(FirstSentence(command->get_description())), "'\n");
-    absl::StrAppend(&cases, "    ", command->get_name(), ") arguments=(\n");
-    for (const CLI::Option* option : command->get_options()) {
-      const std::string value =
-          absl::StrCat(":", KindOf(*option), ":", ZshAction(*option));
-      if (IsPositional(*option)) {
-        absl::StrAppend(&cases, "      '",
-                        option->get_expected_max() > 1 ? "*" : "", value,
-                        "'\n");
-      }
-      for (const std::string& name : option->get_lnames()) {
-        absl::StrAppend(&cases, "      '--", name,
-                        TakesValue(*option) ? "=[" : "[",
-                        ZshText(option->get_description()), "]",
-                        TakesValue(*option) ? value : "", "'\n");
-      }
-    }
-    absl::StrAppend(&cases, "    ) ;;\n");
+    absl::StrAppend(&cases, "    ", command->get_name(), ") arguments=(\n",
+                    ZshArguments(*command), "    ) ;;\n");
   }
   return absl::StrReplaceAll(
       R"(#compdef NAME
@@ -325,30 +376,107 @@ _NAME() {
   local -a commands arguments
   commands=(
 COMMANDS  )
-  if (( CURRENT == 2 )); then
+  if (( CURRENT == 2 )) && [[ ${words[2]} != -* ]]; then
     _describe command commands
     return
   fi
   case ${words[2]} in
-CASES  esac
+CASES    *) _arguments \
+TOP      && return ;;
+  esac
+  (( ${#arguments} )) || return 1
   shift words
   (( CURRENT-- ))
   _arguments $arguments
 }
-compdef _NAME NAME
+# Loaded by its name, this file is the body of _NAME; sourced, it is not.
+if [[ "${funcstack[1]}" == _NAME ]]; then
+  _NAME "$@"
+else
+  compdef _NAME NAME
+fi
 )",
-      {{"COMMANDS", commands}, {"CASES", cases}, {"NAME", app.get_name()}});
+      {{"COMMANDS", commands},
+       {"CASES", cases},
+       {"TOP", absl::StrReplaceAll(ZshArguments(app), {{"'\n", "' \\\n"}})},
+       {"NAME", app.get_name()}});
+}
+
+// --- The manual page ---
+
+std::string Roff(const std::string& text) {
+  std::string out = absl::StrReplaceAll(
+      text, {{"\\", "\\e"}, {"-", "\\-"}, {"'", "\\(aq"}, {"\n.", "\n\\&."}});
+  if (!out.empty() && out.front() == '.') out.insert(0, "\\&");
+  return out;
+}
+
+std::string Upper(std::string text) {
+  absl::AsciiStrToUpper(&text);
+  return text;
+}
+
+std::string Operands(const CLI::App& command) {
+  std::string out;
+  for (const CLI::Option* option : OptionsOf(command)) {
+    if (!IsPositional(*option)) continue;
+    const std::string name =
+        absl::StrCat("\\fI", Roff(option->get_name(true)), "\\fR",
+                     option->get_expected_max() > 1 ? "..." : "");
+    absl::StrAppend(
+        &out, " ",
+        option->get_required() ? name : absl::StrCat("[", name, "]"));
+  }
+  return out;
+}
+
+std::string ManualOptions(const CLI::App& command) {
+  std::string out;
+  for (const CLI::Option* option : OptionsOf(command)) {
+    const std::vector<std::string> values = ValuesOf(*option);
+    const bool operand = IsPositional(*option);
+    const std::string head = operand ? option->get_name(true) : Head(*option);
+    absl::StrAppend(&out, ".TP\n\\fB", Roff(head), "\\fR\n",
+                    Roff(option->get_description()), ".\n");
+    // Where the head does not show them.
+    if (!values.empty() &&
+        (operand || KindOf(*option).find('|') == std::string::npos)) {
+      absl::StrAppend(&out, "One of: ", Roff(absl::StrJoin(values, ", ")),
+                      ".\n");
+    }
+  }
+  return out;
+}
+
+std::string Example(const std::string& text) {
+  if (text.empty()) return "";
+  return absl::StrCat(".PP\nExamples:\n.PP\n.nf\n", Roff(text), ".fi\n");
+}
+
+std::string ExitCodes(const Program& program) {
+  std::string out;
+  std::vector<std::pair<int, std::string>> codes = program.exit_codes;
+  codes.emplace_back(kExitUsage, "the command line is wrong");
+  codes.emplace_back(kExitCannotPrint, "standard output cannot be written");
+  for (const auto& [code, meaning] : codes) {
+    absl::StrAppend(&out, ".TP\n", code, "\n", Roff(meaning), ".\n");
+  }
+  return out;
 }
 
 }  // namespace
 
 std::unique_ptr<CLI::App> MakeApp(const Program& program) {
-  auto app = std::make_unique<CLI::App>(program.description, program.name);
+  auto app = std::make_unique<DescribedApp>(program);
   app->set_help_flag("-h,--help", "Print this help and end");
   app->set_version_flag("--version",
                         absl::StrCat(program.name, " ", program.version),
                         "Print the version and end");
-  app->require_subcommand(1);
+  if (program.single) {
+    app->require_subcommand(0, 1);
+  } else {
+    app->require_subcommand(1);
+  }
   app->formatter(std::make_shared<HelpFormatter>());
   std::string codes = "\nExit codes:\n";
   for (const auto& [code, meaning] : program.exit_codes) {
@@ -358,14 +486,25 @@ std::unique_ptr<CLI::App> MakeApp(const Program& program) {
   absl::StrAppend(&codes, "  ", kExitUsage, "  the command line is wrong\n",
                   "  ", kExitCannotPrint,
                   "  standard output cannot be written\n");
-  app->footer(absl::StrCat("Examples:\n", program.examples, "\n", program.name,
-                           " COMMAND --help tells more.\n", codes));
-  CLI::App* completions = AddCommand(
-      app.get(), {.name = kCompletions,
-                  .description = "Prints completions for a shell.",
-                  .examples = absl::StrCat("  source <(", program.name,
-                                           " completions bash)\n")});
-  completions->add_option("SHELL", "The shell")
+  const std::string more =
+      program.single
+          ? ""
+          : absl::StrCat("\n", program.name, " COMMAND --help tells more.\n");
+  app->footer(absl::StrCat("Examples:\n", program.examples, more, codes));
+  AddCommand(app.get(), {.name = kHelp,
+                         .description = "Prints the help of a command.",
+                         .examples = absl::StrCat("  ", program.name, " help ",
+                                                  kCompletions, "\n")})
+      ->add_option("COMMAND", "The command; otherwise the program's help");
+  AddCommand(app.get(), {.name = kManual,
+                         .description = "Prints the manual page.",
+                         .examples = absl::StrCat("  ", program.name,
+                                                  " manual | man -l -\n")});
+  AddCommand(app.get(), {.name = kCompletions,
+                         .description = "Prints completions for a shell.",
+                         .examples = absl::StrCat("  source <(", program.name,
+                                                  " completions bash)\n")})
+      ->add_option("SHELL", "The shell")
       ->required()
       ->check(CLI::IsMember({"bash", "zsh"}));
   return app;
@@ -373,7 +512,10 @@ std::unique_ptr<CLI::App> MakeApp(const Program& program) {
 
 CLI::App* AddCommand(CLI::App* app, const Command& command) {
   CLI::App* added = app->add_subcommand(command.name, command.description);
-  added->footer(absl::StrCat("Examples:\n", command.examples));
+  if (!command.examples.empty()) {
+    added->footer(absl::StrCat("Examples:\n", command.examples));
+  }
+  static_cast<DescribedApp*>(app)->examples()[command.name] = command.examples;
   return added;
 }
 
@@ -395,18 +537,31 @@ std::optional<Ending> Parse(CLI::App& app,
     // CLI11 takes them from the back.
     app.parse(std::vector<std::string>(words.rbegin(), words.rend()));
   } catch (const CLI::CallForHelp&) {
-    const CLI::App* command = CommandOf(app, words);
-    return Ending{.out = command == nullptr ? app.help()
-                                            : command->help(app.get_name())};
+    return Ending{.out = HelpOf(app, CommandOf(app, words))};
   } catch (const CLI::CallForVersion& version) {
     return Ending{.out = absl::StrCat(version.what(), "\n")};
   } catch (const CLI::ParseError& error) {
     return Ending{.exit_code = kExitUsage, .error = Explain(app, words, error)};
   }
-  const CLI::App* command = app.get_subcommands().front();
-  if (command->get_name() != kCompletions) return std::nullopt;
-  return Ending{
-      .out = Completions(app, command->get_option("SHELL")->results().front())};
+  const std::vector<CLI::App*> parsed = app.get_subcommands();
+  if (parsed.empty()) return std::nullopt;
+  const CLI::App& command = *parsed.front();
+  const std::string& name = command.get_name();
+  if (name == kCompletions) {
+    return Ending{.out = Completions(
+                      app, command.get_option("SHELL")->results().front())};
+  }
+  if (name == kManual) return Ending{.out = ManualPage(app)};
+  if (name != kHelp) return std::nullopt;
+  const std::vector<std::string> asked =
+      command.get_option("COMMAND")->results();
+  const CLI::App* const about = CommandOf(app, asked);
+  if (!asked.empty() && about == nullptr) {
+    return Ending{.exit_code = kExitUsage,
+                  .error = NoSuch("command", asked.front(), CommandNames(app),
+                                  app.get_name())};
+  }
+  return Ending{.out = HelpOf(app, about)};
 }
 
 int End(const std::string& program, const Ending& ending) {
@@ -420,6 +575,50 @@ int End(const std::string& program, const Ending& ending) {
     std::fprintf(stderr, "%s: %s\n", program.c_str(), error.c_str());
   }
   return exit_code;
+}
+
+std::string ManualPage(const CLI::App& app) {
+  const auto& described = static_cast<const DescribedApp&>(app);
+  const Program& program = described.program();
+  std::string out = absl::StrCat(
+      ".TH ", Upper(program.name), " 1 \"\" \"firsttouch ", program.version,
+      "\" \"User Commands\"\n.SH NAME\n", program.name, " \\- ",
+      Roff(FirstSentence(program.description)), "\n.SH SYNOPSIS\n");
+  if (program.single) {
+    absl::StrAppend(&out, ".B ", program.name, "\n[\\fIOPTION\\fR...]\n.br\n");
+  }
+  for (const CLI::App* command : Commands(app)) {
+    absl::StrAppend(&out, ".B ", program.name, " ", command->get_name(),
+                    "\n[\\fIOPTION\\fR...]", Operands(*command), "\n.br\n");
+  }
+  absl::StrAppend(&out, ".SH DESCRIPTION\n", Roff(program.description), "\n",
+                  ".SH OPTIONS\n", ManualOptions(app),
+                  Example(program.examples));
+  for (const CLI::App* command : Commands(app)) {
+    absl::StrAppend(&out, ".SH \"",
+                    Upper(absl::StrCat(program.name, " ", command->get_name())),
+                    "\"\n", Roff(command->get_description()), "\n",
+                    ManualOptions(*command),
+                    Example(described.examples().at(command->get_name())));
+  }
+  for (const auto& [title, text] : program.manual) {
+    absl::StrAppend(&out, ".SH \"", title, "\"\n");
+    for (const std::string& paragraph : std::vector<std::string>(
+             absl::StrSplit(text, "\n\n", absl::SkipEmpty()))) {
+      const size_t colon = paragraph.find(": ");
+      if (colon != std::string::npos && paragraph.find(' ') > colon) {
+        absl::StrAppend(&out, ".TP\n\\fB", Roff(paragraph.substr(0, colon)),
+                        "\\fR\n", Roff(paragraph.substr(colon + 2)), "\n");
+      } else {
+        absl::StrAppend(&out, ".PP\n", Roff(paragraph), "\n");
+      }
+    }
+  }
+  absl::StrAppend(
+      &out, ".SH \"EXIT STATUS\"\n", ExitCodes(program),
+      ".SH ENVIRONMENT\n.TP\nNO_COLOR\nIf it is set and not empty, there are "
+      "no colours, unless \\-\\-color=always asks for them.\n");
+  return out;
 }
 
 std::string Completions(const CLI::App& app, const std::string& shell) {

@@ -9,8 +9,9 @@
 //       *ending);
 //   if (info->parsed()) ...
 //
-// Values that an option takes (CLI::IsMember) and type names FILE and DIRECTORY
-// are what completions know.
+// What completions know: values that an option takes (CLI::IsMember, or a type
+// name "COLUMN:{slot,state}", whose values are proposals), and the type names
+// FILE, DIRECTORY and PID.
 //
 // Threads: one.
 
@@ -39,6 +40,11 @@ struct Program {
   std::string examples;     // Lines, indented by two.
   // Code and meaning. Those of this header are added.
   std::vector<std::pair<int, std::string>> exit_codes;
+  // Further sections of the manual page: title and text, whose paragraphs are
+  // separated by empty lines. A paragraph "NAME: text" is an item of a list.
+  std::vector<std::pair<std::string, std::string>> manual;
+  // The program does one thing, for which no command is given.
+  bool single = false;
 };
 
 struct Command {
@@ -54,7 +60,8 @@ struct CommonOptions {
   bool bytes = false;  // Sizes in bytes, not in binary units.
 };
 
-// With --help, --version, and the command "completions bash|zsh".
+// With --help, --version, and the commands "help [COMMAND]", "manual" and
+// "completions bash|zsh".
 std::unique_ptr<CLI::App> MakeApp(const Program& program);
 
 CLI::App* AddCommand(CLI::App* app, const Command& command);
@@ -71,14 +78,18 @@ struct Ending {
 };
 
 // Reads a command line (without the program's name). Nothing: one command has
-// been parsed. Otherwise help, version or completions were asked for, or what
-// is wrong, with the nearest name there is.
+// been parsed, or none of a program that needs none. Otherwise help, version,
+// manual or completions were asked for, or what is wrong, with the nearest name
+// there is.
 std::optional<Ending> Parse(CLI::App& app,
                             const std::vector<std::string>& words);
 
 // Prints what an ending has to say, an error as "PROGRAM: ERROR", and gives the
 // exit code: kExitCannotPrint if it cannot be printed.
 int End(const std::string& program, const Ending& ending);
+
+// The manual page in roff, of all commands and options.
+std::string ManualPage(const CLI::App& app);
 
 // The completions for "bash" or "zsh", to be sourced.
 std::string Completions(const CLI::App& app, const std::string& shell);

@@ -105,6 +105,38 @@ TEST(CommandLineTest, HelpHasExamplesAndExitCodes) {
   EXPECT_THAT(of_command->out, Not(HasSubstr("\n\n\n")));
 }
 
+TEST(CommandLineTest, HelpIsACommandToo) {
+  const auto out = [](const std::vector<std::string>& words) {
+    return Parse(*Example().app, words)->out;
+  };
+  EXPECT_EQ(out({"help"}), out({"--help"}));
+  EXPECT_EQ(out({"help", "boil"}), out({"boil", "--help"}));
+  EXPECT_EQ(Example().Error({"help", "biol"}),
+            "there is no command biol; did you mean boil?");
+}
+
+TEST(CommandLineTest, TheManualPageHasEverything) {
+  const std::string page = Parse(*Example().app, {"manual"})->out;
+  EXPECT_THAT(page, HasSubstr(".TH COOK 1"));
+  EXPECT_THAT(page, HasSubstr("\\fB\\-\\-format=text|json\\fR"));
+  EXPECT_THAT(page, HasSubstr(".SH \"COOK BOIL\""));
+  EXPECT_THAT(page, HasSubstr(".TP\n1\nit is burnt.\n"));
+  EXPECT_THAT(page, HasSubstr(".TP\n74\nstandard output cannot be written"));
+}
+
+TEST(CommandLineTest, AProgramMayDoOneThingOnly) {
+  auto app = MakeApp({.name = "boil", .version = "1", .single = true});
+  std::string minutes;
+  app->add_option("--minutes", minutes, "How long")->type_name("NUMBER");
+  EXPECT_FALSE(Parse(*app, {"--minutes=3"}));
+  EXPECT_EQ(minutes, "3");
+  EXPECT_FALSE(Parse(*app, {}));
+  EXPECT_EQ(Parse(*app, {"egg"})->error,
+            "there is no command egg; boil --help lists them");
+  EXPECT_THAT(Parse(*app, {"completions", "bash"})->out,
+              HasSubstr("--minutes"));
+}
+
 TEST(CommandLineTest, CompletionsKnowOptionsAndTheirValues) {
   Example cook;
   const std::string bash = Completions(*cook.app, "bash");

@@ -13,6 +13,9 @@ TEST(Nearest, ForgivesAThirdOfTheLetters) {
   EXPECT_EQ(Nearest("--fromat", names), "--format");
   EXPECT_EQ(Nearest("--filtr", names), "--filter");
   EXPECT_EQ(Nearest("--al", names), "--all");
+  // Swapped letters are one mistake.
+  EXPECT_EQ(Nearest("liev", {"layout", "live", "locate"}), "live");
+  EXPECT_EQ(Nearest("mpa", {"map", "image"}), "map");
   EXPECT_EQ(Nearest("--zzzzzz", names), "");
   EXPECT_EQ(Nearest("", names), "");
   EXPECT_EQ(Nearest("--x", {}), "");

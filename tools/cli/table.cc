@@ -1,5 +1,6 @@
 #include "firsttouch/tools/cli/table.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <string>
@@ -8,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 
 namespace firsttouch::cli {
 namespace {
@@ -97,6 +99,13 @@ Value Value::Count(uint64_t number, Tint tint) {
   return value;
 }
 
+Value Value::Signed(int64_t number) {
+  Value value = Count(static_cast<uint64_t>(number));
+  value.kind = Kind::kSigned;
+  value.rising = true;
+  return value;
+}
+
 Value Value::Bytes(uint64_t number, Tint tint) {
   Value value = Count(number, tint);
   value.kind = Kind::kBytes;
@@ -124,6 +133,9 @@ bool Value::Before(const Value& a, const Value& b) {
   }
   if (a.kind == Kind::kText) return a.text < b.text;
   if (a.kind == Kind::kShare) return a.share > b.share;
+  if (a.kind == Kind::kSigned) {
+    return static_cast<int64_t>(a.number) < static_cast<int64_t>(b.number);
+  }
   if (a.rising) return a.number < b.number;
   return a.number > b.number;
 }
@@ -192,6 +204,8 @@ std::string ShownAs(const Value& value, const TextStyle& style) {
       return Printable(value.text);
     case Value::Kind::kCount:
       return absl::StrCat(value.number);
+    case Value::Kind::kSigned:
+      return absl::StrCat(static_cast<int64_t>(value.number));
     case Value::Kind::kBytes:
       return BytesText(value.number, style);
     case Value::Kind::kHex:
@@ -204,52 +218,97 @@ std::string ShownAs(const Value& value, const TextStyle& style) {
   return "-";
 }
 
+TableShape::TableShape(std::vector<std::string> titles, const TextStyle& style,
+                       std::string indent)
+    : titles_(std::move(titles)),
+      style_(style),
+      indent_(std::move(indent)),
+      right_(titles_.size(), true) {
+  for (const std::string& title : titles_) widths_.push_back(Width(title));
+}
+
+void TableShape::Measure(const std::vector<Value>& row, bool is_total) {
+  for (size_t i = 0; i < widths_.size(); ++i) {
+    widths_[i] = std::max(widths_[i], Width(ShownAs(row[i], style_)));
+    // Where there are no rows, the sums alone tell what a column has. The first
+    // column of sums is a title.
+    const bool tells = !is_total || (!has_rows_ && i > 0);
+    if (tells && !IsNumber(row[i])) right_[i] = false;
+  }
+  has_rows_ |= !is_total;
+  has_cells_ = true;
+}
+
+std::string TableShape::Titles() const {
+  std::vector<bool> right = right_;
+  if (!has_cells_) right.assign(right.size(), false);
+  std::string out;
+  AppendRow(titles_, nullptr, widths_, right, style_, indent_, &out);
+  return out;
+}
+
+std::string TableShape::Row(const std::vector<Value>& row) const {
+  std::vector<std::string> cells;
+  cells.reserve(row.size());
+  for (const Value& value : row) cells.push_back(ShownAs(value, style_));
+  std::string out;
+  AppendRow(cells, &row, widths_, right_, style_, indent_, &out);
+  return out;
+}
+
 std::string TableText(const PlainTable& table, const TextStyle& style,
                       const std::string& indent) {
-  const size_t columns = table.titles.size();
-  std::vector<size_t> widths(columns);
-  std::vector<bool> right(columns, !table.rows.empty());
-  std::vector<std::vector<std::string>> cells;
-  cells.reserve(table.rows.size() + table.totals.size());
-  for (size_t i = 0; i < columns; ++i) widths[i] = Width(table.titles[i]);
+  TableShape shape(table.titles, style, indent);
+  for (const std::vector<Value>& row : table.rows) shape.Measure(row);
+  for (const std::vector<Value>& row : table.totals) shape.Measure(row, true);
+  std::string out = shape.Titles();
   for (const auto* part : {&table.rows, &table.totals}) {
-    for (const std::vector<Value>& row : *part) {
-      std::vector<std::string>& shown = cells.emplace_back();
-      for (size_t i = 0; i < columns; ++i) {
-        shown.push_back(ShownAs(row[i], style));
-        widths[i] = std::max(widths[i], Width(shown[i]));
-        if (part == &table.rows && !IsNumber(row[i])) right[i] = false;
-      }
-    }
-  }
-  std::string out;
-  AppendRow(table.titles, nullptr, widths, right, style, indent, &out);
-  for (size_t i = 0; i < cells.size(); ++i) {
-    const size_t total = i - table.rows.size();
-    AppendRow(cells[i],
-              i < table.rows.size() ? &table.rows[i] : &table.totals[total],
-              widths, right, style, indent, &out);
+    for (const std::vector<Value>& row : *part) out += shape.Row(row);
   }
   return out;
 }
 
-std::string TableCsv(const PlainTable& table) {
+std::string CsvLine(const std::vector<Value>& row) {
   const TextStyle exact{.bytes = true};
   std::string out;
-  for (size_t i = 0; i < table.titles.size(); ++i) {
-    absl::StrAppend(&out, i == 0 ? "" : ",", CsvField(table.titles[i]));
-  }
-  absl::StrAppend(&out, "\r\n");
-  for (const std::vector<Value>& row : table.rows) {
-    for (size_t i = 0; i < row.size(); ++i) {
-      if (i > 0) out += ',';
-      if (row[i].kind == Value::Kind::kText) {
-        out += CsvField(row[i].text);
-      } else if (row[i].kind != Value::Kind::kUnknown) {
-        out += ShownAs(row[i], exact);
-      }
+  for (size_t i = 0; i < row.size(); ++i) {
+    if (i > 0) out += ',';
+    if (row[i].kind == Value::Kind::kText) {
+      out += CsvField(row[i].text);
+    } else if (row[i].kind != Value::Kind::kUnknown) {
+      out += ShownAs(row[i], exact);
     }
-    absl::StrAppend(&out, "\r\n");
+  }
+  return out + "\r\n";
+}
+
+std::string CsvTitles(const std::vector<std::string>& titles) {
+  std::vector<Value> row;
+  row.reserve(titles.size());
+  for (const std::string& title : titles) row.push_back(Value::Text(title));
+  return CsvLine(row);
+}
+
+std::string TableCsv(const PlainTable& table) {
+  std::string out = CsvTitles(table.titles);
+  for (const std::vector<Value>& row : table.rows) out += CsvLine(row);
+  return out;
+}
+
+std::string WrappedAt(size_t columns, size_t indent, const std::string& text) {
+  std::string out;
+  size_t column = indent;
+  for (const std::string& word :
+       std::vector<std::string>(absl::StrSplit(text, ' '))) {
+    if (column > indent && column + 1 + Width(word) > columns) {
+      absl::StrAppend(&out, "\n", std::string(indent, ' '));
+      column = indent;
+    } else if (!out.empty()) {
+      out += ' ';
+      ++column;
+    }
+    out += word;
+    column += Width(word);
   }
   return out;
 }

@@ -30,9 +30,9 @@ struct TextStyle {
 
 // A number or a text, with how it is shown.
 struct Value {
-  enum class Kind { kText, kCount, kBytes, kHex, kShare, kUnknown };
+  enum class Kind { kText, kCount, kSigned, kBytes, kHex, kShare, kUnknown };
   Kind kind = Kind::kUnknown;
-  uint64_t number = 0;
+  uint64_t number = 0;  // Of kSigned in two's complement.
   double share = 0;
   std::string text;
   Tint tint = Tint::kNone;
@@ -41,6 +41,8 @@ struct Value {
 
   static Value Text(std::string text, Tint tint = Tint::kNone);
   static Value Count(uint64_t number, Tint tint = Tint::kNone);
+  // Sorts the smallest first.
+  static Value Signed(int64_t number);
   static Value Bytes(uint64_t number, Tint tint = Tint::kNone);
   static Value Hex(uint64_t number);
   // Per second, with one decimal.
@@ -85,6 +87,37 @@ struct PlainTable {
 std::string TableText(const PlainTable& table, const TextStyle& style,
                       const std::string& indent = "");
 
+// The widths of a table whose rows are not kept: each is measured first, and
+// then printed.
+class TableShape {
+ public:
+  TableShape(std::vector<std::string> titles, const TextStyle& style,
+             std::string indent = "");
+
+  void Measure(const std::vector<Value>& row, bool is_total = false);
+  // Lines, as of TableText.
+  std::string Titles() const;
+  std::string Row(const std::vector<Value>& row) const;
+
+ private:
+  const std::vector<std::string> titles_;
+  const TextStyle style_;
+  const std::string indent_;
+  std::vector<size_t> widths_;
+  std::vector<bool> right_;  // The column stands at the right.
+  bool has_rows_ = false;
+  bool has_cells_ = false;
+};
+
+// A line of TableCsv.
+std::string CsvLine(const std::vector<Value>& row);
+std::string CsvTitles(const std::vector<std::string>& titles);
+
+// `text`, which begins at column `indent`, broken at blanks into lines of at
+// most `columns` columns where words allow it; further ones begin with as many
+// blanks.
+std::string WrappedAt(size_t columns, size_t indent, const std::string& text);
+
 // RFC 4180: a line of titles, then the rows, ended by "\r\n" each. Sizes in
 // bytes, hexadecimal numbers as they are shown.
 std::string TableCsv(const PlainTable& table);
@@ -101,13 +134,16 @@ struct Column {
 template <typename Row>
 using Columns = std::vector<Column<Row>>;
 
-// The column of that name. InvalidArgument lists those that there are.
+// The column of that name or title. InvalidArgument lists the names that there
+// are.
 template <typename Row>
 absl::StatusOr<const Column<Row>*> FindColumn(const Columns<Row>& columns,
                                               const std::string& name) {
   std::string names;
   for (const Column<Row>& column : columns) {
-    if (column.name == name) return &column;
+    if (column.name == name || (!name.empty() && column.title == name)) {
+      return &column;
+    }
     absl::StrAppend(&names, names.empty() ? "" : ", ", column.name);
   }
   return absl::InvalidArgumentError(

@@ -115,4 +115,31 @@ absl::StatusOr<std::string> ReadFile(const std::string& path,
   }
 }
 
+absl::Status ForEachLineOfInput(
+    const std::function<absl::Status(const std::string&, bool)>& take) {
+  std::string text;
+  std::vector<char> buffer(size_t{1} << 16);
+  for (;;) {
+    const ssize_t got = read(STDIN_FILENO, buffer.data(), buffer.size());
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return absl::ErrnoToStatus(errno, "standard input");
+    if (got == 0) break;
+    // Looked through already: none of it ends a line.
+    const size_t old = text.size();
+    text.append(buffer.data(), static_cast<size_t>(got));
+    size_t begin = 0;
+    for (size_t end = text.find('\n', old); end != std::string::npos;) {
+      const size_t next = text.find('\n', end + 1);
+      absl::Status taken = take(text.substr(begin, end - begin),
+                                /*more_is_read=*/next != std::string::npos);
+      if (!taken.ok()) return taken;
+      begin = end + 1;
+      end = next;
+    }
+    text.erase(0, begin);
+  }
+  // A last line that does not end.
+  return text.empty() ? absl::OkStatus() : take(text, false);
+}
+
 }  // namespace firsttouch::cli

@@ -4,6 +4,7 @@
 #define FIRSTTOUCH_TOOLS_CLI_TEXT_FILE_H_
 
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <string>
 
@@ -26,6 +27,13 @@ absl::Status ParseText(const std::string& name, const std::string& text,
 // and InvalidArgument if it is larger than `most_bytes`.
 absl::StatusOr<std::string> ReadFile(const std::string& path,
                                      size_t most_bytes);
+
+// Calls `take` with each line of standard input, without its line feed. More is
+// read only when all that is there was taken: `more_is_read` is false for the
+// last line of what was. The first error, of reading or of `take`, ends it.
+absl::Status ForEachLineOfInput(
+    const std::function<absl::Status(const std::string& line,
+                                     bool more_is_read)>& take);
 
 }  // namespace firsttouch::cli
 
