@@ -287,10 +287,40 @@ absl::StatusOr<SourceKind> KindOf(const std::string& path,
       file.Read(0, std::as_writable_bytes(std::span(start).first(
                        std::min<uint64_t>(sizeof(start), file.bytes()))));
   if (!read.ok()) return read;
-  const bool is_module =
-      absl::EndsWith(path, ".wasm") ||
-      std::equal(std::begin(start), std::end(start), std::begin(kMagic));
-  return is_module ? SourceKind::kWasm : SourceKind::kRaw;
+  if (absl::EndsWith(path, ".wasm") ||
+      std::equal(std::begin(start), std::end(start), std::begin(kMagic))) {
+    return SourceKind::kWasm;
+  }
+  // Any file is an image of bytes, a mistaken one as well.
+  return absl::InvalidArgumentError(absl::StrCat(
+      "'", path, "' is no WebAssembly module, and does not end in .textproto",
+      absl::EndsWith(path, ".wat")
+          ? ": make a module of it by wat2wasm"
+          : ": say what it is by --from=raw, where its bytes are the memory, "
+            "or by --from=segments"));
+}
+
+// Several files cannot become one stream.
+absl::Status CheckSeveral(const std::string& out) {
+  struct stat facts;
+  const bool stream = out == OutputPath("-") ||
+                      (stat(out.c_str(), &facts) == 0 &&
+                       !S_ISREG(facts.st_mode) && !S_ISDIR(facts.st_mode));
+  if (!stream) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "'", out,
+      "' is no regular file, and the module has several memories, each of "
+      "which becomes a file: choose one by --memory=NUMBER"));
+}
+
+// What Commit would find when other files have their names already.
+absl::Status CheckIsNew(const std::string& path) {
+  struct stat facts;
+  if (lstat(path.c_str(), &facts) != 0) return absl::OkStatus();
+  return absl::AlreadyExistsError(
+      absl::StrCat("file '", path,
+                   "' exists and is not to be replaced; take it away or "
+                   "choose another name"));
 }
 
 // "dir/guest.ftimg", 2: "dir/guest.2.ftimg".
@@ -332,6 +362,10 @@ absl::StatusOr<std::vector<Output>> OutputsOf(const std::string& source,
         first.bytes, " bytes) depends on the imported global ", first.needs,
         "; give it by --global=", first.needs,
         "=NUMBER, or leave such segments out by --allow-unresolved"));
+  }
+  if (count > 1 && !options.memory) {
+    absl::Status fits = CheckSeveral(out);
+    if (!fits.ok()) return fits;
   }
   std::vector<Output> outputs;
   for (uint64_t i = 0; i < count; ++i) {
@@ -522,14 +556,26 @@ absl::StatusOr<BuildReport> Build(const std::string& source,
     }
   }
 
+  // All files, or none.
+  std::vector<PendingImageFile> files;
   for (const Output& output : outputs) {
+    if (!options.replace && outputs.size() > 1) {
+      absl::Status is_new = CheckIsNew(output.path);
+      if (!is_new.ok()) return is_new;
+    }
     write.provenance = {.tool = absl::StrCat("imagetool ", kVersion),
                         .source = output.source,
                         .comment = options.comment,
                         .source_sha256 = source_digest,
                         .created_unix_seconds = options.created_unix_seconds};
-    absl::StatusOr<ImageFileInfo> info =
-        WriteImageFile(*output.image, output.path, write);
+    absl::StatusOr<PendingImageFile> pending =
+        PrepareImageFile(*output.image, output.path, write);
+    if (!pending.ok()) return pending.status();
+    files.push_back(*std::move(pending));
+  }
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const Output& output = outputs[i];
+    absl::StatusOr<ImageFileInfo> info = std::move(files[i]).Commit();
     if (!info.ok()) return info.status();
     BuildReport::Built& built = *report.add_built();
     *built.mutable_image() = ReportOf(output.path, *info);
@@ -668,17 +714,23 @@ absl::StatusOr<ImageReport> Unpack(const std::string& packed,
   return ReportOf(out, *info);
 }
 
-absl::StatusOr<StatsReport> Stats(const std::vector<std::string>& paths,
-                                  const OpenOptions& options) {
+StatsReport Stats(const std::vector<std::string>& paths,
+                  const OpenOptions& options) {
   // Which image has a page of these contents; kMany: several of them.
   constexpr size_t kMany = ~size_t{0};
   absl::flat_hash_map<Digest, size_t> holders;
   std::vector<std::vector<Digest>> pages(paths.size());
+  std::vector<size_t> number;  // In `paths`, of each image of the report.
   StatsReport report;
   uint64_t all = 0, stored = 0, zero = 0;
   for (size_t i = 0; i < paths.size(); ++i) {
     absl::StatusOr<ImageRef> image = Open(paths[i], options);
-    if (!image.ok()) return image.status();
+    if (!image.ok()) {
+      StatsReport::Failure& failure = *report.add_failures();
+      failure.set_path(Printable(paths[i]));
+      failure.set_error(Printable(absl::StrCat(image.status().message())));
+      continue;
+    }
     EachStoredPage(**image, **image, [&](PageIndex page) {
       const Digest digest = Sha256Of(
           std::span<const std::byte>((*image)->PageBytes(page), kPageBytes));
@@ -686,6 +738,7 @@ absl::StatusOr<StatsReport> Stats(const std::vector<std::string>& paths,
       if (!is_new && holder->second != i) holder->second = kMany;
       pages[i].push_back(digest);
     });
+    number.push_back(i);
     StatsReport::Image& entry = *report.add_images();
     entry.set_path(Printable(paths[i]));
     entry.set_pages((*image)->pages().value());
@@ -694,14 +747,16 @@ absl::StatusOr<StatsReport> Stats(const std::vector<std::string>& paths,
     stored += pages[i].size();
     zero += entry.zero_pages();
   }
-  for (size_t i = 0; i < paths.size(); ++i) {
+  for (int entered = 0; entered < report.images_size(); ++entered) {
+    StatsReport::Image& entry = *report.mutable_images(entered);
+    const std::vector<Digest>& digests =
+        pages[number[static_cast<size_t>(entered)]];
     uint64_t shared = 0;
-    for (const Digest& digest : pages[i]) {
+    for (const Digest& digest : digests) {
       shared += holders[digest] == kMany ? 1 : 0;
     }
-    StatsReport::Image& entry = *report.mutable_images(static_cast<int>(i));
     entry.set_shared_pages(shared);
-    entry.set_unique_pages(pages[i].size() - shared);
+    entry.set_unique_pages(digests.size() - shared);
   }
   report.set_pages(all);
   report.set_zero_pages(zero);
@@ -775,8 +830,12 @@ absl::StatusOr<std::string> UnpackedName(const std::string& packed) {
   return packed.substr(0, packed.size() - 4);
 }
 
+std::string OutputPath(const std::string& path) {
+  return path == "-" ? "/dev/stdout" : path;
+}
+
 absl::Status WriteTextFile(const std::string& path, const std::string& text) {
-  absl::StatusOr<AtomicFile> file = AtomicFile::Create(path);
+  absl::StatusOr<AtomicFile> file = AtomicFile::Create(OutputPath(path));
   if (!file.ok()) return file.status();
   for (size_t done = 0; done < text.size();) {
     const ssize_t wrote =

@@ -81,8 +81,8 @@ absl::StatusOr<PackReport> Pack(const std::string& path, const std::string& out,
 absl::StatusOr<ImageReport> Unpack(const std::string& packed,
                                    const std::string& out,
                                    const UnpackOptions& options);
-absl::StatusOr<StatsReport> Stats(const std::vector<std::string>& paths,
-                                  const OpenOptions& options);
+StatsReport Stats(const std::vector<std::string>& paths,
+                  const OpenOptions& options);
 // InvalidArgument if one of `outputs` is the file itself.
 absl::StatusOr<MapReport> Map(const std::string& path,
                               const std::vector<std::string>& outputs);
@@ -92,7 +92,10 @@ absl::StatusOr<MapReport> Map(const std::string& path,
 std::string PackedName(const std::string& path);
 absl::StatusOr<std::string> UnpackedName(const std::string& packed);
 
-// Writes a text under a name, whole or not at all.
+// Where a file is written that the command line names: "-" is standard output.
+std::string OutputPath(const std::string& path);
+
+// Writes a text under a name, whole or not at all; "-" is standard output.
 absl::Status WriteTextFile(const std::string& path, const std::string& text);
 
 }  // namespace firsttouch::imagetool

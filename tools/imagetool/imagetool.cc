@@ -68,6 +68,7 @@ struct Words {
   std::string svg;
   std::string html;
   int width = 0;
+  bool quiet = false;  // Set by Main: a file goes to standard output.
 };
 
 int Fail(int exit_code, const std::string& error) {
@@ -105,9 +106,13 @@ template <typename Report>
 int Print(const absl::StatusOr<Report>& report, const Words& words,
           int exit_code = 0) {
   if (!report.ok()) return Fail(report.status());
-  const absl::StatusOr<std::string> text = words.common.format == "json"
-                                               ? cli::AsJson(*report)
-                                               : TextFor(*report, words);
+  // Standard output has the file.
+  if (words.quiet) return exit_code;
+  const std::string& format = words.common.format;
+  const absl::StatusOr<std::string> text =
+      format == "json"  ? cli::AsJson(*report)
+      : format == "csv" ? CsvOf(*report)
+                        : TextFor(*report, words);
   if (!text.ok()) return Fail(text.status());
   return cli::End(kName, {.exit_code = exit_code, .out = *text});
 }
@@ -260,14 +265,28 @@ int RunUnpack(const Words& words) {
 }
 
 int RunStats(const Words& words) {
-  return Print(WithProgress("stats", words,
-                            [&words](const OpenOptions& options) {
-                              return Stats(words.files, options);
-                            }),
-               words);
+  const absl::StatusOr<StatsReport> report =
+      WithProgress("stats", words, [&words](const OpenOptions& options) {
+        return Stats(words.files, options);
+      });
+  const int bad = report->failures_size();
+  const int exit_code = Print(report, words, bad > 0 ? kExitFailed : 0);
+  if (bad == 0 || exit_code != kExitFailed) return exit_code;
+  return Fail(
+      kExitFailed,
+      absl::StrCat(bad, " of ", words.files.size(),
+                   " files cannot be read: ", report->failures(0).error(),
+                   bad > 1 ? "; imagetool verify tells of each" : ""));
 }
 
 int RunMap(const Words& words) {
+  if (words.common.format != "text" &&
+      (words.svg == "-" || words.html == "-")) {
+    return Fail(cli::kExitUsage,
+                absl::StrCat("--format=", words.common.format,
+                             " and a picture cannot both go to standard "
+                             "output: name a file for the picture"));
+  }
   if (!words.svg.empty() && words.svg == words.html) {
     return Fail(cli::kExitUsage, absl::StrCat("--svg and --html both name ",
                                               words.svg, "; name two files"));
@@ -312,15 +331,17 @@ void AddBuild(CLI::App* command, Words* words) {
   command->add_option("SOURCE", words->in, "What to make an image of")
       ->required()
       ->type_name("FILE");
-  command->add_option("OUT", words->out, "The image file to write")
+  command
+      ->add_option("OUT", words->out,
+                   "The image file to write; - is standard output")
       ->required()
       ->type_name("FILE");
   command
       ->add_option("--from", words->from,
                    "What SOURCE is: a WebAssembly module, the bytes "
                    "themselves, or a list of segments (SegmentList of "
-                   "imagetool.proto, in text format). auto goes by its first "
-                   "bytes and its ending (.wasm, .textproto)")
+                   "imagetool.proto, in text format). auto knows modules by "
+                   "their first bytes or .wasm, and lists by .textproto")
       ->check(CLI::IsMember({"auto", "wasm", "raw", "segments"}));
   command
       ->add_option("--memory", words->memory,
@@ -387,7 +408,9 @@ void AddMerge(CLI::App* command, Words* words) {
   command->add_option("DELTA", words->in, "The delta")
       ->required()
       ->type_name("FILE");
-  command->add_option("OUT", words->out, "The image file to write")
+  command
+      ->add_option("OUT", words->out,
+                   "The image file to write; - is standard output")
       ->required()
       ->type_name("FILE");
   AddParents(command, words, kParentOfDelta);
@@ -397,7 +420,9 @@ void AddMerge(CLI::App* command, Words* words) {
 void AddPack(CLI::App* command, Words* words) {
   AddFile(command, words);
   command
-      ->add_option("OUT", words->out, "The file to write; otherwise FILE.zst")
+      ->add_option(
+          "OUT", words->out,
+          "The file to write, - for standard output; otherwise FILE.zst")
       ->type_name("FILE");
   command->add_option("--level", words->level, "Of zstd, 1 to 19")
       ->check(CLI::Range(1, 19))
@@ -411,7 +436,8 @@ void AddUnpack(CLI::App* command, Words* words) {
       ->type_name("FILE");
   command
       ->add_option("OUT", words->out,
-                   "The file to write; otherwise PACKED without .zst")
+                   "The file to write, - for standard output; otherwise PACKED "
+                   "without .zst")
       ->type_name("FILE");
   command
       ->add_option("--max-size", words->max_size,
@@ -423,7 +449,9 @@ void AddUnpack(CLI::App* command, Words* words) {
 
 void AddMap(CLI::App* command, Words* words) {
   AddFile(command, words);
-  command->add_option("--svg", words->svg, "Write the picture to this file")
+  command
+      ->add_option("--svg", words->svg,
+                   "Write the picture to this file; - is standard output")
       ->type_name("FILE");
   command
       ->add_option("--html", words->html,
@@ -528,14 +556,21 @@ int Main(const std::vector<std::string>& arguments) {
   for (const Entry& entry : Entries()) {
     CLI::App* command = cli::AddCommand(app.get(), entry.command);
     entry.add(command, &words);
-    cli::AddCommonOptions(command, &words.common, {"text", "json"});
+    cli::AddCommonOptions(command, &words.common, {"text", "json", "csv"});
     runs.emplace_back(command, entry.run);
   }
   if (const auto ending = cli::Parse(*app, arguments)) {
     return cli::End(kName, *ending);
   }
+  words.quiet = words.svg == "-" || words.html == "-";
   for (const auto& [command, run] : runs) {
-    if (command->parsed()) return run(words);
+    if (!command->parsed()) continue;
+    const std::string name = command->get_name();
+    if (words.out == "-" && name != "diff") {
+      words.out = OutputPath(words.out);
+      words.quiet = true;
+    }
+    return run(words);
   }
   return cli::kExitUsage;
 }

@@ -1,6 +1,9 @@
 #include "firsttouch/tools/imagetool/text.h"
 
 #include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -28,6 +31,11 @@ void Line(const TextStyle& style, const std::string& label,
 
 std::string Pages(uint64_t pages) {
   return absl::StrCat(pages, pages == 1 ? " page" : " pages");
+}
+
+// "17 pages of 4 KiB": not those of WebAssembly, of 64 KiB.
+std::string HostPages(uint64_t pages) {
+  return absl::StrCat(Pages(pages), " of ", BytesText(kPageBytes, {}));
 }
 
 // "17 pages, 68 KiB"
@@ -107,7 +115,8 @@ std::string TextOf(const ImageReport& report, const TextStyle& style) {
                     BytesText(report.disk_bytes(), style), " on disk"),
        &out);
   Line(style, "memory",
-       absl::StrCat(BytesText(report.size_bytes(), style), ", ", Pages(pages)),
+       absl::StrCat(BytesText(report.size_bytes(), style), ", ",
+                    HostPages(pages)),
        &out);
   Line(style, "stored",
        absl::StrCat(
@@ -152,8 +161,9 @@ std::string TextOf(const BuildReport& report, const TextStyle& style) {
     const ImageReport& image = built.image();
     Line(style, "built",
          absl::StrCat(image.path(), ": ", BytesText(image.size_bytes(), style),
-                      " of memory, ",
-                      PagesAndBytes(image.stored_pages(), style), " stored"),
+                      " of memory, ", HostPages(image.stored_pages()),
+                      " stored, ",
+                      BytesText(image.stored_pages() * kPageBytes, style)),
          &out);
     if (built.has_memory()) {
       Line(style, "memory", MemoryText(built.memory(), style), &out);
@@ -225,7 +235,7 @@ std::string TextOf(const VerifyReport& report, const TextStyle& style) {
       continue;
     }
     absl::StrAppend(&out, Tinted(style, Tint::kGood, "ok"), "   ", file.path(),
-                    ": ", Pages(file.stored_pages()), " match",
+                    ": ", HostPages(file.stored_pages()), " match",
                     file.stored_pages() == 1 ? "es" : "",
                     file.without_parent()
                         ? "; a delta, whose parent was not looked at (--parent)"
@@ -266,7 +276,134 @@ std::string TextOf(const StatsReport& report, const TextStyle& style) {
        absl::StrCat(PagesAndBytes(report.distinct_pages(), style),
                     ": what an ImageStore holds of them"),
        &out);
+  for (const StatsReport::Failure& failure : report.failures()) {
+    absl::StrAppend(&out, Tinted(style, Tint::kBad, "BAD"), "  ",
+                    failure.path(), ": ", failure.error(), "\n");
+  }
   return out;
+}
+
+namespace {
+
+Value TextOrNone(const std::string& text) {
+  return text.empty() ? Value::Unknown() : Value::Text(text);
+}
+
+const std::vector<std::string>& ImageTitles() {
+  static const auto& titles = *new std::vector<std::string>{
+      "path",         "name",         "size_bytes", "pages",
+      "stored_pages", "zeroed_pages", "extents",    "written_pages",
+      "read_pages",   "file_bytes",   "disk_bytes", "content",
+      "parent",       "source",       "comment",    "created_unix_seconds"};
+  return titles;
+}
+
+std::vector<Value> ImageCells(const ImageReport& image) {
+  return {Value::Text(image.path()),
+          Value::Text(image.name()),
+          Value::Bytes(image.size_bytes()),
+          Value::Count(image.pages()),
+          Value::Count(image.stored_pages()),
+          Value::Count(image.zeroed_pages()),
+          Value::Count(image.extents()),
+          Value::Count(image.written_pages()),
+          Value::Count(image.read_pages()),
+          Value::Bytes(image.file_bytes()),
+          Value::Bytes(image.disk_bytes()),
+          Value::Text(image.content()),
+          TextOrNone(image.parent()),
+          TextOrNone(image.source()),
+          TextOrNone(image.comment()),
+          Value::Signed(image.created_unix_seconds())};
+}
+
+}  // namespace
+
+std::string CsvOf(const ImageReport& report) {
+  return cli::TableCsv({ImageTitles(), {ImageCells(report)}, {}});
+}
+
+std::string CsvOf(const BuildReport& report) {
+  PlainTable table{.titles = ImageTitles()};
+  for (const BuildReport::Built& built : report.built()) {
+    table.rows.push_back(ImageCells(built.image()));
+  }
+  return cli::TableCsv(table);
+}
+
+std::string CsvOf(const ListReport& report) {
+  PlainTable table{.titles = {"first_page", "pages", "file_offset", "sha256"}};
+  for (const ListReport::Extent& extent : report.extents()) {
+    table.rows.push_back({Value::Count(extent.range().first_page()),
+                          Value::Count(extent.range().pages()),
+                          Value::Count(extent.file_offset()),
+                          Value::Text(extent.sha256())});
+  }
+  for (const PageRange& range : report.zeroed()) {
+    table.rows.push_back({Value::Count(range.first_page()),
+                          Value::Count(range.pages()), Value::Unknown(),
+                          Value::Unknown()});
+  }
+  return cli::TableCsv(table);
+}
+
+std::string CsvOf(const DiffReport& report) {
+  PlainTable table{.titles = {"first_page", "pages", "bytes", "kind"}};
+  for (const DiffReport::Range& range : report.ranges()) {
+    table.rows.push_back({Value::Count(range.range().first_page()),
+                          Value::Count(range.range().pages()),
+                          Value::Bytes(range.bytes()),
+                          Value::Text(DiffReport::Kind_Name(range.kind()))});
+  }
+  return cli::TableCsv(table);
+}
+
+std::string CsvOf(const VerifyReport& report) {
+  PlainTable table{.titles = {"path", "stored_pages", "error"}};
+  for (const VerifyReport::File& file : report.files()) {
+    table.rows.push_back({Value::Text(file.path()),
+                          file.error().empty()
+                              ? Value::Count(file.stored_pages())
+                              : Value::Unknown(),
+                          TextOrNone(file.error())});
+  }
+  return cli::TableCsv(table);
+}
+
+std::string CsvOf(const PackReport& report) {
+  return cli::TableCsv(
+      {{"path", "stored_bytes", "packed_bytes"},
+       {{Value::Text(report.path()), Value::Bytes(report.stored_bytes()),
+         Value::Bytes(report.packed_bytes())}},
+       {}});
+}
+
+std::string CsvOf(const StatsReport& report) {
+  PlainTable table{.titles = {"path", "pages", "zero_pages", "shared_pages",
+                              "unique_pages", "error"}};
+  for (const StatsReport::Image& image : report.images()) {
+    table.rows.push_back(
+        {Value::Text(image.path()), Value::Count(image.pages()),
+         Value::Count(image.zero_pages()), Value::Count(image.shared_pages()),
+         Value::Count(image.unique_pages()), Value::Unknown()});
+  }
+  for (const StatsReport::Failure& failure : report.failures()) {
+    std::vector<Value> row(table.titles.size());
+    row.front() = Value::Text(failure.path());
+    row.back() = Value::Text(failure.error());
+    table.rows.push_back(std::move(row));
+  }
+  return cli::TableCsv(table);
+}
+
+std::string CsvOf(const MapReport& report) {
+  PlainTable table{.titles = {"first_page", "pages", "state"}};
+  for (const MapReport::Run& run : report.runs()) {
+    table.rows.push_back({Value::Count(run.range().first_page()),
+                          Value::Count(run.range().pages()),
+                          Value::Text(MapReport::State_Name(run.state()))});
+  }
+  return cli::TableCsv(table);
 }
 
 }  // namespace firsttouch::imagetool

@@ -21,6 +21,17 @@ std::string TextOf(const VerifyReport& report, const cli::TextStyle& style);
 std::string TextOf(const PackReport& report, const cli::TextStyle& style);
 std::string TextOf(const StatsReport& report, const cli::TextStyle& style);
 
+// The main table of a report as csv (cli::TableCsv): names of columns are those
+// of the fields in imagetool.proto.
+std::string CsvOf(const ImageReport& report);
+std::string CsvOf(const BuildReport& report);
+std::string CsvOf(const ListReport& report);
+std::string CsvOf(const DiffReport& report);
+std::string CsvOf(const VerifyReport& report);
+std::string CsvOf(const PackReport& report);
+std::string CsvOf(const StatsReport& report);
+std::string CsvOf(const MapReport& report);
+
 }  // namespace firsttouch::imagetool
 
 #endif  // FIRSTTOUCH_TOOLS_IMAGETOOL_TEXT_H_

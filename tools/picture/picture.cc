@@ -98,14 +98,16 @@ int TerminalColor(const std::string& color) {
 
 // How a state looks in a terminal.
 std::string Mark(const State& state, bool mixed, bool color) {
-  if (!color) {
-    return std::string(
-        1, mixed
-               ? absl::ascii_tolower(static_cast<unsigned char>(state.letter))
+  const std::string letter(
+      1, mixed ? absl::ascii_tolower(static_cast<unsigned char>(state.letter))
                : absl::ascii_toupper(static_cast<unsigned char>(state.letter)));
-  }
-  return absl::StrCat("\033[38;5;", TerminalColor(state.color), "m",
-                      mixed ? "\u2593" : "\u2588");
+  if (!color) return letter;
+  // What is not there is quiet on any background.
+  return absl::StrCat("\033[0;",
+                      state.color == kPaper
+                          ? std::string("2")
+                          : absl::StrCat("38;5;", TerminalColor(state.color)),
+                      "m", letter);
 }
 
 // The last state that one of the pages has.
@@ -431,9 +433,7 @@ std::string TerminalText(const PageMapPicture& picture,
                     LegendText(picture.states[state], counts[state]), "\n");
   }
   if (pages_per_cell > 1) {
-    absl::StrAppend(
-        &out, options.color ? "  \u2593  " : "  small letters: ",
-        options.color ? "only some pages of the cell\n" : "only some pages\n");
+    absl::StrAppend(&out, "  small letters: only some pages\n");
   }
   return out;
 }

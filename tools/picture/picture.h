@@ -107,7 +107,7 @@ std::string CellText(const PageMapPicture& picture, const Cell& cell);
 struct TerminalOptions {
   size_t columns = 80;    // 32 to 1024; what is not counts as the nearest.
   size_t most_rows = 24;  // Of cells; 1 to 1024.
-  bool color = false;     // Blocks in colours; otherwise letters.
+  bool color = false;     // Letters in colours. ASCII in any case.
 };
 
 // Title, rows of cells with their first page in front, legend. No line is wider
