@@ -262,6 +262,10 @@ int Main(int argc, char** argv) {
   }
   const RatioReport report = Run(rounds, repeats);
   std::cout << (format == "json" ? ToJson(report) : ToText(report));
+  if (!std::cout.flush()) {
+    std::cerr << "standard output cannot be written\n";
+    return 74;  // EX_IOERR
+  }
   return 0;
 }
 

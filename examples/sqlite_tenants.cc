@@ -7,8 +7,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -109,6 +111,15 @@ void PrintHelp() {
     std::cout << "  --" << name << "  " << flag->Help()
               << " (default: " << flag->DefaultValue() << ")\n";
   }
+}
+
+// Output that is lost is no success.
+bool WroteOut() {
+  errno = 0;
+  if (std::cout.flush()) return true;
+  std::cerr << "sqlite_tenants: standard output: " << std::strerror(errno)
+            << "\n";
+  return false;
 }
 
 struct Options {
@@ -448,6 +459,7 @@ int Run(Options options) {
   } else {
     std::cout << ReportAsText(report);
   }
+  if (!WroteOut()) return kFailed;
   if (!not_counted.empty()) {
     std::cerr << "sqlite_tenants: system calls are not counted: " << not_counted
               << "\n";
@@ -466,7 +478,7 @@ int Main(int argc, char** argv) {
     const std::string_view argument = argv[i];
     if (argument == "--help" || argument == "-help" || argument == "-h") {
       PrintHelp();
-      return kAllRight;
+      return WroteOut() ? kAllRight : kFailed;
     }
   }
   const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);

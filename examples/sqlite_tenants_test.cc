@@ -252,6 +252,17 @@ TEST(SqliteTenantsTest, FlagsThatAreNotRight) {
               HasSubstr("Illegal value 'many' specified for flag 'slots'"));
 }
 
+TEST(SqliteTenantsTest, OutputThatIsLostIsNoSuccess) {
+  for (const char* flags : {"--help",
+                            "--tenants=30 --slots=3 --rows=2000 --threads=1 "
+                            "--nocount_system_calls --format=json"}) {
+    const Result result = RunWith(std::string(flags) + " >/dev/full");
+    EXPECT_EQ(result.exit_code, 4) << flags;
+    EXPECT_THAT(result.err, HasSubstr("sqlite_tenants: standard output: No "
+                                      "space left on device"));
+  }
+}
+
 TEST(SqliteTenantsTest, HelpNamesFlagsAndExitCodes) {
   const Result result = RunWith("--help");
   EXPECT_EQ(result.exit_code, 0);
