@@ -1,17 +1,14 @@
 #include "firsttouch/tools/pooldump/app.h"
 
-#include <algorithm>
-#include <cstddef>
+#include <array>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/str_replace.h"
-#include "absl/strings/str_split.h"
+#include "firsttouch/tools/pooldump/columns.h"
 
 namespace firsttouch::pooldump {
 namespace {
@@ -23,6 +20,38 @@ const std::array<std::pair<int, std::string>, 3> kExitCodes = {{
      "what was asked about cannot be read: no such process or file, no "
      "permission, no pool, something that is damaged"},
 }};
+
+constexpr char kFormats[] =
+    "text: For people.\n\n"
+    "csv: The main table, a line of names first, sizes in bytes. What is not "
+    "known is empty.\n\n"
+    "json: One message, Report of tools/pooldump/pooldump.proto, in protobuf's "
+    "JSON: numbers of 64 bits are strings.\n\n"
+    "textproto: The same message in protobuf's text format.\n\n"
+    "proto: The same message in protobuf's binary format.";
+
+template <typename Row>
+std::string ColumnNames(const cli::Columns<Row>& columns) {
+  std::vector<std::string> names;
+  for (const auto& column : columns) {
+    names.push_back(
+        column.title.empty()
+            ? column.name
+            : absl::StrCat(column.name, " (in text ", column.title, ")"));
+  }
+  return absl::StrJoin(names, ", ");
+}
+
+std::string ColumnLists() {
+  return absl::StrCat(
+      "Names for --sort, and in csv. docs/pooldump.md explains each.\n\n",
+      "layout: ", ColumnNames(RangeColumns()), ".\n\n",
+      "live,core: ", ColumnNames(SlotColumns()), ".\n\n",
+      "images: ", ColumnNames(ImageColumns()), ".\n\n",
+      "locate: ", ColumnNames(FoundColumns()), ".\n\n",
+      "map: ", ColumnNames(PageRunColumns()), ".\n\n",
+      "image: ", ColumnNames(ImageRunColumns()), ".");
+}
 
 constexpr char kDescription[] =
     "Shows pools of firsttouch on paper, alive, and after a crash.";
@@ -63,28 +92,45 @@ const cli::Command kMap = {"map", "The pages of one slot, as a picture.",
                            "  pooldump map 1234 7\n"
                            "  pooldump map 1234 7 --html=slot7.html\n"
                            "  pooldump map 1234 7 --format=csv\n"};
-const cli::Command kImage = {
-    "image", "The pages of an image file, as a picture.",
-    "  pooldump image guest.ftimage\n"
-    "  pooldump image guest.ftimage --svg=guest.svg\n"};
+const cli::Command kImage = {"image",
+                             "The pages of an image file, as a picture.",
+                             "  pooldump image guest.ftimg\n"
+                             "  pooldump image guest.ftimg --svg=guest.svg\n"};
 
-CLI::App* AddCommand(CLI::App* app, const cli::Command& command, Words* words) {
+// "COLUMN:{slot,state}": what completions propose.
+template <typename Row>
+std::string ColumnType(const cli::Columns<Row>& columns) {
+  std::vector<std::string> names;
+  for (const auto& column : columns) names.push_back(column.name);
+  return absl::StrCat("COLUMN:{", absl::StrJoin(names, ","), "}");
+}
+
+// With --sort, by one of `columns`.
+template <typename Row>
+CLI::App* AddCommand(CLI::App* app, const cli::Command& command,
+                     const cli::Columns<Row>& columns, Words* words) {
   CLI::App* sub = cli::AddCommand(app, command);
   cli::AddCommonOptions(sub, &words->common,
                         {"text", "json", "csv", "textproto", "proto"});
   Options& options = words->options;
   sub->add_option_function<std::string>(
-         "--filter",
-         [&options](const std::string& s) { options.set_filter(s); },
-         "Only slots (POOL/SLOT) and images in whose names this regular "
-         "expression (RE2) is found")
-      ->type_name("REGEX");
-  sub->add_option_function<std::string>(
          "--sort", [&options](const std::string& s) { options.set_sort(s); },
          "By this column, the largest first; -COLUMN: the other way round")
-      ->type_name("COLUMN");
+      ->type_name(ColumnType(columns));
   return sub;
 }
+
+void AddFilter(CLI::App* sub, Words* words, const char* help) {
+  Options& options = words->options;
+  sub->add_option_function<std::string>(
+         "--filter",
+         [&options](const std::string& s) { options.set_filter(s); }, help)
+      ->type_name("REGEX");
+}
+
+constexpr char kFilterSlots[] =
+    "Only slots (POOL/SLOT) and images in whose names this regular expression "
+    "(RE2) is found";
 
 void AddAll(CLI::App* sub, Words* words, const char* help) {
   sub->add_flag_callback(
@@ -95,11 +141,12 @@ void AddPool(CLI::App* sub, Words* words) {
   sub->add_option_function<std::string>(
          "--pool",
          [words](const std::string& s) { words->options.set_pool_name(s); },
-         "Only the pool of this name")
+         "Only the pool of this name; #N: of this number, where several have "
+         "the same name")
       ->type_name("NAME");
 }
 
-void AddConfig(CLI::App* sub, Words* words) {
+void AddConfig(CLI::App* sub, PoolFlag::Command command, Words* words) {
   sub->add_option_function<std::string>(
          "--config",
          [words](const std::string& s) { words->options.set_config(s); },
@@ -107,6 +154,7 @@ void AddConfig(CLI::App* sub, Words* words) {
          "text format); flags are put over it")
       ->type_name("FILE");
   for (const PoolFlag& flag : PoolFlags()) {
+    if (flag.command != PoolFlag::kBoth && flag.command != command) continue;
     const std::string field = flag.field;
     sub->add_option_function<std::string>(
            flag.flags,
@@ -119,13 +167,13 @@ void AddConfig(CLI::App* sub, Words* words) {
 void AddPictures(CLI::App* sub, Words* words) {
   sub->add_option_function<std::string>(
          "--svg", [words](const std::string& s) { words->options.set_svg(s); },
-         "Write the picture to this file, as SVG")
+         "Write the picture to this file, as SVG; - is standard output")
       ->type_name("FILE");
   sub->add_option_function<std::string>(
          "--html",
          [words](const std::string& s) { words->options.set_html(s); },
          "Write the picture to this file, as a page that needs no other; "
-         "pointing at a block says which pages it is")
+         "pointing at a block says which pages it is. - is standard output")
       ->type_name("FILE");
   sub->add_option_function<uint32_t>(
          "--width", [words](uint32_t n) { words->options.set_width(n); },
@@ -134,71 +182,44 @@ void AddPictures(CLI::App* sub, Words* words) {
       ->check(CLI::Range(20, 1000));
 }
 
-std::string OptionHead(const CLI::Option& option) {
-  std::vector<std::string> names;
-  for (const std::string& name : option.get_snames()) {
-    names.push_back("-" + name);
-  }
-  for (const std::string& name : option.get_lnames()) {
-    names.push_back("--" + name);
-  }
-  std::string head = absl::StrJoin(names, ", ");
-  if (names.empty()) head = option.get_name(true);
-  if (option.get_expected_max() > 0 && !names.empty() &&
-      option.get_type_size_max() > 0) {
-    const std::string type = option.get_type_name();
-    absl::StrAppend(&head, "=", type.substr(0, type.find(':')));
-  }
-  return head;
-}
-
-std::string Roff(const std::string& text) {
-  std::string out = absl::StrReplaceAll(
-      text, {{"\\", "\\\\"}, {"-", "\\-"}, {"'", "\\(aq"}, {"\n.", "\n\\&."}});
-  if (!out.empty() && out.front() == '.') out.insert(0, "\\&");
-  return out;
-}
-
-std::vector<const CLI::App*> Commands(const CLI::App& app) {
-  return app.get_subcommands(
-      [](const CLI::App* sub) { return !sub->get_name().empty(); });
-}
-
 }  // namespace
 
 const std::vector<PoolFlag>& PoolFlags() {
+  using Flag = PoolFlag;
   static const auto& flags = *new std::vector<PoolFlag>{
-      {"name", "--name", "--name", "NAME", "Name of the pool"},
-      {"instances", "--instances", "--instances", "N",
+      {Flag::kBoth, "name", "--name", "--name", "NAME", "Name of the pool"},
+      {Flag::kBoth, "instances", "--instances", "--instances", "N",
        "Instances that the pool can hold at once"},
-      {"memories_per_instance", "--memories-per-instance",
+      {Flag::kBoth, "memories_per_instance", "--memories-per-instance",
        "--memories-per-instance", "N", "Memories of each instance"},
-      {"max_memory_bytes", "--memory-bytes,--max-memory-bytes",
+      {Flag::kBoth, "max_memory_bytes", "--memory-bytes,--max-memory-bytes",
        "--memory-bytes", "SIZE",
        "The most that a memory can grow to, as 4GiB (max_memory_bytes)"},
-      {"guard_after_bytes", "--guard-bytes,--guard-after-bytes",
+      {Flag::kBoth, "guard_after_bytes", "--guard-bytes,--guard-after-bytes",
        "--guard-bytes", "SIZE", "Guard behind each memory (guard_after_bytes)"},
-      {"guard_before_bytes", "--guard-before-bytes", "--guard-before-bytes",
-       "SIZE", "Guard in front of the first memory"},
-      {"granule_bytes", "--granule-bytes", "--granule-bytes", "SIZE",
-       "What one fault fills at most"},
-      {"supply", "--supply", "--supply", "NAME",
+      {Flag::kBoth, "guard_before_bytes", "--guard-before-bytes",
+       "--guard-before-bytes", "SIZE", "Guard in front of the first memory"},
+      {Flag::kLayout, "granule_bytes", "--granule-bytes", "--granule-bytes",
+       "SIZE", "What one fault fills at most"},
+      {Flag::kLayout, "supply", "--supply", "--supply",
+       "NAME:{userfaultfd,mappings-scan,mappings-drop}",
        "userfaultfd, mappings-scan or mappings-drop; otherwise what the "
        "machine allows"},
-      {"backing", "--backing", "--backing", "NAME",
+      {Flag::kLayout, "backing", "--backing", "--backing",
+       "NAME:{shared,copied}",
        "shared or copied; otherwise what the machine allows"},
-      {"resolve", "--resolve", "--resolve", "NAME",
-       "in-thread or handler-thread"},
-      {"largest_static_offset_bytes", "--largest-static-offset-bytes",
-       "--largest-static-offset-bytes", "SIZE",
+      {Flag::kLayout, "resolve", "--resolve", "--resolve",
+       "NAME:{in-thread,handler-thread}", "in-thread or handler-thread"},
+      {Flag::kLayout, "largest_static_offset_bytes",
+       "--largest-static-offset-bytes", "--largest-static-offset-bytes", "SIZE",
        "The largest constant that guests add to an index: is the guard large "
        "enough?"},
-      {"index_bits", "--index-bits", "--index-bits", "N",
+      {Flag::kLayout, "index_bits", "--index-bits", "--index-bits", "N",
        "Bits of an index that guests do not check: 32 for WebAssembly"},
-      {"base", "--base", "--base", "ADDRESS",
-       "Where the pool begins, for locate"},
-      {"size_bytes", "--size-bytes", "--size-bytes", "SIZE",
-       "The size that memories had, for locate"},
+      {Flag::kLocate, "base", "--base", "--base", "ADDRESS",
+       "Where the pool begins: from a crash log, or /proc/PID/maps"},
+      {Flag::kLocate, "size_bytes", "--size-bytes", "--size-bytes", "SIZE",
+       "The size that memories had"},
   };
   return flags;
 }
@@ -212,11 +233,15 @@ std::unique_ptr<CLI::App> MakeApp(Words* words) {
                    "--guard-bytes=2GiB\n"
                    "  pooldump live $(pidof server) --watch\n"
                    "  pooldump locate $(pidof server) < crash.log\n",
-       .exit_codes = {kExitCodes.begin(), kExitCodes.end()}});
+       .exit_codes = {kExitCodes.begin(), kExitCodes.end()},
+       .manual = {{"FORMATS", kFormats}, {"COLUMNS", ColumnLists()}}});
 
   Options& options = words->options;
-  CLI::App* layout = AddCommand(app.get(), kLayout, words);
-  AddConfig(layout, words);
+  CLI::App* layout = AddCommand(app.get(), kLayout, RangeColumns(), words);
+  AddConfig(layout, PoolFlag::kLayout, words);
+  AddFilter(layout, words,
+            "With --all: only slots (POOL/SLOT) in whose names this regular "
+            "expression (RE2) is found");
   AddAll(layout, words, "Each slot's ranges, not one line for all of them");
   layout
       ->add_option_function<std::string>(
@@ -226,94 +251,57 @@ std::unique_ptr<CLI::App> MakeApp(Words* words) {
           "layout --format=textproto printed there")
       ->type_name("FILE");
 
-  CLI::App* live = AddCommand(app.get(), kLive, words);
-  live->add_option("PID", words->pid, "The process")->required();
+  CLI::App* live = AddCommand(app.get(), kLive, SlotColumns(), words);
+  live->add_option("PID", words->pid, "The process")
+      ->required()
+      ->type_name("PID");
+  AddFilter(live, words, kFilterSlots);
   AddPool(live, words);
   AddAll(live, words, "Also slots that were never used");
   live->add_flag_callback(
       "--watch", [&options] { options.set_watch(true); },
       "Repaint the screen, as top does; \"h\" there lists the keys");
-  live->add_option("--interval", words->interval,
-                   "Seconds from one look to the next, 0.1 to 3600")
+  live->add_option(
+          "--interval", words->interval,
+          "With --watch: seconds from one look to the next, 0.1 to 3600")
       ->type_name("SECONDS");
 
-  CLI::App* locate = AddCommand(app.get(), kLocate, words);
-  locate->add_option("PID_OR_ADDRESS", words->targets,
-                     "The process (not with --config), then addresses");
-  AddConfig(locate, words);
-  AddPool(locate, words);
+  CLI::App* locate = AddCommand(app.get(), kLocate, FoundColumns(), words);
+  locate
+      ->add_option("PID_OR_ADDRESS", words->targets,
+                   "The process (not with --config), then addresses")
+      ->type_name("PID");
+  AddConfig(locate, PoolFlag::kLocate, words);
+  AddFilter(locate, words, kFilterSlots);
 
-  CLI::App* core = AddCommand(app.get(), kCore, words);
+  CLI::App* core = AddCommand(app.get(), kCore, SlotColumns(), words);
   core->add_option_function<std::string>(
           "FILE", [&options](const std::string& s) { options.set_file(s); },
           "The core dump")
-      ->required();
+      ->required()
+      ->type_name("FILE");
+  AddFilter(core, words, kFilterSlots);
   AddPool(core, words);
   AddAll(core, words, "Also slots that were never used");
 
-  CLI::App* map = AddCommand(app.get(), kMap, words);
-  map->add_option("PID", words->pid, "The process")->required();
+  CLI::App* map = AddCommand(app.get(), kMap, PageRunColumns(), words);
+  map->add_option("PID", words->pid, "The process")
+      ->required()
+      ->type_name("PID");
   map->add_option("SLOT", words->slot, "The slot's number")->required();
   AddPool(map, words);
   AddPictures(map, words);
 
-  CLI::App* image = AddCommand(app.get(), kImage, words);
+  CLI::App* image = AddCommand(app.get(), kImage, ImageRunColumns(), words);
   image
       ->add_option_function<std::string>(
           "FILE", [&options](const std::string& s) { options.set_file(s); },
           "The image file")
-      ->required();
+      ->required()
+      ->type_name("FILE");
   AddPictures(image, words);
 
-  cli::AddCommand(app.get(), {.name = "manual",
-                              .description = "Prints the manual page.",
-                              .examples = "  pooldump manual | man -l -\n"});
   return app;
-}
-
-std::string ManualPage(const CLI::App& app) {
-  std::string out = absl::StrCat(
-      ".TH POOLDUMP 1 \"\" \"firsttouch 0.1.0\" \"User Commands\"\n"
-      ".SH NAME\npooldump \\- shows pools of firsttouch\n"
-      ".SH SYNOPSIS\n");
-  for (const CLI::App* command : Commands(app)) {
-    std::string operands;
-    for (const CLI::Option* option : command->get_options()) {
-      if (option->get_lnames().empty() && option->get_snames().empty()) {
-        absl::StrAppend(&operands, " \\fI", Roff(option->get_name(true)),
-                        "\\fR");
-      }
-    }
-    absl::StrAppend(&out, ".B pooldump ", command->get_name(),
-                    "\n[\\fIOPTION\\fR...]", operands, "\n.br\n");
-  }
-  absl::StrAppend(&out, ".SH DESCRIPTION\n", Roff(kDescription), "\n");
-  for (const CLI::App* command : Commands(app)) {
-    absl::StrAppend(&out, ".SH \"POOLDUMP ",
-                    absl::AsciiStrToUpper(command->get_name()), "\"\n",
-                    Roff(command->get_description()), "\n");
-    for (const CLI::Option* option : command->get_options()) {
-      absl::StrAppend(&out, ".TP\n\\fB", Roff(OptionHead(*option)), "\\fR\n",
-                      Roff(option->get_description()), ".\n");
-    }
-    for (const cli::Command* known :
-         {&kLayout, &kLive, &kLocate, &kCore, &kMap, &kImage}) {
-      if (command->get_name() != known->name) continue;
-      absl::StrAppend(&out, ".PP\n.nf\n", Roff(known->examples), ".fi\n");
-    }
-  }
-  absl::StrAppend(&out, ".SH \"EXIT STATUS\"\n");
-  for (const auto& [code, meaning] : kExitCodes) {
-    absl::StrAppend(&out, ".TP\n", code, "\n", Roff(meaning), ".\n");
-  }
-  absl::StrAppend(
-      &out,
-      ".TP\n64\nThe command line, or a file that describes a pool, is wrong.\n"
-      ".SH ENVIRONMENT\n.TP\nNO_COLOR\nIf it is set and not empty, there are "
-      "no colours, unless \\-\\-color=always asks for them.\n"
-      ".SH \"SEE ALSO\"\nThe columns are explained in docs/pooldump.md, the "
-      "formats for programs in tools/pooldump/pooldump.proto.\n");
-  return out;
 }
 
 }  // namespace firsttouch::pooldump

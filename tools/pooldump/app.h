@@ -28,6 +28,8 @@ struct Words {
 
 // Flags of PoolConfig's fields.
 struct PoolFlag {
+  enum Command { kBoth, kLayout, kLocate };
+  Command command;  // That it belongs to.
   const char* field;
   const char* flags;  // As CLI11 takes them.
   const char* shown;  // The first of them.
@@ -37,9 +39,6 @@ struct PoolFlag {
 const std::vector<PoolFlag>& PoolFlags();
 
 std::unique_ptr<CLI::App> MakeApp(Words* words);
-
-// The manual page in roff.
-std::string ManualPage(const CLI::App& app);
 }  // namespace firsttouch::pooldump
 
 #endif  // FIRSTTOUCH_TOOLS_POOLDUMP_APP_H_

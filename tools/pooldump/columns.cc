@@ -49,6 +49,15 @@ Value BytesOrDim(uint64_t number) {
 
 // A column of a counter.
 template <uint64_t (Counters::*counter)() const>
+Column<Slot> FaultColumn(const char* name, const char* title) {
+  return {name, title, [](const Slot& slot) {
+            return slot.counters().faults_unknown()
+                       ? Value::Unknown()
+                       : CountOrDim((slot.counters().*counter)());
+          }};
+}
+
+template <uint64_t (Counters::*counter)() const>
 Column<Slot> CounterColumn(const char* name, const char* title) {
   return {name, title, [](const Slot& slot) {
             return CountOrDim((slot.counters().*counter)());
@@ -57,8 +66,10 @@ Column<Slot> CounterColumn(const char* name, const char* title) {
 
 template <uint64_t (PageCounts::*count)() const>
 Column<Slot> PagesColumn(const char* name) {
-  return {name, "",
-          [](const Slot& slot) { return CountOrDim((slot.pages().*count)()); }};
+  return {name, "", [](const Slot& slot) {
+            return slot.has_pages() ? CountOrDim((slot.pages().*count)())
+                                    : Value::Unknown();
+          }};
 }
 
 std::string Offset(int64_t offset) {
@@ -134,11 +145,10 @@ const Columns<Slot>& SlotColumns() {
       PagesColumn<&PageCounts::untracked>("untracked"),
       PagesColumn<&PageCounts::dirty>("dirty"),
       PagesColumn<&PageCounts::hot>("hot"),
-      CounterColumn<&Counters::minor_faults>("minor-faults", "minor"),
-      CounterColumn<&Counters::missing_read_faults>("read-faults", "read"),
-      CounterColumn<&Counters::missing_write_faults>("write-faults", "write"),
-      CounterColumn<&Counters::write_protect_faults>("protect-faults",
-                                                     "protect"),
+      FaultColumn<&Counters::minor_faults>("minor-faults", "minor"),
+      FaultColumn<&Counters::missing_read_faults>("read-faults", "read"),
+      FaultColumn<&Counters::missing_write_faults>("write-faults", "write"),
+      FaultColumn<&Counters::write_protect_faults>("protect-faults", "protect"),
       {"traps", "",
        [](const Slot& slot) {
          return CountOrDim(slot.counters().traps(), Tint::kWeak);
@@ -189,6 +199,12 @@ const Columns<LocateReport::Found>& FoundColumns() {
                     ? Value::Unknown()
                     : Value::Text(found.location().pool());
        }},
+      {"pool-number", "",
+       [](const Found& found) {
+         return found.location().pool_id() == 0
+                    ? Value::Unknown()
+                    : Value::Count(found.location().pool_id());
+       }},
       {"slot", "",
        [](const Found& found) {
          return found.location().place() == Location::NO_POOL
@@ -199,8 +215,7 @@ const Columns<LocateReport::Found>& FoundColumns() {
        [](const Found& found) {
          return found.location().place() == Location::NO_POOL
                     ? Value::Unknown()
-                    : Value::Text(
-                          absl::StrCat(found.location().offset_bytes()));
+                    : Value::Signed(found.location().offset_bytes());
        }},
       {"page", "",
        [](const Found& found) {
@@ -292,6 +307,19 @@ std::string PageStateText(PageState state) {
   }
 }
 
+std::string ResidencyText(int resident) {
+  switch (resident) {
+    case 0:
+      return "not resident";
+    case 1:
+      return "resident, shared";
+    case 2:
+      return "resident, private";
+    default:
+      return "unknown";
+  }
+}
+
 std::string PageSourceText(PageSource source) {
   switch (source) {
     case PAGE_OF_ZEROES:
@@ -312,8 +340,11 @@ std::string LocationText(const Location& location) {
                ? "in no pool"
                : absl::StrCat("in no pool: ", Printable(location.mapping()));
   }
-  std::string text = absl::StrCat("pool ", Printable(location.pool()),
-                                  ", slot ", location.slot());
+  // A pool on paper may have no name.
+  const std::string name = Printable(location.pool());
+  std::string text =
+      absl::StrCat(name == kUnnamed ? name : absl::StrCat("pool ", name),
+                   ", slot ", location.slot());
   if (location.memory() != 0 || location.instance() != location.slot()) {
     absl::StrAppend(&text, " (instance ", location.instance(), ", memory ",
                     location.memory(), ")");
@@ -334,6 +365,8 @@ std::string LocationText(const Location& location) {
   if (!location.has_slot()) return text + ": inside the memory's maximum";
   if (location.page_state() != PAGE_STATE_UNSPECIFIED) {
     absl::StrAppend(&text, " (", PageStateText(location.page_state()), ")");
+  } else if (location.has_resident()) {
+    absl::StrAppend(&text, " (", ResidencyText(location.resident()), ")");
   }
   if (location.in_bounds()) {
     absl::StrAppend(&text, ": in bounds");

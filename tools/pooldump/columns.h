@@ -13,6 +13,9 @@
 
 namespace firsttouch::pooldump {
 
+// What a pool on paper is called that has no name.
+inline constexpr char kUnnamed[] = "pool";
+
 // Made once; the same in all threads.
 const cli::Columns<LayoutReport::Range>& RangeColumns();
 const cli::Columns<Slot>& SlotColumns();
@@ -26,6 +29,8 @@ uint64_t Faults(const Counters& counters);
 
 // "missing", "hot", ...; "unknown" where it is not known.
 std::string PageStateText(PageState state);
+// What the kernel says of a page whose state is not known: "resident, private".
+std::string ResidencyText(int resident);
 // "zeroes", "image", "outside"; "unknown".
 std::string PageSourceText(PageSource source);
 

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -13,7 +14,9 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/cli/text_file.h"
 #include "firsttouch/tools/imagetool/commands.h"
 #include "firsttouch/tools/pooldump/columns.h"
@@ -24,6 +27,7 @@
 #include "firsttouch/tools/pooldump/snapshot/core_file.h"
 #include "firsttouch/tools/pooldump/snapshot/live.h"
 #include "firsttouch/tools/pooldump/snapshot/locate.h"
+#include "firsttouch/tools/pooldump/stream.h"
 #include "re2/re2.h"
 
 namespace firsttouch::pooldump {
@@ -37,6 +41,13 @@ std::string OneLine(const absl::Status& status) {
     if (c == '\n' || c == '\r') c = ' ';
   }
   return text;
+}
+
+// Fit for JSON, with its lines.
+std::string PrintableLines(const std::string& text) {
+  std::vector<std::string> lines = absl::StrSplit(text, '\n');
+  for (std::string& line : lines) line = cli::Printable(line);
+  return absl::StrJoin(lines, "\n");
 }
 
 Answer WrongUsage(const absl::Status& status) {
@@ -66,36 +77,63 @@ absl::StatusOr<PlacedConfig> ConfigOf(const CommandLine& line) {
   return config;
 }
 
-Answer AnswerLayout(const CommandLine& line, Kernel& kernel) {
-  const absl::StatusOr<PlacedConfig> config = ConfigOf(line);
-  if (!config.ok()) return WrongUsage(config.status());
+// What a layout is asked about.
+struct LayoutQuestion {
+  PlacedConfig config;
   Machine machine;
+};
+
+absl::StatusOr<LayoutQuestion> QuestionOf(const CommandLine& line,
+                                          Kernel& kernel) {
+  absl::StatusOr<PlacedConfig> config = ConfigOf(line);
+  if (!config.ok()) return config.status();
   if (line.options.machine().empty()) {
-    machine = ThisMachine(kernel);
-  } else {
-    absl::StatusOr<Machine> other = ReadMachine(line.options.machine());
-    if (!other.ok()) return WrongUsage(other.status());
-    machine = *std::move(other);
+    return LayoutQuestion{*std::move(config), ThisMachine(kernel)};
   }
+  absl::StatusOr<Machine> other = ReadMachine(line.options.machine());
+  if (!other.ok()) return other.status();
+  return LayoutQuestion{*std::move(config), *std::move(other)};
+}
+
+Answer AnswerLayout(const CommandLine& line, Kernel& kernel) {
+  const absl::StatusOr<LayoutQuestion> question = QuestionOf(line, kernel);
+  if (!question.ok()) return WrongUsage(question.status());
   LayoutReportOptions options{.all = line.options.all()};
-  if (!line.options.filter().empty()) {
-    // Here already, so that a few of very many slots can be listed. A regular
-    // expression that is none is told of by FilterAndSort.
-    RE2::Options quiet;
-    quiet.set_log_errors(false);
-    const auto regex = std::make_shared<RE2>(line.options.filter(), quiet);
-    if (regex->ok()) {
-      options.wanted = [regex](const std::string& name) {
-        return RE2::PartialMatch(name, *regex);
-      };
-    }
-  }
+  // Here already, so that a few of very many slots can be listed.
+  absl::StatusOr<Filter> filter = MakeFilter(line.options);
+  if (!filter.ok()) return WrongUsage(filter.status());
+  options.wanted = *std::move(filter);
   absl::StatusOr<LayoutReport> report =
-      MakeLayoutReport(*config, machine, options);
+      MakeLayoutReport(question->config, question->machine, options);
   if (!report.ok()) return WrongUsage(report.status());
   Answer answer;
   answer.exit_code = report->fits() ? kExitOk : kExitBadNews;
   *answer.report.mutable_layout() = *std::move(report);
+  return answer;
+}
+
+// Prints all ranges of a layout, none of which is kept.
+Answer StreamLayout(const CommandLine& line, Kernel& kernel,
+                    const cli::TextStyle& style, const Sink& sink) {
+  const absl::StatusOr<LayoutQuestion> question = QuestionOf(line, kernel);
+  if (!question.ok()) return WrongUsage(question.status());
+  const absl::StatusOr<PoolLayout> layout = LayoutOf(question->config);
+  if (!layout.ok()) return WrongUsage(layout.status());
+  absl::StatusOr<Filter> filter = MakeFilter(line.options);
+  if (!filter.ok()) return WrongUsage(filter.status());
+  const absl::StatusOr<LayoutReport> report =
+      MakeLayoutReport(question->config, question->machine,
+                       {.all = true, .wanted = *filter, .leave_out = true});
+  if (!report.ok()) return WrongUsage(report.status());
+  Answer answer;
+  answer.exit_code = report->fits() ? kExitOk : kExitBadNews;
+  answer.error = StreamRanges(
+      *report, line.options.format(), style,
+      [&](const std::function<bool(const LayoutReport::Range&)>& visit) {
+        ForEachRange(*layout, report->name(), *filter, visit);
+      },
+      sink);
+  if (!answer.error.empty()) answer.exit_code = cli::kExitCannotPrint;
   return answer;
 }
 
@@ -118,7 +156,7 @@ Answer AnswerCore(const Options& options) {
   if (!snapshot.ok()) return CannotRead(snapshot.status());
   Answer answer;
   CoreReport& report = *answer.report.mutable_core();
-  report.set_path(options.file());
+  report.set_path(cli::Printable(options.file()));
   if (snapshot->has_crash())
     report.set_crash_text(CrashText(snapshot->crash()));
   *report.mutable_process() = *std::move(snapshot);
@@ -168,20 +206,34 @@ Location OnPaper(const PoolLayout& layout, const std::string& name,
 
 using Locator = std::function<absl::StatusOr<Location>(uint64_t)>;
 
+bool ReadsLog(const Options& options) {
+  return options.addresses().empty() ||
+         (options.addresses_size() == 1 && options.addresses(0) == "-");
+}
+
+absl::StatusOr<LocateReport::Found> FindOne(const Locator& locate,
+                                            const AddressInText& one) {
+  absl::StatusOr<Location> location = locate(one.address);
+  if (!location.ok()) return location.status();
+  LocateReport::Found found;
+  found.set_line(one.line);
+  found.set_text(LocationText(*location));
+  *found.mutable_location() = *std::move(location);
+  return found;
+}
+
 Answer LocateAll(const Options& options, const Locator& locate,
                  const std::string& source) {
   Answer answer;
   LocateReport& report = *answer.report.mutable_locate();
-  report.set_source(source);
+  report.set_source(cli::Printable(source));
   std::vector<AddressInText> wanted;
-  const bool reads_log =
-      options.addresses().empty() ||
-      (options.addresses_size() == 1 && options.addresses(0) == "-");
+  const bool reads_log = ReadsLog(options);
   if (reads_log) {
     absl::StatusOr<std::string> log = cli::ReadFile("-", kMostLogBytes);
     if (!log.ok()) return CannotRead(log.status());
     wanted = AddressesIn(*log);
-    report.set_log(*std::move(log));
+    report.set_log(PrintableLines(*log));
   }
   for (int i = 0; !reads_log && i < options.addresses_size(); ++i) {
     const absl::StatusOr<uint64_t> address = ParseAddress(options.addresses(i));
@@ -190,25 +242,82 @@ Answer LocateAll(const Options& options, const Locator& locate,
   }
   bool some = false;
   for (const AddressInText& one : wanted) {
-    absl::StatusOr<Location> location = locate(one.address);
-    if (!location.ok()) return CannotRead(location.status());
-    some |= location->place() != Location::NO_POOL;
-    LocateReport::Found& found = *report.add_found();
-    found.set_line(one.line);
-    found.set_text(LocationText(*location));
-    *found.mutable_location() = *std::move(location);
+    absl::StatusOr<LocateReport::Found> found = FindOne(locate, one);
+    if (!found.ok()) return CannotRead(found.status());
+    some |= found->location().place() != Location::NO_POOL;
+    *report.add_found() = *std::move(found);
   }
   answer.exit_code = some ? kExitOk : kExitBadNews;
   return answer;
 }
 
-Answer AnswerLocate(const CommandLine& line) {
+// Reads a log line by line, and prints each with what is known of it before the
+// next is read.
+Answer StreamLog(const Options& options, const Locator& locate,
+                 const cli::TextStyle& style, const Sink& sink) {
+  const absl::StatusOr<Filter> filter = MakeFilter(options);
+  if (!filter.ok()) return WrongUsage(filter.status());
+  const bool csv = options.format() == CSV;
+  Answer answer;
+  bool some = false;
+  uint64_t number = 0;
+  std::string out = csv ? CsvTitlesOf(FoundColumns()) : "";
+  const auto take_line = [&](const std::string& line) -> absl::Status {
+    ++number;
+    if (!csv) absl::StrAppend(&out, line, "\n");
+    for (AddressInText& one : AddressesIn(line)) {
+      one.line = number;
+      absl::StatusOr<LocateReport::Found> found = FindOne(locate, one);
+      if (!found.ok()) return found.status();
+      const bool in_pool = found->location().place() != Location::NO_POOL;
+      some |= in_pool;
+      if (!Keeps(*filter, found->location())) continue;
+      if (csv) {
+        out += CsvLineOf(FoundColumns(), *found);
+      } else if (in_pool) {
+        out += FoundBelow(*found, style);
+      }
+    }
+    return absl::OkStatus();
+  };
+  absl::Status lost;
+  const absl::Status read = cli::ForEachLineOfInput(
+      [&](const std::string& line, bool more_is_read) -> absl::Status {
+        absl::Status taken = take_line(line);
+        // What is there already is printed before it waits for more.
+        if (taken.ok() && !more_is_read) {
+          if (const std::string wrong = sink(out); !wrong.empty()) {
+            lost = absl::UnavailableError(wrong);
+            return lost;
+          }
+          out.clear();
+        }
+        return taken;
+      });
+  if (lost.ok() && !out.empty()) {
+    if (const std::string wrong = sink(out); !wrong.empty()) {
+      lost = absl::UnavailableError(wrong);
+    }
+  }
+  if (!lost.ok()) {
+    answer.exit_code = cli::kExitCannotPrint;
+    answer.error = absl::StrCat(lost.message());
+    return answer;
+  }
+  if (!read.ok()) return CannotRead(read);
+  answer.exit_code = some ? kExitOk : kExitBadNews;
+  return answer;
+}
+
+// Calls `run` with what locates addresses, and what it is called.
+Answer WithLocator(
+    const CommandLine& line,
+    const std::function<Answer(const Locator&, const std::string&)>& run) {
   const Options& options = line.options;
   if (options.pid() != 0) {
     absl::StatusOr<LiveProcess> process = LiveProcess::Open(options.pid());
     if (!process.ok()) return CannotRead(process.status());
-    return LocateAll(
-        options,
+    return run(
         [&process](uint64_t address) { return process->Locate(address); },
         absl::StrCat("process ", options.pid()));
   }
@@ -218,25 +327,33 @@ Answer AnswerLocate(const CommandLine& line) {
   if (!layout.ok()) return WrongUsage(layout.status());
   const absl::StatusOr<uint64_t> size = SizeOf(*config, "size_bytes");
   if (!size.ok()) return WrongUsage(size.status());
-  uint64_t base = 0;
-  if (!config->config.base().empty()) {
-    const absl::StatusOr<uint64_t> parsed = ParseAddress(config->config.base());
-    if (!parsed.ok()) {
-      const auto place = config->places.find("base");
-      return WrongUsage(absl::InvalidArgumentError(
-          absl::StrCat(place == config->places.end() ? "base" : place->second,
-                       ": ", parsed.status().message())));
-    }
-    base = *parsed;
+  if (config->config.base().empty()) {
+    return WrongUsage(absl::InvalidArgumentError(
+        "where the pool began is not known: give --base=ADDRESS, or base in "
+        "the file of --config (a crash log has it, or /proc/PID/maps)"));
   }
-  const std::string name =
-      config->config.name().empty() ? "pool" : config->config.name();
-  return LocateAll(
-      options,
+  const absl::StatusOr<uint64_t> base = ParseAddress(config->config.base());
+  if (!base.ok()) {
+    const auto place = config->places.find("base");
+    return WrongUsage(absl::InvalidArgumentError(
+        absl::StrCat(place == config->places.end() ? "base" : place->second,
+                     ": ", base.status().message())));
+  }
+  const std::string name = config->config.name().empty()
+                               ? kUnnamed
+                               : cli::Printable(config->config.name());
+  return run(
       [&](uint64_t address) -> absl::StatusOr<Location> {
-        return OnPaper(*layout, name, base, *size, address);
+        return OnPaper(*layout, name, *base, *size, address);
       },
       options.config().empty() ? "the command line" : options.config());
+}
+
+Answer AnswerLocate(const CommandLine& line) {
+  return WithLocator(line,
+                     [&line](const Locator& locate, const std::string& source) {
+                       return LocateAll(line.options, locate, source);
+                     });
 }
 
 }  // namespace
@@ -285,6 +402,23 @@ std::vector<AddressInText> AddressesIn(const std::string& text) {
     if (seen.insert({line, address}).second) found.push_back({address, line});
   }
   return found;
+}
+
+std::optional<Answer> Stream(const CommandLine& line, Kernel& kernel,
+                             const cli::TextStyle& style, const Sink& sink) {
+  const Options& options = line.options;
+  // What is sorted has to be kept.
+  if (!options.sort().empty()) return std::nullopt;
+  if (options.command() == Options::LAYOUT && options.all()) {
+    return StreamLayout(line, kernel, style, sink);
+  }
+  if (options.command() == Options::LOCATE && ReadsLog(options) &&
+      (options.format() == TEXT || options.format() == CSV)) {
+    return WithLocator(line, [&](const Locator& locate, const std::string&) {
+      return StreamLog(options, locate, style, sink);
+    });
+  }
+  return std::nullopt;
 }
 
 Answer MakeAnswer(const CommandLine& line, Kernel& kernel) {

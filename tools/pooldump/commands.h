@@ -3,10 +3,17 @@
 #ifndef FIRSTTOUCH_TOOLS_POOLDUMP_COMMANDS_H_
 #define FIRSTTOUCH_TOOLS_POOLDUMP_COMMANDS_H_
 
+#include <cstdint>
+#include <optional>
 #include <string>
+#include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/pooldump/flags.h"
 #include "firsttouch/tools/pooldump/pooldump.pb.h"
+#include "firsttouch/tools/pooldump/stream.h"
 #include "firsttouch/uffd/kernel.h"
 
 namespace firsttouch::pooldump {
@@ -23,6 +30,12 @@ struct Answer {
 // Does what the command line asks for, but for printing and --watch. May read
 // standard input (`locate` without an address).
 Answer MakeAnswer(const CommandLine& line, Kernel& kernel);
+
+// Does it and prints, where that needs memory in proportion to what is printed
+// or read otherwise: `layout --all`, and `locate` of a log, whose lines are
+// printed as they come. Nothing: this is not one of these.
+std::optional<Answer> Stream(const CommandLine& line, Kernel& kernel,
+                             const cli::TextStyle& style, const Sink& sink);
 
 // Error and exit code of a process, a core or an image that cannot be read.
 Answer CannotRead(const absl::Status& status);

@@ -5,6 +5,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/control/control_block.h"
 #include "firsttouch/tools/cli/bytes.h"
 #include "firsttouch/tools/cli/text_file.h"
 #include "google/protobuf/descriptor.h"
@@ -68,6 +69,11 @@ absl::StatusOr<uint64_t> SizeOf(const PlacedConfig& config,
 
 absl::StatusOr<PoolLayout> LayoutOf(const PlacedConfig& config) {
   const PoolConfig& pool = config.config;
+  if (config.places.find("name") != config.places.end()) {
+    if (absl::Status status = CheckPoolName(pool.name()); !status.ok()) {
+      return Misplaced(config.places, "name", absl::StrCat(status.message()));
+    }
+  }
   LayoutOptions options;
   const struct {
     const char* field;

@@ -81,7 +81,9 @@ std::string TakeInterval(const Words& words, Options* options) {
                         "\" is not a number of seconds from 0.1 to 3600");
   }
   options->set_interval_ms(static_cast<uint32_t>(std::lround(seconds * 1000)));
-  return "";
+  return options->watch() ? ""
+                          : "--interval is for --watch: add that, or leave out "
+                            "--interval";
 }
 
 std::string TakePool(const Words& words, CommandLine* line) {
@@ -109,6 +111,34 @@ std::string TakePool(const Words& words, CommandLine* line) {
   return "";
 }
 
+// What would do nothing, or harm, is told of.
+std::string CheckUse(const Options& options) {
+  if (options.command() == Options::LAYOUT && !options.filter().empty() &&
+      !options.all()) {
+    return "--filter: without --all all slots are one line: add --all, or "
+           "leave out --filter";
+  }
+  const bool picture =
+      options.command() == Options::MAP || options.command() == Options::IMAGE;
+  if (picture && !options.sort().empty() && options.format() == TEXT) {
+    return "--sort: a picture has the order of pages: give another --format, "
+           "or leave out --sort";
+  }
+  if (options.svg().empty() && options.html().empty()) return "";
+  if (options.svg() == options.html()) {
+    return absl::StrCat("--svg and --html both name ", options.svg(),
+                        "; name two files");
+  }
+  if (options.format() != TEXT &&
+      (options.svg() == "-" || options.html() == "-")) {
+    return absl::StrCat(
+        "--format=", absl::AsciiStrToLower(Format_Name(options.format())),
+        " and a picture cannot both go to standard output: "
+        "name a file for the picture");
+  }
+  return "";
+}
+
 }  // namespace
 
 CommandLine ParseCommandLine(const std::vector<std::string>& words) {
@@ -118,10 +148,6 @@ CommandLine ParseCommandLine(const std::vector<std::string>& words) {
   line.ending = cli::Parse(*app, words);
   if (line.ending.has_value()) return line;
   const std::string command = app->get_subcommands().front()->get_name();
-  if (command == "manual") {
-    line.ending = cli::Ending{.out = ManualPage(*app)};
-    return line;
-  }
   line.options = found.options;
   line.options.set_command(CommandNumber(command));
   Format format = TEXT;
@@ -134,6 +160,7 @@ CommandLine ParseCommandLine(const std::vector<std::string>& words) {
   std::string wrong = TakeTargets(found, &line.options);
   if (wrong.empty()) wrong = TakeInterval(found, &line.options);
   if (wrong.empty()) wrong = TakePool(found, &line);
+  if (wrong.empty()) wrong = CheckUse(line.options);
   if (!wrong.empty()) {
     line.ending = cli::Ending{.exit_code = kExitUsage, .error = wrong};
   }

@@ -150,14 +150,50 @@ TEST(Manual, HasEveryOptionAndCommand) {
   Words words;
   const auto app = MakeApp(&words);
   const std::string page =
-      absl::StrReplaceAll(ManualPage(*app), {{"\\-", "-"}});
+      absl::StrReplaceAll(cli::ManualPage(*app), {{"\\-", "-"}});
   const std::vector<std::string> flags = AllFlags(*app);
-  EXPECT_GT(flags.size(), 60u);
+  EXPECT_GT(flags.size(), 50u);
   for (const std::string& flag : flags) EXPECT_THAT(page, HasSubstr(flag));
   for (const char* command :
-       {"LAYOUT", "LIVE", "LOCATE", "CORE", "MAP", "IMAGE"}) {
+       {"LAYOUT", "LIVE", "LOCATE", "CORE", "MAP", "IMAGE", "HELP"}) {
     EXPECT_THAT(page, HasSubstr(std::string(".SH \"POOLDUMP ") + command));
   }
+  // Values, formats, columns, and all exit codes.
+  EXPECT_THAT(page, HasSubstr("One of: userfaultfd, mappings-scan"));
+  EXPECT_THAT(page, HasSubstr(".SH \"FORMATS\""));
+  EXPECT_THAT(page, HasSubstr("kernel-calls (in text calls)"));
+  for (const char* code :
+       {".TP\n0\n", ".TP\n1\n", ".TP\n2\n", ".TP\n64\n", ".TP\n74\n"}) {
+    EXPECT_THAT(page, HasSubstr(code));
+  }
+}
+
+TEST(Help, HasNoOptionOfAnotherCommand) {
+  const auto help = [](const char* command) {
+    return ParseCommandLine({"help", command}).ending->out;
+  };
+  EXPECT_EQ(help("live"), ParseCommandLine({"live", "--help"}).ending->out);
+  EXPECT_THAT(help("layout"), Not(HasSubstr("--base")));
+  EXPECT_THAT(help("layout"), Not(HasSubstr("--size-bytes")));
+  EXPECT_THAT(help("locate"), Not(HasSubstr("--supply")));
+  EXPECT_THAT(help("locate"), Not(HasSubstr("--pool=")));
+  EXPECT_THAT(help("map"), Not(HasSubstr("--filter")));
+  EXPECT_THAT(help("image"), HasSubstr("guest.ftimg"));
+}
+
+TEST(Flags, WhatWouldDoNothingIsToldOf) {
+  EXPECT_THAT(ErrorOf({"live", "1", "--interval=2"}),
+              HasSubstr("--interval is for --watch"));
+  EXPECT_THAT(ErrorOf({"layout", "--instances=1", "--filter=x"}),
+              HasSubstr("add --all"));
+  EXPECT_THAT(ErrorOf({"map", "1", "2", "--sort=pages"}),
+              HasSubstr("a picture has the order of pages"));
+  EXPECT_THAT(ErrorOf({"map", "1", "2", "--svg=a", "--html=a"}),
+              HasSubstr("both name a; name two files"));
+  EXPECT_THAT(ErrorOf({"map", "1", "2", "--svg=-", "--format=json"}),
+              HasSubstr("cannot both go to standard output"));
+  EXPECT_THAT(ErrorOf({"liev", "1"}), HasSubstr("did you mean live?"));
+  EXPECT_THAT(ErrorOf({"help", "mpa"}), HasSubstr("did you mean map?"));
 }
 
 TEST(Completion, HasEveryOption) {

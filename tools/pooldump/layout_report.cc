@@ -14,6 +14,8 @@
 #include "firsttouch/pool/limits.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/slot_state.h"
+#include "firsttouch/tools/cli/table.h"
+#include "firsttouch/tools/pooldump/columns.h"
 #include "firsttouch/tools/pooldump/machine.h"
 #include "firsttouch/uffd/units.h"
 
@@ -90,6 +92,8 @@ LimitFacts Only(Limit limit, const LimitFacts& facts) {
   return only;
 }
 
+std::string Size(uint64_t bytes) { return cli::BytesText(bytes, {}); }
+
 class Analysis {
  public:
   Analysis(const PlacedConfig& config, const PoolLayout& layout,
@@ -137,8 +141,9 @@ void Analysis::Warn(bool fatal, std::string text, std::string remedy) {
 
 void Analysis::Numbers() {
   const LayoutOptions& asked = layout_.options();
-  report_.set_name(config_.config.name().empty() ? "pool"
-                                                 : config_.config.name());
+  report_.set_name(config_.config.name().empty()
+                       ? kUnnamed
+                       : cli::Printable(config_.config.name()));
   report_.set_instances(asked.instances);
   report_.set_memories_per_instance(asked.memories_per_instance);
   report_.set_max_memory_bytes(asked.max_memory_bytes);
@@ -185,27 +190,12 @@ absl::Status Analysis::Ranges(const LayoutReportOptions& options) {
       "--all would print more than ", kMostRanges,
       " ranges: choose some slots with --filter, or leave out --all"));
   if (!options.wanted && layout_.slots() > kMostRanges / 2) return too_many;
-  uint32_t named = ~uint32_t{0};
-  std::string name;
-  bool wanted = false;
-  for (const LayoutRange& range : layout_.Ranges()) {
-    if (range.slot.value() != named) {
-      named = range.slot.value();
-      name = SlotName(report_.name(), named);
-      wanted = !options.wanted || options.wanted(name);
-    }
-    if (!wanted) continue;
-    if (++ranges > kMostRanges) return too_many;
-    LayoutReport::Range& line = *report_.add_ranges();
-    line.set_offset_bytes(range.offset_bytes);
-    line.set_bytes(range.bytes);
-    line.set_count(1);
-    line.set_purpose(std::string(LayoutRangeKindName(range.kind)));
-    line.set_cause(std::string(range.cause));
-    line.set_first_slot(named);
-    line.set_slot_name(name);
-  }
-  return absl::OkStatus();
+  ForEachRange(layout_, report_.name(), options.wanted,
+               [&](const LayoutReport::Range& range) {
+                 if (!options.leave_out) *report_.add_ranges() = range;
+                 return ++ranges <= kMostRanges;
+               });
+  return ranges > kMostRanges ? too_many : absl::OkStatus();
 }
 
 void Analysis::ChooseSupply() {
@@ -390,7 +380,12 @@ void Analysis::JudgeEachLimit() {
         JudgeLimits(layout_, use, Only(limit, limits_));
     if (verdict.largest_instances < largest) {
       largest = verdict.largest_instances;
-      report_.set_largest_limit(std::string(LimitName(limit)));
+      const bool gap =
+          limit == Limit::kAddressSpace && machine_.has_largest_gap_bytes();
+      report_.set_largest_limit(
+          gap ? absl::StrCat("the largest gap of the address space, ",
+                             Size(machine_.largest_gap_bytes()))
+              : std::string(LimitName(limit)));
     }
     if (!verdict.exceeded.has_value()) continue;
     report_.set_fits(false);
@@ -402,18 +397,18 @@ void Analysis::JudgeEachLimit() {
     switch (limit) {
       case Limit::kAddressSpace:
         Warn(true,
-             absl::StrCat("address space: ", verdict.asked,
-                          " bytes are needed, and of ",
-                          limits_.address_space_bits, " bits ",
-                          verdict.available, " are free in one piece"),
+             absl::StrCat("address space: ", Size(verdict.asked),
+                          " are needed, and of ", limits_.address_space_bits,
+                          " bits ", Size(verdict.available),
+                          " are free in one piece"),
              fewer);
         break;
       case Limit::kRlimitAs:
         Warn(true,
-             absl::StrCat("RLIMIT_AS: ", verdict.asked,
-                          " bytes are needed, guards included, and ",
-                          verdict.available, " of ", limits_.rlimit_as_bytes,
-                          " are left"),
+             absl::StrCat("RLIMIT_AS: ", Size(verdict.asked),
+                          " are needed, guards included, and ",
+                          Size(verdict.available), " of ",
+                          Size(limits_.rlimit_as_bytes), " are left"),
              absl::StrCat("ulimit -v unlimited, or ", fewer));
         break;
       case Limit::kMapCount:
@@ -429,8 +424,8 @@ void Analysis::JudgeEachLimit() {
       case Limit::kOvercommit:
         Warn(true,
              absl::StrCat("overcommit: vm.overcommit_memory=2 counts all ",
-                          verdict.asked, " bytes as committed, and ",
-                          verdict.available, " are left"),
+                          Size(verdict.asked), " as committed, and ",
+                          Size(verdict.available), " are left"),
              absl::StrCat("sysctl -w vm.overcommit_memory=0, or ", fewer));
         break;
     }
@@ -444,16 +439,16 @@ void Analysis::JudgeEachLimit() {
       all > limits_.rlimit_as_bytes - limits_.mapped_bytes) {
     report_.set_fits(false);
     Warn(true,
-         absl::StrCat("RLIMIT_AS: with the book-keeping ", all,
-                      " bytes are needed, and ",
-                      limits_.rlimit_as_bytes - limits_.mapped_bytes,
+         absl::StrCat("RLIMIT_AS: with the book-keeping ", Size(all),
+                      " are needed, and ",
+                      Size(limits_.rlimit_as_bytes - limits_.mapped_bytes),
                       " are left"),
          "ulimit -v unlimited, or fewer instances");
   } else if (limits_.overcommit == Overcommit::kNever) {
     Warn(false,
          absl::StrCat("overcommit: vm.overcommit_memory=2 counts the whole "
                       "reservation as committed, ",
-                      report_.reservation_bytes(), " bytes"),
+                      Size(report_.reservation_bytes())),
          "sysctl -w vm.overcommit_memory=0");
   }
   if (report_.address_space_share() > 0.5) {
@@ -471,9 +466,9 @@ absl::Status Analysis::JudgeGuards() {
   const uint64_t guard = layout_.options().guard_after_bytes;
   if (*offset > guard) {
     Warn(false,
-         absl::StrCat("guard: a constant offset of up to ", *offset,
-                      " bytes reaches past the guard of ", guard,
-                      " bytes, into the next memory"),
+         absl::StrCat("guard: a constant offset of up to ", Size(*offset),
+                      " reaches past the guard of ", Size(guard),
+                      ", into the next memory"),
          absl::StrCat("--guard-bytes=",
                       (*offset + kPageBytes - 1) / kPageBytes * kPageBytes,
                       ", or check such accesses"));
@@ -505,10 +500,10 @@ absl::Status Analysis::JudgeGuards() {
       static_cast<uint64_t>(reach) - layout_.memory_bytes() + kPageBytes - 1;
   Warn(false,
        absl::StrCat("guard: an unchecked index of ", bits,
-                    " bits and an offset of up to ", *offset, " bytes reach ",
-                    static_cast<uint64_t>(reach),
-                    " bytes, past memory and guard of together ",
-                    static_cast<uint64_t>(room)),
+                    " bits and an offset of up to ", Size(*offset), " reach ",
+                    Size(static_cast<uint64_t>(reach)),
+                    ", past memory and guard of together ",
+                    Size(static_cast<uint64_t>(room))),
        absl::StrCat("--guard-bytes=", wanted / kPageBytes * kPageBytes,
                     ", or check such accesses"));
   return absl::OkStatus();
@@ -534,6 +529,32 @@ absl::StatusOr<LayoutReport> Analysis::Make(
 
 std::string SlotName(const std::string& pool, uint32_t slot) {
   return absl::StrCat(pool, "/", slot);
+}
+
+void ForEachRange(
+    const PoolLayout& layout, const std::string& name,
+    const std::function<bool(const std::string&)>& wanted,
+    const std::function<bool(const LayoutReport::Range&)>& visit) {
+  uint32_t named = ~uint32_t{0};
+  std::string slot;
+  bool is_wanted = false;
+  LayoutReport::Range line;
+  for (const LayoutRange& range : layout.Ranges()) {
+    if (range.slot.value() != named) {
+      named = range.slot.value();
+      slot = SlotName(name, named);
+      is_wanted = !wanted || wanted(slot);
+    }
+    if (!is_wanted) continue;
+    line.set_offset_bytes(range.offset_bytes);
+    line.set_bytes(range.bytes);
+    line.set_count(1);
+    line.set_purpose(std::string(LayoutRangeKindName(range.kind)));
+    line.set_cause(std::string(range.cause));
+    line.set_first_slot(named);
+    line.set_slot_name(slot);
+    if (!visit(line)) return;
+  }
 }
 
 uint64_t BlocksTouched(uint64_t first, uint64_t stride, uint64_t count,

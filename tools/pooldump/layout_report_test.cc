@@ -249,8 +249,8 @@ TEST(LayoutReport, WarnsOfAddressSpaceRlimitAndOvercommit) {
   EXPECT_FALSE(report.fits());
   EXPECT_GT(report.address_space_share(), 1.0);
   EXPECT_THAT(WarningsOf(report),
-              HasSubstr("FATAL address space: 193273528320000 bytes are "
-                        "needed, and of 47 bits 140737488355328 are free in "
+              HasSubstr("FATAL address space: 175.8 TiB are "
+                        "needed, and of 47 bits 128 TiB are free in "
                         "one piece -> at most 21845 instances"));
 
   Machine machine = GoodMachine();
@@ -261,8 +261,8 @@ TEST(LayoutReport, WarnsOfAddressSpaceRlimitAndOvercommit) {
   EXPECT_EQ(report.largest_limit(), "RLIMIT_AS");
   EXPECT_EQ(report.largest_instances(), 1u);
   EXPECT_THAT(WarningsOf(report),
-              HasSubstr("FATAL RLIMIT_AS: 8589934592 bytes are needed, guards "
-                        "included, and 3221225472 of 4294967296 are left -> "
+              HasSubstr("FATAL RLIMIT_AS: 8 GiB are needed, guards "
+                        "included, and 3 GiB of 4 GiB are left -> "
                         "ulimit -v unlimited, or at most 1 instances"));
   // The reservation alone would fit.
   machine.set_rlimit_as_bytes((uint64_t{2} << 30) + (1 << 16));
@@ -278,7 +278,7 @@ TEST(LayoutReport, WarnsOfAddressSpaceRlimitAndOvercommit) {
   EXPECT_TRUE(report.fits());
   EXPECT_THAT(WarningsOf(report),
               HasSubstr("overcommit: vm.overcommit_memory=2 counts the whole "
-                        "reservation as committed, 2147483648 bytes -> sysctl "
+                        "reservation as committed, 2 GiB -> sysctl "
                         "-w vm.overcommit_memory=0"));
   EXPECT_FALSE(Report(Config(5, "1GiB", "1GiB"), machine).fits());
 }
@@ -287,8 +287,8 @@ TEST(LayoutReport, WarnsOfGuardsThatCanBeJumped) {
   PlacedConfig config = Config(2, "4GiB", "1GiB");
   config.config.set_largest_static_offset_bytes("2GiB");
   EXPECT_EQ(WarningsOf(Report(config, GoodMachine())),
-            "guard: a constant offset of up to 2147483648 bytes reaches past "
-            "the guard of 1073741824 bytes, into the next memory -> "
+            "guard: a constant offset of up to 2 GiB reaches past "
+            "the guard of 1 GiB, into the next memory -> "
             "--guard-bytes=2147483648, or check such accesses\n");
   config = Config(2, "4GiB", "2GiB");
   config.config.set_largest_static_offset_bytes("2GiB");

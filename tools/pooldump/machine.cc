@@ -2,9 +2,14 @@
 
 #include <string>
 
+#include "absl/status/status.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "firsttouch/tools/cli/text_file.h"
 #include "firsttouch/tools/pooldump/config.h"
 #include "firsttouch/uffd/abi.h"
+#include "google/protobuf/util/json_util.h"
 
 namespace firsttouch::pooldump {
 
@@ -54,6 +59,16 @@ absl::StatusOr<Machine> ReadMachine(const std::string& path) {
   absl::StatusOr<std::string> text = cli::ReadFile(path, kMostConfigBytes);
   if (!text.ok()) return text.status();
   Machine machine;
+  // As --format=json prints it.
+  if (absl::StartsWith(absl::StripLeadingAsciiWhitespace(*text), "{")) {
+    Report report;
+    const auto parsed =
+        google::protobuf::util::JsonStringToMessage(*text, &report);
+    if (parsed.ok() && report.has_layout()) return report.layout().machine();
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, " is JSON, but not what layout --format=json prints",
+        parsed.ok() ? std::string() : absl::StrCat(": ", parsed.ToString())));
+  }
   const absl::Status status = cli::ParseText(path, *text, &machine, nullptr);
   if (status.ok()) return machine;
   // The whole report, as it was printed there.

@@ -75,6 +75,11 @@ int Main(const std::vector<std::string>& words) {
   }
   const bool color = WantsColor(options.color());
   if (options.watch()) return RunWatch(options, color);
+  const cli::TextStyle style{.color = color, .bytes = options.bytes()};
+  if (const auto streamed = Stream(line, RealKernel(), style, cli::WriteOut)) {
+    if (streamed->error.empty()) return streamed->exit_code;
+    return Fail(streamed->exit_code, streamed->error);
+  }
   const Answer answer = MakeAnswer(line, RealKernel());
   if (!answer.error.empty()) return Fail(answer.exit_code, answer.error);
   for (const bool html : {false, true}) {
@@ -93,8 +98,8 @@ int Main(const std::vector<std::string>& words) {
       !(options.svg().empty() && options.html().empty())) {
     return answer.exit_code;
   }
-  const absl::StatusOr<std::string> text = PrintReport(
-      answer.report, options, {.color = color, .bytes = options.bytes()});
+  const absl::StatusOr<std::string> text =
+      PrintReport(answer.report, options, style);
   if (!text.ok()) {
     return Fail(kExitCannotRead, absl::StrCat(text.status().message()));
   }

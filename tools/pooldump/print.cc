@@ -11,13 +11,13 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "firsttouch/tools/cli/json.h"
 #include "firsttouch/tools/imagetool/map_picture.h"
 #include "firsttouch/tools/picture/picture.h"
 #include "firsttouch/tools/pooldump/columns.h"
 #include "firsttouch/tools/pooldump/layout_report.h"
 #include "firsttouch/tools/pooldump/slot_picture.h"
 #include "google/protobuf/text_format.h"
-#include "google/protobuf/util/json_util.h"
 #include "re2/re2.h"
 
 namespace firsttouch::pooldump {
@@ -36,17 +36,22 @@ using cli::TextStyle;
 using cli::Tint;
 using cli::Tinted;
 using cli::Value;
+using cli::WrappedAt;
 
 namespace {
 
-using Filter = std::function<bool(const std::string&)>;
+// No line of sentences is wider.
+constexpr size_t kMostColumns = 100;
+constexpr size_t kLabelColumns = 16;
 
 // "label    value" lines.
 void Line(const TextStyle& style, const std::string& label,
           const std::string& value, std::string* out) {
-  absl::StrAppend(out, Tinted(style, Tint::kHead, label),
-                  std::string(label.size() < 16 ? 16 - label.size() : 1, ' '),
-                  value, "\n");
+  absl::StrAppend(
+      out, Tinted(style, Tint::kHead, label),
+      std::string(
+          label.size() < kLabelColumns ? kLabelColumns - label.size() : 1, ' '),
+      WrappedAt(kMostColumns, kLabelColumns, value), "\n");
 }
 
 std::string Plural(uint64_t number, const char* one, const char* many) {
@@ -57,11 +62,11 @@ void WarningsText(const google::protobuf::RepeatedPtrField<Warning>& warnings,
                   const TextStyle& style, std::string* out) {
   if (!warnings.empty()) *out += '\n';
   for (const Warning& warning : warnings) {
-    absl::StrAppend(out,
-                    warning.fatal() ? Tinted(style, Tint::kBad, "ERROR")
-                                    : Tinted(style, Tint::kWeak, "WARNING"),
-                    " ", warning.text(), "\n  remedy: ", warning.remedy(),
-                    "\n");
+    const std::string kind = warning.fatal() ? "ERROR" : "WARNING";
+    absl::StrAppend(
+        out, Tinted(style, warning.fatal() ? Tint::kBad : Tint::kWeak, kind),
+        " ", WrappedAt(kMostColumns, kind.size() + 1, warning.text()),
+        "\n  remedy: ", WrappedAt(kMostColumns, 10, warning.remedy()), "\n");
   }
 }
 
@@ -74,7 +79,7 @@ bool NeverUsed(const Slot& slot) {
 // A row of sums under the columns of slots.
 std::vector<Value> TotalRow(const Totals& totals) {
   Slot sum;
-  *sum.mutable_pages() = totals.pages();
+  if (totals.has_pages()) *sum.mutable_pages() = totals.pages();
   *sum.mutable_counters() = totals.counters();
   sum.set_size_bytes(totals.size_bytes());
   if (totals.has_resident_bytes()) {
@@ -196,11 +201,12 @@ std::string SlotsCsv(const ProcessSnapshot& process) {
   all.titles =
       MakeTable(SlotColumns(), google::protobuf::RepeatedPtrField<Slot>(), true)
           .titles;
-  all.titles.insert(all.titles.begin(), "pool");
+  all.titles.insert(all.titles.begin(), {"pool", "pool-number"});
   for (const PoolSnapshot& pool : process.pools()) {
     for (std::vector<Value>& row :
          MakeTable(SlotColumns(), pool.slots(), true).rows) {
-      row.insert(row.begin(), Value::Text(pool.name()));
+      row.insert(row.begin(),
+                 {Value::Text(pool.name()), Value::Count(pool.pool_id())});
       all.rows.push_back(std::move(row));
     }
   }
@@ -254,21 +260,30 @@ absl::Status FilterAndSortPools(const Options& options, const Filter& filter,
 
 }  // namespace
 
-absl::Status FilterAndSort(const Options& options, Report* report) {
-  Filter filter;
-  if (!options.filter().empty()) {
-    RE2::Options quiet;
-    quiet.set_log_errors(false);
-    const auto regex = std::make_shared<RE2>(options.filter(), quiet);
-    if (!regex->ok()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--filter: \"", options.filter(),
-                       "\" is no regular expression of RE2: ", regex->error()));
-    }
-    filter = [regex](const std::string& name) {
-      return RE2::PartialMatch(name, *regex);
-    };
+absl::StatusOr<Filter> MakeFilter(const Options& options) {
+  if (options.filter().empty()) return Filter();
+  RE2::Options quiet;
+  quiet.set_log_errors(false);
+  const auto regex = std::make_shared<RE2>(options.filter(), quiet);
+  if (!regex->ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--filter: \"", options.filter(),
+                     "\" is no regular expression of RE2: ", regex->error()));
   }
+  return [regex](const std::string& name) {
+    return RE2::PartialMatch(name, *regex);
+  };
+}
+
+bool Keeps(const Filter& filter, const Location& location) {
+  return !filter || filter(SlotName(location.pool(), location.slot())) ||
+         filter(location.image_name());
+}
+
+absl::Status FilterAndSort(const Options& options, Report* report) {
+  const absl::StatusOr<Filter> made = MakeFilter(options);
+  if (!made.ok()) return made.status();
+  const Filter& filter = *made;
   const std::string& sort = options.sort();
   switch (report->of_case()) {
     case Report::kLayout: {
@@ -292,11 +307,7 @@ absl::Status FilterAndSort(const Options& options, Report* report) {
       if (filter) {
         google::protobuf::RepeatedPtrField<LocateReport::Found> kept;
         for (LocateReport::Found& one : *found) {
-          const Location& location = one.location();
-          if (filter(SlotName(location.pool(), location.slot())) ||
-              filter(location.image_name())) {
-            kept.Add()->Swap(&one);
-          }
+          if (Keeps(filter, one.location())) kept.Add()->Swap(&one);
         }
         found->Swap(&kept);
       }
@@ -314,35 +325,31 @@ absl::Status FilterAndSort(const Options& options, Report* report) {
   return absl::OkStatus();
 }
 
-std::string LayoutText(const LayoutReport& report, const TextStyle& style) {
+std::string LayoutHead(const LayoutReport& report, const TextStyle& style) {
   std::string out;
   const auto bytes = [&style](uint64_t number) {
     return BytesText(number, style);
   };
-  Line(
-      style, "pool",
-      absl::StrCat(Printable(report.name()), ": ",
-                   Plural(report.instances(), "instance", "instances"), " of ",
-                   Plural(report.memories_per_instance(), "memory", "memories"),
-                   ", ", Plural(report.slots(), "slot", "slots")),
-      &out);
+  Line(style, "pool",
+       absl::StrCat(
+           report.name() == kUnnamed ? "" : Printable(report.name()) + ": ",
+           Plural(report.instances(), "instance", "instances"), " of ",
+           Plural(report.memories_per_instance(), "memory", "memories"), ", ",
+           Plural(report.slots(), "slot", "slots")),
+       &out);
+  const double percent = 100 * report.address_space_share();
   Line(style, "reservation",
        absl::StrCat(
            bytes(report.reservation_bytes()), ", ",
-           absl::StrFormat("%.3g%%", 100 * report.address_space_share()),
-           " of the ", bytes(report.address_space_bytes()),
+           percent < 0.01 ? "less than 0.01" : absl::StrFormat("%.3g", percent),
+           "% of the ", bytes(report.address_space_bytes()),
            " that a process has"),
        &out);
   Line(style, "stride", bytes(report.slot_stride_bytes()), &out);
-  out += '\n';
+  return out + '\n';
+}
 
-  // Columns that would say nothing are left out.
-  bool repeats = false;
-  bool named = false;
-  for (const LayoutReport::Range& range : report.ranges()) {
-    repeats |= range.count() > 1;
-    named |= !range.slot_name().empty();
-  }
+Columns<LayoutReport::Range> ShownRangeColumns(bool repeats, bool named) {
   Columns<LayoutReport::Range> columns;
   for (const auto& column : RangeColumns()) {
     if (!repeats && (column.name == "times" || column.name == "every")) {
@@ -351,17 +358,22 @@ std::string LayoutText(const LayoutReport& report, const TextStyle& style) {
     if (!named && column.name == "slot") continue;
     columns.push_back(column);
   }
-  PlainTable table = MakeTable(columns, report.ranges(), false);
-  uint64_t sum = 0;
-  for (const LayoutReport::Range& range : report.ranges()) {
-    sum += range.bytes() * range.count();
-  }
+  return columns;
+}
+
+std::vector<Value> RangeTotal(const Columns<LayoutReport::Range>& columns,
+                              uint64_t bytes) {
   std::vector<Value> total(columns.size(), Value::Text(""));
   total[0] = Value::Text("total", Tint::kHead);
-  total[1] = Value::Bytes(sum);
-  table.totals.push_back(total);
-  absl::StrAppend(&out, TableText(table, style), "\n");
+  total[1] = Value::Bytes(bytes);
+  return total;
+}
 
+std::string LayoutTail(const LayoutReport& report, const TextStyle& style) {
+  std::string out = "\n";
+  const auto bytes = [&style](uint64_t number) {
+    return BytesText(number, style);
+  };
   Line(style, "supply",
        absl::StrCat(report.supply(), ": ", report.supply_reason()), &out);
   Line(style, "backing",
@@ -413,6 +425,24 @@ std::string LayoutText(const LayoutReport& report, const TextStyle& style) {
   return out;
 }
 
+std::string LayoutText(const LayoutReport& report, const TextStyle& style) {
+  // Columns that would say nothing are left out.
+  bool repeats = false;
+  bool named = false;
+  uint64_t sum = 0;
+  for (const LayoutReport::Range& range : report.ranges()) {
+    repeats |= range.count() > 1;
+    named |= !range.slot_name().empty();
+    sum += range.bytes() * range.count();
+  }
+  const Columns<LayoutReport::Range> columns =
+      ShownRangeColumns(repeats, named);
+  PlainTable table = MakeTable(columns, report.ranges(), false);
+  table.totals.push_back(RangeTotal(columns, sum));
+  return absl::StrCat(LayoutHead(report, style), TableText(table, style),
+                      LayoutTail(report, style));
+}
+
 std::string LiveText(const ProcessSnapshot& process, bool all,
                      const TextStyle& style) {
   std::string out;
@@ -420,6 +450,9 @@ std::string LiveText(const ProcessSnapshot& process, bool all,
        absl::StrCat(process.pid(), process.command().empty() ? "" : " (",
                     Printable(process.command()),
                     process.command().empty() ? "" : ")", ", ",
+                    process.stopped().empty()
+                        ? ""
+                        : Tinted(style, Tint::kWeak, process.stopped()) + ", ",
                     Plural(static_cast<uint64_t>(process.pools_size()), "pool",
                            "pools")),
        &out);
@@ -433,6 +466,13 @@ std::string LiveText(const ProcessSnapshot& process, bool all,
                     Printable(warning), "\n");
   }
   return out;
+}
+
+std::string FoundBelow(const LocateReport::Found& found,
+                       const TextStyle& style) {
+  return absl::StrCat(
+      "    ^ ", Tinted(style, Tint::kHead, HexText(found.location().address())),
+      "  ", found.text(), "\n");
 }
 
 std::string LocateText(const LocateReport& report, const TextStyle& style) {
@@ -459,10 +499,7 @@ std::string LocateText(const LocateReport& report, const TextStyle& style) {
     absl::StrAppend(&out, line, "\n");
     const auto [begin, end] = by_line.equal_range(++number);
     for (auto found = begin; found != end; ++found) {
-      absl::StrAppend(&out, "    ^ ",
-                      Tinted(style, Tint::kHead,
-                             HexText(found->second->location().address())),
-                      "  ", found->second->text(), "\n");
+      out += FoundBelow(*found->second, style);
     }
   }
   return out;
@@ -474,6 +511,9 @@ std::string CoreText(const CoreReport& report, bool all,
   Line(style, "core", Printable(report.path()), &out);
   if (!report.crash_text().empty()) {
     Line(style, "ended by", report.crash_text(), &out);
+  } else {
+    Line(style, "ended by", "nothing: it was taken while the process lived",
+         &out);
   }
   return out + LiveText(report.process(), all, style);
 }
@@ -482,18 +522,8 @@ absl::StatusOr<std::string> PrintReport(const Report& report,
                                         const Options& options,
                                         const TextStyle& style) {
   switch (options.format()) {
-    case JSON: {
-      google::protobuf::util::JsonPrintOptions print;
-      print.add_whitespace = true;
-      print.always_print_primitive_fields = true;
-      print.preserve_proto_field_names = true;
-      std::string json;
-      const auto status =
-          google::protobuf::util::MessageToJsonString(report, &json, print);
-      if (status.ok()) return json;
-      return absl::InternalError(
-          absl::StrCat("the report as JSON: ", status.ToString()));
-    }
+    case JSON:
+      return cli::AsJson(report);
     case TEXTPROTO: {
       std::string text;
       google::protobuf::TextFormat::PrintToString(report, &text);

@@ -38,7 +38,7 @@ PictureState StateOf(const PageRun& run) {
     default:
       break;
   }
-  // A pool of mappings does not know; the kernel may.
+  // What the service has not heard of, the kernel may know.
   if (run.state() == PAGE_STATE_UNSPECIFIED && run.resident() == 1) {
     return kShared;
   }

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/tools/cli/table.h"
@@ -199,6 +200,10 @@ absl::Status Watch(const Options& options, bool color) {
     looked = Clock::now();
     if (snapshot.ok()) {
       view.Take(*std::move(snapshot));
+    } else if (!absl::IsUnavailable(snapshot.status()) &&
+               !absl::IsPermissionDenied(snapshot.status())) {
+      // It closes one pool before it makes the next, or is in between.
+      view.Lose(absl::StrCat(snapshot.status().message()));
     } else {
       view.End(absl::StrCat(snapshot.status().message()));
     }

@@ -94,6 +94,25 @@ class Screen:
         return os.waitstatus_to_exitcode(status)
 
 
+class LogTest(unittest.TestCase):
+    def test_locates_addresses_line_by_line(self):
+        """As behind tail -f: a line is answered before the next one comes."""
+        popen = subprocess.Popen(
+            [POOLDUMP, "locate", "--instances=2", "--memory-bytes=64KiB",
+             "--base=0x7f0000000000", "-"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.addCleanup(popen.stdout.close)
+        for offset in (0x1004, 0x2004):
+            popen.stdin.write(f"fault at {0x7f0000000000 + offset:#x}\n")
+            popen.stdin.flush()
+            self.assertEqual(popen.stdout.readline(),
+                             f"fault at {0x7f0000000000 + offset:#x}\n")
+            self.assertIn(f"offset {offset} ", popen.stdout.readline())
+        self.assertIsNone(popen.poll())
+        popen.stdin.close()
+        self.assertEqual(popen.wait(TIME_LIMIT), 0)
+
+
 class WatchTest(unittest.TestCase):
     def setUp(self):
         self.process = Process()

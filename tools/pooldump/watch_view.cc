@@ -30,7 +30,7 @@ using cli::Width;
 namespace {
 
 constexpr uint32_t kLeastIntervalMs = 100;
-constexpr uint32_t kMostIntervalMs = 60'000;
+constexpr uint32_t kMostIntervalMs = 3'600'000;
 constexpr size_t kMostFilterBytes = 200;
 
 // `text` cut to `columns` columns of a terminal.
@@ -59,6 +59,11 @@ bool NothingToTell(const WatchRow& row) {
          row.slot.counters().handovers() == 0;
 }
 
+// Without a look before, there is none.
+Value Rate(const WatchRow& row, double rate) {
+  return row.has_rates ? Value::Share(rate) : Value::Unknown();
+}
+
 double PerSecond(uint64_t now, uint64_t before, double seconds) {
   return now <= before || seconds <= 0
              ? 0
@@ -79,11 +84,13 @@ const Columns<WatchRow>& WatchColumns() {
       OfSlot("dirty"),
       OfSlot("hot"),
       {"faults/s", "",
-       [](const WatchRow& row) { return Value::Share(row.faults); }},
-      {"traps/s", "",
-       [](const WatchRow& row) { return Value::Share(row.traps); }},
+       [](const WatchRow& row) {
+         return row.slot.counters().faults_unknown() ? Value::Unknown()
+                                                     : Rate(row, row.faults);
+       }},
+      {"traps/s", "", [](const WatchRow& row) { return Rate(row, row.traps); }},
       {"handovers/s", "",
-       [](const WatchRow& row) { return Value::Share(row.handovers); }},
+       [](const WatchRow& row) { return Rate(row, row.handovers); }},
       OfSlot("traps"),
       OfSlot("handovers"),
   };
@@ -95,7 +102,7 @@ WatchView::WatchView(const Options& options)
       all_(options.all()),
       interval_ms_(
           std::clamp(options.interval_ms() == 0 ? 1000 : options.interval_ms(),
-                     kLeastIntervalMs, uint32_t{3'600'000})) {
+                     kLeastIntervalMs, kMostIntervalMs)) {
   SetFilter(options.filter());
   std::string sort = options.sort();
   if (!sort.empty() && sort.front() == '-') {
@@ -112,6 +119,10 @@ void WatchView::Take(ProcessSnapshot snapshot) {
       before_ns_ == 0
           ? 0
           : static_cast<double>(snapshot.monotonic_ns() - before_ns_) / 1e9;
+  lost_.clear();
+  has_rates_ = before_ns_ != 0;
+  std::map<std::string, int> times;  // Of names.
+  for (const PoolSnapshot& pool : snapshot.pools()) ++times[pool.name()];
   std::map<uint32_t, std::vector<Counters>> counters;
   rows_.clear();
   faults_ = traps_ = handovers_ = 0;
@@ -121,13 +132,16 @@ void WatchView::Take(ProcessSnapshot snapshot) {
     of_pool.resize(static_cast<size_t>(pool.slots_size()));
     for (int i = 0; i < pool.slots_size(); ++i) {
       WatchRow& row = rows_.emplace_back();
-      row.pool = pool.name();
+      row.pool = times[pool.name()] > 1
+                     ? absl::StrCat(pool.name(), "#", pool.pool_id())
+                     : pool.name();
       row.slot.Swap(pool.mutable_slots(i));
       const auto number = static_cast<size_t>(i);
       of_pool[number] = row.slot.counters();
       if (known == before_.end() || number >= known->second.size()) continue;
       const Counters& before = known->second[number];
       const Counters& now = row.slot.counters();
+      row.has_rates = true;
       row.faults = PerSecond(Faults(now), Faults(before), seconds);
       row.traps = PerSecond(now.traps(), before.traps(), seconds);
       row.handovers = PerSecond(now.handovers(), before.handovers(), seconds);
@@ -143,7 +157,22 @@ void WatchView::Take(ProcessSnapshot snapshot) {
   Arrange();
 }
 
-void WatchView::End(const std::string& why) { ended_ = Printable(why); }
+void WatchView::Lose(const std::string& why) {
+  lost_ = Printable(why);
+  DropRates();
+}
+
+void WatchView::End(const std::string& why) {
+  lost_.clear();
+  ended_ = Printable(why);
+  DropRates();
+}
+
+void WatchView::DropRates() {
+  for (WatchRow& row : rows_) row.has_rates = false;
+  has_rates_ = false;
+  Arrange();
+}
 
 void WatchView::SetFilter(const std::string& text) {
   RE2::Options quiet;
@@ -193,6 +222,11 @@ void WatchView::EditFilter(int key) {
     editing_ = !wrong_filter_.empty();
     top_ = 0;
   } else if (key == static_cast<int>(Key::kBackspace)) {
+    // All bytes of the last character.
+    while (!edited_.empty() &&
+           (static_cast<unsigned char>(edited_.back()) & 0xc0) == 0x80) {
+      edited_.pop_back();
+    }
     if (!edited_.empty()) edited_.pop_back();
   } else if (key >= ' ' && key < 256 && key != 127 &&
              edited_.size() < kMostFilterBytes) {
@@ -295,11 +329,22 @@ std::vector<ScreenLine> WatchView::Help() const {
 std::vector<ScreenLine> WatchView::Head() const {
   std::vector<ScreenLine> lines;
   lines.push_back(
-      {absl::StrCat("pooldump: process ", now_.pid(), " (",
-                    Printable(now_.command()), "), every ",
-                    absl::StrFormat("%.3g", interval_ms_ / 1000.0), " s",
-                    paused_ ? ", paused" : "", "; h: help, q: quit"),
+      {absl::StrCat(
+           "pooldump: process ", now_.pid(), " (", Printable(now_.command()),
+           "), ",
+           ended() ? std::string("as it was last")
+                   : absl::StrCat(
+                         "every ",
+                         absl::StrFormat("%.3g", interval_ms_ / 1000.0), " s"),
+           paused_ ? ", paused" : "", "; h: help, q: quit"),
        Tint::kHead});
+  if (!now_.stopped().empty() && !ended()) {
+    lines.push_back(
+        {absl::StrCat("the process is ", now_.stopped()), Tint::kWeak});
+  }
+  if (!lost_.empty()) {
+    lines.push_back({lost_ + "; below is what was known last", Tint::kWeak});
+  }
   if (ended()) lines.push_back({ended_ + "; q quits", Tint::kBad});
   for (const PoolSnapshot& pool : now_.pools()) {
     const Totals& totals = pool.totals();
@@ -317,9 +362,11 @@ std::vector<ScreenLine> WatchView::Head() const {
     lines.push_back(
         {text, totals.quarantined() > 0 ? Tint::kBad : Tint::kNone});
   }
-  lines.push_back({absl::StrFormat(
-      "all slots: %.1f faults/s, %.1f traps/s, %.1f hand-overs/s", faults_,
-      traps_, handovers_)});
+  lines.push_back(
+      {has_rates_ ? absl::StrFormat("all slots: %.1f faults/s, %.1f traps/s, "
+                                    "%.1f hand-overs/s",
+                                    faults_, traps_, handovers_)
+                  : "all slots: no rates yet"});
   for (const std::string& warning : now_.warnings()) {
     lines.push_back({Printable(warning), Tint::kWeak});
   }

@@ -21,6 +21,8 @@ namespace firsttouch::pooldump {
 struct WatchRow {
   std::string pool;
   Slot slot;
+  // False at the first look, and where the process could not be read since.
+  bool has_rates = false;
   double faults = 0;
   double traps = 0;
   double handovers = 0;
@@ -58,6 +60,9 @@ class WatchView {
 
   // The process as it is now.
   void Take(ProcessSnapshot snapshot);
+  // The process has no pool now: `why` is shown above what was known, until it
+  // has one again.
+  void Lose(const std::string& why);
   // The process cannot be read any more: `why` is shown above what was known.
   void End(const std::string& why);
   bool ended() const { return !ended_.empty(); }
@@ -79,6 +84,7 @@ class WatchView {
   void SetFilter(const std::string& text);
   void MoveSort(int by);
   void Arrange();
+  void DropRates();
   std::vector<ScreenLine> Head() const;
   std::vector<ScreenLine> Help() const;
 
@@ -95,6 +101,8 @@ class WatchView {
   std::string edited_;
   std::string wrong_filter_;  // Why `edited_` is none.
   std::string ended_;
+  std::string lost_;
+  bool has_rates_ = false;
 
   ProcessSnapshot now_;
   // Counters at the last look but one, by pool and slot.

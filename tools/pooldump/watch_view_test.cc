@@ -60,13 +60,16 @@ std::vector<int> Slots(WatchView& view, int rows = 24) {
 }
 
 void Type(WatchView& view, const std::string& text) {
-  for (const char c : text) EXPECT_TRUE(view.Press(c));
+  for (const char c : text) {
+    EXPECT_TRUE(view.Press(static_cast<unsigned char>(c)));
+  }
 }
 
 TEST(WatchView, RatesAreTheDifferenceByTheClock) {
   WatchView view((Options()));
   view.Take(Process(2, 10, 100));
-  EXPECT_THAT(Text(view), HasSubstr("traps/s, 0.0 hand-overs/s"));
+  // One look is no rate.
+  EXPECT_THAT(Text(view), HasSubstr("all slots: no rates yet"));
   view.Take(Process(2, 12, 150));
   EXPECT_THAT(Text(view), HasSubstr("traps/s, 50.0 hand-overs/s"));
   // Counters that fall belong to another pool: no rate, and no huge one.
@@ -156,6 +159,79 @@ TEST(WatchView, ShowsTheEndAboveWhatWasKnown) {
   EXPECT_THAT(Slots(view), testing::ElementsAre(0, 1));
 }
 
+TEST(WatchView, GoesOnWhenThereIsNoPoolForAMoment) {
+  WatchView view((Options()));
+  view.Take(Process(2, 10, 100));
+  view.Take(Process(2, 12, 150));
+  view.Lose("process 77 has no pool of firsttouch");
+  EXPECT_FALSE(view.ended());
+  EXPECT_FALSE(view.paused());
+  EXPECT_THAT(Text(view), HasSubstr("has no pool of firsttouch; below is what "
+                                    "was known last"));
+  EXPECT_THAT(Text(view), HasSubstr("all slots: no rates yet"));
+  EXPECT_THAT(Text(view), Not(HasSubstr("25.0")));
+  EXPECT_THAT(Slots(view), testing::ElementsAre(0, 1));
+  view.Take(Process(2, 14, 160));
+  EXPECT_THAT(Text(view), Not(HasSubstr("has no pool")));
+  EXPECT_THAT(Text(view), HasSubstr("traps/s, 10.0 hand-overs/s"));
+}
+
+TEST(WatchView, TheEndHasNoRatesAndNoInterval) {
+  WatchView view((Options()));
+  view.Take(Process(2, 10, 100));
+  view.Take(Process(2, 12, 150));
+  view.End("process 77 has ended");
+  EXPECT_THAT(Text(view), HasSubstr("as it was last"));
+  EXPECT_THAT(Text(view), Not(HasSubstr("every 1 s")));
+  EXPECT_THAT(Text(view), Not(HasSubstr("25.0")));
+}
+
+TEST(WatchView, SaysThatTheProcessIsStopped) {
+  ProcessSnapshot process = Process(1, 1, 1);
+  process.set_stopped("stopped by a signal");
+  WatchView view((Options()));
+  view.Take(process);
+  EXPECT_THAT(Text(view), HasSubstr("the process is stopped by a signal"));
+  view.Take(Process(1, 2, 1));
+  EXPECT_THAT(Text(view), Not(HasSubstr("stopped")));
+}
+
+TEST(WatchView, PoolsOfOneNameHaveTheirNumbers) {
+  ProcessSnapshot process = Process(1, 1, 1);
+  *process.add_pools() = process.pools(0);
+  process.mutable_pools(1)->set_pool_id(2);
+  WatchView view((Options()));
+  view.Take(process);
+  EXPECT_THAT(Text(view), HasSubstr("tenants#1"));
+  EXPECT_THAT(Text(view), HasSubstr("tenants#2"));
+}
+
+TEST(WatchView, UnknownFaultsAreADash) {
+  ProcessSnapshot process = Process(1, 1, 1);
+  process.mutable_pools(0)
+      ->mutable_slots(0)
+      ->mutable_counters()
+      ->set_faults_unknown(true);
+  WatchView view((Options()));
+  view.Take(process);
+  view.Take(process);
+  for (const cli::Column<WatchRow>& column : WatchColumns()) {
+    if (column.name != "faults/s") continue;
+    WatchRow row;
+    row.has_rates = true;
+    row.slot.mutable_counters()->set_faults_unknown(true);
+    EXPECT_EQ(cli::ShownAs(column.value(row), {}), "-");
+  }
+}
+
+TEST(WatchView, BackspaceTakesAWholeCharacter) {
+  WatchView view((Options()));
+  view.Take(Process(1, 1, 1));
+  Type(view, "/a\u00e9");
+  EXPECT_TRUE(view.Press(static_cast<int>(Key::kBackspace)));
+  EXPECT_THAT(Text(view), HasSubstr("filter: a_"));
+}
+
 TEST(WatchView, NamesCannotMoveTheCursor) {
   ProcessSnapshot process = Process(2, 1, 1);
   process.set_command("a\033[2Jb\nc");
@@ -178,6 +254,11 @@ TEST(WatchView, IntervalAndPause) {
   Type(view, "--");
   EXPECT_EQ(view.interval_ms(), 400u);
   EXPECT_FALSE(view.paused());
+  // Less often is never more often.
+  options.set_interval_ms(3'600'000);
+  WatchView slow(options);
+  Type(slow, "-");
+  EXPECT_EQ(slow.interval_ms(), 3'600'000u);
   Type(view, "p");
   EXPECT_TRUE(view.paused());
   EXPECT_FALSE(view.TakeRefresh());

@@ -478,6 +478,7 @@ absl::StatusOr<Slot> BlockReader::ReadSlot(uint32_t number) {
   for (const CounterField& counter : counters_) {
     (slot.mutable_counters()->*counter.set)(ValueOf(record, counter.field));
   }
+  if (!has_page_states()) slot.mutable_counters()->set_faults_unknown(true);
   ControlImage image;
   std::memcpy(&image, image_words, sizeof(image));
   if (image.id != 0) {
@@ -730,21 +731,34 @@ absl::StatusOr<PageMap> BlockReader::ReadPages(uint32_t number) {
       page = stop;
     }
   };
-  const PageState nothing = known ? PAGE_MISSING : PAGE_STATE_UNSPECIFIED;
+  // Of the first pages only what was touched before is known.
+  const uint64_t kernel_pages = map.slot().kernel_pages();
+  const auto add_missing = [&](uint64_t page, uint64_t pages) {
+    const uint64_t of_kernel =
+        page < kernel_pages ? std::min(pages, kernel_pages - page) : 0;
+    const uint64_t unknown = known ? of_kernel : pages;
+    add(page, unknown, PAGE_STATE_UNSPECIFIED);
+    add(page + unknown, pages - unknown, PAGE_MISSING);
+  };
   uint64_t page = 0;
   for (const auto& [index, group] : groups) {
-    if (page < index * 64) add(page, index * 64 - page, nothing);
+    if (page < index * 64) add_missing(page, index * 64 - page);
     const uint64_t stop = std::min((index + 1) * 64, end);
     for (page = index * 64; page < stop; ++page) {
       const auto bit = [&, shift = page % 64](uint64_t plane) {
         return (plane >> shift & 1) != 0;
       };
-      add(page, 1,
+      const PageState state =
           PageStateOf(bit(group.present), bit(group.untracked), bit(group.open),
-                      bit(group.hot)));
+                      bit(group.hot));
+      if (state == PAGE_MISSING) {
+        add_missing(page, 1);
+      } else {
+        add(page, 1, state);
+      }
     }
   }
-  if (page < end) add(page, end - page, nothing);
+  if (page < end) add_missing(page, end - page);
   flush();
   return map;
 }
@@ -782,6 +796,10 @@ absl::StatusOr<Location> BlockReader::Locate(uint64_t address) {
     };
     where.set_page_state(PageStateOf(bit(group->present), bit(group->untracked),
                                      bit(group->open), bit(group->hot)));
+    if (where.page_state() == PAGE_MISSING &&
+        where.page() < slot->kernel_pages()) {
+      where.clear_page_state();
+    }
   } else if (absl::IsDataLoss(group.status())) {
     return group.status();
   }
@@ -826,6 +844,7 @@ void AddToTotals(const Slot& slot, Totals& totals) {
                              slot.pages().changed_lately());
   }
   Counters& sums = *totals.mutable_counters();
+  if (slot.counters().faults_unknown()) sums.set_faults_unknown(true);
   for (const NamedCounter& counter : kCounters) {
     (sums.*counter.set)((sums.*counter.get)() +
                         (slot.counters().*counter.get)());

@@ -24,6 +24,7 @@
 #include "absl/strings/str_join.h"
 #include "firsttouch/control/block.h"
 #include "firsttouch/tools/pooldump/snapshot/block_reader.h"
+#include "firsttouch/tools/pooldump/snapshot/pool_choice.h"
 #include "firsttouch/uffd/unique_fd.h"
 
 namespace firsttouch::pooldump {
@@ -32,6 +33,8 @@ namespace {
 // <linux/elf.h> has them, and clashes with <elf.h>.
 constexpr uint32_t kNoteSiginfo = 0x53494749;
 constexpr uint32_t kNoteFile = 0x46494c45;
+// More than any file has.
+constexpr uint64_t kMostFileBytes = uint64_t{1} << 62;
 // More than a process with vm.max_map_count mappings has.
 constexpr uint64_t kMaxNoteBytes = uint64_t{64} << 20;
 
@@ -68,10 +71,15 @@ class CoreMemory {
     return address < before.end ? &before : nullptr;
   }
 
-  // How far mappings go on without a gap from `address`.
-  uint64_t ReachFrom(uint64_t address) const {
-    while (const Segment* const segment = At(address)) address = segment->end;
-    return address;
+  // The file ends before the `bytes` at `offset` do.
+  absl::Status CutShort(uint64_t offset, uint64_t bytes) const {
+    if (offset > kMostFileBytes || bytes > kMostFileBytes - offset) {
+      return absl::DataLossError(
+          absl::StrCat("the core is damaged: it says that ", bytes,
+                       " bytes of it lie at offset ", offset,
+                       ", which no file has; write it anew"));
+    }
+    return CutShort(offset + bytes);
   }
 
   absl::Status CutShort(uint64_t needed) const {
@@ -83,7 +91,7 @@ class CoreMemory {
 
   absl::Status ReadFile(uint64_t offset, std::span<char> into) const {
     if (offset > file_bytes || into.size() > file_bytes - offset) {
-      return CutShort(offset + into.size());
+      return CutShort(offset, into.size());
     }
     while (!into.empty()) {
       const ssize_t got =
@@ -151,6 +159,21 @@ class CoreBytes : public BlockBytes {
   const uint64_t address_;
   const uint64_t bytes_;
 };
+
+// Others are what gcore found the process with: it stops it to write the core.
+bool EndsAProcess(int signal) {
+  switch (signal) {
+    case 0:
+    case SIGCONT:
+    case SIGSTOP:
+    case SIGTSTP:
+    case SIGTTIN:
+    case SIGTTOU:
+      return false;
+    default:
+      return true;
+  }
+}
 
 struct Pool {
   std::unique_ptr<CoreBytes> bytes;
@@ -241,7 +264,7 @@ struct CoreFile::Impl {
   absl::Status LoadSegments(Elf* elf, const GElf_Ehdr& header) {
     size_t count = 0;
     if (elf_getphdrnum(elf, &count) != 0) {
-      return memory.CutShort(header.e_phoff + header.e_phentsize);
+      return memory.CutShort(header.e_phoff, header.e_phentsize);
     }
     // Where the file ends too early, the library counts fewer.
     if (header.e_phnum != PN_XNUM) count = header.e_phnum;
@@ -250,12 +273,12 @@ struct CoreFile::Impl {
     }
     if (header.e_phoff > memory.file_bytes ||
         count > (memory.file_bytes - header.e_phoff) / sizeof(Elf64_Phdr)) {
-      return memory.CutShort(header.e_phoff + count * sizeof(Elf64_Phdr));
+      return memory.CutShort(header.e_phoff, count * sizeof(Elf64_Phdr));
     }
     for (size_t i = 0; i < count; ++i) {
       GElf_Phdr one = {};
       if (gelf_getphdr(elf, static_cast<int>(i), &one) == nullptr) {
-        return memory.CutShort(header.e_phoff + (i + 1) * sizeof(Elf64_Phdr));
+        return memory.CutShort(header.e_phoff, (i + 1) * sizeof(Elf64_Phdr));
       }
       if (one.p_type == PT_NOTE) {
         if (absl::Status status = LoadNotes(elf, one); !status.ok()) {
@@ -292,7 +315,7 @@ struct CoreFile::Impl {
   absl::Status LoadNotes(Elf* elf, const GElf_Phdr& segment) {
     if (segment.p_offset > memory.file_bytes ||
         segment.p_filesz > memory.file_bytes - segment.p_offset) {
-      return memory.CutShort(segment.p_offset + segment.p_filesz);
+      return memory.CutShort(segment.p_offset, segment.p_filesz);
     }
     if (segment.p_filesz == 0 || segment.p_filesz > kMaxNoteBytes) {
       return absl::OkStatus();
@@ -373,9 +396,10 @@ struct CoreFile::Impl {
       }
       // A copy of a block is none.
       if (header.address != segment.start || header.ready == 0) continue;
-      const uint64_t reach = memory.ReachFrom(segment.start) - segment.start;
-      auto bytes = std::make_unique<CoreBytes>(
-          memory, segment.start, std::min(header.block_bytes, reach));
+      // Page states of large pools are not dumped, and gcore leaves out their
+      // mapping altogether: what is not there is told of where it is asked for.
+      auto bytes = std::make_unique<CoreBytes>(memory, segment.start,
+                                               header.block_bytes);
       absl::StatusOr<BlockReader> reader = BlockReader::Open(*bytes);
       if (!reader.ok()) {
         failure.Update(reader.status());
@@ -410,23 +434,17 @@ struct CoreFile::Impl {
   absl::StatusOr<Pool*> ChooseOne(const std::string& name) {
     std::vector<Pool*> chosen;
     for (Pool& pool : pools) {
-      if (name.empty() || pool.reader.name() == name) chosen.push_back(&pool);
+      if (IsCalled(pool.reader, name)) chosen.push_back(&pool);
     }
     if (chosen.size() == 1) return chosen.front();
     if (chosen.empty()) return NoSuchPool(name);
     return absl::InvalidArgumentError(absl::StrCat(
-        "the core has several pools, ", PoolNames(), ": name one"));
-  }
-
-  std::string PoolNames() const {
-    return absl::StrJoin(pools, ", ", [](std::string* out, const Pool& pool) {
-      absl::StrAppend(out, "\"", pool.reader.name(), "\"");
-    });
+        "the core has several pools, ", PoolNames(pools), kNameOne));
   }
 
   absl::Status NoSuchPool(const std::string& name) const {
     return absl::NotFoundError(absl::StrCat("the core has no pool \"", name,
-                                            "\"; it has ", PoolNames()));
+                                            "\"; it has ", PoolNames(pools)));
   }
 
   absl::StatusOr<Location> Locate(uint64_t address) {
@@ -467,7 +485,7 @@ absl::StatusOr<ProcessSnapshot> CoreFile::Snapshot(const std::string& pool) {
   bool found = false;
   absl::Status failure;
   for (Pool& one : impl_->pools) {
-    if (!pool.empty() && one.reader.name() != pool) continue;
+    if (!IsCalled(one.reader, pool)) continue;
     found = true;
     absl::StatusOr<PoolSnapshot> read = one.reader.ReadPool(warnings);
     if (read.ok()) {
@@ -479,7 +497,7 @@ absl::StatusOr<ProcessSnapshot> CoreFile::Snapshot(const std::string& pool) {
   }
   if (!found) return impl_->NoSuchPool(pool);
   if (snapshot.pools_size() == 0) return failure;
-  if (impl_->crash.signal() != 0) {
+  if (EndsAProcess(impl_->crash.signal())) {
     Crash& crash = *snapshot.mutable_crash();
     crash = impl_->crash;
     crash.set_signal_name(SignalName(crash.signal()));

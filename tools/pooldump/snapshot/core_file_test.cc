@@ -1,5 +1,6 @@
 #include "firsttouch/tools/pooldump/snapshot/core_file.h"
 
+#include <elf.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -8,7 +9,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -20,8 +23,10 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/control/block.h"
 #include "firsttouch/init/image_builder.h"
 #include "firsttouch/service/service.h"
+#include "firsttouch/tools/pooldump/snapshot/test_block.h"
 #include "firsttouch/uffd/units.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -30,6 +35,7 @@ namespace firsttouch::pooldump {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 constexpr uint64_t kMiB = 1 << 20;
 
@@ -211,6 +217,57 @@ TEST(CoreFileTest, ACoreThatIsCutShortSaysSo) {
     }
   }
   EXPECT_TRUE(short_seen);
+}
+
+// As gcore writes it: mappings that are not dumped are left out altogether, and
+// the signal is the one by which it stopped the process.
+TEST(CoreFileTest, ACoreOfGcoreIsReadAsFarAsItGoes) {
+  std::string block = TestBlock();
+  ControlHeader header;
+  std::memcpy(&header, block.data(), sizeof(header));
+  // Its page states are not there, which come last.
+  block.resize(header.pages.offset_bytes);
+  std::string core = TestCore(block, 0);
+  for (size_t at = 0; at + sizeof(siginfo_t) < core.size(); at += 4) {
+    uint32_t word = 0;
+    std::memcpy(&word, core.data() + at, sizeof(word));
+    if (word != 0x53494749) continue;
+    // Behind the type, "CORE" and its padding.
+    const int stop = SIGSTOP;
+    std::memcpy(core.data() + at + 12, &stop, sizeof(stop));
+    break;
+  }
+  auto opened = CoreFile::Open(Write("gcore", core));
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  const auto snapshot = opened->Snapshot("");
+  ASSERT_TRUE(snapshot.ok()) << snapshot.status();
+  ASSERT_EQ(snapshot->pools_size(), 1);
+  EXPECT_EQ(snapshot->pools(0).name(), "test");
+  EXPECT_EQ(snapshot->pools(0).totals().held(), 1u);
+  EXPECT_FALSE(snapshot->pools(0).totals().has_pages());
+  ASSERT_GE(snapshot->warnings_size(), 1);
+  EXPECT_THAT(snapshot->warnings(0),
+              HasSubstr("page states are not in the core"));
+  EXPECT_THAT(snapshot->warnings(0), Not(HasSubstr("overwritten")));
+  EXPECT_FALSE(snapshot->has_crash());
+}
+
+TEST(CoreFileTest, ANumberThatNoFileHasIsDamageAndNotACut) {
+  const std::string core = TestCore(TestBlock(), 0);
+  const uint64_t huge = ~uint64_t{0};
+  std::string wrong = core;
+  std::memcpy(wrong.data() + offsetof(Elf64_Ehdr, e_phoff), &huge,
+              sizeof(huge));
+  EXPECT_THAT(
+      std::string(CoreFile::Open(Write("phoff", wrong)).status().message()),
+      HasSubstr("the core is damaged: it says that"));
+  wrong = core;
+  std::memcpy(
+      wrong.data() + sizeof(Elf64_Ehdr) + offsetof(Elf64_Phdr, p_offset), &huge,
+      sizeof(huge));
+  EXPECT_THAT(
+      std::string(CoreFile::Open(Write("note", wrong)).status().message()),
+      HasSubstr("lie at offset 18446744073709551615, which no file has"));
 }
 
 TEST(CoreFileTest, WhatIsNoCoreIsRefused) {

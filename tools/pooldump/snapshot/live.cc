@@ -16,12 +16,14 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "firsttouch/control/block.h"
 #include "firsttouch/tools/pooldump/snapshot/block_reader.h"
+#include "firsttouch/tools/pooldump/snapshot/pool_choice.h"
 #include "firsttouch/tools/pooldump/snapshot/proc_memory.h"
 #include "firsttouch/uffd/unique_fd.h"
 
@@ -191,12 +193,6 @@ std::optional<uint64_t> NumberAt(const std::string& text, int index) {
   return value;
 }
 
-std::string PoolNames(const std::vector<Pool>& pools) {
-  return absl::StrJoin(pools, ", ", [](std::string* out, const Pool& pool) {
-    absl::StrAppend(out, "\"", pool.reader.name(), "\"");
-  });
-}
-
 }  // namespace
 
 struct LiveProcess::Impl {
@@ -291,8 +287,15 @@ struct LiveProcess::Impl {
       return a.reader.header().base < b.reader.header().base;
     });
     if (!pools.empty()) return pools;
-    // It may have ended while we looked.
-    if (const auto still = Status(); !still.ok()) return still.status();
+    // It may have ended while we looked. The kernel takes memory away before it
+    // closes descriptors; threads of its own, children of process 2, never had
+    // any.
+    const absl::StatusOr<std::string> still = Status();
+    if (!still.ok()) return still.status();
+    if (StatusValue(*still, "VmSize").empty() && pid != 2 &&
+        NumberAt(StatusValue(*still, "PPid"), 0) != 2) {
+      return Ended();
+    }
     if (!failure.ok()) return failure;
     return NoPool(warnings);
   }
@@ -364,8 +367,11 @@ struct LiveProcess::Impl {
     if (!warnings.empty()) {
       why = absl::StrCat(": ", absl::StrJoin(warnings, "; "));
     } else if (const auto maps = ReadProcFile(proc.get(), "maps"); maps.ok()) {
-      if (maps->find(absl::StrCat("/memfd:", kControlMemfdPrefix)) !=
-          std::string::npos) {
+      const std::string inherited = Inherited(*maps);
+      if (!inherited.empty()) {
+        why = inherited;
+      } else if (maps->find(absl::StrCat("/memfd:", kControlMemfdPrefix)) !=
+                 std::string::npos) {
         why =
             ": it has one, but has closed the descriptor by which it is "
             "found; exclude it where the process closes descriptors";
@@ -382,12 +388,44 @@ struct LiveProcess::Impl {
         absl::StrCat("process ", pid, " has no pool of firsttouch", why));
   }
 
+  // What the mapping of a control block tells that the parent has as well: of
+  // the pool that the parent had when it forked. Empty: there is no such one.
+  std::string Inherited(const std::string& maps) const {
+    const auto status = ReadProcFile(proc.get(), "status");
+    if (!status.ok()) return "";
+    const std::optional<uint64_t> parent =
+        NumberAt(StatusValue(*status, "PPid"), 0);
+    if (!parent.has_value() || *parent == 0) return "";
+    const UniqueFd of_parent(open(absl::StrCat("/proc/", *parent).c_str(),
+                                  O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    const auto others = of_parent ? ReadProcFile(of_parent.get(), "maps")
+                                  : absl::StatusOr<std::string>("");
+    if (!others.ok()) return "";
+    const std::string name = absl::StrCat("/memfd:", kControlMemfdPrefix);
+    for (const absl::string_view line : absl::StrSplit(maps, '\n')) {
+      if (!absl::StrContains(line, name)) continue;
+      // Addresses are as they were when it forked; permissions may not be.
+      const absl::string_view range = line.substr(0, line.find(' ') + 1);
+      const std::vector<absl::string_view> of_others =
+          absl::StrSplit(*others, '\n');
+      for (const absl::string_view other : of_others) {
+        if (!absl::StartsWith(other, range) ||
+            !absl::StrContains(other, name)) {
+          continue;
+        }
+        return absl::StrCat(": it is a child by fork of process ", *parent,
+                            ", whose pool it cannot use: look at that one");
+      }
+    }
+    return "";
+  }
+
   // Leaves the pools of this name; all for the empty one.
   absl::Status Choose(const std::string& name, std::vector<Pool>& pools) const {
     if (name.empty()) return absl::OkStatus();
     const std::string all = PoolNames(pools);
-    std::erase_if(pools,
-                  [&](const Pool& pool) { return pool.reader.name() != name; });
+    std::erase_if(
+        pools, [&](const Pool& pool) { return !IsCalled(pool.reader, name); });
     if (!pools.empty()) return absl::OkStatus();
     return absl::NotFoundError(absl::StrCat("process ", pid, " has no pool \"",
                                             name, "\"; it has ", all));
@@ -401,9 +439,8 @@ struct LiveProcess::Impl {
       return status;
     }
     if (pools->size() == 1) return std::move(pools->front());
-    return absl::InvalidArgumentError(
-        absl::StrCat("process ", pid, " has several pools, ", PoolNames(*pools),
-                     ": name one"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "process ", pid, " has several pools, ", PoolNames(*pools), kNameOne));
   }
 
   // Fills in what the kernel has of each slot. The first error ends it.
@@ -461,6 +498,23 @@ struct LiveProcess::Impl {
     totals.set_resident_bytes(sums.own + sums.shared);
     pool.mutable_mappings()->set_outside_bytes(outside);
     return absl::OkStatus();
+  }
+
+  // The same of one page. Where the kernel does not tell, it stays unknown.
+  void AddResidency(Location& where) const {
+    if (where.place() != Location::MEMORY) return;
+    constexpr uint64_t kPage = 4096;
+    const uint64_t page = where.address() / kPage * kPage;
+    int kind = 0;
+    const absl::Status scanned = ForEachResidentRun(
+        proc.get(), page, page + kPage,
+        [&](const ResidentRun& run) { kind = run.is_private ? 2 : 1; });
+    if (!scanned.ok()) return;
+    where.set_resident(kind);
+    // It is there, and the service has not heard of it.
+    if (kind > 0 && where.page_state() == PAGE_MISSING) {
+      where.clear_page_state();
+    }
   }
 
   absl::Status AddSmapsOf(ProcessSnapshot& snapshot) const {
@@ -547,7 +601,13 @@ absl::StatusOr<ProcessSnapshot> LiveProcess::Snapshot(
   }
   // A process that is ending has no memory any more: what was read of it would
   // look as if nothing were resident.
-  if (const auto still = impl_->Status(); !still.ok()) return still.status();
+  const absl::StatusOr<std::string> still = impl_->Status();
+  if (!still.ok()) return still.status();
+  const std::string state = StatusValue(*still, "State");
+  if (!state.empty() && (state[0] == 'T' || state[0] == 't')) {
+    snapshot.set_stopped(state[0] == 'T' ? "stopped by a signal"
+                                         : "stopped by a debugger");
+  }
   for (std::string& warning : warnings) {
     snapshot.add_warnings(std::move(warning));
   }
@@ -580,6 +640,8 @@ absl::StatusOr<PageMap> LiveProcess::Pages(const std::string& pool,
     if (from >= to) return;
     PageRun& run = *cut.add_runs();
     run = like;
+    // It is there, and the service has not heard of it.
+    if (kind > 0 && run.state() == PAGE_MISSING) run.clear_state();
     run.set_first_page(from);
     run.set_pages(to - from);
     run.set_resident(kind);
@@ -615,7 +677,10 @@ absl::StatusOr<Location> LiveProcess::Locate(uint64_t address) {
   absl::StatusOr<std::vector<Pool>> pools = impl_->Find(warnings);
   if (!pools.ok()) return pools.status();
   for (Pool& pool : *pools) {
-    if (pool.reader.Contains(address)) return pool.reader.Locate(address);
+    if (!pool.reader.Contains(address)) continue;
+    absl::StatusOr<Location> where = pool.reader.Locate(address);
+    if (where.ok()) impl_->AddResidency(*where);
+    return where;
   }
   Location where;
   where.set_address(address);

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -34,6 +35,7 @@ namespace firsttouch::pooldump {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::StartsWith;
 
 constexpr uint64_t kMiB = 1 << 20;
@@ -246,6 +248,83 @@ TEST(LiveTest, MapsThePagesOfASlot) {
             "pool \"pages\" has no slot 2: its slots are 0 to 1");
 }
 
+// State and residency are two things: a page that the service has not heard of
+// is not missing because of that.
+TEST(LiveTest, WhatIsResidentIsNeverMissing) {
+  const ImageRef image = MakeImage("settled", 64);
+  auto service = MakeService(PoolOptionsOf("settled", 1));
+  std::optional<Memory> memory;
+  // Several holders alike, so that tracking settles.
+  for (int i = 0; i < 12; ++i) {
+    auto acquired = service->Acquire({.image = image, .size_bytes = kMiB});
+    ASSERT_TRUE(acquired.ok());
+    memory = *std::move(acquired);
+    volatile std::byte* const base = memory->base();
+    for (uint64_t page = 0; page < 64; page += 2) {
+      base[page * kPageBytes] = std::byte{1};
+      static_cast<void>(base[(page + 1) * kPageBytes]);
+    }
+    if (i < 11) {
+      ASSERT_TRUE(memory->Release().ok());
+    }
+  }
+  auto process = LiveProcess::Open(getpid());
+  ASSERT_TRUE(process.ok()) << process.status();
+  const auto map = process->Pages("", 0);
+  ASSERT_TRUE(map.ok()) << map.status();
+  if (map->warnings_size() > 0) GTEST_SKIP() << map->warnings(0);
+  uint64_t resident = 0;
+  for (const PageRun& run : map->runs()) {
+    if (run.resident() <= 0) continue;
+    resident += run.pages();
+    EXPECT_NE(run.state(), PAGE_MISSING) << run.ShortDebugString();
+  }
+  EXPECT_GE(resident, 64u);
+  for (uint64_t page = 0; page < 64; ++page) {
+    const auto where = process->Locate(
+        reinterpret_cast<uint64_t>(memory->base()) + page * kPageBytes);
+    ASSERT_TRUE(where.ok());
+    EXPECT_GT(where->resident(), 0) << page;
+    EXPECT_NE(where->page_state(), PAGE_MISSING) << page;
+  }
+}
+
+TEST(LiveTest, TellsPoolsOfOneNameApartByNumber) {
+  auto first = MakeService(PoolOptionsOf("same", 1));
+  auto second = MakeService(PoolOptionsOf("same", 2));
+  auto process = LiveProcess::Open(getpid());
+  ASSERT_TRUE(process.ok()) << process.status();
+  const auto all = process->Snapshot({});
+  ASSERT_TRUE(all.ok());
+  ASSERT_EQ(all->pools_size(), 2);
+  for (const PoolSnapshot& pool : all->pools()) {
+    const auto one =
+        process->Snapshot({.pool = absl::StrCat("#", pool.pool_id())});
+    ASSERT_TRUE(one.ok()) << one.status();
+    ASSERT_EQ(one->pools_size(), 1);
+    EXPECT_EQ(one->pools(0).base(), pool.base());
+  }
+  const std::string error(process->Pages("same", 0).status().message());
+  EXPECT_THAT(error, HasSubstr(absl::StrCat(
+                         "\"same\" (#", all->pools(0).pool_id(),
+                         "), \"same\" (#", all->pools(1).pool_id(),
+                         "): name one by --pool=NAME or --pool=#NUMBER")));
+}
+
+TEST(LiveTest, SaysThatAProcessIsStopped) {
+  OtherProcess child([] {
+    static std::unique_ptr<Service> service =
+        MakeService(PoolOptionsOf("stopped", 1));
+  });
+  ASSERT_TRUE(child.ready());
+  EXPECT_EQ(SnapshotOf(child.pid()).stopped(), "");
+  kill(child.pid(), SIGSTOP);
+  int status = 0;
+  ASSERT_EQ(waitpid(child.pid(), &status, WUNTRACED), child.pid());
+  EXPECT_EQ(SnapshotOf(child.pid()).stopped(), "stopped by a signal");
+  kill(child.pid(), SIGCONT);
+}
+
 TEST(LiveTest, LocatesAnAddress) {
   const ImageRef image = MakeImage("where", 4);
   auto service = MakeService(PoolOptionsOf("located", 4));
@@ -277,7 +356,8 @@ TEST(LiveTest, LocatesAnAddress) {
   EXPECT_FALSE(where->page_in_bounds());
   EXPECT_EQ(where->page_source(), PAGE_OUTSIDE);
   where = process->Locate(base + 16 * kMiB);
-  EXPECT_EQ(where->place(), Location::GUARD_AFTER);
+  // The guard in front of the next memory is as large as that behind this one.
+  EXPECT_EQ(where->place(), Location::GUARD_UNOWNED);
   EXPECT_EQ(where->slot(), memory->instance());
   where = process->Locate(service->base());
   EXPECT_EQ(where->place(), Location::GUARD_BEFORE);
@@ -528,6 +608,8 @@ TEST(LiveTest, APoolOfMappingsHasNoPageStates) {
   EXPECT_EQ(pool.options().supply(), "mappings-drop");
   EXPECT_EQ(pool.options().backing(), "");
   EXPECT_FALSE(pool.totals().has_pages());
+  EXPECT_TRUE(pool.totals().counters().faults_unknown());
+  EXPECT_TRUE(pool.slots(0).counters().faults_unknown());
   if (pool.totals().has_resident_bytes()) {
     EXPECT_EQ(pool.totals().private_bytes(), 2 * kPageBytes);
     EXPECT_EQ(pool.totals().resident_bytes(), pool.mappings().rss_bytes());
@@ -553,7 +635,10 @@ TEST(LiveTest, AForkedChildHasNoPoolOfItsParent) {
     service.reset();
   });
   ASSERT_TRUE(child.ready());
-  EXPECT_TRUE(absl::IsNotFound(LiveProcess::Open(child.pid()).status()));
+  const absl::Status none = LiveProcess::Open(child.pid()).status();
+  EXPECT_TRUE(absl::IsNotFound(none));
+  EXPECT_THAT(std::string(none.message()),
+              Not(HasSubstr("closed the descriptor")));
   const ProcessSnapshot snapshot = SnapshotOf(getpid());
   ASSERT_EQ(snapshot.pools_size(), 1);
   EXPECT_EQ(snapshot.pools(0).totals().held(), 1u);
