@@ -54,7 +54,7 @@ class HandlerThreads {
         readers_(std::make_unique<Reader[]>(count)),
         reader_count_(count) {}
 
-  void Run(Reader& reader);
+  void Run(Reader& self);
 
   FaultCore& core_;
   UniqueFd stop_;
