@@ -899,7 +899,7 @@ absl::Status Core::Restore(SlotState& slot) {
     slot.size_bytes.store(std::min(size_bytes, slot.initial_bytes),
                           std::memory_order_seq_cst);
   }
-  const absl::Status status =
+  absl::Status status =
       RestoreInBounds(slot, PagesRoundedUp(size_bytes).value());
   slot.size_bytes.store(0, std::memory_order_seq_cst);
   return status;
