@@ -24,6 +24,7 @@
 #include "firsttouch/init/source_requests.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/uffd.h"
 #include "firsttouch/uffd/units.h"
@@ -210,8 +211,9 @@ absl::StatusOr<int> Image::OnDemandMemfd() const {
 
   // Shared and before the seal, or it could not be registered; read-only all
   // the same: UFFDIO_COPY does not ask.
+  // Inaccessible at first, so that nothing populates it: mapping_properties.h.
   const CallResult mapped = demand.kernel.Mmap(
-      0, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, *memfd, 0);
+      0, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, *memfd, 0);
   if (!mapped.ok()) {
     return ImageCallFailed(name_, absl::StrCat("mmap of ", bytes, " bytes"),
                            mapped.error);
@@ -225,13 +227,11 @@ absl::StatusOr<int> Image::OnDemandMemfd() const {
         status.code(), absl::StrCat("image '", name_, "': ", status.message()));
   }
   // A child has no use for it: it is in nobody's registration there.
-  for (const int advice : {MADV_DONTFORK, MADV_DONTDUMP}) {
-    const CallResult advised = demand.kernel.Madvise(view, bytes, advice);
-    if (!advised.ok()) {
-      return ImageCallFailed(name_, absl::StrCat("madvise(", advice, ")"),
-                             advised.error);
-    }
-  }
+  const MappingResult set =
+      SetMappingProperties(demand.kernel, view, bytes, {});
+  if (!set.ok()) return ImageCallFailed(name_, set.call, set.error);
+  const CallResult opened = demand.kernel.Mprotect(view, bytes, PROT_READ);
+  if (!opened.ok()) return ImageCallFailed(name_, "mprotect", opened.error);
   const MemfdResult sealed = calls_.AddSeals(
       *memfd, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE);
   if (!sealed.ok()) {

@@ -74,10 +74,21 @@ class RealCalls final : public MemfdCalls {
   }
 
   MemfdResult MapReadOnly(int fd, size_t bytes, int flags) noexcept override {
-    return Run([&] {
+    // Inaccessible at first, and unlocked: under mlockall(MCL_FUTURE) the kernel
+    // would populate it, which fills every hole of the file.
+    const MemfdResult mapped = Run([&] {
       return reinterpret_cast<intptr_t>(
-          mmap(nullptr, bytes, PROT_READ, flags, fd, 0));
+          mmap(nullptr, bytes, PROT_NONE, flags, fd, 0));
     });
+    if (!mapped.ok()) return mapped;
+    auto* const address = reinterpret_cast<void*>(mapped.value);
+    const MemfdResult opened = Run([&] {
+      const int unlocked = munlock(address, bytes);
+      return unlocked != 0 ? unlocked : mprotect(address, bytes, PROT_READ);
+    });
+    if (opened.ok()) return mapped;
+    Run([&] { return munmap(address, bytes); });
+    return opened;
   }
 
   MemfdResult Unmap(uintptr_t address, size_t bytes) noexcept override {

@@ -27,6 +27,7 @@
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/anchor.h"
 #include "firsttouch/uffd/fill.h"
+#include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/quiet_thread.h"
 #include "firsttouch/uffd/uffd.h"
@@ -306,8 +307,10 @@ class ImageSourcer {
     demand.memfd.store(*memfd, std::memory_order_release);
     // One view for filling and for reading: a page that is not there is a
     // SIGBUS for who reads it, and EFAULT for the kernel.
+    // Inaccessible at first, so that nothing populates it
+    // (mapping_properties.h).
     const CallResult mapped =
-        kernel.Mmap(0, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, *memfd, 0);
+        kernel.Mmap(0, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, *memfd, 0);
     if (!mapped.ok()) {
       return ImageCallFailed(options.name,
                              absl::StrCat("mmap of ", bytes, " bytes"),
@@ -321,12 +324,11 @@ class ImageSourcer {
       return absl::Status(status.code(), absl::StrCat("image '", options.name,
                                                       "': ", status.message()));
     }
-    for (const int advice : {MADV_DONTFORK, MADV_DONTDUMP}) {
-      const CallResult advised = kernel.Madvise(view, bytes, advice);
-      if (!advised.ok()) {
-        return ImageCallFailed(
-            options.name, absl::StrCat("madvise(", advice, ")"), advised.error);
-      }
+    const MappingResult set = SetMappingProperties(kernel, view, bytes, {});
+    if (!set.ok()) return ImageCallFailed(options.name, set.call, set.error);
+    const CallResult opened = kernel.Mprotect(view, bytes, PROT_READ);
+    if (!opened.ok()) {
+      return ImageCallFailed(options.name, "mprotect", opened.error);
     }
     const MemfdResult sealed =
         calls.AddSeals(*memfd, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW |

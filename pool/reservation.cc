@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,6 +23,7 @@
 #include "firsttouch/pool/layout.h"
 #include "firsttouch/pool/limits.h"
 #include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -62,14 +64,13 @@ std::string MappingName(std::string_view name) {
 }
 
 // Maps more than is needed and gives back both ends.
-CallResult MapAndTrim(Kernel& kernel, uint64_t bytes, uint64_t alignment,
-                      int protection) {
+CallResult MapAndTrim(Kernel& kernel, uint64_t bytes, uint64_t alignment) {
   const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
   uint64_t with_slack;
   if (__builtin_add_overflow(bytes, alignment - page, &with_slack)) {
     return {.error = ENOMEM};
   }
-  const CallResult all = kernel.Mmap(0, with_slack, protection, kFlags, -1, 0);
+  const CallResult all = kernel.Mmap(0, with_slack, PROT_NONE, kFlags, -1, 0);
   if (!all.ok()) return all;
   const uintptr_t start = static_cast<uintptr_t>(all.value);
   const uintptr_t base = (start + alignment - 1) & ~(alignment - 1);
@@ -88,15 +89,15 @@ CallResult MapAndTrim(Kernel& kernel, uint64_t bytes, uint64_t alignment,
 
 // Maps exactly what is needed, at aligned places one after the other from where
 // the kernel itself would have put it.
-CallResult MapWhereAligned(Kernel& kernel, uint64_t bytes, uint64_t alignment,
-                           int protection) {
-  const CallResult hint = kernel.Mmap(0, bytes, protection, kFlags, -1, 0);
+CallResult MapWhereAligned(Kernel& kernel, uint64_t bytes,
+                           uint64_t alignment) {
+  const CallResult hint = kernel.Mmap(0, bytes, PROT_NONE, kFlags, -1, 0);
   if (!hint.ok()) return hint;
   if (static_cast<uint64_t>(hint.value) % alignment == 0) return hint;
   kernel.Munmap(static_cast<uintptr_t>(hint.value), bytes);
   uintptr_t place = static_cast<uintptr_t>(hint.value) & ~(alignment - 1);
   for (int i = 0; i < kPlacesToTry && place != 0; ++i, place -= alignment) {
-    const CallResult mapped = kernel.Mmap(place, bytes, protection,
+    const CallResult mapped = kernel.Mmap(place, bytes, PROT_NONE,
                                           kFlags | kMapFixedNoreplace, -1, 0);
     if (!mapped.ok()) {
       if (mapped.error == EEXIST) continue;  // something is in the way
@@ -109,23 +110,10 @@ CallResult MapWhereAligned(Kernel& kernel, uint64_t bytes, uint64_t alignment,
   return {.error = ENOMEM};
 }
 
-CallResult MapAligned(Kernel& kernel, uint64_t bytes, uint64_t alignment,
-                      int protection) {
-  const CallResult mapped = MapAndTrim(kernel, bytes, alignment, protection);
+CallResult MapAligned(Kernel& kernel, uint64_t bytes, uint64_t alignment) {
+  const CallResult mapped = MapAndTrim(kernel, bytes, alignment);
   if (mapped.ok() || mapped.error != ENOMEM) return mapped;
-  return MapWhereAligned(kernel, bytes, alignment, protection);
-}
-
-// One madvise of a new reservation.
-absl::Status Advise(Kernel& kernel, const Reservation& reservation, int advice,
-                    std::string_view name) {
-  const CallResult result =
-      kernel.Madvise(reservation.base(), reservation.bytes(), advice);
-  if (result.ok()) return absl::OkStatus();
-  return absl::ErrnoToStatus(
-      result.error,
-      absl::StrCat("madvise(", std::string(name), ") of the reservation ",
-                   Range(reservation.base(), reservation.bytes())));
+  return MapWhereAligned(kernel, bytes, alignment);
 }
 
 }  // namespace
@@ -195,51 +183,91 @@ absl::StatusOr<Reservation> Reservation::Create(
         " is not a power of two from the page size ", page, " on"));
   }
   const uint64_t bytes = layout.reservation_bytes();
-  const CallResult mapped =
-      MapAligned(kernel, bytes, alignment,
-                 options.inaccessible ? PROT_NONE : PROT_READ | PROT_WRITE);
+  // Inaccessible, so that nothing populates it: see mapping_properties.h.
+  const CallResult mapped = MapAligned(kernel, bytes, alignment);
   if (!mapped.ok()) {
     if (mapped.error == ENOMEM) {
       return ExplainRefusedReservation(layout, alignment, ReadLimitFacts(),
                                        mapped.error);
     }
-    return absl::ErrnoToStatus(mapped.error,
-                               absl::StrCat("mmap of ", bytes, " bytes for ",
-                                            layout.slots(), " slots"));
+    const absl::Status refused = absl::ErrnoToStatus(
+        mapped.error, absl::StrCat("mmap of ", bytes, " bytes for ",
+                                   layout.slots(), " slots"));
+    if (mapped.error != EAGAIN) return refused;
+    rlimit limit = {};
+    getrlimit(RLIMIT_MEMLOCK, &limit);
+    return absl::Status(
+        refused.code(),
+        absl::StrCat(refused.message(),
+                     "; under mlockall(MCL_FUTURE) every new mapping counts "
+                     "against RLIMIT_MEMLOCK (ulimit -l), which is ",
+                     limit.rlim_cur,
+                     " bytes: raise it, give the process CAP_IPC_LOCK, or make "
+                     "the pool before mlockall"));
   }
   // Unmaps on every way out from here on.
   Reservation reservation(&kernel, static_cast<uintptr_t>(mapped.value), bytes);
 
-  if (!options.inherit_on_fork) {
-    absl::Status status =
-        Advise(kernel, reservation, MADV_DONTFORK, "MADV_DONTFORK");
-    if (!status.ok()) return status;
-  }
-  if (!options.include_in_core_dump) {
-    absl::Status status =
-        Advise(kernel, reservation, MADV_DONTDUMP, "MADV_DONTDUMP");
-    if (!status.ok()) return status;
-  }
-  const CallResult huge =
-      kernel.Madvise(reservation.base_, bytes,
-                     options.huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-  // A kernel without transparent huge pages answers EINVAL; then there is
-  // nothing to switch off.
-  if (!huge.ok() && options.huge_pages && huge.error == EINVAL) {
+  const MappingResult set = SetMappingProperties(
+      kernel, reservation.base_, bytes,
+      {.include_in_core_dump = options.include_in_core_dump,
+       .inherit_on_fork = options.inherit_on_fork,
+       .huge_pages = options.huge_pages});
+  if (!set.ok() && options.huge_pages && set.error == EINVAL &&
+      set.call == std::string_view("MADV_HUGEPAGE")) {
     return absl::FailedPreconditionError(
         "huge_pages is set, but madvise(MADV_HUGEPAGE) gives EINVAL: this "
         "kernel has no transparent huge pages (CONFIG_TRANSPARENT_HUGEPAGE); "
         "clear huge_pages");
   }
-  if (!huge.ok() && huge.error != EINVAL) {
+  if (!set.ok()) {
     return absl::ErrnoToStatus(
-        huge.error,
-        absl::StrCat("madvise(",
-                     options.huge_pages ? "MADV_HUGEPAGE" : "MADV_NOHUGEPAGE",
-                     ") of the reservation ", Range(reservation.base_, bytes)));
+        set.error,
+        absl::StrCat(set.call == std::string_view("munlock")
+                         ? "munlock"
+                         : absl::StrCat("madvise(", set.call, ")"),
+                     " of the reservation ", Range(reservation.base_, bytes)));
   }
   NameReservedRange(reservation.base_, bytes, options.name);
+  if (!options.inaccessible) {
+    if (absl::Status status = reservation.Open(layout); !status.ok()) {
+      return status;
+    }
+  }
   return reservation;
+}
+
+absl::Status Reservation::Open(const PoolLayout& layout) const {
+  const CallResult opened =
+      kernel_->Mprotect(base_, bytes_, PROT_READ | PROT_WRITE);
+  if (opened.ok()) return absl::OkStatus();
+  if (opened.error == ENOMEM) {
+    // What is accessible counts against more limits than what is not.
+    return ExplainRefusedReservation(layout, /*alignment_bytes=*/1,
+                                     ReadLimitFacts(), opened.error);
+  }
+  return absl::ErrnoToStatus(
+      opened.error, absl::StrCat("mprotect of the reservation ",
+                                 Range(base_, bytes_)));
+}
+
+absl::Status Reservation::CheckEmpty() const {
+  const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  for (const uint64_t offset :
+       {uint64_t{0}, bytes_ / 2 & ~(page - 1), bytes_ - page}) {
+    unsigned char resident = 0;
+    auto* const address = reinterpret_cast<void*>(base_ + offset);
+    // A kernel or filter that does not answer is not held against the pool.
+    if (mincore(address, page, &resident) != 0 || (resident & 1) == 0) continue;
+    return absl::FailedPreconditionError(absl::StrCat(
+        "a page at offset ", offset, " of the reservation ",
+        Range(base_, bytes_),
+        " is there although nobody touched it, so that no touch of it would "
+        "fault and bounds would not hold: something populates the mappings of "
+        "this process (mlockall(MCL_FUTURE), a library in front of mmap(2) "
+        "that adds MAP_POPULATE); make the pool before that begins"));
+  }
+  return absl::OkStatus();
 }
 
 Reservation::Reservation(Reservation&& other) noexcept

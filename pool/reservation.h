@@ -8,11 +8,13 @@
 //       reservation->base() + layout.memory_offset_bytes(SlotIndex(7)));
 //
 // The mapping is private, anonymous, readable and writable (where not asked
-// otherwise), without a swap reservation (MAP_NORESERVE). It does nothing
-// against an access outside a memory by itself: until the pages are registered
-// with a userfaultfd, touching any address gives a zero page. Register the
-// whole range before handing out any of it, and unmap (destroy this) before
-// closing the userfaultfd.
+// otherwise), without a swap reservation (MAP_NORESERVE), and empty, whatever
+// the process has asked for its mappings as a whole (mapping_properties.h). It
+// does nothing against an access outside a memory by itself: until the pages
+// are registered with a userfaultfd, touching any address gives a zero page.
+// For that, ask for an inaccessible one, register the whole range and Open() it
+// before handing out any of it; and unmap (destroy this) before closing the
+// userfaultfd.
 //
 // Thread safety: const calls from any thread; Create and the destructor are
 // ordinary calls. Not for signal handlers, except base(), bytes() and
@@ -52,8 +54,8 @@ struct ReservationOptions {
   // The base is a multiple of this; a power of two, at least a page. Memories
   // that the locator is to find need kPoolAlignmentBytes.
   uint64_t alignment_bytes = kPoolAlignmentBytes;
-  // True: PROT_NONE, for a pool whose memories are opened by mprotect(2) one by
-  // one instead of being registered.
+  // True: PROT_NONE, for a pool that is registered before it is opened, or whose
+  // memories are opened by mprotect(2) one by one.
   bool inaccessible = false;
   // False: MADV_NOHUGEPAGE, so that one touch never makes 2 MiB resident (and
   // never a page above a memory's size). True: MADV_HUGEPAGE.
@@ -70,7 +72,9 @@ class Reservation {
   //   InvalidArgument: layout.options().page_bytes is not this machine's page,
   //     or options.alignment_bytes is not a power of two from the page on.
   //   FailedPrecondition: huge_pages on a kernel without transparent huge
-  //   pages. Others: the errno of a refused call, with the call and the range.
+  //   pages.
+  //   Unavailable: under mlockall(MCL_FUTURE), more than RLIMIT_MEMLOCK.
+  //   Others: the errno of a refused call, with the call and the range.
   // Nothing is left mapped after an error. `kernel` must outlive the result.
   static absl::StatusOr<Reservation> Create(Kernel& kernel,
                                             const PoolLayout& layout,
@@ -82,6 +86,14 @@ class Reservation {
   Reservation& operator=(const Reservation&) = delete;
   // Unmaps everything.
   ~Reservation();
+
+  // Makes all of an inaccessible one readable and writable. `layout` is the one
+  // that it was made for. Errors: as of Create, with mprotect(2).
+  absl::Status Open(const PoolLayout& layout) const;
+
+  // Whether no page of it is there, judged by some of them. FailedPrecondition
+  // where one is: bounds that are missing pages would not hold.
+  absl::Status CheckEmpty() const;
 
   // First address; a multiple of options.alignment_bytes. 0 after a move.
   uintptr_t base() const noexcept { return base_; }

@@ -261,7 +261,9 @@ TEST(ReservationTest, FailuresNameTheCallAndLeaveNothingBehind) {
   };
   const Case cases[] = {
       {Op::kMmap, FakeKernel::kEvery, EAGAIN, absl::StatusCode::kUnavailable,
-       "mmap of 196608 bytes for 1 slots: Resource temporarily unavailable"},
+       "mmap of 196608 bytes for 1 slots: Resource temporarily unavailable; "
+       "under mlockall\\(MCL_FUTURE\\) .* RLIMIT_MEMLOCK \\(ulimit -l\\), "
+       "which is [0-9]+ bytes"},
       {Op::kMadvise, 1, ENOMEM, absl::StatusCode::kResourceExhausted,
        "madvise\\(MADV_DONTFORK\\) of the reservation \\[0x[0-9a-f]+, "
        "0x[0-9a-f]+\\): Cannot allocate memory"},

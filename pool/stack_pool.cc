@@ -26,6 +26,7 @@
 #include "firsttouch/pool/sanitizer.h"
 #include "firsttouch/pool/slot_allocator.h"
 #include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/mapping_properties.h"
 
 namespace firsttouch {
 namespace {
@@ -176,8 +177,7 @@ void StackPool::Release(uint32_t slot, std::byte* base) {
   UnpoisonForSanitizers(base, layout_.memory_bytes());
   std::memset(base + dropped, 0, keep_resident_bytes_);
   if (dropped != 0 &&
-      !kernel_
-           .Madvise(reinterpret_cast<uintptr_t>(base), dropped, MADV_DONTNEED)
+      !DropMappedPages(kernel_, reinterpret_cast<uintptr_t>(base), dropped)
            .ok()) {
     slots_.Quarantine(slot);
     return;

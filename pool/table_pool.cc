@@ -1,6 +1,5 @@
 #include "firsttouch/pool/table_pool.h"
 
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -21,6 +20,7 @@
 #include "firsttouch/pool/reservation.h"
 #include "firsttouch/pool/slot_allocator.h"
 #include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/mapping_properties.h"
 
 namespace firsttouch {
 namespace {
@@ -121,9 +121,8 @@ void TablePool::Release(uint32_t slot, std::byte* data, uint64_t elements) {
   std::memset(data, 0, kept);
   if (used > kept) {
     const uint64_t dropped = (used - kept + page - 1) / page * page;
-    if (!kernel_
-             .Madvise(reinterpret_cast<uintptr_t>(data + kept), dropped,
-                      MADV_DONTNEED)
+    if (!DropMappedPages(kernel_, reinterpret_cast<uintptr_t>(data + kept),
+                         dropped)
              .ok()) {
       slots_.Quarantine(slot);
       return;

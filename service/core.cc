@@ -22,6 +22,7 @@
 #include "firsttouch/service/live_cores.h"
 #include "firsttouch/service/signals.h"
 #include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -327,7 +328,7 @@ absl::Status Core::Start() {
       kernel_, layout_,
       {.name = options_.name,
        .include_in_core_dump = options_.include_in_core_dump,
-       .inaccessible = fault_core_.mapped});
+       .inaccessible = true});
   if (!reservation.ok()) return reservation.status();
   reservation_.emplace(*std::move(reservation));
   uint64_t ioctls = kUffdIoctlCopy | kUffdIoctlZeroPage | kUffdIoctlWake |
@@ -339,7 +340,14 @@ absl::Status Core::Start() {
         !status.ok()) {
       return status;
     }
+    if (absl::Status status = reservation_->Open(layout_); !status.ok()) {
+      return status;
+    }
   }
+  if (absl::Status status = reservation_->CheckEmpty(); !status.ok()) {
+    return status;
+  }
+  process_merges_.store(ProcessMergesPages(), std::memory_order_relaxed);
   if (absl::Status status = MapBookKeeping(); !status.ok()) return status;
   // Absent before 6.7, or without /proc: then pages that may have changed are
   // dropped.
@@ -632,6 +640,14 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
       return status;
     }
   }
+  MindMerging();
+  if ((slot.exceptions.load(std::memory_order_relaxed) & kSlotDropped) != 0 &&
+      mappings_ == nullptr) {
+    if (absl::Status status = DropEveryPage(*ops_, slot, slot.kept_pages);
+        !status.ok()) {
+      return status;
+    }
+  }
   if (mappings_ != nullptr) {
     // What follows finds the image in place and no page that it knows of.
     if (absl::Status status =
@@ -872,6 +888,23 @@ uint64_t Core::HotPagesLimit(uint64_t keep_pages) const {
       std::max(kMinHotPagesLimit, keep_pages / 2));
 }
 
+void Core::MindMerging() {
+  // With mappings the kernel itself tells what is private, merged or not.
+  if (mappings_ != nullptr) return;
+  const bool merges = ProcessMergesPages();
+  if (merges == process_merges_.load(std::memory_order_relaxed) ||
+      process_merges_.exchange(merges, std::memory_order_relaxed) == merges ||
+      !merges) {
+    return;
+  }
+  StopMerging(kernel_, reservation_->base(), reservation_->bytes());
+  for (uint32_t i = 0; i < layout_.slots(); ++i) {
+    slots_[i].exceptions.fetch_or(kSlotDropped, std::memory_order_relaxed);
+  }
+  // Free ones keep pages for a holder who comes the steady way.
+  TrimTo(0, nullptr).IgnoreError();
+}
+
 uint64_t Core::EndLease(SlotState& slot) {
   // Where handler threads fill, one may have read an event, or be filling, for
   // a thread that has gone on: it finds another lease or is waited for.
@@ -906,6 +939,7 @@ absl::Status Core::Restore(SlotState& slot) {
 }
 
 absl::Status Core::RestoreInBounds(SlotState& slot, uint64_t size_pages) {
+  MindMerging();
   // No page that may have changed is restored in place then.
   const bool drops =
       (slot.exceptions.load(std::memory_order_relaxed) & kSlotDropped) != 0;

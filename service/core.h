@@ -261,6 +261,11 @@ class Core {
   static uint64_t AffinityKey(const SlotState& slot);
   // Gives the instance back once its last memory is released.
   void LetGo(uint32_t slot_number, bool failed, uint64_t affinity_key);
+  // Where the kernel has begun to merge equal pages of this process since the
+  // last look (uffd/mapping_properties.h): keeps it away from the pool again,
+  // and has every page dropped of whose writes nobody may have been told.
+  // Called where a system call does no harm: by what is not steady.
+  void MindMerging();
   // Restores a slot that its holder has left.
   absl::Status Restore(SlotState& slot);
   // The same, of which `size_pages` were in bounds, while those below
@@ -338,6 +343,8 @@ class Core {
   // Null without staging_bytes, or where it cannot be.
   std::unique_ptr<Staging> staging_;
   std::optional<SlotOpsContext> ops_;
+  // Whether the kernel merged pages of this process at the last look.
+  std::atomic<bool> process_merges_{false};
   // Null for kUserfaultfd.
   std::unique_ptr<MappingOps> mappings_;
   std::unique_ptr<HandlerThreads> threads_;

@@ -13,6 +13,7 @@
 #include "firsttouch/pool/reservation.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/pagemap.h"
 #include "firsttouch/uffd/units.h"
 
@@ -118,30 +119,24 @@ absl::Status MappingOps::MapAnew(SlotState& slot, uint64_t first_page,
   int flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
   if (file.fd < 0) flags |= MAP_ANONYMOUS;
   Count(slot.counters.kernel_calls);
+  // Inaccessible, so that nothing populates it: see mapping_properties.h.
   const CallResult mapped =
-      kernel_.Mmap(start, bytes, kAccessible, flags, file.fd,
+      kernel_.Mmap(start, bytes, PROT_NONE, flags, file.fd,
                    file.fd < 0 ? 0 : file.offset_bytes);
   if (!mapped.ok()) {
     if (!StaysReserved(kernel_, start, bytes)) slot.place_lost = true;
     return Failed(core_, slot, mapped.error, "mmap", first_page, pages);
   }
-  struct Advice {
-    int advice;
-    const char* name;
-  };
-  constexpr Advice kAdvices[] = {{MADV_DONTFORK, "MADV_DONTFORK"},
-                                 {MADV_NOHUGEPAGE, "MADV_NOHUGEPAGE"},
-                                 {MADV_DONTDUMP, "MADV_DONTDUMP"}};
-  for (const Advice& advice : kAdvices) {
-    if (advice.advice == MADV_DONTDUMP && include_in_core_dump_) continue;
-    Count(slot.counters.kernel_calls);
-    const CallResult done = kernel_.Madvise(start, bytes, advice.advice);
-    // A kernel without huge pages has none to keep away.
-    const bool no_huge_pages =
-        advice.advice == MADV_NOHUGEPAGE && done.error == EINVAL;
-    if (!done.ok() && !no_huge_pages) {
-      return Failed(core_, slot, done.error, advice.name, first_page, pages);
-    }
+  const MappingResult set = SetMappingProperties(
+      kernel_, start, bytes, {.include_in_core_dump = include_in_core_dump_});
+  Count(slot.counters.kernel_calls, set.calls);
+  if (!set.ok()) {
+    return Failed(core_, slot, set.error, set.call, first_page, pages);
+  }
+  if (absl::Status status =
+          Protect(slot, first_page, first_page + pages, kAccessible);
+      !status.ok()) {
+    return status;
   }
   // Also makes it one mapping again with what lies behind.
   if (file.fd < 0) NameReservedRange(start, bytes, core_.name);
@@ -198,8 +193,8 @@ absl::Status MappingOps::Drop(SlotState& slot, uint64_t first_page,
   if (first_page >= end_page) return absl::OkStatus();
   Count(slot.counters.kernel_calls);
   const uint64_t pages = end_page - first_page;
-  const CallResult dropped = kernel_.Madvise(AddressOf(slot, first_page),
-                                             pages * kPageBytes, kMadvDontNeed);
+  const CallResult dropped = DropMappedPages(
+      kernel_, AddressOf(slot, first_page), pages * kPageBytes);
   if (!dropped.ok()) {
     return Failed(core_, slot, dropped.error, "MADV_DONTNEED", first_page,
                   pages);

@@ -20,6 +20,7 @@
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/batch_drop.h"
 #include "firsttouch/uffd/fill.h"
+#include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/pagemap.h"
 #include "firsttouch/uffd/units.h"
 
@@ -104,8 +105,9 @@ absl::Status DropRange(const SlotOpsContext& context, SlotState& slot,
                        uint64_t first_page, uint64_t pages) {
   if (pages == 0) return absl::OkStatus();
   Count(slot.counters.kernel_calls);
-  const CallResult dropped = context.core.kernel->Madvise(
-      AddressOf(slot, first_page), pages * kPageBytes, kMadvDontNeed);
+  const CallResult dropped =
+      DropMappedPages(*context.core.kernel, AddressOf(slot, first_page),
+                      pages * kPageBytes);
   if (!dropped.ok()) {
     return Failed(context, slot, dropped.error, "MADV_DONTNEED", first_page,
                   pages);
@@ -126,12 +128,12 @@ absl::Status MapAnew(const SlotOpsContext& context, SlotState& slot,
   Kernel& kernel = *context.core.kernel;
   const uintptr_t start = AddressOf(slot, first_page);
   const size_t bytes = pages * kPageBytes;
-  Count(slot.counters.kernel_calls, 4);
+  Count(slot.counters.kernel_calls);
   int flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
   if (fd < 0) flags |= MAP_ANONYMOUS;
-  const CallResult mapped =
-      kernel.Mmap(start, bytes, PROT_READ | PROT_WRITE, flags, fd,
-                  fd < 0 ? 0 : first_page * kPageBytes);
+  // Inaccessible, so that nothing populates it: see mapping_properties.h.
+  const CallResult mapped = kernel.Mmap(start, bytes, PROT_NONE, flags, fd,
+                                        fd < 0 ? 0 : first_page * kPageBytes);
   if (!mapped.ok()) {
     if (!StaysReserved(kernel, start, bytes)) slot.place_lost = true;
     return Failed(context, slot, mapped.error, "mmap", first_page, pages);
@@ -145,23 +147,17 @@ absl::Status MapAnew(const SlotOpsContext& context, SlotState& slot,
       return status;
     }
   }
-  const CallResult fork = kernel.Madvise(start, bytes, MADV_DONTFORK);
-  if (!fork.ok()) {
-    return Failed(context, slot, fork.error, "MADV_DONTFORK", first_page,
-                  pages);
+  const MappingResult set = SetMappingProperties(
+      kernel, start, bytes,
+      {.include_in_core_dump = context.include_in_core_dump});
+  Count(slot.counters.kernel_calls, set.calls + 1);
+  if (!set.ok()) {
+    return Failed(context, slot, set.error, set.call, first_page, pages);
   }
-  if (!context.include_in_core_dump) {
-    const CallResult dump = kernel.Madvise(start, bytes, MADV_DONTDUMP);
-    if (!dump.ok()) {
-      return Failed(context, slot, dump.error, "MADV_DONTDUMP", first_page,
-                    pages);
-    }
-  }
-  // EINVAL: a kernel without huge pages has none to keep away.
-  const CallResult huge = kernel.Madvise(start, bytes, MADV_NOHUGEPAGE);
-  if (!huge.ok() && huge.error != EINVAL) {
-    return Failed(context, slot, huge.error, "MADV_NOHUGEPAGE", first_page,
-                  pages);
+  const CallResult opened =
+      kernel.Mprotect(start, bytes, PROT_READ | PROT_WRITE);
+  if (!opened.ok()) {
+    return Failed(context, slot, opened.error, "mprotect", first_page, pages);
   }
   return absl::OkStatus();
 }
@@ -326,9 +322,9 @@ absl::Status DropPages(const SlotOpsContext& context, SlotState& slot,
   const PageSpan span = ResidentSpan(slot, first_page, end_page);
   if (span.empty()) return absl::OkStatus();
   Count(slot.counters.kernel_calls);
-  const CallResult dropped = context.core.kernel->Madvise(
-      AddressOf(slot, span.first_page),
-      (span.end_page - span.first_page) * kPageBytes, kMadvDontNeed);
+  const CallResult dropped =
+      DropMappedPages(*context.core.kernel, AddressOf(slot, span.first_page),
+                      (span.end_page - span.first_page) * kPageBytes);
   return NoteDropped(context, slot, span, dropped.error);
 }
 
@@ -349,7 +345,7 @@ absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot) {
     Count(slot.counters.kernel_calls);
     const CallResult done =
         context.core.poison
-            ? kernel.Madvise(start, bytes, kMadvDontNeed)
+            ? DropMappedPages(kernel, start, bytes)
             : kernel.Mprotect(start, bytes, PROT_READ | PROT_WRITE);
     if (!done.ok()) {
       return absl::ErrnoToStatus(
@@ -775,8 +771,8 @@ absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
     // Not only what the planes know of: a copy that failed or was left half-way
     // may have placed pages of the old image that nobody noted.
     Count(slot.counters.kernel_calls);
-    const CallResult dropped = context.core.kernel->Madvise(
-        slot.base, touched_pages * kPageBytes, kMadvDontNeed);
+    const CallResult dropped = DropMappedPages(
+        *context.core.kernel, slot.base, touched_pages * kPageBytes);
     if (!dropped.ok()) {
       status = Failed(context, slot, dropped.error, "MADV_DONTNEED", 0,
                       touched_pages);

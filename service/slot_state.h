@@ -136,8 +136,9 @@ struct StrayPages {
 enum SlotExceptions : uint8_t {
   // A Reset or a Snapshot failed: nothing is known of the pages.
   kSlotBroken = 1,
-  // The kernel may still be at work on its pages: they are dropped, never
-  // restored in place (Memory::DropAtRelease).
+  // The kernel may still be at work on its pages (Memory::DropAtRelease), or
+  // may have merged them, and dropped their write-protection: they are dropped,
+  // never restored in place.
   kSlotDropped = 2,
   // The last handle of its image has gone, perhaps.
   kSlotImageUnused = 4,

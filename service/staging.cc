@@ -16,6 +16,7 @@
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/fill.h"
+#include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/quiet_thread.h"
 #include "firsttouch/uffd/units.h"
 
@@ -75,7 +76,7 @@ absl::Status Staging::Map(uint64_t bytes, uint64_t granule_pages,
 
   const uint64_t area_bytes = this->bytes();
   const CallResult mapped =
-      kernel_.Mmap(0, area_bytes, PROT_READ | PROT_WRITE,
+      kernel_.Mmap(0, area_bytes, PROT_NONE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (!mapped.ok()) {
     return absl::ErrnoToStatus(
@@ -84,19 +85,25 @@ absl::Status Staging::Map(uint64_t bytes, uint64_t granule_pages,
   }
   cells_.base = static_cast<uintptr_t>(mapped.value);
   // A child that shared pages would keep them from being moved.
-  const CallResult fork =
-      kernel_.Madvise(cells_.base, area_bytes, MADV_DONTFORK);
-  if (!fork.ok()) {
+  const MappingResult set =
+      SetMappingProperties(kernel_, cells_.base, area_bytes, {});
+  if (!set.ok()) {
     return absl::ErrnoToStatus(
-        fork.error,
-        absl::StrCat("MADV_DONTFORK of staging_bytes of pool \"", name, "\""));
+        set.error,
+        absl::StrCat(set.call, " of staging_bytes of pool \"", name, "\""));
   }
-  // Nothing that the images do not have; and pages are moved one by one. Both
-  // are for less work only.
-  kernel_.Madvise(cells_.base, area_bytes, MADV_DONTDUMP);
-  kernel_.Madvise(cells_.base, area_bytes, MADV_NOHUGEPAGE);
-  return uffd_.Register(cells_.base, area_bytes, kUffdRegisterMissing,
-                        kUffdIoctlCopy | kUffdIoctlMove);
+  if (absl::Status status =
+          uffd_.Register(cells_.base, area_bytes, kUffdRegisterMissing,
+                         kUffdIoctlCopy | kUffdIoctlMove);
+      !status.ok()) {
+    return status;
+  }
+  const CallResult opened =
+      kernel_.Mprotect(cells_.base, area_bytes, PROT_READ | PROT_WRITE);
+  if (opened.ok()) return absl::OkStatus();
+  return absl::ErrnoToStatus(
+      opened.error,
+      absl::StrCat("mprotect of staging_bytes of pool \"", name, "\""));
 }
 
 Staging::~Staging() {
@@ -298,9 +305,8 @@ void Staging::Fill(StagedCell& cell, const ImageRef& image, uint64_t chunk) {
 
 bool Staging::Drop(StagedCell& cell) {
   if (!cell.holds_pages) return true;
-  if (!kernel_
-           .Madvise(cells_.AddressOf(cell), cells_.cell_pages * kPageBytes,
-                    kMadvDontNeed)
+  if (!DropMappedPages(kernel_, cells_.AddressOf(cell),
+                       cells_.cell_pages * kPageBytes)
            .ok()) {
     return false;
   }

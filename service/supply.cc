@@ -68,17 +68,21 @@ absl::Status CheckPrivatePagesAreFound(Kernel& kernel, int pagemap_fd) {
   if (!file || ftruncate(file.get(), kFileBytes) != 0) {
     return absl::ErrnoToStatus(errno, "memfd_create(2) to try PAGEMAP_SCAN on");
   }
-  constexpr int kProtection = PROT_READ | PROT_WRITE;
+  // Inaccessible at first, so that nothing populates them
+  // (mapping_properties.h).
   const CallResult mapped =
-      kernel.Mmap(0, kBytes, kProtection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      kernel.Mmap(0, kBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (!mapped.ok()) {
     return absl::ErrnoToStatus(mapped.error, "mmap of three pages");
   }
   const auto start = static_cast<uintptr_t>(mapped.value);
   const CallResult of_file = kernel.Mmap(
-      start, kFileBytes, kProtection, MAP_PRIVATE | MAP_FIXED, file.get(), 0);
+      start, kFileBytes, PROT_NONE, MAP_PRIVATE | MAP_FIXED, file.get(), 0);
+  kernel.Munlock(start, kBytes);
+  const CallResult opened =
+      kernel.Mprotect(start, kBytes, PROT_READ | PROT_WRITE);
   absl::Status status;
-  if (of_file.ok()) {
+  if (of_file.ok() && opened.ok()) {
     auto* const bytes = reinterpret_cast<volatile std::byte*>(start);
     [[maybe_unused]] const std::byte read = bytes[0];
     bytes[kPageBytes] = std::byte{1};
@@ -103,7 +107,9 @@ absl::Status CheckPrivatePagesAreFound(Kernel& kernel, int pagemap_fd) {
                        found, ", not 6)"));
     }
   } else {
-    status = absl::ErrnoToStatus(of_file.error, "mmap of a memfd");
+    status = absl::ErrnoToStatus(of_file.ok() ? opened.error : of_file.error,
+                                 of_file.ok() ? "mprotect of three pages"
+                                              : "mmap of a memfd");
   }
   kernel.Munmap(start, kBytes);
   return status;

@@ -241,6 +241,8 @@ inline constexpr uint64_t kPageIsGuard = uint64_t{1} << 8;      // 6.15
 // Drop pages of the own process in many ranges with one
 // process_madvise(2)(MADV_DONTNEED): 6.13.
 inline constexpr int kMadvDontNeed = 4;
+// MADV_DONTNEED of memory that is locked: 5.18.
+inline constexpr int kMadvDontNeedLocked = 24;
 inline constexpr int kMadvPopulateRead = 22;   // 5.14
 inline constexpr int kMadvPopulateWrite = 23;  // 5.14
 // Guard pages without a mapping of their own; a touch is SIGSEGV. 6.13.

@@ -10,6 +10,7 @@
 
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/mapping_properties.h"
 
 namespace firsttouch {
 namespace {
@@ -85,7 +86,7 @@ DropBatch::Result DropBatch::Drop(Kernel& kernel) {
     // The one that the kernel stopped at, or each where it does not know how.
     const iovec& range = ranges[next++];
     const CallResult done =
-        kernel.Madvise(StartOf(range), range.iov_len, kMadvDontNeed);
+        DropMappedPages(kernel, StartOf(range), range.iov_len);
     ++result.calls;
     if (done.ok()) {
       result.bytes_dropped += range.iov_len;

@@ -162,13 +162,13 @@ TEST(DropBatchTest, EachFailureHasItsOwnError) {
   FakeKernel kernel(FakeKernel::kScripted);
   kernel.Fail(Op::kProcessMadvise, FakeKernel::kEvery, CallResult{0, EINVAL});
   kernel.Fail(Op::kMadvise, 2, CallResult{0, EAGAIN});
-  kernel.Fail(Op::kMadvise, 4, CallResult{0, EINVAL});
+  kernel.Fail(Op::kMadvise, 4, CallResult{0, ENOMEM});
   const DropBatch::Result dropped = Spread(4).Drop(kernel);
   EXPECT_EQ(dropped.bytes_dropped, 2 * kPage);
   EXPECT_EQ(dropped.ErrorOf(kStart, kPage), 0);
   EXPECT_EQ(dropped.ErrorOf(kStart + 2 * kPage, kPage), EAGAIN);
   EXPECT_EQ(dropped.ErrorOf(kStart + 4 * kPage, kPage), 0);
-  EXPECT_EQ(dropped.ErrorOf(kStart + 6 * kPage, kPage), EINVAL);
+  EXPECT_EQ(dropped.ErrorOf(kStart + 6 * kPage, kPage), ENOMEM);
 }
 
 // Which pages of the memory are there, as "x" and ".".

@@ -365,6 +365,11 @@ CallResult FakeKernel::Madvise(uintptr_t start, size_t bytes,
                {0, 0}, [&] { return real_->Madvise(start, bytes, advice); });
 }
 
+CallResult FakeKernel::Munlock(uintptr_t start, size_t bytes) noexcept {
+  return Plain({.op = Op::kMunlock, .start = start, .bytes = bytes}, {0, 0},
+               [&] { return real_->Munlock(start, bytes); });
+}
+
 CallResult FakeKernel::ProcessMadvise(const iovec* ranges, size_t count,
                                       int advice) noexcept {
   size_t bytes = 0;

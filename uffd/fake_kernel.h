@@ -52,6 +52,7 @@ class FakeKernel final : public Kernel {
     kMunmap,
     kMprotect,
     kMadvise,
+    kMunlock,
     kProcessMadvise,
     kClose,
     kDupCloexec,
@@ -156,6 +157,7 @@ class FakeKernel final : public Kernel {
                       int prot) noexcept override;
   CallResult Madvise(uintptr_t start, size_t bytes,
                      int advice) noexcept override;
+  CallResult Munlock(uintptr_t start, size_t bytes) noexcept override;
   CallResult ProcessMadvise(const iovec* ranges, size_t count,
                             int advice) noexcept override;
   CallResult Close(int fd) noexcept override;

@@ -232,6 +232,10 @@ class MachineKernel final : public Kernel {
     return ToResult(RawCall(SYS_madvise, Word(start), Word(bytes), advice));
   }
 
+  CallResult Munlock(uintptr_t start, size_t bytes) noexcept override {
+    return ToResult(RawCall(SYS_munlock, Word(start), Word(bytes)));
+  }
+
   CallResult ProcessMadvise(const iovec* ranges, size_t count,
                             int advice) noexcept override {
     const int64_t returned = RawCall(kSysProcessMadvise, kPidfdSelfProcess,

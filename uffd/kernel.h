@@ -150,7 +150,8 @@ class Kernel {
   // registered for WP with WP_ASYNC.
   virtual CallResult PagemapScan(int pagemap_fd, PmScanArg* arg) noexcept = 0;
 
-  // mmap(2), munmap(2), mprotect(2), madvise(2). Mmap's value is the address.
+  // mmap(2), munmap(2), mprotect(2), madvise(2), munlock(2). Mmap's value is the
+  // address.
   virtual CallResult Mmap(uintptr_t addr, size_t bytes, int prot, int flags,
                           int fd, uint64_t offset) noexcept = 0;
   virtual CallResult Munmap(uintptr_t start, size_t bytes) noexcept = 0;
@@ -158,6 +159,7 @@ class Kernel {
                               int prot) noexcept = 0;
   virtual CallResult Madvise(uintptr_t start, size_t bytes,
                              int advice) noexcept = 0;
+  virtual CallResult Munlock(uintptr_t start, size_t bytes) noexcept = 0;
 
   // One madvise over many ranges of the calling process (MADV_DONTNEED from
   // 6.13; EINVAL before). At most IOV_MAX (1024) ranges. Value: the bytes

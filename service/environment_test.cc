@@ -1,0 +1,343 @@
+// What a process, or its machine, sets for all of its mappings must not change
+// what a lease sees: its own bytes, nobody else's, and a trap where it ends.
+// Each environment is tried in a child of its own, with each way of supplying
+// memory; after each lease the next one is compared, byte by byte.
+
+#include <sys/mman.h>
+#include <sys/personality.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <optional>
+#include <ostream>
+#include <random>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "firsttouch/service/service.h"
+#include "firsttouch/service/service_test_util.h"
+#include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/fake_kernel.h"
+#include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/mapping_properties.h"
+#include "firsttouch/uffd/test_util.h"
+#include "firsttouch/uffd/units.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace firsttouch {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+// <linux/prctl.h>, <linux/mman.h>, <linux/mempolicy.h>.
+constexpr int kPrSetMdwe = 65;         // 6.3
+constexpr int kPrSetMemoryMerge = 67;  // 6.4
+constexpr int kMadvCold = 20;          // 5.4
+constexpr int kMadvPageout = 21;       // 5.4
+constexpr int kMadvCollapse = 25;  // 6.1
+constexpr int kMpolInterleave = 3;
+
+constexpr uint64_t kMemoryPages = 64;
+
+// When an environment begins.
+enum class When { kBeforeCreate, kAfterCreate, kWhileHeld, kEachLease };
+
+struct Environment {
+  const char* name;
+  When when;
+  // False where this kernel, or this user, cannot have it.
+  bool (*enter)(const Memory* memory);
+};
+
+template <int flags>
+bool LockAll(const Memory* /*memory*/) {
+  return mlockall(flags) == 0;
+}
+
+template <int option, int value>
+bool Prctl(const Memory* /*memory*/) {
+  return prctl(option, value, 0, 0, 0) == 0;
+}
+
+template <int advice>
+bool Advise(const Memory* memory) {
+  // What is refused changes nothing.
+  madvise(memory->base(), RoundUpToPage(memory->size_bytes()), advice);
+  return true;
+}
+
+bool ImplyExec(const Memory* /*memory*/) {
+  return personality(READ_IMPLIES_EXEC) != -1;
+}
+
+bool Interleave(const Memory* /*memory*/) {
+  const unsigned long nodes = 1;
+  return syscall(SYS_set_mempolicy, kMpolInterleave, &nodes, 64) == 0;
+}
+
+// The same for mappings that are there: migrates pages where it has to.
+bool BindToNode(const Memory* memory) {
+  constexpr int kMpolBind = 2;
+  constexpr int kMove = 2;
+  const unsigned long nodes = 1;
+  syscall(SYS_mbind, memory->base(), RoundUpToPage(memory->size_bytes()),
+          kMpolBind, &nodes, 64, kMove);
+  return true;
+}
+
+constexpr Environment kEnvironments[] = {
+    {"nothing", When::kBeforeCreate, [](const Memory*) { return true; }},
+    {"mlockall_all", When::kBeforeCreate, LockAll<MCL_CURRENT | MCL_FUTURE>},
+    {"mlockall_future", When::kBeforeCreate, LockAll<MCL_FUTURE>},
+    {"mlockall_future_onfault", When::kBeforeCreate,
+     LockAll<MCL_FUTURE | MCL_ONFAULT>},
+    {"mlockall_all_later", When::kAfterCreate,
+     LockAll<MCL_CURRENT | MCL_FUTURE>},
+    {"mlockall_current_later", When::kAfterCreate, LockAll<MCL_CURRENT>},
+    {"mlockall_onfault_later", When::kAfterCreate,
+     LockAll<MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT>},
+    {"mlockall_while_held", When::kWhileHeld,
+     LockAll<MCL_CURRENT | MCL_FUTURE>},
+    {"mlockall_each_lease", When::kEachLease, LockAll<MCL_CURRENT>},
+    {"munlockall_each_lease", When::kEachLease,
+     [](const Memory*) { return munlockall() == 0; }},
+    {"merge", When::kBeforeCreate, Prctl<kPrSetMemoryMerge, 1>},
+    {"merge_later", When::kAfterCreate, Prctl<kPrSetMemoryMerge, 1>},
+    {"merge_while_held", When::kWhileHeld, Prctl<kPrSetMemoryMerge, 1>},
+    {"thp_disable", When::kBeforeCreate, Prctl<PR_SET_THP_DISABLE, 1>},
+    {"mdwe", When::kBeforeCreate, Prctl<kPrSetMdwe, 1>},
+    {"read_implies_exec", When::kBeforeCreate, ImplyExec},
+    {"interleave", When::kBeforeCreate, Interleave},
+    {"migrate", When::kEachLease, BindToNode},
+    {"cold", When::kEachLease, Advise<kMadvCold>},
+    {"pageout", When::kEachLease, Advise<kMadvPageout>},
+    {"collapse", When::kEachLease, Advise<kMadvCollapse>},
+};
+
+using Case = std::tuple<Way, Environment>;
+
+// Flags of the mappings of a pool: "" where none has `flag`.
+std::string WithFlag(const Service& service, const std::string& flag) {
+  const uintptr_t start = service.base();
+  const uintptr_t end = start + service.layout().reservation_bytes();
+  std::ifstream smaps("/proc/self/smaps");
+  std::string line;
+  std::string mapping;
+  unsigned long low = 0, high = 0;
+  while (std::getline(smaps, line)) {
+    unsigned long first, last;
+    if (std::sscanf(line.c_str(), "%lx-%lx ", &first, &last) == 2) {
+      mapping = line;
+      low = first;
+      high = last;
+    } else if (line.rfind("VmFlags:", 0) == 0 && low < end && high > start &&
+               (line + " ").find(" " + flag + " ") != std::string::npos) {
+      return absl::StrCat(mapping, " has ", flag);
+    }
+  }
+  return "";
+}
+
+uint64_t PeakResidentKib() {
+  std::ifstream status("/proc/self/status");
+  std::string line;
+  unsigned long kib = 0;
+  while (std::getline(status, line)) {
+    if (std::sscanf(line.c_str(), "VmHWM: %lu kB", &kib) == 1) break;
+  }
+  return kib;
+}
+
+ServiceOptions PoolOptions(const Way& way) {
+  ServiceOptions options;
+  options.name = "environment";
+  options.layout.instances = 2;
+  // Far more than may ever be resident.
+  options.layout.max_memory_bytes = uint64_t{1} << 30;
+  options.layout.guard_before_bytes = 1 << 20;
+  options.layout.guard_after_bytes = 1 << 20;
+  options.strategy = SlotStrategy::kNextAvailable;
+  options.backing = way.backing;
+  options.resolve = way.resolve;
+  options.tracking = way.tracking;
+  options.supply = way.supply;
+  options.staging_bytes = way.staging_bytes;
+  options.trap_callback = JumpOutOfTrap;
+  return options;
+}
+
+class EnvironmentTest : public testing::TestWithParam<Case> {
+ protected:
+  const Way& way() const { return std::get<0>(GetParam()); }
+  const Environment& environment() const { return std::get<1>(GetParam()); }
+
+  // "" where all is well.
+  std::string Leases() const {
+    const Environment& environment = this->environment();
+    const auto enter = [&](When when, const Memory* memory) {
+      return environment.when != when || environment.enter(memory);
+    };
+    const std::string missing = absl::StrCat("skip: ", environment.name);
+    std::mt19937 random(17);
+    const std::vector<ImageRef> images = {
+        PatternImage("twenty", 20, {3, 4, 11}), nullptr,
+        PatternImage("nine", 9), FromFile(PatternImage("filed", 33, {1, 32}))};
+    if (!enter(When::kBeforeCreate, nullptr)) return missing;
+    absl::StatusOr<std::unique_ptr<Service>> made =
+        Service::Create(PoolOptions(way()));
+    if (!made.ok()) {
+      const bool lacks = absl::IsFailedPrecondition(made.status()) ||
+                         absl::IsPermissionDenied(made.status()) ||
+                         absl::IsUnimplemented(made.status());
+      return absl::StrCat(lacks ? "skip: " : "", made.status().ToString());
+    }
+    Service& service = **made;
+    if (!enter(When::kAfterCreate, nullptr)) return missing;
+    // Each image some times in a row, so that what a slot keeps is used again.
+    for (int cycle = 0; cycle < 32; ++cycle) {
+      const std::string when = absl::StrCat("cycle ", cycle, ": ");
+      const ImageRef& image = images[cycle / 4 % images.size()];
+      const uint64_t size_bytes =
+          (36 + random() % (kMemoryPages - 36)) * kPageBytes;
+      absl::StatusOr<Memory> memory =
+          service.Acquire({.image = image, .size_bytes = size_bytes});
+      if (!memory.ok()) return when + memory.status().ToString();
+      // Only read at first, so that pages are clean.
+      const std::vector<uint8_t> initial = InitialBytes(image, size_bytes);
+      if (std::optional<uint64_t> at = FirstDifference(*memory, initial)) {
+        return absl::StrCat(when, "byte ", *at, " is another lease's");
+      }
+      if (cycle == 5 && !enter(When::kWhileHeld, &*memory)) return missing;
+      if (!enter(When::kEachLease, &*memory)) return missing;
+      for (const uint64_t past : {uint64_t{0}, kMemoryPages * kPageBytes,
+                                  (uint64_t{1} << 30) - kPageBytes}) {
+        if (!TrapOf([&] { Store(*memory, size_bytes + past, 0xbb); })) {
+          return absl::StrCat(when, "no trap ", past, " bytes past the end");
+        }
+      }
+      if (!TrapOf([&] { Store(*memory, uint64_t{0} - kPageBytes, 0xbb); })) {
+        return absl::StrCat(when, "no trap before the start");
+      }
+      for (int writes = random() % 40; writes > 0; --writes) {
+        Store(*memory, random() % size_bytes, 0xee);
+      }
+      if (random() % 2 == 0) {
+        absl::Status grown = memory->Grow(size_bytes + 3 * kPageBytes);
+        if (!grown.ok()) return when + grown.ToString();
+        if (Load(*memory, size_bytes + kPageBytes) != 0) {
+          return when + "what it grew into is another lease's";
+        }
+        Store(*memory, size_bytes + kPageBytes, 0xdd);
+      }
+      if (!enter(When::kEachLease, &*memory)) return missing;
+      absl::Status released = memory->Release();
+      if (!released.ok()) return when + released.ToString();
+    }
+    if (ProcessMergesPages()) {
+      const std::string mergeable = WithFlag(service, "mg");
+      if (!mergeable.empty() && !way().mapped()) return mergeable;
+    }
+    if (service.Stats().slots_quarantined != 0) return "slots are quarantined";
+    if (const uint64_t kib = PeakResidentKib(); kib > 512 * 1024) {
+      return absl::StrCat(kib, " KiB were resident");
+    }
+    return "";
+  }
+};
+
+TEST_P(EnvironmentTest, TheNextLeaseSeesItsOwnBytes) {
+  const ChildResult child = RunInChild([this] { return Leases(); });
+  if (child.output.rfind("skip: ", 0) == 0) GTEST_SKIP() << child.output;
+  EXPECT_EQ(child.output, "");
+  EXPECT_EQ(child.signal, 0);
+}
+
+std::string CaseName(const testing::TestParamInfo<Case>& info) {
+  return WayName({std::get<0>(info.param), 0}) + "_" +
+         std::get<1>(info.param).name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Ways, EnvironmentTest,
+                         testing::Combine(AllWays(),
+                                          testing::ValuesIn(kEnvironments)),
+                         CaseName);
+INSTANTIATE_TEST_SUITE_P(
+    Staged, EnvironmentTest,
+    testing::Combine(testing::Values(kStagedWay),
+                     testing::ValuesIn(kEnvironments)),
+    CaseName);
+
+class PopulatedTest : public testing::TestWithParam<Way> {};
+
+// A library in front of mmap(2) that adds MAP_POPULATE.
+TEST_P(PopulatedTest, PoolsOfAPopulatingProcessHoldTheirBounds) {
+  const ChildResult child = RunInChild([]() -> std::string {
+    FakeKernel kernel;
+    kernel.HookAfter(FakeKernel::Op::kMmap, [](const FakeKernel::Call& call) {
+      if (call.start == 0) return;  // the kernel chose where: we do not know
+      madvise(reinterpret_cast<void*>(call.start), call.bytes,
+              kMadvPopulateWrite);
+    });
+    absl::StatusOr<std::unique_ptr<Service>> service =
+        Service::Create(PoolOptions(GetParam()), kernel);
+    if (!service.ok()) return "skip: " + service.status().ToString();
+    const ImageRef image = PatternImage("image", 9);
+    for (int cycle = 0; cycle < 4; ++cycle) {
+      absl::StatusOr<Memory> memory = (*service)->Acquire(
+          {.image = cycle == 2 ? nullptr : image,
+           .size_bytes = 12 * kPageBytes});
+      if (!memory.ok()) return memory.status().ToString();
+      const ImageRef& wanted = cycle == 2 ? nullptr : image;
+      if (FirstDifference(*memory, InitialBytes(wanted, 12 * kPageBytes))) {
+        return absl::StrCat("cycle ", cycle, ": another lease's bytes");
+      }
+      if (!TrapOf([&] { Load(*memory, 12 * kPageBytes); })) return "no trap";
+      for (uint64_t page = 0; page < 12; ++page) {
+        Store(*memory, page * kPageBytes, 0xee);
+      }
+    }
+    return "";
+  });
+  if (child.output.rfind("skip: ", 0) == 0) GTEST_SKIP() << child.output;
+  EXPECT_EQ(child.output, "");
+}
+
+INSTANTIATE_TEST_SUITE_P(Ways, PopulatedTest, AllWays(), WayName);
+
+// Where pages are there all the same, bounds would not hold: no pool at all.
+TEST(PopulatedReservationTest, APoolThatIsPopulatedIsRefused) {
+  FakeKernel kernel;
+  kernel.Hook(FakeKernel::Op::kRegister, [](const FakeKernel::Call& call) {
+    const uintptr_t last = call.start + call.bytes - kPageBytes;
+    ASSERT_EQ(mprotect(reinterpret_cast<void*>(last), kPageBytes,
+                       PROT_READ | PROT_WRITE),
+              0);
+    *reinterpret_cast<volatile char*>(last) = 1;
+  });
+  const absl::StatusOr<std::unique_ptr<Service>> service = Service::Create(
+      PoolOptions({Backing::kCopied, Resolve::kInThread}), kernel);
+  if (kernel.Calls(FakeKernel::Op::kRegister) == 0) {
+    GTEST_SKIP() << service.status();
+  }
+  EXPECT_EQ(service.status().code(), absl::StatusCode::kFailedPrecondition);
+  const std::string text(service.status().message());
+  EXPECT_THAT(text, AllOf(StartsWith("a page at offset "),
+                          HasSubstr("mlockall(MCL_FUTURE)"),
+                          HasSubstr("MAP_POPULATE")));
+}
+
+}  // namespace
+}  // namespace firsttouch

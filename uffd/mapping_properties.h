@@ -1,0 +1,82 @@
+// What every mapping of a pool has that a plain mmap(2) does not give, in one
+// place; and how its pages are dropped whatever the process has asked for its
+// mappings as a whole.
+//
+//   kernel.Mmap(..., PROT_NONE, ...)          // nothing can be populated
+//   kernel.Register(...)                      // where userfaultfd supplies it
+//   SetMappingProperties(kernel, start, bytes, {})
+//   kernel.Mprotect(start, bytes, PROT_READ | PROT_WRITE)
+//
+// THAT ORDER matters. A process that has called mlockall(MCL_FUTURE), or has a
+// library in front of mmap(2) that adds MAP_POPULATE, gets every new mapping
+// populated at once. A page that is there never faults as missing: it would be
+// accessible outside the bounds, and it would be the wrong page. The kernel
+// populates no PROT_NONE mapping, and mprotect(2) populates one that is locked:
+// so the mapping is made PROT_NONE, unlocked, and opened last.
+//
+// Thread safety: any thread, on ranges that nobody else changes meanwhile. Not
+// for signal handlers.
+#ifndef FIRSTTOUCH_UFFD_MAPPING_PROPERTIES_H_
+#define FIRSTTOUCH_UFFD_MAPPING_PROPERTIES_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "firsttouch/uffd/kernel.h"
+
+namespace firsttouch {
+
+struct MappingProperties {
+  // False: MADV_DONTDUMP.
+  bool include_in_core_dump = false;
+  // False: MADV_DONTFORK.
+  bool inherit_on_fork = false;
+  // False: MADV_NOHUGEPAGE. True: MADV_HUGEPAGE.
+  bool huge_pages = false;
+};
+
+struct MappingResult {
+  int error = 0;          // errno of the call that failed
+  const char* call = "";  // its name
+  uint32_t calls = 0;     // system calls that were made
+
+  bool ok() const { return error == 0; }
+};
+
+// Gives the page-aligned range, which is mapped, these properties:
+//
+//   MADV_DONTFORK        a child has no mapping there and dies on touch
+//   MADV_DONTDUMP        a crash does not walk terabytes
+//   MADV_NOHUGEPAGE      one touch never makes 2 MiB resident
+//   MADV_UNMERGEABLE     where the process merges equal pages (KSM,
+//                        PR_SET_MEMORY_MERGE): a merge takes the mark of a
+//                        write-protected page away
+//   not locked, and no page in it
+//
+// Advice that the kernel was built without (MADV_NOHUGEPAGE, MADV_UNMERGEABLE)
+// is not missed. MADV_HUGEPAGE is: EINVAL. Other errors are those of madvise(2)
+// and munlock(2); the range may then have some of the properties.
+MappingResult SetMappingProperties(Kernel& kernel, uintptr_t start,
+                                   size_t bytes,
+                                   const MappingProperties& properties);
+
+// MADV_DONTNEED of a page-aligned range, also where it is locked (mlockall(2)
+// with MCL_CURRENT, after the range was mapped), which MADV_DONTNEED itself
+// refuses with EINVAL. The lock stays, but on kernels before 5.18, which lack
+// MADV_DONTNEED_LOCKED. Errors: those of madvise(2).
+CallResult DropMappedPages(Kernel& kernel, uintptr_t start, size_t bytes);
+
+// Whether the kernel merges equal pages of every mapping of this process that
+// is not MADV_UNMERGEABLE (PR_SET_MEMORY_MERGE, 6.4; systemd's MemoryKSM=yes).
+// PR_SET_MEMORY_MERGE undoes the MADV_UNMERGEABLE of mappings that exist. One
+// system call that takes no lock.
+bool ProcessMergesPages();
+
+// MADV_UNMERGEABLE of the range: pages that were merged are private again, but
+// not write-protected. A kernel without KSM has nothing to undo. Errors: those
+// of madvise(2).
+CallResult StopMerging(Kernel& kernel, uintptr_t start, size_t bytes);
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_UFFD_MAPPING_PROPERTIES_H_
