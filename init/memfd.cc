@@ -74,8 +74,8 @@ class RealCalls final : public MemfdCalls {
   }
 
   MemfdResult MapReadOnly(int fd, size_t bytes, int flags) noexcept override {
-    // Inaccessible at first, and unlocked: under mlockall(MCL_FUTURE) the kernel
-    // would populate it, which fills every hole of the file.
+    // Inaccessible at first, and unlocked: under mlockall(MCL_FUTURE) the
+    // kernel would populate it, which fills every hole of the file.
     const MemfdResult mapped = Run([&] {
       return reinterpret_cast<intptr_t>(
           mmap(nullptr, bytes, PROT_NONE, flags, fd, 0));

@@ -89,8 +89,7 @@ CallResult MapAndTrim(Kernel& kernel, uint64_t bytes, uint64_t alignment) {
 
 // Maps exactly what is needed, at aligned places one after the other from where
 // the kernel itself would have put it.
-CallResult MapWhereAligned(Kernel& kernel, uint64_t bytes,
-                           uint64_t alignment) {
+CallResult MapWhereAligned(Kernel& kernel, uint64_t bytes, uint64_t alignment) {
   const CallResult hint = kernel.Mmap(0, bytes, PROT_NONE, kFlags, -1, 0);
   if (!hint.ok()) return hint;
   if (static_cast<uint64_t>(hint.value) % alignment == 0) return hint;
@@ -247,8 +246,8 @@ absl::Status Reservation::Open(const PoolLayout& layout) const {
                                      ReadLimitFacts(), opened.error);
   }
   return absl::ErrnoToStatus(
-      opened.error, absl::StrCat("mprotect of the reservation ",
-                                 Range(base_, bytes_)));
+      opened.error,
+      absl::StrCat("mprotect of the reservation ", Range(base_, bytes_)));
 }
 
 absl::Status Reservation::CheckEmpty() const {

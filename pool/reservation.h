@@ -54,8 +54,8 @@ struct ReservationOptions {
   // The base is a multiple of this; a power of two, at least a page. Memories
   // that the locator is to find need kPoolAlignmentBytes.
   uint64_t alignment_bytes = kPoolAlignmentBytes;
-  // True: PROT_NONE, for a pool that is registered before it is opened, or whose
-  // memories are opened by mprotect(2) one by one.
+  // True: PROT_NONE, for a pool that is registered before it is opened, or
+  // whose memories are opened by mprotect(2) one by one.
   bool inaccessible = false;
   // False: MADV_NOHUGEPAGE, so that one touch never makes 2 MiB resident (and
   // never a page above a memory's size). True: MADV_HUGEPAGE.

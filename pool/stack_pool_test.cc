@@ -228,8 +228,9 @@ TEST(StackPoolTest, AKernelThatRefusesAGuardByMprotect) {
   old_kernel.Fail(Op::kMadvise, 3, CallResult{0, EINVAL});
   // The first opens the reservation.
   old_kernel.Fail(Op::kMprotect, 2, CallResult{0, ENOMEM});
-  absl::Status status = StackPool::Create(old_kernel, {.stacks = 4, .stack_bytes = kPage})
-               .status();
+  absl::Status status =
+      StackPool::Create(old_kernel, {.stacks = 4, .stack_bytes = kPage})
+          .status();
   EXPECT_THAT(Text(status),
               ContainsRegex("mprotect\\(PROT_NONE\\) of the guard below stack "
                             "0 \\[.*\\): Cannot allocate memory"));

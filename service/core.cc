@@ -935,6 +935,16 @@ absl::Status Core::Restore(SlotState& slot) {
   absl::Status status =
       RestoreInBounds(slot, PagesRoundedUp(size_bytes).value());
   slot.size_bytes.store(0, std::memory_order_seq_cst);
+  if ((slot.exceptions.load(std::memory_order_relaxed) & kSlotLost) != 0) {
+    status.Update(absl::DataLossError(absl::StrCat(
+        "a page at offset ",
+        slot.lost_page.load(std::memory_order_relaxed) - slot.base, " of slot ",
+        SlotNumber(slot), " in pool \"", options_.name,
+        "\" was unmapped or made inaccessible by somebody else while the "
+        "memory was held (munmap, mremap, mprotect, MADV_GUARD_INSTALL), or "
+        "its contents are not to be had any more: the slot is not used again; "
+        "leave the mappings of a pool alone")));
+  }
   return status;
 }
 
@@ -983,13 +993,17 @@ absl::Status Core::RestoreInBounds(SlotState& slot, uint64_t size_pages) {
 absl::Status Core::Reset(SlotState& slot) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
   if (absl::Status status = CheckUsable(slot); !status.ok()) return status;
-  if (absl::Status status = Restore(slot); !status.ok()) {
+  slot.restorer.store(ThisThread(), std::memory_order_relaxed);
+  slot.lifecycle.store(SlotLifecycle::kReturning, std::memory_order_release);
+  absl::Status status = Restore(slot);
+  if (status.ok()) {
+    slot.size_bytes.store(slot.initial_bytes, std::memory_order_release);
+  } else {
     // The size stays 0: every touch of a missing page traps.
     slot.exceptions.fetch_or(kSlotBroken, std::memory_order_relaxed);
-    return status;
   }
-  slot.size_bytes.store(slot.initial_bytes, std::memory_order_release);
-  return absl::OkStatus();
+  slot.lifecycle.store(SlotLifecycle::kLeased, std::memory_order_release);
+  return status;
 }
 
 inline bool Core::IsSteady(const SlotState& slot) const {
@@ -1031,6 +1045,7 @@ absl::Status Core::Release(SlotState& slot) {
   if (steady_.has_janitor) {
     slot.released_ns.store(MonotonicNanos(), std::memory_order_relaxed);
   }
+  slot.restorer.store(ThisThread(), std::memory_order_relaxed);
   // Orphan() and TakeInstance() wait for releases that did not see them coming.
   slot.lifecycle.store(SlotLifecycle::kParking, std::memory_order_release);
   steady_.fence.Light();
@@ -1039,8 +1054,8 @@ absl::Status Core::Release(SlotState& slot) {
     return absl::OkStatus();
   }
   if (steady_.parks && steady_.waiting.load(std::memory_order_relaxed) == 0 &&
-      IsSteady(slot) && RestoreSteady(steady_.span_handovers, slot))
-      [[likely]] {
+      IsSteady(slot) && RestoreSteady(steady_.span_handovers, slot) &&
+      slot.exceptions.load(std::memory_order_relaxed) == 0) [[likely]] {
     slot.size_bytes.store(0, std::memory_order_relaxed);
     CountOwned(slot.counters.handovers);
     MindBudget();

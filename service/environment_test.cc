@@ -47,7 +47,7 @@ constexpr int kPrSetMdwe = 65;         // 6.3
 constexpr int kPrSetMemoryMerge = 67;  // 6.4
 constexpr int kMadvCold = 20;          // 5.4
 constexpr int kMadvPageout = 21;       // 5.4
-constexpr int kMadvCollapse = 25;  // 6.1
+constexpr int kMadvCollapse = 25;      // 6.1
 constexpr int kMpolInterleave = 3;
 
 constexpr uint64_t kMemoryPages = 64;
@@ -274,11 +274,10 @@ INSTANTIATE_TEST_SUITE_P(Ways, EnvironmentTest,
                          testing::Combine(AllWays(),
                                           testing::ValuesIn(kEnvironments)),
                          CaseName);
-INSTANTIATE_TEST_SUITE_P(
-    Staged, EnvironmentTest,
-    testing::Combine(testing::Values(kStagedWay),
-                     testing::ValuesIn(kEnvironments)),
-    CaseName);
+INSTANTIATE_TEST_SUITE_P(Staged, EnvironmentTest,
+                         testing::Combine(testing::Values(kStagedWay),
+                                          testing::ValuesIn(kEnvironments)),
+                         CaseName);
 
 class PopulatedTest : public testing::TestWithParam<Way> {};
 
@@ -296,9 +295,9 @@ TEST_P(PopulatedTest, PoolsOfAPopulatingProcessHoldTheirBounds) {
     if (!service.ok()) return "skip: " + service.status().ToString();
     const ImageRef image = PatternImage("image", 9);
     for (int cycle = 0; cycle < 4; ++cycle) {
-      absl::StatusOr<Memory> memory = (*service)->Acquire(
-          {.image = cycle == 2 ? nullptr : image,
-           .size_bytes = 12 * kPageBytes});
+      absl::StatusOr<Memory> memory =
+          (*service)->Acquire({.image = cycle == 2 ? nullptr : image,
+                               .size_bytes = 12 * kPageBytes});
       if (!memory.ok()) return memory.status().ToString();
       const ImageRef& wanted = cycle == 2 ? nullptr : image;
       if (FirstDifference(*memory, InitialBytes(wanted, 12 * kPageBytes))) {
@@ -316,6 +315,136 @@ TEST_P(PopulatedTest, PoolsOfAPopulatingProcessHoldTheirBounds) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ways, PopulatedTest, AllWays(), WayName);
+
+// What a host can do to the pages of a memory that it holds.
+struct Taking {
+  const char* name;
+  // False where the kernel lacks it.
+  bool (*take)(std::byte* page);
+  // Whether the page is as good as untouched afterwards.
+  bool is_clean;
+};
+
+template <int advice>
+bool AdvisePage(std::byte* page) {
+  return madvise(page, kPageBytes, advice) == 0;
+}
+
+constexpr Taking kTakings[] = {
+    {"dontneed", AdvisePage<MADV_DONTNEED>, true},
+    {"dontneed_locked", AdvisePage<kMadvDontNeedLocked>, true},
+    {"free",
+     [](std::byte* page) {
+       // Refused for pages of an image; freed at once by paging out.
+       if (madvise(page, kPageBytes, MADV_FREE) != 0) return false;
+       madvise(page, kPageBytes, kMadvPageout);
+       return true;
+     },
+     true},
+    {"remove", AdvisePage<MADV_REMOVE>, true},
+    {"munmap", [](std::byte* page) { return munmap(page, kPageBytes) == 0; },
+     false},
+    {"mremap",
+     [](std::byte* page) {
+       void* const elsewhere = mmap(nullptr, kPageBytes, PROT_NONE,
+                                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+       return mremap(page, kPageBytes, kPageBytes,
+                     MREMAP_MAYMOVE | MREMAP_FIXED, elsewhere) == elsewhere;
+     },
+     false},
+    {"protect_none",
+     [](std::byte* page) { return mprotect(page, kPageBytes, PROT_NONE) == 0; },
+     false},
+    {"protect_read",
+     [](std::byte* page) { return mprotect(page, kPageBytes, PROT_READ) == 0; },
+     false},
+    {"guard", AdvisePage<kMadvGuardInstall>, false},
+};
+
+using TakingCase = std::tuple<Way, Taking>;
+
+class TakenPagesTest : public testing::TestWithParam<TakingCase> {};
+
+// The memory is right afterwards, or its slot quarantined with the reason. The
+// process lives in any case.
+TEST_P(TakenPagesTest, ReleaseAndResetSurvive) {
+  const ChildResult child = RunInChild([]() -> std::string {
+    const auto& [way, taking] = GetParam();
+    absl::StatusOr<std::unique_ptr<Service>> service =
+        Service::Create(PoolOptions(way));
+    if (!service.ok()) return "skip: " + service.status().ToString();
+    const ImageRef image = PatternImage("image", 9, {3});
+    constexpr uint64_t kSize = 12 * kPageBytes;
+    const std::vector<uint8_t> initial = InitialBytes(image, kSize);
+    uint64_t quarantined = 0;
+    // Of the image, a hole of it, behind it; at a release that is steady, at
+    // one that is not, and at a Reset.
+    int lease = 0;
+    for (const uint64_t page : {2, 3, 10}) {
+      for (const int end : {0, 1, 2}) {
+        const std::string when =
+            absl::StrCat("page ", page, ", end ", end, ": ");
+        for (int warm = 0; warm < 5; ++warm, ++lease) {
+          absl::StatusOr<Memory> memory =
+              (*service)->Acquire({.image = image, .size_bytes = kSize});
+          if (!memory.ok() && quarantined == 2) {
+            return (*service)->Stats().slots_quarantined == 2
+                       ? ""
+                       : when + memory.status().ToString();
+          }
+          if (!memory.ok()) return when + memory.status().ToString();
+          if (FirstDifference(*memory, initial)) {
+            return when + "bytes of another lease";
+          }
+          Store(*memory, page * kPageBytes + 9, 0xee);
+          if (warm < 4) {
+            if (!memory->Release().ok()) return when + "a release failed";
+            continue;
+          }
+          if (end == 1) Store(*memory, 7 * kPageBytes, 0xee);
+          if (!taking.take(memory->base() + page * kPageBytes)) {
+            break;  // nothing was taken
+          }
+          absl::Status status = end == 2 ? memory->Reset() : memory->Release();
+          if (status.ok() && !taking.is_clean) {
+            // Only what is restored page by page is looked at.
+            return way.tracking == Tracking::kSignal && !way.mapped()
+                       ? when + "nothing was noticed"
+                       : "";
+          }
+          if (status.ok() && end == 2) {
+            if (FirstDifference(*memory, initial)) {
+              return when + "Reset left bytes";
+            }
+            status = memory->Release();
+          }
+          if (status.ok()) continue;
+          if (taking.is_clean) return when + status.ToString();
+          if (status.message().find("unmapped or made inaccessible") ==
+                  std::string::npos &&
+              status.message().find(" of slot ") == std::string::npos) {
+            return when + status.ToString();
+          }
+          ++quarantined;
+        }
+      }
+    }
+    return "";
+  });
+  if (child.output.rfind("skip: ", 0) == 0) GTEST_SKIP() << child.output;
+  EXPECT_EQ(child.output, "");
+  EXPECT_EQ(child.signal, 0);
+}
+
+std::string TakingName(const testing::TestParamInfo<TakingCase>& info) {
+  return WayName({std::get<0>(info.param), 0}) + "_" +
+         std::get<1>(info.param).name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Ways, TakenPagesTest,
+                         testing::Combine(AllWays(),
+                                          testing::ValuesIn(kTakings)),
+                         TakingName);
 
 // Where pages are there all the same, bounds would not hold: no pool at all.
 TEST(PopulatedReservationTest, APoolThatIsPopulatedIsRefused) {

@@ -193,8 +193,8 @@ absl::Status MappingOps::Drop(SlotState& slot, uint64_t first_page,
   if (first_page >= end_page) return absl::OkStatus();
   Count(slot.counters.kernel_calls);
   const uint64_t pages = end_page - first_page;
-  const CallResult dropped = DropMappedPages(
-      kernel_, AddressOf(slot, first_page), pages * kPageBytes);
+  const CallResult dropped =
+      DropMappedPages(kernel_, AddressOf(slot, first_page), pages * kPageBytes);
   if (!dropped.ok()) {
     return Failed(core_, slot, dropped.error, "MADV_DONTNEED", first_page,
                   pages);

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -240,6 +241,44 @@ bool WasFrozen(SlotState& slot, const ucontext_t& context) {
   return left != 0;
 }
 
+// Whether a release or Reset that restores the memory in this thread goes on
+// after a touch that nothing else resolves: of a page that somebody has
+// unmapped or made inaccessible while the memory was held (munmap, mremap,
+// mprotect, MADV_GUARD_INSTALL), or whose contents are not to be had any more.
+// The page is made accessible, with any contents, and the slot is not used
+// again.
+bool GoesOnWithoutPage(FaultCore& core, SlotState& slot, uintptr_t address) {
+  const SlotLifecycle lifecycle =
+      slot.lifecycle.load(std::memory_order_acquire);
+  if ((lifecycle != SlotLifecycle::kReturning &&
+       lifecycle != SlotLifecycle::kParking) ||
+      slot.restorer.load(std::memory_order_relaxed) != ThisThread()) {
+    return false;
+  }
+  const uintptr_t page = RoundDownToPage(address);
+  constexpr int kAccessible = PROT_READ | PROT_WRITE;
+  // Nothing is mapped there, or not with these rights, or not to be filled. Not
+  // over anything that has come to lie in a hole.
+  constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  constexpr int kMapFixedNoreplace = 0x100000;  // 4.17
+  const bool was_hole = core.kernel
+                            ->Mmap(page, kPageBytes, kAccessible,
+                                   kFlags | kMapFixedNoreplace, -1, 0)
+                            .ok();
+  if (!was_hole) {
+    // A page that is accessible, and still faults, can only be replaced.
+    const bool replace = slot.lost_page.load(std::memory_order_relaxed) == page;
+    const CallResult opened =
+        replace ? core.kernel->Mmap(page, kPageBytes, kAccessible,
+                                    kFlags | MAP_FIXED, -1, 0)
+                : core.kernel->Mprotect(page, kPageBytes, kAccessible);
+    if (!opened.ok()) return false;
+  }
+  slot.lost_page.store(page, std::memory_order_relaxed);
+  slot.exceptions.fetch_or(kSlotLost, std::memory_order_relaxed);
+  return true;
+}
+
 // A fault in the bounds of a memory that the kernel supplies. kResolved: it
 // lay outside when it was touched, and another thread has grown the memory
 // since. kNoContents: the kernel could not supply it, as where the image's file
@@ -282,6 +321,11 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
   const int saved_errno = errno;
   auto& context = *static_cast<ucontext_t*>(ucontext);
   const Location where = LocateIn(*entry, address);
+  const auto goes_on = [&] {
+    if (!GoesOnWithoutPage(core, core.slots[where.slot], address)) return false;
+    errno = saved_errno;
+    return true;
+  };
   FaultResult result{FaultResult::Kind::kOutOfBounds, 0, ""};
   uint64_t start_ns = 0;
   if (where.in_bounds && signal == SIGSEGV &&
@@ -295,7 +339,7 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
               "the kernel's own page fault"};
     if (result.kind != FaultResult::Kind::kNoContents) {
       errno = saved_errno;
-      return result.kind == FaultResult::Kind::kResolved
+      return result.kind == FaultResult::Kind::kResolved || goes_on()
                  ? FaultOutcome::kResolved
                  : FaultOutcome::kNotMine;
     }
@@ -307,7 +351,7 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
       if (core.resolve != Resolve::kHandlerThread || core.poison ||
           !MakeAccessible(core, RoundDownToPage(address))) {
         // In bounds and inaccessible, by nobody's doing of ours.
-        return FaultOutcome::kNotMine;
+        return goes_on() ? FaultOutcome::kResolved : FaultOutcome::kNotMine;
       }
     }
     const SignalSet interrupted_mask = SignalSetOf(context.uc_sigmask);
@@ -319,6 +363,10 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
                .protection = (context.uc_mcontext.gregs[REG_ERR] &
                               kFaultProtection) != 0,
                .interrupted_mask = &interrupted_mask});
+  }
+  if (result.kind != FaultResult::Kind::kResolved &&
+      result.kind != FaultResult::Kind::kGone && goes_on()) {
+    return FaultOutcome::kResolved;
   }
   FaultOutcome outcome = FaultOutcome::kResolved;
   switch (result.kind) {

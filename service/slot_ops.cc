@@ -105,9 +105,8 @@ absl::Status DropRange(const SlotOpsContext& context, SlotState& slot,
                        uint64_t first_page, uint64_t pages) {
   if (pages == 0) return absl::OkStatus();
   Count(slot.counters.kernel_calls);
-  const CallResult dropped =
-      DropMappedPages(*context.core.kernel, AddressOf(slot, first_page),
-                      pages * kPageBytes);
+  const CallResult dropped = DropMappedPages(
+      *context.core.kernel, AddressOf(slot, first_page), pages * kPageBytes);
   if (!dropped.ok()) {
     return Failed(context, slot, dropped.error, "MADV_DONTNEED", first_page,
                   pages);
@@ -771,8 +770,8 @@ absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
     // Not only what the planes know of: a copy that failed or was left half-way
     // may have placed pages of the old image that nobody noted.
     Count(slot.counters.kernel_calls);
-    const CallResult dropped = DropMappedPages(
-        *context.core.kernel, slot.base, touched_pages * kPageBytes);
+    const CallResult dropped = DropMappedPages(*context.core.kernel, slot.base,
+                                               touched_pages * kPageBytes);
     if (!dropped.ok()) {
       status = Failed(context, slot, dropped.error, "MADV_DONTNEED", 0,
                       touched_pages);

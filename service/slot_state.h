@@ -31,6 +31,14 @@
 
 namespace firsttouch {
 
+// What tells the calling thread from all others that live.
+// Async-signal-safe.
+inline uintptr_t ThisThread() noexcept {
+  uintptr_t thread_pointer;
+  asm("mov %%fs:0, %0" : "=r"(thread_pointer));
+  return thread_pointer;
+}
+
 class Image;
 class DriftPolicy;
 struct ImageFetch;
@@ -41,17 +49,19 @@ struct ImageFetch;
 //                                               |                or kParked
 //                                               \--failed--> kQuarantined
 //
-// kReturning: also while an acquire prepares the slot for its next holder.
-// kParking: the release has decided, or is about to, whether the slot becomes
-// kParked; a few instructions, or a restore of the steady kind. In no other
-// state does a slot become kParked without being kParked before (core.h).
-// kFree: pages below kept_pages hold initial bytes, pages above are missing.
-// kParked: the same, but not in the allocator: kept for the thread that
-// released it. Whoever moves it on from here by a compare-exchange has it.
-// kTrimming, kTrimmingParked: kFree or kParked, and its pages are being given
-// back; soon what it was before.
-// kQuarantined: a step of the reset failed, nothing is known; never leased
-// again.
+// kReturning: being restored, at release or Reset; also while an acquire
+// prepares the slot for its next holder. The thread that restores may touch
+// pages that the host took from the memory while it was held (MADV_DONTNEED):
+// such a fault is resolved as a holder's. The same in kParking. kParking: the
+// release has decided, or is about to, whether the slot becomes kParked; a few
+// instructions, or a restore of the steady kind. In no other state does a slot
+// become kParked without being kParked before (core.h). kFree: pages below
+// kept_pages hold initial bytes, pages above are missing. kParked: the same as
+// kFree, but not in the allocator: kept for the thread that released it.
+// Whoever moves it on from here by a compare-exchange has it. kTrimming,
+// kTrimmingParked: kFree or kParked, and its pages are being given back; soon
+// what it was before. kQuarantined: a step of the reset failed, nothing is
+// known; never leased again.
 enum class SlotLifecycle : uint32_t {
   kFree,
   kLeased,
@@ -142,6 +152,10 @@ enum SlotExceptions : uint8_t {
   kSlotDropped = 2,
   // The last handle of its image has gone, perhaps.
   kSlotImageUnused = 4,
+  // Pages were taken from the memory while it was held (munmap, mprotect by
+  // somebody else), and a restore found out: see HandleFault(). Set by the
+  // fault path; the slot is not used again.
+  kSlotLost = 8,
 };
 
 // What a steady hand-over touches is in the first three cache lines: a guest
@@ -176,6 +190,7 @@ struct alignas(64) SlotState {
   // finds the caches warm.
   bool restored_downwards = false;
 
+
   // Owner. What the slot is bound to, in the form the fault path reads; 0 and
   // null without an image.
   uint64_t image_pages = 0;
@@ -195,9 +210,14 @@ struct alignas(64) SlotState {
   // Guards against a fault that is resolved without end: how often in a row
   // the page of the last fault had one.
   std::atomic<uint32_t> same_page_faults{0};
+  // The thread that restores it, while it is kReturning, as ThisThread() has
+  // it.
+  std::atomic<uintptr_t> restorer{0};
   SlotCounters counters{};
 
   std::atomic<uint64_t> last_fault_page{~uint64_t{0}};
+  // The last page that was lost (kSlotLost), its address.
+  std::atomic<uintptr_t> lost_page{0};
   // Chooses the tracking for the image; null without one.
   std::shared_ptr<DriftPolicy> policy;
   // Whether some page is untracked.

@@ -107,9 +107,9 @@ absl::Status CheckPrivatePagesAreFound(Kernel& kernel, int pagemap_fd) {
                        found, ", not 6)"));
     }
   } else {
-    status = absl::ErrnoToStatus(of_file.ok() ? opened.error : of_file.error,
-                                 of_file.ok() ? "mprotect of three pages"
-                                              : "mmap of a memfd");
+    status = absl::ErrnoToStatus(
+        of_file.ok() ? opened.error : of_file.error,
+        of_file.ok() ? "mprotect of three pages" : "mmap of a memfd");
   }
   kernel.Munmap(start, kBytes);
   return status;

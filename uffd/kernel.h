@@ -150,8 +150,8 @@ class Kernel {
   // registered for WP with WP_ASYNC.
   virtual CallResult PagemapScan(int pagemap_fd, PmScanArg* arg) noexcept = 0;
 
-  // mmap(2), munmap(2), mprotect(2), madvise(2), munlock(2). Mmap's value is the
-  // address.
+  // mmap(2), munmap(2), mprotect(2), madvise(2), munlock(2). Mmap's value is
+  // the address.
   virtual CallResult Mmap(uintptr_t addr, size_t bytes, int prot, int flags,
                           int fd, uint64_t offset) noexcept = 0;
   virtual CallResult Munmap(uintptr_t start, size_t bytes) noexcept = 0;

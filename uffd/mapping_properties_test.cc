@@ -75,8 +75,8 @@ TEST(MappingPropertiesTest, AreThoseOfThePool) {
       SetMappingProperties(RealKernel(), start, kBytes, {});
   EXPECT_TRUE(set.ok()) << set.call << " " << set.error;
   const std::string flags = VmFlags(start);
-  EXPECT_THAT(flags, AllOf(HasSubstr(" dc "), HasSubstr(" dd "),
-                           HasSubstr(" nh ")));
+  EXPECT_THAT(flags,
+              AllOf(HasSubstr(" dc "), HasSubstr(" dd "), HasSubstr(" nh ")));
   EXPECT_THAT(flags, AllOf(Not(HasSubstr(" mg ")), Not(HasSubstr(" lo "))));
   munmap(reinterpret_cast<void*>(start), kBytes);
 }
@@ -181,8 +181,8 @@ TEST(MappingPropertiesTest, LockedPagesAreDropped) {
   kernel.Fail(Op::kMadvise, 2, CallResult{0, EINVAL});
   Write(start);
   EXPECT_TRUE(DropMappedPages(kernel, start, kBytes).ok());
-  EXPECT_THAT(advice, ElementsAre(kMadvDontNeed, kMadvDontNeedLocked,
-                                  kMadvDontNeed));
+  EXPECT_THAT(advice,
+              ElementsAre(kMadvDontNeed, kMadvDontNeedLocked, kMadvDontNeed));
   EXPECT_EQ(*reinterpret_cast<volatile char*>(start), 0);
   EXPECT_TRUE(RealKernel().Madvise(start, kBytes, kMadvDontNeed).ok());
   munmap(reinterpret_cast<void*>(start), kBytes);
