@@ -62,8 +62,11 @@ enum class Kind : uint8_t {
   kPageOut,           // memory a: out to swap, where there is some
   kFork,              // a child that has no pool comes and goes
   kTrim,              // idle slots give back what they have
+  kAcquireFailing,    // as kAcquire, one call of the kernel fails
+  kSnapshotFailing,   // memory a, likewise: b says which
+  kNewImage,          // image b: another one, nobody has the old one's handle
 };
-constexpr int kKinds = 15;
+constexpr int kKinds = 18;
 
 const char* KindName(Kind kind) {
   static constexpr std::array<const char*, kKinds> kNames = {
@@ -81,7 +84,10 @@ const char* KindName(Kind kind) {
       "kSnapshot",
       "kPageOut",
       "kFork",
-      "kTrim"};
+      "kTrim",
+      "kAcquireFailing",
+      "kSnapshotFailing",
+      "kNewImage"};
   return kNames[static_cast<size_t>(kind)];
 }
 
@@ -137,7 +143,7 @@ class World {
         return "step " + std::to_string(i) + ": " + *wrong;
       }
     }
-    return std::nullopt;
+    return CheckCapacity();
   }
 
  private:
@@ -151,6 +157,13 @@ class World {
   std::optional<std::string> DoOne(const Step& step) {
     Held& held = held_[step.a % kSlots];
     if (step.kind == Kind::kAcquire) return Acquire(held, step);
+    if (step.kind == Kind::kAcquireFailing) return AcquireFailing(held, step);
+    if (step.kind == Kind::kNewImage) {
+      const uint64_t pages = 1 + step.c % 12;
+      images_[step.b % (kImages - 1)] = PatternImage(
+          std::string(1 + step.c % 9, 'n'), pages, {step.c % pages});
+      return std::nullopt;
+    }
     if (step.kind == Kind::kTrim) {
       if (!service_->Trim().ok()) return "trim";
       return std::nullopt;
@@ -160,7 +173,22 @@ class World {
     switch (step.kind) {
       case Kind::kAcquire:
       case Kind::kTrim:
+      case Kind::kAcquireFailing:
+      case Kind::kNewImage:
         break;
+      case Kind::kSnapshotFailing: {
+        const uint64_t lost = service_->Stats().slots_quarantined;
+        FailOneCall(step.b);
+        const bool taken = held.memory.SnapshotDelta("failing").ok();
+        ClearFailures();
+        if (taken) return Compare(held);
+        if (held.memory.GrowBy(0).ok()) break;
+        // It could not be made writable again.
+        if (!held.memory.Release().ok()) return "release after a snapshot";
+        if (service_->Stats().slots_quarantined != lost)
+          return "a slot is lost";
+        break;
+      }
       case Kind::kWrite:
         if (size == 0) break;
         Store(held.memory, step.b % size, step.c);
@@ -279,7 +307,47 @@ class World {
     kernel_.Clear(op);
   }
 
-  std::optional<std::string> Acquire(Held& held, const Step& step) {
+  void FailOneCall(uint64_t which) {
+    constexpr int kErrors[] = {ENOMEM, EMFILE, ENFILE, EAGAIN};
+    const auto [op, is_range] = kFailingOps[which % std::size(kFailingOps)];
+    const uint64_t nth = 1 + which / 16 % 4;
+    const int error = kErrors[which / 64 % 4];
+    if (is_range) {
+      kernel_.Fail(op, nth, RangeResult{0, error});
+    } else {
+      kernel_.Fail(op, nth, CallResult{0, error});
+    }
+  }
+  void ClearFailures() {
+    for (const FailingOp& failing : kFailingOps) kernel_.Clear(failing.op);
+  }
+
+  std::optional<std::string> AcquireFailing(Held& held, const Step& step) {
+    if (held.memory) return std::nullopt;
+    const uint64_t lost = service_->Stats().slots_quarantined;
+    FailOneCall(step.c);
+    std::optional<std::string> wrong = Acquire(held, step, /*may_fail=*/true);
+    ClearFailures();
+    if (service_->Stats().slots_quarantined != lost) return "a slot is lost";
+    if (held.memory && !wrong.has_value()) wrong = Compare(held);
+    return wrong;
+  }
+
+  // That every slot can be had that was not quarantined by a failed release.
+  std::optional<std::string> CheckCapacity() {
+    for (Held& held : held_) held.memory = Memory();
+    const uint64_t slots = kSlots - service_->Stats().slots_quarantined;
+    for (uint64_t i = 0; i < slots; ++i) {
+      const std::optional<std::string> wrong =
+          Acquire(held_[i], {Kind::kAcquire, 0, i, 5000});
+      if (wrong.has_value()) return "at the end: " + *wrong;
+      if (!held_[i].memory) return "a slot is not to be had at the end";
+    }
+    return std::nullopt;
+  }
+
+  std::optional<std::string> Acquire(Held& held, const Step& step,
+                                     bool may_fail = false) {
     if (held.memory) return std::nullopt;
     held.image = images_[step.b % kImages];
     const uint64_t least = held.image == nullptr ? 0 : held.image->size_bytes();
@@ -287,6 +355,7 @@ class World {
     absl::StatusOr<Memory> memory =
         service_->Acquire({.image = held.image, .size_bytes = size});
     if (!memory.ok()) {
+      if (may_fail) return std::nullopt;
       if (memory.status().code() == absl::StatusCode::kResourceExhausted &&
           service_->Stats().slots_quarantined > 0) {
         return std::nullopt;
@@ -296,7 +365,8 @@ class World {
     held.memory = *std::move(memory);
     held.initial = InitialBytes(held.image, size);
     held.model = held.initial;
-    return Compare(held);
+    held.image.reset();  // A memory keeps its image by itself.
+    return may_fail ? std::nullopt : Compare(held);
   }
 
   static std::optional<std::string> Compare(const Held& held) {
@@ -321,6 +391,17 @@ class World {
     }
     return std::nullopt;
   }
+
+  struct FailingOp {
+    FakeKernel::Op op;
+    bool is_range;
+  };
+  static constexpr FailingOp kFailingOps[] = {
+      {FakeKernel::Op::kMmap, false},        {FakeKernel::Op::kRegister, false},
+      {FakeKernel::Op::kUnregister, false},  {FakeKernel::Op::kMadvise, false},
+      {FakeKernel::Op::kMprotect, false},    {FakeKernel::Op::kCopy, true},
+      {FakeKernel::Op::kPagemapScan, false}, {FakeKernel::Op::kContinue, true},
+      {FakeKernel::Op::kWriteProtect, true}};
 
   FakeKernel kernel_;
   std::array<ImageRef, kImages> images_;
