@@ -249,13 +249,14 @@ TEST_P(ForeignGuestTest, WasiWorksOnAnImportedMemory) {
 bool KeepsBelowItsStack(size_t stack_bytes, std::function<void()> body) {
   constexpr size_t kBelow = size_t{1} << 20;
   constexpr uint8_t kMark = 0x5a;
-  const std::unique_ptr<uint8_t[]> bytes(new (std::align_val_t{4096})
-                                             uint8_t[kBelow + stack_bytes]);
-  memset(bytes.get(), kMark, kBelow + stack_bytes);
+  constexpr size_t kPage = 4096;
+  std::vector<uint8_t> storage(kPage + kBelow + stack_bytes, kMark);
+  uint8_t* const bytes =
+      storage.data() +
+      (kPage - reinterpret_cast<uintptr_t>(storage.data()) % kPage);
   pthread_attr_t attributes;
   pthread_attr_init(&attributes);
-  EXPECT_EQ(
-      pthread_attr_setstack(&attributes, bytes.get() + kBelow, stack_bytes), 0);
+  EXPECT_EQ(pthread_attr_setstack(&attributes, bytes + kBelow, stack_bytes), 0);
   pthread_t thread;
   EXPECT_EQ(pthread_create(
                 &thread, &attributes,

@@ -430,9 +430,9 @@ void wasm_rt_trap(wasm_rt_trap_t code) {
     firsttouch::wasm2c::Die(wasm_rt_strerror(code));
   }
   run->trap.code = code;
-  run->trap.interrupted =
-      code == WASM_RT_TRAP_EXHAUSTION &&
-      wasm_rt_stack_limit == WASM_RT_STACK_LIMIT_INTERRUPTED;
+  run->trap.interrupted = code == WASM_RT_TRAP_EXHAUSTION &&
+                          firsttouch::wasm2c::CurrentStackLimit() ==
+                              WASM_RT_STACK_LIMIT_INTERRUPTED;
   siglongjmp(run->target, code);
 }
 
