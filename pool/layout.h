@@ -69,7 +69,8 @@ struct LayoutOptions {
   // guard_before_bytes; 0 for none (then neighbours touch: only for guests
   // whose every access is checked). To have every access that goes past a
   // memory's end told to that memory's own trap callback, make it larger than
-  // what code can reach by unowned_guard_bytes(): guard_before_bytes, or a page.
+  // what code can reach by unowned_guard_bytes(): guard_before_bytes, or a
+  // page.
   uint64_t guard_after_bytes = 0;
   // The host's page. A power of two from 4096 on.
   uint64_t page_bytes = 4096;

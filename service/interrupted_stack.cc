@@ -69,8 +69,8 @@ bool IsWritable(uintptr_t begin, uintptr_t end) {
   return true;
 }
 
-// Not memcpy(3), which sanitizers replace by one that looks at what they know of
-// both stacks.
+// Not memcpy(3), which sanitizers replace by one that looks at what they know
+// of both stacks.
 void Copy(uintptr_t to, uintptr_t from, size_t bytes) {
   asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(bytes) : : "memory");
 }
@@ -125,15 +125,14 @@ void CallOnInterruptedStack(SignalFunction handler, int signal, siginfo_t* info,
   if (!writable) return;
   Copy(copy, begin, end - begin);
   const uintptr_t moved_by = copy - begin;  // wraps around where it is lower
-  auto* const copied =
-      reinterpret_cast<ucontext_t*>(reinterpret_cast<uintptr_t>(ucontext) +
-                                    moved_by);
+  auto* const copied = reinterpret_cast<ucontext_t*>(
+      reinterpret_cast<uintptr_t>(ucontext) + moved_by);
   if (context.uc_mcontext.fpregs != nullptr) {
     copied->uc_mcontext.fpregs = reinterpret_cast<fpregset_t>(
         reinterpret_cast<uintptr_t>(context.uc_mcontext.fpregs) + moved_by);
   }
-  Enter(copy, handler, signal,
-        reinterpret_cast<siginfo_t*>(siginfo + moved_by), copied);
+  Enter(copy, handler, signal, reinterpret_cast<siginfo_t*>(siginfo + moved_by),
+        copied);
 }
 
 }  // namespace firsttouch

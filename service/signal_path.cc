@@ -360,8 +360,8 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
                .offset_bytes = static_cast<uint64_t>(where.offset_bytes),
                .access = AccessOf(context) == Access::kWrite ? Access::kWrite
                                                              : Access::kRead,
-               .protection = (context.uc_mcontext.gregs[REG_ERR] &
-                              kFaultProtection) != 0,
+               .protection =
+                   (context.uc_mcontext.gregs[REG_ERR] & kFaultProtection) != 0,
                .interrupted_mask = &interrupted_mask});
   }
   if (result.kind != FaultResult::Kind::kResolved &&

@@ -144,9 +144,9 @@ void Chain(int signal, siginfo_t* info, void* ucontext, bool direct) {
 void OnSignal(int signal, siginfo_t* info, void* ucontext) {
   // The kernel puts the return address right below the ucontext. A handler that
   // stands in front of ours and passes on to it has a frame of its own between.
-  const bool direct = static_cast<char*>(__builtin_frame_address(0)) +
-                          2 * sizeof(void*) ==
-                      ucontext;
+  const bool direct =
+      static_cast<char*>(__builtin_frame_address(0)) + 2 * sizeof(void*) ==
+      ucontext;
   const int saved_errno = errno;
   if (HandleFault(signal, info, ucontext) != FaultOutcome::kResolved) {
     errno = saved_errno;
@@ -230,9 +230,8 @@ class ThreadAlternateStack {
   absl::Status Map(size_t frame_bytes) {
     const size_t bytes =
         RoundUpToPage(frame_bytes + kAlternateStackBytes) + kPageBytes;
-    void* const mapping =
-        mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-             MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    void* const mapping = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     if (mapping == MAP_FAILED) {
       return ErrnoStatus(
           errno, absl::StrCat("mmap of ", bytes,

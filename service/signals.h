@@ -39,10 +39,10 @@
 //
 // A host's own handler that calls HandleFault() must block the same. Where it
 // does not, and another handler leaves HandleFault() by longjmp, the memory
-// stays safe: the next lease sees its initial bytes, and bounds hold. But a page
-// of a PageSource that was being asked for may be waited for without end by
-// others, and a staged copy be lost. Nothing detects that: to look at the mask
-// would be a system call at every fault.
+// stays safe: the next lease sees its initial bytes, and bounds hold. But a
+// page of a PageSource that was being asked for may be waited for without end
+// by others, and a staged copy be lost. Nothing detects that: to look at the
+// mask would be a system call at every fault.
 //
 // Calls of this library must not be left by longjmp: no Acquire, Release, Grow,
 // MakeReady, Snapshot, and so on.

@@ -1,9 +1,9 @@
 #include "firsttouch/service/signals.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
-#include <pthread.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -348,11 +348,10 @@ void TouchAndBeTold(const std::byte* address) {
 }
 
 TEST(SignalsTest, ATouchBetweenTwoMemoriesIsToldToNeither) {
-  for (const uint64_t guard_before : {uint64_t{0}, 4 * kPageBytes,
-                                      16 * kPageBytes}) {
+  for (const uint64_t guard_before :
+       {uint64_t{0}, 4 * kPageBytes, 16 * kPageBytes}) {
     SCOPED_TRACE(guard_before);
-    ServiceOptions options =
-        Options(SignalOwnership::kInstall, ServiceWasTold);
+    ServiceOptions options = Options(SignalOwnership::kInstall, ServiceWasTold);
     options.layout.guard_before_bytes = guard_before;
     const uint64_t unowned = std::max(guard_before, kPageBytes);
     const auto service = MakeService(options);
@@ -601,9 +600,9 @@ TEST(AlternateStackTest, OneThatTheHostPutInLaterStaysAtTheThreadsEnd) {
   static stack_t at_end;
   at_end = {};
   pthread_key_t key;
-  ASSERT_EQ(pthread_key_create(
-                &key, [](void*) { sigaltstack(nullptr, &at_end); }),
-            0);
+  ASSERT_EQ(
+      pthread_key_create(&key, [](void*) { sigaltstack(nullptr, &at_end); }),
+      0);
   std::vector<char> memory(64 * 1024);
   OnFreshThread([&] {
     ASSERT_EQ(EnsureAlternateStack(), absl::OkStatus());
@@ -703,8 +702,7 @@ TEST(SignalsTest, AHandlerThatDidNotAskForTheAlternateStackDoesNotGetIt) {
     }
     stack_t alternate;
     ASSERT_EQ(sigaltstack(nullptr, &alternate), 0);
-    EXPECT_GE(g_deep_stack -
-                  reinterpret_cast<uintptr_t>(alternate.ss_sp),
+    EXPECT_GE(g_deep_stack - reinterpret_cast<uintptr_t>(alternate.ss_sp),
               alternate.ss_size);
   }
   mprotect(const_cast<char*>(ForbiddenPage()), kPageBytes, PROT_NONE);
@@ -762,7 +760,8 @@ TEST(ReplacedHandlerTest, ASecondServicePutsItBackInFrontOfAHandler) {
   EXPECT_EQ(g_host.outcome, FaultOutcome::kResolved);
 }
 
-TEST(ReplacedHandlerTest, ASecondServiceAndAHandlerThatPassesOnDoNotGoInCircles) {
+TEST(ReplacedHandlerTest,
+     ASecondServiceAndAHandlerThatPassesOnDoNotGoInCircles) {
   const WithActions host(HostHandler);
   const auto first = MakeService(SignalOwnership::kInstall);
   sigaction(SIGSEGV, nullptr, &g_ours);
@@ -785,9 +784,8 @@ TEST(ReplacedHandlerTest, AThreadIsToldWhenItAcquires) {
   const auto service = MakeService(SignalOwnership::kInstall);
   const auto status_on_fresh_thread = [&] {
     absl::Status status;
-    OnFreshThread([&] {
-      status = service->Acquire({.size_bytes = kSize}).status();
-    });
+    OnFreshThread(
+        [&] { status = service->Acquire({.size_bytes = kSize}).status(); });
     return status;
   };
   EXPECT_EQ(status_on_fresh_thread(), absl::OkStatus());
@@ -851,9 +849,9 @@ TEST(BlockedSignalsTest, AThreadIsToldWhenItAcquiresOrMakesAService) {
     sigemptyset(&faults);
     sigaddset(&faults, SIGBUS);
     pthread_sigmask(SIG_UNBLOCK, &faults, nullptr);
-    EXPECT_THAT(std::string(
-                    service->Acquire({.size_bytes = kSize}).status().message()),
-                HasSubstr("SIGSEGV is blocked in this thread"));
+    EXPECT_THAT(
+        std::string(service->Acquire({.size_bytes = kSize}).status().message()),
+        HasSubstr("SIGSEGV is blocked in this thread"));
     sigaddset(&faults, SIGSEGV);
     pthread_sigmask(SIG_UNBLOCK, &faults, nullptr);
     EXPECT_EQ(PrepareGuestThread(), absl::OkStatus());

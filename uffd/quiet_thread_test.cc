@@ -46,8 +46,7 @@ TEST(QuietThread, TakesTheSignalsOfItsOwnFaultsWhateverItsStarterBlocks) {
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   ASSERT_TRUE(thread.ok()) << thread.status();
   thread->join();
-  for (const int signal :
-       {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS}) {
+  for (const int signal : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS}) {
     EXPECT_EQ(sigismember(&of_thread, signal), 0) << signal;
   }
 }

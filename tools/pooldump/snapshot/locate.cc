@@ -31,8 +31,8 @@ Location LocateInLayout(const PoolLayout& layout, uint64_t base,
     where.set_place(Location::MEMORY);
     where.set_page(offset / kPage);
   } else if (slot + 1 < layout.slots() &&
-             offset >= layout.slot_stride_bytes() -
-                           layout.unowned_guard_bytes()) {
+             offset >=
+                 layout.slot_stride_bytes() - layout.unowned_guard_bytes()) {
     where.set_place(Location::GUARD_UNOWNED);
   } else {
     where.set_place(Location::GUARD_AFTER);
