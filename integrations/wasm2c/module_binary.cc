@@ -177,7 +177,7 @@ absl::StatusOr<ModuleBinary> ReadModuleBinary(
 
 absl::Status CheckTranslatable(std::span<const std::byte> bytes) {
   Reader reader;
-  const absl::Status read = Read(bytes, /*bodies=*/true, &reader);
+  absl::Status read = Read(bytes, /*bodies=*/true, &reader);
   // A feature that wasm2c lacks explains best why its reader fails.
   if (!reader.unsupported().ok()) return reader.unsupported();
   return read;
