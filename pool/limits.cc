@@ -6,12 +6,14 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <system_error>
 
 #include "absl/status/status.h"
 #include "absl/strings/numbers.h"
@@ -80,19 +82,26 @@ std::string Bytes(uint64_t bytes) {
                       kUnits[unit], ")");
 }
 
-// All of a file of /proc; empty if it cannot be read.
-std::string ReadAll(const char* path) {
-  std::string text;
+// Reads a file of /proc through a buffer on the stack: at the limit of mappings
+// a larger allocation fails. Hands each piece that read(2) gives to `take`.
+template <typename Take>
+void ReadPieces(const char* path, Take take) {
   const int fd = open(path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return text;
+  if (fd < 0) return;
   char buffer[16384];
   while (true) {
     const ssize_t got = read(fd, buffer, sizeof(buffer));
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0) break;
-    text.append(buffer, static_cast<size_t>(got));
+    take(std::string_view(buffer, static_cast<size_t>(got)));
   }
   close(fd);
+}
+
+// All of a small file of /proc; empty if it cannot be read.
+std::string ReadAll(const char* path) {
+  std::string text;
+  ReadPieces(path, [&](std::string_view piece) { text.append(piece); });
   return text;
 }
 
@@ -117,33 +126,67 @@ std::optional<uint64_t> MeminfoBytes(std::string_view meminfo,
   return kib * 1024;
 }
 
-// Counts the mappings and finds the longest gap between them.
-void ReadMaps(LimitFacts& facts) {
-  const std::string maps = ReadAll("/proc/self/maps");
-  if (maps.empty()) return;
-  const uint64_t end_of_space = AddressSpaceBytes(facts);
-  uint64_t previous_end = 65536;  // vm.mmap_min_addr
-  uint64_t gap = 0;
-  uint64_t count = 0;
-  for (size_t at = 0; at < maps.size();) {
-    const size_t line_end = std::min(maps.find('\n', at), maps.size());
-    const size_t dash = maps.find('-', at);
-    const size_t space = maps.find(' ', at);
+// Counts mappings and finds the longest gap between them, from the text of
+// /proc/self/maps in pieces.
+class MapsReader {
+ public:
+  explicit MapsReader(uint64_t end_of_space) : end_of_space_(end_of_space) {}
+
+  void Take(std::string_view piece) {
+    while (!piece.empty()) {
+      const size_t line_end = piece.find('\n');
+      const std::string_view part = piece.substr(0, line_end);
+      const size_t copied = std::min(part.size(), sizeof(head_) - length_);
+      part.copy(head_ + length_, copied);
+      length_ += copied;
+      if (line_end == std::string_view::npos) return;
+      TakeLine(std::string_view(head_, length_));
+      length_ = 0;
+      piece.remove_prefix(line_end + 1);
+    }
+  }
+
+  uint64_t count() const { return count_; }
+  uint64_t gap() const {
+    return std::max(gap_, SaturatingSubtract(end_of_space_, previous_end_));
+  }
+
+ private:
+  // "7f0a1c000000-7f0a1c021000 rw-p ...".
+  void TakeLine(std::string_view line) {
     uint64_t start;
     uint64_t end;
-    if (dash < space && space < line_end &&
-        absl::SimpleHexAtoi(maps.substr(at, dash - at), &start) &&
-        absl::SimpleHexAtoi(maps.substr(dash + 1, space - dash - 1), &end) &&
-        start < end_of_space) {
-      ++count;
-      if (start > previous_end) gap = std::max(gap, start - previous_end);
-      previous_end = end;
+    const char* const last = line.data() + line.size();
+    const auto first = std::from_chars(line.data(), last, start, 16);
+    if (first.ec != std::errc() || first.ptr == last || *first.ptr != '-') {
+      return;
     }
-    at = line_end + 1;
+    const auto second = std::from_chars(first.ptr + 1, last, end, 16);
+    if (second.ec != std::errc() || second.ptr == last || *second.ptr != ' ' ||
+        start >= end_of_space_) {
+      return;
+    }
+    ++count_;
+    if (start > previous_end_) gap_ = std::max(gap_, start - previous_end_);
+    previous_end_ = end;
   }
-  gap = std::max(gap, SaturatingSubtract(end_of_space, previous_end));
-  facts.maps = count;
-  facts.largest_gap_bytes = gap;
+
+  const uint64_t end_of_space_;
+  // The beginning of the present line, with all of its addresses.
+  char head_[64];
+  size_t length_ = 0;
+  uint64_t previous_end_ = 65536;  // vm.mmap_min_addr
+  uint64_t gap_ = 0;
+  uint64_t count_ = 0;
+};
+
+void ReadMaps(LimitFacts& facts) {
+  MapsReader reader(AddressSpaceBytes(facts));
+  ReadPieces("/proc/self/maps",
+             [&](std::string_view piece) { reader.Take(piece); });
+  if (reader.count() == 0) return;
+  facts.maps = reader.count();
+  facts.largest_gap_bytes = reader.gap();
 }
 
 }  // namespace
@@ -263,7 +306,39 @@ absl::Status CheckLimits(const PoolLayout& layout, const LimitUse& use,
   return absl::ResourceExhaustedError(text);
 }
 
+absl::Status CheckBookKeeping(const PoolLayout& layout,
+                              uint64_t bytes_per_instance,
+                              const LimitFacts& facts) {
+  struct Room {
+    uint64_t bytes;
+    const char* where;
+  };
+  const LimitUse use;
+  const Room rooms[] = {
+      {facts.available_memory_bytes, "of memory and swap are available"},
+      {Available(Limit::kRlimitAs, use, facts),
+       "are left below RLIMIT_AS (ulimit -v)"},
+      {Available(Limit::kOvercommit, use, facts),
+       "are left of the commit limit (vm.overcommit_memory = 2)"}};
+  const Room& room = *std::min_element(
+      std::begin(rooms), std::end(rooms),
+      [](const Room& a, const Room& b) { return a.bytes < b.bytes; });
+  const uint64_t asked =
+      SaturatingMultiply(bytes_per_instance, layout.options().instances);
+  if (asked <= room.bytes) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "the book-keeping of instances ", layout.options().instances, " needs ",
+      Bytes(asked), ", but only ", Bytes(room.bytes), " ", room.where,
+      "; lower instances to at most ", room.bytes / bytes_per_instance));
+}
+
 LimitFacts ReadLimitFacts() {
+  LimitFacts facts = ReadMemoryFacts();
+  ReadMaps(facts);
+  return facts;
+}
+
+LimitFacts ReadMemoryFacts() {
   LimitFacts facts;
   rlimit limit;
   if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
@@ -274,7 +349,6 @@ LimitFacts ReadLimitFacts() {
   if (absl::SimpleAtoi(statm.substr(0, statm.find(' ')), &pages)) {
     facts.mapped_bytes = pages * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
   }
-  ReadMaps(facts);
   facts.max_map_count =
       ReadNumber("/proc/sys/vm/max_map_count").value_or(kUnlimited);
   switch (ReadNumber("/proc/sys/vm/overcommit_memory").value_or(0)) {
@@ -292,6 +366,10 @@ LimitFacts ReadLimitFacts() {
   facts.commit_limit_bytes =
       MeminfoBytes(meminfo, "CommitLimit:").value_or(kUnlimited);
   facts.committed_bytes = MeminfoBytes(meminfo, "Committed_AS:").value_or(0);
+  if (const auto available = MeminfoBytes(meminfo, "MemAvailable:")) {
+    facts.available_memory_bytes =
+        *available + MeminfoBytes(meminfo, "SwapFree:").value_or(0);
+  }
   return facts;
 }
 

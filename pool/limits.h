@@ -38,6 +38,9 @@ struct LimitFacts {
   // then counts a private writable mapping in full, MAP_NORESERVE or not.
   uint64_t commit_limit_bytes = kUnlimited;
   uint64_t committed_bytes = 0;
+  // MemAvailable and SwapFree of /proc/meminfo: what can be allocated before
+  // the kernel ends a process for it.
+  uint64_t available_memory_bytes = kUnlimited;
 };
 
 // What a slot will cost once in use; the layout does not know.
@@ -79,9 +82,22 @@ LimitVerdict JudgeLimits(const PoolLayout& layout, const LimitUse& use,
 absl::Status CheckLimits(const PoolLayout& layout, const LimitUse& use,
                          const LimitFacts& facts);
 
+// OK, or ResourceExhausted where the pool's own records, `bytes_per_instance`
+// (not 0) for each instance, are more than there is memory for: with what is
+// asked, what there is, and the most instances that fit. To be asked before
+// they are allocated. Pure.
+absl::Status CheckBookKeeping(const PoolLayout& layout,
+                              uint64_t bytes_per_instance,
+                              const LimitFacts& facts);
+
 // The facts of this process now. Reads /proc; never fails (what cannot be read
-// stays at its default). Allocates; not for signal handlers.
+// stays at its default). Allocates no more than some KiB, so that it can be
+// called at the limit of mappings; not for signal handlers.
 LimitFacts ReadLimitFacts();
+
+// The same without the mappings and the gap between them, which take long in a
+// process that has many.
+LimitFacts ReadMemoryFacts();
 
 }  // namespace firsttouch
 

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "firsttouch/pool/layout.h"
+#include "firsttouch/uffd/mapping_wall.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -211,6 +212,46 @@ TEST(LimitsTest, FactsOfThisMachine) {
   EXPECT_GE(after.mapped_bytes, kBytes);
   EXPECT_GE(after.mapped_bytes, facts.mapped_bytes + kBytes - 16 * kMib);
   EXPECT_GE(after.maps + 2, facts.maps);
+}
+
+TEST(LimitsTest, BookKeepingThatMemoryHasNoRoomForIsRefused) {
+  const PoolLayout layout = SixGibEach(1000);
+  EXPECT_TRUE(CheckBookKeeping(layout, 1024, {}).ok());
+  EXPECT_TRUE(
+      CheckBookKeeping(layout, 1024, {.available_memory_bytes = 1'024'000})
+          .ok());
+  const absl::Status memory =
+      CheckBookKeeping(layout, 1024, {.available_memory_bytes = 1'023'999});
+  EXPECT_EQ(memory.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(Text(memory),
+            "the book-keeping of instances 1000 needs 1024000 bytes (1000 "
+            "KiB), but only 1023999 bytes (1000 KiB) of memory and swap are "
+            "available; lower instances to at most 999");
+  EXPECT_EQ(Text(CheckBookKeeping(layout, 1024,
+                                  {.rlimit_as_bytes = 5 * kMib,
+                                   .mapped_bytes = 4 * kMib + 1024})),
+            "");
+  EXPECT_EQ(Text(CheckBookKeeping(
+                layout, 1024,
+                {.rlimit_as_bytes = kMib, .mapped_bytes = kMib - 2048})),
+            "the book-keeping of instances 1000 needs 1024000 bytes (1000 "
+            "KiB), but only 2048 bytes (2 KiB) are left below RLIMIT_AS "
+            "(ulimit -v); lower instances to at most 2");
+}
+
+TEST(LimitsTest, FactsAreReadAtTheMappingLimit) {
+#ifdef FIRSTTOUCH_TEST_SANITIZER
+  GTEST_SKIP() << "a sanitizer needs mappings of its own";
+#endif
+  LimitFacts facts;
+  {
+    const MappingWall wall;
+    if (!wall.at_limit()) GTEST_SKIP() << "vm.max_map_count is higher";
+    facts = ReadLimitFacts();
+  }
+  // The last split fails one or two mappings below it.
+  EXPECT_GE(facts.maps + 2, facts.max_map_count);
+  EXPECT_LE(facts.maps, facts.max_map_count + 2);
 }
 
 // In a child, so that the limit is only the child's.

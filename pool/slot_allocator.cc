@@ -291,6 +291,7 @@ SlotAllocator::SlotAllocator(uint32_t slots, SlotStrategy strategy,
       fresh_(strategy == SlotStrategy::kRandom ? slots : 0),
       nodes_(new Node[slots]),
       shards_(new Shard[shard_count_]) {
+  static_assert(sizeof(Node) == kBytesPerSlot);
   if (strategy_ == SlotStrategy::kRandom) {
     // Slot s belongs to shard s % shard_count_ for good.
     random_slots_.reset(new uint32_t[capacity_]);

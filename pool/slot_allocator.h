@@ -67,6 +67,8 @@ class SlotAllocator {
   static constexpr uint64_t kDefaultSeed = 0x9e3779b97f4a7c15;
   // One shard for each configured core, at most 64.
   static constexpr uint32_t kShardPerCore = 0;
+  // What the constructor allocates for each slot, in bytes.
+  static constexpr uint64_t kBytesPerSlot = 64;
 
   struct Pick {
     uint32_t slot;

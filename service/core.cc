@@ -122,8 +122,7 @@ Core::Core(ServiceOptions options, Kernel& kernel, const PoolLayout& layout)
               kernel),
       options_(std::move(options)),
       kernel_(kernel),
-      layout_(layout),
-      allocator_(layout.options().instances, options_.strategy) {
+      layout_(layout) {
   steady_.parks = options_.strategy == SlotStrategy::kAffinity &&
                   layout.options().memories_per_instance == 1;
 }
@@ -324,6 +323,17 @@ absl::Status Core::MapBookKeeping() {
 
 absl::Status Core::Start() {
   if (absl::Status status = OpenSupply(); !status.ok()) return status;
+  // What is written below, whatever the memories' size.
+  const uint64_t memories = layout_.options().memories_per_instance;
+  const uint64_t record_bytes = SlotAllocator::kBytesPerSlot +
+                                (memories > 1 ? sizeof(InstanceState) : 0) +
+                                memories * sizeof(SlotState);
+  if (absl::Status status =
+          CheckBookKeeping(layout_, record_bytes, ReadMemoryFacts());
+      !status.ok()) {
+    return status;
+  }
+  allocator_.emplace(layout_.options().instances, options_.strategy);
   absl::StatusOr<Reservation> reservation = Reservation::Create(
       kernel_, layout_,
       {.name = options_.name,
@@ -553,7 +563,7 @@ absl::StatusOr<uint32_t> Core::TakeInstance(const MemoryOptions& first) {
 
 absl::StatusOr<uint32_t> Core::TakeFromAllocator(uint64_t key,
                                                  absl::Time deadline) {
-  absl::StatusOr<SlotAllocator::Pick> pick = allocator_.Acquire(key, deadline);
+  absl::StatusOr<SlotAllocator::Pick> pick = allocator_->Acquire(key, deadline);
   if (!pick.ok()) {
     return absl::Status(pick.status().code(),
                         absl::StrCat("pool \"", options_.name,
@@ -757,7 +767,7 @@ absl::StatusOr<Memory> Core::AcquireAny(const MemoryOptions& options,
   absl::StatusOr<uint32_t> instance =
       own != nullptr ? SlotNumber(*own) : TakeInstance(options);
   while (instance.ok() && !BeginUse(slots_[*instance])) {
-    allocator_.Quarantine(*instance);
+    allocator_->Quarantine(*instance);
     instance = TakeInstance(options);
   }
   if (!instance.ok()) return instance.status();
@@ -1147,9 +1157,9 @@ void Core::LetGo(uint32_t slot_number, bool failed, uint64_t affinity_key) {
         AffinityKey(slots_[instance * layout_.options().memories_per_instance]);
   }
   if (failed) {
-    allocator_.Quarantine(instance);
+    allocator_->Quarantine(instance);
   } else {
-    allocator_.Release(instance, affinity_key);
+    allocator_->Release(instance, affinity_key);
   }
 }
 
@@ -1382,10 +1392,10 @@ ServiceStats Core::Stats() const {
   if (staging_ != nullptr) stats.staged_bytes = staging_->ready_bytes();
   stats.slots = layout_.slots();
   const uint64_t per_instance = layout_.options().memories_per_instance;
-  const uint64_t in_use = allocator_.in_use() * per_instance;
+  const uint64_t in_use = allocator_->in_use() * per_instance;
   // The counts are of slightly different moments.
   stats.slots_in_use = in_use - std::min(in_use, parked);
-  stats.slots_quarantined = allocator_.quarantined() * per_instance;
+  stats.slots_quarantined = allocator_->quarantined() * per_instance;
   return stats;
 }
 

@@ -331,7 +331,8 @@ class Core {
   void* alive_page_ = nullptr;
   std::unique_ptr<SlotState[], DestroySlots> slots_;
   std::unique_ptr<InstanceState[]> instances_;
-  SlotAllocator allocator_;
+  // Made once the limits are checked: it allocates for each instance.
+  std::optional<SlotAllocator> allocator_;
   std::optional<DriftPolicies> policies_;
   // Private pages that slots kept at their last release, held ones included:
   // more than what idle ones keep. Only with a budget.

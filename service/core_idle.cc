@@ -50,7 +50,7 @@ void Core::QuarantineIdle(SlotState& slot, SlotLifecycle before) {
   slot.lifecycle.store(SlotLifecycle::kQuarantined, std::memory_order_release);
   // A free one is taken out by whoever gets it from the allocator.
   if (before == SlotLifecycle::kParked) {
-    allocator_.Quarantine(SlotNumber(slot));
+    allocator_->Quarantine(SlotNumber(slot));
   }
 }
 
