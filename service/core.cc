@@ -959,7 +959,12 @@ absl::Status Core::Restore(SlotState& slot) {
 }
 
 absl::Status Core::RestoreInBounds(SlotState& slot, uint64_t size_pages) {
-  MindMerging();
+  // Asks the kernel, so only where it was asked since the last restore: the end
+  // of a span, in a cycle without a fault, makes no system call either.
+  if (slot.filled.load(std::memory_order_relaxed) ||
+      slot.tracking != Tracking::kSignal) {
+    MindMerging();
+  }
   // No page that may have changed is restored in place then.
   const bool drops =
       (slot.exceptions.load(std::memory_order_relaxed) & kSlotDropped) != 0;

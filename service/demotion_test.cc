@@ -44,7 +44,7 @@ class DemotionTest : public testing::Test {
     options.trap_callback = JumpOutOfTrap;
     absl::StatusOr<std::unique_ptr<Service>> service =
         Service::Create(options, kernel_);
-    if (!service.ok()) GTEST_SKIP() << service.status();
+    ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
     if (service_->Describe().find("userfaultfd:") == std::string::npos) {
       GTEST_SKIP() << "nothing is learned without userfaultfd";

@@ -174,6 +174,9 @@ class InterruptedTest
 
   void MakeService(SignalOwnership signals) {
     const Way& way = std::get<0>(GetParam());
+    if (const std::string missing = MissingFor(way); !missing.empty()) {
+      GTEST_SKIP() << "this machine has no " << missing;
+    }
     absl::StatusOr<std::unique_ptr<Service>> service =
         Service::Create({.name = "interrupted",
                          .layout = {.instances = 1,
@@ -186,7 +189,7 @@ class InterruptedTest
                          .staging_bytes = way.staging_bytes,
                          .tracking = way.tracking},
                         kernel_);
-    if (!service.ok()) GTEST_SKIP() << service.status();
+    ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
   }
 
@@ -362,11 +365,15 @@ TEST(InterruptedWaitTest, ForASourceMayBeLeftAndOthersGetThePage) {
     absl::Notification answer;
   };
   for (const Backing backing : {Backing::kShared, Backing::kCopied}) {
+    const Way way{backing, Resolve::kInThread};
+    if (const std::string missing = MissingFor(way); !missing.empty()) {
+      GTEST_SKIP() << "this machine has no " << missing;
+    }
     absl::StatusOr<std::unique_ptr<Service>> service = Service::Create(
         {.name = "waiting",
          .layout = {.instances = 1, .max_memory_bytes = 65536},
          .backing = backing});
-    if (!service.ok()) GTEST_SKIP() << service.status();
+    ASSERT_TRUE(service.ok()) << service.status();
     const auto source = std::make_shared<SlowSource>();
     const ImageRef image =
         *ImageFromSource({.name = "slow", .size_bytes = 65536}, source);
@@ -391,7 +398,7 @@ TEST(InterruptedWaitTest, ForTheEndOfASnapshotMayBeLeft) {
        .layout = {.instances = 1, .max_memory_bytes = 65536},
        .tracking = Tracking::kSignal},
       kernel);
-  if (!service.ok()) GTEST_SKIP() << service.status();
+  ASSERT_TRUE(service.ok()) << service.status();
   Memory memory = *(*service)->Acquire({.size_bytes = 65536});
   Store(memory, 0, 1);
   kernel.HookAfter(Op::kMprotect, [&](const FakeKernel::Call&) {

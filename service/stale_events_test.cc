@@ -60,6 +60,13 @@ class StaleEventsTest : public testing::TestWithParam<bool> {
   static bool poison() { return GetParam(); }
 
   void SetUp() override {
+    constexpr Way kWay{Backing::kShared, Resolve::kHandlerThread};
+    if (const std::string missing = MissingFor(kWay); !missing.empty()) {
+      GTEST_SKIP() << "this machine has no " << missing;
+    }
+    if (poison() && (MachineFacts().features & kUffdFeaturePoison) == 0) {
+      GTEST_SKIP() << "this machine has no POISON (Linux 6.6)";
+    }
     if (!poison()) {
       kernel_.SetApiReply(
           kUffdFeaturePagefaultFlagWp | kUffdFeatureMissingShmem |
@@ -77,7 +84,7 @@ class StaleEventsTest : public testing::TestWithParam<bool> {
                          .handler_threads = 1,
                          .trap_callback = JumpOutOfTrap},
                         kernel_);
-    if (!service.ok()) GTEST_SKIP() << service.status();
+    ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
   }
 
