@@ -26,8 +26,8 @@ enum class FaultOutcome {
 // Async-signal-safe; keeps errno; takes no lock and allocates nothing. For use
 // inside a SIGBUS or SIGSEGV handler only, on the thread that faulted, with
 // asynchronous signals blocked (FillFaultHandlerMask() in signals.h, which says
-// what happens where they are not). A trap callback may leave it by longjmp: the
-// mask of the interrupted code is put back before it is called, whatever
+// what happens where they are not). A trap callback may leave it by longjmp:
+// the mask of the interrupted code is put back before it is called, whatever
 // sa_mask the handler has, and stays so where kUnhandledTrap is returned. While
 // a PageSource or the end of a snapshot is waited for, the interrupted code's
 // mask is in force, too.

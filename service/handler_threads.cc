@@ -64,11 +64,11 @@ void Handle(FaultCore& core, const Noted& event) {
   // By pages: in a last page that the size ends in, the rest is accessible too,
   // and the page must not be made to trap.
   if (where.page_in_bounds) {
-    result = ResolveFault(core, {.slot = where.slot,
-                                 .offset_bytes = where.page * kPageBytes,
-                                 .access = event.is_write ? Access::kWrite
-                                                          : Access::kRead,
-                                 .protection = event.is_write_protect});
+    result = ResolveFault(
+        core, {.slot = where.slot,
+               .offset_bytes = where.page * kPageBytes,
+               .access = event.is_write ? Access::kWrite : Access::kRead,
+               .protection = event.is_write_protect});
   }
   if (result.kind == FaultResult::Kind::kResolved) {
     core.shards[where.slot % FaultCore::kShards].latency.Add(MonotonicNanos() -

@@ -1,7 +1,8 @@
 // Guests that a signal of the host interrupts while their fault is resolved,
-// and whose handler leaves by siglongjmp: at each call of the kernel, and at any
-// instruction of the fault path. The next lease must see its initial bytes, its
-// bounds must hold, and nobody may wait for what the guest that left was doing.
+// and whose handler leaves by siglongjmp: at each call of the kernel, and at
+// any instruction of the fault path. The next lease must see its initial bytes,
+// its bounds must hold, and nobody may wait for what the guest that left was
+// doing.
 //
 // Every single instruction, which takes minutes:
 //   bazel test //service:interrupted_faults_test
@@ -161,8 +162,7 @@ class PatternSource : public PageSource {
   const ImageRef image_;
 };
 
-class InterruptedTest
-    : public testing::TestWithParam<std::tuple<Way, Deed>> {
+class InterruptedTest : public testing::TestWithParam<std::tuple<Way, Deed>> {
  protected:
   void SetUp() override {
     struct sigaction leave = {};
@@ -197,8 +197,8 @@ class InterruptedTest
 
   // One lease that is left in the middle, if it is, and the next one.
   bool RunOnce(const ImageRef& image, uint64_t steps = 0) {
-    absl::StatusOr<Memory> memory = service_->Acquire(
-        {.image = image, .size_bytes = kPages * kPageBytes});
+    absl::StatusOr<Memory> memory =
+        service_->Acquire({.image = image, .size_bytes = kPages * kPageBytes});
     EXPECT_TRUE(memory.ok()) << memory.status();
     if (!memory.ok()) return false;
     deed().before(*memory);
@@ -256,10 +256,10 @@ std::string CaseName(
          std::get<1>(info.param).name;
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Ways, InterruptedTest,
-    testing::Combine(testing::ValuesIn(kWays), testing::ValuesIn(kDeeds)),
-    CaseName);
+INSTANTIATE_TEST_SUITE_P(Ways, InterruptedTest,
+                         testing::Combine(testing::ValuesIn(kWays),
+                                          testing::ValuesIn(kDeeds)),
+                         CaseName);
 
 TEST_P(InterruptedTest, AtAnyCallOfTheKernel) {
   MakeService(SignalOwnership::kInstall);
@@ -285,8 +285,7 @@ TEST_P(InterruptedTest, AtAnyCallOfTheKernel) {
       } else {
         kernel_.Hook(op, hook);
       }
-      const bool left =
-          RunOnce(PatternImage("image", kImagePages, {kHole}), 1);
+      const bool left = RunOnce(PatternImage("image", kImagePages, {kHole}), 1);
       EXPECT_EQ(left, sent);
       EXPECT_TRUE(came_back) << "left in the middle of a fault";
       kernel_.Hook(op, nullptr);
@@ -314,10 +313,9 @@ TEST_P(InterruptedSourceTest, NobodyWaitsForEverForThePageThatWasAskedFor) {
   const ImageRef image = PatternImage("image", kImagePages, {kHole});
   // A new one each time, of which no page is there.
   Step(/*full_mask=*/true, [&] {
-    absl::StatusOr<ImageRef> sourced =
-        ImageFromSource({.name = "sourced", .size_bytes = image->size_bytes()},
-                        std::make_shared<PatternSource>(image),
-                        {.granule_pages = 2});
+    absl::StatusOr<ImageRef> sourced = ImageFromSource(
+        {.name = "sourced", .size_bytes = image->size_bytes()},
+        std::make_shared<PatternSource>(image), {.granule_pages = 2});
     EXPECT_TRUE(sourced.ok()) << sourced.status();
     return sourced.ok() ? *sourced : nullptr;
   });
@@ -369,16 +367,15 @@ TEST(InterruptedWaitTest, ForASourceMayBeLeftAndOthersGetThePage) {
     if (const std::string missing = MissingFor(way); !missing.empty()) {
       GTEST_SKIP() << "this machine has no " << missing;
     }
-    absl::StatusOr<std::unique_ptr<Service>> service = Service::Create(
-        {.name = "waiting",
-         .layout = {.instances = 1, .max_memory_bytes = 65536},
-         .backing = backing});
+    absl::StatusOr<std::unique_ptr<Service>> service =
+        Service::Create({.name = "waiting",
+                         .layout = {.instances = 1, .max_memory_bytes = 65536},
+                         .backing = backing});
     ASSERT_TRUE(service.ok()) << service.status();
     const auto source = std::make_shared<SlowSource>();
     const ImageRef image =
         *ImageFromSource({.name = "slow", .size_bytes = 65536}, source);
-    Memory memory =
-        *(*service)->Acquire({.image = image, .size_bytes = 65536});
+    Memory memory = *(*service)->Acquire({.image = image, .size_bytes = 65536});
     LeavingGuest guest([&] { Load(memory, 5 * kPageBytes); });
     source->asked.WaitForNotification();
     EXPECT_TRUE(guest.MakeLeave());
@@ -393,11 +390,11 @@ TEST(InterruptedWaitTest, ForTheEndOfASnapshotMayBeLeft) {
   FakeKernel kernel;
   absl::Notification frozen;
   absl::Notification thaw;
-  absl::StatusOr<std::unique_ptr<Service>> service = Service::Create(
-      {.name = "waiting",
-       .layout = {.instances = 1, .max_memory_bytes = 65536},
-       .tracking = Tracking::kSignal},
-      kernel);
+  absl::StatusOr<std::unique_ptr<Service>> service =
+      Service::Create({.name = "waiting",
+                       .layout = {.instances = 1, .max_memory_bytes = 65536},
+                       .tracking = Tracking::kSignal},
+                      kernel);
   ASSERT_TRUE(service.ok()) << service.status();
   Memory memory = *(*service)->Acquire({.size_bytes = 65536});
   Store(memory, 0, 1);
@@ -430,16 +427,16 @@ TEST(InterruptedWaitTest, OurHandlerBlocksWhatAHostsIsToBlock) {
     struct sigaction ours;
     sigaction(signal, nullptr, &ours);
     // The kernel itself leaves these two out.
-    EXPECT_EQ(SignalSetOf(ours.sa_mask) | SetOfSignal(SIGKILL) |
-                  SetOfSignal(SIGSTOP),
-              SignalSetOf(wanted));
+    EXPECT_EQ(
+        SignalSetOf(ours.sa_mask) | SetOfSignal(SIGKILL) | SetOfSignal(SIGSTOP),
+        SignalSetOf(wanted));
   }
   EXPECT_EQ(UninstallFaultHandler(), absl::OkStatus());
   for (int signal = 1; signal <= 64; ++signal) {
-    const bool raised_by_instructions =
-        signal == SIGSEGV || signal == SIGBUS || signal == SIGILL ||
-        signal == SIGFPE || signal == SIGTRAP || signal == SIGABRT ||
-        signal == SIGSYS;
+    const bool raised_by_instructions = signal == SIGSEGV || signal == SIGBUS ||
+                                        signal == SIGILL || signal == SIGFPE ||
+                                        signal == SIGTRAP ||
+                                        signal == SIGABRT || signal == SIGSYS;
     EXPECT_EQ((SignalSetOf(wanted) & SetOfSignal(signal)) == 0,
               raised_by_instructions)
         << signal;

@@ -190,7 +190,6 @@ struct alignas(64) SlotState {
   // finds the caches warm.
   bool restored_downwards = false;
 
-
   // Owner. What the slot is bound to, in the form the fault path reads; 0 and
   // null without an image.
   uint64_t image_pages = 0;

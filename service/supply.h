@@ -12,8 +12,8 @@
 //                   back (MADV_DONTNEED) and faults in again: any kernel.
 //
 // Both of the mappings need no privilege and no userfaultfd. Growth is one
-// mprotect there, a slot needs up to four mappings (vm.max_map_count), and system
-// calls work on any page in bounds.
+// mprotect there, a slot needs up to four mappings (vm.max_map_count), and
+// system calls work on any page in bounds.
 
 #ifndef FIRSTTOUCH_SERVICE_SUPPLY_H_
 #define FIRSTTOUCH_SERVICE_SUPPLY_H_

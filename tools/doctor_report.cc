@@ -145,7 +145,8 @@ DoctorReport MakeReport(const UffdFacts& facts,
         ": first touches and system calls are the kernel's own business, but a "
         "hand-over makes a system call, ",
         scan ? "" : "each tenant faults in again what it changes, ",
-        "growth is an mprotect(2), and each slot takes up to four mappings. What "
+        "growth is an mprotect(2), and each slot takes up to four mappings. "
+        "What "
         "follows brings userfaultfd."));
   }
   for (const std::string& text : facts.advice) report.add_advice(text);

@@ -258,12 +258,12 @@ Verdict TryFill(Kernel& kernel, bool in_thread, bool of_file, Resolve resolve,
   return CheckReads(bench, zero);
 }
 
-// Maps a page of the file write-protected by one call, as the service does: with
-// two, a write between them would not be seen.
+// Maps a page of the file write-protected by one call, as the service does:
+// with two, a write between them would not be seen.
 int ContinueProtected(Bench& bench, uintptr_t page) {
   if (PageOf(bench, page) == 5) return ZeroOne(bench, page, 0);
-  return ContinueRange(bench.kernel, bench.fd(), page, kPage,
-                       kUffdContinueWp, {})
+  return ContinueRange(bench.kernel, bench.fd(), page, kPage, kUffdContinueWp,
+                       {})
       .error;
 }
 

@@ -3,8 +3,9 @@
 set -euo pipefail
 
 buildifier="$(readlink --canonicalize "$1")"
+# Bazel runs a link to this file, which has nothing beside it.
 # shellcheck source=bazel/lint/sources.sh
-source "$(dirname "$0")/sources.sh"
+source "$(dirname "$(readlink --canonicalize "$0")")/sources.sh"
 cd "${BUILD_WORKSPACE_DIRECTORY:?is set by bazel run, which is how this is meant to be run}"
 
 sources . "${CXX_FILES[@]}" | xargs -0 --no-run-if-empty clang-format --style=file -i

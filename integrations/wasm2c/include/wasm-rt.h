@@ -101,15 +101,15 @@ static inline __attribute__((always_inline)) uintptr_t wasm_rt_stack_pointer(
 #endif
 }
 
-/* What generated code takes for alloca(), which it uses for exceptions, in loops
- * too: that stack is bounded like that of a call. */
-#define wasm_rt_alloca(bytes)                                      \
-  (wasm_rt_stack_pointer() < wasm_rt_stack_limit + (bytes)         \
-       ? (wasm_rt_trap(WASM_RT_TRAP_EXHAUSTION), (void*)0)         \
+/* What generated code takes for alloca(), which it uses for exceptions, in
+ * loops too: that stack is bounded like that of a call. */
+#define wasm_rt_alloca(bytes)                              \
+  (wasm_rt_stack_pointer() < wasm_rt_stack_limit + (bytes) \
+       ? (wasm_rt_trap(WASM_RT_TRAP_EXHAUSTION), (void*)0) \
        : __builtin_alloca(bytes))
 
-/* At the head of each loop of an interruptible guest: ends the run when the host
- * asked for that, which sets the limit to this value. */
+/* At the head of each loop of an interruptible guest: ends the run when the
+ * host asked for that, which sets the limit to this value. */
 #define WASM_RT_STACK_LIMIT_INTERRUPTED UINTPTR_MAX
 #define WASM_RT_LOOP_HEAD                                      \
   do {                                                         \
