@@ -26,6 +26,7 @@
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/mutex.h"
+#include "firsttouch/uffd/process_mark.h"
 #include "firsttouch/uffd/uffd.h"
 #include "firsttouch/uffd/units.h"
 
@@ -60,7 +61,9 @@ Image::~Image() {
   }
   if (memfd_ >= 0) calls_.Close(memfd_);
   if (on_demand_ == nullptr) return;
-  if (on_demand_->fetch.view != 0) {
+  // In a child of fork(2) the parent's view is not mapped, and the child may
+  // have something else there.
+  if (on_demand_->fetch.view != 0 && on_demand_->fetch.view_made_by.IsHere()) {
     on_demand_->kernel.Munmap(on_demand_->fetch.view, pages().bytes());
   }
   const int memfd = on_demand_->memfd.load(std::memory_order_relaxed);
@@ -125,6 +128,7 @@ void Image::SetUnusedHook(void (*hook)(const Image& image)) {
 
 bool Image::IsFetched(PageIndex page) const noexcept {
   if (!has_source() || !IsStored(page)) return true;
+  if (!fetch_->view_made_by.IsHere()) return false;
   const SourceRequests& requests = *fetch_->requests;
   const uint32_t state =
       requests.states[page.value() / requests.granule_pages].load(
@@ -161,10 +165,29 @@ absl::StatusOr<int> Image::OnDemandMemfd() const {
   if (on_demand_ == nullptr) return memfd_;
   OnDemand& demand = *on_demand_;
   const int ready = demand.memfd.load(std::memory_order_acquire);
-  if (ready >= 0) return ready;
+  if (ready >= 0 && demand.made_by.IsHere()) return ready;
+  if (has_source() && !demand.made_by.IsHere()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "image '", name_,
+        "' has a PageSource, whose threads are in the process that made the "
+        "image; this is a child of fork(2): make an image of its own in the "
+        "child"));
+  }
   MutexLock lock(&demand.mutex);
   const int raced = demand.memfd.load(std::memory_order_acquire);
-  if (raced >= 0) return raced;
+  if (raced >= 0) {
+    // One without a view is complete.
+    if (demand.fetch.view == 0 || demand.fetch.view_made_by.IsHere()) {
+      return raced;
+    }
+    demand.fetch.ready.store(false, std::memory_order_release);
+    demand.memfd.store(-1, std::memory_order_release);
+    demand.fetch.view = 0;
+    demand.fetch.uffd = -1;
+    demand.uffd.reset();
+    demand.complete = false;
+    calls_.Close(raced);
+  }
 
   const uint64_t bytes = pages().bytes();
   absl::StatusOr<int> memfd =
@@ -240,6 +263,7 @@ absl::StatusOr<int> Image::OnDemandMemfd() const {
   std::move(unmap).Cancel();
   std::move(close_memfd).Cancel();
   demand.fetch.view = view;
+  demand.fetch.view_made_by = ProcessMark::Here();
   demand.fetch.uffd = uffd->fd();
   demand.fetch.ready.store(true, std::memory_order_release);
   demand.uffd = *std::move(uffd);

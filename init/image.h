@@ -36,8 +36,13 @@
 // Fork: the child inherits the view and the descriptor (unless it executes
 // another program: the descriptor is close-on-exec). It sees the same bytes as
 // the parent, since nobody can change them; stored pages stay shared between
-// the two. Destroying the child's copy does not disturb the parent. This
-// differs from the memories of a pool, which the child does not have.
+// the two, but for those in the memfd of a mapped image, of which the child
+// makes its own when it first asks for it. It may use the image as long as it
+// likes, also after the parent's end. Destroying the child's copy does not
+// disturb the parent. This differs from the memories of a pool, which the child
+// does not have, and from an image with a PageSource: the child can destroy
+// that, but neither PageBytes() nor data() may be read there; Read() and
+// FetchPages() give ECHILD, OnDemandMemfd() is FailedPrecondition.
 //
 // Core dumps: the view is MADV_DONTDUMP. A dump of a process with many images
 // does not contain them.

@@ -24,6 +24,9 @@ int FetchImagePages(const ImageFetch& fetch, uint64_t first, uint64_t pages,
                     const SignalSet* wait_mask) noexcept {
   if (!fetch.ready.load(std::memory_order_acquire)) return EBADF;
   if (fetch.view == 0) return 0;
+  if (!fetch.view_made_by.IsHere()) {
+    return fetch.requests != nullptr ? ECHILD : EBADF;
+  }
   const uint64_t begin = std::min(first, fetch.pages);
   const uint64_t end = begin + std::min(pages, fetch.pages - begin);
   if (fetch.requests != nullptr) {

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/process_mark.h"
 #include "firsttouch/uffd/signal_mask.h"
 
 namespace firsttouch {
@@ -30,6 +31,9 @@ struct ImageFetch {
   // registered for.
   uintptr_t view = 0;
   int uffd = -1;
+  // The process that has the view; in a child of fork it is not mapped, and the
+  // userfaultfd belongs to the parent's memory.
+  ProcessMark view_made_by;
   // Of an image with a PageSource (page_source.h), which brings its pages; else
   // null.
   SourceRequests* requests = nullptr;

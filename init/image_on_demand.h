@@ -16,6 +16,7 @@
 #include "firsttouch/uffd/anchor.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mutex.h"
+#include "firsttouch/uffd/process_mark.h"
 #include "firsttouch/uffd/uffd.h"
 
 namespace firsttouch {
@@ -44,6 +45,9 @@ struct Image::OnDemand {
   }
 
   Kernel& kernel;
+  // A child of fork(2) makes the memfd and the view anew, since the parent's
+  // userfaultfd fills only the parent's memory, and none once that is gone.
+  const ProcessMark made_by = ProcessMark::Here();
   std::vector<ImagePiece> pieces;  // Ascending.
 
   // Made by the first OnDemandMemfd(). The view is a shared mapping of the

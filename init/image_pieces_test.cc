@@ -240,6 +240,59 @@ TEST(ImagePiecesTest, AMinorFaultIsResolvedAfterTheFetch) {
   munmap(slot, 8 * kPageBytes);
 }
 
+TEST(ImagePiecesTest, AChildOfForkDropsItAndKeepsWhatLiesWhereTheViewWas) {
+  if (!HaveUffd()) GTEST_SKIP() << "userfaultfd is refused here";
+  const FileOfPages file(8);
+  ImageRef image =
+      MakeOrDie(ImageFromPieces(Pages(8), {file.Piece(0, 8, 0)}, {}));
+  ASSERT_TRUE(image->OnDemandMemfd().ok());
+  const ChildResult child = RunInChild([&]() -> std::string {
+    void* const view = reinterpret_cast<void*>(image->fetch()->view);
+    void* const own =
+        mmap(view, 8 * kPageBytes, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    if (own != view) return "the view is there in the child";
+    image = nullptr;
+    unsigned char resident[8];
+    return mincore(own, 8 * kPageBytes, resident) == 0 ? "kept" : "unmapped";
+  });
+  EXPECT_EQ(child.output, "kept");
+  EXPECT_EQ(image->FetchPages(PageIndex(0), PageCount(8)), 0);
+}
+
+TEST(ImagePiecesTest, AChildOfForkUsesItAfterItsParentHasEnded) {
+  if (!HaveUffd()) GTEST_SKIP() << "userfaultfd is refused here";
+  const FileOfPages file(8);
+  const ChildResult parent = RunInChild([&]() -> std::string {
+    const ImageRef image =
+        MakeOrDie(ImageFromPieces(Pages(8), {file.Piece(0, 8, 0)}, {}));
+    const absl::StatusOr<int> parents = image->OnDemandMemfd();
+    if (!parents.ok()) return parents.status().ToString();
+    if (image->FetchPages(PageIndex(0), kOne) != 0) return "no page 0";
+    int alive[2];
+    if (pipe(alive) != 0) return "no pipe";
+    const pid_t child = fork();
+    if (child != 0) return child > 0 ? "parent, " : "no child";
+    // Ends with the parent, whose memory has gone then.
+    close(alive[1]);
+    char byte;
+    if (read(alive[0], &byte, 1) != 0) return "the parent speaks";
+    // What the parent has fetched by is of no use here.
+    if (image->FetchPages(PageIndex(1), kOne) != EBADF) return "not EBADF";
+    const absl::StatusOr<int> memfd = image->OnDemandMemfd();
+    if (!memfd.ok()) return memfd.status().ToString();
+    if (image->OnDemandMemfd().value() != *memfd) return "two memfds";
+    if (const int error = image->FetchPages(PageIndex(0), PageCount(7))) {
+      return "FetchPages gives " + std::to_string(error);
+    }
+    for (const int page : {0, 6}) {
+      if (ByteOf(*memfd, page) != 1 + page) return "other bytes";
+    }
+    return image->memfd() == *memfd && ByteOf(*memfd, 7) == 8 ? "child" : "?";
+  });
+  EXPECT_EQ(parent.output, "parent, child");
+}
+
 TEST(ImagePiecesTest, ManyThreadsFetchTheSamePages) {
   const FileOfPages file(100);
   const ImageRef image =

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -29,6 +28,7 @@
 #include "firsttouch/uffd/fill.h"
 #include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/mutex.h"
+#include "firsttouch/uffd/process_mark.h"
 #include "firsttouch/uffd/quiet_thread.h"
 #include "firsttouch/uffd/uffd.h"
 
@@ -96,18 +96,20 @@ class SourceThreads : public EarlyFetch {
     requests_.granule_pages = granule_pages;
     requests_.granules =
         (image.pages().value() + granule_pages - 1) / granule_pages;
-    requests_.process = getpid();
   }
 
   ~SourceThreads() override {
-    if (requests_.process == getpid()) {
+    if (made_by_.IsHere()) {
       stop_.store(true, std::memory_order_seq_cst);
       requests_.bell.fetch_add(1, std::memory_order_seq_cst);
       FutexWakeAll(requests_.bell);
       for (std::thread& thread : threads_) thread.join();
     } else {
-      // A child of fork: they are not here.
-      for (std::thread& thread : threads_) thread.detach();
+      // A child of fork(2): they are not here, and what they were known by may
+      // by now be the record of a thread of the child's. It must neither be
+      // joined nor detached, so the objects are left alone.
+      static_cast<void>(
+          new std::vector<std::thread>(std::exchange(threads_, {})));
     }
     if (words_ != nullptr) munmap(words_, WordsBytes());
   }
@@ -144,6 +146,7 @@ class SourceThreads : public EarlyFetch {
   SourceRequests& requests() { return requests_; }
 
   void FetchEarly(uint64_t first, uint64_t end) override {
+    if (!made_by_.IsHere()) return;
     MutexLock lock(&mutex_);
     bool any = false;
     for (uint64_t granule = first / requests_.granule_pages;
@@ -255,6 +258,7 @@ class SourceThreads : public EarlyFetch {
     return 0;
   }
 
+  const ProcessMark made_by_ = ProcessMark::Here();
   const Image& image_;
   const std::shared_ptr<PageSource> source_;
   SourceRequests requests_;
@@ -318,6 +322,7 @@ class ImageSourcer {
     }
     const auto view = static_cast<uintptr_t>(mapped.value);
     demand.fetch.view = view;
+    demand.fetch.view_made_by = ProcessMark::Here();
     if (absl::Status status =
             uffd->Register(view, bytes, kUffdRegisterMissing, kUffdIoctlCopy);
         !status.ok()) {

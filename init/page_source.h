@@ -31,6 +31,11 @@
 // that somebody waits for. A pool without userfaultfd needs all pages at bind
 // (Image::PrivateMapping), and so does whoever copies or writes the image.
 //
+// Fork: the threads are in the process that made the image. In a child its
+// pages cannot be read (image.h), nor can a memory start from it: the child
+// makes an image of its own. Its copy of the source is destroyed with the
+// image.
+//
 // Kernel: on demand needs userfaultfd with missing faults on shared memory
 // (4.11); without it all is fetched at once.
 

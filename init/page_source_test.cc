@@ -1,8 +1,9 @@
 #include "firsttouch/init/page_source.h"
 
 #include <errno.h>
+#include <pthread.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -27,6 +28,7 @@
 #include "firsttouch/init/image_store.h"
 #include "firsttouch/uffd/fake_kernel.h"
 #include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/test_util.h"
 #include "firsttouch/uffd/units.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -329,17 +331,60 @@ TEST(PageSourceTest, AChildOfForkIsToldThatNobodyAnswers) {
       MakeOrDie(ImageFromSource({.name = "parent's", .size_bytes = kSize},
                                 std::make_shared<TestSource>()));
   ASSERT_EQ(image->FetchPages(PageIndex(0), PageCount(1)), 0);
-  const pid_t child = fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) {
-    const bool there = image->FetchPages(PageIndex(0), PageCount(1)) == 0;
-    _exit(there && image->FetchPages(PageIndex(50), PageCount(1)) == ECHILD
-              ? 0
-              : 1);
-  }
-  int status = 0;
-  ASSERT_EQ(waitpid(child, &status, 0), child);
-  EXPECT_EQ(status, 0);
+  const ChildResult child = RunInChild([&]() -> std::string {
+    // Neither what is missing, nor what is there in the parent.
+    for (const uint64_t page : {50, 0}) {
+      const int error = image->FetchPages(PageIndex(page), PageCount(1));
+      if (error != ECHILD) return "FetchPages gives " + std::to_string(error);
+      if (image->IsFetched(PageIndex(page))) return "is said to be fetched";
+    }
+    std::byte byte;
+    const absl::Status read = image->Read(0, {&byte, 1});
+    if (read.ok()) return "Read succeeds";
+    image->FetchEarly(PageIndex(0), PageCount(100));
+    const absl::StatusOr<int> memfd = image->OnDemandMemfd();
+    return memfd.ok() ? "has a memfd" : memfd.status().ToString();
+  });
+  EXPECT_EQ(child.output,
+            "FAILED_PRECONDITION: image 'parent\'s' has a PageSource, whose "
+            "threads are in the process that made the image; this is a child "
+            "of fork(2): make an image of its own in the child");
+  EXPECT_EQ(BytesOf(*image), Expected());
+}
+
+// The child has a thread where the source's was, and memory where the view was.
+TEST(PageSourceTest, AChildOfForkDropsItAndKeepsWhatIsItsOwn) {
+  ImageRef image =
+      MakeOrDie(ImageFromSource({.name = "parent's", .size_bytes = kSize},
+                                std::make_shared<TestSource>()));
+  ASSERT_EQ(image->FetchPages(PageIndex(0), PageCount(1)), 0);
+  const ChildResult child = RunInChild([&]() -> std::string {
+    const uint64_t bytes = image->pages().bytes();
+    void* const view = const_cast<std::byte*>(image->data());
+    void* const own =
+        mmap(view, bytes, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    if (own != view) return "the view is there in the child";
+    std::memset(own, 42, bytes);
+    absl::Notification done;
+    pthread_t thread;
+    const auto wait = [](void* until) -> void* {
+      static_cast<absl::Notification*>(until)->WaitForNotification();
+      return nullptr;
+    };
+    if (pthread_create(&thread, nullptr, wait, &done) != 0) return "no thread";
+    image = nullptr;
+    if (mincore(own, bytes, std::vector<unsigned char>(100).data()) != 0) {
+      return "the child's memory was unmapped";
+    }
+    if (static_cast<char*>(own)[bytes - 1] != 42) return "other memory";
+    done.Notify();
+    const int error = pthread_join(thread, nullptr);
+    return error == 0 ? "kept" : "pthread_join gives " + std::to_string(error);
+  });
+  EXPECT_EQ(child.output, "kept");
+  EXPECT_EQ(child.exit_code, 0);
+  EXPECT_EQ(BytesOf(*image), Expected());
 }
 
 TEST(PageSourceTest, OptionsThatAreNotRight) {

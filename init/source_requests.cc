@@ -83,7 +83,6 @@ int PullPages(Requests& requests, uint64_t first, uint64_t end,
     const uint32_t state =
         requests.states[granule].load(std::memory_order_acquire);
     if (Requests::KindOf(state) == Requests::kPresent) continue;
-    if (syscall(SYS_getpid) != requests.process) return ECHILD;
     if (const int error = PullGranule(requests, granule, wait_mask)) {
       return error;
     }

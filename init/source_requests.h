@@ -46,8 +46,6 @@ struct SourceRequests {
 
   uint64_t granule_pages = 0;
   uint64_t granules = 0;
-  // The process whose threads answer.
-  int32_t process = 0;
   // One for each granule: its state (a futex), the errno of the last attempt
   // that failed, and the link of the list below.
   std::atomic<uint32_t>* states = nullptr;
@@ -61,8 +59,8 @@ struct SourceRequests {
 };
 
 // Waits until the pages [first, end) are there. Gives 0, or the errno of the
-// attempt that failed while this waited; the next call tries anew. ECHILD: in a
-// child of fork, where nobody answers.
+// attempt that failed while this waited; the next call tries anew. Only in the
+// process whose threads answer.
 //
 // A source may take its time, so signals are taken meanwhile: with the mask
 // `*wait_mask`, or, where that is null, the one that the caller has. A handler

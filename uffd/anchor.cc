@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/uffd/mutex.h"
+#include "firsttouch/uffd/process_mark.h"
 
 namespace firsttouch {
 namespace {
@@ -60,6 +61,7 @@ absl::StatusOr<UniqueFd> KeepInSocket(int fd) {
 struct DescriptorAnchor::Request {
   iocb block{};
   aio_context_t context = 0;
+  ProcessMark made_by = ProcessMark::Here();
 };
 
 // The process's requests for events that never come. They share contexts: to
@@ -75,9 +77,9 @@ class DescriptorAnchor::Requests {
   // Null where there can be none.
   Request* Submit(int fd) {
     MutexLock lock(&mutex_);
-    if (process_ != getpid()) {
+    if (!made_by_.IsHere()) {
       // The first one, or a child of fork(2), which inherits no context.
-      process_ = getpid();
+      made_by_ = ProcessMark::Here();
       contexts_.clear();
     }
     auto request = std::make_unique<Request>();
@@ -95,7 +97,7 @@ class DescriptorAnchor::Requests {
   void Cancel(Request* request) {
     const std::unique_ptr<Request> gone(request);
     MutexLock lock(&mutex_);
-    if (process_ != getpid()) return;
+    if (!gone->made_by.IsHere()) return;
     io_event event = {};
     syscall(SYS_io_cancel, request->context, &request->block, &event);
     ReapAndFind(request->context, 0);
@@ -138,7 +140,7 @@ class DescriptorAnchor::Requests {
   }
 
   Mutex mutex_;
-  pid_t process_ ABSL_GUARDED_BY(mutex_) = 0;
+  ProcessMark made_by_ ABSL_GUARDED_BY(mutex_);  // contexts_
   std::vector<aio_context_t> contexts_ ABSL_GUARDED_BY(mutex_);
   uint64_t last_number_ ABSL_GUARDED_BY(mutex_) = 0;
 };
