@@ -206,6 +206,7 @@ absl::StatusOr<Reservation> Reservation::Create(
   }
   // Unmaps on every way out from here on.
   Reservation reservation(&kernel, static_cast<uintptr_t>(mapped.value), bytes);
+  reservation.inherited_ = options.inherit_on_fork;
 
   const MappingResult set = SetMappingProperties(
       kernel, reservation.base_, bytes,
@@ -272,20 +273,26 @@ absl::Status Reservation::CheckEmpty() const {
 Reservation::Reservation(Reservation&& other) noexcept
     : kernel_(std::exchange(other.kernel_, nullptr)),
       base_(std::exchange(other.base_, 0)),
-      bytes_(std::exchange(other.bytes_, 0)) {}
+      bytes_(std::exchange(other.bytes_, 0)),
+      made_by_(other.made_by_),
+      inherited_(other.inherited_) {}
 
 Reservation& Reservation::operator=(Reservation&& other) noexcept {
   if (this != &other) {
-    if (bytes_ != 0) kernel_->Munmap(base_, bytes_);
+    Unmap();
     kernel_ = std::exchange(other.kernel_, nullptr);
     base_ = std::exchange(other.base_, 0);
     bytes_ = std::exchange(other.bytes_, 0);
+    made_by_ = other.made_by_;
+    inherited_ = other.inherited_;
   }
   return *this;
 }
 
-Reservation::~Reservation() {
-  if (bytes_ != 0) kernel_->Munmap(base_, bytes_);
+Reservation::~Reservation() { Unmap(); }
+
+void Reservation::Unmap() {
+  if (bytes_ != 0 && IsMappedHere()) kernel_->Munmap(base_, bytes_);
 }
 
 }  // namespace firsttouch

@@ -31,6 +31,7 @@
 #include "firsttouch/pool/layout.h"
 #include "firsttouch/pool/limits.h"
 #include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/process_mark.h"
 
 namespace firsttouch {
 
@@ -84,7 +85,9 @@ class Reservation {
   Reservation& operator=(Reservation&& other) noexcept;
   Reservation(const Reservation&) = delete;
   Reservation& operator=(const Reservation&) = delete;
-  // Unmaps everything.
+  // Unmaps everything. In a child of fork(2) that does not inherit it
+  // (ReservationOptions::inherit_on_fork) nothing: what lies there by then is
+  // not the reservation's.
   ~Reservation();
 
   // Makes all of an inaccessible one readable and writable. `layout` is the one
@@ -98,6 +101,9 @@ class Reservation {
   // First address; a multiple of options.alignment_bytes. 0 after a move.
   uintptr_t base() const noexcept { return base_; }
   uint64_t bytes() const noexcept { return bytes_; }
+  // Whether the calling process has the mapping: it made it, or inherited it.
+  // Async-signal-safe.
+  bool IsMappedHere() const noexcept { return inherited_ || made_by_.IsHere(); }
   bool Contains(uintptr_t address) const noexcept {
     return address - base_ < bytes_;
   }
@@ -106,9 +112,13 @@ class Reservation {
   Reservation(Kernel* kernel, uintptr_t base, uint64_t bytes)
       : kernel_(kernel), base_(base), bytes_(bytes) {}
 
+  void Unmap();
+
   Kernel* kernel_ = nullptr;
   uintptr_t base_ = 0;
   uint64_t bytes_ = 0;
+  ProcessMark made_by_ = ProcessMark::Here();
+  bool inherited_ = false;  // By children of fork(2).
 };
 
 // Shows [start, start + bytes), anonymous memory of a reservation that was

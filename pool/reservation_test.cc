@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -25,6 +26,7 @@
 #include "firsttouch/pool/limits.h"
 #include "firsttouch/uffd/fake_kernel.h"
 #include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/test_util.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -418,6 +420,36 @@ TEST(ReservationTest, TwoThousandPoolsInAProcess) {
   for (std::unique_ptr<Pool>& pool : pools) UnregisterPool(&pool->entry);
   pools.clear();
   EXPECT_EQ(RegisteredPools(), 0u);
+}
+
+// What the child maps where the reservation was outlives the object that it
+// inherited; a reservation that it inherited goes.
+TEST(ReservationTest, AChildOfForkUnmapsOnlyWhatItHas) {
+  for (const bool inherited : {false, true}) {
+    const PoolLayout layout = *PoolLayout::Compute(
+        {.instances = 1, .max_memory_bytes = uint64_t{1} << 20});
+    std::optional<Reservation> reservation = *Reservation::Create(
+        RealKernel(), layout, {.inherit_on_fork = inherited});
+    const ChildResult child = RunInChild([&]() -> std::string {
+      void* const base = reinterpret_cast<void*>(reservation->base());
+      const uint64_t bytes = reservation->bytes();
+      if (reservation->IsMappedHere() != inherited)
+        return "IsMappedHere is off";
+      const auto map = [&] {
+        return mmap(
+            base, bytes, PROT_NONE,
+            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
+            -1, 0);
+      };
+      if ((map() == base) == inherited) return "inherited otherwise";
+      Reservation moved = *std::move(reservation);
+      reservation.emplace(std::move(moved));
+      reservation.reset();
+      return map() == base ? "free" : "taken";
+    });
+    EXPECT_EQ(child.output, inherited ? "free" : "taken");
+    EXPECT_TRUE(reservation->IsMappedHere());
+  }
 }
 
 }  // namespace

@@ -86,6 +86,7 @@ TablePool::TablePool(Kernel& kernel, const PoolLayout& layout,
              SlotAllocator::kShardPerCore, "TablePoolOptions::tables") {}
 
 TablePool::~TablePool() {
+  if (!reservation_.IsMappedHere()) return;
   if (slots_.in_use() != 0) {
     std::fprintf(stderr,
                  "firsttouch: a TablePool is destroyed while %u of its tables "
@@ -95,7 +96,13 @@ TablePool::~TablePool() {
   }
 }
 
-absl::Status TablePool::CheckElements(uint64_t elements) const {
+absl::Status TablePool::Check(uint64_t elements) const {
+  if (!reservation_.IsMappedHere()) {
+    return absl::FailedPreconditionError(
+        "the tables belong to the process that made the TablePool; this is a "
+        "child of fork(2), which does not have them: make a TablePool of its "
+        "own in the child");
+  }
   if (elements <= max_elements_) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("a table of ", elements, " elements exceeds max_elements ",
@@ -104,9 +111,7 @@ absl::Status TablePool::CheckElements(uint64_t elements) const {
 
 absl::StatusOr<TableLease> TablePool::Acquire(uint64_t elements,
                                               absl::Time deadline) {
-  if (absl::Status status = CheckElements(elements); !status.ok()) {
-    return status;
-  }
+  if (absl::Status status = Check(elements); !status.ok()) return status;
   const absl::StatusOr<SlotAllocator::Pick> pick = slots_.Acquire(0, deadline);
   if (!pick.ok()) return pick.status();
   std::byte* data = reinterpret_cast<std::byte*>(
@@ -133,6 +138,7 @@ void TablePool::Release(uint32_t slot, std::byte* data, uint64_t elements) {
 
 TableLease::TableLease(TableLease&& other) noexcept
     : pool_(std::exchange(other.pool_, nullptr)),
+      made_by_(other.made_by_),
       slot_(other.slot_),
       data_(std::exchange(other.data_, nullptr)),
       elements_(std::exchange(other.elements_, 0)) {}
@@ -141,6 +147,7 @@ TableLease& TableLease::operator=(TableLease&& other) noexcept {
   if (this != &other) {
     Release();
     pool_ = std::exchange(other.pool_, nullptr);
+    made_by_ = other.made_by_;
     slot_ = other.slot_;
     data_ = std::exchange(other.data_, nullptr);
     elements_ = std::exchange(other.elements_, 0);
@@ -156,7 +163,7 @@ absl::Status TableLease::Grow(uint64_t elements) {
     return absl::InvalidArgumentError(absl::StrCat(
         "a table of ", elements_, " elements cannot shrink to ", elements));
   }
-  if (absl::Status status = pool_->CheckElements(elements); !status.ok()) {
+  if (absl::Status status = pool_->Check(elements); !status.ok()) {
     return status;
   }
   elements_ = elements;
@@ -165,9 +172,12 @@ absl::Status TableLease::Grow(uint64_t elements) {
 
 void TableLease::Release() {
   if (pool_ == nullptr) return;
-  std::exchange(pool_, nullptr)
-      ->Release(slot_, std::exchange(data_, nullptr),
-                std::exchange(elements_, 0));
+  TablePool* const pool = std::exchange(pool_, nullptr);
+  std::byte* const data = std::exchange(data_, nullptr);
+  const uint64_t elements = std::exchange(elements_, 0);
+  // In a child of fork(2) the table is not there, the pool may have been
+  // destroyed, and a lock of it may be held for ever.
+  if (made_by_.IsHere()) pool->Release(slot_, data, elements);
 }
 
 }  // namespace firsttouch

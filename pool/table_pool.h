@@ -10,8 +10,9 @@
 //   absl::Status grown = table->Grow(200);
 //
 // All tables are one reservation, laid out by PoolLayout without guards: an
-// index is always checked. Not inherited by a child of fork, and not in core
-// dumps.
+// index is always checked. Not in core dumps. Not inherited by a child of
+// fork(2): there a touch of a table is SIGSEGV, Acquire and Grow fail, and the
+// pool and its leases can be dropped in any order.
 //
 // Thread safety: all methods of TablePool from any thread; a lease belongs to
 // one owner at a time. Not async-signal-safe.
@@ -30,6 +31,7 @@
 #include "firsttouch/pool/reservation.h"
 #include "firsttouch/pool/slot_allocator.h"
 #include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/process_mark.h"
 
 namespace firsttouch {
 
@@ -68,10 +70,11 @@ class TableLease {
 
   // Makes the table longer; the new elements are zero. InvalidArgument if
   // `elements` is less than now or more than max_elements, FailedPrecondition
-  // after Release or a move.
+  // after Release or a move and in a child of fork(2).
   absl::Status Grow(uint64_t elements);
 
-  // Sets the table to zero and gives it back; nothing happens the second time.
+  // Sets the table to zero and gives it back; nothing happens the second time,
+  // or in a child of fork(2).
   // Only elements() of it are cleaned, which is what the owner may write. A
   // table that the kernel refuses to clean is quarantined: never handed out
   // again, and counted.
@@ -83,6 +86,7 @@ class TableLease {
       : pool_(pool), slot_(slot), data_(data), elements_(elements) {}
 
   TablePool* pool_ = nullptr;
+  ProcessMark made_by_ = ProcessMark::Here();
   uint32_t slot_ = 0;
   std::byte* data_ = nullptr;
   uint64_t elements_ = 0;
@@ -98,12 +102,14 @@ class TablePool {
 
   TablePool(const TablePool&) = delete;
   TablePool& operator=(const TablePool&) = delete;
-  // Unmaps the tables. Ends the process with a line on stderr if one is leased.
+  // Unmaps the tables. Ends the process with a line on stderr if one is leased
+  // in the process that made the pool.
   ~TablePool();
 
   // A table of `elements` (0 is legal) with every byte zero. InvalidArgument if
   // that is more than max_elements; ResourceExhausted if no table is free
-  // before `deadline`; by default it does not wait.
+  // before `deadline`; by default it does not wait. FailedPrecondition in a
+  // child of fork(2).
   absl::StatusOr<TableLease> Acquire(
       uint64_t elements, absl::Time deadline = absl::InfinitePast());
 
@@ -120,7 +126,8 @@ class TablePool {
   friend class TableLease;
   TablePool(Kernel& kernel, const PoolLayout& layout, Reservation reservation,
             const TablePoolOptions& options);
-  absl::Status CheckElements(uint64_t elements) const;
+  // That this is the process that made the pool, and the number of elements.
+  absl::Status Check(uint64_t elements) const;
   void Release(uint32_t slot, std::byte* data, uint64_t elements);
 
   Kernel& kernel_;

@@ -1,11 +1,14 @@
 #include "firsttouch/pool/table_pool.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <utility>
@@ -15,6 +18,7 @@
 #include "firsttouch/pool/layout.h"
 #include "firsttouch/uffd/fake_kernel.h"
 #include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/test_util.h"
 #include "gtest/gtest.h"
 
 namespace firsttouch {
@@ -133,6 +137,44 @@ TEST(TablePoolTest, ATableThatCannotBeCleanedIsQuarantined) {
             "reset failed, so that none will become free; make a new pool");
 }
 
+// Everything that the child can do with it, in the two orders in which it may
+// let go, with memory of its own where the tables were.
+TEST(TablePoolTest, AChildOfForkIsToldAndKeepsWhatLiesWhereTheTablesWere) {
+  for (const bool pool_first : {false, true}) {
+    std::unique_ptr<TablePool> pool = MakePool(
+        RealKernel(),
+        {.tables = 2, .max_elements = 1000, .keep_resident_bytes = kPage});
+    std::optional<TableLease> table = *pool->Acquire(1000);
+    std::memset(table->data(), 1, 8000);
+    const ChildResult child = RunInChild([&]() -> std::string {
+      auto* const base = reinterpret_cast<std::byte*>(table->data());
+      void* const own =
+          mmap(base, 2 * kPage, PROT_READ | PROT_WRITE,
+               MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+      if (own != base) return "the tables are there in the child";
+      std::memset(own, 42, 2 * kPage);
+      const absl::Status grown = table->Grow(1000);
+      if (grown != pool->Acquire(1).status()) return "two texts";
+      if (pool_first) pool = nullptr;
+      table.reset();
+      pool = nullptr;
+      unsigned char resident[2];
+      if (mincore(own, 2 * kPage, resident) != 0) return "unmapped";
+      const bool same = std::all_of(base, base + 2 * kPage, [](std::byte b) {
+        return b == std::byte{42};
+      });
+      return same ? grown.ToString() : "the child's memory was changed";
+    });
+    EXPECT_EQ(child.output,
+              "FAILED_PRECONDITION: the tables belong to the process that made "
+              "the TablePool; this is a child of fork(2), which does not have "
+              "them: make a TablePool of its own in the child");
+    EXPECT_EQ(child.exit_code, 0);
+    EXPECT_EQ(table->data()[7999], std::byte{1});
+    EXPECT_TRUE(table->Grow(1000).ok());
+  }
+}
+
 TEST(TablePoolTest, ErrorsNameTheOption) {
   auto error = [](const TablePoolOptions& options) {
     const absl::Status status =
@@ -166,12 +208,15 @@ TEST(TablePoolTest, ErrorsNameTheOption) {
 }
 
 TEST(TablePoolDeathTest, DestroyingALeasedTableEndsTheProcess) {
-  std::unique_ptr<TablePool> pool =
-      MakePool(RealKernel(), {.tables = 2, .max_elements = 1});
-  TableLease lease = *pool->Acquire(1);
-  EXPECT_DEATH(pool.reset(),
-               "firsttouch: a TablePool is destroyed while 1 of its tables are "
-               "leased");
+  // All of it in the process that dies, which has to be the one that made it.
+  EXPECT_DEATH(
+      {
+        std::unique_ptr<TablePool> pool =
+            MakePool(RealKernel(), {.tables = 2, .max_elements = 1});
+        TableLease lease = *pool->Acquire(1);
+        pool.reset();
+      },
+      "firsttouch: a TablePool is destroyed while 1 of its tables are leased");
 }
 
 }  // namespace
