@@ -136,6 +136,15 @@ bool Image::IsFetched(PageIndex page) const noexcept {
   return SourceRequests::KindOf(state) == SourceRequests::kPresent;
 }
 
+absl::Status Image::CheckProcess() const {
+  if (!has_source() || on_demand_->made_by.IsHere()) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "image '", name_,
+      "' has a PageSource, whose threads are in the process that made the "
+      "image; this is a child of fork(2): make an image of its own in the "
+      "child"));
+}
+
 void Image::FetchEarly(PageIndex first, PageCount pages) const {
   if (!has_source()) return;
   on_demand_->source->FetchEarly(first.value(), (first + pages).value());
@@ -166,13 +175,7 @@ absl::StatusOr<int> Image::OnDemandMemfd() const {
   OnDemand& demand = *on_demand_;
   const int ready = demand.memfd.load(std::memory_order_acquire);
   if (ready >= 0 && demand.made_by.IsHere()) return ready;
-  if (has_source() && !demand.made_by.IsHere()) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "image '", name_,
-        "' has a PageSource, whose threads are in the process that made the "
-        "image; this is a child of fork(2): make an image of its own in the "
-        "child"));
-  }
+  if (absl::Status status = CheckProcess(); !status.ok()) return status;
   MutexLock lock(&demand.mutex);
   const int raced = demand.memfd.load(std::memory_order_acquire);
   if (raced >= 0) {

@@ -41,8 +41,8 @@
 // likes, also after the parent's end. Destroying the child's copy does not
 // disturb the parent. This differs from the memories of a pool, which the child
 // does not have, and from an image with a PageSource: the child can destroy
-// that, but neither PageBytes() nor data() may be read there; Read() and
-// FetchPages() give ECHILD, OnDemandMemfd() is FailedPrecondition.
+// that, but neither PageBytes() nor data() may be read there; FetchPages()
+// gives ECHILD, and the others fail with that, or as CheckProcess() does.
 //
 // Core dumps: the view is MADV_DONTDUMP. A dump of a process with many images
 // does not contain them.
@@ -177,6 +177,11 @@ class Image : public std::enable_shared_from_this<Image> {
 
   // Whether there is a PageSource.
   bool has_source() const;
+
+  // FailedPrecondition for an image with a PageSource in a child of the process
+  // that made it, where nobody can use it; otherwise OK. Any thread, not in a
+  // signal handler.
+  absl::Status CheckProcess() const;
 
   // Whether the page can be read without waiting for a PageSource. Any thread;
   // async-signal-safe.

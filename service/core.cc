@@ -285,24 +285,6 @@ absl::Status Core::MapBookKeeping() {
   }
   fault_core_.zero_source = static_cast<uintptr_t>(zeroes.value);
 
-  const CallResult alive = kernel_.Mmap(0, kPageBytes, PROT_READ | PROT_WRITE,
-                                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (!alive.ok()) {
-    return absl::ErrnoToStatus(alive.error, "mmap of a page");
-  }
-  alive_page_ = reinterpret_cast<void*>(alive.value);
-  const CallResult wipe =
-      kernel_.Madvise(alive.value, kPageBytes, MADV_WIPEONFORK);
-  if (!wipe.ok()) {
-    return absl::ErrnoToStatus(
-        wipe.error,
-        "MADV_WIPEONFORK (kernel 4.14), by which a forked child "
-        "learns that the pool is not its own");
-  }
-  auto* const word = new (alive_page_) std::atomic<uint64_t>(1);
-  fault_core_.alive = word;
-  steady_.alive = word;
-
   for (uint32_t i = 0; i < layout_.slots(); ++i) {
     new (control_->slot_record(i)) SlotState;
   }
@@ -462,7 +444,7 @@ absl::Status Core::Start() {
 
 Core::~Core() {
   LiveCores::Remove(this);
-  if (fault_core_.alive != nullptr && !fault_core_.InOwnerProcess()) {
+  if (!InOwnerProcess()) {
     // A forked child: the mappings are not there, the threads are not there,
     // and the userfaultfd is the parent's. Whatever these objects hold is left.
     static_cast<void>(threads_.release());
@@ -470,9 +452,6 @@ Core::~Core() {
     static_cast<void>(staging_.release());
     static_cast<void>(slots_.release());
     static_cast<void>(control_.release());
-    if (reservation_.has_value()) {
-      static_cast<void>(new Reservation(*std::move(reservation_)));
-    }
     if (registered_) UnregisterPool(&fault_core_.entry);
     return;
   }
@@ -496,9 +475,6 @@ Core::~Core() {
   }
   if (fault_core_.zero_source != 0) {
     kernel_.Munmap(fault_core_.zero_source, kZeroSourcePages * kPageBytes);
-  }
-  if (alive_page_ != nullptr) {
-    kernel_.Munmap(reinterpret_cast<uintptr_t>(alive_page_), kPageBytes);
   }
 }
 
@@ -533,6 +509,11 @@ absl::Status Core::CheckMemoryOptions(const MemoryOptions& options) const {
         Pages(options.image->size_bytes()), " bytes is larger than size_bytes ",
         Pages(options.size_bytes),
         " of the memory: raise MemoryOptions::size_bytes"));
+  }
+  if (options.image != nullptr) {
+    if (absl::Status status = options.image->CheckProcess(); !status.ok()) {
+      return status;
+    }
   }
   // Where all pages are needed at once, a source that fails is found out before
   // a slot is touched.
@@ -1334,6 +1315,7 @@ absl::Status Core::FillFailed(const SlotState& slot, uint64_t page,
 }
 
 MemoryPages Core::CountPages(SlotState& slot) const {
+  if (!InOwnerProcess()) return {};
   if (mappings_ != nullptr) return CountMappedPages(slot);
   MemoryPages count;
   WaitForFills(slot);  // As in Snapshot.

@@ -61,6 +61,7 @@
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/pagemap.h"
+#include "firsttouch/uffd/process_mark.h"
 #include "firsttouch/uffd/uffd.h"
 
 namespace firsttouch {
@@ -159,9 +160,7 @@ class Core {
   void PublishImage(const SlotState& slot);
   absl::Status CheckMemoryOptions(const MemoryOptions& options) const;
   // Not in a child of fork(2).
-  bool InOwnerProcess() const {
-    return steady_.alive->load(std::memory_order_relaxed) != 0;
-  }
+  bool InOwnerProcess() const { return steady_.made_by.IsHere(); }
   absl::Status CheckProcess() const;
   // Not after a Reset or a Snapshot that failed.
   static absl::Status CheckUsable(const SlotState& slot);
@@ -289,7 +288,7 @@ class Core {
         : number(pool_number), fence(kernel) {}
 
     // As in fault_core_.
-    const std::atomic<uint64_t>* alive = nullptr;
+    const ProcessMark made_by = ProcessMark::Here();
     // Unique among all cores that this process ever had.
     const uint64_t number;
     // Between releases that may be the last, and Orphan().
@@ -328,7 +327,6 @@ class Core {
   std::optional<Reservation> reservation_;
   // Has the records and page states of all slots.
   std::unique_ptr<ControlBlock> control_;
-  void* alive_page_ = nullptr;
   std::unique_ptr<SlotState[], DestroySlots> slots_;
   std::unique_ptr<InstanceState[]> instances_;
   // Made once the limits are checked: it allocates for each instance.

@@ -18,6 +18,7 @@
 #include "firsttouch/service/trap.h"
 #include "firsttouch/uffd/fill.h"
 #include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/process_mark.h"
 #include "firsttouch/uffd/signal_mask.h"
 
 namespace firsttouch {
@@ -87,10 +88,9 @@ struct FaultCore {
   const char* name = "";
   TrapCallback trap_callback = nullptr;
   void* trap_user = nullptr;
-  // First word of a page that a forked child finds zeroed (MADV_WIPEONFORK,
-  // 4.14): 1 in the process that made the pool. In a child the userfaultfd
-  // still acts on the parent's memory and must not be used.
-  const std::atomic<uint64_t>* alive = nullptr;
+  // In a child of fork(2) the userfaultfd still acts on the parent's memory and
+  // must not be used.
+  ProcessMark made_by = ProcessMark::Here();
   PoolEntry entry;
   // By slot number modulo kShards, so that threads on different slots do not
   // share a line.
@@ -100,9 +100,7 @@ struct FaultCore {
   };
   Shard shards[kShards];
 
-  bool InOwnerProcess() const {
-    return alive->load(std::memory_order_relaxed) != 0;
-  }
+  bool InOwnerProcess() const { return made_by.IsHere(); }
 };
 
 // A fault, as the hardware or the kernel's event tells it.

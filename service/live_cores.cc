@@ -1,7 +1,5 @@
 #include "firsttouch/service/live_cores.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <memory>
@@ -11,12 +9,13 @@
 #include "firsttouch/init/image.h"
 #include "firsttouch/service/core.h"
 #include "firsttouch/uffd/mutex.h"
+#include "firsttouch/uffd/process_mark.h"
 
 namespace firsttouch {
 namespace {
 
 struct List {
-  const pid_t process = getpid();
+  const ProcessMark made_by = ProcessMark::Here();
   Mutex mutex;
   std::vector<Core*> cores ABSL_GUARDED_BY(mutex);
 };
@@ -27,7 +26,7 @@ std::atomic<List*> g_list{nullptr};
 // held the lock at the fork, and no pool of the parent is the child's.
 List* OwnList(bool make) {
   List* list = g_list.load(std::memory_order_acquire);
-  if (list != nullptr && list->process == getpid()) return list;
+  if (list != nullptr && list->made_by.IsHere()) return list;
   if (!make) return nullptr;
   auto* const fresh = new List;
   if (g_list.compare_exchange_strong(list, fresh, std::memory_order_acq_rel)) {

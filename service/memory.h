@@ -159,7 +159,7 @@ class Memory {
                          Access access) const;
 
   // Counts pages; compares the contents of writable ones, so its time grows
-  // with them. All 0 after release.
+  // with them. All 0 after release and in a child of fork(2).
   MemoryPages CountPages() const;
 
   // From now on Reset() and the release, the destructor's too, give the pages

@@ -43,6 +43,7 @@
 #include "firsttouch/service/signals.h"
 #include "firsttouch/service/slot_ops.h"
 #include "firsttouch/service/slot_state.h"
+#include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/pagemap.h"
 #include "firsttouch/uffd/units.h"
 
@@ -240,17 +241,27 @@ absl::StatusOr<ImageRef> Core::Snapshot(SlotState& slot, std::string name,
       if (size_bytes > room_bytes) {
         if (copies != 0) kernel_.Munmap(std::exchange(copies, 0), room_bytes);
         room_bytes = RoundUpToPage(size_bytes);
-        const CallResult mapped =
-            kernel_.Mmap(0, room_bytes, PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (!mapped.ok()) {
+        const auto refused = [&](int error, const char* call) {
           return absl::ErrnoToStatus(
-              mapped.error,
-              absl::StrCat("mmap of ", room_bytes,
+              error,
+              absl::StrCat(call, " of ", room_bytes,
                            " bytes for a snapshot (mostly untouched; RLIMIT_AS "
                            "and overcommit count it)"));
-        }
+        };
+        // In the order that mapping_properties.h gives. They are bytes of the
+        // memory, which neither a core dump nor a child of fork(2) has.
+        const CallResult mapped =
+            kernel_.Mmap(0, room_bytes, PROT_NONE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (!mapped.ok()) return refused(mapped.error, "mmap");
         copies = static_cast<uintptr_t>(mapped.value);
+        const MappingResult set = SetMappingProperties(
+            kernel_, copies, room_bytes,
+            {.include_in_core_dump = options_.include_in_core_dump});
+        if (!set.ok()) return refused(set.error, set.call);
+        const CallResult opened =
+            kernel_.Mprotect(copies, room_bytes, PROT_READ | PROT_WRITE);
+        if (!opened.ok()) return refused(opened.error, "mprotect");
         differs = PageMap::Create(PagesRoundedUp(room_bytes));
         if (!differs.ok()) return differs.status();
       }

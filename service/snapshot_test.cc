@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <memory>
@@ -305,10 +306,55 @@ TEST_P(SnapshotTest, AsManyMappingsAreThereAfterwards) {
   EXPECT_LE(CountMappings(), before + 1);
 }
 
+// The VmFlags line of the mapping that begins at `start`.
+std::string FlagsOfMapping(uintptr_t start) {
+  std::ifstream smaps("/proc/self/smaps");
+  bool wanted = false;
+  for (std::string line; std::getline(smaps, line);) {
+    uintptr_t begin = 0;
+    uintptr_t end = 0;
+    if (sscanf(line.c_str(), "%lx-%lx ", &begin, &end) == 2) {
+      wanted = begin <= start && start < end;
+    } else if (wanted && line.starts_with("VmFlags:")) {
+      return line;
+    }
+  }
+  return "none";
+}
+
+// What the bytes are copied to meanwhile is kept from the same as the memory.
+TEST_P(SnapshotTest, CopiesAreInNoChildAndNoCoreDump) {
+  Memory memory = MustAcquire(PatternImage("copies", 4), 8);
+  Store(memory, 0, 1);
+  std::vector<std::string> flags;
+  kernel_.Hook(FakeKernel::Op::kMunmap, [&](const FakeKernel::Call& call) {
+    if (call.bytes == 8 * kPageBytes) {
+      flags.push_back(FlagsOfMapping(call.start));
+    }
+  });
+  ASSERT_TRUE(memory.Snapshot("x").ok());
+  kernel_.Hook(FakeKernel::Op::kMunmap, {});
+  ASSERT_EQ(flags.size(), 1u);
+  EXPECT_THAT(flags[0], HasSubstr(" dc "));  // MADV_DONTFORK
+  EXPECT_THAT(flags[0], HasSubstr(" dd "));  // MADV_DONTDUMP
+}
+
+TEST_P(SnapshotTest, ARefusedPropertyOfTheCopiesIsNamed) {
+  Memory memory = MustAcquire(PatternImage("refused", 4), 8);
+  Store(memory, 0, 1);
+  kernel_.Fail(FakeKernel::Op::kMadvise, 1, CallResult{0, ENOMEM});
+  EXPECT_EQ(memory.Snapshot("x").status().ToString(),
+            "RESOURCE_EXHAUSTED: MADV_DONTFORK of 32768 bytes for a snapshot "
+            "(mostly untouched; RLIMIT_AS and overcommit count it): Cannot "
+            "allocate memory");
+  ASSERT_TRUE(memory.Snapshot("x").ok());
+}
+
 TEST_P(SnapshotTest, AMemoryThatCannotBeMadeReadOnlyIsLeftAsItWas) {
   Memory memory = MustAcquire(PatternImage("refused", 4), 8);
   Store(memory, 0, 1);
-  kernel_.Fail(FakeKernel::Op::kMprotect, 1, CallResult{0, ENOMEM});
+  // The first one is that of the room for the copies.
+  kernel_.Fail(FakeKernel::Op::kMprotect, 2, CallResult{0, ENOMEM});
   const absl::Status refused = memory.Snapshot("x").status();
   EXPECT_THAT(refused.ToString(), HasSubstr("mprotect"));
   Store(memory, 0, 2);
@@ -319,7 +365,7 @@ TEST_P(SnapshotTest, AMemoryThatCannotBeMadeReadOnlyIsLeftAsItWas) {
 TEST_P(SnapshotTest, AMemoryThatStaysReadOnlyIsMappedAnewForTheNextHolder) {
   Memory memory = MustAcquire(PatternImage("stuck", 4), 8);
   Store(memory, 0, 1);
-  kernel_.Fail(FakeKernel::Op::kMprotect, 2, CallResult{0, ENOMEM});
+  kernel_.Fail(FakeKernel::Op::kMprotect, 3, CallResult{0, ENOMEM});
   const absl::Status stuck = memory.Snapshot("x").status();
   EXPECT_THAT(stuck.ToString(), HasSubstr("mprotect"));
   EXPECT_TRUE(absl::IsFailedPrecondition(memory.Snapshot("x").status()));

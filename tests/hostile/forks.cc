@@ -12,11 +12,15 @@
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <span>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/init/image_pieces.h"
+#include "firsttouch/init/page_source.h"
 #include "firsttouch/tests/hostile/program.h"
 #include "firsttouch/uffd/units.h"
 
@@ -44,6 +48,13 @@ void ExpectFailedPrecondition(const absl::Status& status) {
          absl::StrCat("not FailedPrecondition: ", status.ToString()));
   }
 }
+
+class SourceOfZeroes : public PageSource {
+ public:
+  absl::Status Fetch(PageIndex, std::span<std::byte>) override {
+    return absl::OkStatus();
+  }
+};
 
 }  // namespace
 
@@ -76,6 +87,11 @@ void Forks(const Setting& setting) {
     ExpectFailedPrecondition(memory.MakeReady(0, 1, Access::kRead));
     ExpectFailedPrecondition(memory.Snapshot("snapshot").status());
     ExpectFailedPrecondition(memory.Reset());
+    ExpectFailedPrecondition(service->Trim().status());
+    const MemoryPages pages = memory.CountPages();
+    HOSTILE_CHECK_EQ(pages.touched + pages.writable + pages.changed, 0u);
+    HOSTILE_CHECK_EQ(service->Stats().slots, 2u);
+    HOSTILE_CHECK(!service->Describe().empty());
     // What the child has inherited of handles can be dropped.
     memory = Memory();
     service = nullptr;
@@ -134,8 +150,18 @@ void ForkedChildMakesPool(const Setting& setting) {
                                 .trap_callback = CatchTrap};
   Memory memory = Acquire(*service, wanted);
   Poke(memory.base(), std::byte{42});
+  // One whose source's threads the child does not have. (Where there is no
+  // userfaultfd it is a built image.)
+  absl::StatusOr<ImageRef> sourced =
+      ImageFromSource({.name = "sourced", .size_bytes = kPageBytes},
+                      std::make_shared<SourceOfZeroes>());
+  HOSTILE_CHECK_OK(sourced.status());
   const int status = InChild([&] {
     std::unique_ptr<Service> mine = MakeService(PoolOptions(setting));
+    const absl::Status nobody_answers =
+        mine->Acquire({.image = *sourced, .size_bytes = kPageBytes}).status();
+    if ((*sourced)->has_source()) ExpectFailedPrecondition(nobody_answers);
+    sourced = ImageRef();
     Memory here = Acquire(*mine, wanted);
     HOSTILE_CHECK(Peek(here.base() + kPageBytes) == PatternByte(1, 1));
     Poke(here.base(), std::byte{1});
@@ -154,6 +180,54 @@ void ForkedChildMakesPool(const Setting& setting) {
   HOSTILE_CHECK(Peek(memory.base()) == std::byte{42});
   HOSTILE_CHECK(Peek(memory.base() + kPageBytes) == PatternByte(1, 1));
   HOSTILE_CHECK(Traps([&] { Peek(memory.base() + 16 * kPageBytes); }));
+}
+
+// A daemon: the image that its parent has used is all that it inherits, and the
+// parent ends. The pages come from where the image has them, which is not the
+// parent's memory.
+void ForkedChildOutlivesParent(const Setting& setting) {
+  constexpr uint64_t kPages = 64;
+  int told[2];
+  HOSTILE_CHECK_EQ(pipe(told), 0);
+  const int status = InChild([&] {
+    const ImageRef parent_image = MakeImage(kPages, 1);
+    const std::vector<std::byte> other(kPageBytes, std::byte{99});
+    const absl::StatusOr<ImageRef> delta =
+        DeltaOf({.name = "delta", .size_bytes = kPages * kPageBytes},
+                parent_image, {{{PageIndex(7), other.data()}}});
+    HOSTILE_CHECK_OK(delta.status());
+    const MemoryOptions wanted = {.image = *delta,
+                                  .size_bytes = kPages * kPageBytes};
+    std::unique_ptr<Service> service = MakeService(PoolOptions(setting));
+    Memory memory = Acquire(*service, wanted);
+    HOSTILE_CHECK(Peek(memory.base()) == PatternByte(1, 0));
+    int alive[2];
+    HOSTILE_CHECK_EQ(pipe(alive), 0);
+    const pid_t daemon = fork();
+    HOSTILE_CHECK(daemon >= 0);
+    if (daemon != 0) return;
+    alarm(20);
+    close(alive[1]);
+    std::byte none;
+    // Ends when the parent has: its memory is gone before its descriptors.
+    HOSTILE_CHECK_EQ(read(alive[0], &none, 1), 0);
+    memory = Memory();
+    service = MakeService(PoolOptions(setting));
+    for (int tenant = 0; tenant < 2; ++tenant) {
+      Memory here = Acquire(*service, wanted);
+      for (uint64_t page = 0; page < kPages; ++page) {
+        HOSTILE_CHECK(Peek(here.base() + page * kPageBytes) ==
+                      (page == 7 ? std::byte{99} : PatternByte(1, page)));
+        Poke(here.base() + page * kPageBytes, std::byte{1});
+      }
+      HOSTILE_CHECK_OK(here.Release());
+    }
+    HOSTILE_CHECK_EQ(write(told[1], "x", 1), 1);
+  });
+  HOSTILE_CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  close(told[1]);
+  std::byte done;
+  HOSTILE_CHECK_EQ(read(told[0], &done, 1), 1);
 }
 
 }  // namespace firsttouch::hostile

@@ -237,6 +237,10 @@ TEST_P(HostileTest, ForkedChildMakesAPoolOfItsOwn) {
   ExpectSuccess("forked_child_makes_pool");
 }
 
+TEST_P(HostileTest, ForkedChildUsesAnImageAfterItsParentHasEnded) {
+  ExpectSuccess("forked_child_outlives_parent");
+}
+
 TEST_P(HostileTest, ForkedChildDiesOfItsTouch) {
   const Outcome outcome = Run("forked_child_touches");
   if (outcome.exit_code == kSkipped) GTEST_SKIP() << outcome.out;

@@ -24,6 +24,7 @@ constexpr Program kPrograms[] = {
     {"forks", Forks},
     {"forked_child_touches", ForkedChildTouches},
     {"forked_child_makes_pool", ForkedChildMakesPool},
+    {"forked_child_outlives_parent", ForkedChildOutlivesParent},
     {"overflows_stack", OverflowsStack},
     {"overflows_stack_under_host", OverflowsStackUnderHost},
     {"faults_at_stack_end", FaultsAtStackEnd},

@@ -54,6 +54,7 @@ void LastTenant(const Setting& setting);
 void Forks(const Setting& setting);
 void ForkedChildTouches(const Setting& setting);
 void ForkedChildMakesPool(const Setting& setting);
+void ForkedChildOutlivesParent(const Setting& setting);
 void OverflowsStack(const Setting& setting);
 void OverflowsStackUnderHost(const Setting& setting);
 void FaultsAtStackEnd(const Setting& setting);
