@@ -55,6 +55,10 @@ int ErrnoOf(const absl::Status& status) {
       return ETIMEDOUT;
     case absl::StatusCode::kResourceExhausted:
       return ENOMEM;
+    case absl::StatusCode::kUnavailable:
+      // One of those that absl makes Unavailable of, and no call on memory
+      // gives.
+      return EHOSTDOWN;
     case absl::StatusCode::kCancelled:
       return ECANCELED;
     default:

@@ -21,7 +21,7 @@
 //
 // ERRORS reach all who wait for the granule at that time: the fault becomes a
 // trap in each thread (TrapInfo::error is the errno that belongs to the status'
-// code, EIO where none does), MakeReady and Image::Read say it. Nothing of the
+// code: EHOSTDOWN for Unavailable, EIO where none does), MakeReady and Image::Read say it. Nothing of the
 // page is left in the memory, whose slot is as clean for its next holder as any
 // other. Whoever needs the granule later makes the source try again.
 //

@@ -178,7 +178,7 @@ TEST_P(SourceFaultsTest, AFailureIsATrapInEveryThreadAndLeavesACleanSlot) {
         }
       });
       ASSERT_TRUE(trap.has_value());
-      EXPECT_EQ(trap->error, EIO);
+      EXPECT_EQ(trap->error, EHOSTDOWN);
       EXPECT_EQ(trap->offset_bytes, static_cast<int64_t>(20 * kPageBytes + i));
       EXPECT_EQ(trap->size_bytes, kMemoryBytes);
       EXPECT_EQ(trap->access, i % 2 == 0 ? Access::kRead : Access::kWrite);
@@ -235,6 +235,21 @@ TEST_P(SourceFaultsTest, WhereAllIsNeededAtBindAFailureIsTheAcquires) {
   ExpectCleanSlot();
 }
 
+TEST_P(SourceFaultsTest, AnUnavailableSourceIsUnavailableAndNotUnknown) {
+  source_->failing = true;
+  absl::Status status;
+  if (GetParam().mapped()) {
+    status = service_->Acquire({.image = image_, .size_bytes = kMemoryBytes})
+                 .status();
+  } else {
+    Memory memory = MustAcquire();
+    status = memory.MakeReady(20 * kPageBytes, 1, Access::kRead);
+  }
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+  source_->failing = false;
+  ExpectCleanSlot();
+}
+
 TEST_P(SourceFaultsTest, ASnapshotAfterAWriteThatFailedIsAnErrorAndNoDeath) {
   if (GetParam().mapped()) GTEST_SKIP() << "all pages are there at bind";
   source_->failing = true;
@@ -244,11 +259,11 @@ TEST_P(SourceFaultsTest, ASnapshotAfterAWriteThatFailedIsAnErrorAndNoDeath) {
     const std::optional<TrapInfo> trap =
         TrapOf([&] { Store(memory, page * kPageBytes, 1); });
     ASSERT_TRUE(trap.has_value());
-    EXPECT_EQ(trap->error, EIO);
+    EXPECT_EQ(trap->error, EHOSTDOWN);
   }
   for (const absl::Status& refused : {memory.Snapshot("all").status(),
                                       memory.SnapshotDelta("delta").status()}) {
-    EXPECT_EQ(refused.code(), absl::ErrnoToStatusCode(EIO)) << refused;
+    EXPECT_EQ(refused.code(), absl::StatusCode::kUnavailable) << refused;
     EXPECT_THAT(refused.ToString(), HasSubstr("image 'sourced': its source"));
   }
 
