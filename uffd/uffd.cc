@@ -270,7 +270,9 @@ std::string UffdOpenRemedy(How how, int error) {
                "docker run --device /dev/userfaultfd";
       case EACCES:
         return "give this user the device: chmod 0666 /dev/userfaultfd, or for "
-               "good a udev rule KERNEL==\"userfaultfd\", MODE=\"0666\"";
+               "good a udev rule KERNEL==\"userfaultfd\", MODE=\"0666\"; where "
+               "the mode allows it, a security module refuses it (SELinux: "
+               "ausearch -m AVC)";
       case EPERM:
         return "the container's device rules refuse it: docker run --device "
                "/dev/userfaultfd";
@@ -289,6 +291,10 @@ std::string UffdOpenRemedy(How how, int error) {
              "vm.unprivileged_userfaultfd=1, and no seccomp filter that "
              "refuses "
              "the call";
+    case EACCES:
+      return "a security module refuses it: with SELinux, allow this domain "
+             "the class anon_inode for [userfaultfd] (ausearch -m AVC shows "
+             "the denial)";
     case ENOSYS:
       return "the kernel was built without CONFIG_USERFAULTFD, or a seccomp "
              "filter hides the call";

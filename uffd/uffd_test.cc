@@ -81,6 +81,16 @@ TEST(UffdOpen, OrderFitsWhatIsAsked) {
   EXPECT_EQ(OrderOfTries(true), "device syscall ");
 }
 
+TEST(UffdOpen, ARefusalByASecurityModuleHasARemedy) {
+  for (const Uffd::How how :
+       {Uffd::How::kSyscallUserModeOnly, Uffd::How::kSyscall}) {
+    EXPECT_EQ(UffdOpenRemedy(how, EACCES),
+              "a security module refuses it: with SELinux, allow this domain "
+              "the class anon_inode for [userfaultfd] (ausearch -m AVC shows "
+              "the denial)");
+  }
+}
+
 TEST(UffdOpen, ListsEachTryWithItsErrnoAndRemedy) {
   FakeKernel kernel;
   kernel.Fail(Op::kOpenUserfaultfdSyscall, FakeKernel::kEvery,
@@ -101,7 +111,8 @@ TEST(UffdOpen, ListsEachTryWithItsErrnoAndRemedy) {
           "  /dev/userfaultfd with USER_MODE_ONLY: EACCES: Permission denied "
           "(errno 13); give this user the device: chmod 0666 "
           "/dev/userfaultfd, or for good a udev rule KERNEL==\"userfaultfd\", "
-          "MODE=\"0666\"\n"
+          "MODE=\"0666\"; where the mode allows it, a security module "
+          "refuses it (SELinux: ausearch -m AVC)\n"
           "  userfaultfd(2): EPERM: Operation not permitted (errno 1); needs "
           "CAP_SYS_PTRACE or sysctl -w vm.unprivileged_userfaultfd=1, and no "
           "seccomp filter that refuses the call");
