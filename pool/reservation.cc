@@ -24,6 +24,7 @@
 #include "firsttouch/pool/limits.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mapping_properties.h"
+#include "firsttouch/uffd/proc.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -243,6 +244,14 @@ absl::Status Reservation::Open(const PoolLayout& layout) const {
   if (opened.ok()) return absl::OkStatus();
   if (opened.error == ENOMEM) {
     // What is accessible counts against more limits than what is not.
+    if (const std::string data = DataLimitText(bytes_); !data.empty()) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "mprotect of ", bytes_, " bytes for ", layout.slots(),
+          " slots: ", ErrnoText(opened.error), data,
+          " (ulimit -d unlimited), or lower instances, max_memory_bytes or "
+          "guard_after_bytes, or take supply mappings-drop or mappings-scan, "
+          "where a memory counts with its size"));
+    }
     return ExplainRefusedReservation(layout, /*alignment_bytes=*/1,
                                      ReadLimitFacts(), opened.error);
   }

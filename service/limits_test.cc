@@ -1,17 +1,24 @@
 // What a machine, or a process, does not have room for is refused with the
 // limit's name, before anything is allocated for it.
 
+#include <errno.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 
 #include <cstdint>
+#include <fstream>
 #include <memory>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/service/service.h"
+#include "firsttouch/service/service_test_util.h"
+#include "firsttouch/service/signals.h"
+#include "firsttouch/uffd/fake_kernel.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mapping_wall.h"
 #include "firsttouch/uffd/test_util.h"
@@ -24,6 +31,7 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::StartsWith;
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -90,6 +98,109 @@ TEST(CreateTest, AtTheMappingLimitNamesIt) {
   EXPECT_EQ(child.signal, 0);
   EXPECT_THAT(child.output, AllOf(StartsWith("RESOURCE_EXHAUSTED: "),
                                   HasSubstr("vm.max_map_count")));
+}
+
+TEST(AlternateStackTest, AtTheMappingLimitNamesIt) {
+  if (kSanitizer) GTEST_SKIP() << "a sanitizer needs mappings of its own";
+  const ChildResult child = RunInChild([]() -> std::string {
+    const MappingWall wall;
+    if (!wall.at_limit()) return kSkipped;
+    return EnsureAlternateStack().ToString();
+  });
+  if (child.output == kSkipped) GTEST_SKIP() << "vm.max_map_count is higher";
+  EXPECT_THAT(child.output,
+              AllOf(StartsWith("RESOURCE_EXHAUSTED: "),
+                    HasSubstr("alternate signal stack; this process has "),
+                    HasSubstr("mappings and vm.max_map_count is ")));
+}
+
+TEST(SnapshotTest, AtTheMappingLimitNamesIt) {
+  if (kSanitizer) GTEST_SKIP() << "a sanitizer needs mappings of its own";
+  const ChildResult child = RunInChild([]() -> std::string {
+    ServiceOptions options = Options(4);
+    // So that a slot is in the middle of a mapping.
+    options.layout.guard_before_bytes = 65536;
+    options.layout.guard_after_bytes = 65536;
+    const absl::StatusOr<std::unique_ptr<Service>> service =
+        Service::Create(options, RealKernel());
+    if (!service.ok()) return TextOf(service);
+    absl::StatusOr<Memory> memory =
+        (*service)->Acquire({.size_bytes = kPageBytes});
+    if (!memory.ok()) return memory.status().ToString();
+    MappingWall wall;
+    if (!wall.at_limit()) return kSkipped;
+    // Whichever of its calls is the first that there is no mapping for.
+    std::string texts;
+    for (uint64_t left = 0; left < 16; left += 2) {
+      wall.GiveBack(left);
+      const absl::Status status = memory->Snapshot("at the limit").status();
+      if (status.ok()) return texts;
+      if (!absl::IsResourceExhausted(status) ||
+          !absl::StrContains(status.message(), "vm.max_map_count")) {
+        return status.ToString();
+      }
+      absl::StrAppend(&texts, status.ToString(), "\n");
+    }
+    return "no snapshot with 14 mappings";
+  });
+  if (child.output == kSkipped) GTEST_SKIP() << "vm.max_map_count is higher";
+  EXPECT_THAT(child.output,
+              AllOf(StartsWith("RESOURCE_EXHAUSTED: "),
+                    HasSubstr("for a snapshot; this process has "),
+                    HasSubstr("mappings and vm.max_map_count is ")));
+}
+
+// Private writable memory of this process (a child) is limited to 64 MiB more
+// than it has.
+bool LimitData() {
+  uint64_t pages[6] = {};
+  std::ifstream statm("/proc/self/statm");
+  for (uint64_t& field : pages) statm >> field;
+  const rlim_t bytes = pages[5] * kPageBytes + (uint64_t{64} << 20);
+  const rlimit limit = {bytes, bytes};
+  return setrlimit(RLIMIT_DATA, &limit) == 0;
+}
+
+TEST(DataLimitTest, CreateNamesIt) {
+  const Way way{Backing::kCopied, Resolve::kInThread};
+  if (const std::string missing = MissingFor(way); !missing.empty()) {
+    GTEST_SKIP() << missing;
+  }
+  const ChildResult child = RunInChild([]() -> std::string {
+    if (!LimitData()) return kSkipped;
+    ServiceOptions options = Options(1 << 15);
+    options.supply = Supply::kUserfaultfd;
+    return TextOf(Service::Create(options, RealKernel()));
+  });
+  if (child.output == kSkipped) GTEST_SKIP() << "setrlimit is refused";
+  EXPECT_THAT(
+      child.output,
+      AllOf(StartsWith("RESOURCE_EXHAUSTED: mprotect of 134217728 bytes "
+                       "for 32768 slots: "),
+            HasSubstr("RLIMIT_DATA (ulimit -d), which counts private "
+                      "writable memory in full, touched or not, is "),
+            HasSubstr("lower instances")));
+}
+
+TEST(DataLimitTest, AcquireOfMappingsNamesIt) {
+  const ChildResult child = RunInChild([]() -> std::string {
+    if (!LimitData()) return kSkipped;
+    ServiceOptions options = Options(1);
+    options.layout.max_memory_bytes = uint64_t{128} << 20;
+    options.supply = Supply::kMappingsDrop;
+    const absl::StatusOr<std::unique_ptr<Service>> service =
+        Service::Create(options, RealKernel());
+    if (!service.ok()) return TextOf(service);
+    return (*service)
+        ->Acquire({.size_bytes = uint64_t{128} << 20})
+        .status()
+        .ToString();
+  });
+  if (child.output == kSkipped) GTEST_SKIP() << "setrlimit is refused";
+  EXPECT_THAT(child.output,
+              AllOf(StartsWith("RESOURCE_EXHAUSTED: mprotect of 134217728"),
+                    HasSubstr("RLIMIT_DATA (ulimit -d)"),
+                    Not(HasSubstr("vm.max_map_count"))));
 }
 
 }  // namespace

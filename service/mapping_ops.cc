@@ -15,6 +15,7 @@
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/pagemap.h"
+#include "firsttouch/uffd/proc.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -58,8 +59,9 @@ absl::Status Failed(const FaultCore& core, const SlotState& slot, int error,
                    first_page * kPageBytes, " of slot ", &slot - core.slots,
                    " in pool \"", core.name, "\"",
                    error == ENOMEM
-                       ? "; out of memory, or of mappings (vm.max_map_count: "
-                         "without userfaultfd a slot needs three)"
+                       ? absl::StrCat(ShortageText(pages * kPageBytes),
+                                      " (without userfaultfd a slot needs "
+                                      "three mappings)")
                        : ""));
 }
 

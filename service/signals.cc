@@ -19,6 +19,7 @@
 #include "absl/strings/str_cat.h"
 #include "firsttouch/service/interrupted_stack.h"
 #include "firsttouch/uffd/mutex.h"
+#include "firsttouch/uffd/proc.h"
 #include "firsttouch/uffd/signal_mask.h"
 #include "firsttouch/uffd/units.h"
 
@@ -233,17 +234,21 @@ class ThreadAlternateStack {
     void* const mapping = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
     if (mapping == MAP_FAILED) {
+      const int error = errno;
       return ErrnoStatus(
-          errno, absl::StrCat("mmap of ", bytes,
-                              " bytes for the thread's alternate signal stack")
+          error, absl::StrCat("mmap of ", bytes,
+                              " bytes for the thread's alternate signal stack",
+                              error == ENOMEM ? ShortageText(bytes) : "")
                      .c_str());
     }
     if (mprotect(mapping, kPageBytes, PROT_NONE) != 0) {
       const int error = errno;
       munmap(mapping, bytes);
-      return ErrnoStatus(error,
-                         "mprotect of the guard page below the thread's "
-                         "alternate signal stack");
+      return ErrnoStatus(
+          error, absl::StrCat("mprotect of the guard page below the thread's "
+                              "alternate signal stack",
+                              error == ENOMEM ? ShortageText(0) : "")
+                     .c_str());
     }
     mapping_ = mapping;
     bytes_ = bytes;

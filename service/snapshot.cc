@@ -45,6 +45,7 @@
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/pagemap.h"
+#include "firsttouch/uffd/proc.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -90,7 +91,8 @@ absl::Status Core::Freeze(SlotState& slot, uint64_t bytes) {
           done.error,
           absl::StrCat("mprotect(PROT_READ) of the ", bytes, " bytes of slot ",
                        SlotNumber(slot), " in pool \"", options_.name,
-                       "\", for a snapshot"));
+                       "\", for a snapshot",
+                       done.error == ENOMEM ? ShortageText(0) : ""));
     }
   }
   // A call that fails may have done a part.
@@ -108,10 +110,12 @@ absl::Status Core::Thaw(SlotState& slot, uint64_t bytes) {
         kernel_.Mprotect(slot.base, bytes, PROT_READ | PROT_WRITE);
     if (!done.ok()) {
       status = absl::ErrnoToStatus(
-          done.error, absl::StrCat("mprotect(PROT_READ | PROT_WRITE) of the ",
-                                   bytes, " bytes of slot ", SlotNumber(slot),
-                                   " in pool \"", options_.name,
-                                   "\", after a snapshot; release the memory"));
+          done.error,
+          absl::StrCat("mprotect(PROT_READ | PROT_WRITE) of the ", bytes,
+                       " bytes of slot ", SlotNumber(slot), " in pool \"",
+                       options_.name,
+                       "\", after a snapshot; release the memory",
+                       done.error == ENOMEM ? ShortageText(0) : ""));
     }
   }
   if (status.ok()) {
@@ -246,7 +250,8 @@ absl::StatusOr<ImageRef> Core::Snapshot(SlotState& slot, std::string name,
               error,
               absl::StrCat(call, " of ", room_bytes,
                            " bytes for a snapshot (mostly untouched; RLIMIT_AS "
-                           "and overcommit count it)"));
+                           "and overcommit count it)",
+                           error == ENOMEM ? ShortageText(room_bytes) : ""));
         };
         // In the order that mapping_properties.h gives. They are bytes of the
         // memory, which neither a core dump nor a child of fork(2) has.

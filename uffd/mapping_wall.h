@@ -37,6 +37,11 @@ class MappingWall {
   // False where the limit is higher than the wall, or there is no room for it.
   bool at_limit() const { return at_limit_; }
 
+  // Leaves room for so many mappings (an even number).
+  void GiveBack(uint64_t mappings) {
+    mprotect(start_, mappings * kPageBytes, PROT_NONE);
+  }
+
  private:
   static constexpr uint64_t kMostMappings = 1 << 17;
   static constexpr uint64_t kBytes = kMostMappings * kPageBytes;

@@ -1,8 +1,11 @@
 #include "firsttouch/uffd/proc.h"
 
 #include <linux/magic.h>
+#include <sys/resource.h>
 #include <sys/vfs.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <fstream>
 
 #include "absl/strings/ascii.h"
@@ -10,6 +13,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
 
@@ -99,6 +103,64 @@ uint64_t CountMappings() {
   std::string line;
   while (std::getline(maps, line)) ++count;
   return count;
+}
+
+namespace {
+
+// Bytes of a field of /proc/self/statm: 0 all that is mapped, 5 data.
+uint64_t MappedBytes(size_t field) {
+  const std::vector<std::string> pages =
+      absl::StrSplit(ReadFirstLine("/proc/self/statm").value_or(""), ' ');
+  uint64_t count = 0;
+  if (field >= pages.size() || !absl::SimpleAtoi(pages[field], &count)) {
+    return 0;
+  }
+  return count * kPageBytes;
+}
+
+// "; RLIMIT_AS (ulimit -v) is ...", where `bytes` more than `used` exceed it.
+std::string RlimitText(int resource, const char* name, uint64_t used,
+                       uint64_t bytes) {
+  rlimit limit = {};
+  if (getrlimit(static_cast<__rlimit_resource_t>(resource), &limit) != 0 ||
+      limit.rlim_cur == RLIM_INFINITY ||
+      (used <= limit.rlim_cur && bytes <= limit.rlim_cur - used)) {
+    return "";
+  }
+  return absl::StrCat("; ", name, " is ", limit.rlim_cur, " bytes, of which ",
+                      used, " are used: raise it");
+}
+
+}  // namespace
+
+std::string DataLimitText(uint64_t bytes) {
+  return RlimitText(RLIMIT_DATA,
+                    "RLIMIT_DATA (ulimit -d), which counts private writable "
+                    "memory in full, touched or not,",
+                    MappedBytes(5), bytes);
+}
+
+std::string ShortageText(uint64_t bytes) {
+  const uint64_t mappings = CountMappings();
+  const int64_t most =
+      ReadNumber("/proc/sys/vm/max_map_count").value_or(INT64_MAX);
+  const std::string counts =
+      absl::StrCat("this process has ", mappings,
+                   " mappings and vm.max_map_count is ", most);
+  // To split a mapping takes two.
+  if (mappings + 2 >= static_cast<uint64_t>(most)) {
+    return absl::StrCat("; ", counts,
+                        ": raise it (sysctl -w vm.max_map_count=...), or use "
+                        "fewer and larger mappings");
+  }
+  std::string text = DataLimitText(bytes);
+  if (text.empty()) {
+    text =
+        RlimitText(RLIMIT_AS, "RLIMIT_AS (ulimit -v)", MappedBytes(0), bytes);
+  }
+  if (!text.empty()) return text;
+  return absl::StrCat("; out of memory: ", counts,
+                      ", and neither RLIMIT_AS nor RLIMIT_DATA is in the way");
 }
 
 std::optional<std::string> ReadFirstLine(const std::string& path) {

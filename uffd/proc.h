@@ -52,6 +52,15 @@ std::vector<Mapping> MappingsOf(uintptr_t start, uintptr_t end);
 // How many mappings this process has; what vm.max_map_count limits.
 uint64_t CountMappings();
 
+// What may have made a system call that wanted `bytes` of private writable
+// memory, or a mapping more, fail with ENOMEM, as the end of an error's text
+// with the way out: "; this process has 65531 mappings and vm.max_map_count is
+// 65530: ...", RLIMIT_DATA, RLIMIT_AS, or that no such limit is in the way.
+std::string ShortageText(uint64_t bytes);
+
+// That part of it that concerns RLIMIT_DATA; empty where `bytes` fit.
+std::string DataLimitText(uint64_t bytes);
+
 // The first line of a small file without the end of line.
 std::optional<std::string> ReadFirstLine(const std::string& path);
 
