@@ -349,6 +349,8 @@ absl::Status Core::Start() {
       pagemap_.emplace(*std::move(pagemap));
     } else if (absl::IsResourceExhausted(pagemap.status())) {
       return pagemap.status();
+    } else {
+      no_scan_reason_ = std::string(pagemap.status().message());
     }
   }
 
@@ -368,7 +370,9 @@ absl::Status Core::Start() {
         "tracking kAsync needs userfaultfd's WP_ASYNC and PAGEMAP_SCAN (kernel "
         "6.7), backing kShared, and four mappings a slot below "
         "vm.max_map_count; not all of it is there for pool \"",
-        options_.name, "\": leave tracking unset"));
+        options_.name, "\"",
+        no_scan_reason_.empty() ? "" : absl::StrCat(" (", no_scan_reason_, ")"),
+        ": leave tracking unset"));
   }
   policies_.emplace(options_.tracking, async_works);
   ops_.emplace(SlotOpsContext{
@@ -1414,14 +1418,18 @@ std::string Core::Describe() const {
                   ", features ", UffdFeatureNames(uffd_->features()), "\n");
   absl::StrAppend(
       &text, "untracked pages: ",
-      pagemap_.has_value() ? "found by PAGEMAP_SCAN"
-                           : "dropped at release (no PAGEMAP_SCAN before 6.7)",
+      pagemap_.has_value()
+          ? std::string("found by PAGEMAP_SCAN")
+          : absl::StrCat("dropped at release (", no_scan_reason_, ")"),
       "\nfirst writes: ",
       options_.tracking.has_value()
           ? absl::StrCat("tracked by ", TrackingName(*options_.tracking),
                          " (asked for)")
       : async_uffd_.has_value() && pagemap_.has_value()
           ? std::string("tracked by signal or asynchronously, by image")
+      : !pagemap_.has_value()
+          ? std::string("tracked by signal (what the kernel tracks is found by "
+                        "PAGEMAP_SCAN)")
           : std::string("tracked by signal (no WP_ASYNC before 6.7, or no "
                         "shared backing, or no room for four mappings a slot)"),
       "\nslots: ", std::string(SlotStrategyName(options_.strategy)), "\n");

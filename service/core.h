@@ -314,6 +314,8 @@ class Core {
   Supply supply_ = Supply::kUserfaultfd;
   std::string supply_reason_;
   std::string backing_reason_;
+  // Why there is no pagemap_; for pools with a userfaultfd.
+  std::string no_scan_reason_;
   bool serves_kernel_faults_ = false;
 
   FaultCore fault_core_;

@@ -203,5 +203,46 @@ TEST(DataLimitTest, AcquireOfMappingsNamesIt) {
                     Not(HasSubstr("vm.max_map_count"))));
 }
 
+TEST(PagemapTest, WhereItCannotBeOpenedDescribeSaysSo) {
+  if (const std::string missing =
+          MissingFor({Backing::kCopied, Resolve::kInThread});
+      !missing.empty()) {
+    GTEST_SKIP() << missing;
+  }
+  FakeKernel kernel;
+  kernel.Fail(FakeKernel::Op::kOpenPagemap, FakeKernel::kEvery,
+              CallResult{0, EACCES});
+  ServiceOptions options = Options(1);
+  options.supply = Supply::kUserfaultfd;
+  const absl::StatusOr<std::unique_ptr<Service>> service =
+      Service::Create(options, kernel);
+  ASSERT_TRUE(service.ok()) << service.status();
+  EXPECT_THAT((*service)->Describe(),
+              AllOf(HasSubstr("untracked pages: dropped at release "
+                              "(/proc/self/pagemap cannot be opened: EACCES"),
+                    HasSubstr("PR_SET_DUMPABLE"), Not(HasSubstr("6.7"))));
+  options.tracking = Tracking::kAsync;
+  EXPECT_THAT(TextOf(Service::Create(options, kernel)),
+              HasSubstr("(/proc/self/pagemap cannot be opened: EACCES"));
+}
+
+TEST(PagemapTest, AProcessThatIsNotDumpableIsToldSo) {
+  if (const std::string missing =
+          MissingFor({Backing::kCopied, Resolve::kInThread});
+      !missing.empty()) {
+    GTEST_SKIP() << missing;
+  }
+  const ChildResult child = RunInChild([]() -> std::string {
+    if (!BecomeNobody() || prctl(PR_SET_DUMPABLE, 0) != 0) return kSkipped;
+    const absl::StatusOr<std::unique_ptr<Service>> service =
+        Service::Create(Options(1), RealKernel());
+    return service.ok() ? (*service)->Describe() : TextOf(service);
+  });
+  if (child.output == kSkipped) GTEST_SKIP() << "there is no nobody";
+  EXPECT_THAT(child.output,
+              HasSubstr("; /proc/self is not this process's own after "
+                        "prctl(PR_SET_DUMPABLE, 0)"));
+}
+
 }  // namespace
 }  // namespace firsttouch

@@ -20,7 +20,12 @@ absl::StatusOr<Pagemap> Pagemap::Open(Kernel& kernel) {
         absl::ErrnoToStatusCode(opened.error),
         absl::StrCat(
             "/proc/self/pagemap cannot be opened: ", ErrnoText(opened.error),
-            opened.error == ENOENT   ? "; is /proc mounted?"
+            opened.error == ENOENT ? "; is /proc mounted?"
+            : opened.error == EACCES || opened.error == EPERM
+                ? "; /proc/self is not this process's own after "
+                  "prctl(PR_SET_DUMPABLE, 0) or a change of user: set "
+                  "PR_SET_DUMPABLE to 1 before the pool is made, and allow the "
+                  "file where a security module refuses it"
             : opened.error == EMFILE ? "; raise RLIMIT_NOFILE (ulimit -n)"
                                      : ""));
   }
