@@ -105,6 +105,17 @@ class ImageWriter {
     return Write(offset_bytes + begin, bytes.subspan(begin));
   }
 
+  // Puts pages that `base` stores. The kernel alone reads them: where they are
+  // those of a file that was cut short, to do it here would be a SIGBUS.
+  absl::Status PutStoredOf(const Image& base, PageRun run) {
+    image_->stored_.InsertRun(run);
+    recheck_.InsertRun(run);
+    return Write(
+        run.first.offset_bytes(),
+        std::span(base.data() + run.first.offset_bytes(), run.length.bytes()),
+        &base);
+  }
+
   absl::StatusOr<ImageRef> Finish() && {
     absl::Status status = DropZeroPages();
     if (status.ok()) status = DropUnaskedPages();
@@ -130,13 +141,21 @@ class ImageWriter {
     return ImageCallFailed(image_->name(), call, error);
   }
 
-  absl::Status Write(uint64_t offset_bytes, std::span<const std::byte> bytes) {
+  // `base`: whose the bytes are, where they may be those of a file.
+  absl::Status Write(uint64_t offset_bytes, std::span<const std::byte> bytes,
+                     const Image* base = nullptr) {
     while (!bytes.empty()) {
       const MemfdResult written = calls().Write(image_->memfd_, bytes.data(),
                                                 bytes.size(), offset_bytes);
       // A count of zero would repeat for ever: the kernel has no room.
       const int error =
           written.ok() && written.value == 0 ? ENOSPC : written.error;
+      if (error == EFAULT && base != nullptr) {
+        return Prefixed(absl::DataLossError(absl::StrCat(
+            "the base image '", base->name(), "' cannot be read at offset ",
+            offset_bytes, " (errno ", error,
+            "): a file that it is made of was cut short while it was open")));
+      }
       if (error != 0) {
         return Failed(absl::StrCat("pwrite of ", bytes.size(),
                                    " bytes at offset ", offset_bytes),
@@ -364,6 +383,9 @@ absl::StatusOr<ImageRef> ImageWithPages(const ImageOptions& options,
   if (base == nullptr) return std::move(*writer).Finish();
   // The base's stored pages, in stretches between changed ones.
   const auto keep = [&](PageIndex first, PageIndex end) {
+    if (base->is_mapped() && first < end) {
+      return writer->PutStoredOf(*base, {first, end - first});
+    }
     return writer->Put(
         first.offset_bytes(),
         std::span(base->data() + first.offset_bytes(), (end - first).bytes()));

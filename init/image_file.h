@@ -24,9 +24,10 @@
 // written with no permission to write, and who has the old one open keeps it.
 // If somebody does overwrite a file in place while it is open, pages not copied
 // yet show the new bytes; if somebody cuts it short, FetchPages fails with
-// EFAULT, and a plain read of a page behind the end is a SIGBUS. Where others
-// may write to the file, open it with Backing::kCopied and Verify::kAll: what
-// is copied is what was verified, and out of reach.
+// EFAULT, and a plain read of a page behind the end is a SIGBUS. (A pool traps
+// with that errno at a touch of such a page, and drops what it cannot restore.)
+// Where others may write to the file, open it with Backing::kCopied and
+// Verify::kAll: what is copied is what was verified, and out of reach.
 //
 // Errors of all functions name the file, the field or the offset, the value and
 // the rule. NotFound, PermissionDenied and others carry the kernel's errno;

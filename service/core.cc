@@ -20,6 +20,7 @@
 #include "firsttouch/locator/locator.h"
 #include "firsttouch/pool/limits.h"
 #include "firsttouch/service/live_cores.h"
+#include "firsttouch/service/restore_page.h"
 #include "firsttouch/service/signals.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/mapping_properties.h"
@@ -962,8 +963,10 @@ absl::Status Core::RestoreInBounds(SlotState& slot, uint64_t size_pages) {
   }
   status =
       RestorePages(*ops_, slot, slot.kept_pages, size_pages, hot_pages_limit);
-  // Also private pages that are clean, which the kernel may be reading.
-  if (status.ok() && drops) {
+  // Also private pages that are clean, which the kernel may be reading; and
+  // where a page of the image could not be read to restore one.
+  if (status.ok() &&
+      (slot.exceptions.load(std::memory_order_relaxed) & kSlotDropped) != 0) {
     status = DropEveryPage(*ops_, slot, slot.kept_pages);
   }
   if (status.ok() && slot.demotion_due) {
@@ -1351,7 +1354,7 @@ MemoryPages Core::CountPages(SlotState& slot) const {
         const std::byte* before = page < slot.image_pages
                                       ? slot.image->PageBytes(PageIndex(page))
                                       : kZeroPage;
-        count.changed += memcmp(now, before, kPageBytes) != 0;
+        count.changed += DiffersFrom(now, before);
       }
     });
   });

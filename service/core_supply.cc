@@ -2,7 +2,6 @@
 // what a pool of mappings does otherwise than one with a userfaultfd.
 
 #include <cstdlib>
-#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,6 +12,7 @@
 #include "firsttouch/pool/limits.h"
 #include "firsttouch/service/core.h"
 #include "firsttouch/service/mapping_ops.h"
+#include "firsttouch/service/restore_page.h"
 #include "firsttouch/service/supply.h"
 #include "firsttouch/uffd/pagemap.h"
 #include "firsttouch/uffd/units.h"
@@ -97,7 +97,7 @@ MemoryPages Core::CountMappedPages(const SlotState& slot) const {
                                     : kZeroPage;
       const auto* now =
           reinterpret_cast<const std::byte*>(slot.base + page * kPageBytes);
-      count.changed += memcmp(now, before, kPageBytes) != 0;
+      count.changed += DiffersFrom(now, before);
     }
   }
   return count;

@@ -12,6 +12,7 @@
 #include "firsttouch/init/working_set.h"
 #include "firsttouch/pool/reservation.h"
 #include "firsttouch/service/page_states.h"
+#include "firsttouch/service/restore_page.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/pagemap.h"
@@ -76,8 +77,9 @@ const std::byte* InitialPage(const SlotState& slot, uint64_t page) {
 }
 
 // Copies the initial bytes over pages that are there. Never reads a hole of
-// the image, which would make the kernel fill it.
-void RestoreBytes(const SlotState& slot, uint64_t first_page, uint64_t pages) {
+// the image, which would make the kernel fill it. False where the image's file
+// was cut short.
+bool RestoreBytes(const SlotState& slot, uint64_t first_page, uint64_t pages) {
   const uint64_t end = first_page + pages;
   for (uint64_t page = first_page; page < end;) {
     const bool stored = IsStored(slot, page);
@@ -85,12 +87,16 @@ void RestoreBytes(const SlotState& slot, uint64_t first_page, uint64_t pages) {
     while (run_end < end && IsStored(slot, run_end) == stored) ++run_end;
     const size_t bytes = (run_end - page) * kPageBytes;
     if (stored) {
-      memcpy(PointerTo(slot, page), slot.image_data + page * kPageBytes, bytes);
+      if (!CopyGuarded(PointerTo(slot, page),
+                       slot.image_data + page * kPageBytes, bytes)) {
+        return false;
+      }
     } else {
       memset(PointerTo(slot, page), 0, bytes);
     }
     page = run_end;
   }
+  return true;
 }
 
 }  // namespace
@@ -356,7 +362,7 @@ absl::Status MappingOps::ScanAndRestore(SlotState& slot, uint64_t keep_pages,
                                         uint64_t hot_pages_limit) {
   uint64_t restored = 0;
   uint64_t private_end = 0;
-  bool too_many = false;
+  bool drops_all = false;
   uint64_t calls = 0;
   const bool teaches = Of(slot).releases_to_teach > 0 && slot.image != nullptr;
   WorkingSet::Words written;
@@ -369,11 +375,11 @@ absl::Status MappingOps::ScanAndRestore(SlotState& slot, uint64_t keep_pages,
           if (run.is_private) AddRun(written, run.first_page, run.pages);
         }
         if (!run.is_private) return true;
-        if (restored + run.pages > hot_pages_limit) {
-          too_many = true;
+        if (restored + run.pages > hot_pages_limit ||
+            !RestoreBytes(slot, run.first_page, run.pages)) {
+          drops_all = true;
           return false;
         }
-        RestoreBytes(slot, run.first_page, run.pages);
         restored += run.pages;
         private_end = run.first_page + run.pages;
         return true;
@@ -383,7 +389,7 @@ absl::Status MappingOps::ScanAndRestore(SlotState& slot, uint64_t keep_pages,
   if (error != 0) {
     return Failed(core_, slot, error, "PAGEMAP_SCAN", 0, keep_pages);
   }
-  if (too_many) {
+  if (drops_all) {
     private_end = 0;
     if (absl::Status status = Drop(slot, 0, keep_pages); !status.ok()) {
       return status;
@@ -391,7 +397,7 @@ absl::Status MappingOps::ScanAndRestore(SlotState& slot, uint64_t keep_pages,
   } else {
     CountOwned(slot.counters.pages_restored, restored);
   }
-  if (teaches && !too_many) {
+  if (teaches && !drops_all) {
     --Of(slot).releases_to_teach;
     WorkingSet& set = slot.image->working_set();
     // Where the set is known, pages are private because it says so.
@@ -399,7 +405,7 @@ absl::Status MappingOps::ScanAndRestore(SlotState& slot, uint64_t keep_pages,
     set.LearnRead(read);
   }
   Of(slot).private_end = private_end;
-  Of(slot).private_pages = too_many ? 0 : restored;
+  Of(slot).private_pages = drops_all ? 0 : restored;
   return absl::OkStatus();
 }
 
@@ -450,8 +456,11 @@ std::vector<MappingOps::Run> MappingOps::Resident(const SlotState& slot,
     runs.clear();
   }
   for (uint64_t page = 0; page < end_page; ++page) {
-    if (memcmp(PointerTo(slot, page), InitialPage(slot, page), kPageBytes) !=
-        0) {
+    std::byte now[kPageBytes];
+    // Where the image's file was cut short, the kernel has taken the pages
+    // away, changed ones, too.
+    if (CopyGuarded(now, PointerTo(slot, page), kPageBytes) &&
+        DiffersFrom(now, InitialPage(slot, page))) {
       runs.push_back({page, 1, true});
     }
   }

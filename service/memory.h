@@ -134,7 +134,8 @@ class Memory {
   // Errors: FailedPrecondition after release or a failed Reset;
   // ResourceExhausted and others with the errno of mprotect(2) (it may need two
   // mappings more) or mmap(2); of a page that could not be filled, or be had
-  // from the image's PageSource; those of image_builder.h. If the memory cannot
+  // from the image's PageSource; DataLoss where a page is to be taken from an
+  // image file that was cut short; those of image_builder.h. If the memory cannot
   // be made writable again, it is of no use any more: threads that write to it
   // trap, Reset() and Grow() fail. Its slot is mapped anew after its release.
   // Both need every page of the image, and wait for its PageSource, but not
@@ -159,7 +160,9 @@ class Memory {
                          Access access) const;
 
   // Counts pages; compares the contents of writable ones, so its time grows
-  // with them. All 0 after release and in a child of fork(2).
+  // with them. A page counts as changed where its image cannot be read any
+  // more, since its file was cut short. All 0 after release and in a child of
+  // fork(2).
   MemoryPages CountPages() const;
 
   // From now on Reset() and the release, the destructor's too, give the pages

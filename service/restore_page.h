@@ -6,6 +6,7 @@
 #define FIRSTTOUCH_SERVICE_RESTORE_PAGE_H_
 
 #include <cstddef>
+#include <cstdint>
 
 namespace firsttouch {
 
@@ -18,9 +19,30 @@ namespace firsttouch {
 // has really changed; lines that are not written stay clean and need not go
 // back to memory.
 //
+// `*unreadable` becomes true, and otherwise stays as it is, where `from` cannot
+// be read (see EndOfGuardedRead()); `to` has unspecified bytes then.
+//
 // Any thread; async-signal-safe.
-bool RestorePage(std::byte* to, const std::byte* from);
+bool RestorePage(std::byte* to, const std::byte* from, bool* unreadable);
 bool RestoreZeroPage(std::byte* to);
+
+// Copies `bytes` bytes. False where they cannot all be read or written; what is
+// at `to` is unspecified then. Any thread; async-signal-safe.
+bool CopyGuarded(std::byte* to, const std::byte* from, size_t bytes);
+
+// Whether the kPageBytes at `page` differ from those at `initial`; also where
+// the latter cannot be read. Any thread; async-signal-safe.
+bool DiffersFrom(const std::byte* page, const std::byte* initial);
+
+// The pages of an image may be those of a file, and a file can be cut short at
+// any time: to read them is a SIGBUS then. The instructions by which the
+// functions above read (and, in CopyGuarded(), write) are guarded: a fault
+// handler that finds one of them interrupted for good sets the program counter
+// to the end of its block, which this function returns, and RAX to 1. 0 for any
+// other instruction.
+//
+// Any thread; async-signal-safe.
+uintptr_t EndOfGuardedRead(uintptr_t instruction) noexcept;
 
 }  // namespace firsttouch
 

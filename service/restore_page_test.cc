@@ -1,6 +1,12 @@
 #include "firsttouch/service/restore_page.h"
 
+#include <signal.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 
 #include "firsttouch/uffd/units.h"
@@ -23,10 +29,11 @@ Page Pattern() {
 
 TEST(RestorePageTest, EveryByteOfAPageIsRestoredAndReported) {
   const Page initial = Pattern();
+  bool unreadable = false;
   for (size_t at = 0; at < kPageBytes; ++at) {
     Page page = initial;
     page.bytes[at] ^= std::byte{0x80};
-    EXPECT_TRUE(RestorePage(page.bytes, initial.bytes)) << at;
+    EXPECT_TRUE(RestorePage(page.bytes, initial.bytes, &unreadable)) << at;
     ASSERT_EQ(memcmp(page.bytes, initial.bytes, kPageBytes), 0) << at;
   }
 }
@@ -43,18 +50,76 @@ TEST(RestorePageTest, EveryByteOfAZeroPageIsRestoredAndReported) {
 
 TEST(RestorePageTest, AnUnchangedPageIsReportedAsSuch) {
   const Page initial = Pattern();
+  bool unreadable = false;
   Page page = initial;
-  EXPECT_FALSE(RestorePage(page.bytes, initial.bytes));
+  EXPECT_FALSE(RestorePage(page.bytes, initial.bytes, &unreadable));
   Page zero = {};
   EXPECT_FALSE(RestoreZeroPage(zero.bytes));
 }
 
 TEST(RestorePageTest, APageThatChangedAllOverIsRestored) {
   const Page initial = Pattern();
+  bool unreadable = false;
   Page page;
   memset(page.bytes, 0xff, kPageBytes);
-  EXPECT_TRUE(RestorePage(page.bytes, initial.bytes));
+  EXPECT_TRUE(RestorePage(page.bytes, initial.bytes, &unreadable));
   EXPECT_EQ(memcmp(page.bytes, initial.bytes, kPageBytes), 0);
+  EXPECT_FALSE(unreadable);
+}
+
+TEST(RestorePageTest, ACopyIsWholeAndADifferenceIsFound) {
+  const Page initial = Pattern();
+  Page copy = {};
+  ASSERT_TRUE(CopyGuarded(copy.bytes, initial.bytes, kPageBytes));
+  EXPECT_FALSE(DiffersFrom(copy.bytes, initial.bytes));
+  for (const size_t at : {size_t{0}, size_t{4095}}) {
+    copy.bytes[at] ^= std::byte{1};
+    EXPECT_TRUE(DiffersFrom(copy.bytes, initial.bytes));
+    copy.bytes[at] ^= std::byte{1};
+  }
+}
+
+// What the fault handler of a service does.
+void EndGuardedRead(int, siginfo_t*, void* ucontext) {
+  greg_t* const registers =
+      static_cast<ucontext_t*>(ucontext)->uc_mcontext.gregs;
+  const uintptr_t end =
+      EndOfGuardedRead(static_cast<uintptr_t>(registers[REG_RIP]));
+  if (end == 0) _exit(1);
+  registers[REG_RIP] = static_cast<greg_t>(end);
+  registers[REG_RAX] = 1;
+}
+
+TEST(RestorePageTest, AReadThatCannotBeDoneIsEndedAndReported) {
+  const int memfd = memfd_create("cut", MFD_CLOEXEC);
+  ASSERT_GE(memfd, 0);
+  ASSERT_EQ(ftruncate(memfd, kPageBytes), 0);
+  void* const mapped =
+      mmap(nullptr, kPageBytes, PROT_READ, MAP_SHARED, memfd, 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  ASSERT_EQ(ftruncate(memfd, 0), 0);
+  const auto* const cut = static_cast<const std::byte*>(mapped);
+  struct sigaction action = {};
+  action.sa_sigaction = EndGuardedRead;
+  action.sa_flags = SA_SIGINFO;
+  struct sigaction before = {};
+  ASSERT_EQ(sigaction(SIGBUS, &action, &before), 0);
+  for (const Page& present : {Pattern(), Page{}}) {
+    Page page = present;
+    bool unreadable = false;
+    RestorePage(page.bytes, cut, &unreadable);
+    EXPECT_TRUE(unreadable);
+    EXPECT_FALSE(CopyGuarded(page.bytes, cut, kPageBytes));
+    EXPECT_TRUE(DiffersFrom(page.bytes, cut));
+  }
+  sigaction(SIGBUS, &before, nullptr);
+  munmap(mapped, kPageBytes);
+  close(memfd);
+}
+
+TEST(RestorePageTest, OnlyReadsThatAreGuardedHaveAnEnd) {
+  EXPECT_EQ(EndOfGuardedRead(0), 0u);
+  EXPECT_EQ(EndOfGuardedRead(reinterpret_cast<uintptr_t>(&Pattern)), 0u);
 }
 
 }  // namespace

@@ -15,6 +15,7 @@
 #include "firsttouch/service/fault_core.h"
 #include "firsttouch/service/handle_fault.h"
 #include "firsttouch/service/raw_text.h"
+#include "firsttouch/service/restore_page.h"
 #include "firsttouch/service/trap.h"
 #include "firsttouch/uffd/signal_mask.h"
 #include "firsttouch/uffd/units.h"
@@ -279,6 +280,17 @@ bool GoesOnWithoutPage(FaultCore& core, SlotState& slot, uintptr_t address) {
   return true;
 }
 
+// Ends a guarded read (restore_page.h) that faults, where it is one: of a page
+// of an image whose file was cut short.
+bool EndGuardedRead(ucontext_t& context) {
+  greg_t& instruction = context.uc_mcontext.gregs[REG_RIP];
+  const uintptr_t end = EndOfGuardedRead(static_cast<uintptr_t>(instruction));
+  if (end == 0) return false;
+  instruction = static_cast<greg_t>(end);
+  context.uc_mcontext.gregs[REG_RAX] = 1;
+  return true;
+}
+
 // A fault in the bounds of a memory that the kernel supplies. kResolved: it
 // lay outside when it was touched, and another thread has grown the memory
 // since. kNoContents: the kernel could not supply it, as where the image's file
@@ -305,7 +317,11 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
   if (!page_fault) return FaultOutcome::kNotMine;
   const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
   const PoolEntry* entry = FindPool(address);
-  if (entry == nullptr) return FaultOutcome::kNotMine;
+  auto& context = *static_cast<ucontext_t*>(ucontext);
+  if (entry == nullptr) {
+    return EndGuardedRead(context) ? FaultOutcome::kResolved
+                                   : FaultOutcome::kNotMine;
+  }
   FaultCore& core = *static_cast<FaultCore*>(entry->owner);
   // In a forked child the pool is not mapped, and the userfaultfd, if it was
   // inherited, would change the parent.
@@ -319,10 +335,12 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
   }
 
   const int saved_errno = errno;
-  auto& context = *static_cast<ucontext_t*>(ucontext);
   const Location where = LocateIn(*entry, address);
   const auto goes_on = [&] {
-    if (!GoesOnWithoutPage(core, core.slots[where.slot], address)) return false;
+    if (!GoesOnWithoutPage(core, core.slots[where.slot], address) &&
+        !EndGuardedRead(context)) {
+      return false;
+    }
     errno = saved_errno;
     return true;
   };

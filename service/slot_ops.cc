@@ -226,6 +226,7 @@ uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits,
   auto* const memory =
       reinterpret_cast<std::byte*>(AddressOf(slot, first_page));
   uint64_t changed = 0;
+  bool unreadable = false;
   while (bits != 0) {
     const int bit = std::countr_zero(bits);
     bits &= bits - 1;
@@ -233,11 +234,17 @@ uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits,
     const bool was_changed =
         (stored >> bit & 1) != 0
             ? RestorePage(page,
-                          slot.image_data + (first_page + bit) * kPageBytes)
+                          slot.image_data + (first_page + bit) * kPageBytes,
+                          &unreadable)
             : RestoreZeroPage(page);
     changed |= uint64_t{was_changed} << bit;
     ++restored.pages;
     restored.changed_pages += was_changed;
+  }
+  // The image's file was cut short: what cannot be restored is dropped, and the
+  // next touch of it finds out that there is nothing to fill it with.
+  if (unreadable) [[unlikely]] {
+    slot.exceptions.fetch_or(kSlotDropped, std::memory_order_relaxed);
   }
   return changed;
 }

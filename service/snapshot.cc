@@ -40,6 +40,7 @@
 #include "firsttouch/service/core.h"
 #include "firsttouch/service/mapping_ops.h"
 #include "firsttouch/service/page_states.h"
+#include "firsttouch/service/restore_page.h"
 #include "firsttouch/service/signals.h"
 #include "firsttouch/service/slot_ops.h"
 #include "firsttouch/service/slot_state.h"
@@ -288,7 +289,7 @@ absl::StatusOr<ImageRef> Core::Snapshot(SlotState& slot, std::string name,
               const uint64_t offset = page * kPageBytes;
               const auto* const now =
                   reinterpret_cast<const std::byte*>(slot.base + offset);
-              if (std::memcmp(now, before, kPageBytes) == 0) return;
+              if (!DiffersFrom(now, before)) return;
               std::memcpy(reinterpret_cast<std::byte*>(copies + offset), now,
                           kPageBytes);
               differs->Insert(PageIndex(page));

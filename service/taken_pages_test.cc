@@ -27,6 +27,8 @@
 #include <thread>
 #include <vector>
 
+#include "firsttouch/init/image.h"
+#include "firsttouch/init/image_builder.h"
 #include "firsttouch/init/image_file.h"
 #include "firsttouch/init/page_source.h"
 #include "firsttouch/service/service.h"
@@ -50,7 +52,7 @@ constexpr uint64_t kPages = 40;
 class TakenPagesTest : public testing::TestWithParam<Way> {
  protected:
   void SetUp() override {
-    ServiceOptions options;
+    ServiceOptions& options = options_;
     options.name = "taken";
     options.layout = {.instances = 1,
                       .max_memory_bytes = 64 * kPageBytes,
@@ -85,6 +87,7 @@ class TakenPagesTest : public testing::TestWithParam<Way> {
   }
 
   FakeKernel kernel_;
+  ServiceOptions options_;
   std::unique_ptr<Service> service_;
 };
 
@@ -307,12 +310,112 @@ TEST_P(TakenPagesTest, AnImageFileThatIsCutTrapsWithTheReason) {
     }
     EXPECT_GT(trapped, 0);
     EXPECT_LT(trapped, static_cast<int>(kImagePages));
-    // What was changed cannot be restored from what is no more: this memory is
-    // never released.
-    if (write) new Memory(std::move(memory));
+    EXPECT_EQ(memory.Release(), absl::OkStatus());
   }
-  if (service_ != nullptr) static_cast<void>(service_.release());
   unlink(path.c_str());
+}
+
+// Pages that were changed before the cut, and that nothing can restore after
+// it, in each way that looks at what they were.
+TEST_P(TakenPagesTest, WhatReadsAnImageFileThatIsCutOutlivesIt) {
+  enum class Then { kRelease, kReset, kSnapshot, kDelta, kCount };
+  constexpr uint64_t kIntact = 0;
+  constexpr uint64_t kCut = kImagePages - 2;
+  constexpr int kOfDelta = 100;
+  const ImageRef whole = PatternImage("to be cut", kImagePages);
+  const std::vector<uint8_t> initial = InitialBytes(whole, kPages * kPageBytes);
+  // A delta's pages are of two files: no mapping of one has them all.
+  const std::vector<std::byte> other(kPageBytes, std::byte{3});
+  const ImageRef changed = *ImageWithPages(
+      {.name = "to be cut", .size_bytes = whole->size_bytes()}, whole.get(),
+      std::vector<PageData>{{PageIndex(1), other.data()}});
+  const std::string path = testing::TempDir() + "/cut_before_release.ftimg";
+  const std::string delta_path = testing::TempDir() + "/over_the_cut.ftimg";
+  options_.layout.instances = 3;
+  service_ = *Service::Create(options_, kernel_);
+  for (const Then then : {Then::kRelease, Then::kReset, Then::kSnapshot,
+                          Then::kDelta, Then::kCount}) {
+    for (const int leases_before : {0, 1, 8, 1 + kOfDelta}) {
+      SCOPED_TRACE(testing::Message() << static_cast<int>(then) << " after "
+                                      << leases_before << " leases");
+      ASSERT_TRUE(WriteImageFile(*whole, path).ok());
+      ImageRef image = *OpenImageFile(path);
+      const bool of_delta = leases_before >= kOfDelta;
+      if (of_delta) {
+        ASSERT_TRUE(
+            WriteImageFile(*changed, delta_path, {.parent = image}).ok());
+        image = *OpenImageFile(delta_path, {.parent = image});
+      }
+      // From private mappings of a file that is cut, changed pages, too.
+      const bool kernel_took_changes = GetParam().mapped() && !of_delta;
+      Memory sound = MustAcquire(whole);
+      Store(sound, kCut * kPageBytes, 5);
+      Memory memory;
+      for (int lease = 0; lease <= leases_before % kOfDelta; ++lease) {
+        if (lease > 0) {
+          ASSERT_EQ(memory.Release(), absl::OkStatus());
+        }
+        memory = MustAcquire(image);
+        Store(memory, kIntact * kPageBytes, 9);
+        Store(memory, kCut * kPageBytes + 1, 9);
+      }
+      ASSERT_EQ(truncate(path.c_str(),
+                         static_cast<off_t>(std::filesystem::file_size(path) /
+                                            2 / kPageBytes * kPageBytes)),
+                0);
+      switch (then) {
+        case Then::kRelease:
+          break;
+        case Then::kReset: {
+          ASSERT_EQ(memory.Reset(), absl::OkStatus());
+          EXPECT_EQ(Load(memory, kIntact * kPageBytes), initial[0]);
+          break;
+        }
+        case Then::kSnapshot:
+        case Then::kDelta: {
+          const absl::StatusOr<ImageRef> snapshot =
+              then == Then::kDelta ? memory.SnapshotDelta("snapshot")
+                                   : memory.Snapshot("snapshot");
+          // Either all of it, or the reason.
+          if (!snapshot.ok()) {
+            EXPECT_EQ(then, Then::kSnapshot);
+            EXPECT_EQ(snapshot.status().code(), absl::StatusCode::kDataLoss);
+            EXPECT_THAT(
+                snapshot.status().message(),
+                HasSubstr("image 'snapshot': the base image 'to be cut' "
+                          "cannot be read at offset "));
+          } else if (!kernel_took_changes) {
+            EXPECT_EQ((*snapshot)->PageBytes(PageIndex(kCut))[1], std::byte{9});
+            EXPECT_EQ((*snapshot)->PageBytes(PageIndex(kCut))[2],
+                      std::byte{initial[kCut * kPageBytes + 2]});
+          }
+          break;
+        }
+        case Then::kCount:
+          // Neighbours that were copied along may have changed, or not.
+          EXPECT_GE(memory.CountPages().changed, kernel_took_changes ? 1u : 2u);
+          break;
+      }
+      ASSERT_EQ(memory.Release(), absl::OkStatus());
+      // The next lease has what the image had, or traps with the reason.
+      memory = MustAcquire(image);
+      EXPECT_EQ(Load(memory, kIntact * kPageBytes), initial[0]);
+      const std::optional<TrapInfo> trap = TrapOf([&] {
+        EXPECT_EQ(Load(memory, kCut * kPageBytes + 1),
+                  initial[kCut * kPageBytes + 1]);
+      });
+      EXPECT_EQ(trap.has_value() ? trap->error : EFAULT, EFAULT);
+      ASSERT_EQ(memory.Release(), absl::OkStatus());
+      // Others are as before.
+      EXPECT_EQ(Load(sound, kCut * kPageBytes), 5);
+      ASSERT_EQ(sound.Release(), absl::OkStatus());
+      sound = MustAcquire(whole);
+      EXPECT_EQ(FirstDifference(sound, initial), std::nullopt);
+      EXPECT_EQ(service_->Stats().slots_quarantined, 0u);
+    }
+  }
+  unlink(path.c_str());
+  unlink(delta_path.c_str());
 }
 
 TEST(ClosedDescriptorsDeathTest, NoPageIsZeroesAfterAllDescriptorsWereClosed) {
