@@ -3,7 +3,9 @@
 #include <linux/magic.h>
 #include <sys/resource.h>
 #include <sys/vfs.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <fstream>
@@ -161,6 +163,15 @@ std::string ShortageText(uint64_t bytes) {
   if (!text.empty()) return text;
   return absl::StrCat("; out of memory: ", counts,
                       ", and neither RLIMIT_AS nor RLIMIT_DATA is in the way");
+}
+
+bool MayLogPoisonedPages(const std::string& vm_settings) {
+  // Only a kernel with CONFIG_MEMORY_FAILURE has this setting.
+  const std::string recovery = vm_settings + "/memory_failure_recovery";
+  if (access(recovery.c_str(), F_OK) == 0 || errno != ENOENT) return true;
+  // Every kernel has this one: without it, nothing can be seen here.
+  const std::string overcommit = vm_settings + "/overcommit_memory";
+  return access(overcommit.c_str(), F_OK) != 0;
 }
 
 std::optional<std::string> ReadFirstLine(const std::string& path) {

@@ -61,6 +61,12 @@ std::string ShortageText(uint64_t bytes);
 // That part of it that concerns RLIMIT_DATA; empty where `bytes` fit.
 std::string DataLimitText(uint64_t bytes);
 
+// Whether the kernel may write a line to its log ("MCE: Killing ...") at each
+// touch of a page that UFFDIO_POISON marked, as one with CONFIG_MEMORY_FAILURE
+// does. False only where the settings in `vm_settings` can be seen, and are
+// those of a kernel without it.
+bool MayLogPoisonedPages(const std::string& vm_settings = "/proc/sys/vm");
+
 // The first line of a small file without the end of line.
 std::optional<std::string> ReadFirstLine(const std::string& path);
 

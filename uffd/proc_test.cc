@@ -1,8 +1,12 @@
 #include "firsttouch/uffd/proc.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <cstdlib>
+#include <fstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "firsttouch/uffd/test_util.h"
@@ -64,6 +68,45 @@ TEST(Proc, ReadsNumbers) {
   EXPECT_FALSE(ReadNumber("/proc/sys/vm/no_such_limit").has_value());
   EXPECT_FALSE(ReadNumber("/proc/version").has_value());
   EXPECT_TRUE(ReadFirstLine("/proc/version").has_value());
+}
+
+// A directory of empty files that is gone at the end.
+class Settings {
+ public:
+  explicit Settings(std::vector<std::string> names)
+      : directory_(testing::TempDir() + "/settings XXXXXX"),
+        names_(std::move(names)) {
+    EXPECT_NE(mkdtemp(directory_.data()), nullptr);
+    for (const std::string& name : names_) {
+      std::ofstream(directory_ + "/" + name) << "1\n";
+    }
+  }
+  ~Settings() {
+    for (const std::string& name : names_) {
+      unlink((directory_ + "/" + name).c_str());
+    }
+    rmdir(directory_.c_str());
+  }
+  Settings(const Settings&) = delete;
+  Settings& operator=(const Settings&) = delete;
+
+  const std::string& directory() const { return directory_; }
+
+ private:
+  std::string directory_;
+  std::vector<std::string> names_;
+};
+
+TEST(Proc, OnlyAKernelThatIsKnownToBeSilentDoesNotLogPoisonedPages) {
+  const Settings without({"overcommit_memory"});
+  EXPECT_FALSE(MayLogPoisonedPages(without.directory()));
+  const Settings with({"overcommit_memory", "memory_failure_recovery"});
+  EXPECT_TRUE(MayLogPoisonedPages(with.directory()));
+  // Nothing is known where /proc is not mounted, or something else is there.
+  const Settings empty({});
+  EXPECT_TRUE(MayLogPoisonedPages(empty.directory()));
+  EXPECT_TRUE(MayLogPoisonedPages(empty.directory() + "/none"));
+  EXPECT_TRUE(MayLogPoisonedPages("/dev/null"));
 }
 
 }  // namespace
