@@ -24,6 +24,7 @@
 #include "firsttouch/service/signals.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/mapping_properties.h"
+#include "firsttouch/uffd/proc.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -164,7 +165,9 @@ absl::Status Core::OpenUffd() {
   }
   if (options_.staging_bytes != 0) wanted.wished_features |= kUffdFeatureMove;
   if (!in_thread) {
-    wanted.wished_features |= kUffdFeaturePoison | kUffdFeatureExactAddress;
+    wanted.wished_features |= kUffdFeatureExactAddress;
+    // A guest that can trap at will must not be able to fill the kernel's log.
+    if (!MayLogPoisonedPages()) wanted.wished_features |= kUffdFeaturePoison;
   }
   wanted.kernel_faults = !in_thread && options_.kernel_faults.value_or(true);
   absl::StatusOr<Uffd> uffd = Uffd::Open(kernel_, wanted);
@@ -835,6 +838,13 @@ absl::StatusOr<uint64_t> Core::GrowBy(SlotState& slot, uint64_t delta_bytes) {
 }
 
 void Core::FillGrowth(SlotState& slot, uint64_t before, uint64_t after) {
+  // Not only for the guest, whose touch would do that: a system call would get
+  // EFAULT.
+  if (fault_core_.resolve == Resolve::kHandlerThread &&
+      slot.strays.count.load(std::memory_order_seq_cst) != 0) {
+    SupplyStrays(fault_core_, SlotNumber(slot), PagesRoundedUp(before).value(),
+                 PagesRoundedUp(after).value());
+  }
   const uint64_t expected = std::min(slot.grown_pages, slot.grown_pages_before);
   if (expected == 0 || before != slot.initial_bytes) return;
   const uint64_t pages =

@@ -574,11 +574,8 @@ TEST(OptionsTest, TwoThousandSmallPoolsWorkOrTheLimitIsNamed) {
 TEST(FailuresDeathTest, AFillThatFailsUnderAGuestDiesInsteadOfShowingZeroes) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   for (Resolve resolve : {Resolve::kInThread, Resolve::kHandlerThread}) {
-    // Before POISON, a page that handler threads cannot supply is made
-    // inaccessible.
     const bool trapped_by_mprotect =
-        resolve == Resolve::kHandlerThread &&
-        (MachineFacts().features & kUffdFeaturePoison) == 0;
+        resolve == Resolve::kHandlerThread && !TrapsByPoison();
     EXPECT_EXIT(
         {
           FakeKernel kernel;

@@ -74,8 +74,9 @@ struct FaultCore {
   bool mapped = false;
   Backing backing = Backing::kShared;
   Resolve resolve = Resolve::kInThread;
-  // Whether UFFDIO_POISON works (6.6); without it a page is made inaccessible
-  // by mprotect(2), as the first users of userfaultfd did.
+  // Whether a trapping page is made by UFFDIO_POISON (6.6). Where the kernel
+  // has no such call, or would write a line to its log at each touch of such a
+  // page, the page is made inaccessible by mprotect(2).
   bool poison = false;
   uint64_t granule_pages = 16;
   // A source for pages that start as zeroes: kZeroSourcePages of them, which
@@ -192,8 +193,20 @@ FaultResult MapClean(FaultCore& core, uint32_t slot, uint64_t first_page,
 // (handler threads), within a FillForOther. `page_address` lies in slot
 // `slot`'s reach. `*placed` says whether this call did; it did not where the
 // page traps already, or is there.
+//
+// By mprotect(2), only the last StrayPages::kCapacity pages of a slot stay
+// inaccessible, so that no guest can use up vm.max_map_count: one more makes
+// the one that was made so first accessible again. That one is still missing,
+// and its next touch comes here again.
 FaultResult MakeTrapping(FaultCore& core, uint32_t slot, uintptr_t page_address,
                          bool* placed) noexcept;
+
+// For pages of [first_page, end_page) that have come into the bounds of a held
+// memory: those that MakeTrapping() has noted trap no more, also for the
+// kernel's own accesses. Where the kernel refuses, or more pages were poisoned
+// than noted, a page goes on trapping until the next touch by a guest.
+void SupplyStrays(FaultCore& core, uint32_t slot, uint64_t first_page,
+                  uint64_t end_page) noexcept;
 
 // Undoes what MakeTrapping() did by mprotect(2) (no POISON), for a page that
 // has come into the bounds since. False: the kernel refused.

@@ -22,7 +22,6 @@
 #include "firsttouch/locator/locator.h"
 #include "firsttouch/service/service_test_util.h"
 #include "firsttouch/service/signals.h"
-#include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/units.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -1023,10 +1022,8 @@ TEST_P(ServiceTest, TheRestOfTheLastPageNeverHangs) {
 }
 
 TEST_P(ServiceTest, APoisonedPageIsATrapAlsoWhereItLooksLikeBadMemory) {
-  if (GetParam().resolve == Resolve::kHandlerThread &&
-      (MachineFacts().features & kUffdFeaturePoison) == 0) {
-    GTEST_SKIP() << "pages are made inaccessible: no POISON (Linux 6.6)";
-  }
+  const bool poisons =
+      GetParam().resolve == Resolve::kHandlerThread && TrapsByPoison();
   Memory memory = MustAcquire({.size_bytes = kPageBytes});
   int calls = 0;
   memory = MustAcquire({.size_bytes = kPageBytes,
@@ -1046,7 +1043,7 @@ TEST_P(ServiceTest, APoisonedPageIsATrapAlsoWhereItLooksLikeBadMemory) {
   ucontext_t context;
   ASSERT_EQ(getcontext(&context), 0);
   const FaultOutcome outcome = HandleFault(SIGBUS, &info, &context);
-  if (GetParam().resolve == Resolve::kHandlerThread) {
+  if (poisons) {
     EXPECT_EQ(outcome, FaultOutcome::kResolved);
     EXPECT_EQ(calls, 1);
   } else {

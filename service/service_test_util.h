@@ -23,6 +23,7 @@
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/probe.h"
+#include "firsttouch/uffd/proc.h"
 #include "firsttouch/uffd/uffd.h"
 #include "gtest/gtest.h"
 
@@ -82,6 +83,13 @@ inline auto AllWays() {
 inline const UffdFacts& MachineFacts() {
   static const UffdFacts& facts = *new UffdFacts(Probe(RealKernel()));
   return facts;
+}
+
+// Whether handler threads poison a page that is to trap; otherwise they make it
+// inaccessible.
+inline bool TrapsByPoison() {
+  return (MachineFacts().features & kUffdFeaturePoison) != 0 &&
+         !MayLogPoisonedPages();
 }
 
 inline bool HasPagemapScan() { return MachineFacts().pagemap_scan_error == 0; }

@@ -131,11 +131,12 @@ inline void CountOwned(std::atomic<uint64_t>& counter, uint64_t by = 1) {
 }
 
 // Pages outside the bounds that had to be made to trap one by one (handler
-// threads: poisoned, or made inaccessible). Dropped again at growth and
-// release.
+// threads: poisoned, or made inaccessible), or pages in the bounds that could
+// not be supplied. Undone at growth and release.
 struct StrayPages {
   static constexpr uint32_t kCapacity = 8;
-  // Page addresses.
+  // Page addresses: of poisoned pages the first ones, of inaccessible ones the
+  // last ones; no others are inaccessible.
   std::atomic<uintptr_t> page[kCapacity];
   // How many were added; may exceed kCapacity, and then all that lies behind
   // the size must be treated.

@@ -56,8 +56,8 @@ void LetOthersRun() {
 
 class StaleEventsTest : public testing::TestWithParam<bool> {
  protected:
-  // Whether the kernel has UFFDIO_POISON.
-  static bool poison() { return GetParam(); }
+  // Whether the pool makes traps by UFFDIO_POISON.
+  static bool poison() { return GetParam() && TrapsByPoison(); }
 
   void SetUp() override {
     constexpr Way kWay{Backing::kShared, Resolve::kHandlerThread};
