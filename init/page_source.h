@@ -21,9 +21,10 @@
 //
 // ERRORS reach all who wait for the granule at that time: the fault becomes a
 // trap in each thread (TrapInfo::error is the errno that belongs to the status'
-// code: EHOSTDOWN for Unavailable, EIO where none does), MakeReady and Image::Read say it. Nothing of the
-// page is left in the memory, whose slot is as clean for its next holder as any
-// other. Whoever needs the granule later makes the source try again.
+// code: EHOSTDOWN for Unavailable, EIO where none does), MakeReady and
+// Image::Read say it. Nothing of the page is left in the memory, whose slot is
+// as clean for its next holder as any other. Whoever needs the granule later
+// makes the source try again.
 //
 // What waits for a source: a thread that touches the page, in a signal handler;
 // with handler threads, also whatever else the same handler thread serves. At

@@ -135,11 +135,11 @@ class Memory {
   // ResourceExhausted and others with the errno of mprotect(2) (it may need two
   // mappings more) or mmap(2); of a page that could not be filled, or be had
   // from the image's PageSource; DataLoss where a page is to be taken from an
-  // image file that was cut short; those of image_builder.h. If the memory cannot
-  // be made writable again, it is of no use any more: threads that write to it
-  // trap, Reset() and Grow() fail. Its slot is mapped anew after its release.
-  // Both need every page of the image, and wait for its PageSource, but not
-  // while writers wait.
+  // image file that was cut short; those of image_builder.h. If the memory
+  // cannot be made writable again, it is of no use any more: threads that write
+  // to it trap, Reset() and Grow() fail. Its slot is mapped anew after its
+  // release. Both need every page of the image, and wait for its PageSource,
+  // but not while writers wait.
   absl::StatusOr<ImageRef> Snapshot(std::string name) const;
   absl::StatusOr<ImageRef> SnapshotDelta(std::string name) const;
 

@@ -98,7 +98,7 @@ int TerminalColor(const std::string& color) {
 
 // How a state looks in a terminal.
 std::string Mark(const State& state, bool mixed, bool color) {
-  const std::string letter(
+  std::string letter(
       1, mixed ? absl::ascii_tolower(static_cast<unsigned char>(state.letter))
                : absl::ascii_toupper(static_cast<unsigned char>(state.letter)));
   if (!color) return letter;
