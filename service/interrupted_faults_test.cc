@@ -398,8 +398,10 @@ TEST(InterruptedWaitTest, ForTheEndOfASnapshotMayBeLeft) {
   ASSERT_TRUE(service.ok()) << service.status();
   Memory memory = *(*service)->Acquire({.size_bytes = 65536});
   Store(memory, 0, 1);
-  kernel.HookAfter(Op::kMprotect, [&](const FakeKernel::Call&) {
-    if (frozen.HasBeenNotified()) return;
+  // Not the call that opens the room for the copies.
+  const auto base = reinterpret_cast<uintptr_t>(memory.base());
+  kernel.HookAfter(Op::kMprotect, [&](const FakeKernel::Call& call) {
+    if (call.start != base || frozen.HasBeenNotified()) return;
     frozen.Notify();
     thaw.WaitForNotification();
   });
