@@ -7,10 +7,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <cmath>
-#include <cstring>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -115,10 +113,9 @@ void PrintHelp() {
 
 // Output that is lost is no success.
 bool WroteOut() {
-  errno = 0;
   if (std::cout.flush()) return true;
-  std::cerr << "sqlite_tenants: standard output: " << std::strerror(errno)
-            << "\n";
+  // Which write failed, and of what, the stream does not tell.
+  std::cerr << "sqlite_tenants: standard output cannot be written\n";
   return false;
 }
 
