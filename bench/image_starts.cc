@@ -55,6 +55,10 @@ class FileMemory : public GuestMemory {
     size_bytes_ = new_size_bytes;
     return absl::OkStatus();
   }
+  // The kernel supplies any page in bounds to a system call, too.
+  absl::Status MakeReady(uint64_t, uint64_t, Access) override {
+    return absl::OkStatus();
+  }
   absl::Status Reset() override {
     return absl::UnimplementedError("one tenant is all there is");
   }

@@ -129,6 +129,10 @@ class MappingWay::Held : public GuestMemory {
     size_bytes_ = new_size_bytes;
     return absl::OkStatus();
   }
+  // The kernel supplies any page in bounds to a system call, too.
+  absl::Status MakeReady(uint64_t, uint64_t, Access) override {
+    return absl::OkStatus();
+  }
   absl::Status Reset() override {
     Clean();
     size_bytes_ = initial_bytes_;

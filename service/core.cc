@@ -354,7 +354,8 @@ absl::Status Core::Start() {
     } else if (absl::IsResourceExhausted(pagemap.status())) {
       return pagemap.status();
     } else {
-      no_scan_reason_ = std::string(pagemap.status().message());
+      const absl::string_view why = pagemap.status().message();
+      no_scan_reason_.assign(why.data(), why.size());
     }
   }
 
