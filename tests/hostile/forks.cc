@@ -27,7 +27,8 @@
 namespace firsttouch::hostile {
 namespace {
 
-// Runs `body` in a forked child and returns its wait status.
+// Runs `body` in a forked child and returns its wait status. A child that skips,
+// because the kernel lacks what it asks for, skips the whole.
 int InChild(const std::function<void()>& body) {
   std::fflush(stdout);
   const pid_t child = fork();
@@ -39,6 +40,9 @@ int InChild(const std::function<void()>& body) {
   }
   int status = 0;
   HOSTILE_CHECK_EQ(waitpid(child, &status, 0), child);
+  if (WIFEXITED(status) && WEXITSTATUS(status) == kSkipExitCode) {
+    _exit(kSkipExitCode);
+  }
   return status;
 }
 
