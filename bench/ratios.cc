@@ -122,15 +122,6 @@ std::vector<Contest> Contests() {
                         PoolTouching(copied, kGranule),
                         PoolTouching(handler, kGranule), 0.45});
   }
-  const PoolTouch copied{.access = Access::kWrite,
-                         .granule_bytes = kGranule,
-                         .backing = Backing::kCopied};
-  PoolTouch staged = copied;
-  staged.staged = true;
-  contests.push_back({"fill 64 KiB by write, copied", "MOVE from staging area",
-                      "COPY in-thread", "64 KiB",
-                      PoolTouching(staged, kGranule),
-                      PoolTouching(copied, kGranule), std::nullopt});
   contests.push_back({"write zero pages", "COPY, up to 64 KiB",
                       "anonymous fault", "4 KiB page",
                       PoolTouching({.content = Content::kZero,

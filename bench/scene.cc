@@ -55,8 +55,7 @@ std::unique_ptr<Service> MakePool(const PoolShape& shape) {
        .resolve = shape.resolve,
        .strategy = shape.strategy,
        .trap_callback = shape.trap_callback,
-       .hot_pages_limit = shape.hot_pages_limit,
-       .staging_bytes = shape.staging_bytes}));
+       .hot_pages_limit = shape.hot_pages_limit}));
 }
 
 Memory ColdMemory(Service& pool, const ImageRef& image, uint64_t size_bytes) {

@@ -46,7 +46,6 @@ struct PoolShape {
   SlotStrategy strategy = SlotStrategy::kAffinity;
   // As in ServiceOptions.
   std::optional<uint64_t> hot_pages_limit;
-  uint64_t staging_bytes = 0;
 };
 
 std::unique_ptr<Service> MakePool(const PoolShape& shape);

@@ -1,6 +1,5 @@
 #include "firsttouch/bench/touch_ways.h"
 
-#include <sched.h>
 #include <sys/mman.h>
 
 #include <cstring>
@@ -40,31 +39,22 @@ class InPool : public TouchWay {
  public:
   explicit InPool(const PoolTouch& touch)
       : access_(touch.access),
-        staged_(touch.staged),
         image_(ImageFor(touch.content)),
         pool_(MakePool({.backing = touch.backing,
                         .resolve = touch.resolve,
                         .granule_bytes = touch.granule_bytes,
                         .memory_bytes = kTouchBytes,
                         // Nothing is made private before it is touched.
-                        .hot_pages_limit = 0,
-                        .staging_bytes = touch.staged ? kTouchBytes : 0})) {
-    if (!staged_) return;
-    // What nobody has asked for yet is not staged.
-    memory_ = ColdMemory(*pool_, image_, kTouchBytes);
-    Touch();
-  }
+                        .hot_pages_limit = 0})) {}
 
   void Prepare() override {
     memory_ = Memory();
     memory_ = ColdMemory(*pool_, image_, kTouchBytes);
-    while (staged_ && pool_->Stats().staged_bytes != kTouchBytes) sched_yield();
   }
   void Touch() override { TouchEachPage(access_, memory_.base(), kTouchBytes); }
 
  private:
   const Access access_;
-  const bool staged_;
   const ImageRef image_;
   const std::unique_ptr<Service> pool_;
   Memory memory_;
@@ -109,8 +99,7 @@ class ByKernel : public TouchWay {
   Mapping mapping_;
 };
 
-constexpr uint64_t kStagedGranule = 64 << 10;
-constexpr uint64_t kGranules[] = {4 << 10, kStagedGranule, 2 << 20};
+constexpr uint64_t kGranules[] = {4 << 10, 64 << 10, 2 << 20};
 
 }  // namespace
 
@@ -124,10 +113,10 @@ std::unique_ptr<TouchWay> MakePoolTouch(const PoolTouch& touch) {
 }
 
 std::string PoolTouchName(const PoolTouch& touch) {
-  return absl::StrCat(
-      ContentName(touch.content), "/", AccessName(touch.access), "/",
-      BytesName(touch.granule_bytes), "/", BackingName(touch.backing), "/",
-      ResolveName(touch.resolve), touch.staged ? "/staged" : "");
+  return absl::StrCat(ContentName(touch.content), "/", AccessName(touch.access),
+                      "/", BytesName(touch.granule_bytes), "/",
+                      BackingName(touch.backing), "/",
+                      ResolveName(touch.resolve));
 }
 
 std::unique_ptr<TouchWay> MakeKernelTouch(const KernelTouch& touch) {
@@ -169,15 +158,9 @@ std::vector<NamedTouchWay> AllTouchWays() {
         for (Backing backing : {Backing::kShared, Backing::kCopied}) {
           for (Resolve resolve :
                {Resolve::kInThread, Resolve::kHandlerThread}) {
-            PoolTouch touch{content, access, granule, backing, resolve};
+            const PoolTouch touch{content, access, granule, backing, resolve};
             ways.push_back({PoolTouchName(touch),
                             [touch] { return MakePoolTouch(touch); }});
-            if (backing == Backing::kCopied && content == Content::kImage &&
-                access == Access::kWrite && granule == kStagedGranule) {
-              touch.staged = true;
-              ways.push_back({PoolTouchName(touch),
-                              [touch] { return MakePoolTouch(touch); }});
-            }
           }
         }
       }

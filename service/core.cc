@@ -163,7 +163,6 @@ absl::Status Core::OpenUffd() {
   if (options_.backing == Backing::kShared) {
     wanted.required_features |= kSharedFeatures;
   }
-  if (options_.staging_bytes != 0) wanted.wished_features |= kUffdFeatureMove;
   if (!in_thread) {
     wanted.wished_features |= kUffdFeatureExactAddress;
     // A guest that can trap at will must not be able to fill the kernel's log.
@@ -225,34 +224,6 @@ absl::Status Core::OpenUffd() {
   fault_core_.uffd = uffd_->fd();
   fault_core_.poison = (uffd_->features() & kUffdFeaturePoison) != 0;
   return absl::OkStatus();
-}
-
-absl::Status Core::StartStaging() {
-  if (options_.staging_bytes == 0 || fault_core_.mapped ||
-      fault_core_.backing != Backing::kCopied ||
-      (uffd_->features() & kUffdFeatureMove) == 0) {
-    return absl::OkStatus();
-  }
-  absl::StatusOr<std::unique_ptr<Staging>> staging =
-      Staging::Start(kernel_, *uffd_, options_.name, options_.staging_bytes,
-                     fault_core_.granule_pages);
-  if (!staging.ok()) return staging.status();
-  staging_ = *std::move(staging);
-  fault_core_.staged = &staging_->cells();
-  return absl::OkStatus();
-}
-
-std::string Core::DescribeStaging() const {
-  if (options_.staging_bytes == 0) return "";
-  if (staging_ != nullptr) {
-    return absl::StrCat("staging: ", staging_->bytes(), " bytes\n");
-  }
-  return absl::StrCat(
-      "staging: none (",
-      fault_core_.backing != Backing::kCopied
-          ? "the backing is not kCopied"
-          : "this kernel lacks UFFDIO_MOVE, which came with 6.8",
-      ")\n");
 }
 
 void Core::OpenAsyncUffd() {
@@ -417,7 +388,6 @@ absl::Status Core::Start() {
   if (absl::Status status = RegisterPool(&entry); !status.ok()) return status;
   registered_ = true;
 
-  if (absl::Status status = StartStaging(); !status.ok()) return status;
   if (absl::Status status = CheckSignalsUnblocked(); !status.ok()) {
     return status;
   }
@@ -458,7 +428,6 @@ Core::~Core() {
     // and the userfaultfd is the parent's. Whatever these objects hold is left.
     static_cast<void>(threads_.release());
     static_cast<void>(janitor_.release());
-    static_cast<void>(staging_.release());
     static_cast<void>(slots_.release());
     static_cast<void>(control_.release());
     if (registered_) UnregisterPool(&fault_core_.entry);
@@ -468,9 +437,6 @@ Core::~Core() {
   // memory goes, and only then the userfaultfd that guards it.
   janitor_.reset();
   threads_.reset();
-  // Before the userfaultfd that guards it, and with nobody left who takes pages
-  // from it.
-  staging_.reset();
   if (registered_) UnregisterPool(&fault_core_.entry);
   reservation_.reset();
   anchor_.reset();
@@ -661,7 +627,6 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
     return status;
   }
   PublishImage(slot);
-  if (staging_ != nullptr) slot.staged_image = staging_->Use(slot.image);
   // Until all that follows is done.
   slot.remap_wanted = true;
   if (absl::Status status = AdjustTracking(*ops_, slot, size_pages);
@@ -1394,7 +1359,6 @@ ServiceStats Core::Stats() const {
           shard.latency.bucket[i].load(std::memory_order_relaxed);
     }
   }
-  if (staging_ != nullptr) stats.staged_bytes = staging_->ready_bytes();
   stats.slots = layout_.slots();
   const uint64_t per_instance = layout_.options().memories_per_instance;
   const uint64_t in_use = allocator_->in_use() * per_instance;
@@ -1419,7 +1383,7 @@ std::string Core::Describe() const {
   if (fault_core_.mapped) return text;
   absl::StrAppend(&text, "backing: ", BackingName(fault_core_.backing), " (",
                   backing_reason_, "), granule ", layout.granule_bytes,
-                  " bytes\n", DescribeStaging());
+                  " bytes\n");
   absl::StrAppend(
       &text, "faults: resolved ", ResolveName(options_.resolve),
       options_.resolve == Resolve::kHandlerThread

@@ -53,7 +53,6 @@
 #include "firsttouch/service/options.h"
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/slot_ops.h"
-#include "firsttouch/service/staging.h"
 #include "firsttouch/service/stats.h"
 #include "firsttouch/service/supply.h"
 #include "firsttouch/uffd/anchor.h"
@@ -175,8 +174,6 @@ class Core {
   absl::Status ReleaseAny(SlotState& slot);
   absl::Status TooLarge(uint64_t size_bytes, uint64_t delta_bytes) const;
   void OpenAsyncUffd();
-  absl::Status StartStaging();
-  std::string DescribeStaging() const;
   absl::StatusOr<uint32_t> TakeInstance(const MemoryOptions& first);
   absl::StatusOr<uint32_t> TakeFromAllocator(uint64_t key, absl::Time deadline);
   // The slot that this thread parked with such an image, claimed; null where
@@ -341,8 +338,6 @@ class Core {
   // no slot. Not all of them: for the others the end of their next span does.
   std::array<std::atomic<uint32_t>, 16> put_off_{};
   std::unique_ptr<Janitor> janitor_;
-  // Null without staging_bytes, or where it cannot be.
-  std::unique_ptr<Staging> staging_;
   std::optional<SlotOpsContext> ops_;
   // Whether the kernel merged pages of this process at the last look.
   std::atomic<bool> process_merges_{false};

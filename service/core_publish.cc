@@ -57,7 +57,6 @@ std::vector<ControlField> SlotFields(const SlotState& slot) {
   add("kernel_calls", counters.kernel_calls);
   add("pages_mapped", counters.pages_mapped);
   add("pages_copied", counters.pages_copied);
-  add("pages_moved", counters.pages_moved);
   add("pages_zeroed", counters.pages_zeroed);
   add("pages_restored", counters.pages_restored);
   add("pages_dropped", counters.pages_dropped);

@@ -174,7 +174,6 @@ ServiceOptions PoolOptions(const Way& way) {
   options.resolve = way.resolve;
   options.tracking = way.tracking;
   options.supply = way.supply;
-  options.staging_bytes = way.staging_bytes;
   options.trap_callback = JumpOutOfTrap;
   return options;
 }
@@ -272,10 +271,6 @@ std::string CaseName(const testing::TestParamInfo<Case>& info) {
 
 INSTANTIATE_TEST_SUITE_P(Ways, EnvironmentTest,
                          testing::Combine(AllWays(),
-                                          testing::ValuesIn(kEnvironments)),
-                         CaseName);
-INSTANTIATE_TEST_SUITE_P(Staged, EnvironmentTest,
-                         testing::Combine(testing::Values(kStagedWay),
                                           testing::ValuesIn(kEnvironments)),
                          CaseName);
 

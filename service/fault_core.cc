@@ -208,10 +208,6 @@ class Filler {
   // Makes missing image pages of one group private and writable, in the order
   // that page_states.h demands.
   FaultResult OpenImagePages(PageRange range);
-  // Moves private, writable image pages of one cell, which are marked open, out
-  // of the staging area. How many of them, from the first one
-  // on, are there now; the others are as they were.
-  uint64_t MoveStaged(PageRange range);
   // Copies private, writable pages of one group from `source`, in the order
   // that page_states.h demands.
   FaultResult CopyOpen(PageRange range, uintptr_t source);
@@ -399,45 +395,7 @@ FaultResult Filler::WriteImagePage(uint64_t page) {
 }
 
 FaultResult Filler::OpenImagePages(PageRange range) {
-  if (core_.staged == nullptr || slot_.staged_image == 0) {
-    return CopyOpen(range, ImageAddress(range.first));
-  }
-  FaultResult result;
-  const uint64_t cell_pages = core_.staged->cell_pages;
-  while (range.pages != 0 && result.kind == FaultResult::Kind::kResolved) {
-    const uint64_t pages =
-        std::min(range.pages, cell_pages - range.first % cell_pages);
-    MarkOpen(range.first, pages);
-    const uint64_t moved = MoveStaged({range.first, pages});
-    if (moved != 0) MarkPresent(range.first, moved);
-    if (moved != pages) {
-      const uint64_t rest = range.first + moved;
-      result = CopyOpen({rest, pages - moved}, ImageAddress(rest));
-    }
-    range = {range.first + pages, range.pages - pages};
-  }
-  return result;
-}
-
-uint64_t Filler::MoveStaged(PageRange range) {
-  StagedCells& staged = *core_.staged;
-  StagedCell* const cell =
-      ClaimStaged(staged, slot_.staged_image, range.first / staged.cell_pages);
-  if (cell == nullptr) return 0;
-  FillPolicy policy = policy_;
-  // To copy takes less than to wait.
-  policy.max_stalls = policy.immediate_retries;
-  const FillResult fill = MoveRange(
-      *core_.kernel, core_.uffd, Address(range.first),
-      staged.AddressOf(*cell) + range.first % staged.cell_pages * kPageBytes,
-      range.pages * kPageBytes, 0, policy);
-  GiveBackStaged(staged, *cell);
-  Count(slot_.counters.kernel_calls, 1 + fill.stalls + fill.pages_present);
-  CountFilled(slot_.counters.pages_copied, fill);
-  CountFilled(slot_.counters.pages_moved, fill);
-  // MOVE, as ZEROPAGE, calls a page present that only carries a marker, and one
-  // that is there may be protected: COPY tells, and what follows it.
-  return fill.pages_present == 0 ? fill.bytes_done / kPageBytes : 0;
+  return CopyOpen(range, ImageAddress(range.first));
 }
 
 FaultResult Filler::CopyOpen(PageRange range, uintptr_t source) {

@@ -14,7 +14,6 @@
 
 #include "firsttouch/locator/lookup.h"
 #include "firsttouch/service/slot_state.h"
-#include "firsttouch/service/staged_cells.h"
 #include "firsttouch/service/trap.h"
 #include "firsttouch/uffd/fill.h"
 #include "firsttouch/uffd/kernel.h"
@@ -82,9 +81,6 @@ struct FaultCore {
   // A source for pages that start as zeroes: kZeroSourcePages of them, which
   // cost no memory.
   uintptr_t zero_source = 0;
-  // Copies of image granules to be moved in; null where there are none. Only
-  // with Backing::kCopied.
-  StagedCells* staged = nullptr;
   SlotState* slots = nullptr;
   const char* name = "";
   TrapCallback trap_callback = nullptr;

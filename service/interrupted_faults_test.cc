@@ -77,7 +77,6 @@ constexpr Way kWays[] = {
     {Backing::kShared, Resolve::kInThread},
     {Backing::kCopied, Resolve::kInThread},
     {Backing::kShared, Resolve::kInThread, Tracking::kAsync},
-    kStagedWay,
 };
 
 sigjmp_buf g_leave;
@@ -186,7 +185,6 @@ class InterruptedTest : public testing::TestWithParam<std::tuple<Way, Deed>> {
                          .resolve = way.resolve,
                          .signals = signals,
                          .trap_callback = JumpOutOfTrap,
-                         .staging_bytes = way.staging_bytes,
                          .tracking = way.tracking},
                         kernel_);
     ASSERT_TRUE(service.ok()) << service.status();
@@ -265,11 +263,11 @@ TEST_P(InterruptedTest, AtAnyCallOfTheKernel) {
   MakeService(SignalOwnership::kInstall);
   if (IsSkipped()) return;
   RunOnce(PatternImage("image", kImagePages, {kHole}));
-  for (const Op op : {Op::kCopy, Op::kZeroPage, Op::kContinue,
-                      Op::kWriteProtect, Op::kMove}) {
+  for (const Op op :
+       {Op::kCopy, Op::kZeroPage, Op::kContinue, Op::kWriteProtect}) {
     for (const bool after : {false, true}) {
       // The signal is sent to the thread that takes a fault, not to one that
-      // prepares a lease or fills the staging area.
+      // prepares a lease.
       const pid_t guest = gettid();
       volatile bool came_back = true;
       volatile bool sent = false;

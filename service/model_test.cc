@@ -127,7 +127,6 @@ class World {
                          .trap_callback = JumpOutOfTrap,
                          .hot_pages_limit = 20,
                          .hot_cycles = 5,
-                         .staging_bytes = way.staging_bytes,
                          .tracking = way.tracking},
                         kernel_);
     status_ = service.status();
@@ -465,8 +464,6 @@ uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
 class ModelTest : public testing::TestWithParam<Way> {};
 
 INSTANTIATE_TEST_SUITE_P(AllWays, ModelTest, AllWays(), WayName);
-INSTANTIATE_TEST_SUITE_P(Staged, ModelTest, testing::Values(kStagedWay),
-                         WayName);
 
 TEST_P(ModelTest, MemoriesAreWhatAByteArrayWouldBe) {
   {

@@ -87,18 +87,6 @@ struct ServiceOptions {
   // no limit; Service::Trim() gives back what idle slots have.
   std::optional<uint64_t> resident_budget_bytes;
 
-  // Backing kCopied: a thread of the pool's own keeps copies of the image
-  // granules that slots write to first, at most this many bytes of them, so
-  // that the next first write moves pages (UFFDIO_MOVE, Linux 6.8) instead of
-  // copying them. 0: no thread and no copies. At least 4 granules (of at most
-  // 256 KiB); where the kernel cannot move pages, or the backing is another,
-  // nothing is done, and Describe() says so.
-  //
-  // Off unless asked for: the copies are memory beside the slots', to make them
-  // takes as long as it saves, on another processor, and each move interrupts
-  // every other processor that runs the process, which a copy does not.
-  uint64_t staging_bytes = 0;
-
   // How first writes to clean pages are found. Unset: chosen for each image
   // from what its tenants do (drift.h); the first holder of an image of which
   // nothing is known runs untracked. kSignal or kAsync: always this one; kAsync

@@ -50,7 +50,6 @@ class ServiceTest : public testing::TestWithParam<Way> {
     options.supply = GetParam().supply;
     options.backing = GetParam().backing;
     options.resolve = GetParam().resolve;
-    options.staging_bytes = GetParam().staging_bytes;
     if (!options.tracking) options.tracking = GetParam().tracking;
     options.trap_callback = JumpOutOfTrap;
     service_.reset();
@@ -77,8 +76,6 @@ class ServiceTest : public testing::TestWithParam<Way> {
 };
 
 INSTANTIATE_TEST_SUITE_P(AllWays, ServiceTest, AllWays(), WayName);
-INSTANTIATE_TEST_SUITE_P(Staged, ServiceTest, testing::Values(kStagedWay),
-                         WayName);
 
 TEST_P(ServiceTest, AMemoryStartsAsItsImageAndThenZeroes) {
   const ImageRef image = PatternImage("start", 20, {3, 17});

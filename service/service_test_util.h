@@ -36,8 +36,6 @@ struct Way {
   // Unset: chosen by the service, and an image's first holder is not tracked.
   std::optional<Tracking> tracking = Tracking::kSignal;
   Supply supply = Supply::kUserfaultfd;
-  // For tests that look at it.
-  uint64_t staging_bytes = 0;
 
   bool mapped() const { return IsMappings(supply); }
 };
@@ -47,13 +45,6 @@ inline constexpr Way kMappingsDropWay{Backing::kShared, Resolve::kInThread,
 inline constexpr Way kMappingsScanWay{Backing::kShared, Resolve::kInThread,
                                       std::nullopt, Supply::kMappingsScan};
 
-// Copied, with first writes served from a staging area. Not in AllWays(): its
-// thread makes calls of its own, which tests that count or fail calls cannot
-// tell from others.
-inline constexpr Way kStagedWay{Backing::kCopied, Resolve::kInThread,
-                                std::nullopt, Supply::kUserfaultfd,
-                                /*staging_bytes=*/1 << 20};
-
 inline std::string WayName(const testing::TestParamInfo<Way>& info) {
   if (info.param.supply == Supply::kMappingsDrop) return "MappingsDrop";
   if (info.param.supply == Supply::kMappingsScan) return "MappingsScan";
@@ -62,8 +53,7 @@ inline std::string WayName(const testing::TestParamInfo<Way>& info) {
          (way.resolve == Resolve::kInThread ? "InThread" : "HandlerThread") +
          (!way.tracking.has_value()           ? "Chosen"
           : *way.tracking == Tracking::kAsync ? "Async"
-                                              : "") +
-         (way.staging_bytes != 0 ? "Staged" : "");
+                                              : "");
 }
 
 inline auto AllWays() {
@@ -116,7 +106,6 @@ inline std::string MissingFor(const Way& way) {
     needed |= kUffdFeatureWpAsync;
     if (!HasPagemapScan()) return kNoScan;
   }
-  if (way.staging_bytes != 0) needed |= kUffdFeatureMove;
   const uint64_t missing = needed & ~facts.features;
   return missing == 0 ? "" : "userfaultfd's " + UffdFeatureNames(missing);
 }

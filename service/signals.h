@@ -41,8 +41,8 @@
 // does not, and another handler leaves HandleFault() by longjmp, the memory
 // stays safe: the next lease sees its initial bytes, and bounds hold. But a
 // page of a PageSource that was being asked for may be waited for without end
-// by others, and a staged copy be lost. Nothing detects that: to look at the
-// mask would be a system call at every fault.
+// by others. Nothing detects that: to look at the mask would be a system call
+// at every fault.
 //
 // Calls of this library must not be left by longjmp: no Acquire, Release, Grow,
 // MakeReady, Snapshot, and so on.

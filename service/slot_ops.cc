@@ -830,7 +830,6 @@ void Abandon(SlotState& slot) {
   slot.image_fetch = nullptr;
   slot.image_mapped = false;
   slot.mapping_wanted.store(false, std::memory_order_relaxed);
-  slot.staged_image = 0;
   slot.prefill_wanted = false;
   slot.other_tracking_wanted = false;
   slot.tracking = Tracking::kSignal;

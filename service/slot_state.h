@@ -115,7 +115,6 @@ struct SlotCounters {
   std::atomic<uint64_t> pages_found;       // changed, by a scan
   std::atomic<uint64_t> untracked_leases;  // that taught a write set
   std::atomic<uint64_t> tracking_changes;  // between kSignal and kAsync
-  std::atomic<uint64_t> pages_moved;  // of pages_copied: from the staging area
 };
 
 // Adds to a counter of a slot. One writer in the common case, so a plain
@@ -251,9 +250,6 @@ struct alignas(64) SlotState {
   std::atomic<uint64_t> image_id{0};
   // Brings pages into the memfd that is mapped; null where all are there.
   const ImageFetch* image_fetch = nullptr;
-  // Owner. The image by the name that the staging area has for it; 0 where it
-  // has nothing of it.
-  uint64_t staged_image = 0;
   // Owner. In pages below kernel_pages the kernel resolves every first touch by
   // itself: not registered (kLearning), or only for asynchronous protection
   // (kAsync: all, or those of the image). 0 with kSignal. Never above

@@ -25,17 +25,17 @@ std::string ServiceStats::ToString() const {
       "faults: ", minor_faults, " minor, ", missing_read_faults,
       " missing read, ", missing_write_faults, " missing write, ",
       write_protect_faults, " write-protect; ", traps, " traps\n",
-      "pages: ", pages_mapped, " mapped, ", pages_copied, " copied (",
-      pages_moved, " of them moved), ", pages_zeroed, " zero, ", pages_restored,
-      " restored, ", pages_dropped, " dropped\n", "hot set: ", pages_prefilled,
-      " prefilled, ", pages_demoted, " demoted, ", pages_trimmed, " trimmed, ",
-      pages_found, " found by scans; ", untracked_leases,
-      " untracked holders, ", tracking_changes, " changes of tracking\n",
-      "slots: ", slots, ", ", slots_in_use, " in use, ", slots_quarantined,
-      " quarantined; ", handovers, " hand-overs, ", binds, " binds, ", grows,
-      " grows\n", "kernel calls: ", kernel_calls,
-      "; fault latency: half below ", FaultLatencyQuantileNs(0.5),
-      " ns, 99 % below ", FaultLatencyQuantileNs(0.99), " ns\n");
+      "pages: ", pages_mapped, " mapped, ", pages_copied, " copied, ",
+      pages_zeroed, " zero, ", pages_restored, " restored, ", pages_dropped,
+      " dropped\n", "hot set: ", pages_prefilled, " prefilled, ", pages_demoted,
+      " demoted, ", pages_trimmed, " trimmed, ", pages_found,
+      " found by scans; ", untracked_leases, " untracked holders, ",
+      tracking_changes, " changes of tracking\n", "slots: ", slots, ", ",
+      slots_in_use, " in use, ", slots_quarantined, " quarantined; ", handovers,
+      " hand-overs, ", binds, " binds, ", grows, " grows\n",
+      "kernel calls: ", kernel_calls, "; fault latency: half below ",
+      FaultLatencyQuantileNs(0.5), " ns, 99 % below ",
+      FaultLatencyQuantileNs(0.99), " ns\n");
 }
 
 void AddSlotCounters(const SlotCounters& counters, ServiceStats& stats) {
@@ -49,7 +49,6 @@ void AddSlotCounters(const SlotCounters& counters, ServiceStats& stats) {
   stats.traps += get(counters.traps);
   stats.pages_mapped += get(counters.pages_mapped);
   stats.pages_copied += get(counters.pages_copied);
-  stats.pages_moved += get(counters.pages_moved);
   stats.pages_zeroed += get(counters.pages_zeroed);
   stats.pages_restored += get(counters.pages_restored);
   stats.pages_dropped += get(counters.pages_dropped);

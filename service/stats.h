@@ -25,7 +25,6 @@ struct ServiceStats {
   // Pages by how they came and went.
   uint64_t pages_mapped = 0;    // shared with the image
   uint64_t pages_copied = 0;    // private from their first touch
-  uint64_t pages_moved = 0;     // those of them from the staging area
   uint64_t pages_zeroed = 0;    // the kernel's page of zeroes
   uint64_t pages_restored = 0;  // copied back, or zeroed, at release and reset
   uint64_t pages_dropped = 0;   // given back to the kernel
@@ -47,7 +46,6 @@ struct ServiceStats {
   uint64_t slots_in_use = 0;
   uint64_t idle_private_bytes = 0;  // kept by slots that nobody has
   uint64_t slots_quarantined = 0;   // a reset failed: never used again
-  uint64_t staged_bytes = 0;        // copies ready in the staging area
 
   // Resolved faults by latency: bucket i counts [2^i, 2^(i+1)) ns.
   std::array<uint64_t, LatencyHistogram::kBuckets> fault_latency{};

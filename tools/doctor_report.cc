@@ -43,7 +43,7 @@ constexpr std::string_view kServesSystemCalls = "handler-thread.system-call";
 
 // These make things faster and have something to take their place.
 bool IsOptional(std::string_view id) {
-  return id == "move" || id == "process-madvise" || id == "guard";
+  return id == "process-madvise" || id == "guard";
 }
 
 Trial::Outcome OutcomeOf(SelfTestOutcome outcome) {

@@ -44,7 +44,7 @@ TEST(Report, AllThatIsRecommended) {
 TEST(Report, WhatIsOptionalDoesNotDegrade) {
   const DoctorReport report = MakeReport(
       {.can_open = true},
-      AllBut({"move", "guard", "process-madvise"}, SelfTestOutcome::kMissing));
+      AllBut({"guard", "process-madvise"}, SelfTestOutcome::kMissing));
   EXPECT_EQ(ExitCode(report), 0);
 }
 

@@ -5,9 +5,9 @@
 // kernel it runs on and never on the headers it was built with, so every
 // constant has a name of our own (kUffd...), including those the headers do
 // have; structures that 6.1 has (uffd_msg, uffdio_api, uffdio_copy, ...) are
-// the headers', later ones are ours (UffdioPoison, UffdioMove, PmScanArg,
-// PageRegion). Nothing here clashes with newer headers, and abi_test compares
-// with whatever the headers do define.
+// the headers', later ones are ours (UffdioPoison, PmScanArg, PageRegion).
+// Nothing here clashes with newer headers, and abi_test compares with whatever
+// the headers do define.
 
 #ifndef FIRSTTOUCH_UFFD_ABI_H_
 #define FIRSTTOUCH_UFFD_ABI_H_
@@ -138,8 +138,6 @@ inline constexpr uint64_t kUffdZeroPageDontWake = uint64_t{1} << 0;
 inline constexpr uint64_t kUffdContinueDontWake = uint64_t{1} << 0;
 inline constexpr uint64_t kUffdContinueWp = uint64_t{1} << 1;  // 6.4
 inline constexpr uint64_t kUffdPoisonDontWake = uint64_t{1} << 0;
-inline constexpr uint64_t kUffdMoveDontWake = uint64_t{1} << 0;
-inline constexpr uint64_t kUffdMoveAllowSrcHoles = uint64_t{1} << 1;
 // Without kUffdWriteProtectWp the call takes the protection off.
 inline constexpr uint64_t kUffdWriteProtectWp = uint64_t{1} << 0;
 inline constexpr uint64_t kUffdWriteProtectDontWake = uint64_t{1} << 1;
@@ -152,16 +150,6 @@ struct UffdioPoison {
 };
 static_assert(sizeof(UffdioPoison) == 32);
 
-// struct uffdio_move. 6.8.
-struct UffdioMove {
-  uint64_t dst;
-  uint64_t src;
-  uint64_t len;
-  uint64_t mode;
-  int64_t move;  // out: bytes done, or a negative errno
-};
-static_assert(sizeof(UffdioMove) == 40);
-
 inline constexpr unsigned long kUffdioApi = _IOWR(0xAA, 0x3F, uffdio_api);
 inline constexpr unsigned long kUffdioRegister =
     _IOWR(0xAA, 0x00, uffdio_register);
@@ -171,7 +159,6 @@ inline constexpr unsigned long kUffdioWake = _IOR(0xAA, 0x02, uffdio_range);
 inline constexpr unsigned long kUffdioCopy = _IOWR(0xAA, 0x03, uffdio_copy);
 inline constexpr unsigned long kUffdioZeroPage =
     _IOWR(0xAA, 0x04, uffdio_zeropage);
-inline constexpr unsigned long kUffdioMove = _IOWR(0xAA, 0x05, UffdioMove);
 inline constexpr unsigned long kUffdioWriteProtect =
     _IOWR(0xAA, 0x06, uffdio_writeprotect);
 inline constexpr unsigned long kUffdioContinue =

@@ -248,18 +248,6 @@ RangeResult FakeKernel::Continue(int fd, uintptr_t start, size_t bytes,
       [&](size_t part) { return real_->Continue(fd, start, part, mode); });
 }
 
-RangeResult FakeKernel::Move(int fd, uintptr_t dst, uintptr_t src, size_t bytes,
-                             uint64_t mode) noexcept {
-  return Range(
-      {.op = Op::kMove,
-       .fd = fd,
-       .start = dst,
-       .source = src,
-       .bytes = bytes,
-       .mode = mode},
-      [&](size_t part) { return real_->Move(fd, dst, src, part, mode); });
-}
-
 RangeResult FakeKernel::Poison(int fd, uintptr_t start, size_t bytes,
                                uint64_t mode) noexcept {
   return Range(

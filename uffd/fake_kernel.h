@@ -41,7 +41,6 @@ class FakeKernel final : public Kernel {
     kCopy,
     kZeroPage,
     kContinue,
-    kMove,
     kPoison,
     kWriteProtect,
     kWake,
@@ -139,8 +138,6 @@ class FakeKernel final : public Kernel {
                        uint64_t mode) noexcept override;
   RangeResult Continue(int fd, uintptr_t start, size_t bytes,
                        uint64_t mode) noexcept override;
-  RangeResult Move(int fd, uintptr_t dst, uintptr_t src, size_t bytes,
-                   uint64_t mode) noexcept override;
   RangeResult Poison(int fd, uintptr_t start, size_t bytes,
                      uint64_t mode) noexcept override;
   RangeResult WriteProtect(int fd, uintptr_t start, size_t bytes,

@@ -49,11 +49,11 @@ class Stalls {
 };
 
 // Runs `step(offset_bytes, bytes)`, one of the kernel's range calls, over the
-// whole range. With `split`, goes on page by page where ENOENT says that the
-// range is not in one mapping.
+// whole range. Goes on page by page where ENOENT says that the range is not in
+// one mapping.
 template <typename Step>
 FillResult Fill(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
-                const FillPolicy& policy, bool split, Step step) {
+                const FillPolicy& policy, Step step) {
   FillResult result;
   Stalls stalls(kernel, policy);
   size_t most = bytes;
@@ -89,7 +89,7 @@ FillResult Fill(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
       case ENOENT:
         // No single mapping holds the range. Neighbours that look alike need
         // not be one: a name, a lock or advice on a part keeps them apart.
-        if (split && asked > kPageBytes) {
+        if (asked > kPageBytes) {
           most = kPageBytes;
           continue;
         }
@@ -111,7 +111,7 @@ FillResult Fill(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
 
 FillResult CopyRange(Kernel& kernel, int fd, uintptr_t dst, uintptr_t src,
                      size_t bytes, uint64_t mode, const FillPolicy& policy) {
-  return Fill(kernel, fd, dst, bytes, policy, /*split=*/true,
+  return Fill(kernel, fd, dst, bytes, policy,
               [&](uint64_t offset, size_t left) {
                 return kernel.Copy(fd, dst + offset, src + offset, left, mode);
               });
@@ -119,7 +119,7 @@ FillResult CopyRange(Kernel& kernel, int fd, uintptr_t dst, uintptr_t src,
 
 FillResult ZeroRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
                      uint64_t mode, const FillPolicy& policy) {
-  return Fill(kernel, fd, start, bytes, policy, /*split=*/true,
+  return Fill(kernel, fd, start, bytes, policy,
               [&](uint64_t offset, size_t left) {
                 return kernel.ZeroPage(fd, start + offset, left, mode);
               });
@@ -127,24 +127,15 @@ FillResult ZeroRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
 
 FillResult ContinueRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
                          uint64_t mode, const FillPolicy& policy) {
-  return Fill(kernel, fd, start, bytes, policy, /*split=*/true,
+  return Fill(kernel, fd, start, bytes, policy,
               [&](uint64_t offset, size_t left) {
                 return kernel.Continue(fd, start + offset, left, mode);
               });
 }
 
-FillResult MoveRange(Kernel& kernel, int fd, uintptr_t dst, uintptr_t src,
-                     size_t bytes, uint64_t mode, const FillPolicy& policy) {
-  // ENOENT is a hole in the source too, which no split mends.
-  return Fill(kernel, fd, dst, bytes, policy, /*split=*/false,
-              [&](uint64_t offset, size_t left) {
-                return kernel.Move(fd, dst + offset, src + offset, left, mode);
-              });
-}
-
 FillResult PoisonRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
                        uint64_t mode, const FillPolicy& policy) {
-  return Fill(kernel, fd, start, bytes, policy, /*split=*/true,
+  return Fill(kernel, fd, start, bytes, policy,
               [&](uint64_t offset, size_t left) {
                 return kernel.Poison(fd, start + offset, left, mode);
               });
@@ -153,7 +144,7 @@ FillResult PoisonRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
 FillResult WriteProtectRange(Kernel& kernel, int fd, uintptr_t start,
                              size_t bytes, uint64_t mode,
                              const FillPolicy& policy) {
-  return Fill(kernel, fd, start, bytes, policy, /*split=*/true,
+  return Fill(kernel, fd, start, bytes, policy,
               [&](uint64_t offset, size_t left) {
                 return kernel.WriteProtect(fd, start + offset, left, mode);
               });

@@ -73,7 +73,7 @@ struct FillResult {
 
 // Each of these fills [start, start + bytes) and skips pages that are there.
 // The range may lie in several mappings (the kernel's calls want one: on ENOENT
-// all but MoveRange go on page by page). `mode` is the call's own (abi.h). Page
+// they go on page by page). `mode` is the call's own (abi.h). Page
 // aligned, but for CopyRange's `src`. Kernel versions and single errors: see
 // Kernel's method of the name.
 FillResult CopyRange(Kernel& kernel, int fd, uintptr_t dst, uintptr_t src,
@@ -82,10 +82,6 @@ FillResult ZeroRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
                      uint64_t mode, const FillPolicy& policy);
 FillResult ContinueRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
                          uint64_t mode, const FillPolicy& policy);
-// A destination page that is there keeps its contents, and its source page
-// stays where it is.
-FillResult MoveRange(Kernel& kernel, int fd, uintptr_t dst, uintptr_t src,
-                     size_t bytes, uint64_t mode, const FillPolicy& policy);
 // A page that is there is not poisoned.
 FillResult PoisonRange(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
                        uint64_t mode, const FillPolicy& policy);

@@ -137,17 +137,6 @@ class MachineKernel final : public Kernel {
     return RangeResultFrom(returned, argument.mapped, bytes);
   }
 
-  RangeResult Move(int fd, uintptr_t dst, uintptr_t src, size_t bytes,
-                   uint64_t mode) noexcept override {
-    UffdioMove argument{};
-    argument.dst = dst;
-    argument.src = src;
-    argument.len = bytes;
-    argument.mode = mode;
-    const int64_t returned = RawIoctl(fd, kUffdioMove, &argument);
-    return RangeResultFrom(returned, argument.move, bytes);
-  }
-
   RangeResult Poison(int fd, uintptr_t start, size_t bytes,
                      uint64_t mode) noexcept override {
     UffdioPoison argument{};

@@ -117,11 +117,6 @@ class Kernel {
   // 6.4). A page that the file lacks: EFAULT.
   virtual RangeResult Continue(int fd, uintptr_t start, size_t bytes,
                                uint64_t mode) noexcept = 0;
-  // Moves pages from `src` to missing pages (6.8). EBUSY: the source is shared
-  // with a forked child; ENOENT: the source has a hole (but for
-  // kUffdMoveAllowSrcHoles).
-  virtual RangeResult Move(int fd, uintptr_t dst, uintptr_t src, size_t bytes,
-                           uint64_t mode) noexcept = 0;
   // Makes every later touch of missing pages a SIGBUS (6.6).
   virtual RangeResult Poison(int fd, uintptr_t start, size_t bytes,
                              uint64_t mode) noexcept = 0;

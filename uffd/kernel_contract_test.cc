@@ -207,27 +207,6 @@ TEST_P(KernelContract, ContinueMapsTheFilesPagesIntoAPrivateMapping) {
   EXPECT_TRUE(kernel().Munmap(at, 4 * kPage).ok());
 }
 
-TEST_P(KernelContract, MoveTakesThePageAway) {
-  OPEN_OR_SKIP(uffd, kUffdFeatureSigbus | kUffdFeatureMove);
-  ScratchMemory memory(4 * kPage);
-  ScratchMemory staged(4 * kPage);
-  std::memset(staged.data(), 's', 2 * kPage);
-  ASSERT_TRUE(uffd->Register(memory.address(), memory.bytes(),
-                             kUffdRegisterMissing, kUffdIoctlMove)
-                  .ok());
-  RangeResult moved = kernel().Move(uffd->fd(), memory.address(),
-                                    staged.address(), 2 * kPage, 0);
-  EXPECT_EQ(moved.error, 0);
-  EXPECT_EQ(moved.bytes_done, 2 * int64_t{kPage});
-  EXPECT_EQ(memory.data()[kPage], 's');
-  EXPECT_EQ(staged.data()[kPage], 0);
-  // The read above has put the page of zeroes there; the next one is a hole.
-  moved = kernel().Move(uffd->fd(), memory.address() + 2 * kPage,
-                        staged.address() + 2 * kPage, kPage, 0);
-  EXPECT_EQ(moved.bytes_done, 0);
-  EXPECT_EQ(moved.error, ENOENT);
-}
-
 // Touches `address` and reports whether that was a SIGBUS.
 sigjmp_buf touch_jump;
 bool TouchIsSigbus(volatile char* address, bool write) {

@@ -435,30 +435,6 @@ Verdict TryAsyncScan(Kernel& kernel) {
   return Works();
 }
 
-Verdict TryMove(Kernel& kernel) {
-  Bench bench(kernel);
-  absl::Status ready = bench.Open(kUffdFeatureSigbus | kUffdFeatureMove);
-  if (!ready.ok()) return Missing(ready);
-  ready = bench.Map(false, kUffdRegisterMissing, kUffdIoctlMove);
-  if (!ready.ok()) return Missing(ready);
-  void* staged = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (staged == MAP_FAILED) return Unexpected("mmap", errno);
-  madvise(staged, kBytes, MADV_NOHUGEPAGE);
-  std::memset(staged, 'v', kBytes);
-  const FillResult moved =
-      MoveRange(kernel, bench.fd(), bench.address(0),
-                reinterpret_cast<uintptr_t>(staged), kBytes, 0, {});
-  if (!moved.ok()) return Unexpected("UFFDIO_MOVE", moved.error);
-  for (size_t i = 0; i < kBytes; ++i) {
-    if (bench.memory[i] != 'v') return Failed("a moved page lost its bytes");
-  }
-  if (static_cast<char*>(staged)[0] != 0) {
-    return Failed("a moved page is still where it was");
-  }
-  return Works();
-}
-
 Verdict TryPoison(Kernel& kernel) {
   Bench bench(kernel);
   absl::Status ready = bench.Open(kUffdFeaturePoison);
@@ -552,7 +528,6 @@ constexpr Test kTests[] = {
      TryKernelFault},
     {{"poison", "touch of a POISONed page trapped", "6.6"}, TryPoison},
     {{"scan", "written pages found (WP_ASYNC)", "6.7"}, TryAsyncScan},
-    {{"move", "staged pages moved in by MOVE", "6.8"}, TryMove},
     {{"process-madvise", "many ranges dropped at once", "6.13"},
      TryProcessMadvise},
     {{"guard", "guard page without a mapping", "6.13"}, TryGuard},

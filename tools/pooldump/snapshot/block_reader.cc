@@ -95,7 +95,6 @@ constexpr NamedCounter kCounters[] = {
     {"kernel_calls", &Counters::set_kernel_calls, &Counters::kernel_calls},
     {"pages_mapped", &Counters::set_pages_mapped, &Counters::pages_mapped},
     {"pages_copied", &Counters::set_pages_copied, &Counters::pages_copied},
-    {"pages_moved", &Counters::set_pages_moved, &Counters::pages_moved},
     {"pages_zeroed", &Counters::set_pages_zeroed, &Counters::pages_zeroed},
     {"pages_restored", &Counters::set_pages_restored,
      &Counters::pages_restored},
