@@ -10,6 +10,7 @@
 
 #include "firsttouch/control/block.h"
 #include "firsttouch/control/control_block.h"
+#include "firsttouch/control/counters.h"
 #include "firsttouch/service/core.h"
 #include "firsttouch/service/page_states.h"
 
@@ -45,27 +46,9 @@ std::vector<ControlField> SlotFields(const SlotState& slot) {
   add("initial_bytes", slot.initial_bytes);
   add("kernel_pages", slot.kernel_pages);
   add("idle_pages", slot.idle_pages);
-  const SlotCounters& counters = slot.counters;
-  add("handovers", counters.handovers);
-  add("minor_faults", counters.minor_faults);
-  add("missing_read_faults", counters.missing_read_faults);
-  add("missing_write_faults", counters.missing_write_faults);
-  add("write_protect_faults", counters.write_protect_faults);
-  add("traps", counters.traps);
-  add("binds", counters.binds);
-  add("grows", counters.grows);
-  add("kernel_calls", counters.kernel_calls);
-  add("pages_mapped", counters.pages_mapped);
-  add("pages_copied", counters.pages_copied);
-  add("pages_zeroed", counters.pages_zeroed);
-  add("pages_restored", counters.pages_restored);
-  add("pages_dropped", counters.pages_dropped);
-  add("pages_prefilled", counters.pages_prefilled);
-  add("pages_trimmed", counters.pages_trimmed);
-  add("pages_demoted", counters.pages_demoted);
-  add("pages_found", counters.pages_found);
-  add("untracked_leases", counters.untracked_leases);
-  add("tracking_changes", counters.tracking_changes);
+#define FIRSTTOUCH_ADD(name) add(#name, slot.counters.name);
+  FIRSTTOUCH_SLOT_COUNTERS(FIRSTTOUCH_ADD)
+#undef FIRSTTOUCH_ADD
   return fields;
 }
 

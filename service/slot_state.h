@@ -26,6 +26,7 @@
 #include <memory>
 #include <vector>
 
+#include "firsttouch/control/counters.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/trap.h"
 
@@ -94,27 +95,9 @@ const char* SlotLifecycleName(SlotLifecycle lifecycle);
 // What happened in a slot since the pool was made. Relaxed: each number is
 // right, together they may be a moment apart.
 struct SlotCounters {
-  std::atomic<uint64_t> handovers;
-  std::atomic<uint64_t> pages_restored;        // copied back at release
-  std::atomic<uint64_t> minor_faults;          // first read of an image page
-  std::atomic<uint64_t> missing_read_faults;   // first read of a zero page, or
-                                               // of an image page by copy
-  std::atomic<uint64_t> missing_write_faults;  // first touch was a write
-  std::atomic<uint64_t> write_protect_faults;  // first write to a clean page
-  std::atomic<uint64_t> pages_mapped;          // shared with the image
-  std::atomic<uint64_t> pages_copied;          // private from the start
-  std::atomic<uint64_t> pages_zeroed;          // the kernel's page of zeroes
-  std::atomic<uint64_t> pages_dropped;         // given back to the kernel
-  std::atomic<uint64_t> traps;
-  std::atomic<uint64_t> binds;  // an image was mapped, or replaced
-  std::atomic<uint64_t> grows;
-  std::atomic<uint64_t> kernel_calls;      // made by firsttouch for this slot
-  std::atomic<uint64_t> pages_prefilled;   // made private before a holder asked
-  std::atomic<uint64_t> pages_trimmed;     // given back while nobody had it
-  std::atomic<uint64_t> pages_demoted;     // no longer hot
-  std::atomic<uint64_t> pages_found;       // changed, by a scan
-  std::atomic<uint64_t> untracked_leases;  // that taught a write set
-  std::atomic<uint64_t> tracking_changes;  // between kSignal and kAsync
+#define FIRSTTOUCH_DECLARE(name) std::atomic<uint64_t> name;
+  FIRSTTOUCH_SLOT_COUNTERS(FIRSTTOUCH_DECLARE)
+#undef FIRSTTOUCH_DECLARE
 };
 
 // Adds to a counter of a slot. One writer in the common case, so a plain

@@ -38,30 +38,11 @@ std::string ServiceStats::ToString() const {
       FaultLatencyQuantileNs(0.99), " ns\n");
 }
 
-void AddSlotCounters(const SlotCounters& counters, ServiceStats& stats) {
-  const auto get = [](const std::atomic<uint64_t>& counter) {
-    return counter.load(std::memory_order_relaxed);
-  };
-  stats.minor_faults += get(counters.minor_faults);
-  stats.missing_read_faults += get(counters.missing_read_faults);
-  stats.missing_write_faults += get(counters.missing_write_faults);
-  stats.write_protect_faults += get(counters.write_protect_faults);
-  stats.traps += get(counters.traps);
-  stats.pages_mapped += get(counters.pages_mapped);
-  stats.pages_copied += get(counters.pages_copied);
-  stats.pages_zeroed += get(counters.pages_zeroed);
-  stats.pages_restored += get(counters.pages_restored);
-  stats.pages_dropped += get(counters.pages_dropped);
-  stats.pages_prefilled += get(counters.pages_prefilled);
-  stats.pages_trimmed += get(counters.pages_trimmed);
-  stats.pages_demoted += get(counters.pages_demoted);
-  stats.pages_found += get(counters.pages_found);
-  stats.untracked_leases += get(counters.untracked_leases);
-  stats.tracking_changes += get(counters.tracking_changes);
-  stats.handovers += get(counters.handovers);
-  stats.binds += get(counters.binds);
-  stats.grows += get(counters.grows);
-  stats.kernel_calls += get(counters.kernel_calls);
+void AddSlotCounters(const SlotCounters& counters, SlotCounts& counts) {
+#define FIRSTTOUCH_ADD(name) \
+  counts.name += counters.name.load(std::memory_order_relaxed);
+  FIRSTTOUCH_SLOT_COUNTERS(FIRSTTOUCH_ADD)
+#undef FIRSTTOUCH_ADD
 }
 
 }  // namespace firsttouch

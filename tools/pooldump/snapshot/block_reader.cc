@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/control/counters.h"
 #include "firsttouch/tools/pooldump/snapshot/locate.h"
 
 namespace firsttouch::pooldump {
@@ -81,33 +82,9 @@ struct NamedCounter {
 };
 
 constexpr NamedCounter kCounters[] = {
-    {"minor_faults", &Counters::set_minor_faults, &Counters::minor_faults},
-    {"missing_read_faults", &Counters::set_missing_read_faults,
-     &Counters::missing_read_faults},
-    {"missing_write_faults", &Counters::set_missing_write_faults,
-     &Counters::missing_write_faults},
-    {"write_protect_faults", &Counters::set_write_protect_faults,
-     &Counters::write_protect_faults},
-    {"traps", &Counters::set_traps, &Counters::traps},
-    {"handovers", &Counters::set_handovers, &Counters::handovers},
-    {"binds", &Counters::set_binds, &Counters::binds},
-    {"grows", &Counters::set_grows, &Counters::grows},
-    {"kernel_calls", &Counters::set_kernel_calls, &Counters::kernel_calls},
-    {"pages_mapped", &Counters::set_pages_mapped, &Counters::pages_mapped},
-    {"pages_copied", &Counters::set_pages_copied, &Counters::pages_copied},
-    {"pages_zeroed", &Counters::set_pages_zeroed, &Counters::pages_zeroed},
-    {"pages_restored", &Counters::set_pages_restored,
-     &Counters::pages_restored},
-    {"pages_dropped", &Counters::set_pages_dropped, &Counters::pages_dropped},
-    {"pages_prefilled", &Counters::set_pages_prefilled,
-     &Counters::pages_prefilled},
-    {"pages_trimmed", &Counters::set_pages_trimmed, &Counters::pages_trimmed},
-    {"pages_demoted", &Counters::set_pages_demoted, &Counters::pages_demoted},
-    {"pages_found", &Counters::set_pages_found, &Counters::pages_found},
-    {"untracked_leases", &Counters::set_untracked_leases,
-     &Counters::untracked_leases},
-    {"tracking_changes", &Counters::set_tracking_changes,
-     &Counters::tracking_changes},
+#define FIRSTTOUCH_NAMED(name) {#name, &Counters::set_##name, &Counters::name},
+    FIRSTTOUCH_SLOT_COUNTERS(FIRSTTOUCH_NAMED)
+#undef FIRSTTOUCH_NAMED
 };
 
 // Bytes of whole words.
