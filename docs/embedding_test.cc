@@ -27,6 +27,7 @@
 #include "absl/time/time.h"
 #include "firsttouch/init/image_builder.h"
 #include "firsttouch/init/image_file.h"
+#include "firsttouch/service/run_trapped.h"
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/signals.h"
 #include "gtest/gtest.h"
@@ -59,15 +60,28 @@ absl::StatusOr<ImageRef> MakeImage(std::string_view rodata) {
 
 // serve: begin
 absl::Status Serve(Service& service, const ImageRef& image) {
-  absl::StatusOr<Memory> memory =
-      service.Acquire({.image = image,
-                       .size_bytes = image->size_bytes(),
-                       .deadline = absl::Now() + absl::Seconds(1)});
+  absl::StatusOr<Memory> memory = service.Acquire(
+      {.image = image, .deadline = absl::Now() + absl::Seconds(1)});
   if (!memory.ok()) return memory.status();
   memory->base()[2048] = std::byte{1};  // The guest runs here.
   return memory->Release();             // Says whether the slot is clean.
 }
 // serve: end
+
+int64_t g_logged_offset = 0;
+void LogTrap(int64_t offset_bytes, bool) { g_logged_offset = offset_bytes; }
+
+// trapped: begin
+absl::Status RunTenant(Memory& memory, void (*guest)(std::span<std::byte>)) {
+  TrapInfo trap;
+  absl::Status ended = RunTrapped(
+      memory, [&] { guest(memory.span()); }, &trap);
+  if (absl::IsOutOfRange(ended)) {
+    LogTrap(trap.offset_bytes, trap.access == Access::kWrite);
+  }
+  return ended;
+}
+// trapped: end
 
 // longjmp: begin
 struct Sandbox {
@@ -177,8 +191,7 @@ int64_t MemoryGrow(Memory& memory, uint64_t delta_wasm_pages) {
 // Runs the set-up once; every later memory starts behind it.
 absl::StatusOr<ImageRef> Prepare(Service& service, const ImageRef& image,
                                  void (*set_up)(std::byte* memory)) {
-  absl::StatusOr<Memory> memory =
-      service.Acquire({.image = image, .size_bytes = image->size_bytes()});
+  absl::StatusOr<Memory> memory = service.Acquire({.image = image});
   if (!memory.ok()) return memory.status();
   set_up(memory->base());
   return memory->Snapshot("guest.wasm, set up");
@@ -223,6 +236,19 @@ TEST_F(EmbeddingTest, Serves) {
   EXPECT_EQ(image_->stored_pages(), 1u);
   EXPECT_TRUE(Serve(*service_, image_).ok());
   EXPECT_EQ(service_->Stats().handovers, 1u);
+}
+
+TEST_F(EmbeddingTest, TakesATrapAsAnError) {
+  absl::StatusOr<Memory> memory = service_->Acquire({.size_bytes = kWasmPage});
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  EXPECT_TRUE(RunTenant(*memory, [](std::span<std::byte> bytes) {
+                bytes[kWasmPage - 1] = std::byte{1};
+              }).ok());
+  const absl::Status ended = RunTenant(*memory, [](std::span<std::byte> bytes) {
+    bytes.data()[kWasmPage + 3] = std::byte{1};
+  });
+  EXPECT_EQ(ended.code(), absl::StatusCode::kOutOfRange) << ended;
+  EXPECT_EQ(g_logged_offset, static_cast<int64_t>(kWasmPage + 3));
 }
 
 TEST_F(EmbeddingTest, LeavesByLongjmp) {

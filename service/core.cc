@@ -471,18 +471,18 @@ absl::Status Core::CheckUsable(const SlotState& slot) {
 }
 
 absl::Status Core::CheckMemoryOptions(const MemoryOptions& options) const {
-  if (options.size_bytes > layout_.memory_bytes()) {
+  if (options.initial_bytes() > layout_.memory_bytes()) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "size_bytes ", Pages(options.size_bytes), " exceeds max_memory_bytes ",
+        "size_bytes ", Pages(options.initial_bytes()), " exceeds max_memory_bytes ",
         Pages(layout_.memory_bytes()), " of pool \"", options_.name,
         "\": ask for less, or raise LayoutOptions::max_memory_bytes"));
   }
   if (options.image != nullptr &&
-      options.image->size_bytes() > options.size_bytes) {
+      options.image->size_bytes() > options.initial_bytes()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "image \"", options.image->name(), "\" of ",
         Pages(options.image->size_bytes()), " bytes is larger than size_bytes ",
-        Pages(options.size_bytes),
+        Pages(options.initial_bytes()),
         " of the memory: raise MemoryOptions::size_bytes"));
   }
   if (options.image != nullptr) {
@@ -545,7 +545,7 @@ inline void Core::Lease(SlotState& slot, const MemoryOptions& options) {
   slot.trap_callback = options.trap_callback;
   slot.trap_user = options.trap_user;
   slot.lifecycle.store(SlotLifecycle::kLeased, std::memory_order_release);
-  slot.size_bytes.store(options.size_bytes, std::memory_order_release);
+  slot.size_bytes.store(options.initial_bytes(), std::memory_order_release);
 }
 
 inline SlotState* Core::ClaimOwn(const MemoryOptions& options) const {
@@ -565,7 +565,7 @@ inline bool Core::ThisThreadIsReady() const {
 inline bool Core::IsReadyFor(const SlotState& slot,
                              const MemoryOptions& options) const {
   return slot.image == options.image &&
-         slot.initial_bytes == options.size_bytes && !slot.prefill_wanted &&
+         slot.initial_bytes == options.initial_bytes() && !slot.prefill_wanted &&
          !slot.other_tracking_wanted &&
          (steady_.may_be_steady ||
           slot.strays.count.load(std::memory_order_acquire) == 0);
@@ -600,7 +600,7 @@ std::optional<uint32_t> Core::ClaimAnyParked(bool surely) {
 }
 
 absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
-  const uint64_t size_pages = PagesRoundedUp(options.size_bytes).value();
+  const uint64_t size_pages = PagesRoundedUp(options.initial_bytes()).value();
   if (slot.remap_wanted && mappings_ == nullptr) {
     if (absl::Status status = MapAllAnew(*ops_, slot); !status.ok()) {
       return status;
@@ -649,7 +649,7 @@ absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
     Prefill(*ops_, slot, size_pages, HotPagesLimit(size_pages));
     NoteIdle(slot);
   }
-  slot.initial_bytes = options.size_bytes;
+  slot.initial_bytes = options.initial_bytes();
   slot.remap_wanted = false;
   slot.exceptions.store(0, std::memory_order_relaxed);
   Lease(slot, options);

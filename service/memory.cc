@@ -29,13 +29,21 @@ uint64_t Memory::max_bytes() const {
 }
 
 uint32_t Memory::instance() const {
+  if (slot_ == nullptr) return kNoMemory;
   return core_->SlotNumber(*slot_) /
          core_->layout().options().memories_per_instance;
 }
 
 uint32_t Memory::memory_index() const {
+  if (slot_ == nullptr) return kNoMemory;
   return core_->SlotNumber(*slot_) %
          core_->layout().options().memories_per_instance;
+}
+
+SlotCounts Memory::stats() const {
+  SlotCounts counts;
+  if (slot_ != nullptr) AddSlotCounters(slot_->counters, counts);
+  return counts;
 }
 
 absl::Status Memory::Grow(uint64_t new_size_bytes) {

@@ -1,7 +1,7 @@
 // A sandbox's memory: one slot of a pool, held by whoever holds this.
 //
-//   absl::StatusOr<Memory> memory = service->Acquire({.image = image,
-//                                                     .size_bytes = 1 << 20});
+//   absl::StatusOr<Memory> memory =
+//       service->Acquire({.image = image, .size_bytes = 1 << 20});
 //   if (!memory.ok()) return memory.status();
 //   std::byte* base = memory->base();
 //   base[123] = std::byte{1};       // faults in, starts as the image says
@@ -32,18 +32,25 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "firsttouch/init/image.h"
+#include "firsttouch/service/stats.h"
 #include "firsttouch/service/trap.h"
 
 namespace firsttouch {
 
 class Core;
+class Memory;
 struct SlotState;
+
+absl::Status RunTrapped(const Memory& memory, absl::FunctionRef<void()> run,
+                        TrapInfo* trap);
 
 // What is known of a memory's pages, in pages.
 struct MemoryPages {
@@ -91,9 +98,19 @@ class Memory {
   // Bytes that the slot can grow to; 0 after release.
   uint64_t max_bytes() const;
 
-  // Which memory of which instance of the pool this is.
+  // The bytes that may be touched now; empty after release. A Grow() makes a
+  // longer one at the same address.
+  std::span<std::byte> span() const { return {base_, size_bytes()}; }
+
+  // Which memory of which instance of the pool this is; kNoMemory after
+  // release.
   uint32_t instance() const;
   uint32_t memory_index() const;
+
+  // What happened in this memory's slot since the pool was made, in all of its
+  // leases: the difference of two calls is what happened between them. All 0
+  // after release. Any thread that holds the memory.
+  SlotCounts stats() const;
 
   // Makes the memory `new_size_bytes` large; what is new reads as zero. No
   // system call, but for pages that handler threads made to trap before (and
@@ -185,6 +202,8 @@ class Memory {
 
  private:
   friend class Core;
+  friend absl::Status RunTrapped(const Memory& memory,
+                                 absl::FunctionRef<void()> run, TrapInfo* trap);
   Memory(Core* core, SlotState* slot, std::byte* base)
       : core_(core), slot_(slot), base_(base) {}
 

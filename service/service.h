@@ -7,8 +7,7 @@
 //                   .max_memory_bytes = uint64_t{4} << 30,
 //                   .guard_after_bytes = uint64_t{2} << 30}});
 //   if (!service.ok()) return service.status();
-//   absl::StatusOr<Memory> memory =
-//       (*service)->Acquire({.image = image, .size_bytes = 16 << 20});
+//   absl::StatusOr<Memory> memory = (*service)->Acquire({.image = image});
 //
 // WHAT A TOUCH DOES. Inside the memory's size: the page appears, with the
 // image's bytes or zeroes; the code that touched never notices. Outside: a
@@ -39,6 +38,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -65,13 +65,21 @@ struct MemoryOptions {
   // (see Trim).
   ImageRef image;
   // Bytes that may be touched; at least the image's size, at most the pool's
-  // max_memory_bytes. 0 is legal: every touch traps.
-  uint64_t size_bytes = 0;
+  // max_memory_bytes. 0 is legal: every touch traps. Unset: the image's size, 0
+  // without an image.
+  std::optional<uint64_t> size_bytes;
   // Called, in signal context, for touches outside the bounds; may be null.
   TrapCallback trap_callback = nullptr;
   void* trap_user = nullptr;
   // Until when to wait where every slot is in use; the default does not wait.
   absl::Time deadline = absl::InfinitePast();
+
+  // The size that the memory begins with, in bytes.
+  uint64_t initial_bytes() const {
+    return size_bytes.has_value() ? *size_bytes
+           : image == nullptr     ? 0
+                                  : image->size_bytes();
+  }
 };
 
 class Service {

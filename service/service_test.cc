@@ -77,6 +77,45 @@ class ServiceTest : public testing::TestWithParam<Way> {
 
 INSTANTIATE_TEST_SUITE_P(AllWays, ServiceTest, AllWays(), WayName);
 
+TEST_P(ServiceTest, AMemoryIsAsLargeAsItsImageUnlessItIsToBeLarger) {
+  const ImageRef image = PatternImage("size", 5, {});
+  absl::StatusOr<Memory> memory = service_->Acquire({.image = image});
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  EXPECT_EQ(memory->size_bytes(), 5 * kPageBytes);
+  EXPECT_EQ(memory->span().data(), memory->base());
+  EXPECT_EQ(memory->span().size(), 5 * kPageBytes);
+  EXPECT_EQ(memory->span()[4 * kPageBytes], image->PageBytes(PageIndex(4))[0]);
+  ASSERT_TRUE(memory->Release().ok());
+  absl::StatusOr<Memory> none = service_->Acquire({});
+  ASSERT_TRUE(none.ok()) << none.status();
+  EXPECT_EQ(none->size_bytes(), 0u);
+  EXPECT_TRUE(none->span().empty());
+}
+
+TEST_P(ServiceTest, AMemoryThatIsNotHeldAnswers) {
+  absl::StatusOr<Memory> memory =
+      service_->Acquire({.size_bytes = 2 * kPageBytes});
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  EXPECT_NE(memory->instance(), kNoMemory);
+  EXPECT_EQ(memory->memory_index(), 0u);
+  const SlotCounts before = memory->stats();
+  ASSERT_TRUE(memory->Grow(3 * kPageBytes).ok());
+  EXPECT_EQ(memory->stats().grows, before.grows + 1);
+  ASSERT_TRUE(memory->Release().ok());
+  const Memory never;
+  for (const Memory* gone : {static_cast<const Memory*>(&*memory), &never}) {
+    EXPECT_FALSE(*gone);
+    EXPECT_EQ(gone->instance(), kNoMemory);
+    EXPECT_EQ(gone->memory_index(), kNoMemory);
+    EXPECT_EQ(gone->base(), nullptr);
+    EXPECT_EQ(gone->size_bytes(), 0u);
+    EXPECT_EQ(gone->max_bytes(), 0u);
+    EXPECT_TRUE(gone->span().empty());
+    EXPECT_EQ(gone->stats().handovers, 0u);
+    EXPECT_EQ(gone->CountPages().touched, 0u);
+  }
+}
+
 TEST_P(ServiceTest, AMemoryStartsAsItsImageAndThenZeroes) {
   const ImageRef image = PatternImage("start", 20, {3, 17});
   Memory memory = MustAcquire({.image = image, .size_bytes = 40 * kPageBytes});

@@ -11,12 +11,15 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include <atomic>
+
 #include "firsttouch/locator/lookup.h"
 #include "firsttouch/service/fault_core.h"
 #include "firsttouch/service/handle_fault.h"
 #include "firsttouch/service/raw_text.h"
 #include "firsttouch/service/restore_page.h"
 #include "firsttouch/service/trap.h"
+#include "firsttouch/service/trap_guard.h"
 #include "firsttouch/uffd/signal_mask.h"
 #include "firsttouch/uffd/units.h"
 
@@ -26,6 +29,10 @@
 
 namespace firsttouch {
 namespace {
+
+using TrapGuard = void (*)(const TrapInfo& trap);
+std::atomic<TrapGuard> g_trap_guard{nullptr};
+static_assert(std::atomic<TrapGuard>::is_always_lock_free);
 
 // Bits of the page-fault error code (Intel SDM volume 3, 4.7).
 constexpr greg_t kFaultProtection = 1;
@@ -177,6 +184,11 @@ FaultOutcome Trap(FaultCore& core, const Location& where, uintptr_t address,
   trap.ucontext = &context;
   RestoreMask(context);
   KeepAlternateStack(context);
+  trap.user = nullptr;
+  if (const TrapGuard guard = g_trap_guard.load(std::memory_order_acquire);
+      guard != nullptr) {
+    guard(trap);
+  }
   if (trap.leased && slot.trap_callback != nullptr) {
     trap.user = slot.trap_user;
     if (slot.trap_callback(trap) == TrapAction::kResume) {
@@ -306,6 +318,10 @@ FaultResult::Kind MappedInBounds(int signal, uintptr_t address,
 }
 
 }  // namespace
+
+void SetTrapGuard(TrapGuard guard) noexcept {
+  g_trap_guard.store(guard, std::memory_order_release);
+}
 
 FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
   // Others were sent by someone (kill, sigqueue).

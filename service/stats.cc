@@ -1,23 +1,29 @@
 #include "firsttouch/service/stats.h"
 
+#include <atomic>
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "firsttouch/control/counters.h"
+#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/slot_state.h"
 
 namespace firsttouch {
+
+static_assert(ServiceStats::kLatencyBuckets == LatencyHistogram::kBuckets);
 
 uint64_t ServiceStats::FaultLatencyQuantileNs(double part) const {
   uint64_t total = 0;
   for (uint64_t count : fault_latency) total += count;
   if (total == 0) return 0;
   uint64_t seen = 0;
-  for (int i = 0; i < LatencyHistogram::kBuckets; ++i) {
+  for (int i = 0; i < kLatencyBuckets; ++i) {
     seen += fault_latency[i];
     if (static_cast<double>(seen) >= part * static_cast<double>(total)) {
       return uint64_t{1} << (i + 1);
     }
   }
-  return uint64_t{1} << LatencyHistogram::kBuckets;
+  return uint64_t{1} << kLatencyBuckets;
 }
 
 std::string ServiceStats::ToString() const {

@@ -8,9 +8,10 @@
 #include <string>
 
 #include "firsttouch/control/counters.h"
-#include "firsttouch/service/fault_core.h"
 
 namespace firsttouch {
+
+struct SlotCounters;
 
 // The counters of control/counters.h, since the service was made. Each is
 // exact; read while others run, they may be a moment apart from each other.
@@ -34,7 +35,8 @@ struct ServiceStats : SlotCounts {
   uint64_t slots_quarantined = 0;   // a reset failed: never used again
 
   // Resolved faults by latency: bucket i counts [2^i, 2^(i+1)) ns.
-  std::array<uint64_t, LatencyHistogram::kBuckets> fault_latency{};
+  static constexpr int kLatencyBuckets = 32;
+  std::array<uint64_t, kLatencyBuckets> fault_latency{};
 
   // The upper end, in ns, of the bucket in which the given part (0 to 1) of all
   // resolved faults is reached; 0 without faults.
@@ -44,7 +46,7 @@ struct ServiceStats : SlotCounts {
   std::string ToString() const;
 };
 
-// Adds one slot's counters.
+// Adds one slot's counters. For the service itself.
 void AddSlotCounters(const SlotCounters& counters, SlotCounts& counts);
 
 }  // namespace firsttouch
