@@ -473,8 +473,9 @@ absl::Status Core::CheckUsable(const SlotState& slot) {
 absl::Status Core::CheckMemoryOptions(const MemoryOptions& options) const {
   if (options.initial_bytes() > layout_.memory_bytes()) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "size_bytes ", Pages(options.initial_bytes()), " exceeds max_memory_bytes ",
-        Pages(layout_.memory_bytes()), " of pool \"", options_.name,
+        "size_bytes ", Pages(options.initial_bytes()),
+        " exceeds max_memory_bytes ", Pages(layout_.memory_bytes()),
+        " of pool \"", options_.name,
         "\": ask for less, or raise LayoutOptions::max_memory_bytes"));
   }
   if (options.image != nullptr &&
@@ -565,8 +566,8 @@ inline bool Core::ThisThreadIsReady() const {
 inline bool Core::IsReadyFor(const SlotState& slot,
                              const MemoryOptions& options) const {
   return slot.image == options.image &&
-         slot.initial_bytes == options.initial_bytes() && !slot.prefill_wanted &&
-         !slot.other_tracking_wanted &&
+         slot.initial_bytes == options.initial_bytes() &&
+         !slot.prefill_wanted && !slot.other_tracking_wanted &&
          (steady_.may_be_steady ||
           slot.strays.count.load(std::memory_order_acquire) == 0);
 }

@@ -27,8 +27,8 @@
 namespace firsttouch::hostile {
 namespace {
 
-// Runs `body` in a forked child and returns its wait status. A child that skips,
-// because the kernel lacks what it asks for, skips the whole.
+// Runs `body` in a forked child and returns its wait status. A child that
+// skips, because the kernel lacks what it asks for, skips the whole.
 int InChild(const std::function<void()>& body) {
   std::fflush(stdout);
   const pid_t child = fork();
