@@ -27,6 +27,13 @@ bool IsTerminal(int fd) {
          std::strcmp(terminal, "dumb") != 0;
 }
 
+// Nothing but zeroes where it is not known.
+winsize SizeOf(int fd) {
+  winsize size = {};
+  if (isatty(fd) != 1 || ioctl(fd, TIOCGWINSZ, &size) != 0) return {};
+  return size;
+}
+
 }  // namespace
 
 bool WantsColor(const std::string& mode, int fd) {
@@ -35,12 +42,13 @@ bool WantsColor(const std::string& mode, int fd) {
 }
 
 int TerminalColumns(int fd, int otherwise) {
-  winsize size = {};
-  if (isatty(fd) != 1 || ioctl(fd, TIOCGWINSZ, &size) != 0 ||
-      size.ws_col == 0) {
-    return otherwise;
-  }
-  return size.ws_col;
+  const int columns = SizeOf(fd).ws_col;
+  return columns == 0 ? otherwise : columns;
+}
+
+int TerminalLines(int fd, int otherwise) {
+  const int lines = SizeOf(fd).ws_row;
+  return lines == 0 ? otherwise : lines;
 }
 
 std::string WriteOut(const std::string& text) {

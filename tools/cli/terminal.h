@@ -17,6 +17,8 @@ bool WantsColor(const std::string& mode, int fd);
 
 // Columns of the terminal at `fd`; `otherwise` if it is none or does not tell.
 int TerminalColumns(int fd, int otherwise);
+// Its lines.
+int TerminalLines(int fd, int otherwise);
 
 // Writes all of `text` to standard output. Empty, or what went wrong: a full
 // disk must not look like a short answer.

@@ -70,12 +70,14 @@ TEST_F(TerminalTest, NoColoursInAPipe) {
   EXPECT_FALSE(WantsColor("auto", ends[1]));
   EXPECT_TRUE(WantsColor("always", ends[1]));
   EXPECT_EQ(TerminalColumns(ends[1], 80), 80);
+  EXPECT_EQ(TerminalLines(ends[1], 24), 24);
   close(ends[0]);
   close(ends[1]);
 }
 
-TEST_F(TerminalTest, ColumnsAreTheTerminals) {
+TEST_F(TerminalTest, ColumnsAndLinesAreTheTerminals) {
   EXPECT_EQ(TerminalColumns(terminal_, 80), 40);
+  EXPECT_EQ(TerminalLines(terminal_, 24), 10);
 }
 
 TEST_F(TerminalTest, ProgressIsOneLineThatIsTakenAway) {

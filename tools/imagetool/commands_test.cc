@@ -63,13 +63,13 @@ TEST(MapTest, WorkingSetIsPartOfThePicture) {
             "300+1 ABSENT_WRITTEN");
 
   const absl::StatusOr<std::string> text =
-      TerminalPictureOf(*report, 80, {.color = false});
+      TerminalPictureOf(*report, {.columns = 80});
   ASSERT_TRUE(text.ok()) << text.status();
   EXPECT_THAT(*text, HasSubstr("learned: 800 KiB\n"
-                               "301 pages of 4 KiB, one a cell\n"
-                               "  0  SWRS"));
-  EXPECT_THAT(*text, HasSubstr("stored and written: 1 page\n"));
-  EXPECT_THAT(*text, HasSubstr("written, zero: 1 page\n"));
+                               "301 pages of 4 KiB, one a cell\n"));
+  EXPECT_THAT(*text, HasSubstr("W stored and written: 1\n"));
+  EXPECT_THAT(*text, HasSubstr("H written, zero: 1   "));
+  EXPECT_THAT(*text, HasSubstr("\n     0x0  SWRS"));
 }
 
 TEST(InfoTest, WorkingSetIsCounted) {

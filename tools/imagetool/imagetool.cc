@@ -32,6 +32,7 @@
 #include "firsttouch/tools/imagetool/imagetool.pb.h"
 #include "firsttouch/tools/imagetool/map_picture.h"
 #include "firsttouch/tools/imagetool/text.h"
+#include "firsttouch/tools/picture/picture.h"
 
 namespace firsttouch::imagetool {
 namespace {
@@ -91,9 +92,14 @@ cli::TextStyle StyleOf(const Words& words) {
 // The picture, for a MapReport.
 absl::StatusOr<std::string> TextFor(const MapReport& report,
                                     const Words& words) {
+  picture::TerminalOptions options;
   const int width =
-      words.width != 0 ? words.width : cli::TerminalColumns(STDOUT_FILENO, 80);
-  return TerminalPictureOf(report, width, StyleOf(words));
+      words.width != 0 ? words.width : cli::TerminalColumns(STDOUT_FILENO, 0);
+  if (width != 0) options.columns = static_cast<size_t>(width);
+  const int lines = cli::TerminalLines(STDOUT_FILENO, 0);
+  if (lines != 0) options.lines = static_cast<size_t>(lines);
+  options.color = StyleOf(words).color;
+  return TerminalPictureOf(report, options);
 }
 
 template <typename Report>
@@ -307,7 +313,9 @@ int RunMap(const Words& words) {
     if (!written.ok()) return Fail(written);
     report->set_html(cli::Printable(words.html));
   }
-  return Print(report, words);
+  // Who asked for files wants no picture beside them.
+  const bool files = !words.svg.empty() || !words.html.empty();
+  return files && words.common.format == "text" ? 0 : Print(report, words);
 }
 
 using Run = std::function<int(const Words&)>;

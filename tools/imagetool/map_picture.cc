@@ -5,7 +5,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "firsttouch/tools/picture/picture.h"
+#include "firsttouch/tools/cli/table.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch::imagetool {
@@ -64,14 +64,11 @@ absl::StatusOr<picture::PageMapPicture> PictureOf(const MapReport& report) {
 
 }  // namespace
 
-absl::StatusOr<std::string> TerminalPictureOf(const MapReport& report,
-                                              int columns,
-                                              const cli::TextStyle& style) {
+absl::StatusOr<std::string> TerminalPictureOf(
+    const MapReport& report, const picture::TerminalOptions& options) {
   const absl::StatusOr<picture::PageMapPicture> picture = PictureOf(report);
   if (!picture.ok()) return picture.status();
-  return picture::TerminalText(
-      *picture,
-      {.columns = static_cast<size_t>(columns), .color = style.color});
+  return picture::TerminalText(*picture, options);
 }
 
 absl::StatusOr<std::string> SvgOf(const MapReport& report) {

@@ -10,15 +10,13 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/imagetool/imagetool.pb.h"
+#include "firsttouch/tools/picture/picture.h"
 
 namespace firsttouch::imagetool {
 
-// In lines of `columns`.
-absl::StatusOr<std::string> TerminalPictureOf(const MapReport& report,
-                                              int columns,
-                                              const cli::TextStyle& style);
+absl::StatusOr<std::string> TerminalPictureOf(
+    const MapReport& report, const picture::TerminalOptions& options);
 
 absl::StatusOr<std::string> SvgOf(const MapReport& report);
 absl::StatusOr<std::string> HtmlOf(const MapReport& report);

@@ -16,6 +16,10 @@
 // that one of its pages has, so that one page among a thousand is seen: put
 // what is rare and matters last.
 //
+// The legend comes first. Each row of cells has the offset of its first byte in
+// front. Of three or more equal rows in sequence the first is drawn, and the
+// number of the others.
+//
 // Everything here is pure: the same picture gives the same bytes. Texts may
 // hold anything; what a terminal or XML could take amiss becomes '?'. All but
 // Check ends the process for a picture that Check refuses.
@@ -35,8 +39,11 @@
 namespace firsttouch::picture {
 
 // Colours that are told apart also by those who do not see all of them (Okabe
-// and Ito), and one for what is not there.
+// and Ito). The first two are quiet on any background: kPaper for what is not
+// there, kShade for what cannot be there. On a dark background the greys are
+// others.
 inline constexpr char kPaper[] = "#e8e8e8";
+inline constexpr char kShade[] = "#c4c4c4";
 inline constexpr char kBlue[] = "#0072b2";
 inline constexpr char kSky[] = "#56b4e9";
 inline constexpr char kGreen[] = "#009e73";
@@ -77,7 +84,7 @@ struct PageMapPicture {
 // The largest that can be drawn: 2^28 pages, 1 TiB.
 inline constexpr uint64_t kMostPages = uint64_t{1} << 28;
 inline constexpr size_t kMostStates = 16;
-// Of a picture in a file.
+// Of a drawing in a file.
 inline constexpr uint64_t kMostCells = 4096;
 
 // InvalidArgument, naming the run or the state: runs that overlap, descend, end
@@ -105,21 +112,25 @@ std::vector<Cell> Cells(const PageMapPicture& picture, uint64_t pages_per_cell);
 std::string CellText(const PageMapPicture& picture, const Cell& cell);
 
 struct TerminalOptions {
-  size_t columns = 80;    // 32 to 1024; what is not counts as the nearest.
-  size_t most_rows = 24;  // Of cells; 1 to 1024.
-  bool color = false;     // Letters in colours. ASCII in any case.
+  size_t columns = 80;  // 32 to 1024; what is not counts as the nearest.
+  // All of the picture and a prompt behind it are to fit into so many; 10 to
+  // 1024.
+  size_t lines = 24;
+  bool color = false;  // Letters on colours. ASCII in any case.
 };
 
-// Title, rows of cells with their first page in front, legend. No line is wider
-// than `columns`, unless title or names are.
+// Title, scale, legend, rows of cells. No line is wider than `columns`, unless
+// a word or a name is.
 std::string TerminalText(const PageMapPicture& picture,
                          const TerminalOptions& options);
 
-// A drawing of its own, with what there is to tell in its titles.
+// A drawing of its own, with what there is to tell in its titles. Is made
+// smaller where there is less room, and dark where the reader prefers that.
 std::string Svg(const PageMapPicture& picture);
 
-// A page that needs nothing else: the same drawing, and a text about the cell
-// under the pointer.
+// A page that needs nothing else: the drawing, as wide as the window, or one
+// with fewer cells in a row where the window is narrow, and a text about the
+// cell under the pointer. Dark where the reader prefers that.
 std::string Html(const PageMapPicture& picture);
 
 }  // namespace firsttouch::picture

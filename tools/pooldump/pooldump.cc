@@ -73,6 +73,8 @@ int Main(const std::vector<std::string>& words) {
     options.set_width(static_cast<uint32_t>(
         cli::TerminalColumns(STDOUT_FILENO, /*otherwise=*/80)));
   }
+  options.set_lines(static_cast<uint32_t>(
+      cli::TerminalLines(STDOUT_FILENO, /*otherwise=*/24)));
   const bool color = WantsColor(options.color());
   if (options.watch()) return RunWatch(options, color);
   const cli::TextStyle style{.color = color, .bytes = options.bytes()};

@@ -233,6 +233,14 @@ absl::StatusOr<std::string> AsCsv(const Report& report) {
   return absl::InternalError("an empty report");
 }
 
+picture::TerminalOptions TerminalOf(const Options& options,
+                                    const TextStyle& style) {
+  picture::TerminalOptions terminal = {.color = style.color};
+  if (options.width() != 0) terminal.columns = options.width();
+  if (options.lines() != 0) terminal.lines = options.lines();
+  return terminal;
+}
+
 absl::Status FilterAndSortPools(const Options& options, const Filter& filter,
                                 ProcessSnapshot* process) {
   for (PoolSnapshot& pool : *process->mutable_pools()) {
@@ -549,14 +557,11 @@ absl::StatusOr<std::string> PrintReport(const Report& report,
       absl::StatusOr<picture::PageMapPicture> picture =
           SlotPicture(report.map());
       if (!picture.ok()) return picture.status();
-      return picture::TerminalText(
-          *picture, {.columns = options.width() == 0 ? 80 : options.width(),
-                     .color = style.color});
+      return picture::TerminalText(*picture, TerminalOf(options, style));
     }
     case Report::kImage:
-      return imagetool::TerminalPictureOf(
-          report.image(),
-          options.width() == 0 ? 80 : static_cast<int>(options.width()), style);
+      return imagetool::TerminalPictureOf(report.image(),
+                                          TerminalOf(options, style));
     case Report::OF_NOT_SET:
       break;
   }

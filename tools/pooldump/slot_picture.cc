@@ -84,7 +84,7 @@ absl::StatusOr<picture::PageMapPicture> SlotPicture(const PageMap& map) {
                    ", size ", cli::BytesText(map.slot().size_bytes(), {}));
   const picture::State palette[kStates] = {
       {"missing", '.', picture::kPaper},
-      {"above the size", '-', picture::kBlack},
+      {"above the size", '-', picture::kShade},
       {"clean", 'c', picture::kBlue},
       {"shared", 's', picture::kSky},
       {"untracked", 'u', picture::kYellow},
