@@ -26,6 +26,11 @@ namespace {
 
 constexpr char kName[] = "doctor";
 
+constexpr char kFormats[] =
+    "text: For people, in 80 columns.\n\n"
+    "json: The message DoctorReport of tools/doctor.proto, which explains each "
+    "field, in protobuf's JSON: numbers of 64 bits are strings.";
+
 // What cannot happen (EX_SOFTWARE).
 constexpr int kExitInternal = 70;
 
@@ -41,7 +46,11 @@ int Main(const std::vector<std::string>& arguments) {
                    "  doctor --format=json\n",
        .exit_codes = {{0, "all that is recommended works"},
                       {1, "works with restrictions"},
-                      {2, "no userfaultfd works; pools do without it"}},
+                      {2, "no userfaultfd works; pools do without it"},
+                      {kExitInternal,
+                       "the report cannot be printed as JSON; please report "
+                       "that"}},
+       .manual = {{"FORMATS", kFormats}},
        .single = true});
   std::string format = "text";
   std::string color = "auto";

@@ -85,6 +85,7 @@ class ZshTest(unittest.TestCase):
     def test_commands(self):
         self.assertEqual(self.proposals("imagetool m"), ["manual", "map", "merge"])
         self.assertEqual(self.proposals("pooldump l"), ["layout", "live", "locate"])
+        self.assertEqual(self.proposals("pooldump help liv"), ["live"])
 
     def test_options_of_the_command_alone(self):
         options = self.proposals("pooldump live 1 --")
@@ -131,8 +132,25 @@ class BashTest(unittest.TestCase):
     def test_processes(self):
         self.assertIn(str(os.getpid()), self.proposals("pooldump", "live", ""))
 
+    def test_an_operand_has_its_place(self):
+        self.assertEqual(self.proposals("pooldump", "map", "1", ""), [])
+        self.assertEqual(self.proposals("pooldump", "help", "liv"), ["live"])
+        # The values of options are no operands, whichever way they are written.
+        for option in (["--pool", "=", "a"], ["--pool", "a"], ["--bytes"]):
+            self.assertIn(str(os.getpid()), self.proposals("pooldump", "map", *option, ""))
+            self.assertEqual(self.proposals("pooldump", "map", *option, "1", ""), [])
+
+    def test_files(self):
+        with tempfile.TemporaryDirectory() as folder:
+            pathlib.Path(folder, "guest.ftimg").touch()
+            for words in (["imagetool", "verify", "a", "b"], ["pooldump", "core"],
+                          ["pooldump", "map", "1", "2", "--svg", "="]):
+                self.assertEqual(self.proposals(*words, f"{folder}/g"),
+                                 [f"{folder}/guest.ftimg"])
+
     def test_a_program_without_commands(self):
         self.assertEqual(self.proposals("doctor", "--ti"), ["--time-limit"])
+        self.assertEqual(self.proposals("doctor", "help", "man"), ["manual"])
         self.assertEqual(self.proposals("doctor", "--format", "=", ""), ["json", "text"])
 
 

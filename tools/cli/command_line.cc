@@ -103,21 +103,49 @@ std::string Head(const CLI::Option& option) {
       TakesValue(option) ? absl::StrCat("=", KindOf(option)) : std::string());
 }
 
+// "FILE", or "bash|zsh" where the values are all there is to say.
+std::string OperandName(const CLI::Option& option) {
+  const std::string kind = KindOf(option);
+  return absl::StrContains(kind, '|') ? kind : option.get_name(true);
+}
+
 std::string FirstSentence(const std::string& text) {
   const size_t end = text.find(". ");
   if (end != std::string::npos) return text.substr(0, end);
   return absl::EndsWith(text, ".") ? text.substr(0, text.size() - 1) : text;
 }
 
+// The program's own first, then those that all programs have.
+std::vector<const CLI::App*> Commands(const CLI::App& app) {
+  std::vector<const CLI::App*> commands = app.get_subcommands(
+      [](const CLI::App* command) { return !command->get_name().empty(); });
+  std::stable_partition(
+      commands.begin(), commands.end(), [](const CLI::App* command) {
+        const std::string& name = command->get_name();
+        return name != kHelp && name != kManual && name != kCompletions;
+      });
+  return commands;
+}
+
 class HelpFormatter : public CLI::Formatter {
  public:
+  HelpFormatter() {
+    label("SUBCOMMAND", "COMMAND");
+    label("Positionals", "Operands");
+  }
+
   std::string make_option(const CLI::Option* option,
                           bool is_positional) const override {
-    const std::vector<std::string> values = ValuesOf(*option);
-    return Entry(is_positional ? values.empty() ? option->get_name(true)
-                                                : absl::StrJoin(values, "|")
-                               : Head(*option),
+    return Entry(is_positional ? OperandName(*option) : Head(*option),
                  option->get_description());
+  }
+  std::string make_subcommands(const CLI::App* app,
+                               CLI::AppFormatMode) const override {
+    std::string out;
+    for (const CLI::App* command : Commands(*app)) {
+      out += make_subcommand(command);
+    }
+    return out.empty() ? "" : absl::StrCat("\nCommands:\n", out);
   }
   std::string make_subcommand(const CLI::App* command) const override {
     return Entry(command->get_name(),
@@ -138,11 +166,6 @@ class HelpFormatter : public CLI::Formatter {
     return absl::StrCat(line, Wrap(text, kHelpIndent, kHelpIndent), "\n");
   }
 };
-
-std::vector<const CLI::App*> Commands(const CLI::App& app) {
-  return app.get_subcommands(
-      [](const CLI::App* command) { return !command->get_name().empty(); });
-}
 
 std::vector<std::string> CommandNames(const CLI::App& app) {
   std::vector<std::string> names;
@@ -229,10 +252,13 @@ std::string Explain(const CLI::App& app, const std::vector<std::string>& words,
 
 // The help of the program, or of the command that is named.
 std::string HelpOf(const CLI::App& app, const CLI::App* command) {
-  if (command != nullptr) return command->help(app.get_name());
   // App::help gives that of the command that has been parsed.
-  return app.get_formatter()->make_help(&app, app.get_name(),
-                                        CLI::AppFormatMode::Normal);
+  const std::string help = command != nullptr ? command->help(app.get_name())
+                                              : app.get_formatter()->make_help(
+                                                    &app, app.get_name(),
+                                                    CLI::AppFormatMode::Normal);
+  // CLI11 separates groups of options by empty lines, hidden ones too.
+  return absl::StrReplaceAll(help, {{"\n\n\n", "\n\n"}});
 }
 
 // What completes a value, as words of compgen.
@@ -251,36 +277,38 @@ std::string BashCompletions(const CLI::App& app) {
   std::string options;
   std::string operands;
   std::string flags;
+  std::string valued;
   std::vector<const CLI::App*> all = Commands(app);
   // Options without a command, of a program that needs none.
   all.push_back(&app);
   for (const CLI::App* command : all) {
     const std::string name = command == &app ? "*" : command->get_name();
-    absl::StrAppend(&flags, "      ", name, ") action=(-W '",
-                    absl::StrJoin(FlagsOf(*command), " "), "') ;;\n");
+    std::vector<std::string> with_value;
+    size_t operand = 0;
     for (const CLI::Option* option : OptionsOf(*command)) {
       const std::string action = BashAction(*option);
-      if (action.empty()) {
-        // A value that nobody can guess; not an operand.
-        for (const std::string& flag : option->get_lnames()) {
-          if (!TakesValue(*option)) break;
-          absl::StrAppend(&options, "    ", name, ":--", flag, ") return ;;\n");
-        }
+      if (IsPositional(*option)) {
+        const std::string number =
+            option->get_expected_max() > 1 ? "*" : absl::StrCat(operand++);
+        if (action.empty()) continue;
+        absl::StrAppend(&operands, "        ", name, ":", number, ") action=(",
+                        action, ") ;;\n");
         continue;
       }
-      if (IsPositional(*option)) {
-        // One kind of operand a command is enough of a model for a shell.
-        if (absl::StrContains(operands, absl::StrCat("      ", name, ") "))) {
-          continue;
-        }
-        absl::StrAppend(&operands, "      ", name, ") action=(", action,
-                        ") ;;\n");
-      }
+      if (!TakesValue(*option)) continue;
       for (const std::string& flag : option->get_lnames()) {
-        absl::StrAppend(&options, "    ", name, ":--", flag, ") action=(",
-                        action, ") ;;\n");
+        with_value.push_back("--" + flag);
+        // Some values nobody can guess; they are no operands either.
+        absl::StrAppend(&options, "    ", name, ":--", flag, ") ",
+                        action.empty() ? std::string("return")
+                                       : absl::StrCat("action=(", action, ")"),
+                        " ;;\n");
       }
     }
+    absl::StrAppend(&flags, "        ", name, ") action=(-W '",
+                    absl::StrJoin(FlagsOf(*command), " "), "') ;;\n");
+    absl::StrAppend(&valued, "    ", name, ") valued=' ",
+                    absl::StrJoin(with_value, " "), " ' ;;\n");
   }
   return absl::StrReplaceAll(
       R"(# bash completions of NAME. Source them, or put them into
@@ -289,7 +317,9 @@ _NAME() {
   local current="${COMP_WORDS[COMP_CWORD]}"
   local previous="${COMP_WORDS[COMP_CWORD-1]}"
   local command="${COMP_WORDS[1]}"
+  local valued=''
   local -a action=()
+  local -i i operand=0
   COMPREPLY=()
   # "--format=js" comes as three words where "=" breaks words.
   if [[ "$current" == "=" ]]; then
@@ -299,6 +329,13 @@ _NAME() {
   fi
   case "$command:$previous" in
 OPTIONS  esac
+  # Options that take a value: the next word is no operand.
+  case "$command" in
+VALUED  esac
+  for (( i = 2; i < COMP_CWORD; ++i )); do
+    [[ "${COMP_WORDS[i]}" == [-=]* || "${COMP_WORDS[i-1]}" == "=" ||
+       "$valued" == *" ${COMP_WORDS[i-1]} "* ]] || (( ++operand ))
+  done
   if (( ${#action[@]} == 0 )); then
     if (( COMP_CWORD == 1 )); then
       action=(-W 'COMMANDS TOP')
@@ -307,7 +344,7 @@ OPTIONS  esac
       case "$command" in
 FLAGS      esac
     else
-      case "$command" in
+      case "$command:$operand" in
 OPERANDS      esac
     fi
   fi
@@ -319,6 +356,7 @@ complete -o filenames -F _NAME NAME
       {{"OPTIONS", options},
        {"OPERANDS", operands},
        {"FLAGS", flags},
+       {"VALUED", valued},
        {"COMMANDS", absl::StrJoin(CommandNames(app), " ")},
        {"TOP", absl::StrJoin(FlagsOf(app), " ")},
        {"NAME", app.get_name()}});
@@ -416,12 +454,21 @@ std::string Upper(std::string text) {
   return text;
 }
 
+// As the title of a manual page begins.
+std::string Lower(std::string text) {
+  if (!text.empty()) {
+    text.front() =
+        absl::ascii_tolower(static_cast<unsigned char>(text.front()));
+  }
+  return text;
+}
+
 std::string Operands(const CLI::App& command) {
   std::string out;
   for (const CLI::Option* option : OptionsOf(command)) {
     if (!IsPositional(*option)) continue;
     const std::string name =
-        absl::StrCat("\\fI", Roff(option->get_name(true)), "\\fR",
+        absl::StrCat("\\fI", Roff(OperandName(*option)), "\\fR",
                      option->get_expected_max() > 1 ? "..." : "");
     absl::StrAppend(
         &out, " ",
@@ -430,17 +477,21 @@ std::string Operands(const CLI::App& command) {
   return out;
 }
 
+// Operands, then options.
 std::string ManualOptions(const CLI::App& command) {
   std::string out;
-  for (const CLI::Option* option : OptionsOf(command)) {
+  std::vector<const CLI::Option*> options = OptionsOf(command);
+  std::stable_partition(
+      options.begin(), options.end(),
+      [](const CLI::Option* option) { return IsPositional(*option); });
+  for (const CLI::Option* option : options) {
     const std::vector<std::string> values = ValuesOf(*option);
-    const bool operand = IsPositional(*option);
-    const std::string head = operand ? option->get_name(true) : Head(*option);
+    const std::string head =
+        IsPositional(*option) ? OperandName(*option) : Head(*option);
     absl::StrAppend(&out, ".TP\n\\fB", Roff(head), "\\fR\n",
                     Roff(option->get_description()), ".\n");
     // Where the head does not show them.
-    if (!values.empty() &&
-        (operand || KindOf(*option).find('|') == std::string::npos)) {
+    if (!values.empty() && !absl::StrContains(KindOf(*option), '|')) {
       absl::StrAppend(&out, "One of: ", Roff(absl::StrJoin(values, ", ")),
                       ".\n");
     }
@@ -453,15 +504,13 @@ std::string Example(const std::string& text) {
   return absl::StrCat(".PP\nExamples:\n.PP\n.nf\n", Roff(text), ".fi\n");
 }
 
-std::string ExitCodes(const Program& program) {
-  std::string out;
+// Those of all programs too, in order.
+std::vector<std::pair<int, std::string>> ExitCodes(const Program& program) {
   std::vector<std::pair<int, std::string>> codes = program.exit_codes;
   codes.emplace_back(kExitUsage, "the command line is wrong");
   codes.emplace_back(kExitCannotPrint, "standard output cannot be written");
-  for (const auto& [code, meaning] : codes) {
-    absl::StrAppend(&out, ".TP\n", code, "\n", Roff(meaning), ".\n");
-  }
-  return out;
+  std::sort(codes.begin(), codes.end());
+  return codes;
 }
 
 }  // namespace
@@ -479,13 +528,10 @@ std::unique_ptr<CLI::App> MakeApp(const Program& program) {
   }
   app->formatter(std::make_shared<HelpFormatter>());
   std::string codes = "\nExit codes:\n";
-  for (const auto& [code, meaning] : program.exit_codes) {
+  for (const auto& [code, meaning] : ExitCodes(program)) {
     absl::StrAppend(&codes, "  ", code, std::string(code < 10 ? 3 : 2, ' '),
                     Wrap(meaning, 6, 6), "\n");
   }
-  absl::StrAppend(&codes, "  ", kExitUsage, "  the command line is wrong\n",
-                  "  ", kExitCannotPrint,
-                  "  standard output cannot be written\n");
   const std::string more =
       program.single
           ? ""
@@ -516,6 +562,11 @@ CLI::App* AddCommand(CLI::App* app, const Command& command) {
     added->footer(absl::StrCat("Examples:\n", command.examples));
   }
   static_cast<DescribedApp*>(app)->examples()[command.name] = command.examples;
+  // "help" knows all of them.
+  if (command.name != kHelp) {
+    app->get_subcommand(kHelp)->get_option("COMMAND")->type_name(
+        absl::StrCat("COMMAND:{", absl::StrJoin(CommandNames(*app), ","), "}"));
+  }
   return added;
 }
 
@@ -583,14 +634,18 @@ std::string ManualPage(const CLI::App& app) {
   std::string out = absl::StrCat(
       ".TH ", Upper(program.name), " 1 \"\" \"firsttouch ", program.version,
       "\" \"User Commands\"\n.SH NAME\n", program.name, " \\- ",
-      Roff(FirstSentence(program.description)), "\n.SH SYNOPSIS\n");
+      Roff(Lower(FirstSentence(program.description))), "\n.SH SYNOPSIS\n");
+  std::vector<std::string> synopses;
   if (program.single) {
-    absl::StrAppend(&out, ".B ", program.name, "\n[\\fIOPTION\\fR...]\n.br\n");
+    synopses.push_back(
+        absl::StrCat(".B ", program.name, "\n[\\fIOPTION\\fR...]\n"));
   }
   for (const CLI::App* command : Commands(app)) {
-    absl::StrAppend(&out, ".B ", program.name, " ", command->get_name(),
-                    "\n[\\fIOPTION\\fR...]", Operands(*command), "\n.br\n");
+    synopses.push_back(
+        absl::StrCat(".B ", program.name, " ", command->get_name(),
+                     "\n[\\fIOPTION\\fR...]", Operands(*command), "\n"));
   }
+  out += absl::StrJoin(synopses, ".br\n");
   absl::StrAppend(&out, ".SH DESCRIPTION\n", Roff(program.description), "\n",
                   ".SH OPTIONS\n", ManualOptions(app),
                   Example(program.examples));
@@ -603,6 +658,7 @@ std::string ManualPage(const CLI::App& app) {
   }
   for (const auto& [title, text] : program.manual) {
     absl::StrAppend(&out, ".SH \"", title, "\"\n");
+    bool first = true;
     for (const std::string& paragraph : std::vector<std::string>(
              absl::StrSplit(text, "\n\n", absl::SkipEmpty()))) {
       const size_t colon = paragraph.find(": ");
@@ -610,14 +666,26 @@ std::string ManualPage(const CLI::App& app) {
         absl::StrAppend(&out, ".TP\n\\fB", Roff(paragraph.substr(0, colon)),
                         "\\fR\n", Roff(paragraph.substr(colon + 2)), "\n");
       } else {
-        absl::StrAppend(&out, ".PP\n", Roff(paragraph), "\n");
+        absl::StrAppend(&out, first ? "" : ".PP\n", Roff(paragraph), "\n");
       }
+      first = false;
     }
   }
-  absl::StrAppend(
-      &out, ".SH \"EXIT STATUS\"\n", ExitCodes(program),
-      ".SH ENVIRONMENT\n.TP\nNO_COLOR\nIf it is set and not empty, there are "
-      "no colours, unless \\-\\-color=always asks for them.\n");
+  out += ".SH \"EXIT STATUS\"\n";
+  for (const auto& [code, meaning] : ExitCodes(program)) {
+    absl::StrAppend(&out, ".TP\n", code, "\n", Roff(meaning), ".\n");
+  }
+  out += ".SH ENVIRONMENT\n";
+  std::vector<std::pair<std::string, std::string>> variables =
+      program.environment;
+  variables.emplace_back("NO_COLOR",
+                         "If it is set and not empty, there are no colours, "
+                         "unless --color=always asks for them");
+  variables.emplace_back(
+      "TERM", "If it is not set, or dumb, a terminal gets no colours");
+  for (const auto& [name, text] : variables) {
+    absl::StrAppend(&out, ".TP\n", Roff(name), "\n", Roff(text), ".\n");
+  }
   return out;
 }
 

@@ -43,6 +43,9 @@ struct Program {
   // Further sections of the manual page: title and text, whose paragraphs are
   // separated by empty lines. A paragraph "NAME: text" is an item of a list.
   std::vector<std::pair<std::string, std::string>> manual;
+  // Variables that the program reads, for the manual page. Those that all of
+  // ours read are added.
+  std::vector<std::pair<std::string, std::string>> environment;
   // The program does one thing, for which no command is given.
   bool single = false;
 };

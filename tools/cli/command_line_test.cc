@@ -16,7 +16,8 @@ struct Example {
                    .version = "1",
                    .description = "Cooks. Nothing else.",
                    .examples = "  cook boil egg\n",
-                   .exit_codes = {{0, "it is ready"}, {1, "it is burnt"}}});
+                   .exit_codes = {{0, "it is ready"}, {1, "it is burnt"}},
+                   .environment = {{"SALT", "How much"}}});
     boil = AddCommand(app.get(), {.name = "boil",
                                   .description = "Boils. In water.",
                                   .examples = "  cook boil egg\n"});
@@ -90,7 +91,13 @@ TEST(CommandLineTest, HelpHasExamplesAndExitCodes) {
                                      "  74  standard output cannot be "
                                      "written\n"));
   EXPECT_THAT(ending->out, HasSubstr("Examples:\n  cook boil egg\n"));
-  EXPECT_THAT(ending->out, HasSubstr("  boil                    Boils\n"));
+  // Its own commands come first.
+  EXPECT_THAT(ending->out, HasSubstr("Usage: cook [OPTIONS] COMMAND\n"));
+  EXPECT_THAT(ending->out,
+              HasSubstr("\nCommands:\n  boil                    Boils\n"
+                        "  broil                   Broils\n"
+                        "  help                    Prints the help of a "
+                        "command\n"));
 
   Example again;
   const std::optional<Ending> of_command =
@@ -122,6 +129,10 @@ TEST(CommandLineTest, TheManualPageHasEverything) {
   EXPECT_THAT(page, HasSubstr(".SH \"COOK BOIL\""));
   EXPECT_THAT(page, HasSubstr(".TP\n1\nit is burnt.\n"));
   EXPECT_THAT(page, HasSubstr(".TP\n74\nstandard output cannot be written"));
+  EXPECT_THAT(page, HasSubstr(".SH NAME\ncook \\- cooks\n"));
+  EXPECT_THAT(page, HasSubstr(".SH ENVIRONMENT\n.TP\nSALT\nHow much.\n"));
+  // Operands before options, as they stand on the command line.
+  EXPECT_LT(page.find("\\fBFILE\\fR"), page.find("\\-\\-minutes"));
 }
 
 TEST(CommandLineTest, AProgramMayDoOneThingOnly) {
@@ -135,13 +146,20 @@ TEST(CommandLineTest, AProgramMayDoOneThingOnly) {
             "there is no command egg; boil --help lists them");
   EXPECT_THAT(Parse(*app, {"completions", "bash"})->out,
               HasSubstr("--minutes"));
+  // An option that is not to be seen leaves no gap.
+  app->add_option("--secret", minutes, "Not told")->group("");
+  EXPECT_THAT(Parse(*app, {"--help"})->out, Not(HasSubstr("\n\n\n")));
 }
 
 TEST(CommandLineTest, CompletionsKnowOptionsAndTheirValues) {
   Example cook;
   const std::string bash = Completions(*cook.app, "bash");
   EXPECT_THAT(bash, HasSubstr("boil:--format) action=(-W 'text json') ;;\n"));
-  EXPECT_THAT(bash, HasSubstr("      boil) action=(-f) ;;\n"));
+  EXPECT_THAT(bash, HasSubstr("        boil:0) action=(-f) ;;\n"));
+  EXPECT_THAT(bash,
+              HasSubstr("    boil) valued=' --format --color --minutes '"));
+  EXPECT_THAT(bash, HasSubstr("help:0) action=(-W 'boil broil help manual "
+                              "completions') ;;\n"));
   EXPECT_THAT(bash, HasSubstr("boil:--minutes) return ;;\n"));
   EXPECT_THAT(bash, Not(HasSubstr("boil:--bytes)")));
   EXPECT_THAT(bash, HasSubstr("complete -o filenames -F _cook cook\n"));

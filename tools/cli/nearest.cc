@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
+
 namespace firsttouch::cli {
 namespace {
 
@@ -44,7 +46,14 @@ std::string Nearest(const std::string& word,
       nearest = name;
     }
   }
-  return nearest;
+  if (!nearest.empty() || word.empty()) return nearest;
+  const auto begins = [&word](const std::string& name) {
+    return absl::StartsWith(name, word);
+  };
+  const auto only = std::find_if(names.begin(), names.end(), begins);
+  if (only == names.end()) return "";
+  return std::find_if(only + 1, names.end(), begins) == names.end() ? *only
+                                                                    : "";
 }
 
 }  // namespace firsttouch::cli

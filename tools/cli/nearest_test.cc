@@ -8,6 +8,14 @@
 namespace firsttouch::cli {
 namespace {
 
+TEST(Nearest, TakesBeginnings) {
+  const std::vector<std::string> names = {"--help", "--version", "--html"};
+  EXPECT_EQ(Nearest("--vers", names), "--version");
+  // Of several none.
+  EXPECT_EQ(Nearest("--h", names), "");
+  EXPECT_EQ(Nearest("--", names), "");
+}
+
 TEST(Nearest, ForgivesAThirdOfTheLetters) {
   const std::vector<std::string> names = {"--format", "--filter", "--all"};
   EXPECT_EQ(Nearest("--fromat", names), "--format");

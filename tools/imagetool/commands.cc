@@ -7,7 +7,9 @@
 #include <bit>
 #include <cerrno>
 #include <cstddef>
+#include <filesystem>
 #include <span>
+#include <system_error>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
@@ -693,7 +695,9 @@ absl::StatusOr<PackReport> Pack(const std::string& path, const std::string& out,
   PackReport report;
   report.set_path(Printable(out));
   report.set_stored_bytes(info->stored_pages * kPageBytes);
-  report.set_packed_bytes(static_cast<uint64_t>(stat_of.st_size));
+  if (S_ISREG(stat_of.st_mode)) {
+    report.set_packed_bytes(static_cast<uint64_t>(stat_of.st_size));
+  }
   return report;
 }
 
@@ -832,6 +836,18 @@ absl::StatusOr<std::string> UnpackedName(const std::string& packed) {
 
 std::string OutputPath(const std::string& path) {
   return path == "-" ? "/dev/stdout" : path;
+}
+
+bool SameOutput(const std::string& a, const std::string& b) {
+  // Where links lead; the file need not be there.
+  const auto place = [](const std::string& path) {
+    std::error_code unused;
+    return std::filesystem::weakly_canonical(
+        std::filesystem::absolute(OutputPath(path), unused), unused);
+  };
+  if (a.empty() || b.empty()) return false;
+  // What cannot be resolved is nowhere.
+  return a == b || (!place(a).empty() && place(a) == place(b));
 }
 
 absl::Status WriteTextFile(const std::string& path, const std::string& text) {

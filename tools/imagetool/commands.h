@@ -95,6 +95,10 @@ absl::StatusOr<std::string> UnpackedName(const std::string& packed);
 // Where a file is written that the command line names: "-" is standard output.
 std::string OutputPath(const std::string& path);
 
+// Whether two paths name the same output: a file, or standard output. Asks the
+// file system about links.
+bool SameOutput(const std::string& a, const std::string& b);
+
 // Writes a text under a name, whole or not at all; "-" is standard output.
 absl::Status WriteTextFile(const std::string& path, const std::string& text);
 

@@ -63,7 +63,7 @@ TEST(MapTest, WorkingSetIsPartOfThePicture) {
             "300+1 ABSENT_WRITTEN");
 
   const absl::StatusOr<std::string> text =
-      TerminalPictureOf(*report, {.columns = 80});
+      TerminalPictureOf(*report, {.columns = 80}, {});
   ASSERT_TRUE(text.ok()) << text.status();
   EXPECT_THAT(*text, HasSubstr("learned: 800 KiB\n"
                                "301 pages of 4 KiB, one a cell\n"));

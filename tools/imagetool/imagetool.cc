@@ -22,6 +22,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "firsttouch/tools/cli/bytes.h"
 #include "firsttouch/tools/cli/command_line.h"
@@ -47,6 +48,24 @@ constexpr int kExitFailed = 2;
 // Of memories and of pages. More than there can be, and less than what CLI11
 // makes of a negative number.
 constexpr uint64_t kMostNumber = uint64_t{1} << 40;
+
+constexpr char kFormats[] =
+    "text: For people. Sizes are rounded; --bytes prints them in full.\n\n"
+    "csv: The main table, a line of names first, sizes in bytes. What is not "
+    "known is empty.\n\n"
+    "json: One message of tools/imagetool/imagetool.proto, in protobuf's JSON: "
+    "numbers of 64 bits are strings.";
+
+std::string ColumnLists() {
+  std::string text =
+      "Names in csv: those of the fields in tools/imagetool/imagetool.proto, "
+      "which explains each.";
+  for (const auto& [commands, names] : CsvColumns()) {
+    absl::StrAppend(&text, "\n\n", commands, ": ", absl::StrJoin(names, ", "),
+                    ".");
+  }
+  return text;
+}
 
 // Everything that command lines say.
 struct Words {
@@ -99,7 +118,7 @@ absl::StatusOr<std::string> TextFor(const MapReport& report,
   const int lines = cli::TerminalLines(STDOUT_FILENO, 0);
   if (lines != 0) options.lines = static_cast<size_t>(lines);
   options.color = StyleOf(words).color;
-  return TerminalPictureOf(report, options);
+  return TerminalPictureOf(report, options, StyleOf(words));
 }
 
 template <typename Report>
@@ -280,9 +299,11 @@ int RunStats(const Words& words) {
   if (bad == 0 || exit_code != kExitFailed) return exit_code;
   return Fail(
       kExitFailed,
-      absl::StrCat(bad, " of ", words.files.size(),
-                   " files cannot be read: ", report->failures(0).error(),
-                   bad > 1 ? "; imagetool verify tells of each" : ""));
+      absl::StrCat(
+          bad, " of ", words.files.size(),
+          " files cannot be read, and are not counted: ",
+          report->failures(0).error(),
+          bad > 1 ? absl::StrCat("; and ", bad - 1, " more, as above") : ""));
 }
 
 int RunMap(const Words& words) {
@@ -293,21 +314,21 @@ int RunMap(const Words& words) {
                              " and a picture cannot both go to standard "
                              "output: name a file for the picture"));
   }
-  if (!words.svg.empty() && words.svg == words.html) {
+  if (!words.svg.empty() && SameOutput(words.svg, words.html)) {
     return Fail(cli::kExitUsage, absl::StrCat("--svg and --html both name ",
                                               words.svg, "; name two files"));
   }
   absl::StatusOr<MapReport> report = Map(words.in, {words.svg, words.html});
   if (!report.ok()) return Fail(report.status());
   if (!words.svg.empty()) {
-    absl::StatusOr<std::string> svg = SvgOf(*report);
+    absl::StatusOr<std::string> svg = SvgOf(*report, StyleOf(words));
     if (!svg.ok()) return Fail(svg.status());
     const absl::Status written = WriteTextFile(words.svg, *svg);
     if (!written.ok()) return Fail(written);
     report->set_svg(cli::Printable(words.svg));
   }
   if (!words.html.empty()) {
-    absl::StatusOr<std::string> html = HtmlOf(*report);
+    absl::StatusOr<std::string> html = HtmlOf(*report, StyleOf(words));
     if (!html.ok()) return Fail(html.status());
     const absl::Status written = WriteTextFile(words.html, *html);
     if (!written.ok()) return Fail(written);
@@ -464,7 +485,8 @@ void AddMap(CLI::App* command, Words* words) {
   command
       ->add_option("--html", words->html,
                    "Write it to this file, as a page that needs no other one; "
-                   "there the pointer tells page and state")
+                   "there the pointer tells page and state. - is standard "
+                   "output")
       ->type_name("FILE");
   command
       ->add_option("--width", words->width,
@@ -558,7 +580,12 @@ int Main(const std::vector<std::string>& arguments) {
                        "cannot be read"},
                       {kExitFailed,
                        "something cannot be read, built or written; nothing "
-                       "is left half-written"}}});
+                       "is left half-written. stats: a file cannot be read, "
+                       "the others are counted"}},
+       .manual = {{"FORMATS", kFormats}, {"COLUMNS", ColumnLists()}},
+       .environment = {{"SOURCE_DATE_EPOCH",
+                        "When an image is made, in seconds since 1970, instead "
+                        "of now: a build can be repeated to the byte"}}});
   Words words;
   std::vector<std::pair<const CLI::App*, Run>> runs;
   for (const Entry& entry : Entries()) {

@@ -5,7 +5,6 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "firsttouch/tools/cli/table.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch::imagetool {
@@ -17,7 +16,8 @@ struct Shown {
   picture::State palette;
 };
 
-absl::StatusOr<picture::PageMapPicture> PictureOf(const MapReport& report) {
+absl::StatusOr<picture::PageMapPicture> PictureOf(const MapReport& report,
+                                                  const cli::TextStyle& style) {
   const std::vector<Shown> palette = {
       {MapReport::ABSENT,
        {report.is_delta() ? "as in the parent" : "zero", '.', picture::kPaper}},
@@ -35,7 +35,7 @@ absl::StatusOr<picture::PageMapPicture> PictureOf(const MapReport& report) {
   picture::PageMapPicture result;
   result.title =
       absl::StrCat(report.name().empty() ? report.path() : report.name(), ": ",
-                   cli::BytesText(report.pages() * kPageBytes, {}),
+                   cli::BytesText(report.pages() * kPageBytes, style),
                    report.is_delta() ? ", a delta" : "");
   result.page_bytes = kPageBytes;
   std::vector<size_t> index(MapReport::State_ARRAYSIZE);
@@ -65,20 +65,26 @@ absl::StatusOr<picture::PageMapPicture> PictureOf(const MapReport& report) {
 }  // namespace
 
 absl::StatusOr<std::string> TerminalPictureOf(
-    const MapReport& report, const picture::TerminalOptions& options) {
-  const absl::StatusOr<picture::PageMapPicture> picture = PictureOf(report);
+    const MapReport& report, const picture::TerminalOptions& options,
+    const cli::TextStyle& style) {
+  const absl::StatusOr<picture::PageMapPicture> picture =
+      PictureOf(report, style);
   if (!picture.ok()) return picture.status();
   return picture::TerminalText(*picture, options);
 }
 
-absl::StatusOr<std::string> SvgOf(const MapReport& report) {
-  const absl::StatusOr<picture::PageMapPicture> picture = PictureOf(report);
+absl::StatusOr<std::string> SvgOf(const MapReport& report,
+                                  const cli::TextStyle& style) {
+  const absl::StatusOr<picture::PageMapPicture> picture =
+      PictureOf(report, style);
   if (!picture.ok()) return picture.status();
   return picture::Svg(*picture);
 }
 
-absl::StatusOr<std::string> HtmlOf(const MapReport& report) {
-  const absl::StatusOr<picture::PageMapPicture> picture = PictureOf(report);
+absl::StatusOr<std::string> HtmlOf(const MapReport& report,
+                                   const cli::TextStyle& style) {
+  const absl::StatusOr<picture::PageMapPicture> picture =
+      PictureOf(report, style);
   if (!picture.ok()) return picture.status();
   return picture::Html(*picture);
 }

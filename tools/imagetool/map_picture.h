@@ -10,16 +10,20 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/imagetool/imagetool.pb.h"
 #include "firsttouch/tools/picture/picture.h"
 
 namespace firsttouch::imagetool {
 
+// `style` says how the size in the title is printed.
 absl::StatusOr<std::string> TerminalPictureOf(
-    const MapReport& report, const picture::TerminalOptions& options);
-
-absl::StatusOr<std::string> SvgOf(const MapReport& report);
-absl::StatusOr<std::string> HtmlOf(const MapReport& report);
+    const MapReport& report, const picture::TerminalOptions& options,
+    const cli::TextStyle& style);
+absl::StatusOr<std::string> SvgOf(const MapReport& report,
+                                  const cli::TextStyle& style);
+absl::StatusOr<std::string> HtmlOf(const MapReport& report,
+                                   const cli::TextStyle& style);
 
 }  // namespace firsttouch::imagetool
 

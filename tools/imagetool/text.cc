@@ -209,7 +209,7 @@ std::string TextOf(const DiffReport& report, const TextStyle& style) {
   }
   Line(style, "pages",
        absl::StrCat(report.different_pages(), " differ, ", report.equal_pages(),
-                    " are equal"),
+                    " stored in both are equal"),
        &out);
   if (report.ranges().empty()) return out;
   PlainTable table{.titles = {"pages", "offset", "size", "differ", "how"}};
@@ -235,8 +235,8 @@ std::string TextOf(const VerifyReport& report, const TextStyle& style) {
       continue;
     }
     absl::StrAppend(&out, Tinted(style, Tint::kGood, "ok"), "   ", file.path(),
-                    ": ", HostPages(file.stored_pages()), " match",
-                    file.stored_pages() == 1 ? "es" : "",
+                    ": ", file.stored_pages(), " stored ",
+                    file.stored_pages() == 1 ? "page matches" : "pages match",
                     file.without_parent()
                         ? "; a delta, whose parent was not looked at (--parent)"
                         : "",
@@ -247,11 +247,14 @@ std::string TextOf(const VerifyReport& report, const TextStyle& style) {
 
 std::string TextOf(const PackReport& report, const TextStyle& style) {
   std::string out;
-  Line(
-      style, "packed",
-      absl::StrCat(report.path(), ": ", BytesText(report.stored_bytes(), style),
-                   " of pages in ", BytesText(report.packed_bytes(), style)),
-      &out);
+  Line(style, "packed",
+       absl::StrCat(
+           report.path(), ": ", BytesText(report.stored_bytes(), style),
+           " of stored pages",
+           report.has_packed_bytes()
+               ? absl::StrCat(" in ", BytesText(report.packed_bytes(), style))
+               : ""),
+       &out);
   return out;
 }
 
@@ -289,14 +292,29 @@ Value TextOrNone(const std::string& text) {
   return text.empty() ? Value::Unknown() : Value::Text(text);
 }
 
-const std::vector<std::string>& ImageTitles() {
-  static const auto& titles = *new std::vector<std::string>{
-      "path",         "name",         "size_bytes", "pages",
-      "stored_pages", "zeroed_pages", "extents",    "written_pages",
-      "read_pages",   "file_bytes",   "disk_bytes", "content",
-      "parent",       "source",       "comment",    "created_unix_seconds"};
-  return titles;
+using Titles = std::vector<std::string>;
+
+Titles ImageTitles() {
+  return {"path",         "name",         "size_bytes", "pages",
+          "stored_pages", "zeroed_pages", "extents",    "written_pages",
+          "read_pages",   "file_bytes",   "disk_bytes", "content",
+          "parent",       "source",       "comment",    "created_unix_seconds"};
 }
+
+Titles ListTitles() { return {"first_page", "pages", "file_offset", "sha256"}; }
+
+Titles DiffTitles() { return {"first_page", "pages", "bytes", "kind"}; }
+
+Titles VerifyTitles() { return {"path", "stored_pages", "error"}; }
+
+Titles PackTitles() { return {"path", "stored_bytes", "packed_bytes"}; }
+
+Titles StatsTitles() {
+  return {"path",         "pages",        "zero_pages",
+          "shared_pages", "unique_pages", "error"};
+}
+
+Titles MapTitles() { return {"first_page", "pages", "state"}; }
 
 std::vector<Value> ImageCells(const ImageReport& image) {
   return {Value::Text(image.path()),
@@ -319,6 +337,16 @@ std::vector<Value> ImageCells(const ImageReport& image) {
 
 }  // namespace
 
+std::vector<std::pair<std::string, std::vector<std::string>>> CsvColumns() {
+  return {{"build,info,merge,unpack", ImageTitles()},
+          {"ls", ListTitles()},
+          {"diff", DiffTitles()},
+          {"verify", VerifyTitles()},
+          {"pack", PackTitles()},
+          {"stats", StatsTitles()},
+          {"map", MapTitles()}};
+}
+
 std::string CsvOf(const ImageReport& report) {
   return cli::TableCsv({ImageTitles(), {ImageCells(report)}, {}});
 }
@@ -332,7 +360,7 @@ std::string CsvOf(const BuildReport& report) {
 }
 
 std::string CsvOf(const ListReport& report) {
-  PlainTable table{.titles = {"first_page", "pages", "file_offset", "sha256"}};
+  PlainTable table{.titles = ListTitles()};
   for (const ListReport::Extent& extent : report.extents()) {
     table.rows.push_back({Value::Count(extent.range().first_page()),
                           Value::Count(extent.range().pages()),
@@ -348,7 +376,7 @@ std::string CsvOf(const ListReport& report) {
 }
 
 std::string CsvOf(const DiffReport& report) {
-  PlainTable table{.titles = {"first_page", "pages", "bytes", "kind"}};
+  PlainTable table{.titles = DiffTitles()};
   for (const DiffReport::Range& range : report.ranges()) {
     table.rows.push_back({Value::Count(range.range().first_page()),
                           Value::Count(range.range().pages()),
@@ -359,7 +387,7 @@ std::string CsvOf(const DiffReport& report) {
 }
 
 std::string CsvOf(const VerifyReport& report) {
-  PlainTable table{.titles = {"path", "stored_pages", "error"}};
+  PlainTable table{.titles = VerifyTitles()};
   for (const VerifyReport::File& file : report.files()) {
     table.rows.push_back({Value::Text(file.path()),
                           file.error().empty()
@@ -372,15 +400,15 @@ std::string CsvOf(const VerifyReport& report) {
 
 std::string CsvOf(const PackReport& report) {
   return cli::TableCsv(
-      {{"path", "stored_bytes", "packed_bytes"},
+      {PackTitles(),
        {{Value::Text(report.path()), Value::Bytes(report.stored_bytes()),
-         Value::Bytes(report.packed_bytes())}},
+         report.has_packed_bytes() ? Value::Bytes(report.packed_bytes())
+                                   : Value::Unknown()}},
        {}});
 }
 
 std::string CsvOf(const StatsReport& report) {
-  PlainTable table{.titles = {"path", "pages", "zero_pages", "shared_pages",
-                              "unique_pages", "error"}};
+  PlainTable table{.titles = StatsTitles()};
   for (const StatsReport::Image& image : report.images()) {
     table.rows.push_back(
         {Value::Text(image.path()), Value::Count(image.pages()),
@@ -397,7 +425,7 @@ std::string CsvOf(const StatsReport& report) {
 }
 
 std::string CsvOf(const MapReport& report) {
-  PlainTable table{.titles = {"first_page", "pages", "state"}};
+  PlainTable table{.titles = MapTitles()};
   for (const MapReport::Run& run : report.runs()) {
     table.rows.push_back({Value::Count(run.range().first_page()),
                           Value::Count(run.range().pages()),

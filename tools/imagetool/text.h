@@ -7,6 +7,8 @@
 #define FIRSTTOUCH_TOOLS_IMAGETOOL_TEXT_H_
 
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/imagetool/imagetool.pb.h"
@@ -31,6 +33,9 @@ std::string CsvOf(const VerifyReport& report);
 std::string CsvOf(const PackReport& report);
 std::string CsvOf(const StatsReport& report);
 std::string CsvOf(const MapReport& report);
+
+// The names of these columns, by the commands that print them.
+std::vector<std::pair<std::string, std::vector<std::string>>> CsvColumns();
 
 }  // namespace firsttouch::imagetool
 

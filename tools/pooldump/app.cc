@@ -173,7 +173,7 @@ void AddPictures(CLI::App* sub, Words* words) {
          "--html",
          [words](const std::string& s) { words->options.set_html(s); },
          "Write the picture to this file, as a page that needs no other; "
-         "pointing at a block says which pages it is. - is standard output")
+         "pointing at a cell says which pages it is. - is standard output")
       ->type_name("FILE");
   sub->add_option_function<uint32_t>(
          "--width", [words](uint32_t n) { words->options.set_width(n); },

@@ -84,11 +84,15 @@ int Main(const std::vector<std::string>& words) {
   }
   const Answer answer = MakeAnswer(line, RealKernel());
   if (!answer.error.empty()) return Fail(answer.exit_code, answer.error);
+  if (imagetool::SameOutput(options.svg(), options.html())) {
+    return Fail(kExitUsage, absl::StrCat("--svg and --html both name ",
+                                         options.svg(), "; name two files"));
+  }
   for (const bool html : {false, true}) {
     const std::string& path = html ? options.html() : options.svg();
     if (path.empty()) continue;
     const absl::StatusOr<std::string> picture =
-        PictureFile(answer.report, html);
+        PictureFile(answer.report, html, style);
     absl::Status status = picture.status();
     if (status.ok()) status = imagetool::WriteTextFile(path, *picture);
     if (!status.ok()) {

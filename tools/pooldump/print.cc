@@ -555,25 +555,27 @@ absl::StatusOr<std::string> PrintReport(const Report& report,
       return CoreText(report.core(), options.all(), style);
     case Report::kMap: {
       absl::StatusOr<picture::PageMapPicture> picture =
-          SlotPicture(report.map());
+          SlotPicture(report.map(), style);
       if (!picture.ok()) return picture.status();
       return picture::TerminalText(*picture, TerminalOf(options, style));
     }
     case Report::kImage:
       return imagetool::TerminalPictureOf(report.image(),
-                                          TerminalOf(options, style));
+                                          TerminalOf(options, style), style);
     case Report::OF_NOT_SET:
       break;
   }
   return absl::InternalError("an empty report");
 }
 
-absl::StatusOr<std::string> PictureFile(const Report& report, bool html) {
+absl::StatusOr<std::string> PictureFile(const Report& report, bool html,
+                                        const TextStyle& style) {
   if (report.has_image()) {
-    return html ? imagetool::HtmlOf(report.image())
-                : imagetool::SvgOf(report.image());
+    return html ? imagetool::HtmlOf(report.image(), style)
+                : imagetool::SvgOf(report.image(), style);
   }
-  absl::StatusOr<picture::PageMapPicture> picture = SlotPicture(report.map());
+  absl::StatusOr<picture::PageMapPicture> picture =
+      SlotPicture(report.map(), style);
   if (!picture.ok()) return picture.status();
   return html ? picture::Html(*picture) : picture::Svg(*picture);
 }

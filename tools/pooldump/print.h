@@ -35,7 +35,8 @@ absl::StatusOr<std::string> PrintReport(const Report& report,
                                         const cli::TextStyle& style);
 
 // The picture of `map` and `image` for a file: an HTML page, or SVG.
-absl::StatusOr<std::string> PictureFile(const Report& report, bool html);
+absl::StatusOr<std::string> PictureFile(const Report& report, bool html,
+                                        const cli::TextStyle& style);
 
 // Of PrintReport's text, the part for a layout, and so on.
 std::string LayoutText(const LayoutReport& report, const cli::TextStyle& style);

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/pooldump/layout_report.h"
 
 namespace firsttouch::pooldump {
@@ -73,7 +72,8 @@ std::string NoteOf(const PageMap& map, const PageRun& run) {
 
 }  // namespace
 
-absl::StatusOr<picture::PageMapPicture> SlotPicture(const PageMap& map) {
+absl::StatusOr<picture::PageMapPicture> SlotPicture(
+    const PageMap& map, const cli::TextStyle& style) {
   picture::PageMapPicture picture;
   picture.title =
       absl::StrCat(SlotName(map.pool().name(), map.slot().slot()), ", ",
@@ -81,7 +81,7 @@ absl::StatusOr<picture::PageMapPicture> SlotPicture(const PageMap& map) {
                    map.slot().image_name().empty()
                        ? std::string("no image")
                        : absl::StrCat("image ", map.slot().image_name()),
-                   ", size ", cli::BytesText(map.slot().size_bytes(), {}));
+                   ", size ", cli::BytesText(map.slot().size_bytes(), style));
   const picture::State palette[kStates] = {
       {"missing", '.', picture::kPaper},
       {"above the size", '-', picture::kShade},
