@@ -19,6 +19,7 @@
 #include "firsttouch/init/memfd.h"
 #include "firsttouch/locator/locator.h"
 #include "firsttouch/pool/limits.h"
+#include "firsttouch/service/in_bounds_faults.h"
 #include "firsttouch/service/live_cores.h"
 #include "firsttouch/service/restore_page.h"
 #include "firsttouch/service/signals.h"
@@ -300,7 +301,7 @@ absl::Status Core::Start() {
   reservation_.emplace(*std::move(reservation));
   uint64_t ioctls = kUffdIoctlCopy | kUffdIoctlZeroPage | kUffdIoctlWake |
                     kUffdIoctlWriteProtect;
-  if (!fault_core_.mapped) {
+  if (!IsMappings(supply_)) {
     if (absl::Status status =
             uffd_->Register(reservation_->base(), reservation_->bytes(),
                             kUffdRegisterMissing | kUffdRegisterWp, ioctls);
@@ -318,7 +319,7 @@ absl::Status Core::Start() {
   if (absl::Status status = MapBookKeeping(); !status.ok()) return status;
   // Absent before 6.7, or without /proc: then pages that may have changed are
   // dropped.
-  if (!fault_core_.mapped) {
+  if (!IsMappings(supply_)) {
     absl::StatusOr<Pagemap> pagemap = Pagemap::Open(kernel_);
     if (pagemap.ok()) {
       pagemap_.emplace(*std::move(pagemap));
@@ -332,7 +333,9 @@ absl::Status Core::Start() {
 
   fault_core_.kernel = &kernel_;
   fault_core_.resolve =
-      fault_core_.mapped ? Resolve::kInThread : options_.resolve;
+      IsMappings(supply_) ? Resolve::kInThread : options_.resolve;
+  fault_core_.resolve_signal = IsMappings(supply_) ? &ResolveSignalOfKernelsPage
+                                                   : &ResolveSignalByFilling;
   fault_core_.granule_pages = layout_.options().granule_bytes / kPageBytes;
   fault_core_.slots = slots_.get();
   fault_core_.name = options_.name.c_str();
@@ -341,7 +344,7 @@ absl::Status Core::Start() {
   const bool shared = fault_core_.backing == Backing::kShared;
   const bool async_works = async_uffd_.has_value() && pagemap_.has_value();
   if (options_.tracking == Tracking::kAsync && !async_works &&
-      !fault_core_.mapped) {
+      !IsMappings(supply_)) {
     return absl::FailedPreconditionError(absl::StrCat(
         "tracking kAsync needs userfaultfd's WP_ASYNC and PAGEMAP_SCAN (kernel "
         "6.7), backing kShared, and four mappings a slot below "
@@ -363,8 +366,8 @@ absl::Status Core::Start() {
       .span_handovers = std::max(1u, options_.hot_cycles / 2)});
   steady_.span_handovers = ops_->span_handovers;
   steady_.may_be_steady =
-      !fault_core_.mapped && fault_core_.resolve == Resolve::kInThread;
-  if (fault_core_.mapped) {
+      !IsMappings(supply_) && fault_core_.resolve == Resolve::kInThread;
+  if (IsMappings(supply_)) {
     mappings_ =
         std::make_unique<MappingOps>(fault_core_, layout_, supply_,
                                      pagemap_.has_value() ? pagemap_->fd() : -1,
@@ -1381,7 +1384,7 @@ std::string Core::Describe() const {
           : absl::StrCat("control block: pooldump does not find the pool (",
                          control_->why(), ")\n"),
       DescribeSupply());
-  if (fault_core_.mapped) return text;
+  if (IsMappings(supply_)) return text;
   absl::StrAppend(&text, "backing: ", BackingName(fault_core_.backing), " (",
                   backing_reason_, "), granule ", layout.granule_bytes,
                   " bytes\n");

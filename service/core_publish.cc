@@ -89,7 +89,7 @@ void Core::Publish() {
   header.resident_budget_bytes =
       options_.resident_budget_bytes.value_or(kControlNone);
   PutText(SupplyName(supply_), header.supply);
-  if (!fault_core_.mapped) {
+  if (!IsMappings(supply_)) {
     PutText(BackingName(fault_core_.backing), header.backing);
     PutText(ResolveName(fault_core_.resolve), header.resolve);
   }

@@ -44,7 +44,6 @@ absl::Status Core::OpenSupply() {
   const bool may_choose = !wish->supply.has_value();
   if (absl::Status status = OpenScan(may_choose); !status.ok()) return status;
 
-  fault_core_.mapped = true;
   serves_kernel_faults_ = true;
   absl::Status limits = CheckLimits(
       layout_, {.fixed_maps = 5, .maps_per_slot = 4}, ReadLimitFacts());
@@ -106,7 +105,7 @@ MemoryPages Core::CountMappedPages(const SlotState& slot) const {
 std::string Core::DescribeSupply() const {
   std::string text = absl::StrCat("supply: ", SupplyName(supply_), " (",
                                   supply_reason_, ")\n");
-  if (!fault_core_.mapped) return text;
+  if (!IsMappings(supply_)) return text;
   absl::StrAppend(
       &text,
       "memory: private mappings of the image, PROT_NONE outside the size\n"

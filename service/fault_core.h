@@ -63,14 +63,20 @@ inline constexpr uint32_t kMaxSamePageFaults = 1u << 20;
 // Pages of zeroes that one UFFDIO_COPY can take.
 inline constexpr uint64_t kZeroSourcePages = 256;
 
+struct FaultCore;
+struct FaultResult;
+struct SignalFault;
+
 // Everything the fault path reads of a pool; constant while the pool lives,
 // but for the atomics.
 struct FaultCore {
   Kernel* kernel = nullptr;
+  // Of pools that have one; else -1.
   int uffd = -1;
-  // Memory comes as mappings (service/supply.h): the kernel resolves faults in
-  // bounds, and there is no userfaultfd.
-  bool mapped = false;
+  // What a signal in bounds comes to, as the pool's pages come
+  // (in_bounds_faults.h). Never null once the locator knows the pool.
+  FaultResult (*resolve_signal)(FaultCore& core,
+                                const SignalFault& fault) noexcept = nullptr;
   Backing backing = Backing::kShared;
   Resolve resolve = Resolve::kInThread;
   // Whether a trapping page is made by UFFDIO_POISON (6.6). Where the kernel
@@ -113,6 +119,13 @@ struct Fault {
   const SignalSet* interrupted_mask = nullptr;
 };
 
+// A fault in bounds, as the signal tells it that the touching thread got.
+struct SignalFault {
+  int signal = 0;  // SIGBUS or SIGSEGV
+  uintptr_t address = 0;
+  Fault touch;
+};
+
 struct FaultResult {
   enum class Kind : uint8_t {
     kResolved,
@@ -125,6 +138,8 @@ struct FaultResult {
     kNoContents,
     // The process is ending, or the fault belongs to nobody any more.
     kGone,
+    // In bounds and inaccessible, and this library has not made it so.
+    kNotOurs,
   };
   Kind kind = Kind::kResolved;
   int error = 0;

@@ -303,20 +303,6 @@ bool EndGuardedRead(ucontext_t& context) {
   return true;
 }
 
-// A fault in the bounds of a memory that the kernel supplies. kResolved: it
-// lay outside when it was touched, and another thread has grown the memory
-// since. kNoContents: the kernel could not supply it, as where the image's file
-// has been cut short. kGone: somebody else made it inaccessible, or it was
-// never to be executed.
-FaultResult::Kind MappedInBounds(int signal, uintptr_t address,
-                                 const ucontext_t& context) {
-  if (signal == SIGBUS) return FaultResult::Kind::kNoContents;
-  const Access access = AccessOf(context);
-  return access != Access::kExecute && IsAccessible(address, access)
-             ? FaultResult::Kind::kResolved
-             : FaultResult::Kind::kGone;
-}
-
 }  // namespace
 
 void SetTrapGuard(TrapGuard guard) noexcept {
@@ -368,35 +354,19 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
     errno = saved_errno;
     return FaultOutcome::kResolved;
   }
-  if (where.in_bounds && core.mapped) {
-    result = {MappedInBounds(signal, address, context), EFAULT,
-              "the kernel's own page fault"};
-    if (result.kind != FaultResult::Kind::kNoContents) {
-      errno = saved_errno;
-      return result.kind == FaultResult::Kind::kResolved || goes_on()
-                 ? FaultOutcome::kResolved
-                 : FaultOutcome::kNotMine;
-    }
-  } else if (where.in_bounds) {
+  if (where.in_bounds) {
     start_ns = MonotonicNanos();
-    if (signal == SIGSEGV) {
-      // Grown into since it was made to trap, or a page that the handler thread
-      // could not supply: this thread finds out which.
-      if (core.resolve != Resolve::kHandlerThread || core.poison ||
-          !MakeAccessible(core, RoundDownToPage(address))) {
-        // In bounds and inaccessible, by nobody's doing of ours.
-        return goes_on() ? FaultOutcome::kResolved : FaultOutcome::kNotMine;
-      }
-    }
     const SignalSet interrupted_mask = SignalSetOf(context.uc_sigmask);
-    result = ResolveFault(
-        core, {.slot = where.slot,
-               .offset_bytes = static_cast<uint64_t>(where.offset_bytes),
-               .access = AccessOf(context) == Access::kWrite ? Access::kWrite
-                                                             : Access::kRead,
-               .protection =
-                   (context.uc_mcontext.gregs[REG_ERR] & kFaultProtection) != 0,
-               .interrupted_mask = &interrupted_mask});
+    result = core.resolve_signal(
+        core,
+        {.signal = signal,
+         .address = address,
+         .touch = {.slot = where.slot,
+                   .offset_bytes = static_cast<uint64_t>(where.offset_bytes),
+                   .access = AccessOf(context),
+                   .protection = (context.uc_mcontext.gregs[REG_ERR] &
+                                  kFaultProtection) != 0,
+                   .interrupted_mask = &interrupted_mask}});
   }
   if (result.kind != FaultResult::Kind::kResolved &&
       result.kind != FaultResult::Kind::kGone && goes_on()) {
@@ -412,6 +382,9 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
       outcome = Trap(core, where, address, context, {});
       break;
     case FaultResult::Kind::kGone:
+      break;
+    case FaultResult::Kind::kNotOurs:
+      outcome = FaultOutcome::kNotMine;
       break;
     case FaultResult::Kind::kNoContents:
       outcome = Trap(core, where, address, context, result);

@@ -1,0 +1,42 @@
+// ON THE FAULT PATH: async-signal-safe, no lock, no allocation, no logging, no
+// thread-local storage.
+
+#include "firsttouch/service/in_bounds_faults.h"
+
+#include <errno.h>
+#include <signal.h>
+
+#include "firsttouch/service/fault_core.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+
+FaultResult ResolveSignalByFilling(FaultCore& core,
+                                   const SignalFault& fault) noexcept {
+  if (fault.signal == SIGSEGV) {
+    // Grown into since it was made to trap, or a page that the handler thread
+    // could not supply: this thread finds out which.
+    if (core.resolve != Resolve::kHandlerThread || core.poison ||
+        !MakeAccessible(core, RoundDownToPage(fault.address))) {
+      return {.kind = FaultResult::Kind::kNotOurs};
+    }
+  }
+  Fault touch = fault.touch;
+  if (touch.access == Access::kExecute) touch.access = Access::kRead;
+  return ResolveFault(core, touch);
+}
+
+FaultResult ResolveSignalOfKernelsPage(FaultCore&,
+                                       const SignalFault& fault) noexcept {
+  if (fault.signal == SIGBUS) {
+    return {FaultResult::Kind::kNoContents, EFAULT,
+            "the kernel's own page fault"};
+  }
+  const Access access = fault.touch.access;
+  const bool accessible =
+      access != Access::kExecute && IsAccessible(fault.address, access);
+  return {.kind = accessible ? FaultResult::Kind::kGone
+                             : FaultResult::Kind::kNotOurs};
+}
+
+}  // namespace firsttouch
