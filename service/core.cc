@@ -19,12 +19,11 @@
 #include "firsttouch/init/memfd.h"
 #include "firsttouch/locator/locator.h"
 #include "firsttouch/pool/limits.h"
-#include "firsttouch/service/in_bounds_faults.h"
 #include "firsttouch/service/live_cores.h"
-#include "firsttouch/service/restore_page.h"
+#include "firsttouch/service/memory_supply.h"
+#include "firsttouch/service/open_supply.h"
 #include "firsttouch/service/signals.h"
-#include "firsttouch/uffd/abi.h"
-#include "firsttouch/uffd/mapping_properties.h"
+#include "firsttouch/service/slot_ops.h"
 #include "firsttouch/uffd/proc.h"
 #include "firsttouch/uffd/units.h"
 
@@ -34,18 +33,6 @@ namespace {
 constexpr uint32_t kMaxHandlerThreads = 64;
 // 4 MiB: below that nobody minds what a slot keeps.
 constexpr uint64_t kMinHotPagesLimit = 1024;
-
-// Features without which neither backing works, by way of resolving.
-uint64_t RequiredFeatures(Resolve resolve) {
-  const uint64_t both = kUffdFeaturePagefaultFlagWp;
-  return resolve == Resolve::kInThread ? both | kUffdFeatureSigbus : both;
-}
-
-// Private mappings of a memfd: registered for missing, minor and write-protect
-// faults.
-constexpr uint64_t kSharedFeatures = kUffdFeatureMissingShmem |
-                                     kUffdFeatureMinorShmem |
-                                     kUffdFeatureWpHugetlbfsShmem;
 
 std::string Pages(uint64_t bytes) {
   return absl::StrCat(bytes, " (", PagesRoundedUp(bytes).value(), " pages)");
@@ -156,90 +143,6 @@ absl::StatusOr<std::unique_ptr<Core>> Core::Create(ServiceOptions options,
   return core;
 }
 
-absl::Status Core::OpenUffd() {
-  const bool in_thread = options_.resolve == Resolve::kInThread;
-  UffdOptions wanted;
-  wanted.required_features = RequiredFeatures(options_.resolve);
-  wanted.wished_features = kSharedFeatures;
-  if (options_.backing == Backing::kShared) {
-    wanted.required_features |= kSharedFeatures;
-  }
-  if (!in_thread) {
-    wanted.wished_features |= kUffdFeatureExactAddress;
-    // A guest that can trap at will must not be able to fill the kernel's log.
-    if (!MayLogPoisonedPages()) wanted.wished_features |= kUffdFeaturePoison;
-  }
-  wanted.kernel_faults = !in_thread && options_.kernel_faults.value_or(true);
-  absl::StatusOr<Uffd> uffd = Uffd::Open(kernel_, wanted);
-  if (!uffd.ok() && wanted.kernel_faults && !options_.kernel_faults) {
-    // Wished for, not required.
-    wanted.kernel_faults = false;
-    uffd = Uffd::Open(kernel_, wanted);
-  }
-  if (!uffd.ok()) return uffd.status();
-  uffd_.emplace(*std::move(uffd));
-  serves_kernel_faults_ = !in_thread && uffd_->kernel_faults();
-  absl::StatusOr<DescriptorAnchor> anchor = DescriptorAnchor::Make(uffd_->fd());
-  if (!anchor.ok()) return anchor.status();
-  anchor_ = *std::move(anchor);
-
-  // WP_UNPOPULATED is not used; it came with the kernel that can also map and
-  // write-protect a page in one UFFDIO_CONTINUE, which has no bit of its own.
-  const bool continue_wp =
-      (uffd_->available_features() & kUffdFeatureWpUnpopulated) != 0;
-  const uint64_t missing = kSharedFeatures & ~uffd_->features();
-  if (options_.backing == Backing::kShared && !continue_wp) {
-    return absl::FailedPreconditionError(
-        "backing kShared needs UFFDIO_CONTINUE with write-protection (kernel "
-        "6.4), which this kernel lacks: use kCopied, or leave backing unset");
-  }
-  const LimitFacts facts = ReadLimitFacts();
-  const LimitUse shared_use{.fixed_maps = 5, .maps_per_slot = 2};
-  if (options_.backing.has_value()) {
-    fault_core_.backing = *options_.backing;
-    backing_reason_ = "asked for";
-  } else if (missing != 0 || !continue_wp) {
-    fault_core_.backing = Backing::kCopied;
-    backing_reason_ = "this kernel lacks what kShared needs (6.4)";
-  } else if (!CheckLimits(layout_, shared_use, facts).ok()) {
-    fault_core_.backing = Backing::kCopied;
-    backing_reason_ = absl::StrCat("vm.max_map_count ", facts.max_map_count,
-                                   " leaves no two mappings for "
-                                   "each of ",
-                                   layout_.slots(), " slots");
-  } else {
-    fault_core_.backing = Backing::kShared;
-    backing_reason_ = "the kernel has all it needs";
-  }
-  const LimitUse use = fault_core_.backing == Backing::kShared
-                           ? shared_use
-                           : LimitUse{.fixed_maps = 5, .maps_per_slot = 0};
-  if (absl::Status status = CheckLimits(layout_, use, facts); !status.ok()) {
-    return status;
-  }
-  const LimitUse async_use{.fixed_maps = 5, .maps_per_slot = 4};
-  if (fault_core_.backing == Backing::kShared &&
-      CheckLimits(layout_, async_use, facts).ok()) {
-    OpenAsyncUffd();
-  }
-  fault_core_.uffd = uffd_->fd();
-  fault_core_.poison = (uffd_->features() & kUffdFeaturePoison) != 0;
-  return absl::OkStatus();
-}
-
-void Core::OpenAsyncUffd() {
-  UffdOptions wanted;
-  wanted.required_features = kUffdFeaturePagefaultFlagWp | kUffdFeatureWpAsync |
-                             kUffdFeatureWpHugetlbfsShmem;
-  absl::StatusOr<Uffd> uffd = Uffd::Open(kernel_, wanted);
-  // Not needed, and not there before 6.7.
-  if (!uffd.ok()) return;
-  absl::StatusOr<DescriptorAnchor> anchor = DescriptorAnchor::Make(uffd->fd());
-  if (!anchor.ok()) return;
-  async_uffd_.emplace(*std::move(uffd));
-  async_anchor_ = *std::move(anchor);
-}
-
 absl::Status Core::MapBookKeeping() {
   const PageCount pages = PagesRoundedUp(layout_.memory_bytes());
   absl::StatusOr<std::unique_ptr<ControlBlock>> control =
@@ -250,16 +153,6 @@ absl::Status Core::MapBookKeeping() {
                            options_.publish);
   if (!control.ok()) return control.status();
   control_ = *std::move(control);
-
-  const CallResult zeroes = kernel_.Mmap(
-      0, kZeroSourcePages * kPageBytes, PROT_READ,
-      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_POPULATE, -1, 0);
-  if (!zeroes.ok()) {
-    return absl::ErrnoToStatus(
-        zeroes.error,
-        absl::StrCat("mmap of ", kZeroSourcePages * kPageBytes, " bytes"));
-  }
-  fault_core_.zero_source = static_cast<uintptr_t>(zeroes.value);
 
   for (uint32_t i = 0; i < layout_.slots(); ++i) {
     new (control_->slot_record(i)) SlotState;
@@ -280,7 +173,13 @@ absl::Status Core::MapBookKeeping() {
 }
 
 absl::Status Core::Start() {
-  if (absl::Status status = OpenSupply(); !status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<MemorySupply>> supply =
+      OpenSupply({.options = options_,
+                  .layout = layout_,
+                  .kernel = kernel_,
+                  .fault_core = fault_core_});
+  if (!supply.ok()) return supply.status();
+  supply_ = *std::move(supply);
   // What is written below, whatever the memories' size.
   const uint64_t memories = layout_.options().memories_per_instance;
   const uint64_t record_bytes = SlotAllocator::kBytesPerSlot +
@@ -299,80 +198,21 @@ absl::Status Core::Start() {
        .inaccessible = true});
   if (!reservation.ok()) return reservation.status();
   reservation_.emplace(*std::move(reservation));
-  uint64_t ioctls = kUffdIoctlCopy | kUffdIoctlZeroPage | kUffdIoctlWake |
-                    kUffdIoctlWriteProtect;
-  if (!IsMappings(supply_)) {
-    if (absl::Status status =
-            uffd_->Register(reservation_->base(), reservation_->bytes(),
-                            kUffdRegisterMissing | kUffdRegisterWp, ioctls);
-        !status.ok()) {
-      return status;
-    }
-    if (absl::Status status = reservation_->Open(layout_); !status.ok()) {
-      return status;
-    }
-  }
-  if (absl::Status status = reservation_->CheckEmpty(); !status.ok()) {
-    return status;
-  }
-  process_merges_.store(ProcessMergesPages(), std::memory_order_relaxed);
   if (absl::Status status = MapBookKeeping(); !status.ok()) return status;
-  // Absent before 6.7, or without /proc: then pages that may have changed are
-  // dropped.
-  if (!IsMappings(supply_)) {
-    absl::StatusOr<Pagemap> pagemap = Pagemap::Open(kernel_);
-    if (pagemap.ok()) {
-      pagemap_.emplace(*std::move(pagemap));
-    } else if (absl::IsResourceExhausted(pagemap.status())) {
-      return pagemap.status();
-    } else {
-      const absl::string_view why = pagemap.status().message();
-      no_scan_reason_.assign(why.data(), why.size());
-    }
-  }
 
   fault_core_.kernel = &kernel_;
-  fault_core_.resolve =
-      IsMappings(supply_) ? Resolve::kInThread : options_.resolve;
-  fault_core_.resolve_signal = IsMappings(supply_) ? &ResolveSignalOfKernelsPage
-                                                   : &ResolveSignalByFilling;
   fault_core_.granule_pages = layout_.options().granule_bytes / kPageBytes;
   fault_core_.slots = slots_.get();
   fault_core_.name = options_.name.c_str();
   fault_core_.trap_callback = options_.trap_callback;
   fault_core_.trap_user = options_.trap_user;
-  const bool shared = fault_core_.backing == Backing::kShared;
-  const bool async_works = async_uffd_.has_value() && pagemap_.has_value();
-  if (options_.tracking == Tracking::kAsync && !async_works &&
-      !IsMappings(supply_)) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "tracking kAsync needs userfaultfd's WP_ASYNC and PAGEMAP_SCAN (kernel "
-        "6.7), backing kShared, and four mappings a slot below "
-        "vm.max_map_count; not all of it is there for pool \"",
-        options_.name, "\"",
-        no_scan_reason_.empty() ? "" : absl::StrCat(" (", no_scan_reason_, ")"),
-        ": leave tracking unset"));
+  if (absl::Status status = supply_->Attach(*reservation_); !status.ok()) {
+    return status;
   }
-  policies_.emplace(options_.tracking, async_works);
-  ops_.emplace(SlotOpsContext{
-      .core = fault_core_,
-      .policies = &*policies_,
-      .pagemap_fd = pagemap_.has_value() ? pagemap_->fd() : -1,
-      .async_uffd = async_works ? async_uffd_->fd() : -1,
-      .learn_untracked =
-          shared && pagemap_.has_value() && !options_.tracking.has_value(),
-      .stride_bytes = layout_.slot_stride_bytes(),
-      .include_in_core_dump = options_.include_in_core_dump,
-      .span_handovers = std::max(1u, options_.hot_cycles / 2)});
-  steady_.span_handovers = ops_->span_handovers;
-  steady_.may_be_steady =
-      !IsMappings(supply_) && fault_core_.resolve == Resolve::kInThread;
-  if (IsMappings(supply_)) {
-    mappings_ =
-        std::make_unique<MappingOps>(fault_core_, layout_, supply_,
-                                     pagemap_.has_value() ? pagemap_->fd() : -1,
-                                     options_.include_in_core_dump);
+  if (absl::Status status = reservation_->CheckEmpty(); !status.ok()) {
+    return status;
   }
+  steady_.span_handovers = supply_->traits().steady_handovers;
 
   PoolEntry& entry = fault_core_.entry;
   entry.base = reservation_->base();
@@ -400,13 +240,7 @@ absl::Status Core::Start() {
     }
     handler_installed_ = true;
   }
-  if (fault_core_.resolve == Resolve::kHandlerThread) {
-    absl::StatusOr<std::unique_ptr<HandlerThreads>> threads =
-        HandlerThreads::Start(fault_core_, options_.name,
-                              options_.handler_threads);
-    if (!threads.ok()) return threads.status();
-    threads_ = *std::move(threads);
-  }
+  if (absl::Status status = supply_->Start(); !status.ok()) return status;
   if (options_.resident_budget_bytes.value_or(0) > 0) {
     absl::StatusOr<std::unique_ptr<Janitor>> janitor =
         Janitor::Start(options_.name, [this] {
@@ -427,32 +261,26 @@ absl::Status Core::Start() {
 Core::~Core() {
   LiveCores::Remove(this);
   if (!InOwnerProcess()) {
-    // A forked child: the mappings are not there, the threads are not there,
-    // and the userfaultfd is the parent's. Whatever these objects hold is left.
-    static_cast<void>(threads_.release());
+    // A forked child: the mappings are not there, and neither are the threads.
+    // Whatever these objects hold is left; what a supply has of it, the supply
+    // leaves.
     static_cast<void>(janitor_.release());
     static_cast<void>(slots_.release());
     static_cast<void>(control_.release());
     if (registered_) UnregisterPool(&fault_core_.entry);
     return;
   }
-  // First nobody reads events any more (no guest code runs either), then the
-  // memory goes, and only then the userfaultfd that guards it.
+  // First nobody places pages any more (no guest code runs either), then the
+  // memory goes, and only then what guards it.
   janitor_.reset();
-  threads_.reset();
+  if (supply_ != nullptr) supply_->Stop();
   if (registered_) UnregisterPool(&fault_core_.entry);
   reservation_.reset();
-  anchor_.reset();
-  uffd_.reset();
-  async_anchor_.reset();
-  async_uffd_.reset();
+  supply_.reset();
   if (handler_installed_) {
     // Refused when somebody has installed a handler in front of ours: ours
     // stays, as the one he chains to.
     UninstallFaultHandler().IgnoreError();
-  }
-  if (fault_core_.zero_source != 0) {
-    kernel_.Munmap(fault_core_.zero_source, kZeroSourcePages * kPageBytes);
   }
 }
 
@@ -494,12 +322,8 @@ absl::Status Core::CheckMemoryOptions(const MemoryOptions& options) const {
       return status;
     }
   }
-  // Where all pages are needed at once, a source that fails is found out before
-  // a slot is touched.
-  if (mappings_ != nullptr && options.image != nullptr) {
-    return options.image->FetchAll();
-  }
-  return absl::OkStatus();
+  if (options.image == nullptr) return absl::OkStatus();
+  return supply_->CheckImage(*options.image);
 }
 
 absl::StatusOr<uint32_t> Core::TakeInstance(const MemoryOptions& first) {
@@ -571,7 +395,7 @@ inline bool Core::IsReadyFor(const SlotState& slot,
   return slot.image == options.image &&
          slot.initial_bytes == options.initial_bytes() &&
          !slot.prefill_wanted && !slot.other_tracking_wanted &&
-         (steady_.may_be_steady ||
+         (steady_.span_handovers != 0 ||
           slot.strays.count.load(std::memory_order_acquire) == 0);
 }
 
@@ -605,52 +429,15 @@ std::optional<uint32_t> Core::ClaimAnyParked(bool surely) {
 
 absl::Status Core::PrepareSlot(SlotState& slot, const MemoryOptions& options) {
   const uint64_t size_pages = PagesRoundedUp(options.initial_bytes()).value();
-  if (slot.remap_wanted && mappings_ == nullptr) {
-    if (absl::Status status = MapAllAnew(*ops_, slot); !status.ok()) {
-      return status;
-    }
-  }
-  MindMerging();
-  if ((slot.exceptions.load(std::memory_order_relaxed) & kSlotDropped) != 0 &&
-      mappings_ == nullptr) {
-    if (absl::Status status = DropEveryPage(*ops_, slot, slot.kept_pages);
-        !status.ok()) {
-      return status;
-    }
-  }
-  if (mappings_ != nullptr) {
-    // What follows finds the image in place and no page that it knows of.
-    if (absl::Status status =
-            mappings_->Prepare(slot, options.image, size_pages);
-        !status.ok()) {
-      return status;
-    }
-  }
-  if (absl::Status status = BindImage(*ops_, slot, options.image);
+  DropWhatIsDistrusted();
+  if (absl::Status status = supply_->Bind(slot, options.image, size_pages);
       !status.ok()) {
     return status;
   }
   PublishImage(slot);
-  // Until all that follows is done.
-  slot.remap_wanted = true;
-  if (absl::Status status = AdjustTracking(*ops_, slot, size_pages);
-      !status.ok()) {
-    return status;
-  }
-  slot.other_tracking_wanted = false;
-  if (slot.kept_pages > size_pages) {
-    if (absl::Status status =
-            DropPages(*ops_, slot, size_pages, slot.kept_pages);
-        !status.ok()) {
-      return status;
-    }
-  }
-  if (absl::Status status = DropStrays(*ops_, slot); !status.ok()) {
-    return status;
-  }
   slot.kept_pages = size_pages;
   if (slot.prefill_wanted) {
-    Prefill(*ops_, slot, size_pages, HotPagesLimit(size_pages));
+    supply_->Prefill(slot, size_pages, HotPagesLimit(size_pages));
     NoteIdle(slot);
   }
   slot.initial_bytes = options.initial_bytes();
@@ -681,11 +468,9 @@ void Core::GiveUp(SlotState& slot) {
 std::shared_ptr<const Image> Core::Unbind(SlotState& slot) {
   std::shared_ptr<const Image> image = slot.image;
   AbandonSlot(slot);
-  const absl::Status status =
-      mappings_ != nullptr ? mappings_->Unbind(slot) : MapAllAnew(*ops_, slot);
   // After an error all is mapped anew before the next holder, and only then
   // does the kernel let go, too.
-  if (status.ok()) slot.remap_wanted = false;
+  if (supply_->Unbind(slot).ok()) slot.remap_wanted = false;
   return image;
 }
 
@@ -788,7 +573,7 @@ absl::StatusOr<std::vector<Memory>> Core::AcquireInstance(
 
 absl::StatusOr<uint64_t> Core::GrowBy(SlotState& slot, uint64_t delta_bytes) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
-  const MappingOps::GrowthLock lock(mappings_.get(), slot);
+  const MemorySupply::GrowthLock lock(*supply_, slot);
   if (absl::Status status = CheckUsable(slot); !status.ok()) return status;
   uint64_t before = slot.size_bytes.load(std::memory_order_relaxed);
   do {
@@ -796,38 +581,19 @@ absl::StatusOr<uint64_t> Core::GrowBy(SlotState& slot, uint64_t delta_bytes) {
         before > layout_.memory_bytes() - delta_bytes) {
       return TooLarge(before, delta_bytes);
     }
-    if (mappings_ != nullptr) {
-      absl::Status status = OpenMapped(slot, before + delta_bytes);
-      if (!status.ok()) return status;
-    }
+    absl::Status status =
+        supply_->Open(slot, PagesRoundedUp(before + delta_bytes).value());
+    if (!status.ok()) return status;
   } while (!slot.size_bytes.compare_exchange_weak(before, before + delta_bytes,
                                                   std::memory_order_seq_cst));
   Count(slot.counters.grows);
-  FillGrowth(slot, before, before + delta_bytes);
+  supply_->NoteGrown(slot, before, before + delta_bytes);
   return before;
-}
-
-void Core::FillGrowth(SlotState& slot, uint64_t before, uint64_t after) {
-  // Not only for the guest, whose touch would do that: a system call would get
-  // EFAULT.
-  if (fault_core_.resolve == Resolve::kHandlerThread &&
-      slot.strays.count.load(std::memory_order_seq_cst) != 0) {
-    SupplyStrays(fault_core_, SlotNumber(slot), PagesRoundedUp(before).value(),
-                 PagesRoundedUp(after).value());
-  }
-  const uint64_t expected = std::min(slot.grown_pages, slot.grown_pages_before);
-  if (expected == 0 || before != slot.initial_bytes) return;
-  const uint64_t pages =
-      std::min<uint64_t>({expected, kZeroSourcePages,
-                          PagesRoundedUp(after).value() - slot.kept_pages});
-  // What cannot be filled now is filled, or reported, at its first touch.
-  FillPrivate(fault_core_, SlotNumber(slot), slot.kept_pages, pages);
-  Count(slot.counters.pages_prefilled, pages);
 }
 
 absl::Status Core::GrowTo(SlotState& slot, uint64_t new_size_bytes) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
-  const MappingOps::GrowthLock lock(mappings_.get(), slot);
+  const MemorySupply::GrowthLock lock(*supply_, slot);
   if (absl::Status status = CheckUsable(slot); !status.ok()) return status;
   uint64_t before = slot.size_bytes.load(std::memory_order_relaxed);
   do {
@@ -839,14 +605,13 @@ absl::Status Core::GrowTo(SlotState& slot, uint64_t new_size_bytes) {
     if (new_size_bytes > layout_.memory_bytes()) {
       return TooLarge(before, new_size_bytes - before);
     }
-    if (mappings_ != nullptr) {
-      absl::Status status = OpenMapped(slot, new_size_bytes);
-      if (!status.ok()) return status;
-    }
+    absl::Status status =
+        supply_->Open(slot, PagesRoundedUp(new_size_bytes).value());
+    if (!status.ok()) return status;
   } while (!slot.size_bytes.compare_exchange_weak(before, new_size_bytes,
                                                   std::memory_order_seq_cst));
   Count(slot.counters.grows);
-  FillGrowth(slot, before, new_size_bytes);
+  supply_->NoteGrown(slot, before, new_size_bytes);
   return absl::OkStatus();
 }
 
@@ -864,16 +629,8 @@ uint64_t Core::HotPagesLimit(uint64_t keep_pages) const {
       std::max(kMinHotPagesLimit, keep_pages / 2));
 }
 
-void Core::MindMerging() {
-  // With mappings the kernel itself tells what is private, merged or not.
-  if (mappings_ != nullptr) return;
-  const bool merges = ProcessMergesPages();
-  if (merges == process_merges_.load(std::memory_order_relaxed) ||
-      process_merges_.exchange(merges, std::memory_order_relaxed) == merges ||
-      !merges) {
-    return;
-  }
-  StopMerging(kernel_, reservation_->base(), reservation_->bytes());
+void Core::DropWhatIsDistrusted() {
+  if (!supply_->DistrustsPages()) return;
   for (uint32_t i = 0; i < layout_.slots(); ++i) {
     slots_[i].exceptions.fetch_or(kSlotDropped, std::memory_order_relaxed);
   }
@@ -882,34 +639,15 @@ void Core::MindMerging() {
 }
 
 uint64_t Core::EndLease(SlotState& slot) {
-  // Where handler threads fill, one may have read an event, or be filling, for
-  // a thread that has gone on: it finds another lease or is waited for.
-  // In-thread, whoever fills is in the memory, and everybody has left it.
-  uint64_t size_bytes = 0;
-  if (fault_core_.resolve == Resolve::kHandlerThread) {
-    size_bytes = slot.size_bytes.exchange(0, std::memory_order_seq_cst);
-    threads_->WaitForReads();
-    slot.lease.fetch_add(1, std::memory_order_seq_cst);
-    WaitForFills(slot);
-  } else {
-    size_bytes = slot.size_bytes.load(std::memory_order_relaxed);
-    slot.size_bytes.store(0, std::memory_order_relaxed);
-  }
+  const uint64_t size_bytes =
+      slot.size_bytes.exchange(0, std::memory_order_seq_cst);
+  supply_->StopFills(slot);
   return size_bytes;
 }
 
 absl::Status Core::Restore(SlotState& slot) {
   slot.last_fault_page.store(~uint64_t{0}, std::memory_order_relaxed);
-  const uint64_t size_bytes = EndLease(slot);
-  // Whatever the kernel or the host took away of a page that is to be restored
-  // is supplied again when the restore touches it, so the pages are in bounds
-  // until it is done; what was grown into goes first.
-  if (mappings_ == nullptr) {
-    slot.size_bytes.store(std::min(size_bytes, slot.initial_bytes),
-                          std::memory_order_seq_cst);
-  }
-  absl::Status status =
-      RestoreInBounds(slot, PagesRoundedUp(size_bytes).value());
+  absl::Status status = RestoreAndNote(slot, EndLease(slot));
   slot.size_bytes.store(0, std::memory_order_seq_cst);
   if ((slot.exceptions.load(std::memory_order_relaxed) & kSlotLost) != 0) {
     status.Update(absl::DataLossError(absl::StrCat(
@@ -924,50 +662,29 @@ absl::Status Core::Restore(SlotState& slot) {
   return status;
 }
 
-absl::Status Core::RestoreInBounds(SlotState& slot, uint64_t size_pages) {
+absl::Status Core::RestoreAndNote(SlotState& slot, uint64_t size_bytes) {
   // Asks the kernel, so only where it was asked since the last restore: the end
   // of a span, in a cycle without a fault, makes no system call either.
   if (slot.filled.load(std::memory_order_relaxed) ||
       slot.tracking != Tracking::kSignal) {
-    MindMerging();
+    DropWhatIsDistrusted();
   }
   // No page that may have changed is restored in place then.
   const bool drops =
       (slot.exceptions.load(std::memory_order_relaxed) & kSlotDropped) != 0;
-  const uint64_t hot_pages_limit = drops ? 0 : HotPagesLimit(slot.kept_pages);
-  absl::Status status;
-  if (mappings_ != nullptr) {
-    status = mappings_->Restore(slot, slot.kept_pages, hot_pages_limit);
-    if (status.ok()) NoteIdle(slot);
-    return status;
-  }
-  status =
-      RestorePages(*ops_, slot, slot.kept_pages, size_pages, hot_pages_limit);
-  // Also private pages that are clean, which the kernel may be reading; and
-  // where a page of the image could not be read to restore one.
-  if (status.ok() &&
-      (slot.exceptions.load(std::memory_order_relaxed) & kSlotDropped) != 0) {
-    status = DropEveryPage(*ops_, slot, slot.kept_pages);
-  }
+  absl::Status status = supply_->Restore(
+      slot, size_bytes, drops ? 0 : HotPagesLimit(slot.kept_pages));
   if (status.ok() && slot.demotion_due) {
     status = Demote(slot);
   } else if (status.ok() && !slot.cold_pages.empty()) {
     PutOffDemotion(slot);
   }
-  if (status.ok()) status = DropStrays(*ops_, slot);
   if (!status.ok()) return status;
-  // Not by the next holder's way of a steady cycle.
-  slot.other_tracking_wanted =
-      slot.policy != nullptr && slot.policy->tracking() != slot.tracking;
-  if (slot.mapping_wanted.load(std::memory_order_relaxed)) {
-    slot.prefill_wanted = true;
-  }
   NoteIdle(slot);
   if (options_.resident_budget_bytes == uint64_t{0} &&
       slot.idle_pages.load(std::memory_order_relaxed) != 0) {
     // Copied, and only read.
-    slot.prefill_wanted = slot.image != nullptr;
-    status = DropPages(*ops_, slot, 0, slot.kept_pages);
+    status = DropKept(slot);
     NoteIdle(slot);
   }
   return status;
@@ -990,8 +707,7 @@ absl::Status Core::Reset(SlotState& slot) {
 }
 
 inline bool Core::IsSteady(const SlotState& slot) const {
-  return steady_.may_be_steady &&
-         slot.exceptions.load(std::memory_order_relaxed) == 0 &&
+  return slot.exceptions.load(std::memory_order_relaxed) == 0 &&
          !slot.filled.load(std::memory_order_relaxed) &&
          slot.size_bytes.load(std::memory_order_relaxed) == slot.initial_bytes;
 }
@@ -1184,7 +900,7 @@ void Core::ReleaseOrphan(SlotState& slot) {
   // Nobody will acquire the slot again: there is nothing to restore. A touch
   // that comes too late traps all the same.
   slot.size_bytes.store(0, std::memory_order_seq_cst);
-  if (mappings_ != nullptr) mappings_->Shut(slot);
+  supply_->Shut(slot);
   std::unique_ptr<Core> last;
   MutexLock lock(&OrphanMutex());
   slot.lifecycle.store(SlotLifecycle::kFree, std::memory_order_release);
@@ -1205,140 +921,13 @@ absl::Status Core::MakeReady(SlotState& slot, uint64_t offset_bytes,
         "the range of ", bytes, " bytes at offset ", offset_bytes,
         " does not end within the memory's size of ", size_bytes, " bytes"));
   }
-  // With mappings the kernel's accesses are resolved as the guest's are.
-  if (bytes == 0 || mappings_ != nullptr) return absl::OkStatus();
-  const uint64_t end = PagesRoundedUp(offset_bytes + bytes).value();
-  // In pages below kernel_pages the kernel's own accesses resolve, too.
-  const uint64_t first = std::max(offset_bytes / kPageBytes, slot.kernel_pages);
-  for (uint64_t page = first; page < end; ++page) {
-    const PageState state = slot.pages.StateOf(page);
-    const bool present =
-        (slot.pages.GroupOf(page).present.load(std::memory_order_relaxed) >>
-             (page % kPagesPerGroup) &
-         1) != 0;
-    // Untracked pages are writable for the kernel, too.
-    if (present && (access == Access::kRead || state != PageState::kClean)) {
-      continue;
-    }
-    if (absl::Status status =
-            SupplyPage(slot, page, access,
-                       /*protection=*/state == PageState::kClean);
-        !status.ok()) {
-      return status;
-    }
-  }
-  return EnsureAccessible(slot, first, end, access);
-}
-
-absl::Status Core::SupplyPage(SlotState& slot, uint64_t page, Access access,
-                              bool protection) {
-  const FaultResult result =
-      ResolveFault(fault_core_, {.slot = SlotNumber(slot),
-                                 .offset_bytes = page * kPageBytes,
-                                 .access = access,
-                                 .protection = protection});
-  if (result.kind != FaultResult::Kind::kFailed &&
-      result.kind != FaultResult::Kind::kNoContents) {
-    return absl::OkStatus();
-  }
-  return FillFailed(slot, page, result);
-}
-
-absl::Status Core::EnsureAccessible(SlotState& slot, uint64_t first_page,
-                                    uint64_t end_page, Access access) {
-  if (first_page >= end_page) return absl::OkStatus();
-  // What we know of a page is what was done last; since then the kernel may
-  // have unmapped it (reclaim, migration, a collapse into a huge page). One
-  // call for all pages, which also makes each that is to be written private;
-  // EFAULT where one would fault, EINVAL before 5.14 and while a snapshot keeps
-  // everybody from writing.
-  Count(slot.counters.kernel_calls);
-  if (kernel_
-          .Madvise(
-              slot.base + first_page * kPageBytes,
-              (end_page - first_page) * kPageBytes,
-              access == Access::kWrite ? kMadvPopulateWrite : kMadvPopulateRead)
-          .ok()) {
-    return absl::OkStatus();
-  }
-  // A page that somebody takes away again and again is nothing to wait for.
-  constexpr int kTries = 8;
-  for (uint64_t page = first_page; page < end_page; ++page) {
-    const uintptr_t address = slot.base + page * kPageBytes;
-    int tries = 0;
-    while (!IsAccessible(address, access)) {
-      if (access == Access::kWrite) WaitUntilThawed(slot);
-      if (++tries > kTries) {
-        return absl::UnavailableError(absl::StrCat(
-            "the page at offset ", page * kPageBytes, " of slot ",
-            SlotNumber(slot), " in pool \"", options_.name,
-            "\" is supplied and still cannot be ",
-            access == Access::kWrite ? "written" : "read",
-            ": somebody else takes it away or has made it inaccessible"));
-      }
-      // Without POISON a page may have been made to trap before it came into
-      // the bounds.
-      if (fault_core_.resolve == Resolve::kHandlerThread &&
-          !fault_core_.poison) {
-        MakeAccessible(fault_core_, address);
-      }
-      if (absl::Status status =
-              SupplyPage(slot, page, access, /*protection=*/false);
-          !status.ok()) {
-        return status;
-      }
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Core::FillFailed(const SlotState& slot, uint64_t page,
-                              const FaultResult& result) const {
-  return absl::ErrnoToStatus(
-      result.error,
-      absl::StrCat(result.call, " for the page at offset ", page * kPageBytes,
-                   " of slot ", SlotNumber(slot), " in pool \"", options_.name,
-                   "\""));
+  if (bytes == 0) return absl::OkStatus();
+  return supply_->MakeReady(slot, offset_bytes, bytes, access);
 }
 
 MemoryPages Core::CountPages(SlotState& slot) const {
   if (!InOwnerProcess()) return {};
-  if (mappings_ != nullptr) return CountMappedPages(slot);
-  MemoryPages count;
-  WaitForFills(slot);  // As in Snapshot.
-  if (slot.kernel_pages > 0) {
-    // A failed scan leaves out what it would have found.
-    FindKernelWrites(*ops_, slot).IgnoreError();
-    PageRegion regions[64];
-    count.touched +=
-        ScanPages(kernel_, pagemap_->fd(),
-                  ScanRequest::Resident(
-                      slot.base, slot.base + slot.kernel_pages * kPageBytes),
-                  regions, 64, [](const PageRegion&) { return true; })
-            .pages;
-  }
-  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
-    const uint64_t present = group.present.load(std::memory_order_relaxed);
-    const uint64_t open =
-        present & (group.open.load(std::memory_order_acquire) |
-                   group.untracked.load(std::memory_order_relaxed));
-    count.touched +=
-        std::popcount(present & ~GroupMask(index, 0, slot.kernel_pages));
-    count.writable += std::popcount(open);
-    ForEachRun(open, [&](uint64_t bit, uint64_t pages) {
-      for (uint64_t page = index * kPagesPerGroup + bit; pages > 0;
-           ++page, --pages) {
-        const auto* now =
-            reinterpret_cast<const std::byte*>(slot.base + page * kPageBytes);
-        static constexpr std::byte kZeroPage[kPageBytes] = {};
-        const std::byte* before = page < slot.image_pages
-                                      ? slot.image->PageBytes(PageIndex(page))
-                                      : kZeroPage;
-        count.changed += DiffersFrom(now, before);
-      }
-    });
-  });
-  return count;
+  return supply_->CountPages(slot);
 }
 
 ServiceStats Core::Stats() const {
@@ -1374,7 +963,7 @@ ServiceStats Core::Stats() const {
 
 std::string Core::Describe() const {
   const LayoutOptions& layout = layout_.options();
-  std::string text = absl::StrCat(
+  return absl::StrCat(
       "pool \"", options_.name, "\" at 0x", absl::Hex(reservation_->base()),
       ": ", layout.instances, " instances of ", layout.memories_per_instance,
       " memories of at most ", Pages(layout.max_memory_bytes), ", ",
@@ -1383,39 +972,8 @@ std::string Core::Describe() const {
           ? std::string("control block: pooldump finds the pool\n")
           : absl::StrCat("control block: pooldump does not find the pool (",
                          control_->why(), ")\n"),
-      DescribeSupply());
-  if (IsMappings(supply_)) return text;
-  absl::StrAppend(&text, "backing: ", BackingName(fault_core_.backing), " (",
-                  backing_reason_, "), granule ", layout.granule_bytes,
-                  " bytes\n");
-  absl::StrAppend(
-      &text, "faults: resolved ", ResolveName(options_.resolve),
-      options_.resolve == Resolve::kHandlerThread
-          ? absl::StrCat(" by ", options_.handler_threads, " threads")
-          : "",
-      serves_kernel_faults_ ? ", also those of system calls"
-                            : ", system calls need MakeReady",
-      "\n");
-  absl::StrAppend(&text, "userfaultfd: opened by ", UffdHowName(uffd_->how()),
-                  ", features ", UffdFeatureNames(uffd_->features()), "\n");
-  absl::StrAppend(
-      &text, "untracked pages: ",
-      pagemap_.has_value()
-          ? std::string("found by PAGEMAP_SCAN")
-          : absl::StrCat("dropped at release (", no_scan_reason_, ")"),
-      "\nfirst writes: ",
-      options_.tracking.has_value()
-          ? absl::StrCat("tracked by ", TrackingName(*options_.tracking),
-                         " (asked for)")
-      : async_uffd_.has_value() && pagemap_.has_value()
-          ? std::string("tracked by signal or asynchronously, by image")
-      : !pagemap_.has_value()
-          ? std::string("tracked by signal (what the kernel tracks is found by "
-                        "PAGEMAP_SCAN)")
-          : std::string("tracked by signal (no WP_ASYNC before 6.7, or no "
-                        "shared backing, or no room for four mappings a slot)"),
-      "\nslots: ", std::string(SlotStrategyName(options_.strategy)), "\n");
-  return text;
+      supply_->Describe(),
+      "slots: ", std::string(SlotStrategyName(options_.strategy)), "\n");
 }
 
 }  // namespace firsttouch

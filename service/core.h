@@ -36,7 +36,6 @@
 #include <string>
 #include <vector>
 
-#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -44,24 +43,18 @@
 #include "firsttouch/pool/layout.h"
 #include "firsttouch/pool/reservation.h"
 #include "firsttouch/pool/slot_allocator.h"
-#include "firsttouch/service/drift.h"
 #include "firsttouch/service/fault_core.h"
-#include "firsttouch/service/handler_threads.h"
 #include "firsttouch/service/janitor.h"
-#include "firsttouch/service/mapping_ops.h"
 #include "firsttouch/service/memory.h"
+#include "firsttouch/service/memory_supply.h"
 #include "firsttouch/service/options.h"
 #include "firsttouch/service/service.h"
-#include "firsttouch/service/slot_ops.h"
 #include "firsttouch/service/stats.h"
 #include "firsttouch/service/supply.h"
-#include "firsttouch/uffd/anchor.h"
 #include "firsttouch/uffd/asymmetric_fence.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mutex.h"
-#include "firsttouch/uffd/pagemap.h"
 #include "firsttouch/uffd/process_mark.h"
-#include "firsttouch/uffd/uffd.h"
 
 namespace firsttouch {
 
@@ -113,8 +106,10 @@ class Core {
   const ServiceOptions& options() const { return options_; }
   const PoolLayout& layout() const { return layout_; }
   const FaultCore& fault_core() const { return fault_core_; }
-  Supply supply() const { return supply_; }
-  bool serves_kernel_faults() const { return serves_kernel_faults_; }
+  Supply supply() const { return supply_->traits().kind; }
+  bool serves_kernel_faults() const {
+    return supply_->traits().serves_kernel_faults;
+  }
   uint32_t SlotNumber(const SlotState& slot) const {
     return static_cast<uint32_t>(&slot - slots_.get());
   }
@@ -129,29 +124,9 @@ class Core {
   Core(ServiceOptions options, Kernel& kernel, const PoolLayout& layout);
 
   absl::Status Start();
-  absl::Status OpenUffd();
-  // In core_supply.cc. Decides on supply_ and opens what it needs.
-  absl::Status OpenSupply();
-  // Opens pagemap_ for mappings, or settles for mappings-drop.
-  absl::Status OpenScan(bool may_choose);
-  std::string DescribeSupply() const;
-  // What the functions without "Mapped" do, for a pool of mappings.
-  absl::Status OpenMapped(SlotState& slot, uint64_t size_bytes);
-  MemoryPages CountMappedPages(const SlotState& slot) const;
   // In snapshot.cc. Keeps everybody from writing to the memory, or lets them.
-  absl::Status Freeze(SlotState& slot, uint64_t bytes);
-  absl::Status Thaw(SlotState& slot, uint64_t bytes);
-  // Whether a page that may have changed, of a memory that is frozen, can be
-  // read: it is there, or was put there. Where that fails, `failure` says why.
-  // Waits for no PageSource.
-  bool IsThere(SlotState& slot, uint64_t page, absl::Status* failure);
-  // Returns at a moment at which no snapshot keeps anybody from writing.
-  static void WaitUntilThawed(const SlotState& slot);
-  // Calls visit(page) for each page below `end_page` that may have changed, and
-  // maybe others, of a memory that is frozen. Nothing is allocated where the
-  // memory is not one of mappings.
-  absl::Status ForEachChangedPage(SlotState& slot, uint64_t end_page,
-                                  absl::FunctionRef<void(uint64_t page)> visit);
+  absl::Status Freeze(SlotState& slot);
+  absl::Status Thaw(SlotState& slot);
   absl::Status MapBookKeeping();
   // In core_publish.cc. What readers are told of the pool, once, and of a slot
   // each time that it is bound.
@@ -173,7 +148,6 @@ class Core {
   absl::Status CheckAcquireOne(const MemoryOptions& options) const;
   absl::Status ReleaseAny(SlotState& slot);
   absl::Status TooLarge(uint64_t size_bytes, uint64_t delta_bytes) const;
-  void OpenAsyncUffd();
   absl::StatusOr<uint32_t> TakeInstance(const MemoryOptions& first);
   absl::StatusOr<uint32_t> TakeFromAllocator(uint64_t key, absl::Time deadline);
   // The slot that this thread parked with such an image, claimed; null where
@@ -226,10 +200,8 @@ class Core {
     if (steady_.has_janitor) WakeIfOverBudget();
   }
   void WakeIfOverBudget();
-  // Pages that are neither the image's nor the page of zeroes, by a scan.
-  uint64_t CountPrivate(SlotState& slot) const;
-  // Fills what holders before this one grew into and touched.
-  void FillGrowth(SlotState& slot, uint64_t before, uint64_t after);
+  // Gives back what the slot, which is being restored, would keep.
+  absl::Status DropKept(SlotState& slot);
   // After an error call GiveUp.
   absl::Status PrepareSlot(SlotState& slot, const MemoryOptions& options);
   // Where a slot goes that could not be prepared: back to the free ones, as it
@@ -249,31 +221,19 @@ class Core {
   void UnbindIdle(SlotState& slot,
                   std::vector<std::shared_ptr<const Image>>& dropped,
                   uint64_t* bytes);
-  // For a fill that failed.
-  absl::Status FillFailed(const SlotState& slot, uint64_t page,
-                          const FaultResult& result) const;
   // What the allocator should know a free slot by. Not from the slot's image,
   // which may be let go of at any time once the slot is idle.
   static uint64_t AffinityKey(const SlotState& slot);
   // Gives the instance back once its last memory is released.
   void LetGo(uint32_t slot_number, bool failed, uint64_t affinity_key);
-  // Where the kernel has begun to merge equal pages of this process since the
-  // last look (uffd/mapping_properties.h): keeps it away from the pool again,
-  // and has every page dropped of whose writes nobody may have been told.
-  // Called where a system call does no harm: by what is not steady.
-  void MindMerging();
+  // Where the supply distrusts what is known of pages: has every page dropped
+  // of whose writes nobody may have been told. Called where a system call does
+  // no harm: by what is not steady.
+  void DropWhatIsDistrusted();
   // Restores a slot that its holder has left.
   absl::Status Restore(SlotState& slot);
-  // The same, of which `size_pages` were in bounds, while those below
-  // initial_bytes still are.
-  absl::Status RestoreInBounds(SlotState& slot, uint64_t size_pages);
-  // Resolves a fault that somebody could take on the page.
-  absl::Status SupplyPage(SlotState& slot, uint64_t page, Access access,
-                          bool protection);
-  // Has the kernel say of pages that were supplied that they can be touched,
-  // and supplies again what cannot.
-  absl::Status EnsureAccessible(SlotState& slot, uint64_t first_page,
-                                uint64_t end_page, Access access);
+  // The same of a lease that has ended with `size_bytes`.
+  absl::Status RestoreAndNote(SlotState& slot, uint64_t size_bytes);
   void ReleaseOrphan(SlotState& slot);
   bool AnyHeld() const;
   uint64_t HotPagesLimit(uint64_t keep_pages) const;
@@ -290,16 +250,13 @@ class Core {
     const uint64_t number;
     // Between releases that may be the last, and Orphan().
     const AsymmetricFence fence;
-    // Hand-overs of a slot after which what was counted in them is acted upon.
+    // SupplyTraits::steady_handovers.
     uint32_t span_handovers = 0;
     // Threads that wait for a slot.
     std::atomic<uint32_t> waiting{0};
     std::atomic<bool> orphaned{false};
     // Whether a released slot is kept for its thread, out of the allocator.
     bool parks = false;
-    // Whether a release may go the steady way: not with handler threads, which
-    // may still be filling, nor with mappings, of which the kernel alone knows.
-    bool may_be_steady = false;
     bool has_janitor = false;
   };
   static_assert(sizeof(Steady) == 64);
@@ -308,21 +265,8 @@ class Core {
   const ServiceOptions options_;
   Kernel& kernel_;
   const PoolLayout layout_;
-  Supply supply_ = Supply::kUserfaultfd;
-  std::string supply_reason_;
-  std::string backing_reason_;
-  // Why there is no pagemap_; for pools with a userfaultfd.
-  std::string no_scan_reason_;
-  bool serves_kernel_faults_ = false;
-
   FaultCore fault_core_;
-  std::optional<Uffd> uffd_;
-  // For Tracking::kAsync.
-  std::optional<Uffd> async_uffd_;
-  // Second references to the two; see uffd/anchor.h.
-  DescriptorAnchor anchor_;
-  DescriptorAnchor async_anchor_;
-  std::optional<Pagemap> pagemap_;
+  std::unique_ptr<MemorySupply> supply_;
   std::optional<Reservation> reservation_;
   // Has the records and page states of all slots.
   std::unique_ptr<ControlBlock> control_;
@@ -330,7 +274,6 @@ class Core {
   std::unique_ptr<InstanceState[]> instances_;
   // Made once the limits are checked: it allocates for each instance.
   std::optional<SlotAllocator> allocator_;
-  std::optional<DriftPolicies> policies_;
   // Private pages that slots kept at their last release, held ones included:
   // more than what idle ones keep. Only with a budget.
   std::atomic<int64_t> kept_by_slots_{0};
@@ -338,12 +281,6 @@ class Core {
   // no slot. Not all of them: for the others the end of their next span does.
   std::array<std::atomic<uint32_t>, 16> put_off_{};
   std::unique_ptr<Janitor> janitor_;
-  std::optional<SlotOpsContext> ops_;
-  // Whether the kernel merged pages of this process at the last look.
-  std::atomic<bool> process_merges_{false};
-  // Null for kUserfaultfd.
-  std::unique_ptr<MappingOps> mappings_;
-  std::unique_ptr<HandlerThreads> threads_;
   bool registered_ = false;
   bool handler_installed_ = false;
 

@@ -15,9 +15,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "firsttouch/service/core.h"
-#include "firsttouch/service/slot_ops.h"
+#include "firsttouch/service/memory_supply.h"
+#include "firsttouch/service/page_states.h"
 #include "firsttouch/uffd/batch_drop.h"
-#include "firsttouch/uffd/pagemap.h"
+#include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -66,9 +67,7 @@ absl::Status Core::TrimSlots(std::span<SlotState* const> slots,
   for (SlotState* const slot : slots) {
     const std::optional<SlotLifecycle> before = ClaimIdle(*slot);
     if (!before.has_value()) continue;
-    const PageSpan span = mappings_ != nullptr
-                              ? PageSpan{0, slot->kept_pages, slot->kept_pages}
-                              : ResidentSpan(*slot, 0, slot->kept_pages);
+    const PageSpan span = supply_->KeptSpan(*slot);
     batch.Add(slot->base + span.first_page * kPageBytes,
               (span.end_page - span.first_page) * kPageBytes);
     claimed.push_back({slot, *before, span});
@@ -80,21 +79,18 @@ absl::Status Core::TrimSlots(std::span<SlotState* const> slots,
   absl::Status failure;
   for (const Claimed& one : claimed) {
     SlotState& slot = *one.slot;
-    if (!one.span.empty()) {
-      const int error = dropped.ErrorOf(
-          slot.base + one.span.first_page * kPageBytes,
-          (one.span.end_page - one.span.first_page) * kPageBytes);
-      absl::Status status =
-          mappings_ != nullptr
-              ? mappings_->NoteDropped(slot, slot.kept_pages, error)
-              : NoteDropped(*ops_, slot, one.span, error);
-      if (!status.ok()) {
-        failure.Update(status);
-        QuarantineIdle(slot, one.before);
-        continue;
-      }
+    const int error =
+        one.span.empty()
+            ? 0
+            : dropped.ErrorOf(
+                  slot.base + one.span.first_page * kPageBytes,
+                  (one.span.end_page - one.span.first_page) * kPageBytes);
+    if (absl::Status status = supply_->NoteDropped(slot, one.span, error);
+        !status.ok()) {
+      failure.Update(status);
+      QuarantineIdle(slot, one.before);
+      continue;
     }
-    slot.prefill_wanted = slot.image != nullptr && mappings_ == nullptr;
     const uint64_t pages = ForgetIdle(slot);
     CountOwned(slot.counters.pages_trimmed, pages);
     *bytes += pages * kPageBytes;
@@ -230,42 +226,20 @@ absl::StatusOr<uint64_t> Core::TrimTo(uint64_t budget, bool* more) {
   return bytes;
 }
 
-uint64_t Core::CountPrivate(SlotState& slot) const {
-  ScanRequest request = ScanRequest::PrivateCopies(
-      slot.base, slot.base + slot.kept_pages * kPageBytes);
-  // Not what is only swapped: protected pages that were dropped look like that.
-  request.any_of = kPageIsPresent;
-  request.none_of |= kPageIsPfnZero;
-  request.report = 0;
-  PageRegion regions[64];
-  const ScanResult scan = ScanPages(kernel_, pagemap_->fd(), request, regions,
-                                    64, [](const PageRegion&) { return true; });
-  Count(slot.counters.kernel_calls, scan.calls);
-  return scan.pages;
+absl::Status Core::DropKept(SlotState& slot) {
+  const PageSpan span = supply_->KeptSpan(slot);
+  int error = 0;
+  if (!span.empty()) {
+    Count(slot.counters.kernel_calls);
+    error = DropMappedPages(kernel_, slot.base + span.first_page * kPageBytes,
+                            (span.end_page - span.first_page) * kPageBytes)
+                .error;
+  }
+  return supply_->NoteDropped(slot, span, error);
 }
 
 void Core::NoteIdle(SlotState& slot) {
-  uint64_t pages = 0;
-  if (mappings_ != nullptr) {
-    pages = mappings_->KeptPages(slot);
-  } else {
-    const bool copied = !slot.image_mapped;
-    slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
-      uint64_t own = group.open.load(std::memory_order_relaxed);
-      if (copied && index * kPagesPerGroup < slot.image_pages) {
-        own |= group.present.load(std::memory_order_relaxed) &
-               slot.image_stored[index];
-      }
-      pages += std::popcount(own);
-    });
-    if (slot.tracking == Tracking::kAsync) {
-      // Protected pages stay private, and not all that are open are: counted
-      // where there may be more than before, or fewer.
-      const uint64_t least = slot.idle_pages.load(std::memory_order_relaxed);
-      pages = pages > least || slot.keeps_fewer ? CountPrivate(slot) : least;
-    }
-  }
-  slot.keeps_fewer = false;
+  const uint64_t pages = supply_->KeptPages(slot);
   const uint64_t before = slot.idle_pages.load(std::memory_order_relaxed);
   if (pages == before) return;
   slot.idle_pages.store(pages, std::memory_order_relaxed);
@@ -322,14 +296,13 @@ absl::Status Core::Demote(SlotState& slot) {
   }
   DropBatch batch;
   for (const Cold& one : all) {
-    LeaveOutWarmPages(*one.slot);
-    AddColdPages(*one.slot, batch);
+    supply_->AddColdPages(*one.slot, batch);
   }
   const DropBatch::Result dropped = batch.Drop(kernel_);
   Count(slot.counters.kernel_calls, dropped.calls);
   absl::Status own;
   for (const Cold& one : all) {
-    absl::Status status = NoteDemoted(*ops_, *one.slot, dropped);
+    absl::Status status = supply_->NoteDemoted(*one.slot, dropped);
     if (!one.before.has_value()) {
       own = status;
     } else if (status.ok()) {

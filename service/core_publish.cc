@@ -81,18 +81,15 @@ void Core::Publish() {
   header.page_bytes = layout.page_bytes;
   header.instances = layout.instances;
   header.memories_per_instance = layout.memories_per_instance;
-  header.handler_threads = fault_core_.resolve == Resolve::kHandlerThread
-                               ? options_.handler_threads
-                               : 0;
+  const SupplyTraits supply = supply_->traits();
+  header.handler_threads = supply.handler_threads;
   header.hot_cycles = options_.hot_cycles;
   header.hot_pages_limit = options_.hot_pages_limit.value_or(kControlNone);
   header.resident_budget_bytes =
       options_.resident_budget_bytes.value_or(kControlNone);
-  PutText(SupplyName(supply_), header.supply);
-  if (!IsMappings(supply_)) {
-    PutText(BackingName(fault_core_.backing), header.backing);
-    PutText(ResolveName(fault_core_.resolve), header.resolve);
-  }
+  PutText(SupplyName(supply.kind), header.supply);
+  PutText(supply.backing, header.backing);
+  PutText(supply.resolve, header.resolve);
   PutText(SlotStrategyName(options_.strategy), header.strategy);
   PutText(options_.name, header.name);
 

@@ -40,6 +40,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "firsttouch/init/image.h"
+#include "firsttouch/service/memory_pages.h"
 #include "firsttouch/service/stats.h"
 #include "firsttouch/service/trap.h"
 
@@ -51,15 +52,6 @@ struct SlotState;
 
 absl::Status RunTrapped(const Memory& memory, absl::FunctionRef<void()> run,
                         TrapInfo* trap);
-
-// What is known of a memory's pages, in pages.
-struct MemoryPages {
-  // There: mapped since some holder touched them. (Without userfaultfd and
-  // PAGEMAP_SCAN only the changed ones are known.)
-  uint64_t touched = 0;
-  uint64_t writable = 0;  // of these, not write-protected
-  uint64_t changed = 0;   // of these, with other bytes than at first
-};
 
 class Memory {
  public:

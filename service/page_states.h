@@ -203,6 +203,16 @@ class PageStates {
       false;
 };
 
+// Pages to be dropped with one call.
+struct PageSpan {
+  uint64_t first_page = 0;
+  uint64_t end_page = 0;
+  // Those of them that are known to be there.
+  uint64_t known_pages = 0;
+
+  bool empty() const { return first_page == end_page; }
+};
+
 // The bits of group `group_index` that lie in pages [first_page, end_page).
 constexpr uint64_t GroupMask(uint64_t group_index, uint64_t first_page,
                              uint64_t end_page) {

@@ -1,8 +1,11 @@
 #include "firsttouch/service/slot_ops.h"
 
 #include <errno.h>
+#include <linux/futex.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -274,6 +277,12 @@ Restored RestoreGroups(SlotState& slot, Done done, None none) {
 }
 
 }  // namespace
+
+void WaitUntilThawed(const SlotState& slot) {
+  while (slot.frozen.load(std::memory_order_acquire) != 0) {
+    syscall(SYS_futex, &slot.frozen, FUTEX_WAIT_PRIVATE, 1, nullptr);
+  }
+}
 
 void WaitForFills(const SlotState& slot) {
   for (int spins = 0; slot.fills_in_flight.load(std::memory_order_seq_cst) != 0;

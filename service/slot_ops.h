@@ -41,6 +41,9 @@ struct SlotOpsContext {
   uint32_t span_handovers = 30;
 };
 
+// Returns at a moment at which no snapshot keeps anybody from writing.
+void WaitUntilThawed(const SlotState& slot);
+
 // Waits until no fill is under way in the slot. Spins, then yields: a fill is a
 // system call of some microseconds.
 void WaitForFills(const SlotState& slot);
@@ -80,16 +83,6 @@ void Prefill(const SlotOpsContext& context, SlotState& slot,
 
 // Finds out which pages below kernel_pages have changed, and marks them open.
 absl::Status FindKernelWrites(const SlotOpsContext& context, SlotState& slot);
-
-// Pages to be dropped with one call.
-struct PageSpan {
-  uint64_t first_page = 0;
-  uint64_t end_page = 0;
-  // Those of them that are known to be there.
-  uint64_t known_pages = 0;
-
-  bool empty() const { return first_page == end_page; }
-};
 
 // What is resident in [first_page, end_page): from the first such page to the
 // last one. Empty: nothing is.

@@ -1,4 +1,4 @@
-#include "firsttouch/service/mapping_ops.h"
+#include "firsttouch/service/mapping_supply.h"
 
 #include <errno.h>
 #include <sys/mman.h>
@@ -7,10 +7,13 @@
 #include <bit>
 #include <cstddef>
 #include <cstring>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/working_set.h"
+#include "firsttouch/pool/limits.h"
 #include "firsttouch/pool/reservation.h"
+#include "firsttouch/service/in_bounds_faults.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/restore_page.h"
 #include "firsttouch/uffd/abi.h"
@@ -101,27 +104,82 @@ bool RestoreBytes(const SlotState& slot, uint64_t first_page, uint64_t pages) {
 
 }  // namespace
 
-MappingOps::MappingOps(const FaultCore& core, const PoolLayout& layout,
-                       Supply supply, int pagemap_fd, bool include_in_core_dump)
-    : core_(core),
-      kernel_(*core.kernel),
-      memory_bytes_(layout.memory_bytes()),
+MappingSupply::MappingSupply(const SuppliedPool& pool, Supply supply,
+                             std::string reason)
+    : core_(pool.fault_core),
+      kernel_(pool.kernel),
+      options_(pool.options),
+      layout_(pool.layout),
       supply_(supply),
-      pagemap_fd_(pagemap_fd),
-      include_in_core_dump_(include_in_core_dump),
-      slots_(std::make_unique<SlotMappings[]>(layout.slots())) {}
+      reason_(std::move(reason)),
+      slots_(std::make_unique<SlotMappings[]>(pool.layout.slots())) {}
 
-MappingOps::GrowthLock::GrowthLock(MappingOps* ops, const SlotState& slot)
-    : mutex_(ops == nullptr ? nullptr : &ops->Of(slot).growth) {
-  if (mutex_ != nullptr) mutex_->Lock();
+absl::StatusOr<std::unique_ptr<MappingSupply>> MappingSupply::Open(
+    const SuppliedPool& pool, Supply supply, std::string reason,
+    bool may_choose) {
+  std::unique_ptr<MappingSupply> mappings(
+      new MappingSupply(pool, supply, std::move(reason)));
+  if (absl::Status status = mappings->OpenScan(may_choose); !status.ok()) {
+    return status;
+  }
+  const absl::Status limits = CheckLimits(
+      pool.layout, {.fixed_maps = 5, .maps_per_slot = 4}, ReadLimitFacts());
+  if (limits.ok()) return mappings;
+  return absl::Status(
+      limits.code(),
+      absl::StrCat(limits.message(), " [supply ", SupplyName(mappings->supply_),
+                   ": ", mappings->reason_, "]"));
 }
 
-MappingOps::GrowthLock::~GrowthLock() {
-  if (mutex_ != nullptr) mutex_->Unlock();
+absl::Status MappingSupply::OpenScan(bool may_choose) {
+  absl::StatusOr<Pagemap> pagemap = Pagemap::Open(kernel_);
+  absl::Status status = pagemap.status();
+  if (status.ok()) status = CheckPrivatePagesAreFound(kernel_, pagemap->fd());
+  if (status.ok()) {
+    pagemap_.emplace(*std::move(pagemap));
+    return absl::OkStatus();
+  }
+  // A full table of descriptors is no reason to be slow from here on.
+  if (absl::IsResourceExhausted(status)) return status;
+  if (supply_ == Supply::kMappingsDrop) return absl::OkStatus();
+  if (may_choose) {
+    supply_ = Supply::kMappingsDrop;
+    absl::StrAppend(&reason_,
+                    "\nmappings-scan is not possible: ", status.message());
+    return absl::OkStatus();
+  }
+  return absl::FailedPreconditionError(absl::StrCat(
+      "supply mappings-scan, ", reason_, ", needs PAGEMAP_SCAN (Linux 6.7): ",
+      status.message(), "; use mappings-drop, or leave supply unset"));
 }
 
-absl::Status MappingOps::MapAnew(SlotState& slot, uint64_t first_page,
-                                 uint64_t pages, const Image::Mapping& file) {
+absl::Status MappingSupply::Attach(const Reservation&) {
+  // What is inaccessible is what traps: nothing is to be done before a Bind().
+  core_.backing = Backing::kShared;
+  core_.resolve = Resolve::kInThread;
+  core_.resolve_signal = &ResolveSignalOfKernelsPage;
+  return absl::OkStatus();
+}
+
+std::string MappingSupply::Describe() const {
+  return absl::StrCat(
+      "supply: ", SupplyName(supply_), " (", reason_, ")\n",
+      "memory: private mappings of the image, PROT_NONE outside the size\n"
+      "faults: resolved by the kernel, also those of system calls\n"
+      "changed pages: ",
+      supply_ == Supply::kMappingsScan
+          ? "found by one PAGEMAP_SCAN at release, and copied back"
+          : "dropped at release, by MADV_DONTNEED",
+      "\n");
+}
+
+absl::Status MappingSupply::CheckImage(const Image& image) const {
+  return image.FetchAll();
+}
+
+absl::Status MappingSupply::MapAnew(SlotState& slot, uint64_t first_page,
+                                    uint64_t pages,
+                                    const Image::Mapping& file) {
   const uintptr_t start = AddressOf(slot, first_page);
   const size_t bytes = pages * kPageBytes;
   int flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
@@ -136,7 +194,8 @@ absl::Status MappingOps::MapAnew(SlotState& slot, uint64_t first_page,
     return Failed(core_, slot, mapped.error, "mmap", first_page, pages);
   }
   const MappingResult set = SetMappingProperties(
-      kernel_, start, bytes, {.include_in_core_dump = include_in_core_dump_});
+      kernel_, start, bytes,
+      {.include_in_core_dump = options_.include_in_core_dump});
   Count(slot.counters.kernel_calls, set.calls);
   if (!set.ok()) {
     return Failed(core_, slot, set.error, set.call, first_page, pages);
@@ -151,7 +210,9 @@ absl::Status MappingOps::MapAnew(SlotState& slot, uint64_t first_page,
   return absl::OkStatus();
 }
 
-void MappingOps::Populate(SlotState& slot, uint64_t size_pages) {
+void MappingSupply::Prefill(SlotState& slot, uint64_t size_pages,
+                            uint64_t /*most_pages*/) {
+  slot.prefill_wanted = false;
   const WorkingSet& set = slot.image->working_set();
   if (!set.known()) return;
   uint64_t left = kMostPopulatedPages;
@@ -185,8 +246,8 @@ void MappingOps::Populate(SlotState& slot, uint64_t size_pages) {
   }
 }
 
-absl::Status MappingOps::Protect(SlotState& slot, uint64_t first_page,
-                                 uint64_t end_page, int protection) {
+absl::Status MappingSupply::Protect(SlotState& slot, uint64_t first_page,
+                                    uint64_t end_page, int protection) {
   if (first_page >= end_page) return absl::OkStatus();
   Count(slot.counters.kernel_calls);
   const uint64_t pages = end_page - first_page;
@@ -196,8 +257,8 @@ absl::Status MappingOps::Protect(SlotState& slot, uint64_t first_page,
   return Failed(core_, slot, done.error, "mprotect", first_page, pages);
 }
 
-absl::Status MappingOps::Drop(SlotState& slot, uint64_t first_page,
-                              uint64_t end_page) {
+absl::Status MappingSupply::Drop(SlotState& slot, uint64_t first_page,
+                                 uint64_t end_page) {
   if (first_page >= end_page) return absl::OkStatus();
   Count(slot.counters.kernel_calls);
   const uint64_t pages = end_page - first_page;
@@ -211,7 +272,7 @@ absl::Status MappingOps::Drop(SlotState& slot, uint64_t first_page,
   return absl::OkStatus();
 }
 
-absl::Status MappingOps::Bind(SlotState& slot, const ImageRef& image) {
+absl::Status MappingSupply::MapImage(SlotState& slot, const ImageRef& image) {
   SlotMappings& mappings = Of(slot);
   const uint64_t old_pages = slot.image_pages;
   const uint64_t new_pages = image == nullptr ? 0 : image->pages().value();
@@ -247,8 +308,8 @@ absl::Status MappingOps::Bind(SlotState& slot, const ImageRef& image) {
   return absl::OkStatus();
 }
 
-absl::Status MappingOps::MapAllAnew(SlotState& slot) {
-  const uint64_t pages = memory_bytes_ / kPageBytes;
+absl::Status MappingSupply::MapAllAnew(SlotState& slot) {
+  const uint64_t pages = layout_.memory_bytes() / kPageBytes;
   if (absl::Status status = MapAnew(slot, 0, pages, {}); !status.ok()) {
     return status;
   }
@@ -261,7 +322,7 @@ absl::Status MappingOps::MapAllAnew(SlotState& slot) {
   return absl::OkStatus();
 }
 
-absl::Status MappingOps::Unbind(SlotState& slot) {
+absl::Status MappingSupply::Unbind(SlotState& slot) {
   absl::Status status = MapAllAnew(slot);
   SlotMappings& mappings = Of(slot);
   if (status.ok()) {
@@ -272,13 +333,13 @@ absl::Status MappingOps::Unbind(SlotState& slot) {
   return status;
 }
 
-absl::Status MappingOps::Prepare(SlotState& slot, const ImageRef& image,
+absl::Status MappingSupply::Bind(SlotState& slot, const ImageRef& image,
                                  uint64_t size_pages) {
   SlotMappings& mappings = Of(slot);
   absl::Status status;
   if (slot.remap_wanted) status = MapAllAnew(slot);
   const bool binds = slot.image != image;
-  if (status.ok() && binds) status = Bind(slot, image);
+  if (status.ok() && binds) status = MapImage(slot, image);
   if (!status.ok() && !slot.remap_wanted) return status;
   const uint64_t accessible = mappings.accessible_pages;
   if (accessible != size_pages) slot.remap_wanted = true;
@@ -300,12 +361,12 @@ absl::Status MappingOps::Prepare(SlotState& slot, const ImageRef& image,
   mappings.accessible_pages = size_pages;
   if (binds && image != nullptr) {
     mappings.releases_to_teach = supply_ == Supply::kMappingsScan ? 2 : 0;
-    Populate(slot, size_pages);
+    slot.prefill_wanted = true;
   }
   return absl::OkStatus();
 }
 
-absl::Status MappingOps::Open(SlotState& slot, uint64_t end_page) {
+absl::Status MappingSupply::Open(SlotState& slot, uint64_t end_page) {
   SlotMappings& mappings = Of(slot);
   const uint64_t accessible = mappings.accessible_pages;
   if (end_page <= accessible) return absl::OkStatus();
@@ -319,18 +380,19 @@ absl::Status MappingOps::Open(SlotState& slot, uint64_t end_page) {
   return status;
 }
 
-absl::Status MappingOps::SetWritable(SlotState& slot, bool writable) {
+absl::Status MappingSupply::SetWritable(SlotState& slot, bool writable) {
   return Protect(slot, 0, Of(slot).accessible_pages,
                  writable ? kAccessible : PROT_READ);
 }
 
-void MappingOps::Shut(SlotState& slot) {
-  Protect(slot, 0, memory_bytes_ / kPageBytes, PROT_NONE).IgnoreError();
+void MappingSupply::Shut(SlotState& slot) {
+  Protect(slot, 0, layout_.memory_bytes() / kPageBytes, PROT_NONE)
+      .IgnoreError();
 }
 
-int MappingOps::Scan(const SlotState& slot, uint64_t end_page,
-                     absl::FunctionRef<bool(const Run&)> visit,
-                     uint64_t* calls) const {
+int MappingSupply::Scan(const SlotState& slot, uint64_t end_page,
+                        absl::FunctionRef<bool(const Run&)> visit,
+                        uint64_t* calls) const {
   if (end_page == 0) return 0;
   ScanRequest request;
   request.start = slot.base;
@@ -339,7 +401,7 @@ int MappingOps::Scan(const SlotState& slot, uint64_t end_page,
   request.report = kPageIsFile | kPageIsPfnZero;
   PageRegion regions[kRegions];
   const ScanResult scan = ScanPages(
-      kernel_, pagemap_fd_, request, regions, kRegions,
+      kernel_, pagemap_->fd(), request, regions, kRegions,
       [&](const PageRegion& region) {
         Run run{(region.start - slot.base) / kPageBytes,
                 (region.end - region.start) / kPageBytes, false};
@@ -358,8 +420,8 @@ int MappingOps::Scan(const SlotState& slot, uint64_t end_page,
   return scan.error;
 }
 
-absl::Status MappingOps::ScanAndRestore(SlotState& slot, uint64_t keep_pages,
-                                        uint64_t hot_pages_limit) {
+absl::Status MappingSupply::ScanAndRestore(SlotState& slot, uint64_t keep_pages,
+                                           uint64_t hot_pages_limit) {
   uint64_t restored = 0;
   uint64_t private_end = 0;
   bool drops_all = false;
@@ -409,20 +471,22 @@ absl::Status MappingOps::ScanAndRestore(SlotState& slot, uint64_t keep_pages,
   return absl::OkStatus();
 }
 
-absl::Status MappingOps::NoteDropped(SlotState& slot, uint64_t keep_pages,
-                                     int error) {
+absl::Status MappingSupply::NoteDropped(SlotState& slot, const PageSpan& span,
+                                        int error) {
   if (error != 0) {
-    return Failed(core_, slot, error, "MADV_DONTNEED", 0, keep_pages);
+    return Failed(core_, slot, error, "MADV_DONTNEED", span.first_page,
+                  span.end_page - span.first_page);
   }
-  CountOwned(slot.counters.pages_dropped, keep_pages);
+  CountOwned(slot.counters.pages_dropped, span.known_pages);
   Of(slot).private_end = 0;
   Of(slot).private_pages = 0;
   return absl::OkStatus();
 }
 
-absl::Status MappingOps::Restore(SlotState& slot, uint64_t keep_pages,
-                                 uint64_t hot_pages_limit) {
+absl::Status MappingSupply::Restore(SlotState& slot, uint64_t /*size_bytes*/,
+                                    uint64_t most_private_pages) {
   SlotMappings& mappings = Of(slot);
+  const uint64_t keep_pages = slot.kept_pages;
   const uint64_t accessible = mappings.accessible_pages;
   const bool drop_all = supply_ == Supply::kMappingsDrop;
   absl::Status status = Drop(slot, drop_all ? 0 : keep_pages, accessible);
@@ -430,7 +494,7 @@ absl::Status MappingOps::Restore(SlotState& slot, uint64_t keep_pages,
     status = Protect(slot, keep_pages, accessible, PROT_NONE);
   }
   if (status.ok() && !drop_all) {
-    status = ScanAndRestore(slot, keep_pages, hot_pages_limit);
+    status = ScanAndRestore(slot, keep_pages, most_private_pages);
   }
   if (!status.ok()) {
     Shut(slot);
@@ -440,10 +504,10 @@ absl::Status MappingOps::Restore(SlotState& slot, uint64_t keep_pages,
   return absl::OkStatus();
 }
 
-std::vector<MappingOps::Run> MappingOps::Resident(const SlotState& slot,
-                                                  uint64_t end_page) const {
+std::vector<MappingSupply::Run> MappingSupply::Resident(
+    const SlotState& slot, uint64_t end_page) const {
   std::vector<Run> runs;
-  if (pagemap_fd_ >= 0) {
+  if (pagemap_.has_value()) {
     uint64_t calls = 0;
     const int error = Scan(
         slot, end_page,
@@ -465,6 +529,34 @@ std::vector<MappingOps::Run> MappingOps::Resident(const SlotState& slot,
     }
   }
   return runs;
+}
+
+absl::Status MappingSupply::ForEachChangedPage(
+    SlotState& slot, uint64_t end_page,
+    absl::FunctionRef<void(uint64_t page)> visit) {
+  for (const Run& run : Resident(slot, end_page)) {
+    if (!run.is_private) continue;
+    for (uint64_t i = 0; i < run.pages; ++i) visit(run.first_page + i);
+  }
+  return absl::OkStatus();
+}
+
+MemoryPages MappingSupply::CountPages(SlotState& slot) {
+  MemoryPages count;
+  const uint64_t size_bytes = slot.size_bytes.load(std::memory_order_acquire);
+  for (const Run& run : Resident(slot, PagesRoundedUp(size_bytes).value())) {
+    count.touched += run.pages;
+    if (!run.is_private) continue;
+    count.writable += run.pages;
+    for (uint64_t page = run.first_page; page < run.first_page + run.pages;
+         ++page) {
+      const std::byte* before = page < slot.image_pages
+                                    ? slot.image->PageBytes(PageIndex(page))
+                                    : kZeroPage;
+      count.changed += DiffersFrom(PointerTo(slot, page), before);
+    }
+  }
+  return count;
 }
 
 }  // namespace firsttouch

@@ -1,5 +1,4 @@
-// A slot's memory as the kernel's own mappings: what slot_ops.h and the fault
-// path are to userfaultfd.
+// Memory as the kernel's own mappings, without userfaultfd.
 //
 // A slot is up to four mappings, in this order:
 //
@@ -34,103 +33,90 @@
 // kernel's merging of equal pages (KSM) puts one there, and only in the place
 // of a page that somebody changed.
 
-#ifndef FIRSTTOUCH_SERVICE_MAPPING_OPS_H_
-#define FIRSTTOUCH_SERVICE_MAPPING_OPS_H_
+#ifndef FIRSTTOUCH_SERVICE_MAPPING_SUPPLY_H_
+#define FIRSTTOUCH_SERVICE_MAPPING_SUPPLY_H_
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "firsttouch/init/image.h"
-#include "firsttouch/pool/layout.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/memory_supply.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/service/supply.h"
 #include "firsttouch/uffd/mutex.h"
+#include "firsttouch/uffd/pagemap.h"
 
 namespace firsttouch {
 
-// For all slots of a pool. Each call is for one slot; what is said of callers
-// is meant for each slot alone. None is for signal handlers.
-class MappingOps {
+class MappingSupply final : public MemorySupply {
  public:
-  // For a pool all of whose reservation is PROT_NONE. `core` must outlive this.
-  // `supply` is one of the mappings; `pagemap_fd` may be -1 for kMappingsDrop.
-  MappingOps(const FaultCore& core, const PoolLayout& layout, Supply supply,
-             int pagemap_fd, bool include_in_core_dump);
+  // `supply` is one of the mappings, for the `reason` that Describe() gives.
+  // kMappingsScan where the kernel has no PAGEMAP_SCAN that can be relied on:
+  // becomes kMappingsDrop if `may_choose`, which the reason then says.
+  //
+  // Errors: FailedPrecondition where it may not; ResourceExhausted where no
+  // descriptor is left, or vm.max_map_count leaves no room for the slots.
+  static absl::StatusOr<std::unique_ptr<MappingSupply>> Open(
+      const SuppliedPool& pool, Supply supply, std::string reason,
+      bool may_choose);
 
-  MappingOps(const MappingOps&) = delete;
-  MappingOps& operator=(const MappingOps&) = delete;
+  // MemorySupply; see there.
+  // ----------------------------------------------------
+  absl::Status Attach(const Reservation& reservation) override;
+  SupplyTraits traits() const override {
+    return {.kind = supply_, .serves_kernel_faults = true};
+  }
+  std::string Describe() const override;
 
-  // By the slot's owner, while nobody is in it. -------------------------------
-
-  // Makes the memory that of `image` (null: zeroes), and accessible up to
-  // `size_pages` exactly. No call where it was left so. An error that leaves
-  // the slot's `remap_wanted` false has changed nothing; after any other it is
-  // not accessible at all, as far as the kernel obeys, and the next call maps
-  // all of it anew: Abandon (slot_ops.h) it before.
-  absl::Status Prepare(SlotState& slot, const ImageRef& image,
-                       uint64_t size_pages);
-
-  // Restores the initial bytes below `keep_pages`, which are then the pages
-  // that are accessible. With more than `hot_pages_limit` private pages, all of
-  // them are dropped (mappings-scan). After an error it is not accessible, as
-  // far as the kernel obeys: quarantine it.
-  absl::Status Restore(SlotState& slot, uint64_t keep_pages,
-                       uint64_t hot_pages_limit);
-
-  // Takes note that the pages below `keep_pages`, all that the free slot keeps,
-  // were dropped or, with an `error` of madvise(2), were not.
-  absl::Status NoteDropped(SlotState& slot, uint64_t keep_pages, int error);
-
-  // Private pages that it keeps.
-  uint64_t KeptPages(const SlotState& slot) const {
+  // All pages are needed at once.
+  absl::Status CheckImage(const Image& image) const override;
+  // No call where the slot was left so. After an error it is not accessible at
+  // all, as far as the kernel obeys; likewise after one of Restore().
+  absl::Status Bind(SlotState& slot, const ImageRef& image,
+                    uint64_t size_pages) override;
+  void Prefill(SlotState& slot, uint64_t size_pages,
+               uint64_t most_pages) override;
+  absl::Status Unbind(SlotState& slot) override;
+  absl::Status Restore(SlotState& slot, uint64_t size_bytes,
+                       uint64_t most_private_pages) override;
+  uint64_t KeptPages(SlotState& slot) override {
     return Of(slot).private_pages;
   }
+  PageSpan KeptSpan(const SlotState& slot) const override {
+    return {0, slot.kept_pages, slot.kept_pages};
+  }
+  absl::Status NoteDropped(SlotState& slot, const PageSpan& span,
+                           int error) override;
+  void Shut(SlotState& slot) override;
 
-  // Maps all of an abandoned slot (slot_ops.h) anew, inaccessible.
-  absl::Status Unbind(SlotState& slot);
+  Mutex* GrowthMutex(const SlotState& slot) override {
+    return &Of(slot).growth;
+  }
+  absl::Status Open(SlotState& slot, uint64_t end_page) override;
+  absl::Status SetWritable(SlotState& slot, bool writable) override;
+  absl::Status ForEachChangedPage(
+      SlotState& slot, uint64_t end_page,
+      absl::FunctionRef<void(uint64_t page)> visit) override;
+  // The kernel's accesses are resolved as the guest's are.
+  absl::Status MakeReady(SlotState&, uint64_t, uint64_t, Access) override {
+    return absl::OkStatus();
+  }
+  MemoryPages CountPages(SlotState& slot) override;
 
-  // Makes all of the slot inaccessible, as far as the kernel obeys.
-  void Shut(SlotState& slot);
-
-  // By holders, any number of threads at once. --------------------------------
-
-  // One growth at a time; `ops` null: nothing.
-  class GrowthLock {
-   public:
-    GrowthLock(MappingOps* ops, const SlotState& slot);
-    ~GrowthLock();
-    GrowthLock(const GrowthLock&) = delete;
-    GrowthLock& operator=(const GrowthLock&) = delete;
-
-   private:
-    Mutex* const mutex_;
-  };
-
-  // Makes pages up to `end_page` accessible. Before the size says that they
-  // are in bounds, and under the slot's GrowthLock, so that the bound never
-  // lies beyond the size. Errors: the errno of mprotect(2); nothing has changed
-  // then.
-  absl::Status Open(SlotState& slot, uint64_t end_page);
-
-  // Makes all that is accessible read-only, or writable again, under the
-  // GrowthLock. Errors: the errno of mprotect(2).
-  absl::Status SetWritable(SlotState& slot, bool writable);
-
+ private:
   // Pages of a memory.
   struct Run {
     uint64_t first_page;
     uint64_t pages;
     bool is_private;  // may have other bytes than at first
   };
-  // All pages below `end_page` that are there. Where no scan tells, those
-  // whose bytes differ from the initial ones.
-  std::vector<Run> Resident(const SlotState& slot, uint64_t end_page) const;
 
- private:
   // Owner's, but for what a growth changes under the lock.
   struct SlotMappings {
     Mutex growth;
@@ -147,7 +133,10 @@ class MappingOps {
   SlotMappings& Of(const SlotState& slot) const {
     return slots_[&slot - core_.slots];
   }
-  absl::Status Bind(SlotState& slot, const ImageRef& image);
+  MappingSupply(const SuppliedPool& pool, Supply supply, std::string reason);
+  // Opens pagemap_, or settles for kMappingsDrop.
+  absl::Status OpenScan(bool may_choose);
+  absl::Status MapImage(SlotState& slot, const ImageRef& image);
   absl::Status MapAllAnew(SlotState& slot);
   absl::Status Drop(SlotState& slot, uint64_t first_page, uint64_t end_page);
   // Maps pages anew, from `file` or, with fd -1, anonymous, with every property
@@ -156,9 +145,9 @@ class MappingOps {
                        const Image::Mapping& file);
   absl::Status Protect(SlotState& slot, uint64_t first_page, uint64_t end_page,
                        int protection);
-  // Has the pages of the working set ready that lie below `size_pages`. What
-  // fails is left to the first touch.
-  void Populate(SlotState& slot, uint64_t size_pages);
+  // All pages below `end_page` that are there. Where no scan tells, those whose
+  // bytes differ from the initial ones.
+  std::vector<Run> Resident(const SlotState& slot, uint64_t end_page) const;
   // Copies the initial bytes back, or drops.
   absl::Status ScanAndRestore(SlotState& slot, uint64_t keep_pages,
                               uint64_t hot_pages_limit);
@@ -167,15 +156,16 @@ class MappingOps {
   int Scan(const SlotState& slot, uint64_t end_page,
            absl::FunctionRef<bool(const Run&)> visit, uint64_t* calls) const;
 
-  const FaultCore& core_;
+  FaultCore& core_;
   Kernel& kernel_;
-  const uint64_t memory_bytes_;
-  const Supply supply_;
-  const int pagemap_fd_;
-  const bool include_in_core_dump_;
+  const ServiceOptions& options_;
+  const PoolLayout& layout_;
+  Supply supply_;
+  std::string reason_;
+  std::optional<Pagemap> pagemap_;
   const std::unique_ptr<SlotMappings[]> slots_;
 };
 
 }  // namespace firsttouch
 
-#endif  // FIRSTTOUCH_SERVICE_MAPPING_OPS_H_
+#endif  // FIRSTTOUCH_SERVICE_MAPPING_SUPPLY_H_

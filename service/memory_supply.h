@@ -1,0 +1,229 @@
+// What gives a pool its memory, behind one interface.
+//
+// The service decides who has which slot, and for how long. A MemorySupply puts
+// the pages there: it makes a slot the memory of an image, moves its bound,
+// restores it, and tells which of its pages may have changed. The service asks
+// it for nothing but that; what kind of supply it is, the service does not
+// know. A new kind is a new class and a line in open_supply.cc.
+//
+//   service (core.h)                        fault path (signal_path.cc)
+//     | acquire  Bind, Prefill                 | a signal in bounds
+//     | grow     Open, NoteGrown               v
+//     | release  StopFills, Restore         FaultCore::resolve_signal
+//     | trim     KeptSpan, NoteDropped         ^
+//     v                                        | set by the supply
+//   MemorySupply <-----------------------------+
+//     UffdSupply      this library places pages (userfaultfd)
+//     MappingSupply   the kernel does (private mappings and mprotect)
+//
+// THE STEADY CYCLE DOES NOT COME HERE. An acquire of the slot that the thread
+// has released last, and the release of a slot of which is known that only
+// pages in its planes (page_states.h) have changed, make no virtual call. A
+// supply that is told of every change allows that by its traits'
+// steady_handovers; of one that is not, every release is a Restore().
+//
+// WHAT A SLOT'S RECORD SAYS (slot_state.h) belongs to the supply, but for:
+// lifecycle, size_bytes, initial_bytes, kept_pages, the trap callback and what
+// idle slots keep, which are the service's. `remap_wanted` is how the two talk
+// of a step that failed half-way: see Bind().
+//
+// Errors name the call, the range, the slot and the pool. Each method says what
+// is left after one. No method is for signal handlers.
+
+#ifndef FIRSTTOUCH_SERVICE_MEMORY_SUPPLY_H_
+#define FIRSTTOUCH_SERVICE_MEMORY_SUPPLY_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/pool/layout.h"
+#include "firsttouch/pool/reservation.h"
+#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/memory_pages.h"
+#include "firsttouch/service/options.h"
+#include "firsttouch/service/page_states.h"
+#include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/supply.h"
+#include "firsttouch/service/trap.h"
+#include "firsttouch/uffd/batch_drop.h"
+#include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/mutex.h"
+
+namespace firsttouch {
+
+// The pool that a supply is for. What is referred to outlives the supply.
+struct SuppliedPool {
+  const ServiceOptions& options;
+  const PoolLayout& layout;
+  Kernel& kernel;
+  // A supply fills in what is its own: uffd, resolve_signal, backing, resolve,
+  // poison, zero_source. From Attach() on, the rest is there, but for
+  // `entry`, which is there from Start() on.
+  FaultCore& fault_core;
+};
+
+// What the service and its users are told of a supply.
+struct SupplyTraits {
+  // Which of those that a user can ask for.
+  Supply kind = Supply::kUserfaultfd;
+  // For readers of the control block; static strings, empty where it has none.
+  const char* backing = "";
+  const char* resolve = "";
+  uint32_t handler_threads = 0;
+  // Whether system calls work on any page, without MakeReady().
+  bool serves_kernel_faults = false;
+  // Hand-overs from one Restore() of a slot to the next one of which all but
+  // the last two may go the steady way; 0: none may.
+  uint32_t steady_handovers = 0;
+};
+
+class MemorySupply {
+ public:
+  MemorySupply() = default;
+  MemorySupply(const MemorySupply&) = delete;
+  MemorySupply& operator=(const MemorySupply&) = delete;
+  // After Stop(), and after the reservation was unmapped. In a child of fork(2)
+  // without either: leaves alone what is not the child's.
+  virtual ~MemorySupply() = default;
+
+  // The pool, in this order.
+  // ---------------------------------------------------
+
+  // Once, when the reservation is there, inaccessible, and so are the records
+  // of the slots. Errors: what a kernel call gives; the pool is not made then.
+  virtual absl::Status Attach(const Reservation& reservation) = 0;
+  // Once, when the locator knows the pool and the signal handler is in place:
+  // threads that the supply needs. Errors: likewise.
+  virtual absl::Status Start() { return absl::OkStatus(); }
+  // Ends them. Nobody is in a memory of the pool, nor will be.
+  virtual void Stop() {}
+
+  // What it is. Constant from Attach() on.
+  virtual SupplyTraits traits() const = 0;
+  // Lines for Service::Describe(), the last one ended.
+  virtual std::string Describe() const = 0;
+
+  // By the slot's owner, while nobody is in it.
+  // ---------------------------------
+
+  // Whether a slot can be made the memory of `image` at all, found out before
+  // one is taken. May wait for the image's PageSource.
+  virtual absl::Status CheckImage(const Image& /*image*/) const {
+    return absl::OkStatus();
+  }
+
+  // Makes the memory that of `image` (null: zeroes), for a lease that begins
+  // with `size_pages` pages: no page behind them can be touched without a
+  // signal. Sets `prefill_wanted` where Prefill() has something to do.
+  //
+  // An error that leaves the slot's `remap_wanted` false has changed nothing.
+  // After any other the slot is in no known state: the caller abandons it
+  // (slot_ops.h), and the next Bind() maps all of it anew. After success the
+  // caller takes `remap_wanted` back.
+  virtual absl::Status Bind(SlotState& slot, const ImageRef& image,
+                            uint64_t size_pages) = 0;
+
+  // Has those of the first `size_pages` pages ready that leases of the image
+  // are known to touch, at most `most_pages` of them private. What fails is
+  // left to the first touch. Clears `prefill_wanted`.
+  virtual void Prefill(SlotState& slot, uint64_t size_pages,
+                       uint64_t most_pages) = 0;
+
+  // Makes an abandoned slot one that was never bound. After an error it is as
+  // after a failed Bind().
+  virtual absl::Status Unbind(SlotState& slot) = 0;
+
+  // The lease is over, and `size_bytes` is 0: returns when nothing of the
+  // supply's own places pages in the slot any more.
+  virtual void StopFills(SlotState& /*slot*/) {}
+
+  // After StopFills(). Restores the initial bytes below `kept_pages` and gives
+  // back what lies behind, of a lease whose size was `size_bytes`. Changed
+  // pages may stay private, at most `most_private_pages` of them; with
+  // kSlotDropped in `exceptions` every page goes. May have left the size at
+  // another value. After an error the slot must not be used again.
+  virtual absl::Status Restore(SlotState& slot, uint64_t size_bytes,
+                               uint64_t most_private_pages) = 0;
+
+  // Pages that the slot keeps for itself alone, after a Restore() or Prefill().
+  virtual uint64_t KeptPages(SlotState& slot) = 0;
+
+  // The range to give back (MADV_DONTNEED) so that a free slot keeps none.
+  virtual PageSpan KeptSpan(const SlotState& slot) const = 0;
+  // That was done or, with an errno of madvise(2), was not; it is returned as
+  // an error then.
+  virtual absl::Status NoteDropped(SlotState& slot, const PageSpan& span,
+                                   int error) = 0;
+
+  // Pages that have stopped changing (`cold_pages`) and are to be given back,
+  // with those of other slots: adds them, and takes note of what became of it.
+  virtual void AddColdPages(SlotState& /*slot*/, DropBatch& /*batch*/) {}
+  virtual absl::Status NoteDemoted(SlotState& /*slot*/,
+                                   const DropBatch::Result& /*dropped*/) {
+    return absl::OkStatus();
+  }
+
+  // Makes all of the slot trap, whatever its state, as far as the kernel obeys.
+  // `size_bytes` is 0.
+  virtual void Shut(SlotState& /*slot*/) {}
+
+  // Whether since the last time something has happened to the process after
+  // which what is known of pages of free slots, or will be found at releases,
+  // does not hold: all of them are to be dropped. May make a system call.
+  virtual bool DistrustsPages() { return false; }
+
+  // By holders, any number of threads at once.
+  // ----------------------------------
+
+  // What growths and snapshots of a slot lock; null where they need not.
+  virtual Mutex* GrowthMutex(const SlotState& /*slot*/) { return nullptr; }
+  class GrowthLock;
+
+  // Makes pages up to `end_page` such that they can be touched once the size
+  // says so. Under the GrowthLock. After an error nothing has changed.
+  virtual absl::Status Open(SlotState& /*slot*/, uint64_t /*end_page*/) {
+    return absl::OkStatus();
+  }
+  // The size has changed, in bytes. What cannot be done for it is left to the
+  // first touch.
+  virtual void NoteGrown(SlotState& /*slot*/, uint64_t /*before*/,
+                         uint64_t /*after*/) {}
+
+  // Makes all that can be touched read-only, or writable again. Under the
+  // GrowthLock. After an error a part may have been done.
+  virtual absl::Status SetWritable(SlotState& slot, bool writable) = 0;
+
+  // Calls visit(page) for each page below `end_page` that may have changed, and
+  // maybe others, each of which can be read; of a memory that is read-only for
+  // everybody. Threads that wait for it may hold any lock: allocates as little
+  // as it can. Errors: of pages that were left out.
+  virtual absl::Status ForEachChangedPage(
+      SlotState& slot, uint64_t end_page,
+      absl::FunctionRef<void(uint64_t page)> visit) = 0;
+
+  // Memory::MakeReady, for a range that is not empty and lies in bounds.
+  virtual absl::Status MakeReady(SlotState& slot, uint64_t offset_bytes,
+                                 uint64_t bytes, Access access) = 0;
+
+  // Memory::CountPages.
+  virtual MemoryPages CountPages(SlotState& slot) = 0;
+};
+
+// Held while the slot's bound moves, or while it must not.
+class MemorySupply::GrowthLock {
+ public:
+  GrowthLock(MemorySupply& supply, const SlotState& slot);
+  ~GrowthLock();
+  GrowthLock(const GrowthLock&) = delete;
+  GrowthLock& operator=(const GrowthLock&) = delete;
+
+ private:
+  Mutex* const mutex_;
+};
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_MEMORY_SUPPLY_H_

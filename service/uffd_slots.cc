@@ -1,0 +1,418 @@
+// The part of UffdSupply that is about one slot.
+
+#include <errno.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/page_states.h"
+#include "firsttouch/service/restore_page.h"
+#include "firsttouch/service/slot_ops.h"
+#include "firsttouch/service/uffd_supply.h"
+#include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/mapping_properties.h"
+#include "firsttouch/uffd/pagemap.h"
+#include "firsttouch/uffd/proc.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+
+absl::Status UffdSupply::Bind(SlotState& slot, const ImageRef& image,
+                              uint64_t size_pages) {
+  absl::Status status;
+  if (slot.remap_wanted) status = MapAllAnew(*ops_, slot);
+  if (status.ok() &&
+      (slot.exceptions.load(std::memory_order_relaxed) & kSlotDropped) != 0) {
+    status = DropEveryPage(*ops_, slot, slot.kept_pages);
+  }
+  if (status.ok()) status = BindImage(*ops_, slot, image);
+  if (!status.ok()) return status;
+  // Until all that follows is done.
+  slot.remap_wanted = true;
+  status = AdjustTracking(*ops_, slot, size_pages);
+  if (!status.ok()) return status;
+  slot.other_tracking_wanted = false;
+  if (slot.kept_pages > size_pages) {
+    status = DropPages(*ops_, slot, size_pages, slot.kept_pages);
+  }
+  if (status.ok()) status = DropStrays(*ops_, slot);
+  return status;
+}
+
+void UffdSupply::Prefill(SlotState& slot, uint64_t size_pages,
+                         uint64_t most_pages) {
+  firsttouch::Prefill(*ops_, slot, size_pages, most_pages);
+}
+
+absl::Status UffdSupply::Unbind(SlotState& slot) {
+  return MapAllAnew(*ops_, slot);
+}
+
+void UffdSupply::StopFills(SlotState& slot) {
+  // In-thread, whoever fills is in the memory, and everybody has left it. A
+  // handler thread may have read an event, or be filling, for a thread that has
+  // gone on: it finds another lease or is waited for.
+  if (threads_ == nullptr) return;
+  threads_->WaitForReads();
+  slot.lease.fetch_add(1, std::memory_order_seq_cst);
+  WaitForFills(slot);
+}
+
+absl::Status UffdSupply::Restore(SlotState& slot, uint64_t size_bytes,
+                                 uint64_t most_private_pages) {
+  // Whatever the kernel or the host took away of a page that is to be restored
+  // is supplied again when the restore touches it, so the pages are in bounds
+  // until it is done; what was grown into goes first.
+  slot.size_bytes.store(std::min(size_bytes, slot.initial_bytes),
+                        std::memory_order_seq_cst);
+  absl::Status status =
+      RestorePages(*ops_, slot, slot.kept_pages,
+                   PagesRoundedUp(size_bytes).value(), most_private_pages);
+  // Also private pages that are clean, which the kernel may be reading; and
+  // where a page of the image could not be read to restore one.
+  if (status.ok() &&
+      (slot.exceptions.load(std::memory_order_relaxed) & kSlotDropped) != 0) {
+    status = DropEveryPage(*ops_, slot, slot.kept_pages);
+  }
+  if (status.ok()) status = DropStrays(*ops_, slot);
+  if (!status.ok()) return status;
+  // Not by the next holder's way of a steady cycle.
+  slot.other_tracking_wanted =
+      slot.policy != nullptr && slot.policy->tracking() != slot.tracking;
+  if (slot.mapping_wanted.load(std::memory_order_relaxed)) {
+    slot.prefill_wanted = true;
+  }
+  return status;
+}
+
+uint64_t UffdSupply::KeptPages(SlotState& slot) {
+  uint64_t pages = 0;
+  const bool copied = !slot.image_mapped;
+  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
+    uint64_t own = group.open.load(std::memory_order_relaxed);
+    if (copied && index * kPagesPerGroup < slot.image_pages) {
+      own |= group.present.load(std::memory_order_relaxed) &
+             slot.image_stored[index];
+    }
+    pages += std::popcount(own);
+  });
+  if (slot.tracking == Tracking::kAsync) {
+    // Protected pages stay private, and not all that are open are: counted
+    // where there may be more than before, or fewer.
+    const uint64_t least = slot.idle_pages.load(std::memory_order_relaxed);
+    pages = pages > least || slot.keeps_fewer ? CountPrivate(slot) : least;
+  }
+  slot.keeps_fewer = false;
+  return pages;
+}
+
+uint64_t UffdSupply::CountPrivate(SlotState& slot) const {
+  ScanRequest request = ScanRequest::PrivateCopies(
+      slot.base, slot.base + slot.kept_pages * kPageBytes);
+  // Not what is only swapped: protected pages that were dropped look like that.
+  request.any_of = kPageIsPresent;
+  request.none_of |= kPageIsPfnZero;
+  request.report = 0;
+  PageRegion regions[64];
+  const ScanResult scan =
+      ScanPages(pool_.kernel, pagemap_->fd(), request, regions, 64,
+                [](const PageRegion&) { return true; });
+  Count(slot.counters.kernel_calls, scan.calls);
+  return scan.pages;
+}
+
+PageSpan UffdSupply::KeptSpan(const SlotState& slot) const {
+  return ResidentSpan(slot, 0, slot.kept_pages);
+}
+
+absl::Status UffdSupply::NoteDropped(SlotState& slot, const PageSpan& span,
+                                     int error) {
+  absl::Status status;
+  if (!span.empty()) {
+    status = firsttouch::NoteDropped(*ops_, slot, span, error);
+  }
+  if (status.ok()) slot.prefill_wanted = slot.image != nullptr;
+  return status;
+}
+
+void UffdSupply::AddColdPages(SlotState& slot, DropBatch& batch) {
+  LeaveOutWarmPages(slot);
+  firsttouch::AddColdPages(slot, batch);
+}
+
+absl::Status UffdSupply::NoteDemoted(SlotState& slot,
+                                     const DropBatch::Result& dropped) {
+  return firsttouch::NoteDemoted(*ops_, slot, dropped);
+}
+
+bool UffdSupply::DistrustsPages() {
+  const bool merges = ProcessMergesPages();
+  if (merges == process_merges_.load(std::memory_order_relaxed) ||
+      process_merges_.exchange(merges, std::memory_order_relaxed) == merges ||
+      !merges) {
+    return false;
+  }
+  StopMerging(pool_.kernel, reservation_base_, reservation_bytes_);
+  return true;
+}
+
+void UffdSupply::NoteGrown(SlotState& slot, uint64_t before, uint64_t after) {
+  // Not only for the guest, whose touch would do that: a system call would get
+  // EFAULT.
+  if (pool_.fault_core.resolve == Resolve::kHandlerThread &&
+      slot.strays.count.load(std::memory_order_seq_cst) != 0) {
+    SupplyStrays(pool_.fault_core, NumberOf(slot),
+                 PagesRoundedUp(before).value(), PagesRoundedUp(after).value());
+  }
+  const uint64_t expected = std::min(slot.grown_pages, slot.grown_pages_before);
+  if (expected == 0 || before != slot.initial_bytes) return;
+  const uint64_t pages =
+      std::min<uint64_t>({expected, kZeroSourcePages,
+                          PagesRoundedUp(after).value() - slot.kept_pages});
+  // What cannot be filled now is filled, or reported, at its first touch.
+  FillPrivate(pool_.fault_core, NumberOf(slot), slot.kept_pages, pages);
+  Count(slot.counters.pages_prefilled, pages);
+}
+
+absl::Status UffdSupply::SetWritable(SlotState& slot, bool writable) {
+  const uint64_t bytes = RoundUpToPage(pool_.layout.memory_bytes());
+  Count(slot.counters.kernel_calls);
+  const CallResult done = pool_.kernel.Mprotect(
+      slot.base, bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ);
+  if (done.ok()) return absl::OkStatus();
+  return absl::ErrnoToStatus(
+      done.error,
+      absl::StrCat(
+          "mprotect(PROT_READ", writable ? " | PROT_WRITE" : "", ") of the ",
+          bytes, " bytes of slot ", NumberOf(slot), " in pool \"",
+          pool_.options.name, "\", ",
+          writable ? "after a snapshot; release the memory" : "for a snapshot",
+          done.error == ENOMEM ? ShortageText(0) : ""));
+}
+
+absl::Status UffdSupply::ForEachChangedPage(
+    SlotState& slot, uint64_t end_page,
+    absl::FunctionRef<void(uint64_t page)> visit) {
+  if (absl::Status status = FindKernelWrites(*ops_, slot); !status.ok()) {
+    return status;
+  }
+  absl::Status filled;
+  // Of untracked pages, those that are not the kernel's page of zeroes any
+  // more; without a scan, each of them.
+  const auto visit_bits = [&](uint64_t index, uint64_t bits) {
+    ForEachRun(bits & GroupMask(index, 0, end_page),
+               [&](uint64_t bit, uint64_t pages) {
+                 for (uint64_t i = 0; i < pages; ++i) {
+                   const uint64_t page = index * kPagesPerGroup + bit + i;
+                   if (IsThere(slot, page, &filled)) visit(page);
+                 }
+               });
+  };
+  const bool scans = pagemap_.has_value();
+  uint64_t lowest = end_page;
+  uint64_t past_highest = 0;
+  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
+    const uint64_t open = group.open.load(std::memory_order_acquire);
+    const uint64_t untracked = group.untracked.load(std::memory_order_relaxed) &
+                               ~open & GroupMask(index, 0, end_page);
+    visit_bits(index, scans ? open : open | untracked);
+    if (untracked == 0) return;
+    const uint64_t base = index * kPagesPerGroup;
+    lowest = std::min<uint64_t>(lowest, base + std::countr_zero(untracked));
+    past_highest = base + std::bit_width(untracked);
+  });
+  if (!scans || lowest >= past_highest) return filled;
+  ScanRequest request;
+  request.start = slot.base + lowest * kPageBytes;
+  request.end = slot.base + past_highest * kPageBytes;
+  request.any_of = kPageIsPresent | kPageIsSwapped;
+  request.none_of = kPageIsPfnZero;
+  request.report = kPageIsPresent | kPageIsSwapped;
+  PageRegion regions[64];
+  const ScanResult scan = ScanPages(
+      pool_.kernel, pagemap_->fd(), request, regions, 64,
+      [&](const PageRegion& region) {
+        uint64_t page = (region.start - slot.base) / kPageBytes;
+        const uint64_t end = (region.end - slot.base) / kPageBytes;
+        while (page < end) {
+          const uint64_t index = page / kPagesPerGroup;
+          const PageGroup& group = slot.pages.group(index);
+          // Also those that are open by now: MakeReady() may have opened a page
+          // since it was looked at above. What is visited twice does no harm.
+          visit_bits(index,
+                     GroupMask(index, page, end) &
+                         group.untracked.load(std::memory_order_relaxed));
+          page = (index + 1) * kPagesPerGroup;
+        }
+        return true;
+      });
+  Count(slot.counters.kernel_calls, scan.calls);
+  if (scan.ok()) return filled;
+  // Each of them, then. What was visited is visited twice.
+  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
+    visit_bits(index, group.untracked.load(std::memory_order_relaxed));
+  });
+  return filled;
+}
+
+bool UffdSupply::IsThere(SlotState& slot, uint64_t page,
+                         absl::Status* failure) {
+  // Nobody has written to a page that its source has not given yet, although
+  // somebody may have tried to.
+  if (page < slot.image_pages && !slot.image->IsFetched(PageIndex(page))) {
+    return false;
+  }
+  const uint64_t present =
+      slot.pages.GroupOf(page).present.load(std::memory_order_acquire);
+  if ((present >> (page % kPagesPerGroup) & 1) != 0) return true;
+  // A fill of it is under way, or has failed: to read it might end the process.
+  const FaultResult result =
+      ResolveFault(pool_.fault_core, {.slot = NumberOf(slot),
+                                      .offset_bytes = page * kPageBytes,
+                                      .access = Access::kRead});
+  if (result.kind == FaultResult::Kind::kResolved) return true;
+  failure->Update(FillFailed(slot, page, result));
+  return false;
+}
+
+absl::Status UffdSupply::MakeReady(SlotState& slot, uint64_t offset_bytes,
+                                   uint64_t bytes, Access access) {
+  const uint64_t end = PagesRoundedUp(offset_bytes + bytes).value();
+  // In pages below kernel_pages the kernel's own accesses resolve, too.
+  const uint64_t first = std::max(offset_bytes / kPageBytes, slot.kernel_pages);
+  for (uint64_t page = first; page < end; ++page) {
+    const PageState state = slot.pages.StateOf(page);
+    const bool present =
+        (slot.pages.GroupOf(page).present.load(std::memory_order_relaxed) >>
+             (page % kPagesPerGroup) &
+         1) != 0;
+    // Untracked pages are writable for the kernel, too.
+    if (present && (access == Access::kRead || state != PageState::kClean)) {
+      continue;
+    }
+    if (absl::Status status =
+            SupplyPage(slot, page, access,
+                       /*protection=*/state == PageState::kClean);
+        !status.ok()) {
+      return status;
+    }
+  }
+  return EnsureAccessible(slot, first, end, access);
+}
+
+absl::Status UffdSupply::SupplyPage(SlotState& slot, uint64_t page,
+                                    Access access, bool protection) {
+  const FaultResult result =
+      ResolveFault(pool_.fault_core, {.slot = NumberOf(slot),
+                                      .offset_bytes = page * kPageBytes,
+                                      .access = access,
+                                      .protection = protection});
+  if (result.kind != FaultResult::Kind::kFailed &&
+      result.kind != FaultResult::Kind::kNoContents) {
+    return absl::OkStatus();
+  }
+  return FillFailed(slot, page, result);
+}
+
+absl::Status UffdSupply::EnsureAccessible(SlotState& slot, uint64_t first_page,
+                                          uint64_t end_page, Access access) {
+  if (first_page >= end_page) return absl::OkStatus();
+  // What we know of a page is what was done last; since then the kernel may
+  // have unmapped it (reclaim, migration, a collapse into a huge page). One
+  // call for all pages, which also makes each that is to be written private;
+  // EFAULT where one would fault, EINVAL before 5.14 and while a snapshot keeps
+  // everybody from writing.
+  Count(slot.counters.kernel_calls);
+  if (pool_.kernel
+          .Madvise(
+              slot.base + first_page * kPageBytes,
+              (end_page - first_page) * kPageBytes,
+              access == Access::kWrite ? kMadvPopulateWrite : kMadvPopulateRead)
+          .ok()) {
+    return absl::OkStatus();
+  }
+  // A page that somebody takes away again and again is nothing to wait for.
+  constexpr int kTries = 8;
+  for (uint64_t page = first_page; page < end_page; ++page) {
+    const uintptr_t address = slot.base + page * kPageBytes;
+    int tries = 0;
+    while (!IsAccessible(address, access)) {
+      if (access == Access::kWrite) WaitUntilThawed(slot);
+      if (++tries > kTries) {
+        return absl::UnavailableError(absl::StrCat(
+            "the page at offset ", page * kPageBytes, " of slot ",
+            NumberOf(slot), " in pool \"", pool_.options.name,
+            "\" is supplied and still cannot be ",
+            access == Access::kWrite ? "written" : "read",
+            ": somebody else takes it away or has made it inaccessible"));
+      }
+      // Without POISON a page may have been made to trap before it came into
+      // the bounds.
+      if (pool_.fault_core.resolve == Resolve::kHandlerThread &&
+          !pool_.fault_core.poison) {
+        MakeAccessible(pool_.fault_core, address);
+      }
+      if (absl::Status status =
+              SupplyPage(slot, page, access, /*protection=*/false);
+          !status.ok()) {
+        return status;
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status UffdSupply::FillFailed(const SlotState& slot, uint64_t page,
+                                    const FaultResult& result) const {
+  return absl::ErrnoToStatus(
+      result.error, absl::StrCat(result.call, " for the page at offset ",
+                                 page * kPageBytes, " of slot ", NumberOf(slot),
+                                 " in pool \"", pool_.options.name, "\""));
+}
+
+MemoryPages UffdSupply::CountPages(SlotState& slot) {
+  MemoryPages count;
+  WaitForFills(slot);  // As in Snapshot.
+  if (slot.kernel_pages > 0) {
+    // A failed scan leaves out what it would have found.
+    FindKernelWrites(*ops_, slot).IgnoreError();
+    PageRegion regions[64];
+    count.touched +=
+        ScanPages(pool_.kernel, pagemap_->fd(),
+                  ScanRequest::Resident(
+                      slot.base, slot.base + slot.kernel_pages * kPageBytes),
+                  regions, 64, [](const PageRegion&) { return true; })
+            .pages;
+  }
+  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
+    const uint64_t present = group.present.load(std::memory_order_relaxed);
+    const uint64_t open =
+        present & (group.open.load(std::memory_order_acquire) |
+                   group.untracked.load(std::memory_order_relaxed));
+    count.touched +=
+        std::popcount(present & ~GroupMask(index, 0, slot.kernel_pages));
+    count.writable += std::popcount(open);
+    ForEachRun(open, [&](uint64_t bit, uint64_t pages) {
+      for (uint64_t page = index * kPagesPerGroup + bit; pages > 0;
+           ++page, --pages) {
+        const auto* now =
+            reinterpret_cast<const std::byte*>(slot.base + page * kPageBytes);
+        static constexpr std::byte kZeroPage[kPageBytes] = {};
+        const std::byte* before = page < slot.image_pages
+                                      ? slot.image->PageBytes(PageIndex(page))
+                                      : kZeroPage;
+        count.changed += DiffersFrom(now, before);
+      }
+    });
+  });
+  return count;
+}
+
+}  // namespace firsttouch

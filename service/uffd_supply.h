@@ -1,0 +1,130 @@
+// Memory by userfaultfd: this library places each page, and is told of each
+// change. The mechanics of a slot are in slot_ops.h and on the fault path
+// (fault_core.h); this is what a pool needs for them, and the order of their
+// steps.
+
+#ifndef FIRSTTOUCH_SERVICE_UFFD_SUPPLY_H_
+#define FIRSTTOUCH_SERVICE_UFFD_SUPPLY_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/service/drift.h"
+#include "firsttouch/service/handler_threads.h"
+#include "firsttouch/service/memory_supply.h"
+#include "firsttouch/service/slot_ops.h"
+#include "firsttouch/service/slot_state.h"
+#include "firsttouch/uffd/anchor.h"
+#include "firsttouch/uffd/pagemap.h"
+#include "firsttouch/uffd/uffd.h"
+
+namespace firsttouch {
+
+class UffdSupply final : public MemorySupply {
+ public:
+  // For the `reason` that Describe() gives. Decides on the backing. Errors:
+  // those of Uffd::Open; FailedPrecondition for a backing that this kernel
+  // lacks; ResourceExhausted where vm.max_map_count leaves no room for the
+  // slots, or no descriptor is left.
+  static absl::StatusOr<std::unique_ptr<UffdSupply>> Open(
+      const SuppliedPool& pool, std::string reason);
+  ~UffdSupply() override;
+
+  // MemorySupply; see there.
+  // ----------------------------------------------------
+  absl::Status Attach(const Reservation& reservation) override;
+  absl::Status Start() override;
+  void Stop() override;
+  SupplyTraits traits() const override;
+  std::string Describe() const override;
+
+  absl::Status Bind(SlotState& slot, const ImageRef& image,
+                    uint64_t size_pages) override;
+  void Prefill(SlotState& slot, uint64_t size_pages,
+               uint64_t most_pages) override;
+  absl::Status Unbind(SlotState& slot) override;
+  void StopFills(SlotState& slot) override;
+  absl::Status Restore(SlotState& slot, uint64_t size_bytes,
+                       uint64_t most_private_pages) override;
+  uint64_t KeptPages(SlotState& slot) override;
+  PageSpan KeptSpan(const SlotState& slot) const override;
+  absl::Status NoteDropped(SlotState& slot, const PageSpan& span,
+                           int error) override;
+  void AddColdPages(SlotState& slot, DropBatch& batch) override;
+  absl::Status NoteDemoted(SlotState& slot,
+                           const DropBatch::Result& dropped) override;
+  // The kernel may have merged equal pages of this process, and dropped their
+  // write-protection, unasked (uffd/mapping_properties.h).
+  bool DistrustsPages() override;
+
+  void NoteGrown(SlotState& slot, uint64_t before, uint64_t after) override;
+  absl::Status SetWritable(SlotState& slot, bool writable) override;
+  absl::Status ForEachChangedPage(
+      SlotState& slot, uint64_t end_page,
+      absl::FunctionRef<void(uint64_t page)> visit) override;
+  absl::Status MakeReady(SlotState& slot, uint64_t offset_bytes, uint64_t bytes,
+                         Access access) override;
+  MemoryPages CountPages(SlotState& slot) override;
+
+ private:
+  UffdSupply(const SuppliedPool& pool, std::string reason)
+      : pool_(pool), reason_(std::move(reason)) {}
+
+  absl::Status OpenUffd();
+  void OpenAsyncUffd();
+  absl::Status ChooseBacking();
+  absl::Status MapZeroSource();
+  absl::Status OpenPagemap();
+  uint32_t NumberOf(const SlotState& slot) const {
+    return static_cast<uint32_t>(&slot - pool_.fault_core.slots);
+  }
+  // Private pages of a slot that the kernel tracks, by a scan.
+  uint64_t CountPrivate(SlotState& slot) const;
+  // Whether a page that may have changed, of a memory that is read-only, can be
+  // read: it is there, or was put there. Where that fails, `failure` says why.
+  // Waits for no PageSource.
+  bool IsThere(SlotState& slot, uint64_t page, absl::Status* failure);
+  // Resolves a fault that somebody could take on the page.
+  absl::Status SupplyPage(SlotState& slot, uint64_t page, Access access,
+                          bool protection);
+  // Has the kernel say of pages that were supplied that they can be touched,
+  // and supplies again what cannot.
+  absl::Status EnsureAccessible(SlotState& slot, uint64_t first_page,
+                                uint64_t end_page, Access access);
+  // For a fill that failed.
+  absl::Status FillFailed(const SlotState& slot, uint64_t page,
+                          const FaultResult& result) const;
+
+  const SuppliedPool pool_;
+  const std::string reason_;
+  std::string backing_reason_;
+  // Why there is no pagemap_.
+  std::string no_scan_reason_;
+  bool serves_kernel_faults_ = false;
+  std::optional<Uffd> uffd_;
+  // For Tracking::kAsync.
+  std::optional<Uffd> async_uffd_;
+  // Second references to the two; see uffd/anchor.h.
+  DescriptorAnchor anchor_;
+  DescriptorAnchor async_anchor_;
+  std::optional<Pagemap> pagemap_;
+  uintptr_t reservation_base_ = 0;
+  uint64_t reservation_bytes_ = 0;
+  std::optional<DriftPolicies> policies_;
+  std::optional<SlotOpsContext> ops_;
+  // Null where faults are resolved in the threads that take them.
+  std::unique_ptr<HandlerThreads> threads_;
+  // Whether the kernel merged pages of this process at the last look.
+  std::atomic<bool> process_merges_{false};
+};
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_UFFD_SUPPLY_H_
