@@ -40,21 +40,6 @@ std::string Pages(uint64_t bytes) {
 
 std::atomic<uint32_t> g_next_pool_id{1};
 
-// What this thread released last in a pool, and to acquire again before
-// anything else. Only looked into for a pool whose number it carries, and that
-// pool lives: who asks is in one of its methods.
-struct alignas(32) ParkedSlot {
-  uint64_t pool = 0;
-  // Only to be compared: the slot may have been taken, and its image be gone.
-  const Image* image = nullptr;
-  SlotState* slot = nullptr;
-  // Whether the thread was made ready for guest code (see ReadyThread()): it
-  // may have released a memory that another thread acquired.
-  bool thread_is_ready = false;
-};
-constexpr size_t kParkedSlots = 4;
-thread_local ParkedSlot t_parked[kParkedSlots];
-
 // The values of FaultHandlerChanges() under which this thread's signals were
 // found unblocked, and our handler was found in place.
 thread_local uint32_t t_unblocked_at = 0;
@@ -74,7 +59,7 @@ absl::Status ReadyThread(SignalOwnership signals) {
       return status;
     }
     t_unblocked_at = changes;
-    for (ParkedSlot& parked : t_parked) parked.thread_is_ready = true;
+    Core::NoteThreadReady();
   }
   // The host's own handler is the host's to look after.
   if (signals == SignalOwnership::kInstall && t_in_place_at != changes) {
@@ -212,7 +197,7 @@ absl::Status Core::Start() {
   if (absl::Status status = reservation_->CheckEmpty(); !status.ok()) {
     return status;
   }
-  steady_.span_handovers = supply_->traits().steady_handovers;
+  steady_.handovers = supply_->traits().steady_handovers;
 
   PoolEntry& entry = fault_core_.entry;
   entry.base = reservation_->base();
@@ -356,49 +341,6 @@ absl::StatusOr<uint32_t> Core::TakeFromAllocator(uint64_t key,
   return pick->slot;
 }
 
-inline bool Core::Claim(SlotState& slot) {
-  while (true) {
-    SlotLifecycle lifecycle = SlotLifecycle::kParked;
-    if (slot.lifecycle.compare_exchange_strong(
-            lifecycle, SlotLifecycle::kReturning, std::memory_order_acquire,
-            std::memory_order_relaxed)) {
-      return true;
-    }
-    if (lifecycle != SlotLifecycle::kTrimmingParked) return false;
-    sched_yield();
-  }
-}
-
-inline void Core::Lease(SlotState& slot, const MemoryOptions& options) {
-  slot.trap_callback = options.trap_callback;
-  slot.trap_user = options.trap_user;
-  slot.lifecycle.store(SlotLifecycle::kLeased, std::memory_order_release);
-  slot.size_bytes.store(options.initial_bytes(), std::memory_order_release);
-}
-
-inline SlotState* Core::ClaimOwn(const MemoryOptions& options) const {
-  ParkedSlot& parked = t_parked[steady_.number % kParkedSlots];
-  if (parked.pool != steady_.number || parked.image != options.image.get()) {
-    return nullptr;
-  }
-  parked.pool = 0;
-  return Claim(*parked.slot) ? parked.slot : nullptr;
-}
-
-inline bool Core::ThisThreadIsReady() const {
-  // In the line that ClaimOwn() has just looked at.
-  return t_parked[steady_.number % kParkedSlots].thread_is_ready;
-}
-
-inline bool Core::IsReadyFor(const SlotState& slot,
-                             const MemoryOptions& options) const {
-  return slot.image == options.image &&
-         slot.initial_bytes == options.initial_bytes() &&
-         !slot.prefill_wanted && !slot.other_tracking_wanted &&
-         (steady_.span_handovers != 0 ||
-          slot.strays.count.load(std::memory_order_acquire) == 0);
-}
-
 bool Core::BeginUse(SlotState& slot) {
   while (true) {
     SlotLifecycle lifecycle = SlotLifecycle::kFree;
@@ -472,20 +414,6 @@ std::shared_ptr<const Image> Core::Unbind(SlotState& slot) {
   // does the kernel let go, too.
   if (supply_->Unbind(slot).ok()) slot.remap_wanted = false;
   return image;
-}
-
-absl::StatusOr<Memory> Core::AcquireOne(const MemoryOptions& options) {
-  // In a steady cycle this is all.
-  SlotState* own = nullptr;
-  if (InOwnerProcess()) [[likely]] {
-    own = ClaimOwn(options);
-    if (own != nullptr && IsReadyFor(*own, options) && ThisThreadIsReady())
-        [[likely]] {
-      Lease(*own, options);
-      return MemoryOf(*own);
-    }
-  }
-  return AcquireAny(options, own);
 }
 
 absl::Status Core::CheckAcquireOne(const MemoryOptions& options) const {
@@ -704,64 +632,6 @@ absl::Status Core::Reset(SlotState& slot) {
   }
   slot.lifecycle.store(SlotLifecycle::kLeased, std::memory_order_release);
   return status;
-}
-
-inline bool Core::IsSteady(const SlotState& slot) const {
-  return slot.exceptions.load(std::memory_order_relaxed) == 0 &&
-         !slot.filled.load(std::memory_order_relaxed) &&
-         slot.size_bytes.load(std::memory_order_relaxed) == slot.initial_bytes;
-}
-
-inline void Core::Park(SlotState& slot) {
-  ParkedSlot& parked = t_parked[steady_.number % kParkedSlots];
-  if (parked.pool == steady_.number && parked.slot != &slot) [[unlikely]] {
-    ParkInsteadOf(*parked.slot, slot);
-    return;
-  }
-  parked.pool = steady_.number;
-  parked.image = slot.image.get();
-  parked.slot = &slot;
-  // The last touch of this object, as in Return().
-  slot.lifecycle.store(SlotLifecycle::kParked, std::memory_order_release);
-}
-
-void Core::ParkInsteadOf(SlotState& before, SlotState& slot) {
-  // The pool must live until `before` is returned: see Orphan().
-  slot.returning.fetch_add(1, std::memory_order_relaxed);
-  t_parked[steady_.number % kParkedSlots] = {
-      .pool = steady_.number, .image = slot.image.get(), .slot = &slot};
-  // In this order: at no moment does the thread keep both from others.
-  slot.lifecycle.store(SlotLifecycle::kParked, std::memory_order_release);
-  if (Claim(before)) Return(before, SlotLifecycle::kFree);
-  slot.returning.fetch_sub(1, std::memory_order_release);
-}
-
-absl::Status Core::Release(SlotState& slot) {
-  // In a child the slot is not ours to touch; forgetting it is all there is.
-  if (!InOwnerProcess()) [[unlikely]] {
-    return CheckProcess();
-  }
-  if (steady_.has_janitor) {
-    slot.released_ns.store(MonotonicNanos(), std::memory_order_relaxed);
-  }
-  slot.restorer.store(ThisThread(), std::memory_order_relaxed);
-  // Orphan() and TakeInstance() wait for releases that did not see them coming.
-  slot.lifecycle.store(SlotLifecycle::kParking, std::memory_order_release);
-  steady_.fence.Light();
-  if (steady_.orphaned.load(std::memory_order_acquire)) [[unlikely]] {
-    ReleaseOrphan(slot);
-    return absl::OkStatus();
-  }
-  if (steady_.parks && steady_.waiting.load(std::memory_order_relaxed) == 0 &&
-      IsSteady(slot) && RestoreSteady(steady_.span_handovers, slot) &&
-      slot.exceptions.load(std::memory_order_relaxed) == 0) [[likely]] {
-    slot.size_bytes.store(0, std::memory_order_relaxed);
-    CountOwned(slot.counters.handovers);
-    MindBudget();
-    Park(slot);
-    return absl::OkStatus();
-  }
-  return ReleaseAny(slot);
 }
 
 absl::Status Core::ReleaseAny(SlotState& slot) {

@@ -89,6 +89,9 @@ class Core {
   absl::Status Release(SlotState& slot);
   static void DropAtRelease(SlotState& slot);
 
+  // In steady_path.cc. The calling thread was found ready for guest code.
+  static void NoteThreadReady();
+
   // The last handle of an image has gone: idle slots let go of it now, others
   // at their release. Adds what they had to `dropped`, which the caller
   // destroys when it holds nothing. Any thread.
@@ -150,6 +153,8 @@ class Core {
   absl::Status TooLarge(uint64_t size_bytes, uint64_t delta_bytes) const;
   absl::StatusOr<uint32_t> TakeInstance(const MemoryOptions& first);
   absl::StatusOr<uint32_t> TakeFromAllocator(uint64_t key, absl::Time deadline);
+  // In steady_path.cc, up to ParkInsteadOf.
+  //
   // The slot that this thread parked with such an image, claimed; null where
   // there is none, or somebody else has taken it.
   SlotState* ClaimOwn(const MemoryOptions& options) const;
@@ -157,10 +162,10 @@ class Core {
   // have released a memory that another thread acquired.
   bool ThisThreadIsReady() const;
   // Whether a claimed slot can be leased as it is.
-  bool IsReadyFor(const SlotState& slot, const MemoryOptions& options) const;
+  static bool IsReadyFor(const SlotState& slot, const MemoryOptions& options);
   static void Lease(SlotState& slot, const MemoryOptions& options);
   // Whether the holder left nothing but changes of hot pages.
-  bool IsSteady(const SlotState& slot) const;
+  static bool IsSteady(const SlotState& slot);
   // Takes a parked slot, if it still is; it is kReturning then.
   static bool Claim(SlotState& slot);
   // `surely`: waits for slots of which it is not decided yet whether they are
@@ -251,7 +256,7 @@ class Core {
     // Between releases that may be the last, and Orphan().
     const AsymmetricFence fence;
     // SupplyTraits::steady_handovers.
-    uint32_t span_handovers = 0;
+    uint32_t handovers = 0;
     // Threads that wait for a slot.
     std::atomic<uint32_t> waiting{0};
     std::atomic<bool> orphaned{false};

@@ -678,6 +678,7 @@ void NoteInaccessible(FaultCore& core, SlotState& slot,
   for (const std::atomic<uintptr_t>& page : slot.strays.page) {
     if (page.load(std::memory_order_seq_cst) == page_address) return;
   }
+  slot.has_strays.store(true, std::memory_order_seq_cst);
   const uint32_t index =
       slot.strays.count.fetch_add(1, std::memory_order_seq_cst);
   const uintptr_t replaced =
@@ -728,6 +729,7 @@ FaultResult MakeTrapping(FaultCore& core, uint32_t slot_number,
   }
   *placed = true;
   if (core.poison) {
+    slot.has_strays.store(true, std::memory_order_relaxed);
     const uint32_t index =
         slot.strays.count.fetch_add(1, std::memory_order_relaxed);
     if (index < StrayPages::kCapacity) {

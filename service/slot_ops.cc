@@ -18,7 +18,7 @@
 #include "firsttouch/pool/reservation.h"
 #include "firsttouch/service/drift.h"
 #include "firsttouch/service/page_states.h"
-#include "firsttouch/service/restore_page.h"
+#include "firsttouch/service/restore_groups.h"
 #include "firsttouch/service/sabotage.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/batch_drop.h"
@@ -173,14 +173,6 @@ void BeginSpan(SlotState& slot) {
   slot.span_signals = 0;
 }
 
-// In a steady cycle this writes nothing.
-void NoteChanged(PageGroup& group, uint64_t changed) {
-  const uint64_t recent = group.recent.load(std::memory_order_relaxed);
-  if ((changed & ~recent) != 0) {
-    group.recent.store(recent | changed, std::memory_order_relaxed);
-  }
-}
-
 // Tells the image which pages tenants write: in each group those of `pages_of`.
 template <typename PagesOf>
 void Teach(const SlotState& slot, PagesOf pages_of) {
@@ -210,70 +202,6 @@ void TeachReads(SlotState& slot, uint64_t end_page) {
     words[index] = pages;
   });
   slot.image->working_set().LearnRead(words);
-}
-
-// Pages that were restored. (Counted one by one: a processor that is only known
-// to be an x86-64 counts bits by a call.)
-struct Restored {
-  uint64_t pages = 0;
-  uint64_t changed_pages = 0;
-};
-
-// Restores these pages of one group; which of them had changed.
-uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits,
-                      Restored& restored) {
-  if (Sabotaged(Sabotage::kRestore)) return bits;
-  const uint64_t first_page = index * kPagesPerGroup;
-  const uint64_t stored =
-      first_page < slot.image_pages ? slot.image_stored[index] : 0;
-  auto* const memory =
-      reinterpret_cast<std::byte*>(AddressOf(slot, first_page));
-  uint64_t changed = 0;
-  bool unreadable = false;
-  while (bits != 0) {
-    const int bit = std::countr_zero(bits);
-    bits &= bits - 1;
-    std::byte* const page = memory + bit * kPageBytes;
-    const bool was_changed =
-        (stored >> bit & 1) != 0
-            ? RestorePage(page,
-                          slot.image_data + (first_page + bit) * kPageBytes,
-                          &unreadable)
-            : RestoreZeroPage(page);
-    changed |= uint64_t{was_changed} << bit;
-    ++restored.pages;
-    restored.changed_pages += was_changed;
-  }
-  // The image's file was cut short: what cannot be restored is dropped, and the
-  // next touch of it finds out that there is nothing to fill it with.
-  if (unreadable) [[unlikely]] {
-    slot.exceptions.fetch_or(kSlotDropped, std::memory_order_relaxed);
-  }
-  return changed;
-}
-
-// Goes through the groups of a slot, this time from the other end than the last
-// time, and restores the open pages of each. Calls done(index, group, open,
-// changed) after each that has some, and none(group) for those that have not.
-template <typename Done, typename None>
-Restored RestoreGroups(SlotState& slot, Done done, None none) {
-  Restored restored;
-  const auto restore = [&](uint64_t index, PageGroup& group) {
-    const uint64_t open = group.open.load(std::memory_order_relaxed);
-    if (open == 0) {
-      none(group);
-      return;
-    }
-    done(index, group, open, RestoreGroup(slot, index, open, restored));
-  };
-  if (slot.restored_downwards) {
-    slot.pages.ForEachGroup(restore);
-  } else {
-    slot.pages.ForEachGroupDown(restore);
-  }
-  slot.restored_downwards = !slot.restored_downwards;
-  CountOwned(slot.counters.pages_restored, restored.pages);
-  return restored;
 }
 
 }  // namespace
@@ -396,7 +324,10 @@ absl::Status DropStrays(const SlotOpsContext& context, SlotState& slot) {
       status = reset(entry.base, entry.first_memory_offset_bytes);
     }
   }
-  if (status.ok()) slot.strays.count.store(0, std::memory_order_release);
+  if (status.ok()) {
+    slot.has_strays.store(false, std::memory_order_relaxed);
+    slot.strays.count.store(0, std::memory_order_release);
+  }
   return status;
 }
 
@@ -1239,23 +1170,6 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
   }
   slot.last_noted_at = slot.span_handovers;
   return status;
-}
-
-bool RestoreSteady(uint32_t span_handovers, SlotState& slot) {
-  // Of the last two of a span is found out what both of them changed.
-  if (slot.tracking != Tracking::kSignal ||
-      slot.span_handovers + 2 >= span_handovers) {
-    return false;
-  }
-  const Restored restored = RestoreGroups(
-      slot,
-      [](uint64_t, PageGroup& group, uint64_t, uint64_t changed) {
-        NoteChanged(group, changed);
-      },
-      [](PageGroup&) {});
-  slot.span_changed += restored.changed_pages;
-  ++slot.span_handovers;
-  return true;
 }
 
 }  // namespace firsttouch

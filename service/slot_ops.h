@@ -120,11 +120,6 @@ absl::Status RestorePages(const SlotOpsContext& context, SlotState& slot,
                           uint64_t keep_pages, uint64_t size_pages,
                           uint64_t hot_pages_limit);
 
-// The same for a slot in which nothing was filled since the last restore, so
-// that its holder did nothing but write to hot pages: no system call, nothing
-// that can fail. False where there is more to do, and then nothing was done.
-bool RestoreSteady(uint32_t span_handovers, SlotState& slot);
-
 // Demotion: pages of several slots that no longer change are dropped with one
 // call, which interrupts the other cores once. Next time they are mapped clean
 // or, if they are written after all, filled as private ones: neither interrupts

@@ -172,6 +172,8 @@ struct alignas(64) SlotState {
   // Owner. Which way the last restore went through the pages: the other way
   // finds the caches warm.
   bool restored_downwards = false;
+  // Some are in `strays`, or will be at once.
+  std::atomic<bool> has_strays{false};
 
   // Owner. What the slot is bound to, in the form the fault path reads; 0 and
   // null without an image.

@@ -1,0 +1,97 @@
+// Restores the open pages of a slot, group by group. In a header, so that the
+// steady cycle (steady_path.cc) and a restore that has more to count
+// (slot_ops.cc) each have the loop to themselves.
+//
+// For the slot's owner, with no fill in flight.
+
+#ifndef FIRSTTOUCH_SERVICE_RESTORE_GROUPS_H_
+#define FIRSTTOUCH_SERVICE_RESTORE_GROUPS_H_
+
+#include <atomic>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+#include "firsttouch/service/page_states.h"
+#include "firsttouch/service/restore_page.h"
+#include "firsttouch/service/sabotage.h"
+#include "firsttouch/service/slot_state.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+
+// In a steady cycle this writes nothing.
+inline void NoteChanged(PageGroup& group, uint64_t changed) {
+  const uint64_t recent = group.recent.load(std::memory_order_relaxed);
+  if ((changed & ~recent) != 0) {
+    group.recent.store(recent | changed, std::memory_order_relaxed);
+  }
+}
+
+// Pages that were restored. (Counted one by one: a processor that is only known
+// to be an x86-64 counts bits by a call.)
+struct Restored {
+  uint64_t pages = 0;
+  uint64_t changed_pages = 0;
+};
+
+// Restores these pages of one group; which of them had changed.
+inline uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits,
+                             Restored& restored) {
+  if (Sabotaged(Sabotage::kRestore)) return bits;
+  const uint64_t first_page = index * kPagesPerGroup;
+  const uint64_t stored =
+      first_page < slot.image_pages ? slot.image_stored[index] : 0;
+  auto* const memory =
+      reinterpret_cast<std::byte*>(slot.base + first_page * kPageBytes);
+  uint64_t changed = 0;
+  bool unreadable = false;
+  while (bits != 0) {
+    const int bit = std::countr_zero(bits);
+    bits &= bits - 1;
+    std::byte* const page = memory + bit * kPageBytes;
+    const bool was_changed =
+        (stored >> bit & 1) != 0
+            ? RestorePage(page,
+                          slot.image_data + (first_page + bit) * kPageBytes,
+                          &unreadable)
+            : RestoreZeroPage(page);
+    changed |= uint64_t{was_changed} << bit;
+    ++restored.pages;
+    restored.changed_pages += was_changed;
+  }
+  // The image's file was cut short: what cannot be restored is dropped, and the
+  // next touch of it finds out that there is nothing to fill it with.
+  if (unreadable) [[unlikely]] {
+    slot.exceptions.fetch_or(kSlotDropped, std::memory_order_relaxed);
+  }
+  return changed;
+}
+
+// Goes through the groups of a slot, this time from the other end than the last
+// time, and restores the open pages of each. Calls done(index, group, open,
+// changed) after each that has some, and none(group) for those that have not.
+template <typename Done, typename None>
+Restored RestoreGroups(SlotState& slot, Done done, None none) {
+  Restored restored;
+  const auto restore = [&](uint64_t index, PageGroup& group) {
+    const uint64_t open = group.open.load(std::memory_order_relaxed);
+    if (open == 0) {
+      none(group);
+      return;
+    }
+    done(index, group, open, RestoreGroup(slot, index, open, restored));
+  };
+  if (slot.restored_downwards) {
+    slot.pages.ForEachGroup(restore);
+  } else {
+    slot.pages.ForEachGroupDown(restore);
+  }
+  slot.restored_downwards = !slot.restored_downwards;
+  CountOwned(slot.counters.pages_restored, restored.pages);
+  return restored;
+}
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_RESTORE_GROUPS_H_

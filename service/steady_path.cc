@@ -1,0 +1,193 @@
+// The steady cycle: all that runs between two leases of a slot whose changed
+// pages are known. A thread acquires again what it has released last, and the
+// release copies the initial bytes over the pages that can have changed.
+//
+// It makes no system call, takes no lock, calls no virtual method, and asks
+// nothing about what supplies the memory; whatever else there is to do is in
+// AcquireAny() and ReleaseAny(). What decides is in the slot's record, in its
+// first three cache lines (slot_state.h):
+//
+//   a supply that does not know each change    SupplyTraits::steady_handovers
+//     by itself                                is 0
+//   a page was filled, or lost its protection  `filled`
+//   the memory has grown                       size_bytes, initial_bytes
+//   the lease asked for something else, or     `exceptions`
+//     something has failed
+//   the slot has to be prepared for its next   `prefill_wanted`,
+//     lease                                    `other_tracking_wanted`,
+//                                              `has_strays`
+
+#include <sched.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "firsttouch/service/core.h"
+#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/memory.h"
+#include "firsttouch/service/page_states.h"
+#include "firsttouch/service/restore_groups.h"
+#include "firsttouch/service/slot_state.h"
+
+namespace firsttouch {
+namespace {
+
+// What this thread has released last in a pool, and acquires again before
+// anything else. Only valid for the pool whose number it carries; that pool
+// lives, since the caller is one of its methods.
+struct alignas(32) ParkedSlot {
+  uint64_t pool = 0;
+  // Only to be compared: the slot may have been taken, and its image be gone.
+  const Image* image = nullptr;
+  SlotState* slot = nullptr;
+  // Whether the thread was made ready for guest code (NoteThreadReady()): it
+  // may have released a memory that another thread acquired.
+  bool thread_is_ready = false;
+};
+constexpr size_t kParkedSlots = 4;
+thread_local ParkedSlot t_parked[kParkedSlots];
+
+// Restores the slot's open pages. Nothing that can fail, for a slot in which
+// nothing was filled since the last restore. False where there is more to do,
+// and then nothing was done.
+bool RestoreSteady(uint32_t steady_handovers, SlotState& slot) {
+  // Of the last two of a span is found out what both of them changed.
+  if (slot.tracking != Tracking::kSignal ||
+      slot.span_handovers + 2 >= steady_handovers) {
+    return false;
+  }
+  const Restored restored = RestoreGroups(
+      slot,
+      [](uint64_t, PageGroup& group, uint64_t, uint64_t changed) {
+        NoteChanged(group, changed);
+      },
+      [](PageGroup&) {});
+  slot.span_changed += restored.changed_pages;
+  ++slot.span_handovers;
+  return true;
+}
+
+}  // namespace
+
+void Core::NoteThreadReady() {
+  for (ParkedSlot& parked : t_parked) parked.thread_is_ready = true;
+}
+
+bool Core::Claim(SlotState& slot) {
+  while (true) {
+    SlotLifecycle lifecycle = SlotLifecycle::kParked;
+    if (slot.lifecycle.compare_exchange_strong(
+            lifecycle, SlotLifecycle::kReturning, std::memory_order_acquire,
+            std::memory_order_relaxed)) {
+      return true;
+    }
+    if (lifecycle != SlotLifecycle::kTrimmingParked) return false;
+    sched_yield();
+  }
+}
+
+void Core::Lease(SlotState& slot, const MemoryOptions& options) {
+  slot.trap_callback = options.trap_callback;
+  slot.trap_user = options.trap_user;
+  slot.lifecycle.store(SlotLifecycle::kLeased, std::memory_order_release);
+  slot.size_bytes.store(options.initial_bytes(), std::memory_order_release);
+}
+
+SlotState* Core::ClaimOwn(const MemoryOptions& options) const {
+  ParkedSlot& parked = t_parked[steady_.number % kParkedSlots];
+  if (parked.pool != steady_.number || parked.image != options.image.get()) {
+    return nullptr;
+  }
+  parked.pool = 0;
+  return Claim(*parked.slot) ? parked.slot : nullptr;
+}
+
+inline bool Core::ThisThreadIsReady() const {
+  // In the line that ClaimOwn() has just looked at.
+  return t_parked[steady_.number % kParkedSlots].thread_is_ready;
+}
+
+inline bool Core::IsReadyFor(const SlotState& slot,
+                             const MemoryOptions& options) {
+  return slot.image == options.image &&
+         slot.initial_bytes == options.initial_bytes() &&
+         !slot.prefill_wanted && !slot.other_tracking_wanted &&
+         !slot.has_strays.load(std::memory_order_acquire);
+}
+
+absl::StatusOr<Memory> Core::AcquireOne(const MemoryOptions& options) {
+  // In a steady cycle this is all.
+  SlotState* own = nullptr;
+  if (InOwnerProcess()) [[likely]] {
+    own = ClaimOwn(options);
+    if (own != nullptr && IsReadyFor(*own, options) && ThisThreadIsReady())
+        [[likely]] {
+      Lease(*own, options);
+      return MemoryOf(*own);
+    }
+  }
+  return AcquireAny(options, own);
+}
+
+inline bool Core::IsSteady(const SlotState& slot) {
+  return slot.exceptions.load(std::memory_order_relaxed) == 0 &&
+         !slot.filled.load(std::memory_order_relaxed) &&
+         slot.size_bytes.load(std::memory_order_relaxed) == slot.initial_bytes;
+}
+
+void Core::Park(SlotState& slot) {
+  ParkedSlot& parked = t_parked[steady_.number % kParkedSlots];
+  if (parked.pool == steady_.number && parked.slot != &slot) [[unlikely]] {
+    ParkInsteadOf(*parked.slot, slot);
+    return;
+  }
+  parked.pool = steady_.number;
+  parked.image = slot.image.get();
+  parked.slot = &slot;
+  // The last touch of this object, as in Return().
+  slot.lifecycle.store(SlotLifecycle::kParked, std::memory_order_release);
+}
+
+void Core::ParkInsteadOf(SlotState& before, SlotState& slot) {
+  // The pool must live until `before` is returned: see Orphan().
+  slot.returning.fetch_add(1, std::memory_order_relaxed);
+  t_parked[steady_.number % kParkedSlots] = {
+      .pool = steady_.number, .image = slot.image.get(), .slot = &slot};
+  // In this order: at no moment does the thread keep both from others.
+  slot.lifecycle.store(SlotLifecycle::kParked, std::memory_order_release);
+  if (Claim(before)) Return(before, SlotLifecycle::kFree);
+  slot.returning.fetch_sub(1, std::memory_order_release);
+}
+
+absl::Status Core::Release(SlotState& slot) {
+  // In a child the slot is not ours to touch; forgetting it is all there is.
+  if (!InOwnerProcess()) [[unlikely]] {
+    return CheckProcess();
+  }
+  if (steady_.has_janitor) {
+    slot.released_ns.store(MonotonicNanos(), std::memory_order_relaxed);
+  }
+  slot.restorer.store(ThisThread(), std::memory_order_relaxed);
+  // Orphan() and TakeInstance() wait for releases that did not see them coming.
+  slot.lifecycle.store(SlotLifecycle::kParking, std::memory_order_release);
+  steady_.fence.Light();
+  if (steady_.orphaned.load(std::memory_order_acquire)) [[unlikely]] {
+    ReleaseOrphan(slot);
+    return absl::OkStatus();
+  }
+  if (steady_.parks && steady_.waiting.load(std::memory_order_relaxed) == 0 &&
+      IsSteady(slot) && RestoreSteady(steady_.handovers, slot) &&
+      slot.exceptions.load(std::memory_order_relaxed) == 0) [[likely]] {
+    slot.size_bytes.store(0, std::memory_order_relaxed);
+    CountOwned(slot.counters.handovers);
+    MindBudget();
+    Park(slot);
+    return absl::OkStatus();
+  }
+  return ReleaseAny(slot);
+}
+
+}  // namespace firsttouch
