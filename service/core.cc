@@ -21,7 +21,6 @@
 #include "firsttouch/pool/limits.h"
 #include "firsttouch/service/live_cores.h"
 #include "firsttouch/service/memory_supply.h"
-#include "firsttouch/service/open_supply.h"
 #include "firsttouch/service/signals.h"
 #include "firsttouch/service/slot_ops.h"
 #include "firsttouch/uffd/proc.h"
@@ -103,7 +102,8 @@ Core::Core(ServiceOptions options, Kernel& kernel, const PoolLayout& layout)
 }
 
 absl::StatusOr<std::unique_ptr<Core>> Core::Create(ServiceOptions options,
-                                                   Kernel& kernel) {
+                                                   Kernel& kernel,
+                                                   SupplyOpener open_supply) {
   if (absl::Status status = CheckPoolName(options.name); !status.ok()) {
     return status;
   }
@@ -124,7 +124,8 @@ absl::StatusOr<std::unique_ptr<Core>> Core::Create(ServiceOptions options,
         "Memory::MakeReady before system calls instead");
   }
   std::unique_ptr<Core> core(new Core(std::move(options), kernel, *layout));
-  if (absl::Status status = core->Start(); !status.ok()) return status;
+  if (absl::Status status = core->Start(open_supply); !status.ok())
+    return status;
   return core;
 }
 
@@ -157,12 +158,12 @@ absl::Status Core::MapBookKeeping() {
   return absl::OkStatus();
 }
 
-absl::Status Core::Start() {
+absl::Status Core::Start(SupplyOpener open_supply) {
   absl::StatusOr<std::unique_ptr<MemorySupply>> supply =
-      OpenSupply({.options = options_,
-                  .layout = layout_,
-                  .kernel = kernel_,
-                  .fault_core = fault_core_});
+      open_supply({.options = options_,
+                   .layout = layout_,
+                   .kernel = kernel_,
+                   .fault_core = fault_core_});
   if (!supply.ok()) return supply.status();
   supply_ = *std::move(supply);
   // What is written below, whatever the memories' size.

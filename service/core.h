@@ -67,7 +67,8 @@ struct DestroySlots {
 class Core {
  public:
   static absl::StatusOr<std::unique_ptr<Core>> Create(ServiceOptions options,
-                                                      Kernel& kernel);
+                                                      Kernel& kernel,
+                                                      SupplyOpener open_supply);
   // In the process that made it: ends the handler threads, unmaps the pool,
   // then closes the userfaultfd, in this order. In a forked child: leaves
   // everything as it is, since none of it is the child's.
@@ -126,7 +127,7 @@ class Core {
 
   Core(ServiceOptions options, Kernel& kernel, const PoolLayout& layout);
 
-  absl::Status Start();
+  absl::Status Start(SupplyOpener open_supply);
   // In snapshot.cc. Keeps everybody from writing to the memory, or lets them.
   absl::Status Freeze(SlotState& slot);
   absl::Status Thaw(SlotState& slot);

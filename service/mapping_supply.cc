@@ -16,6 +16,7 @@
 #include "firsttouch/service/in_bounds_faults.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/restore_page.h"
+#include "firsttouch/service/slot_ops.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/pagemap.h"
@@ -298,13 +299,7 @@ absl::Status MappingSupply::MapImage(SlotState& slot, const ImageRef& image) {
   const uint64_t fresh_pages = std::max(old_pages, new_pages);
   mappings.accessible_pages = std::max(mappings.accessible_pages, fresh_pages);
   if (mappings.private_end <= fresh_pages) mappings.private_end = 0;
-  slot.image = image == nullptr ? nullptr : image->Hold();
-  slot.image_id.store(image == nullptr ? 0 : image->id(),
-                      std::memory_order_seq_cst);
-  slot.image_pages = new_pages;
-  slot.image_stored = image == nullptr ? nullptr : image->stored_words();
-  slot.image_data = image == nullptr ? nullptr : image->data();
-  CountOwned(slot.counters.binds);
+  SetImage(slot, image);
   return absl::OkStatus();
 }
 

@@ -34,10 +34,12 @@
 #define FIRSTTOUCH_SERVICE_MEMORY_SUPPLY_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/pool/layout.h"
 #include "firsttouch/pool/reservation.h"
@@ -79,6 +81,12 @@ struct SupplyTraits {
   // the last two may go the steady way; 0: none may.
   uint32_t steady_handovers = 0;
 };
+
+class MemorySupply;
+
+// Opens the supply of a pool: OpenSupply (open_supply.h), or a test's own.
+using SupplyOpener =
+    absl::StatusOr<std::unique_ptr<MemorySupply>> (*)(const SuppliedPool& pool);
 
 class MemorySupply {
  public:

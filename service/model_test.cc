@@ -117,18 +117,19 @@ class World {
                FromFile(PatternImage("second", 30, {0, 29})),
                PatternImage("a", 1), nullptr};
     absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create({.name = "model",
-                         .layout = {.instances = kSlots,
-                                    .max_memory_bytes = kMaxPages * kPageBytes,
-                                    .guard_after_bytes = 65536},
-                         .supply = way.supply,
-                         .backing = way.backing,
-                         .resolve = way.resolve,
-                         .trap_callback = JumpOutOfTrap,
-                         .hot_pages_limit = 20,
-                         .hot_cycles = 5,
-                         .tracking = way.tracking},
-                        kernel_);
+        CreateService(way,
+                      {.name = "model",
+                       .layout = {.instances = kSlots,
+                                  .max_memory_bytes = kMaxPages * kPageBytes,
+                                  .guard_after_bytes = 65536},
+                       .supply = way.supply,
+                       .backing = way.backing,
+                       .resolve = way.resolve,
+                       .trap_callback = JumpOutOfTrap,
+                       .hot_pages_limit = 20,
+                       .hot_cycles = 5,
+                       .tracking = way.tracking},
+                      kernel_);
     status_ = service.status();
     if (service.ok()) service_ = *std::move(service);
   }
@@ -464,6 +465,8 @@ uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
 class ModelTest : public testing::TestWithParam<Way> {};
 
 INSTANTIATE_TEST_SUITE_P(AllWays, ModelTest, AllWays(), WayName);
+INSTANTIATE_TEST_SUITE_P(TestsOwn, ModelTest, testing::Values(kPlainWay),
+                         WayName);
 
 TEST_P(ModelTest, MemoriesAreWhatAByteArrayWouldBe) {
   {

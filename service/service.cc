@@ -6,13 +6,14 @@
 #include <vector>
 
 #include "firsttouch/service/core.h"
+#include "firsttouch/service/open_supply.h"
 
 namespace firsttouch {
 
 absl::StatusOr<std::unique_ptr<Service>> Service::Create(ServiceOptions options,
                                                          Kernel& kernel) {
   absl::StatusOr<std::unique_ptr<Core>> core =
-      Core::Create(std::move(options), kernel);
+      Core::Create(std::move(options), kernel, &OpenSupply);
   if (!core.ok()) return core.status();
   return std::unique_ptr<Service>(new Service(core->release()));
 }

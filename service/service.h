@@ -149,6 +149,7 @@ class Service {
   uint32_t pool_id() const;
 
  private:
+  friend class ServiceWithSupply;  // service_test_util.h
   explicit Service(Core* core) : core_(core) {}
 
   Core* core_;

@@ -57,7 +57,7 @@ class ServiceTest : public testing::TestWithParam<Way> {
       GTEST_SKIP() << "this machine has no " << missing;
     }
     absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create(std::move(options));
+        CreateService(GetParam(), std::move(options));
     ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
   }
@@ -76,6 +76,8 @@ class ServiceTest : public testing::TestWithParam<Way> {
 };
 
 INSTANTIATE_TEST_SUITE_P(AllWays, ServiceTest, AllWays(), WayName);
+INSTANTIATE_TEST_SUITE_P(TestsOwn, ServiceTest, testing::Values(kPlainWay),
+                         WayName);
 
 TEST_P(ServiceTest, AMemoryIsAsLargeAsItsImageUnlessItIsToBeLarger) {
   const ImageRef image = PatternImage("size", 5, {});
@@ -1113,6 +1115,8 @@ TEST_P(ServiceTest, DescribeSaysWhatWasPicked) {
 class InstanceTest : public testing::TestWithParam<Way> {};
 
 INSTANTIATE_TEST_SUITE_P(AllWays, InstanceTest, AllWays(), WayName);
+INSTANTIATE_TEST_SUITE_P(TestsOwn, InstanceTest, testing::Values(kPlainWay),
+                         WayName);
 
 TEST_P(InstanceTest, MemoriesOfOneInstanceComeAndGoTogether) {
   ServiceOptions options;
@@ -1130,7 +1134,7 @@ TEST_P(InstanceTest, MemoriesOfOneInstanceComeAndGoTogether) {
     GTEST_SKIP() << "this machine has no " << missing;
   }
   absl::StatusOr<std::unique_ptr<Service>> service =
-      Service::Create(std::move(options));
+      CreateService(GetParam(), std::move(options));
   ASSERT_TRUE(service.ok()) << service.status();
   const ImageRef image = PatternImage("one", 4);
   const MemoryOptions wanted[] = {{.image = image, .size_bytes = kMax},

@@ -12,12 +12,17 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
+#include "absl/status/statusor.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/image_builder.h"
 #include "firsttouch/init/image_file.h"
+#include "firsttouch/service/core.h"
+#include "firsttouch/service/memory_supply.h"
+#include "firsttouch/service/plain_supply.h"
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/trap.h"
 #include "firsttouch/uffd/abi.h"
@@ -37,6 +42,10 @@ struct Way {
   std::optional<Tracking> tracking = Tracking::kSignal;
   Supply supply = Supply::kUserfaultfd;
 
+  // Null: what the service opens for `supply`.
+  SupplyOpener open_supply = nullptr;
+
+  // The kernel places the pages.
   bool mapped() const { return IsMappings(supply); }
 };
 
@@ -45,7 +54,33 @@ inline constexpr Way kMappingsDropWay{Backing::kShared, Resolve::kInThread,
 inline constexpr Way kMappingsScanWay{Backing::kShared, Resolve::kInThread,
                                       std::nullopt, Supply::kMappingsScan};
 
+// The supply that is in no doubt (plain_supply.h).
+inline constexpr Way kPlainWay{Backing::kShared, Resolve::kInThread,
+                               std::nullopt, Supply::kMappingsDrop,
+                               &OpenPlainSupply};
+
+// A service over any supply.
+class ServiceWithSupply {
+ public:
+  static absl::StatusOr<std::unique_ptr<Service>> Create(
+      ServiceOptions options, Kernel& kernel, SupplyOpener open_supply) {
+    absl::StatusOr<std::unique_ptr<Core>> core =
+        Core::Create(std::move(options), kernel, open_supply);
+    if (!core.ok()) return core.status();
+    return std::unique_ptr<Service>(new Service(core->release()));
+  }
+};
+
+inline absl::StatusOr<std::unique_ptr<Service>> CreateService(
+    const Way& way, ServiceOptions options, Kernel& kernel = RealKernel()) {
+  if (way.open_supply == nullptr) {
+    return Service::Create(std::move(options), kernel);
+  }
+  return ServiceWithSupply::Create(std::move(options), kernel, way.open_supply);
+}
+
 inline std::string WayName(const testing::TestParamInfo<Way>& info) {
+  if (info.param.open_supply == &OpenPlainSupply) return "Plain";
   if (info.param.supply == Supply::kMappingsDrop) return "MappingsDrop";
   if (info.param.supply == Supply::kMappingsScan) return "MappingsScan";
   const Way& way = info.param;

@@ -206,6 +206,17 @@ void TeachReads(SlotState& slot, uint64_t end_page) {
 
 }  // namespace
 
+void SetImage(SlotState& slot, const ImageRef& image) {
+  slot.image = image == nullptr ? nullptr : image->Hold();
+  slot.image_id.store(image == nullptr ? 0 : image->id(),
+                      std::memory_order_seq_cst);
+  slot.image_pages = image == nullptr ? 0 : image->pages().value();
+  slot.image_stored = image == nullptr ? nullptr : image->stored_words();
+  slot.image_data = image == nullptr ? nullptr : image->data();
+  slot.image_fetch = image == nullptr ? nullptr : image->fetch();
+  CountOwned(slot.counters.binds);
+}
+
 void WaitUntilThawed(const SlotState& slot) {
   while (slot.frozen.load(std::memory_order_acquire) != 0) {
     syscall(SYS_futex, &slot.frozen, FUTEX_WAIT_PRIVATE, 1, nullptr);
@@ -741,14 +752,7 @@ absl::Status BindImage(const SlotOpsContext& context, SlotState& slot,
   slot.last_noted_at = ~uint32_t{0};
   slot.grown_pages = 0;
   slot.grown_pages_before = 0;
-  slot.image = image == nullptr ? nullptr : image->Hold();
-  slot.image_id.store(image == nullptr ? 0 : image->id(),
-                      std::memory_order_seq_cst);
-  slot.image_pages = new_pages;
-  slot.image_stored = image == nullptr ? nullptr : image->stored_words();
-  slot.image_data = image == nullptr ? nullptr : image->data();
-  slot.image_fetch = image == nullptr ? nullptr : image->fetch();
-  CountOwned(slot.counters.binds);
+  SetImage(slot, image);
   return absl::OkStatus();
 }
 

@@ -41,6 +41,9 @@ struct SlotOpsContext {
   uint32_t span_handovers = 30;
 };
 
+// Notes in the record that the slot's memory is that of `image` (null: zeroes).
+void SetImage(SlotState& slot, const ImageRef& image);
+
 // Returns at a moment at which no snapshot keeps anybody from writing.
 void WaitUntilThawed(const SlotState& slot);
 

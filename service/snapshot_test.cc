@@ -57,7 +57,7 @@ class SnapshotTest : public testing::TestWithParam<Way> {
       GTEST_SKIP() << "this machine has no " << missing;
     }
     absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create(Options(), kernel_);
+        CreateService(GetParam(), Options(), kernel_);
     ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
   }
@@ -74,6 +74,8 @@ class SnapshotTest : public testing::TestWithParam<Way> {
 };
 
 INSTANTIATE_TEST_SUITE_P(AllWays, SnapshotTest, AllWays(), WayName);
+INSTANTIATE_TEST_SUITE_P(TestsOwn, SnapshotTest, testing::Values(kPlainWay),
+                         WayName);
 
 std::vector<uint8_t> BytesOf(const Image& image) {
   std::vector<uint8_t> bytes(image.size_bytes());
