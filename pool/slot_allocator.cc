@@ -22,6 +22,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "firsttouch/pool/slot_lifecycle.h"
 #include "firsttouch/uffd/mutex.h"
 
 namespace firsttouch {
@@ -56,8 +57,6 @@ class ABSL_SCOPED_LOCKABLE ShardLock {
  private:
   ShardMutex* const mutex_;
 };
-
-enum SlotState : uint8_t { kFree, kInUse, kQuarantined };
 
 [[noreturn]] void Die(const char* what, uint32_t slot, uint32_t capacity) {
   std::fprintf(stderr,
@@ -99,14 +98,14 @@ std::string_view SlotStrategyName(SlotStrategy strategy) {
   return "unknown";
 }
 
-// One slot, in a cache line of its own. All but `state` belongs to the lock of
-// the shard that holds the slot while it is free, and to nobody else while it
-// is in use.
+// One slot, in a cache line of its own. All but the atomics belongs to the lock
+// of the shard that holds the slot while it is free, and to nobody else while
+// it is in use.
 struct alignas(64) SlotAllocator::Node {
   uint64_t key = 0;
-  // Moves kFree -> kInUse in Acquire and back in Release; exchanged, so that of
-  // two Releases one sees that it is the second.
-  std::atomic<uint8_t> state{kFree};
+  // kFree, kReturning from Acquire to Release, or kQuarantined; compared, so
+  // that of two Releases one sees that it is the second.
+  LifecycleCell lifecycle;
   // Value of takeovers_ at the release.
   uint32_t released_at = 0;
   // Neighbours in three lists; not for kRandom. In Shard::recent or
@@ -119,6 +118,9 @@ struct alignas(64) SlotAllocator::Node {
   // The newest of each key only: its neighbours in the bucket's chain.
   uint32_t chain_previous = kNone;
   uint32_t chain_next = kNone;
+  // ReturnMember: how many have come back, and whether one had failed.
+  std::atomic<uint32_t> members_back{0};
+  std::atomic<bool> member_failed{false};
 };
 
 // The free slots of one core.
@@ -331,7 +333,8 @@ uint32_t SlotAllocator::CoreShard() const {
 }
 
 SlotAllocator::Pick SlotAllocator::Hand(uint32_t slot) {
-  nodes_[slot].state.store(kInUse, std::memory_order_relaxed);
+  nodes_[slot].lifecycle.Move(SlotLifecycle::kReturning,
+                              std::memory_order_relaxed);
   return {slot, nodes_[slot].key};
 }
 
@@ -604,7 +607,8 @@ absl::StatusOr<SlotAllocator::Pick> SlotAllocator::Acquire(
 
 void SlotAllocator::Release(uint32_t slot, uint64_t affinity_key) {
   if (slot >= capacity_ ||
-      nodes_[slot].state.exchange(kFree, std::memory_order_acq_rel) != kInUse) {
+      !nodes_[slot].lifecycle.TryMove(SlotLifecycle::kReturning,
+                                      SlotLifecycle::kFree)) {
     Die("Release", slot, capacity_);
   }
   Node& node = nodes_[slot];
@@ -641,8 +645,8 @@ void SlotAllocator::Release(uint32_t slot, uint64_t affinity_key) {
 
 void SlotAllocator::Quarantine(uint32_t slot) {
   if (slot >= capacity_ ||
-      nodes_[slot].state.exchange(kQuarantined, std::memory_order_acq_rel) !=
-          kInUse) {
+      !nodes_[slot].lifecycle.TryMove(SlotLifecycle::kReturning,
+                                      SlotLifecycle::kQuarantined)) {
     Die("Quarantine", slot, capacity_);
   }
   const uint32_t before = quarantined_.fetch_add(1, std::memory_order_acq_rel);
@@ -651,6 +655,25 @@ void SlotAllocator::Quarantine(uint32_t slot) {
     MutexLock lock(&wait_mutex_);
     ++wait_epoch_;
     wait_changed_.SignalAll();
+  }
+}
+
+void SlotAllocator::ReturnMember(uint32_t slot, uint32_t members,
+                                 uint64_t affinity_key, bool failed) {
+  if (members > 1) {
+    Node& node = nodes_[slot];
+    if (failed) node.member_failed.store(true, std::memory_order_relaxed);
+    if (node.members_back.fetch_add(1, std::memory_order_acq_rel) + 1 !=
+        members) {
+      return;
+    }
+    node.members_back.store(0, std::memory_order_relaxed);
+    failed = node.member_failed.load(std::memory_order_relaxed);
+  }
+  if (failed) {
+    Quarantine(slot);
+  } else {
+    Release(slot, affinity_key);
   }
 }
 

@@ -106,6 +106,13 @@ class SlotAllocator {
   // not be restored. Ends the process as Release does if it is not in use.
   void Quarantine(uint32_t slot);
 
+  // For a slot of `members` parts that come back one by one, in any order and
+  // from any threads: with the last of them the slot is given back, as by
+  // Release with that call's key, or by Quarantine where one had `failed`.
+  // Each part comes back once; that is not looked at.
+  void ReturnMember(uint32_t slot, uint32_t members, uint64_t affinity_key,
+                    bool failed);
+
   uint32_t capacity() const { return capacity_; }
   SlotStrategy strategy() const { return strategy_; }
   uint32_t shards() const { return shard_count_; }

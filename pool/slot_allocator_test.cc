@@ -503,6 +503,33 @@ TEST(SlotAllocatorDeathTest, GivingBackTwiceEndsTheProcess) {
   }
 }
 
+TEST(SlotAllocatorTest, ASlotOfSeveralMembersComesBackWithTheLastOfThem) {
+  for (SlotStrategy strategy : kStrategies) {
+    SlotAllocator allocator(1, strategy);
+    for (int lease = 0; lease < 2; ++lease) {
+      const uint32_t slot = Take(allocator).slot;
+      allocator.ReturnMember(slot, 3, 7, /*failed=*/false);
+      allocator.ReturnMember(slot, 3, 8, /*failed=*/false);
+      EXPECT_EQ(allocator.in_use(), 1u);
+      EXPECT_FALSE(allocator.Acquire(0).ok());
+      allocator.ReturnMember(slot, 3, 9, /*failed=*/false);
+      EXPECT_EQ(allocator.in_use(), 0u);
+    }
+    EXPECT_EQ(Take(allocator).last_key, 9u);
+  }
+}
+
+TEST(SlotAllocatorTest, ASlotOneOfWhoseMembersFailedIsQuarantinedAsAWhole) {
+  SlotAllocator allocator(2, SlotStrategy::kAffinity);
+  const uint32_t slot = Take(allocator).slot;
+  allocator.ReturnMember(slot, 2, 1, /*failed=*/true);
+  EXPECT_EQ(allocator.quarantined(), 0u);
+  allocator.ReturnMember(slot, 2, 1, /*failed=*/false);
+  EXPECT_EQ(allocator.quarantined(), 1u);
+  EXPECT_NE(Take(allocator).slot, slot);
+  EXPECT_FALSE(allocator.Acquire(1).ok());
+}
+
 TEST(SlotAllocatorTest, APoolWithoutSlotsIsExhausted) {
   SlotAllocator allocator(0, SlotStrategy::kAffinity);
   EXPECT_EQ(allocator.Acquire(0, absl::InfiniteFuture()).status().code(),

@@ -152,9 +152,6 @@ absl::Status Core::MapBookKeeping() {
         reservation_->base() + layout_.memory_offset_bytes(SlotIndex(i));
     slot.pages = PageStates(control_->page_states(i), pages);
   }
-  if (layout_.options().memories_per_instance > 1) {
-    instances_ = std::make_unique<InstanceState[]>(layout_.options().instances);
-  }
   return absl::OkStatus();
 }
 
@@ -168,9 +165,8 @@ absl::Status Core::Start(SupplyOpener open_supply) {
   supply_ = *std::move(supply);
   // What is written below, whatever the memories' size.
   const uint64_t memories = layout_.options().memories_per_instance;
-  const uint64_t record_bytes = SlotAllocator::kBytesPerSlot +
-                                (memories > 1 ? sizeof(InstanceState) : 0) +
-                                memories * sizeof(SlotState);
+  const uint64_t record_bytes =
+      SlotAllocator::kBytesPerSlot + memories * sizeof(SlotState);
   if (absl::Status status =
           CheckBookKeeping(layout_, record_bytes, ReadMemoryFacts());
       !status.ok()) {
@@ -342,30 +338,17 @@ absl::StatusOr<uint32_t> Core::TakeFromAllocator(uint64_t key,
   return pick->slot;
 }
 
-bool Core::BeginUse(SlotState& slot) {
-  while (true) {
-    SlotLifecycle lifecycle = SlotLifecycle::kFree;
-    if (slot.lifecycle.compare_exchange_strong(
-            lifecycle, SlotLifecycle::kReturning, std::memory_order_acquire,
-            std::memory_order_relaxed) ||
-        lifecycle == SlotLifecycle::kReturning) {
-      return true;
-    }
-    if (lifecycle != SlotLifecycle::kTrimming) return false;
-    sched_yield();
-  }
-}
-
 std::optional<uint32_t> Core::ClaimAnyParked(bool surely) {
   for (uint32_t i = 0; i < layout_.slots(); ++i) {
     SlotState& slot = slots_[i];
-    SlotLifecycle lifecycle = slot.lifecycle.load(std::memory_order_acquire);
+    SlotLifecycle lifecycle = slot.lifecycle.Load(std::memory_order_acquire);
     while (surely && (lifecycle == SlotLifecycle::kParking ||
                       lifecycle == SlotLifecycle::kTrimmingParked)) {
       sched_yield();
-      lifecycle = slot.lifecycle.load(std::memory_order_acquire);
+      lifecycle = slot.lifecycle.Load(std::memory_order_acquire);
     }
-    if (lifecycle == SlotLifecycle::kParked && Claim(slot)) return i;
+    if (lifecycle == SlotLifecycle::kParked && slot.lifecycle.TakeParked())
+      return i;
   }
   return std::nullopt;
 }
@@ -439,7 +422,7 @@ absl::StatusOr<Memory> Core::AcquireAny(const MemoryOptions& options,
   }
   absl::StatusOr<uint32_t> instance =
       own != nullptr ? SlotNumber(*own) : TakeInstance(options);
-  while (instance.ok() && !BeginUse(slots_[*instance])) {
+  while (instance.ok() && !slots_[*instance].lifecycle.TakeFree()) {
     allocator_->Quarantine(*instance);
     instance = TakeInstance(options);
   }
@@ -474,19 +457,16 @@ absl::StatusOr<std::vector<Memory>> Core::AcquireInstance(
   absl::StatusOr<uint32_t> instance =
       own != nullptr ? SlotNumber(*own) : TakeInstance(options[0]);
   if (!instance.ok()) return instance.status();
-  if (instances_ != nullptr) {
-    instances_[*instance].held.store(per_instance, std::memory_order_relaxed);
-  }
   std::vector<Memory> memories;
   memories.reserve(per_instance);
   absl::Status failure;
   for (uint32_t i = 0; i < per_instance; ++i) {
     SlotState& slot = slots_[*instance * per_instance + i];
-    if (!BeginUse(slot)) {
+    if (!slot.lifecycle.TakeFree()) {
       failure.Update(absl::InternalError(
           absl::StrCat("slot ", SlotNumber(slot), " of pool \"", options_.name,
                        "\" could not be trimmed and is quarantined")));
-      LetGo(SlotNumber(slot), /*failed=*/true, 0);
+      LetGo(slot, /*failed=*/true);
       continue;
     }
     if (failure.ok()) failure = PrepareSlot(slot, options[i]);
@@ -623,7 +603,7 @@ absl::Status Core::Reset(SlotState& slot) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
   if (absl::Status status = CheckUsable(slot); !status.ok()) return status;
   slot.restorer.store(ThisThread(), std::memory_order_relaxed);
-  slot.lifecycle.store(SlotLifecycle::kReturning, std::memory_order_release);
+  slot.lifecycle.Move(SlotLifecycle::kReturning);
   absl::Status status = Restore(slot);
   if (status.ok()) {
     slot.size_bytes.store(slot.initial_bytes, std::memory_order_release);
@@ -631,13 +611,13 @@ absl::Status Core::Reset(SlotState& slot) {
     // The size stays 0: every touch of a missing page traps.
     slot.exceptions.fetch_or(kSlotBroken, std::memory_order_relaxed);
   }
-  slot.lifecycle.store(SlotLifecycle::kLeased, std::memory_order_release);
+  slot.lifecycle.Move(SlotLifecycle::kLeased);
   return status;
 }
 
 absl::Status Core::ReleaseAny(SlotState& slot) {
   // Nobody should wait for this, which may take long.
-  slot.lifecycle.store(SlotLifecycle::kReturning, std::memory_order_release);
+  slot.lifecycle.Move(SlotLifecycle::kReturning);
   if (slot.remap_wanted) {
     // A snapshot could not make it writable again; nothing else is amiss.
     EndLease(slot);
@@ -655,7 +635,7 @@ absl::Status Core::ReleaseAny(SlotState& slot) {
     MindBudget();
     slot.exceptions.fetch_and(static_cast<uint8_t>(~kSlotDropped),
                               std::memory_order_relaxed);
-    slot.lifecycle.store(SlotLifecycle::kParking, std::memory_order_release);
+    slot.lifecycle.Move(SlotLifecycle::kParking);
     // Whoever waits, or has dropped the image's last handle, does not wait for
     // this slot unless it is kParking.
     steady_.fence.Light();
@@ -675,7 +655,7 @@ absl::Status Core::ReleaseAny(SlotState& slot) {
 }
 
 void Core::ReturnUnbound(SlotState& slot) {
-  slot.lifecycle.store(SlotLifecycle::kReturning, std::memory_order_release);
+  slot.lifecycle.Move(SlotLifecycle::kReturning);
   slot.exceptions.fetch_and(static_cast<uint8_t>(~kSlotImageUnused),
                             std::memory_order_relaxed);
   // Destroyed when the slot is nobody's any more.
@@ -693,9 +673,8 @@ void Core::Return(SlotState& slot, SlotLifecycle lifecycle) {
   // In this order: whoever sees the slot out of kReturning sees this.
   slot.returning.fetch_add(1, std::memory_order_relaxed);
   if (lifecycle == SlotLifecycle::kQuarantined) ForgetIdle(slot);
-  slot.lifecycle.store(lifecycle, std::memory_order_release);
-  LetGo(SlotNumber(slot), lifecycle == SlotLifecycle::kQuarantined,
-        AffinityKey(slot));
+  slot.lifecycle.Move(lifecycle);
+  LetGo(slot, lifecycle == SlotLifecycle::kQuarantined);
   // The last touch of this object: from here on it may be deleted.
   slot.returning.fetch_sub(1, std::memory_order_release);
 }
@@ -705,28 +684,17 @@ uint64_t Core::AffinityKey(const SlotState& slot) {
   return id == SlotState::kAbandoned ? 0 : id;
 }
 
-void Core::LetGo(uint32_t slot_number, bool failed, uint64_t affinity_key) {
-  uint32_t instance = slot_number;
-  if (instances_ != nullptr) {
-    instance = slot_number / layout_.options().memories_per_instance;
-    InstanceState& state = instances_[instance];
-    if (failed) state.failed.store(true, std::memory_order_relaxed);
-    if (state.held.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-    failed = state.failed.load(std::memory_order_relaxed);
-    affinity_key =
-        AffinityKey(slots_[instance * layout_.options().memories_per_instance]);
-  }
-  if (failed) {
-    allocator_->Quarantine(instance);
-  } else {
-    allocator_->Release(instance, affinity_key);
-  }
+void Core::LetGo(const SlotState& slot, bool failed) {
+  const uint32_t members = layout_.options().memories_per_instance;
+  const uint32_t instance = SlotNumber(slot) / members;
+  allocator_->ReturnMember(instance, members,
+                           AffinityKey(slots_[instance * members]), failed);
 }
 
 bool Core::AnyHeld() const {
   for (uint32_t i = 0; i < layout_.slots(); ++i) {
     const SlotLifecycle lifecycle =
-        slots_[i].lifecycle.load(std::memory_order_acquire);
+        slots_[i].lifecycle.Load(std::memory_order_acquire);
     // One that is returning will take the mutex of all cores yet.
     if (lifecycle == SlotLifecycle::kLeased ||
         lifecycle == SlotLifecycle::kReturning ||
@@ -751,7 +719,7 @@ void Core::Orphan(std::unique_ptr<Core> core) {
     const SlotState& slot = core->slots_[i];
     const auto is_returning = [&slot] {
       const SlotLifecycle lifecycle =
-          slot.lifecycle.load(std::memory_order_acquire);
+          slot.lifecycle.Load(std::memory_order_acquire);
       return lifecycle == SlotLifecycle::kReturning ||
              lifecycle == SlotLifecycle::kParking;
     };
@@ -774,7 +742,7 @@ void Core::ReleaseOrphan(SlotState& slot) {
   supply_->Shut(slot);
   std::unique_ptr<Core> last;
   MutexLock lock(&OrphanMutex());
-  slot.lifecycle.store(SlotLifecycle::kFree, std::memory_order_release);
+  slot.lifecycle.Move(SlotLifecycle::kFree);
   if (last_release_deletes_ && !AnyHeld()) last.reset(this);
 }
 
@@ -807,7 +775,7 @@ ServiceStats Core::Stats() const {
   for (uint32_t i = 0; i < layout_.slots(); ++i) {
     AddSlotCounters(slots_[i].counters, stats);
     const SlotLifecycle lifecycle =
-        slots_[i].lifecycle.load(std::memory_order_relaxed);
+        slots_[i].lifecycle.Load(std::memory_order_relaxed);
     const bool is_parked = lifecycle == SlotLifecycle::kParked ||
                            lifecycle == SlotLifecycle::kTrimmingParked;
     parked += is_parked;

@@ -119,12 +119,6 @@ class Core {
   }
 
  private:
-  // How the memories of one instance are held.
-  struct InstanceState {
-    std::atomic<uint32_t> held{0};
-    std::atomic<bool> failed{false};
-  };
-
   Core(ServiceOptions options, Kernel& kernel, const PoolLayout& layout);
 
   absl::Status Start(SupplyOpener open_supply);
@@ -154,7 +148,7 @@ class Core {
   absl::Status TooLarge(uint64_t size_bytes, uint64_t delta_bytes) const;
   absl::StatusOr<uint32_t> TakeInstance(const MemoryOptions& first);
   absl::StatusOr<uint32_t> TakeFromAllocator(uint64_t key, absl::Time deadline);
-  // In steady_path.cc, up to ParkInsteadOf.
+  // In steady_path.cc, but for ClaimAnyParked, up to ParkInsteadOf.
   //
   // The slot that this thread parked with such an image, claimed; null where
   // there is none, or somebody else has taken it.
@@ -167,8 +161,6 @@ class Core {
   static void Lease(SlotState& slot, const MemoryOptions& options);
   // Whether the holder left nothing but changes of hot pages.
   static bool IsSteady(const SlotState& slot);
-  // Takes a parked slot, if it still is; it is kReturning then.
-  static bool Claim(SlotState& slot);
   // `surely`: waits for slots of which it is not decided yet whether they are
   // parked. That takes no longer than a steady release, or a trim.
   std::optional<uint32_t> ClaimAnyParked(bool surely);
@@ -179,16 +171,11 @@ class Core {
   void Return(SlotState& slot, SlotLifecycle lifecycle);
   // Where a restored slot goes whose image has perhaps no handle any more.
   void ReturnUnbound(SlotState& slot);
-  // Takes a slot that the allocator gave, or that was claimed, away from
-  // whoever trims it. False: that failed, and the slot is unfit.
-  static bool BeginUse(SlotState& slot);
   // Gives back private pages of idle slots until the rest keep `budget` bytes.
   // `more` (may be null): whether they may be over it once releases that are
   // under way have ended.
   absl::StatusOr<uint64_t> TrimTo(uint64_t budget, bool* more);
-  // Takes a slot that nobody has away from everybody, for a moment: what its
-  // state was. Store that again afterwards, or quarantine it.
-  static std::optional<SlotLifecycle> ClaimIdle(SlotState& slot);
+  // An idle slot that was `before` its trim, which failed.
   void QuarantineIdle(SlotState& slot, SlotLifecycle before);
   // Drops the cold pages of a slot that is being restored, together with those
   // of slots that have put it off and that nobody has.
@@ -230,8 +217,8 @@ class Core {
   // What the allocator should know a free slot by. Not from the slot's image,
   // which may be let go of at any time once the slot is idle.
   static uint64_t AffinityKey(const SlotState& slot);
-  // Gives the instance back once its last memory is released.
-  void LetGo(uint32_t slot_number, bool failed, uint64_t affinity_key);
+  // Gives the slot back to the allocator; `failed`: to be quarantined.
+  void LetGo(const SlotState& slot, bool failed);
   // Where the supply distrusts what is known of pages: has every page dropped
   // of whose writes nobody may have been told. Called where a system call does
   // no harm: by what is not steady.
@@ -277,7 +264,6 @@ class Core {
   // Has the records and page states of all slots.
   std::unique_ptr<ControlBlock> control_;
   std::unique_ptr<SlotState[], DestroySlots> slots_;
-  std::unique_ptr<InstanceState[]> instances_;
   // Made once the limits are checked: it allocates for each instance.
   std::optional<SlotAllocator> allocator_;
   // Private pages that slots kept at their last release, held ones included:

@@ -30,25 +30,9 @@ constexpr size_t kTrimmedTogether = 32;
 
 }  // namespace
 
-std::optional<SlotLifecycle> Core::ClaimIdle(SlotState& slot) {
-  SlotLifecycle before = slot.lifecycle.load(std::memory_order_relaxed);
-  if (before != SlotLifecycle::kFree && before != SlotLifecycle::kParked) {
-    return std::nullopt;  // Somebody has it.
-  }
-  const SlotLifecycle trimming = before == SlotLifecycle::kFree
-                                     ? SlotLifecycle::kTrimming
-                                     : SlotLifecycle::kTrimmingParked;
-  if (!slot.lifecycle.compare_exchange_strong(before, trimming,
-                                              std::memory_order_acquire,
-                                              std::memory_order_relaxed)) {
-    return std::nullopt;  // Somebody took it just now.
-  }
-  return before;
-}
-
 void Core::QuarantineIdle(SlotState& slot, SlotLifecycle before) {
   ForgetIdle(slot);
-  slot.lifecycle.store(SlotLifecycle::kQuarantined, std::memory_order_release);
+  slot.lifecycle.Move(SlotLifecycle::kQuarantined);
   // A free one is taken out by whoever gets it from the allocator.
   if (before == SlotLifecycle::kParked) {
     allocator_->Quarantine(SlotNumber(slot));
@@ -65,7 +49,7 @@ absl::Status Core::TrimSlots(std::span<SlotState* const> slots,
   std::vector<Claimed> claimed;
   DropBatch batch;
   for (SlotState* const slot : slots) {
-    const std::optional<SlotLifecycle> before = ClaimIdle(*slot);
+    const std::optional<SlotLifecycle> before = slot->lifecycle.BeginTrim();
     if (!before.has_value()) continue;
     const PageSpan span = supply_->KeptSpan(*slot);
     batch.Add(slot->base + span.first_page * kPageBytes,
@@ -94,7 +78,7 @@ absl::Status Core::TrimSlots(std::span<SlotState* const> slots,
     const uint64_t pages = ForgetIdle(slot);
     CountOwned(slot.counters.pages_trimmed, pages);
     *bytes += pages * kPageBytes;
-    slot.lifecycle.store(one.before, std::memory_order_release);
+    slot.lifecycle.Move(one.before);
   }
   return failure;
 }
@@ -102,7 +86,7 @@ absl::Status Core::TrimSlots(std::span<SlotState* const> slots,
 void Core::UnbindIdle(SlotState& slot,
                       std::vector<std::shared_ptr<const Image>>& dropped,
                       uint64_t* bytes) {
-  const std::optional<SlotLifecycle> before = ClaimIdle(slot);
+  const std::optional<SlotLifecycle> before = slot.lifecycle.BeginTrim();
   if (!before.has_value()) return;
   slot.exceptions.fetch_and(static_cast<uint8_t>(~kSlotImageUnused),
                             std::memory_order_relaxed);
@@ -116,7 +100,7 @@ void Core::UnbindIdle(SlotState& slot,
     CountOwned(slot.counters.pages_trimmed, pages);
     *bytes += pages * kPageBytes;
   }
-  slot.lifecycle.store(*before, std::memory_order_release);
+  slot.lifecycle.Move(*before);
 }
 
 void Core::LetGoOfImage(const Image& image,
@@ -139,7 +123,7 @@ void Core::LetGoOfImage(const Image& image,
     SlotState& slot = slots_[i];
     while (has_it(slot)) {
       const SlotLifecycle lifecycle =
-          slot.lifecycle.load(std::memory_order_acquire);
+          slot.lifecycle.Load(std::memory_order_acquire);
       // These are moments. A slot that is leased or returning lets go by
       // itself.
       if (lifecycle == SlotLifecycle::kParking ||
@@ -190,7 +174,7 @@ absl::StatusOr<uint64_t> Core::TrimTo(uint64_t budget, bool* more) {
     SlotState& slot = slots_[i];
     // In one order with Janitor::Wake.
     const SlotLifecycle lifecycle =
-        slot.lifecycle.load(std::memory_order_seq_cst);
+        slot.lifecycle.Load(std::memory_order_seq_cst);
     const uint64_t pages = slot.idle_pages.load(std::memory_order_relaxed);
     if (lifecycle == SlotLifecycle::kReturning ||
         lifecycle == SlotLifecycle::kParking) {
@@ -291,7 +275,7 @@ absl::Status Core::Demote(SlotState& slot) {
     if (name == 0 || name == SlotNumber(slot) + 1) continue;
     SlotState& other = slots_[name - 1];
     // Whoever has it puts it off again, or comes here himself.
-    const std::optional<SlotLifecycle> before = ClaimIdle(other);
+    const std::optional<SlotLifecycle> before = other.lifecycle.BeginTrim();
     if (before.has_value()) all.push_back({&other, before});
   }
   DropBatch batch;
@@ -307,7 +291,7 @@ absl::Status Core::Demote(SlotState& slot) {
       own = status;
     } else if (status.ok()) {
       NoteIdle(*one.slot);
-      one.slot->lifecycle.store(*one.before, std::memory_order_release);
+      one.slot->lifecycle.Move(*one.before);
     } else {
       QuarantineIdle(*one.slot, *one.before);
     }

@@ -574,26 +574,6 @@ const char* ResolveName(Resolve resolve) {
   return resolve == Resolve::kInThread ? "in-thread" : "handler-thread";
 }
 
-const char* SlotLifecycleName(SlotLifecycle lifecycle) {
-  switch (lifecycle) {
-    case SlotLifecycle::kFree:
-      return "free";
-    case SlotLifecycle::kLeased:
-      return "leased";
-    case SlotLifecycle::kReturning:
-    case SlotLifecycle::kParking:
-      return "returning";
-    case SlotLifecycle::kQuarantined:
-      return "quarantined";
-    case SlotLifecycle::kParked:
-      return "parked";
-    case SlotLifecycle::kTrimming:
-    case SlotLifecycle::kTrimmingParked:
-      return "trimming";
-  }
-  return "unknown";
-}
-
 const char* TrackingName(Tracking tracking) {
   switch (tracking) {
     case Tracking::kSignal:

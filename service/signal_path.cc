@@ -172,7 +172,7 @@ FaultOutcome Trap(FaultCore& core, const Location& where, uintptr_t address,
   trap.pool_name = core.name;
   trap.instance = owned ? where.instance : kNoMemory;
   trap.memory = owned ? where.memory : kNoMemory;
-  trap.leased = owned && slot.lifecycle.load(std::memory_order_acquire) ==
+  trap.leased = owned && slot.lifecycle.Load(std::memory_order_acquire) ==
                              SlotLifecycle::kLeased;
   trap.access = AccessOf(context);
   trap.error = failed.error;
@@ -262,7 +262,7 @@ bool WasFrozen(SlotState& slot, const ucontext_t& context) {
 // again.
 bool GoesOnWithoutPage(FaultCore& core, SlotState& slot, uintptr_t address) {
   const SlotLifecycle lifecycle =
-      slot.lifecycle.load(std::memory_order_acquire);
+      slot.lifecycle.Load(std::memory_order_acquire);
   if ((lifecycle != SlotLifecycle::kReturning &&
        lifecycle != SlotLifecycle::kParking) ||
       slot.restorer.load(std::memory_order_relaxed) != ThisThread()) {

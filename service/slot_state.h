@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "firsttouch/control/counters.h"
+#include "firsttouch/pool/slot_lifecycle.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/trap.h"
 
@@ -44,36 +45,6 @@ class Image;
 class DriftPolicy;
 struct ImageFetch;
 
-// Life of a slot:
-//
-//   kFree --acquire--> kLeased --release--> kReturning --restored--> kFree
-//                                               |                or kParked
-//                                               \--failed--> kQuarantined
-//
-// kReturning: being restored, at release or Reset; also while an acquire
-// prepares the slot for its next holder. The thread that restores may touch
-// pages that the host took from the memory while it was held (MADV_DONTNEED):
-// such a fault is resolved as a holder's. The same in kParking. kParking: the
-// release has decided, or is about to, whether the slot becomes kParked; a few
-// instructions, or a restore of the steady kind. In no other state does a slot
-// become kParked without being kParked before (core.h). kFree: pages below
-// kept_pages hold initial bytes, pages above are missing. kParked: the same as
-// kFree, but not in the allocator: kept for the thread that released it.
-// Whoever moves it on from here by a compare-exchange has it. kTrimming,
-// kTrimmingParked: kFree or kParked, and its pages are being given back; soon
-// what it was before. kQuarantined: a step of the reset failed, nothing is
-// known; never leased again.
-enum class SlotLifecycle : uint32_t {
-  kFree,
-  kLeased,
-  kReturning,
-  kQuarantined,
-  kParked,
-  kTrimming,
-  kTrimmingParked,
-  kParking,
-};
-
 // How the pages that a holder changes are found out.
 enum class Tracking : uint8_t {
   // By the signal (or the event) of the first write to a clean page: nothing to
@@ -89,8 +60,6 @@ enum class Tracking : uint8_t {
 };
 
 const char* TrackingName(Tracking tracking);
-
-const char* SlotLifecycleName(SlotLifecycle lifecycle);
 
 // What happened in a slot since the pool was made. Relaxed: each number is
 // right, together they may be a moment apart.
@@ -151,7 +120,8 @@ struct alignas(64) SlotState {
   // none. (A thread that resolves its own fault is in the memory; it must have
   // left before the release.)
   std::atomic<uint32_t> fills_in_flight{0};
-  std::atomic<SlotLifecycle> lifecycle{SlotLifecycle::kFree};
+  // Who has it: pool/slot_lifecycle.h.
+  LifecycleCell lifecycle;
   // First byte of the memory; fixed.
   uintptr_t base = 0;
   PageStates pages;

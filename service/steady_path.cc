@@ -17,8 +17,6 @@
 //     lease                                    `other_tracking_wanted`,
 //                                              `has_strays`
 
-#include <sched.h>
-
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -76,23 +74,10 @@ void Core::NoteThreadReady() {
   for (ParkedSlot& parked : t_parked) parked.thread_is_ready = true;
 }
 
-bool Core::Claim(SlotState& slot) {
-  while (true) {
-    SlotLifecycle lifecycle = SlotLifecycle::kParked;
-    if (slot.lifecycle.compare_exchange_strong(
-            lifecycle, SlotLifecycle::kReturning, std::memory_order_acquire,
-            std::memory_order_relaxed)) {
-      return true;
-    }
-    if (lifecycle != SlotLifecycle::kTrimmingParked) return false;
-    sched_yield();
-  }
-}
-
 void Core::Lease(SlotState& slot, const MemoryOptions& options) {
   slot.trap_callback = options.trap_callback;
   slot.trap_user = options.trap_user;
-  slot.lifecycle.store(SlotLifecycle::kLeased, std::memory_order_release);
+  slot.lifecycle.Move(SlotLifecycle::kLeased);
   slot.size_bytes.store(options.initial_bytes(), std::memory_order_release);
 }
 
@@ -102,7 +87,7 @@ SlotState* Core::ClaimOwn(const MemoryOptions& options) const {
     return nullptr;
   }
   parked.pool = 0;
-  return Claim(*parked.slot) ? parked.slot : nullptr;
+  return parked.slot->lifecycle.TakeParked() ? parked.slot : nullptr;
 }
 
 inline bool Core::ThisThreadIsReady() const {
@@ -148,7 +133,7 @@ void Core::Park(SlotState& slot) {
   parked.image = slot.image.get();
   parked.slot = &slot;
   // The last touch of this object, as in Return().
-  slot.lifecycle.store(SlotLifecycle::kParked, std::memory_order_release);
+  slot.lifecycle.Move(SlotLifecycle::kParked);
 }
 
 void Core::ParkInsteadOf(SlotState& before, SlotState& slot) {
@@ -157,8 +142,8 @@ void Core::ParkInsteadOf(SlotState& before, SlotState& slot) {
   t_parked[steady_.number % kParkedSlots] = {
       .pool = steady_.number, .image = slot.image.get(), .slot = &slot};
   // In this order: at no moment does the thread keep both from others.
-  slot.lifecycle.store(SlotLifecycle::kParked, std::memory_order_release);
-  if (Claim(before)) Return(before, SlotLifecycle::kFree);
+  slot.lifecycle.Move(SlotLifecycle::kParked);
+  if (before.lifecycle.TakeParked()) Return(before, SlotLifecycle::kFree);
   slot.returning.fetch_sub(1, std::memory_order_release);
 }
 
@@ -172,7 +157,7 @@ absl::Status Core::Release(SlotState& slot) {
   }
   slot.restorer.store(ThisThread(), std::memory_order_relaxed);
   // Orphan() and TakeInstance() wait for releases that did not see them coming.
-  slot.lifecycle.store(SlotLifecycle::kParking, std::memory_order_release);
+  slot.lifecycle.Move(SlotLifecycle::kParking);
   steady_.fence.Light();
   if (steady_.orphaned.load(std::memory_order_acquire)) [[unlikely]] {
     ReleaseOrphan(slot);

@@ -1,0 +1,168 @@
+// The life of a slot: who has it. One state machine for all who hand slots on:
+// SlotAllocator, and the service above it.
+//
+//   kFree --take--> kReturning --lease--> kLeased
+//     ^                 ^                    |
+//     |                 |                    v
+//     \---- restored ---+----- release --- kParking --restored--> kParked
+//
+// kFree: in the allocator; anybody may take it. Pages below kept_pages hold
+// initial bytes, pages above are missing. kLeased: a holder has it. kReturning:
+// one thread has it, between two holders: it restores the slot, at a release or
+// Reset, or prepares it for the next holder. To SlotAllocator a slot that it
+// has handed out is kReturning until it is back. The thread that restores may
+// touch pages that the host took from the memory while it was held
+// (MADV_DONTNEED): such a fault is resolved as a holder's. The same in
+// kParking. kParking: the release has decided, or is about to, whether the slot
+// becomes kParked; a few instructions, or a restore of the steady kind. In no
+// other state does a slot become kParked without being kParked before
+// (service/core.h). kParked: the same as kFree, but not in the allocator: kept
+// for the thread that released it. Whoever moves it on from here by a
+// compare-exchange has it. kTrimming, kTrimmingParked: kFree or kParked, and
+// its pages are being given back; soon what it was before. kQuarantined: a step
+// of the reset failed, nothing is known; never leased again.
+
+#ifndef FIRSTTOUCH_POOL_SLOT_LIFECYCLE_H_
+#define FIRSTTOUCH_POOL_SLOT_LIFECYCLE_H_
+
+#include <sched.h>
+
+#include <atomic>
+#include <cassert>
+#include <cstdint>
+#include <optional>
+
+namespace firsttouch {
+
+// The values are part of what a pool publishes (control/block.h).
+enum class SlotLifecycle : uint32_t {
+  kFree,
+  kLeased,
+  kReturning,
+  kQuarantined,
+  kParked,
+  kTrimming,
+  kTrimmingParked,
+  kParking,
+};
+inline constexpr uint32_t kSlotLifecycles = 8;
+
+// "free", "leased", ...; a static string.
+const char* SlotLifecycleName(SlotLifecycle lifecycle);
+
+struct SlotTransition {
+  SlotLifecycle from;
+  SlotLifecycle to;
+};
+
+// All that there are.
+inline constexpr SlotTransition kSlotTransitions[] = {
+    // Taken: from the allocator, or from the thread that keeps it.
+    {SlotLifecycle::kFree, SlotLifecycle::kReturning},
+    {SlotLifecycle::kParked, SlotLifecycle::kReturning},
+    // Leased; or a Reset is done.
+    {SlotLifecycle::kReturning, SlotLifecycle::kLeased},
+    // A Reset begins.
+    {SlotLifecycle::kLeased, SlotLifecycle::kReturning},
+    // A release begins. Where it is not a steady one it says so, and comes back
+    // when the slot is restored.
+    {SlotLifecycle::kLeased, SlotLifecycle::kParking},
+    {SlotLifecycle::kParking, SlotLifecycle::kReturning},
+    {SlotLifecycle::kReturning, SlotLifecycle::kParking},
+    // Where a restored slot goes, or one that could not be prepared.
+    {SlotLifecycle::kParking, SlotLifecycle::kParked},
+    {SlotLifecycle::kParking, SlotLifecycle::kFree},
+    {SlotLifecycle::kReturning, SlotLifecycle::kFree},
+    {SlotLifecycle::kReturning, SlotLifecycle::kQuarantined},
+    // An idle slot gives back pages.
+    {SlotLifecycle::kFree, SlotLifecycle::kTrimming},
+    {SlotLifecycle::kTrimming, SlotLifecycle::kFree},
+    {SlotLifecycle::kTrimming, SlotLifecycle::kQuarantined},
+    {SlotLifecycle::kParked, SlotLifecycle::kTrimmingParked},
+    {SlotLifecycle::kTrimmingParked, SlotLifecycle::kParked},
+    {SlotLifecycle::kTrimmingParked, SlotLifecycle::kQuarantined},
+};
+
+constexpr bool IsSlotTransition(SlotLifecycle from, SlotLifecycle to) {
+  for (const SlotTransition& transition : kSlotTransitions) {
+    if (transition.from == from && transition.to == to) return true;
+  }
+  return false;
+}
+
+// Where one slot is. Any thread reads; only who has the slot moves it, but for
+// the Take methods and BeginTrim, by which one gets it. A build with assertions
+// ends the process at a move that is not in the table. Load() is
+// async-signal-safe.
+class LifecycleCell {
+ public:
+  SlotLifecycle Load(std::memory_order order) const noexcept {
+    return state_.load(order);
+  }
+
+  // By who has the slot. What was written to it before, whoever takes it sees.
+  void Move(SlotLifecycle to,
+            std::memory_order order = std::memory_order_release) {
+    assert(IsSlotTransition(state_.load(std::memory_order_relaxed), to));
+    state_.store(to, order);
+  }
+
+  // From `from`, if it is still there.
+  bool TryMove(SlotLifecycle from, SlotLifecycle to) {
+    assert(IsSlotTransition(from, to));
+    return state_.compare_exchange_strong(from, to, std::memory_order_acq_rel,
+                                          std::memory_order_relaxed);
+  }
+
+  // A parked slot, if it still is; waits for who trims it.
+  bool TakeParked() {
+    return Take(SlotLifecycle::kParked, SlotLifecycle::kTrimmingParked);
+  }
+
+  // A slot that the allocator gave, or that the caller has taken already; waits
+  // for who trims it. False: that failed, and the slot is quarantined.
+  bool TakeFree() {
+    return Take(SlotLifecycle::kFree, SlotLifecycle::kTrimming) ||
+           state_.load(std::memory_order_relaxed) == SlotLifecycle::kReturning;
+  }
+
+  // Takes a slot that nobody has away from everybody, for a moment: what it
+  // was. Move() it back there afterwards, or to kQuarantined.
+  std::optional<SlotLifecycle> BeginTrim() {
+    SlotLifecycle before = state_.load(std::memory_order_relaxed);
+    if (before != SlotLifecycle::kFree && before != SlotLifecycle::kParked) {
+      return std::nullopt;  // Somebody has it.
+    }
+    const SlotLifecycle trimming = before == SlotLifecycle::kFree
+                                       ? SlotLifecycle::kTrimming
+                                       : SlotLifecycle::kTrimmingParked;
+    if (!state_.compare_exchange_strong(before, trimming,
+                                        std::memory_order_acquire,
+                                        std::memory_order_relaxed)) {
+      return std::nullopt;  // Somebody took it just now.
+    }
+    return before;
+  }
+
+ private:
+  bool Take(SlotLifecycle idle, SlotLifecycle trimming) {
+    while (true) {
+      SlotLifecycle now = idle;
+      if (state_.compare_exchange_strong(now, SlotLifecycle::kReturning,
+                                         std::memory_order_acquire,
+                                         std::memory_order_relaxed)) {
+        return true;
+      }
+      if (now != trimming) return false;
+      sched_yield();
+    }
+  }
+
+  std::atomic<SlotLifecycle> state_{SlotLifecycle::kFree};
+};
+// Readers of other processes find the number there (control/block.h).
+static_assert(sizeof(LifecycleCell) == sizeof(SlotLifecycle));
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_POOL_SLOT_LIFECYCLE_H_
