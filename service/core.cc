@@ -22,7 +22,7 @@
 #include "firsttouch/service/live_cores.h"
 #include "firsttouch/service/memory_supply.h"
 #include "firsttouch/service/signals.h"
-#include "firsttouch/service/slot_ops.h"
+#include "firsttouch/service/slot_record.h"
 #include "firsttouch/uffd/proc.h"
 #include "firsttouch/uffd/units.h"
 

@@ -16,7 +16,7 @@
 #include "firsttouch/service/in_bounds_faults.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/restore_page.h"
-#include "firsttouch/service/slot_ops.h"
+#include "firsttouch/service/slot_record.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/pagemap.h"

@@ -129,7 +129,7 @@ class MemorySupply {
   //
   // An error that leaves the slot's `remap_wanted` false has changed nothing.
   // After any other the slot is in no known state: the caller abandons it
-  // (slot_ops.h), and the next Bind() maps all of it anew. After success the
+  // (slot_record.h), and the next Bind() maps all of it anew. After success the
   // caller takes `remap_wanted` back.
   virtual absl::Status Bind(SlotState& slot, const ImageRef& image,
                             uint64_t size_pages) = 0;

@@ -27,8 +27,8 @@
 //   release      any -> kMissing, when the page was dropped
 // Three more say when it was last found changed at a release: `last`, at the
 // last one (a steady one puts down nothing), `recent`, in this span of
-// hand-overs, and `previous`, in the span before (slot_ops.h). They are kept
-// when a page is dropped.
+// hand-overs, and `previous`, in the span before (uffd_restore.h). They are
+// kept when a page is dropped.
 //
 // A bit of `open` or `untracked` is set BEFORE the kernel is asked for a page
 // that can be written, and cleared only after the page is gone or protected: a

@@ -16,7 +16,7 @@
 #include "firsttouch/service/fault_core.h"
 #include "firsttouch/service/in_bounds_faults.h"
 #include "firsttouch/service/memory_supply.h"
-#include "firsttouch/service/slot_ops.h"
+#include "firsttouch/service/slot_record.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/units.h"

@@ -1,6 +1,6 @@
 // Restores the open pages of a slot, group by group. In a header, so that the
 // steady cycle (steady_path.cc) and a restore that has more to count
-// (slot_ops.cc) each have the loop to themselves.
+// (uffd_restore.cc) each have the loop to themselves.
 //
 // For the slot's owner, with no fill in flight.
 

@@ -14,8 +14,13 @@
 #include "firsttouch/service/fault_core.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/restore_page.h"
-#include "firsttouch/service/slot_ops.h"
+#include "firsttouch/service/slot_record.h"
+#include "firsttouch/service/uffd_bind.h"
+#include "firsttouch/service/uffd_drop.h"
+#include "firsttouch/service/uffd_mapping.h"
+#include "firsttouch/service/uffd_restore.h"
 #include "firsttouch/service/uffd_supply.h"
+#include "firsttouch/service/uffd_tracking.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/pagemap.h"
@@ -27,32 +32,32 @@ namespace firsttouch {
 absl::Status UffdSupply::Bind(SlotState& slot, const ImageRef& image,
                               uint64_t size_pages) {
   absl::Status status;
-  if (slot.remap_wanted) status = MapAllAnew(*ops_, slot);
+  if (slot.remap_wanted) status = MapAllAnew(*context_, slot);
   if (status.ok() &&
       (slot.exceptions.load(std::memory_order_relaxed) & kSlotDropped) != 0) {
-    status = DropEveryPage(*ops_, slot, slot.kept_pages);
+    status = DropEveryPage(*context_, slot, slot.kept_pages);
   }
-  if (status.ok()) status = BindImage(*ops_, slot, image);
+  if (status.ok()) status = BindImage(*context_, slot, image);
   if (!status.ok()) return status;
   // Until all that follows is done.
   slot.remap_wanted = true;
-  status = AdjustTracking(*ops_, slot, size_pages);
+  status = AdjustTracking(*context_, slot, size_pages);
   if (!status.ok()) return status;
   slot.other_tracking_wanted = false;
   if (slot.kept_pages > size_pages) {
-    status = DropPages(*ops_, slot, size_pages, slot.kept_pages);
+    status = DropPages(*context_, slot, size_pages, slot.kept_pages);
   }
-  if (status.ok()) status = DropStrays(*ops_, slot);
+  if (status.ok()) status = DropStrays(*context_, slot);
   return status;
 }
 
 void UffdSupply::Prefill(SlotState& slot, uint64_t size_pages,
                          uint64_t most_pages) {
-  firsttouch::Prefill(*ops_, slot, size_pages, most_pages);
+  FillWorkingSet(*context_, slot, size_pages, most_pages);
 }
 
 absl::Status UffdSupply::Unbind(SlotState& slot) {
-  return MapAllAnew(*ops_, slot);
+  return MapAllAnew(*context_, slot);
 }
 
 void UffdSupply::StopFills(SlotState& slot) {
@@ -73,15 +78,15 @@ absl::Status UffdSupply::Restore(SlotState& slot, uint64_t size_bytes,
   slot.size_bytes.store(std::min(size_bytes, slot.initial_bytes),
                         std::memory_order_seq_cst);
   absl::Status status =
-      RestorePages(*ops_, slot, slot.kept_pages,
+      RestorePages(*context_, slot, slot.kept_pages,
                    PagesRoundedUp(size_bytes).value(), most_private_pages);
   // Also private pages that are clean, which the kernel may be reading; and
   // where a page of the image could not be read to restore one.
   if (status.ok() &&
       (slot.exceptions.load(std::memory_order_relaxed) & kSlotDropped) != 0) {
-    status = DropEveryPage(*ops_, slot, slot.kept_pages);
+    status = DropEveryPage(*context_, slot, slot.kept_pages);
   }
-  if (status.ok()) status = DropStrays(*ops_, slot);
+  if (status.ok()) status = DropStrays(*context_, slot);
   if (!status.ok()) return status;
   // Not by the next holder's way of a steady cycle.
   slot.other_tracking_wanted =
@@ -136,7 +141,7 @@ absl::Status UffdSupply::NoteDropped(SlotState& slot, const PageSpan& span,
                                      int error) {
   absl::Status status;
   if (!span.empty()) {
-    status = firsttouch::NoteDropped(*ops_, slot, span, error);
+    status = firsttouch::NoteDropped(*context_, slot, span, error);
   }
   if (status.ok()) slot.prefill_wanted = slot.image != nullptr;
   return status;
@@ -149,7 +154,7 @@ void UffdSupply::AddColdPages(SlotState& slot, DropBatch& batch) {
 
 absl::Status UffdSupply::NoteDemoted(SlotState& slot,
                                      const DropBatch::Result& dropped) {
-  return firsttouch::NoteDemoted(*ops_, slot, dropped);
+  return firsttouch::NoteDemoted(*context_, slot, dropped);
 }
 
 bool UffdSupply::DistrustsPages() {
@@ -200,7 +205,7 @@ absl::Status UffdSupply::SetWritable(SlotState& slot, bool writable) {
 absl::Status UffdSupply::ForEachChangedPage(
     SlotState& slot, uint64_t end_page,
     absl::FunctionRef<void(uint64_t page)> visit) {
-  if (absl::Status status = FindKernelWrites(*ops_, slot); !status.ok()) {
+  if (absl::Status status = FindKernelWrites(*context_, slot); !status.ok()) {
     return status;
   }
   absl::Status filled;
@@ -382,7 +387,7 @@ MemoryPages UffdSupply::CountPages(SlotState& slot) {
   WaitForFills(slot);  // As in Snapshot.
   if (slot.kernel_pages > 0) {
     // A failed scan leaves out what it would have found.
-    FindKernelWrites(*ops_, slot).IgnoreError();
+    FindKernelWrites(*context_, slot).IgnoreError();
     PageRegion regions[64];
     count.touched +=
         ScanPages(pool_.kernel, pagemap_->fd(),

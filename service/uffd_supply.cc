@@ -201,7 +201,7 @@ absl::Status UffdSupply::Attach(const Reservation& reservation) {
         ": leave tracking unset"));
   }
   policies_.emplace(pool_.options.tracking, async_works);
-  ops_.emplace(SlotOpsContext{
+  context_.emplace(UffdContext{
       .core = core,
       .policies = &*policies_,
       .pagemap_fd = pagemap_.has_value() ? pagemap_->fd() : -1,
@@ -236,7 +236,7 @@ SupplyTraits UffdSupply::traits() const {
       .handler_threads = in_thread ? 0 : pool_.options.handler_threads,
       .serves_kernel_faults = serves_kernel_faults_,
       // Handler threads may still be filling when a release comes.
-      .steady_handovers = in_thread ? ops_->span_handovers : 0,
+      .steady_handovers = in_thread ? context_->span_handovers : 0,
   };
 }
 

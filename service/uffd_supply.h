@@ -1,7 +1,7 @@
 // Memory by userfaultfd: this library places each page, and is told of each
-// change. The mechanics of a slot are in slot_ops.h and on the fault path
-// (fault_core.h); this is what a pool needs for them, and the order of their
-// steps.
+// change. What is done to a slot is in uffd_bind.h, uffd_restore.h and what
+// they use, and on the fault path (fault_core.h); this is what a pool needs for
+// it, and the order of the steps.
 
 #ifndef FIRSTTOUCH_SERVICE_UFFD_SUPPLY_H_
 #define FIRSTTOUCH_SERVICE_UFFD_SUPPLY_H_
@@ -19,8 +19,8 @@
 #include "firsttouch/service/drift.h"
 #include "firsttouch/service/handler_threads.h"
 #include "firsttouch/service/memory_supply.h"
-#include "firsttouch/service/slot_ops.h"
 #include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/uffd_mapping.h"
 #include "firsttouch/uffd/anchor.h"
 #include "firsttouch/uffd/pagemap.h"
 #include "firsttouch/uffd/uffd.h"
@@ -118,7 +118,7 @@ class UffdSupply final : public MemorySupply {
   uintptr_t reservation_base_ = 0;
   uint64_t reservation_bytes_ = 0;
   std::optional<DriftPolicies> policies_;
-  std::optional<SlotOpsContext> ops_;
+  std::optional<UffdContext> context_;
   // Null where faults are resolved in the threads that take them.
   std::unique_ptr<HandlerThreads> threads_;
   // Whether the kernel merged pages of this process at the last look.

@@ -1,0 +1,81 @@
+#include "firsttouch/service/slot_record.h"
+
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdint>
+
+#include "firsttouch/init/image.h"
+#include "firsttouch/service/page_states.h"
+#include "firsttouch/service/slot_state.h"
+
+namespace firsttouch {
+
+void SetImage(SlotState& slot, const ImageRef& image) {
+  slot.image = image == nullptr ? nullptr : image->Hold();
+  slot.image_id.store(image == nullptr ? 0 : image->id(),
+                      std::memory_order_seq_cst);
+  slot.image_pages = image == nullptr ? 0 : image->pages().value();
+  slot.image_stored = image == nullptr ? nullptr : image->stored_words();
+  slot.image_data = image == nullptr ? nullptr : image->data();
+  slot.image_fetch = image == nullptr ? nullptr : image->fetch();
+  CountOwned(slot.counters.binds);
+}
+
+void Abandon(SlotState& slot) {
+  slot.remap_wanted = true;
+  slot.pages.Forget(0, slot.pages.group_count() * kPagesPerGroup);
+  slot.pages.ForgetHistory();
+  slot.cold_pages.clear();
+  slot.demotion_due = false;
+  slot.any_untracked.store(false, std::memory_order_relaxed);
+  slot.reads_to_teach.store(false, std::memory_order_relaxed);
+  slot.filled.store(false, std::memory_order_relaxed);
+  slot.image.reset();
+  slot.image_id.store(SlotState::kAbandoned, std::memory_order_relaxed);
+  slot.policy.reset();
+  slot.image_pages = 0;
+  slot.image_stored = nullptr;
+  slot.image_data = nullptr;
+  slot.image_fetch = nullptr;
+  slot.image_mapped = false;
+  slot.mapping_wanted.store(false, std::memory_order_relaxed);
+  slot.prefill_wanted = false;
+  slot.other_tracking_wanted = false;
+  slot.tracking = Tracking::kSignal;
+  slot.kernel_pages = 0;
+  slot.all_marked = false;
+  slot.kept_pages = 0;
+  slot.keeps_fewer = false;
+  slot.grown_pages = 0;
+  slot.grown_pages_before = 0;
+  BeginSpan(slot);
+  slot.last_noted_at = ~uint32_t{0};
+}
+
+void BeginSpan(SlotState& slot) {
+  slot.span_handovers = 0;
+  slot.span_changed = 0;
+  slot.span_regular = 0;
+  slot.span_pairs = 0;
+  slot.span_faulted = 0;
+  slot.span_signals = 0;
+}
+
+void WaitUntilThawed(const SlotState& slot) {
+  while (slot.frozen.load(std::memory_order_acquire) != 0) {
+    syscall(SYS_futex, &slot.frozen, FUTEX_WAIT_PRIVATE, 1, nullptr);
+  }
+}
+
+void WaitForFills(const SlotState& slot) {
+  for (int spins = 0; slot.fills_in_flight.load(std::memory_order_seq_cst) != 0;
+       ++spins) {
+    if (spins >= 100) sched_yield();
+  }
+}
+
+}  // namespace firsttouch

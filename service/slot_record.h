@@ -1,0 +1,35 @@
+// Changes to a slot's record that each supply makes (memory_supply.h), and
+// waits on it.
+//
+// By the slot's owner (the thread that acquires, resets or releases it), while
+// no guest code runs in it; the waits by any thread. Not for signal handlers.
+
+#ifndef FIRSTTOUCH_SERVICE_SLOT_RECORD_H_
+#define FIRSTTOUCH_SERVICE_SLOT_RECORD_H_
+
+#include "firsttouch/init/image.h"
+#include "firsttouch/service/slot_state.h"
+
+namespace firsttouch {
+
+// Notes in the record that the slot's memory is that of `image` (null: zeroes).
+void SetImage(SlotState& slot, const ImageRef& image);
+
+// Forgets what the slot was bound to and what is known of its pages, so that
+// nothing refers to it: after a step that has failed half-way. The supply maps
+// all of it anew before the next holder (MemorySupply::Bind).
+void Abandon(SlotState& slot);
+
+// A new span of hand-overs begins: nothing is counted in it yet.
+void BeginSpan(SlotState& slot);
+
+// Returns at a moment at which no snapshot keeps anybody from writing.
+void WaitUntilThawed(const SlotState& slot);
+
+// Waits until no fill is under way in the slot. Spins, then yields: a fill is a
+// system call of some microseconds.
+void WaitForFills(const SlotState& slot);
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_SLOT_RECORD_H_

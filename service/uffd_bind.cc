@@ -1,0 +1,211 @@
+#include "firsttouch/service/uffd_bind.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/init/working_set.h"
+#include "firsttouch/pool/reservation.h"
+#include "firsttouch/service/drift.h"
+#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/page_states.h"
+#include "firsttouch/service/slot_record.h"
+#include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/uffd_drop.h"
+#include "firsttouch/service/uffd_mapping.h"
+#include "firsttouch/service/uffd_tracking.h"
+#include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/mapping_properties.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+namespace {
+
+// Pages of the read set that are mapped before a holder comes, at most: some
+// milliseconds, where they have to be brought from a file first. What is left
+// is mapped at its first touch, a granule at a time.
+constexpr uint64_t kMostMappedPages = 4096;
+
+// With the backing kShared: whether it pays to map the image into a slot that
+// has none, where a few copies will do. Mapping takes five calls, as long as
+// some four copies; the pages that are written are copied in any case.
+bool FewPagesWillDo(const Image& image) {
+  constexpr int kFewPages = 2;
+  const WorkingSet& set = image.working_set();
+  if (!set.known()) return false;
+  const WorkingSet::Words written = set.written();
+  const WorkingSet::Words read = set.read();
+  int only_read = 0;
+  for (size_t i = 0; i < read.size() && only_read <= kFewPages; ++i) {
+    only_read +=
+        std::popcount(read[i] & ~(i < written.size() ? written[i] : 0));
+  }
+  return only_read <= kFewPages;
+}
+
+// Whether an image that the slot has, but not mapped, is to be mapped now.
+bool IsToBeMapped(const UffdContext& context, const SlotState& slot) {
+  return context.core.backing == Backing::kShared && slot.policy != nullptr &&
+         !slot.image_mapped &&
+         (slot.mapping_wanted.load(std::memory_order_relaxed) ||
+          slot.policy->tracking() != Tracking::kSignal);
+}
+
+}  // namespace
+
+absl::Status BindImage(const UffdContext& context, SlotState& slot,
+                       const ImageRef& image) {
+  const bool map_now = slot.image == image && IsToBeMapped(context, slot);
+  if (slot.image == image && !map_now) return absl::OkStatus();
+  const uint64_t old_pages = slot.image_pages;
+  const uint64_t new_pages = image == nullptr ? 0 : image->pages().value();
+  const uint64_t touched_pages = std::max(old_pages, new_pages);
+  std::shared_ptr<DriftPolicy> policy;
+  if (image != nullptr) policy = context.policies->Find(image);
+  const bool untracked = new_pages > 0 && context.learn_untracked &&
+                         !image->working_set().known() &&
+                         KernelMayServe(*image) &&
+                         policy->tracking() == Tracking::kSignal;
+  const bool map =
+      context.core.backing == Backing::kShared && new_pages > 0 &&
+      (map_now || slot.image_mapped || untracked ||
+       policy->tracking() != Tracking::kSignal || !FewPagesWillDo(*image));
+  int memfd = -1;
+  if ((map || slot.image_mapped) && new_pages > 0) {
+    absl::StatusOr<int> on_demand = image->OnDemandMemfd();
+    if (!on_demand.ok()) return on_demand.status();
+    memfd = *on_demand;
+  }
+  slot.remap_wanted = true;
+  absl::Status status = LeaveKernelTracking(context, slot, 0);
+  if (!status.ok()) return status;
+  if (map || slot.image_mapped) {
+    status = MapAnew(context, slot, 0, new_pages, memfd, untracked);
+    if (status.ok() && old_pages > new_pages) {
+      status = MapAnew(context, slot, new_pages, old_pages - new_pages, -1);
+    }
+  } else if (touched_pages > 0) {
+    // Not only what the planes know of: a copy that failed or was left half-way
+    // may have placed pages of the old image that nobody noted.
+    Count(slot.counters.kernel_calls);
+    const CallResult dropped = DropMappedPages(*context.core.kernel, slot.base,
+                                               touched_pages * kPageBytes);
+    if (!dropped.ok()) {
+      status = CallFailed(context, slot, dropped.error, "MADV_DONTNEED", 0,
+                          touched_pages);
+    }
+  }
+  if (!status.ok()) return status;
+  slot.image_mapped = map;
+  slot.mapping_wanted.store(false, std::memory_order_relaxed);
+  slot.pages.Forget(0, touched_pages);
+  slot.pages.ForgetHistory();
+  slot.cold_pages.clear();
+  if (untracked) {
+    slot.tracking = Tracking::kLearning;
+    slot.kernel_pages = new_pages;
+    CountOwned(slot.counters.untracked_leases);
+  }
+  slot.policy = std::move(policy);
+  slot.prefill_wanted = image != nullptr;
+  BeginSpan(slot);
+  slot.last_noted_at = ~uint32_t{0};
+  slot.grown_pages = 0;
+  slot.grown_pages_before = 0;
+  SetImage(slot, image);
+  return absl::OkStatus();
+}
+
+void FillWorkingSet(const UffdContext& context, SlotState& slot,
+                    uint64_t size_pages, uint64_t most_pages) {
+  if (!slot.prefill_wanted) return;
+  slot.prefill_wanted = false;
+  if (slot.tracking != Tracking::kSignal) return;
+  const auto number = static_cast<uint32_t>(&slot - context.core.slots);
+  const WorkingSet& set = slot.image->working_set();
+  const WorkingSet::Words written = set.written();
+  const auto for_each_run = [&](const WorkingSet::Words& words, auto fill) {
+    for (uint64_t index = 0; index < words.size(); ++index) {
+      ForEachRun(words[index] & GroupMask(index, 0, size_pages),
+                 [&](uint64_t bit, uint64_t pages) {
+                   fill(index * kPagesPerGroup + bit, pages);
+                 });
+    }
+  };
+  if (slot.image->has_source()) {
+    // Nobody waits for it here: what is needed first goes first.
+    for (const WorkingSet::Words& words : {written, set.read()}) {
+      for_each_run(words, [&](uint64_t page, uint64_t pages) {
+        slot.image->FetchEarly(PageIndex(page), PageCount(pages));
+      });
+    }
+    return;
+  }
+  uint64_t pages_to_fill = 0;
+  for_each_run(written,
+               [&](uint64_t, uint64_t pages) { pages_to_fill += pages; });
+  if (pages_to_fill <= most_pages) {
+    for_each_run(written, [&](uint64_t page, uint64_t pages) {
+      FillPrivate(context.core, number, page, pages);
+      const uint64_t index = page / kPagesPerGroup;
+      PageGroup& group = slot.pages.group(index);
+      const uint64_t filled = GroupMask(index, page, page + pages) &
+                              group.open.load(std::memory_order_relaxed);
+      // As if an earlier holder had changed them, so that they are not dropped
+      // before they had the time to be.
+      group.hot.fetch_or(filled, std::memory_order_relaxed);
+      group.previous.fetch_or(filled, std::memory_order_relaxed);
+      CountOwned(slot.counters.pages_prefilled, std::popcount(filled));
+    });
+  }
+  // Mapped clean is what was read, and has to stay within bounds: more of it
+  // would keep the holder waiting. Where the image is not mapped it is private,
+  // too.
+  uint64_t left = kMostMappedPages;
+  if (!slot.image_mapped) {
+    left = std::min(left, most_pages - std::min(most_pages, pages_to_fill));
+  }
+  for_each_run(set.read(), [&](uint64_t page, uint64_t pages) {
+    pages = std::min(pages, left);
+    left -= pages;
+    MapClean(context.core, number, page, pages);
+  });
+}
+
+absl::Status MapAllAnew(const UffdContext& context, SlotState& slot) {
+  const uint64_t pages =
+      PagesRoundedUp(context.core.entry.max_memory_bytes).value();
+  if (context.core.backing == Backing::kCopied) {
+    // Nothing was ever mapped there but the pool itself, whose registration
+    // stays. A snapshot may have left pages read-only.
+    const CallResult done = context.core.kernel->Mprotect(
+        slot.base, pages * kPageBytes, PROT_READ | PROT_WRITE);
+    Count(slot.counters.kernel_calls);
+    if (!done.ok()) {
+      return CallFailed(context, slot, done.error, "mprotect", 0, pages);
+    }
+    if (absl::Status status = DropRange(context, slot, 0, pages);
+        !status.ok()) {
+      return status;
+    }
+  } else {
+    if (absl::Status status = MapAnew(context, slot, 0, pages, -1);
+        !status.ok()) {
+      return status;
+    }
+    NameReservedRange(slot.base, pages * kPageBytes, context.core.name);
+  }
+  slot.image_id.store(0, std::memory_order_relaxed);
+  return absl::OkStatus();
+}
+
+}  // namespace firsttouch

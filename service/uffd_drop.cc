@@ -1,0 +1,204 @@
+#include "firsttouch/service/uffd_drop.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cstdint>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "firsttouch/init/working_set.h"
+#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/page_states.h"
+#include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/uffd_mapping.h"
+#include "firsttouch/uffd/batch_drop.h"
+#include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/mapping_properties.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+namespace {
+
+// What is dropped loses its mark.
+void NoteUnmarked(SlotState& slot, uint64_t first_page) {
+  if (first_page < slot.kernel_pages) slot.all_marked = false;
+}
+
+}  // namespace
+
+PageSpan ResidentSpan(const SlotState& slot, uint64_t first_page,
+                      uint64_t end_page) {
+  uint64_t lowest = end_page;
+  uint64_t past_highest = first_page;
+  uint64_t pages = 0;
+  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
+    const uint64_t there = (group.present.load(std::memory_order_relaxed) |
+                            group.open.load(std::memory_order_relaxed) |
+                            group.untracked.load(std::memory_order_relaxed)) &
+                           GroupMask(index, first_page, end_page);
+    if (there == 0) return;
+    const uint64_t base = index * kPagesPerGroup;
+    lowest = std::min<uint64_t>(lowest, base + std::countr_zero(there));
+    past_highest =
+        std::max<uint64_t>(past_highest, base + std::bit_width(there));
+    pages += std::popcount(there);
+  });
+  if (first_page < std::min(end_page, slot.kernel_pages)) {
+    // What is there the kernel knows alone.
+    lowest = first_page;
+    past_highest =
+        std::max(past_highest, std::min(end_page, slot.kernel_pages));
+  } else if (pages == 0) {
+    return {};
+  }
+  return {lowest, past_highest, pages};
+}
+
+absl::Status NoteDropped(const UffdContext& context, SlotState& slot,
+                         const PageSpan& span, int error) {
+  if (error != 0) {
+    return CallFailed(context, slot, error, "MADV_DONTNEED", span.first_page,
+                      span.end_page - span.first_page);
+  }
+  if (span.first_page < slot.kept_pages) slot.keeps_fewer = true;
+  NoteUnmarked(slot, span.first_page);
+  CountOwned(slot.counters.pages_dropped, span.known_pages);
+  slot.pages.Forget(span.first_page, span.end_page);
+  return absl::OkStatus();
+}
+
+absl::Status DropRange(const UffdContext& context, SlotState& slot,
+                       uint64_t first_page, uint64_t pages) {
+  if (pages == 0) return absl::OkStatus();
+  Count(slot.counters.kernel_calls);
+  const CallResult dropped = DropMappedPages(
+      *context.core.kernel, AddressOf(slot, first_page), pages * kPageBytes);
+  if (!dropped.ok()) {
+    return CallFailed(context, slot, dropped.error, "MADV_DONTNEED", first_page,
+                      pages);
+  }
+  NoteUnmarked(slot, first_page);
+  slot.pages.Forget(first_page, first_page + pages);
+  return absl::OkStatus();
+}
+
+absl::Status DropPages(const UffdContext& context, SlotState& slot,
+                       uint64_t first_page, uint64_t end_page) {
+  const PageSpan span = ResidentSpan(slot, first_page, end_page);
+  if (span.empty()) return absl::OkStatus();
+  Count(slot.counters.kernel_calls);
+  const CallResult dropped =
+      DropMappedPages(*context.core.kernel, AddressOf(slot, span.first_page),
+                      (span.end_page - span.first_page) * kPageBytes);
+  return NoteDropped(context, slot, span, dropped.error);
+}
+
+absl::Status DropEveryPage(const UffdContext& context, SlotState& slot,
+                           uint64_t end_page) {
+  slot.cold_pages.clear();
+  slot.demotion_due = false;
+  slot.keeps_fewer = true;
+  slot.prefill_wanted = slot.image != nullptr;
+  return DropRange(context, slot, 0, end_page);
+}
+
+absl::Status DropStrays(const UffdContext& context, SlotState& slot) {
+  const uint32_t count = slot.strays.count.load(std::memory_order_acquire);
+  if (count == 0) return absl::OkStatus();
+  Kernel& kernel = *context.core.kernel;
+  const auto reset = [&](uintptr_t start, uint64_t bytes) -> absl::Status {
+    Count(slot.counters.kernel_calls);
+    const CallResult done =
+        context.core.poison
+            ? DropMappedPages(kernel, start, bytes)
+            : kernel.Mprotect(start, bytes, PROT_READ | PROT_WRITE);
+    if (!done.ok()) {
+      return absl::ErrnoToStatus(
+          done.error, absl::StrCat("taking back ", bytes, " trapping bytes at ",
+                                   absl::Hex(start), " of slot ",
+                                   &slot - context.core.slots, " in pool \"",
+                                   context.core.name, "\""));
+    }
+    // Where pages of the memory's own may have been among them.
+    if (context.core.poison && start >= slot.base) {
+      const uint64_t first_page = (start - slot.base) / kPageBytes;
+      slot.pages.Forget(first_page, first_page + bytes / kPageBytes);
+    }
+    return absl::OkStatus();
+  };
+  absl::Status status;
+  for (std::atomic<uintptr_t>& page : slot.strays.page) {
+    // 0 where a handler thread has counted and not yet stored, or where there
+    // is none.
+    const uintptr_t address = page.exchange(0, std::memory_order_acq_rel);
+    if (address == 0) continue;
+    if (status.ok()) status = reset(address, kPageBytes);
+    // Still to be done.
+    if (!status.ok()) page.store(address, std::memory_order_release);
+  }
+  if (count > StrayPages::kCapacity && status.ok()) {
+    // More than were noted: everything that nobody's pages are kept in.
+    const uint64_t from = slot.kept_pages * kPageBytes;
+    status = reset(slot.base + from, context.stride_bytes - from);
+    const PoolEntry& entry = context.core.entry;
+    if (status.ok() && &slot == context.core.slots &&
+        entry.first_memory_offset_bytes > 0) {
+      status = reset(entry.base, entry.first_memory_offset_bytes);
+    }
+  }
+  if (status.ok()) {
+    slot.has_strays.store(false, std::memory_order_relaxed);
+    slot.strays.count.store(0, std::memory_order_release);
+  }
+  return status;
+}
+
+void AddColdPages(const SlotState& slot, DropBatch& batch) {
+  for (uint64_t index = 0; index < slot.cold_pages.size(); ++index) {
+    ForEachRun(slot.cold_pages[index], [&](uint64_t bit, uint64_t pages) {
+      batch.Add(AddressOf(slot, index * kPagesPerGroup + bit),
+                pages * kPageBytes);
+    });
+  }
+}
+
+void LeaveOutWarmPages(SlotState& slot) {
+  for (uint64_t index = 0; index < slot.cold_pages.size(); ++index) {
+    const PageGroup& group = slot.pages.group(index);
+    slot.cold_pages[index] &= group.open.load(std::memory_order_relaxed) &
+                              ~group.recent.load(std::memory_order_relaxed) &
+                              ~GroupMask(index, 0, slot.kernel_pages);
+  }
+}
+
+absl::Status NoteDemoted(const UffdContext& context, SlotState& slot,
+                         const DropBatch::Result& dropped) {
+  const WorkingSet::Words cold = std::exchange(slot.cold_pages, {});
+  slot.demotion_due = false;
+  slot.spans_put_off = 0;
+  absl::Status status;
+  uint64_t demoted = 0;
+  for (uint64_t index = 0; index < cold.size(); ++index) {
+    ForEachRun(cold[index], [&](uint64_t bit, uint64_t pages) {
+      const uint64_t first = index * kPagesPerGroup + bit;
+      const int error =
+          dropped.ErrorOf(AddressOf(slot, first), pages * kPageBytes);
+      if (error != 0) {
+        status =
+            CallFailed(context, slot, error, "MADV_DONTNEED", first, pages);
+        return;
+      }
+      slot.pages.Forget(first, first + pages);
+      demoted += pages;
+    });
+  }
+  CountOwned(slot.counters.pages_demoted, demoted);
+  if (slot.image != nullptr) slot.image->working_set().ForgetWritten(cold);
+  return status;
+}
+
+}  // namespace firsttouch

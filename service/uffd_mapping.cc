@@ -1,0 +1,130 @@
+#include "firsttouch/service/uffd_mapping.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "firsttouch/pool/reservation.h"
+#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/slot_state.h"
+#include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/mapping_properties.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+namespace {
+
+// Nothing is known to be registered there any more: sees to it that no touch
+// succeeds. The slot is never used again.
+void MakeInaccessible(const UffdContext& context, const SlotState& slot,
+                      uint64_t first_page, uint64_t pages) {
+  context.core.kernel->Mprotect(AddressOf(slot, first_page), pages * kPageBytes,
+                                PROT_NONE);
+}
+
+}  // namespace
+
+absl::Status CallFailed(const UffdContext& context, const SlotState& slot,
+                        int error, const char* call, uint64_t first_page,
+                        uint64_t pages) {
+  const char* way_out = "";
+  if (error == ENOMEM) {
+    way_out =
+        "; out of memory, or of mappings (vm.max_map_count: a slot with an "
+        "image needs two)";
+  }
+  return absl::ErrnoToStatus(
+      error, absl::StrCat(call, " of ", pages * kPageBytes, " bytes at offset ",
+                          first_page * kPageBytes, " of slot ",
+                          &slot - context.core.slots, " in pool \"",
+                          context.core.name, "\"", way_out));
+}
+
+absl::Status Register(const UffdContext& context, SlotState& slot, int uffd,
+                      uint64_t mode, uint64_t first_page, uint64_t pages) {
+  if (pages == 0) return absl::OkStatus();
+  Count(slot.counters.kernel_calls);
+  const CallResult registered = context.core.kernel->Register(
+      uffd, AddressOf(slot, first_page), pages * kPageBytes, mode, nullptr);
+  if (registered.ok()) return absl::OkStatus();
+  MakeInaccessible(context, slot, first_page, pages);
+  return CallFailed(context, slot, registered.error, "UFFDIO_REGISTER",
+                    first_page, pages);
+}
+
+absl::Status Unregister(const UffdContext& context, SlotState& slot, int uffd,
+                        uint64_t first_page, uint64_t pages) {
+  if (pages == 0) return absl::OkStatus();
+  Count(slot.counters.kernel_calls);
+  const CallResult done = context.core.kernel->Unregister(
+      uffd, AddressOf(slot, first_page), pages * kPageBytes);
+  if (done.ok()) return absl::OkStatus();
+  MakeInaccessible(context, slot, first_page, pages);
+  return CallFailed(context, slot, done.error, "UFFDIO_UNREGISTER", first_page,
+                    pages);
+}
+
+absl::Status RegisterForSignals(const UffdContext& context, SlotState& slot,
+                                uint64_t first_page, uint64_t end_page) {
+  const uint64_t border = std::clamp(
+      slot.image_mapped ? slot.image_pages : uint64_t{0}, first_page, end_page);
+  constexpr uint64_t kMode = kUffdRegisterMissing | kUffdRegisterWp;
+  absl::Status status =
+      Register(context, slot, context.core.uffd, kMode | kUffdRegisterMinor,
+               first_page, border - first_page);
+  if (status.ok()) {
+    status = Register(context, slot, context.core.uffd, kMode, border,
+                      end_page - border);
+  }
+  return status;
+}
+
+absl::Status MapAnew(const UffdContext& context, SlotState& slot,
+                     uint64_t first_page, uint64_t pages, int fd,
+                     bool untracked) {
+  if (pages == 0) return absl::OkStatus();
+  Kernel& kernel = *context.core.kernel;
+  const uintptr_t start = AddressOf(slot, first_page);
+  const size_t bytes = pages * kPageBytes;
+  Count(slot.counters.kernel_calls);
+  int flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
+  if (fd < 0) flags |= MAP_ANONYMOUS;
+  // Inaccessible, so that nothing populates it: see mapping_properties.h.
+  const CallResult mapped = kernel.Mmap(start, bytes, PROT_NONE, flags, fd,
+                                        fd < 0 ? 0 : first_page * kPageBytes);
+  if (!mapped.ok()) {
+    if (!StaysReserved(kernel, start, bytes)) slot.place_lost = true;
+    return CallFailed(context, slot, mapped.error, "mmap", first_page, pages);
+  }
+  if (!untracked) {
+    uint64_t mode = kUffdRegisterMissing | kUffdRegisterWp;
+    if (fd >= 0) mode |= kUffdRegisterMinor;
+    if (absl::Status status =
+            Register(context, slot, context.core.uffd, mode, first_page, pages);
+        !status.ok()) {
+      return status;
+    }
+  }
+  const MappingResult set = SetMappingProperties(
+      kernel, start, bytes,
+      {.include_in_core_dump = context.include_in_core_dump});
+  Count(slot.counters.kernel_calls, set.calls + 1);
+  if (!set.ok()) {
+    return CallFailed(context, slot, set.error, set.call, first_page, pages);
+  }
+  const CallResult opened =
+      kernel.Mprotect(start, bytes, PROT_READ | PROT_WRITE);
+  if (!opened.ok()) {
+    return CallFailed(context, slot, opened.error, "mprotect", first_page,
+                      pages);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace firsttouch

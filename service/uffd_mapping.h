@@ -1,0 +1,73 @@
+// Mapping and registering ranges of a slot's memory, for pools with a
+// userfaultfd.
+//
+// By the slot's owner, while no guest code runs in it. These functions may
+// allocate and take no lock. A failure leaves a range of which nothing is known
+// to be registered, and makes it inaccessible: the slot is abandoned, or
+// quarantined.
+
+#ifndef FIRSTTOUCH_SERVICE_UFFD_MAPPING_H_
+#define FIRSTTOUCH_SERVICE_UFFD_MAPPING_H_
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "firsttouch/service/drift.h"
+#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/slot_state.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+
+// What work on a slot needs beside the fault path's view of the pool.
+struct UffdContext {
+  FaultCore& core;
+  // Which tracking each image needs.
+  DriftPolicies* policies = nullptr;
+  // Of PAGEMAP_SCAN; -1 where there is none (before 6.7), and then pages that
+  // may have changed are dropped instead of looked at.
+  int pagemap_fd = -1;
+  // A second userfaultfd, with UFFD_FEATURE_WP_ASYNC (6.7), for Tracking::
+  // kAsync; -1 where there is none. Protection that lifts itself belongs to a
+  // userfaultfd, not to a range, so one pool needs two.
+  int async_uffd = -1;
+  // Whether the first holder of an unknown image may run untracked.
+  bool learn_untracked = false;
+  // Bytes from one slot's start to the next one's.
+  uint64_t stride_bytes = 0;
+  bool include_in_core_dump = false;
+  // Hand-overs after which `recent` becomes `previous`.
+  uint32_t span_handovers = 30;
+};
+
+inline uintptr_t AddressOf(const SlotState& slot, uint64_t page) {
+  return slot.base + page * kPageBytes;
+}
+
+// The error of a system call on pages of a slot.
+absl::Status CallFailed(const UffdContext& context, const SlotState& slot,
+                        int error, const char* call, uint64_t first_page,
+                        uint64_t pages);
+
+// Registers pages with `uffd` for faults of `mode` (abi.h), or unregisters
+// them. No call for no pages.
+absl::Status Register(const UffdContext& context, SlotState& slot, int uffd,
+                      uint64_t mode, uint64_t first_page, uint64_t pages);
+absl::Status Unregister(const UffdContext& context, SlotState& slot, int uffd,
+                        uint64_t first_page, uint64_t pages);
+
+// Registers what is unregistered as Tracking::kSignal needs it.
+absl::Status RegisterForSignals(const UffdContext& context, SlotState& slot,
+                                uint64_t first_page, uint64_t end_page);
+
+// Maps [first_page, first_page + pages) anew, from the image's memfd at the
+// same offset or, with fd -1, anonymous, and gives it every property that the
+// rest of the pool has; but for the registration where the next holder runs
+// `untracked`. No call for no pages.
+absl::Status MapAnew(const UffdContext& context, SlotState& slot,
+                     uint64_t first_page, uint64_t pages, int fd,
+                     bool untracked = false);
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_UFFD_MAPPING_H_

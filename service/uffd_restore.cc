@@ -1,0 +1,289 @@
+#include "firsttouch/service/uffd_restore.h"
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/init/working_set.h"
+#include "firsttouch/service/drift.h"
+#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/page_states.h"
+#include "firsttouch/service/restore_groups.h"
+#include "firsttouch/service/sabotage.h"
+#include "firsttouch/service/slot_record.h"
+#include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/uffd_drop.h"
+#include "firsttouch/service/uffd_mapping.h"
+#include "firsttouch/service/uffd_tracking.h"
+
+namespace firsttouch {
+namespace {
+
+// Tells the image which pages tenants write: in each group those of `pages_of`.
+template <typename PagesOf>
+void Teach(const SlotState& slot, PagesOf pages_of) {
+  WorkingSet::Words words;
+  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
+    const uint64_t pages = pages_of(group);
+    if (pages == 0) return;
+    words.resize(index + 1);
+    words[index] = pages;
+  });
+  slot.image->working_set().LearnWritten(words);
+}
+
+// Tells the image which pages below `end_page` tenants touch: those that are
+// there. Pages that were mapped because the set said so teach nothing, since
+// they are in it.
+void TeachReads(SlotState& slot, uint64_t end_page) {
+  slot.reads_to_teach.store(false, std::memory_order_relaxed);
+  if (slot.image == nullptr) return;
+  WorkingSet::Words words;
+  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
+    const uint64_t pages = (group.present.load(std::memory_order_relaxed) |
+                            group.open.load(std::memory_order_relaxed)) &
+                           GroupMask(index, 0, end_page);
+    if (pages == 0) return;
+    words.resize(index + 1);
+    words[index] = pages;
+  });
+  slot.image->working_set().LearnRead(words);
+}
+
+// The first holder of an image has gone: keeps what it teaches, and nothing
+// else.
+absl::Status FinishLearning(const UffdContext& context, SlotState& slot) {
+  const uint64_t pages = slot.kernel_pages;
+  if (FindKernelWrites(context, slot).ok()) {
+    Teach(slot, [](const PageGroup& group) {
+      return group.open.load(std::memory_order_relaxed);
+    });
+    TeachReads(slot, pages);
+  }
+  if (absl::Status status = DropRange(context, slot, 0, pages); !status.ok()) {
+    return status;
+  }
+  slot.kernel_pages = 0;
+  slot.tracking = Tracking::kSignal;
+  slot.prefill_wanted = true;
+  return RegisterForSignals(context, slot, 0, pages);
+}
+
+// Pages to demote are put off until there are so many, or for so many spans.
+constexpr uint64_t kWorthDemoting = 8;
+constexpr uint32_t kPutOffSpans = 8;
+
+// What it costs to restore these pages of a group.
+double RestoreNs(const SlotState& slot, uint64_t index, uint64_t pages) {
+  const uint64_t of_image = GroupMask(index, 0, slot.image_pages);
+  return std::popcount(pages & of_image) * kRestoreNs +
+         std::popcount(pages & ~of_image) * kRestoreZeroNs;
+}
+
+// A span of hand-overs is over: what was counted in it is acted upon.
+absl::Status EndSpan(const UffdContext& context, SlotState& slot,
+                     uint64_t keep_pages) {
+  uint64_t hot_pages = 0;
+  double hot_ns = 0;
+  uint64_t demotable = 0;
+  slot.cold_pages.clear();
+  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
+    const uint64_t open = group.open.load(std::memory_order_relaxed);
+    const uint64_t recent = group.recent.load(std::memory_order_relaxed);
+    const uint64_t known =
+        recent | group.previous.load(std::memory_order_relaxed);
+    const uint64_t hot = slot.tracking == Tracking::kSignal ? open : known;
+    hot_pages += std::popcount(hot);
+    hot_ns += RestoreNs(slot, index, hot);
+    const uint64_t cold =
+        open & ~known & ~GroupMask(index, 0, slot.kernel_pages);
+    if (cold != 0) {
+      slot.cold_pages.resize(index + 1);
+      slot.cold_pages[index] = cold;
+      demotable += std::popcount(cold);
+    }
+  });
+  const auto handovers = static_cast<double>(slot.span_handovers);
+  if (slot.policy != nullptr && !slot.policy->fixed() && slot.span_pairs != 0) {
+    slot.policy->Vote(
+        {.changed = static_cast<double>(slot.span_changed) / handovers,
+         .regular = static_cast<double>(slot.span_regular) /
+                    static_cast<double>(slot.span_pairs),
+         .faulted = static_cast<double>(slot.span_faulted) / handovers,
+         .hot = static_cast<double>(hot_pages),
+         .restore_ns = hot_pages == 0 ? kRestoreNs
+                                      : hot_ns / static_cast<double>(hot_pages),
+         .pages = static_cast<double>(WrittenEnd(slot, keep_pages))});
+  }
+  slot.demotion_due = demotable >= kWorthDemoting ||
+                      (demotable != 0 && ++slot.spans_put_off >= kPutOffSpans);
+  absl::Status status;
+  if (slot.tracking == Tracking::kAsync && slot.kernel_pages < keep_pages &&
+      slot.span_signals * kSignalNs >
+          handovers *
+              (kScanNs + static_cast<double>(keep_pages) * kScanPageNs)) {
+    // Behind the image it drifts, too.
+    status = EnterAsync(context, slot, keep_pages);
+  }
+  if (slot.spans_to_teach > 0 && slot.image != nullptr) {
+    --slot.spans_to_teach;
+    Teach(slot, [](const PageGroup& group) {
+      return group.recent.load(std::memory_order_relaxed) &
+             group.previous.load(std::memory_order_relaxed);
+    });
+  }
+  slot.pages.NextSpan();
+  BeginSpan(slot);
+  return status;
+}
+
+// How far the holder got, upwards, in what it grew into.
+void NoteGrowth(SlotState& slot, uint64_t keep_pages, uint64_t size_pages) {
+  uint64_t page = keep_pages;
+  while (page < size_pages) {
+    const PageGroup& group = slot.pages.GroupOf(page);
+    const uint64_t touched = group.open.load(std::memory_order_relaxed) |
+                             group.present.load(std::memory_order_relaxed);
+    const uint64_t bit = page % kPagesPerGroup;
+    const uint64_t run = std::countr_one(touched >> bit);
+    page += run;
+    if (bit + run < kPagesPerGroup) break;
+  }
+  slot.grown_pages_before = slot.grown_pages;
+  slot.grown_pages =
+      static_cast<uint32_t>(std::min(page, size_pages) - keep_pages);
+}
+
+}  // namespace
+
+absl::Status RestorePages(const UffdContext& context, SlotState& slot,
+                          uint64_t keep_pages, uint64_t size_pages,
+                          uint64_t hot_pages_limit) {
+  slot.filled.store(false, std::memory_order_relaxed);
+  if (slot.reads_to_teach.load(std::memory_order_relaxed)) {
+    TeachReads(slot, keep_pages);
+  }
+  // What was grown into goes first, so that nothing below has to look at it.
+  if (size_pages > keep_pages && !Sabotaged(Sabotage::kGrownPages)) {
+    NoteGrowth(slot, keep_pages, size_pages);
+    if (absl::Status status = DropPages(context, slot, keep_pages, size_pages);
+        !status.ok()) {
+      return status;
+    }
+  }
+  if (slot.tracking == Tracking::kLearning) {
+    if (absl::Status status = FinishLearning(context, slot); !status.ok()) {
+      return status;
+    }
+  }
+  if (absl::Status status = SettleUntracked(context, slot, keep_pages);
+      !status.ok()) {
+    return status;
+  }
+  if (absl::Status status = FindKernelWrites(context, slot); !status.ok()) {
+    return status;
+  }
+  uint64_t open_pages = 0;
+  uint64_t unsure_first = keep_pages;
+  uint64_t unsure_end = 0;
+  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
+    const uint64_t open = group.open.load(std::memory_order_acquire);
+    open_pages += std::popcount(open);
+    // Open without being present: a fill that failed half-way. It may be there
+    // or not; to touch it could fault.
+    const uint64_t unsure =
+        open & ~group.present.load(std::memory_order_relaxed);
+    if (unsure != 0) {
+      const uint64_t base = index * kPagesPerGroup;
+      unsure_first =
+          std::min<uint64_t>(unsure_first, base + std::countr_zero(unsure));
+      unsure_end = base + std::bit_width(unsure);
+    }
+  });
+  if (open_pages > hot_pages_limit) {
+    slot.prefill_wanted = slot.image != nullptr;
+    return DropPages(context, slot, 0, keep_pages);
+  }
+  if (unsure_first < unsure_end) {
+    if (absl::Status status =
+            DropPages(context, slot, unsure_first, unsure_end);
+        !status.ok()) {
+      return status;
+    }
+  }
+  uint64_t first_writes = 0;
+  uint64_t late_writes = 0;
+  uint64_t first_writes_by_signal = 0;
+  double in_vain_ns = 0;
+  ProtectCosts protect_costs = {.pages = slot.kernel_pages};
+  const bool async = slot.tracking == Tracking::kAsync;
+  uint64_t changed_pages = 0;
+  uint64_t regular_pages = 0;
+  RestoreGroups(
+      slot,
+      [&](uint64_t index, PageGroup& group, uint64_t open,
+          uint64_t really_changed) {
+        const uint64_t fresh =
+            open & ~group.hot.load(std::memory_order_relaxed);
+        const uint64_t changed = really_changed | fresh;
+        changed_pages += std::popcount(changed);
+        first_writes += std::popcount(fresh);
+        late_writes += std::popcount(
+            changed & ~group.recent.load(std::memory_order_relaxed) &
+            ~group.previous.load(std::memory_order_relaxed));
+        if (fresh != 0) group.hot.store(open, std::memory_order_relaxed);
+        const uint64_t regular =
+            changed & group.last.load(std::memory_order_relaxed);
+        regular_pages += std::popcount(regular);
+        group.last.store(changed, std::memory_order_relaxed);
+        if (async) {
+          const uint64_t by_kernel = GroupMask(index, 0, slot.kernel_pages);
+          protect_costs.open += std::popcount(open & by_kernel);
+          protect_costs.regular += std::popcount(regular & by_kernel);
+          in_vain_ns += RestoreNs(slot, index, open & by_kernel & ~changed);
+          first_writes_by_signal += std::popcount(fresh & ~by_kernel);
+        }
+        NoteChanged(group, changed);
+      },
+      [](PageGroup& group) {
+        if (group.last.load(std::memory_order_relaxed) != 0) {
+          group.last.store(0, std::memory_order_relaxed);
+        }
+      });
+  if (first_writes != 0 && slot.image != nullptr) {
+    slot.spans_to_teach = 2;
+    if (!slot.image->working_set().known()) {
+      Teach(slot, [](const PageGroup& group) {
+        return group.open.load(std::memory_order_relaxed);
+      });
+    }
+  }
+  slot.span_changed += changed_pages;
+  if (slot.last_noted_at == slot.span_handovers) {
+    slot.span_regular += regular_pages;
+    ++slot.span_pairs;
+  }
+  if (async) {
+    slot.span_faulted += late_writes;
+    slot.span_signals += first_writes_by_signal;
+    slot.rent_ns += static_cast<uint64_t>(in_vain_ns +
+                                          (slot.all_marked ? 0 : kExactScanNs));
+    if (ShouldProtectAll(slot.rent_ns, protect_costs)) {
+      ProtectAll(context, slot);
+    }
+  } else {
+    slot.span_faulted += first_writes;
+  }
+  absl::Status status;
+  if (++slot.span_handovers >= context.span_handovers) {
+    status = EndSpan(context, slot, keep_pages);
+  }
+  slot.last_noted_at = slot.span_handovers;
+  return status;
+}
+
+}  // namespace firsttouch

@@ -1,0 +1,357 @@
+#include "firsttouch/service/uffd_tracking.h"
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+
+#include "absl/status/status.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/init/working_set.h"
+#include "firsttouch/service/drift.h"
+#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/page_states.h"
+#include "firsttouch/service/sabotage.h"
+#include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/uffd_drop.h"
+#include "firsttouch/service/uffd_mapping.h"
+#include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/fill.h"
+#include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/pagemap.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+namespace {
+
+// Sets the bits of a region's pages in one plane.
+void Note(SlotState& slot, const PageRegion& region,
+          std::atomic<uint64_t> PageGroup::*plane) {
+  uint64_t page = (region.start - slot.base) / kPageBytes;
+  const uint64_t end = (region.end - slot.base) / kPageBytes;
+  while (page < end) {
+    const uint64_t index = page / kPagesPerGroup;
+    std::atomic<uint64_t>& word = slot.pages.group(index).*plane;
+    const uint64_t pages = GroupMask(index, page, end);
+    // Most were found before.
+    if ((pages & ~word.load(std::memory_order_relaxed)) != 0) {
+      word.fetch_or(pages, std::memory_order_relaxed);
+      slot.pages.NoteGroup(index);
+    }
+    page = (index + 1) * kPagesPerGroup;
+  }
+}
+
+// Notes the pages of a region that a scan found as written.
+void NoteWritten(SlotState& slot, const PageRegion& region) {
+  Note(slot, region, &PageGroup::open);
+  Note(slot, region, &PageGroup::present);
+}
+
+// Whether pages of the region are new as written, so many in a row that they
+// may be a page table that came since all was marked, with nothing in it.
+bool MayBeNothing(const SlotState& slot, const PageRegion& region) {
+  constexpr uint64_t kSuspicious = 32;
+  uint64_t page = (region.start - slot.base) / kPageBytes;
+  const uint64_t end = (region.end - slot.base) / kPageBytes;
+  if (end - page < kSuspicious) return false;
+  uint64_t fresh = 0;
+  while (page < end) {
+    const uint64_t index = page / kPagesPerGroup;
+    fresh += std::popcount(
+        GroupMask(index, page, end) &
+        ~slot.pages.group(index).open.load(std::memory_order_relaxed));
+    page = (index + 1) * kPagesPerGroup;
+  }
+  return fresh >= kSuspicious;
+}
+
+// How far the kernel is to track: not behind the image where nobody writes
+// anything. That is a mapping of its own, which each scan would have to walk
+// over in vain.
+uint64_t AsyncEnd(const SlotState& slot, uint64_t size_pages) {
+  const uint64_t image_end = std::min(slot.image_pages, size_pages);
+  uint64_t end = WrittenEnd(slot, size_pages);
+  const WorkingSet::Words written = slot.image->working_set().written();
+  for (uint64_t index = image_end / kPagesPerGroup; index < written.size();
+       ++index) {
+    if ((written[index] & GroupMask(index, image_end, size_pages)) != 0) {
+      end = size_pages;
+    }
+  }
+  return end;
+}
+
+}  // namespace
+
+absl::Status FindKernelWrites(const UffdContext& context, SlotState& slot) {
+  if (slot.kernel_pages == 0) return absl::OkStatus();
+  const uintptr_t end = AddressOf(slot, slot.kernel_pages);
+  Kernel& kernel = *context.core.kernel;
+  PageRegion regions[256];
+  // The kernel allocates as much as it is offered.
+  const size_t capacity = slot.found_regions < 12   ? 16
+                          : slot.found_regions < 48 ? 64
+                                                    : std::size(regions);
+  const auto note = [&](const ScanResult& scan) {
+    Count(slot.counters.kernel_calls, scan.calls);
+    slot.found_regions = static_cast<uint32_t>(
+        std::min<uint64_t>(scan.regions, std::size(regions)));
+  };
+  const auto failed = [&](const ScanResult& scan) {
+    return CallFailed(context, slot, scan.error, "PAGEMAP_SCAN", 0,
+                      slot.kernel_pages);
+  };
+
+  if (slot.tracking == Tracking::kAsync && slot.all_marked) {
+    bool sure = true;
+    ScanRequest unmarked = ScanRequest::Unmarked(slot.base, end);
+    unmarked.flags = kPmScanCheckWpAsync;
+    const ScanResult scan =
+        ScanPages(kernel, context.pagemap_fd, unmarked, regions, capacity,
+                  [&](const PageRegion& region) {
+                    if (MayBeNothing(slot, region)) {
+                      sure = false;
+                      return false;
+                    }
+                    NoteWritten(slot, region);
+                    return true;
+                  });
+    note(scan);
+    if (!scan.ok()) return failed(scan);
+    if (sure) {
+      Count(slot.counters.pages_found, scan.pages);
+      return absl::OkStatus();
+    }
+    slot.all_marked = false;
+  }
+
+  ScanRequest request = ScanRequest::Written(slot.base, end);
+  // A page that was only read is reported once, found unchanged, and protected
+  // with the others: to ask for the categories that tell it makes the kernel
+  // look up each page, which takes longer than the rest of the scan.
+  request.report = 0;
+  // An error where the range is not registered any more, and never "nothing has
+  // changed".
+  request.flags = kPmScanCheckWpAsync;
+  if (slot.tracking == Tracking::kLearning) {
+    // Nothing is protected: what is there is the file's page, the page of
+    // zeroes, or written.
+    request = ScanRequest::Resident(slot.base, end);
+    request.report = kPageIsFile | kPageIsPfnZero;
+  }
+  uint64_t written = 0;
+  const ScanResult scan = ScanPages(
+      kernel, context.pagemap_fd, request, regions, capacity,
+      [&](const PageRegion& region) {
+        if ((region.categories & (kPageIsFile | kPageIsPfnZero)) != 0) {
+          Note(slot, region, &PageGroup::present);
+        } else {
+          NoteWritten(slot, region);
+          written += (region.end - region.start) / kPageBytes;
+        }
+        return true;
+      });
+  note(scan);
+  Count(slot.counters.pages_found, written);
+  return scan.ok() ? absl::OkStatus() : failed(scan);
+}
+
+void ProtectAll(const UffdContext& context, SlotState& slot) {
+  // All, whether there is a page or not: see SlotState::all_marked.
+  ScanRequest request = ScanRequest::UnmarkedAndProtect(
+      slot.base, AddressOf(slot, slot.kernel_pages));
+  if (Sabotaged(Sabotage::kProtection)) request.end = request.start;
+  const ScanResult scan =
+      ScanPages(*context.core.kernel, context.pagemap_fd, request, nullptr, 0,
+                [](const PageRegion&) { return true; });
+  Count(slot.counters.kernel_calls, scan.calls);
+  slot.rent_ns = 0;
+  if (!scan.ok()) return;
+  slot.all_marked = true;
+  slot.pages.Forget(0, slot.kernel_pages);
+}
+
+uint64_t WrittenEnd(const SlotState& slot, uint64_t size_pages) {
+  const uint64_t image_end = std::min(slot.image_pages, size_pages);
+  uint64_t end = image_end;
+  slot.pages.ForEachGroup([&](uint64_t index, const PageGroup& group) {
+    const uint64_t known = group.open.load(std::memory_order_relaxed) |
+                           group.recent.load(std::memory_order_relaxed) |
+                           group.previous.load(std::memory_order_relaxed);
+    if ((known & GroupMask(index, image_end, size_pages)) != 0) {
+      end = size_pages;
+    }
+  });
+  return end;
+}
+
+absl::Status EnterAsync(const UffdContext& context, SlotState& slot,
+                        uint64_t end) {
+  const uint64_t first = slot.kernel_pages;
+  if (absl::Status status =
+          Unregister(context, slot, context.core.uffd, first, end - first);
+      !status.ok()) {
+    return status;
+  }
+  if (absl::Status status = Register(context, slot, context.async_uffd,
+                                     kUffdRegisterWp, first, end - first);
+      !status.ok()) {
+    return status;
+  }
+  if (slot.tracking != Tracking::kAsync) {
+    slot.tracking = Tracking::kAsync;
+    CountOwned(slot.counters.tracking_changes);
+  }
+  slot.kernel_pages = end;
+  slot.keeps_fewer = true;
+  ProtectAll(context, slot);
+  return absl::OkStatus();
+}
+
+absl::Status LeaveKernelTracking(const UffdContext& context, SlotState& slot,
+                                 uint64_t new_end) {
+  const uint64_t end = slot.kernel_pages;
+  if (end <= new_end) return absl::OkStatus();
+  if (absl::Status status = DropRange(context, slot, new_end, end - new_end);
+      !status.ok()) {
+    return status;
+  }
+  if (absl::Status status =
+          Unregister(context, slot, context.async_uffd, new_end, end - new_end);
+      !status.ok()) {
+    return status;
+  }
+  slot.kernel_pages = new_end;
+  if (new_end == 0) {
+    slot.tracking = Tracking::kSignal;
+    slot.prefill_wanted = true;
+    CountOwned(slot.counters.tracking_changes);
+  }
+  return RegisterForSignals(context, slot, new_end, end);
+}
+
+absl::Status AdjustTracking(const UffdContext& context, SlotState& slot,
+                            uint64_t size_pages) {
+  const Tracking wanted =
+      slot.policy == nullptr ? Tracking::kSignal : slot.policy->tracking();
+  if (slot.tracking == Tracking::kLearning) return absl::OkStatus();
+  if (slot.tracking == wanted) {
+    return LeaveKernelTracking(context, slot,
+                               std::min(slot.kernel_pages, size_pages));
+  }
+  if (wanted == Tracking::kSignal) {
+    return LeaveKernelTracking(context, slot, 0);
+  }
+  // Pages that the planes know of beyond the new bounds are dropped by the
+  // caller.
+  return EnterAsync(context, slot, AsyncEnd(slot, size_pages));
+}
+
+absl::Status SettleUntracked(const UffdContext& context, SlotState& slot,
+                             uint64_t end_page) {
+  if (!slot.any_untracked.load(std::memory_order_relaxed)) {
+    return absl::OkStatus();
+  }
+  uint64_t lowest = end_page;
+  uint64_t past_highest = 0;
+  absl::Status status;
+  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
+    const uint64_t mask = GroupMask(index, 0, end_page);
+    const uint64_t present = group.present.load(std::memory_order_relaxed);
+    // A fill that did not come to its end: what is there nobody knows, and
+    // protected it would be a page that only the kernel knows of.
+    const uint64_t unsure =
+        group.untracked.load(std::memory_order_relaxed) & ~present & mask;
+    ForEachRun(unsure, [&](uint64_t bit, uint64_t pages) {
+      if (!status.ok()) return;
+      const uint64_t first = index * kPagesPerGroup + bit;
+      status = DropPages(context, slot, first, first + pages);
+    });
+    const uint64_t untracked =
+        group.untracked.load(std::memory_order_relaxed) & mask;
+    if (untracked == 0) return;
+    const uint64_t base = index * kPagesPerGroup;
+    lowest = std::min<uint64_t>(lowest, base + std::countr_zero(untracked));
+    past_highest = base + std::bit_width(untracked);
+  });
+  if (!status.ok()) return status;
+  if (lowest >= past_highest) {
+    slot.any_untracked.store(false, std::memory_order_relaxed);
+    return absl::OkStatus();
+  }
+
+  bool scanned = false;
+  if (context.pagemap_fd >= 0) {
+    // Pages of zeroes that are still the kernel's one page of zeroes have not
+    // been written; anything else has.
+    ScanRequest request;
+    request.start = AddressOf(slot, lowest);
+    request.end = AddressOf(slot, past_highest);
+    request.any_of = kPageIsPresent | kPageIsSwapped;
+    request.none_of = kPageIsPfnZero;
+    request.report = kPageIsPresent | kPageIsSwapped;
+    PageRegion regions[64];
+    const ScanResult scan = ScanPages(
+        *context.core.kernel, context.pagemap_fd, request, regions, 64,
+        [&](const PageRegion& region) {
+          uint64_t page = (region.start - slot.base) / kPageBytes;
+          const uint64_t end = (region.end - slot.base) / kPageBytes;
+          while (page < end) {
+            const uint64_t index = page / kPagesPerGroup;
+            PageGroup& group = slot.pages.group(index);
+            const uint64_t written =
+                GroupMask(index, page, end) &
+                group.untracked.load(std::memory_order_relaxed);
+            group.open.fetch_or(written, std::memory_order_relaxed);
+            group.untracked.fetch_and(~written, std::memory_order_relaxed);
+            page = (index + 1) * kPagesPerGroup;
+          }
+          return true;
+        });
+    Count(slot.counters.kernel_calls, scan.calls);
+    scanned = scan.ok();
+  }
+
+  slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
+    const uint64_t untracked = group.untracked.load(std::memory_order_relaxed) &
+                               GroupMask(index, 0, end_page);
+    if (untracked == 0) return;
+    const auto settle = [&](uint64_t bit, uint64_t pages) {
+      if (!status.ok()) return;
+      const uint64_t first = index * kPagesPerGroup + bit;
+      bool is_protected = false;
+      if (scanned) {
+        is_protected =
+            WriteProtectRange(*context.core.kernel, context.core.uffd,
+                              AddressOf(slot, first), pages * kPageBytes,
+                              kUffdWriteProtectWp, {})
+                .ok();
+        Count(slot.counters.kernel_calls);
+      }
+      if (!is_protected) {
+        status = DropPages(context, slot, first, first + pages);
+        if (!status.ok()) return;
+      }
+      group.untracked.fetch_and(~GroupMask(index, first, first + pages),
+                                std::memory_order_relaxed);
+    };
+    // Pages that were opened by a write elsewhere are restored in any case, and
+    // for that must not be protected.
+    const uint64_t open = group.open.load(std::memory_order_acquire);
+    group.untracked.fetch_and(~(untracked & open), std::memory_order_relaxed);
+    const uint64_t unchanged = untracked & ~open;
+    // No call may cross the end of the image's mapping.
+    const uint64_t in_image = GroupMask(index, 0, slot.image_pages);
+    ForEachRun(unchanged & in_image, settle);
+    ForEachRun(unchanged & ~in_image, settle);
+  });
+  if (status.ok()) {
+    slot.any_untracked.store(false, std::memory_order_relaxed);
+  }
+  return status;
+}
+
+}  // namespace firsttouch
