@@ -17,7 +17,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "firsttouch/service/interrupted_stack.h"
+#include "firsttouch/service/installed_handler.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/proc.h"
 #include "firsttouch/uffd/signal_mask.h"
@@ -27,24 +27,6 @@ namespace firsttouch {
 namespace {
 
 constexpr int kSignals[] = {SIGBUS, SIGSEGV};
-
-constexpr int SlotOfSignal(int signal) { return signal == SIGBUS ? 0 : 1; }
-
-// An action that ours stands in front of. Constant once it is published, and
-// never freed: a handler may still be reading one that was replaced.
-struct Previous {
-  struct sigaction action;
-  // Set when a handler with SA_RESETHAND was called once.
-  std::atomic<bool> spent{false};
-  Previous* older = nullptr;  // for leak checkers
-};
-
-// What was there before us, for each signal; null before the first install.
-std::atomic<Previous*> g_previous[2];
-
-// What somebody put in front of ours, and we then went in front of again; null
-// where there is none. It may pass on to ours, and then goes on to g_previous.
-std::atomic<Previous*> g_in_front[2];
 
 // Counts installs and uninstalls: a check made under one value need not be made
 // again.
@@ -63,97 +45,6 @@ Installs& GetInstalls() {
 size_t KernelFrameBytes() {
   const size_t from_kernel = getauxval(AT_MINSIGSTKSZ);
   return std::max<size_t>(from_kernel, 2048);
-}
-
-// Sets the mask of the calling thread without touching errno.
-void SetMask(const sigset_t& mask) {
-  constexpr size_t kKernelSigsetBytes = 8;
-  syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, nullptr, kKernelSigsetBytes);
-}
-
-bool IsFunction(const struct sigaction& action) {
-  // The value before the flag: SIG_DFL and SIG_IGN stay what they are with
-  // SA_SIGINFO, which the Go runtime sets for instance. (sa_handler and
-  // sa_sigaction share their storage.)
-  return action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN;
-}
-
-// Whether the kernel raised the signal for what the thread just did. It does
-// not let such a signal be ignored, since it would come again without end.
-bool IsForced(int signal, const siginfo_t& info) {
-  return info.si_code > 0 &&
-         !(signal == SIGBUS && info.si_code == BUS_MCEERR_AO);
-}
-
-// The process dies of the default action of `signal`, with the siginfo and the
-// registers of the interrupted code: the signal is sent once more, and comes
-// when the handler returns. A fault would mostly happen again by itself, but
-// not where another thread has made the touch legal meanwhile, and a signal
-// that tells of no fault not at all.
-void DieByDefault(int signal, siginfo_t* info, ucontext_t* context) {
-  struct sigaction default_action = {};
-  default_action.sa_handler = SIG_DFL;
-  sigaction(signal, &default_action, nullptr);
-  // Not before the return, where the registers would be those of this function;
-  // and nothing else comes before it.
-  sigset_t all;
-  sigfillset(&all);
-  SetMask(all);
-  sigdelset(&context->uc_sigmask, signal);
-  const long thread = syscall(SYS_gettid);
-  if (syscall(SYS_rt_tgsigqueueinfo, getpid(), thread, signal, info) != 0) {
-    syscall(SYS_tgkill, getpid(), thread, signal);
-  }
-}
-
-// Calls the previous action as the kernel would have. `direct`: the kernel, and
-// nobody else, called our handler.
-void Chain(int signal, siginfo_t* info, void* ucontext, bool direct) {
-  const int slot = SlotOfSignal(signal);
-  Previous* previous =
-      direct ? g_in_front[slot].load(std::memory_order_acquire) : nullptr;
-  if (previous == nullptr) {
-    previous = g_previous[slot].load(std::memory_order_acquire);
-  }
-  auto* const context = static_cast<ucontext_t*>(ucontext);
-  const struct sigaction& action = previous->action;
-  if (!IsFunction(action) || previous->spent.load(std::memory_order_relaxed)) {
-    if (action.sa_handler == SIG_IGN && !IsForced(signal, *info)) return;
-    DieByDefault(signal, info, context);
-    return;
-  }
-  if ((action.sa_flags & SA_RESETHAND) != 0) {
-    previous->spent.store(true, std::memory_order_relaxed);
-  }
-  sigset_t mask;
-  sigorset(&mask, &context->uc_sigmask, &action.sa_mask);
-  if ((action.sa_flags & (SA_NODEFER | SA_RESETHAND)) == 0) {
-    sigaddset(&mask, signal);
-  }
-  SetMask(mask);
-  // The kernel passes all three arguments to a handler of the old kind, too.
-  if (direct && (action.sa_flags & SA_ONSTACK) == 0) {
-    CallOnInterruptedStack(action.sa_sigaction, signal, info, ucontext);
-  }
-  if ((action.sa_flags & SA_SIGINFO) != 0) {
-    action.sa_sigaction(signal, info, ucontext);
-  } else {
-    action.sa_handler(signal);
-  }
-}
-
-void OnSignal(int signal, siginfo_t* info, void* ucontext) {
-  // The kernel puts the return address right below the ucontext. A handler that
-  // stands in front of ours and passes on to it has a frame of its own between.
-  const bool direct =
-      static_cast<char*>(__builtin_frame_address(0)) + 2 * sizeof(void*) ==
-      ucontext;
-  const int saved_errno = errno;
-  if (HandleFault(signal, info, ucontext) != FaultOutcome::kResolved) {
-    errno = saved_errno;
-    Chain(signal, info, ucontext, direct);
-  }
-  errno = saved_errno;
 }
 
 struct sigaction OurAction() {
@@ -267,8 +158,9 @@ bool IsOurs(const struct sigaction& action) {
   return (action.sa_flags & SA_SIGINFO) != 0 && action.sa_sigaction == OnSignal;
 }
 
-void Publish(std::atomic<Previous*>& place, const struct sigaction& action) {
-  auto* const previous = new Previous;
+void Publish(std::atomic<PreviousAction*>& place,
+             const struct sigaction& action) {
+  auto* const previous = new PreviousAction;
   previous->action = action;
   previous->older = place.load(std::memory_order_relaxed);
   place.store(previous, std::memory_order_release);
@@ -276,9 +168,11 @@ void Publish(std::atomic<Previous*>& place, const struct sigaction& action) {
 
 // Notes `present`, which ours is about to replace.
 void NotePrevious(int signal, const struct sigaction& present, bool fresh) {
-  std::atomic<Previous*>& previous = g_previous[SlotOfSignal(signal)];
-  std::atomic<Previous*>& in_front = g_in_front[SlotOfSignal(signal)];
-  const Previous* const base = previous.load(std::memory_order_relaxed);
+  std::atomic<PreviousAction*>& previous =
+      g_previous_actions[SlotOfSignal(signal)];
+  std::atomic<PreviousAction*>& in_front =
+      g_actions_in_front[SlotOfSignal(signal)];
+  const PreviousAction* const base = previous.load(std::memory_order_relaxed);
   if (fresh || base == nullptr || !IsFunction(present)) {
     // Nothing there can be passing on to ours.
     Publish(previous, present);
@@ -294,11 +188,12 @@ void NotePrevious(int signal, const struct sigaction& present, bool fresh) {
 // Puts back what stands directly behind ours.
 void Restore(int signal) {
   const int slot = SlotOfSignal(signal);
-  const Previous* const in_front =
-      g_in_front[slot].load(std::memory_order_relaxed);
-  const Previous* const behind =
-      in_front != nullptr ? in_front
-                          : g_previous[slot].load(std::memory_order_relaxed);
+  const PreviousAction* const in_front =
+      g_actions_in_front[slot].load(std::memory_order_relaxed);
+  const PreviousAction* const behind =
+      in_front != nullptr
+          ? in_front
+          : g_previous_actions[slot].load(std::memory_order_relaxed);
   sigaction(signal, &behind->action, nullptr);
 }
 
@@ -339,9 +234,10 @@ void FillFaultHandlerMask(sigset_t* mask) {
 absl::Status InstallFaultHandler() {
   Installs& installs = GetInstalls();
   MutexLock lock(&installs.mutex);
-  const bool fresh = installs.count == 0 &&
-                     g_in_front[0].load(std::memory_order_relaxed) == nullptr &&
-                     g_in_front[1].load(std::memory_order_relaxed) == nullptr;
+  const bool fresh =
+      installs.count == 0 &&
+      g_actions_in_front[0].load(std::memory_order_relaxed) == nullptr &&
+      g_actions_in_front[1].load(std::memory_order_relaxed) == nullptr;
   for (size_t i = 0; i < std::size(kSignals); ++i) {
     absl::Status status = InstallFor(kSignals[i], fresh);
     if (status.ok()) continue;
@@ -391,8 +287,9 @@ absl::Status CheckFaultHandler() {
     if (sigaction(signal, nullptr, &present) != 0) {
       return ErrnoStatus(errno, "sigaction(2)");
     }
-    const Previous* const base =
-        g_previous[SlotOfSignal(signal)].load(std::memory_order_acquire);
+    const PreviousAction* const base =
+        g_previous_actions[SlotOfSignal(signal)].load(
+            std::memory_order_acquire);
     const char* now = nullptr;
     if (present.sa_handler == SIG_DFL) {
       now = "SIG_DFL";

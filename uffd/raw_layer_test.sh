@@ -19,6 +19,10 @@ for file in "$@"; do
     *.a) ;;
     *) continue ;;
   esac
+  if [[ ! -r "${file}" ]]; then
+    echo "${file} is not there to be looked at" >&2
+    exit 1
+  fi
   checked=$((checked + 1))
   while read -r symbol; do
     if [[ ! "${symbol}" =~ ${allowed} ]]; then
