@@ -16,11 +16,12 @@
 // kParking. kParking: the release has decided, or is about to, whether the slot
 // becomes kParked; a few instructions, or a restore of the steady kind. In no
 // other state does a slot become kParked without being kParked before
-// (service/core.h). kParked: the same as kFree, but not in the allocator: kept
-// for the thread that released it. Whoever moves it on from here by a
-// compare-exchange has it. kTrimming, kTrimmingParked: kFree or kParked, and
-// its pages are being given back; soon what it was before. kQuarantined: a step
-// of the reset failed, nothing is known; never leased again.
+// (service/service_pool.h). kParked: the same as kFree, but not in the
+// allocator: kept for the thread that released it. Whoever moves it on from
+// here by a compare-exchange has it. kTrimming, kTrimmingParked: kFree or
+// kParked, and its pages are being given back; soon what it was before.
+// kQuarantined: a step of the reset failed, nothing is known; never leased
+// again.
 
 #ifndef FIRSTTOUCH_POOL_SLOT_LIFECYCLE_H_
 #define FIRSTTOUCH_POOL_SLOT_LIFECYCLE_H_

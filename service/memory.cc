@@ -5,7 +5,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "firsttouch/service/core.h"
+#include "firsttouch/service/service_pool.h"
 
 namespace firsttouch {
 namespace {
@@ -25,19 +25,19 @@ uint64_t Memory::size_bytes() const {
 }
 
 uint64_t Memory::max_bytes() const {
-  return slot_ == nullptr ? 0 : core_->layout().memory_bytes();
+  return slot_ == nullptr ? 0 : pool_->layout().memory_bytes();
 }
 
 uint32_t Memory::instance() const {
   if (slot_ == nullptr) return kNoMemory;
-  return core_->SlotNumber(*slot_) /
-         core_->layout().options().memories_per_instance;
+  return pool_->SlotNumber(*slot_) /
+         pool_->layout().options().memories_per_instance;
 }
 
 uint32_t Memory::memory_index() const {
   if (slot_ == nullptr) return kNoMemory;
-  return core_->SlotNumber(*slot_) %
-         core_->layout().options().memories_per_instance;
+  return pool_->SlotNumber(*slot_) %
+         pool_->layout().options().memories_per_instance;
 }
 
 SlotCounts Memory::stats() const {
@@ -48,48 +48,48 @@ SlotCounts Memory::stats() const {
 
 absl::Status Memory::Grow(uint64_t new_size_bytes) {
   if (slot_ == nullptr) return Released("Grow");
-  return core_->GrowTo(*slot_, new_size_bytes);
+  return pool_->GrowTo(*slot_, new_size_bytes);
 }
 
 absl::StatusOr<uint64_t> Memory::GrowBy(uint64_t delta_bytes) {
   if (slot_ == nullptr) return Released("GrowBy");
-  return core_->GrowBy(*slot_, delta_bytes);
+  return pool_->GrowBy(*slot_, delta_bytes);
 }
 
 absl::Status Memory::Reset() {
   if (slot_ == nullptr) return Released("Reset");
-  return core_->Reset(*slot_);
+  return pool_->Reset(*slot_);
 }
 
 absl::StatusOr<ImageRef> Memory::Snapshot(std::string name) const {
   if (slot_ == nullptr) return Released("Snapshot");
-  return core_->Snapshot(*slot_, std::move(name), /*delta=*/false);
+  return pool_->Snapshot(*slot_, std::move(name), /*delta=*/false);
 }
 
 absl::StatusOr<ImageRef> Memory::SnapshotDelta(std::string name) const {
   if (slot_ == nullptr) return Released("SnapshotDelta");
-  return core_->Snapshot(*slot_, std::move(name), /*delta=*/true);
+  return pool_->Snapshot(*slot_, std::move(name), /*delta=*/true);
 }
 
 absl::Status Memory::MakeReady(uint64_t offset_bytes, uint64_t bytes,
                                Access access) const {
   if (slot_ == nullptr) return Released("MakeReady");
-  return core_->MakeReady(*slot_, offset_bytes, bytes, access);
+  return pool_->MakeReady(*slot_, offset_bytes, bytes, access);
 }
 
 MemoryPages Memory::CountPages() const {
-  return slot_ == nullptr ? MemoryPages{} : core_->CountPages(*slot_);
+  return slot_ == nullptr ? MemoryPages{} : pool_->CountPages(*slot_);
 }
 
 void Memory::DropAtRelease() {
-  if (slot_ != nullptr) Core::DropAtRelease(*slot_);
+  if (slot_ != nullptr) ServicePool::DropAtRelease(*slot_);
 }
 
 absl::Status Memory::Release() {
   if (slot_ == nullptr) return Released("Release");
-  Core* const core = std::exchange(core_, nullptr);
+  ServicePool* const pool = std::exchange(pool_, nullptr);
   base_ = nullptr;
-  return core->Release(*std::exchange(slot_, nullptr));
+  return pool->Release(*std::exchange(slot_, nullptr));
 }
 
 }  // namespace firsttouch

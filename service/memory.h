@@ -46,7 +46,7 @@
 
 namespace firsttouch {
 
-class Core;
+class ServicePool;
 class Memory;
 struct SlotState;
 
@@ -58,13 +58,13 @@ class Memory {
   // Holds nothing.
   Memory() = default;
   Memory(Memory&& other) noexcept
-      : core_(std::exchange(other.core_, nullptr)),
+      : pool_(std::exchange(other.pool_, nullptr)),
         slot_(std::exchange(other.slot_, nullptr)),
         base_(std::exchange(other.base_, nullptr)) {}
   Memory& operator=(Memory&& other) noexcept {
     if (this != &other) {
       if (slot_ != nullptr) Drop();
-      core_ = std::exchange(other.core_, nullptr);
+      pool_ = std::exchange(other.pool_, nullptr);
       slot_ = std::exchange(other.slot_, nullptr);
       base_ = std::exchange(other.base_, nullptr);
     }
@@ -193,16 +193,16 @@ class Memory {
   absl::Status Release();
 
  private:
-  friend class Core;
+  friend class ServicePool;
   friend absl::Status RunTrapped(const Memory& memory,
                                  absl::FunctionRef<void()> run, TrapInfo* trap);
-  Memory(Core* core, SlotState* slot, std::byte* base)
-      : core_(core), slot_(slot), base_(base) {}
+  Memory(ServicePool* pool, SlotState* slot, std::byte* base)
+      : pool_(pool), slot_(slot), base_(base) {}
 
   // Releases, and leaves out what comes of it.
   void Drop();
 
-  Core* core_ = nullptr;
+  ServicePool* pool_ = nullptr;
   SlotState* slot_ = nullptr;
   std::byte* base_ = nullptr;
 };

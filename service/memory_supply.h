@@ -6,7 +6,7 @@
 // it for nothing but that; what kind of supply it is, the service does not
 // know. A new kind is a new class and a line in open_supply.cc.
 //
-//   service (core.h)                        fault path (signal_path.cc)
+//   service (service_pool.h)                        fault path (signal_path.cc)
 //     | acquire  Bind, Prefill                 | a signal in bounds
 //     | grow     Open, NoteGrown               v
 //     | release  StopFills, Restore         FaultCore::resolve_signal

@@ -10,8 +10,8 @@
 #include "absl/strings/str_cat.h"
 #include "firsttouch/pool/ids.h"
 #include "firsttouch/pool/layout.h"
-#include "firsttouch/service/core.h"
 #include "firsttouch/service/memory.h"
+#include "firsttouch/service/service_pool.h"
 #include "firsttouch/service/signals.h"
 #include "firsttouch/service/trap.h"
 #include "firsttouch/service/trap_guard.h"
@@ -121,11 +121,11 @@ absl::Status RunTrapped(const Memory& memory, absl::FunctionRef<void()> run,
     SetTrapGuard(&LeaveRun);
     t_is_prepared = true;
   }
-  const PoolLayout& layout = memory.core_->layout();
-  const SlotIndex slot(memory.core_->SlotNumber(*memory.slot_));
+  const PoolLayout& layout = memory.pool_->layout();
+  const SlotIndex slot(memory.pool_->SlotNumber(*memory.slot_));
   const auto base = reinterpret_cast<uintptr_t>(memory.base());
   Run here = {
-      .pool_id = memory.core_->fault_core().entry.pool_id,
+      .pool_id = memory.pool_->fault_core().entry.pool_id,
       .instance = memory.instance(),
       .memory = memory.memory_index(),
       .begin = base - layout.guard_in_front_bytes(slot),

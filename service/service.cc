@@ -5,50 +5,52 @@
 #include <utility>
 #include <vector>
 
-#include "firsttouch/service/core.h"
 #include "firsttouch/service/open_supply.h"
+#include "firsttouch/service/service_pool.h"
 
 namespace firsttouch {
 
 absl::StatusOr<std::unique_ptr<Service>> Service::Create(ServiceOptions options,
                                                          Kernel& kernel) {
-  absl::StatusOr<std::unique_ptr<Core>> core =
-      Core::Create(std::move(options), kernel, &OpenSupply);
-  if (!core.ok()) return core.status();
-  return std::unique_ptr<Service>(new Service(core->release()));
+  absl::StatusOr<std::unique_ptr<ServicePool>> pool =
+      ServicePool::Create(std::move(options), kernel, &OpenSupply);
+  if (!pool.ok()) return pool.status();
+  return std::unique_ptr<Service>(new Service(pool->release()));
 }
 
-Service::~Service() { Core::Orphan(std::unique_ptr<Core>(core_)); }
+Service::~Service() {
+  ServicePool::Orphan(std::unique_ptr<ServicePool>(pool_));
+}
 
 absl::StatusOr<Memory> Service::Acquire(const MemoryOptions& options) {
-  return core_->AcquireOne(options);
+  return pool_->AcquireOne(options);
 }
 
 absl::StatusOr<std::vector<Memory>> Service::AcquireInstance(
     std::span<const MemoryOptions> options) {
-  return core_->AcquireInstance(options);
+  return pool_->AcquireInstance(options);
 }
 
-absl::StatusOr<uint64_t> Service::Trim() { return core_->Trim(); }
+absl::StatusOr<uint64_t> Service::Trim() { return pool_->Trim(); }
 
-ServiceStats Service::Stats() const { return core_->Stats(); }
+ServiceStats Service::Stats() const { return pool_->Stats(); }
 
-std::string Service::Describe() const { return core_->Describe(); }
+std::string Service::Describe() const { return pool_->Describe(); }
 
-const ServiceOptions& Service::options() const { return core_->options(); }
+const ServiceOptions& Service::options() const { return pool_->options(); }
 
-Supply Service::supply() const { return core_->supply(); }
+Supply Service::supply() const { return pool_->supply(); }
 
-Backing Service::backing() const { return core_->fault_core().backing; }
+Backing Service::backing() const { return pool_->fault_core().backing; }
 
 bool Service::serves_kernel_faults() const {
-  return core_->serves_kernel_faults();
+  return pool_->serves_kernel_faults();
 }
 
-const PoolLayout& Service::layout() const { return core_->layout(); }
+const PoolLayout& Service::layout() const { return pool_->layout(); }
 
-uintptr_t Service::base() const { return core_->fault_core().entry.base; }
+uintptr_t Service::base() const { return pool_->fault_core().entry.base; }
 
-uint32_t Service::pool_id() const { return core_->fault_core().entry.pool_id; }
+uint32_t Service::pool_id() const { return pool_->fault_core().entry.pool_id; }
 
 }  // namespace firsttouch

@@ -55,7 +55,7 @@
 
 namespace firsttouch {
 
-class Core;
+class ServicePool;
 
 // What a memory is to be.
 struct MemoryOptions {
@@ -150,9 +150,9 @@ class Service {
 
  private:
   friend class ServiceWithSupply;  // service_test_util.h
-  explicit Service(Core* core) : core_(core) {}
+  explicit Service(ServicePool* pool) : pool_(pool) {}
 
-  Core* core_;
+  ServicePool* pool_;
 };
 
 }  // namespace firsttouch

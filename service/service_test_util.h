@@ -20,10 +20,10 @@
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/image_builder.h"
 #include "firsttouch/init/image_file.h"
-#include "firsttouch/service/core.h"
 #include "firsttouch/service/memory_supply.h"
 #include "firsttouch/service/plain_supply.h"
 #include "firsttouch/service/service.h"
+#include "firsttouch/service/service_pool.h"
 #include "firsttouch/service/trap.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/kernel.h"
@@ -64,10 +64,10 @@ class ServiceWithSupply {
  public:
   static absl::StatusOr<std::unique_ptr<Service>> Create(
       ServiceOptions options, Kernel& kernel, SupplyOpener open_supply) {
-    absl::StatusOr<std::unique_ptr<Core>> core =
-        Core::Create(std::move(options), kernel, open_supply);
-    if (!core.ok()) return core.status();
-    return std::unique_ptr<Service>(new Service(core->release()));
+    absl::StatusOr<std::unique_ptr<ServicePool>> pool =
+        ServicePool::Create(std::move(options), kernel, open_supply);
+    if (!pool.ok()) return pool.status();
+    return std::unique_ptr<Service>(new Service(pool->release()));
   }
 };
 

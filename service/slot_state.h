@@ -197,7 +197,7 @@ struct alignas(64) SlotState {
   // that was read before belongs to a lease that has ended.
   std::atomic<uint32_t> lease{0};
 
-  // Releases that have begun and not let go of the pool; see core.h.
+  // Releases that have begun and not let go of the pool; see service_pool.h.
   std::atomic<uint32_t> returning{0};
   // The id() of `image`, for those who look for slots of one; 0 without.
   // kAbandoned: that of none, but the image of some holder may still be mapped.

@@ -35,9 +35,9 @@
 #include "firsttouch/init/image_builder.h"
 #include "firsttouch/init/image_pieces.h"
 #include "firsttouch/init/page_map.h"
-#include "firsttouch/service/core.h"
 #include "firsttouch/service/memory_supply.h"
 #include "firsttouch/service/restore_page.h"
+#include "firsttouch/service/service_pool.h"
 #include "firsttouch/service/signals.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/uffd/mapping_properties.h"
@@ -68,7 +68,7 @@ void LetAllGo(std::atomic<uint32_t>& frozen) {
 
 }  // namespace
 
-absl::Status Core::Freeze(SlotState& slot) {
+absl::Status ServicePool::Freeze(SlotState& slot) {
   WaitForNoOther(slot.frozen);
   absl::Status status = supply_->SetWritable(slot, false);
   // A call that fails may have done a part.
@@ -76,7 +76,7 @@ absl::Status Core::Freeze(SlotState& slot) {
   return status;
 }
 
-absl::Status Core::Thaw(SlotState& slot) {
+absl::Status ServicePool::Thaw(SlotState& slot) {
   absl::Status status = supply_->SetWritable(slot, true);
   if (status.ok()) {
     slot.late_writes.store(kLateWrites, std::memory_order_relaxed);
@@ -89,8 +89,8 @@ absl::Status Core::Thaw(SlotState& slot) {
   return status;
 }
 
-absl::StatusOr<ImageRef> Core::Snapshot(SlotState& slot, std::string name,
-                                        bool delta) {
+absl::StatusOr<ImageRef> ServicePool::Snapshot(SlotState& slot,
+                                               std::string name, bool delta) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
   if (absl::Status status = CheckUsable(slot); !status.ok()) return status;
   // A page that was taken away behind our back is read below, and faults.

@@ -23,11 +23,11 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "firsttouch/service/core.h"
 #include "firsttouch/service/fault_core.h"
 #include "firsttouch/service/memory.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/restore_groups.h"
+#include "firsttouch/service/service_pool.h"
 #include "firsttouch/service/slot_state.h"
 
 namespace firsttouch {
@@ -70,18 +70,18 @@ bool RestoreSteady(uint32_t steady_handovers, SlotState& slot) {
 
 }  // namespace
 
-void Core::NoteThreadReady() {
+void ServicePool::NoteThreadReady() {
   for (ParkedSlot& parked : t_parked) parked.thread_is_ready = true;
 }
 
-void Core::Lease(SlotState& slot, const MemoryOptions& options) {
+void ServicePool::Lease(SlotState& slot, const MemoryOptions& options) {
   slot.trap_callback = options.trap_callback;
   slot.trap_user = options.trap_user;
   slot.lifecycle.Move(SlotLifecycle::kLeased);
   slot.size_bytes.store(options.initial_bytes(), std::memory_order_release);
 }
 
-SlotState* Core::ClaimOwn(const MemoryOptions& options) const {
+SlotState* ServicePool::ClaimOwn(const MemoryOptions& options) const {
   ParkedSlot& parked = t_parked[steady_.number % kParkedSlots];
   if (parked.pool != steady_.number || parked.image != options.image.get()) {
     return nullptr;
@@ -90,20 +90,20 @@ SlotState* Core::ClaimOwn(const MemoryOptions& options) const {
   return parked.slot->lifecycle.TakeParked() ? parked.slot : nullptr;
 }
 
-inline bool Core::ThisThreadIsReady() const {
+inline bool ServicePool::ThisThreadIsReady() const {
   // In the line that ClaimOwn() has just looked at.
   return t_parked[steady_.number % kParkedSlots].thread_is_ready;
 }
 
-inline bool Core::IsReadyFor(const SlotState& slot,
-                             const MemoryOptions& options) {
+inline bool ServicePool::IsReadyFor(const SlotState& slot,
+                                    const MemoryOptions& options) {
   return slot.image == options.image &&
          slot.initial_bytes == options.initial_bytes() &&
          !slot.prefill_wanted && !slot.other_tracking_wanted &&
          !slot.has_strays.load(std::memory_order_acquire);
 }
 
-absl::StatusOr<Memory> Core::AcquireOne(const MemoryOptions& options) {
+absl::StatusOr<Memory> ServicePool::AcquireOne(const MemoryOptions& options) {
   // In a steady cycle this is all.
   SlotState* own = nullptr;
   if (InOwnerProcess()) [[likely]] {
@@ -117,13 +117,13 @@ absl::StatusOr<Memory> Core::AcquireOne(const MemoryOptions& options) {
   return AcquireAny(options, own);
 }
 
-inline bool Core::IsSteady(const SlotState& slot) {
+inline bool ServicePool::IsSteady(const SlotState& slot) {
   return slot.exceptions.load(std::memory_order_relaxed) == 0 &&
          !slot.filled.load(std::memory_order_relaxed) &&
          slot.size_bytes.load(std::memory_order_relaxed) == slot.initial_bytes;
 }
 
-void Core::Park(SlotState& slot) {
+void ServicePool::Park(SlotState& slot) {
   ParkedSlot& parked = t_parked[steady_.number % kParkedSlots];
   if (parked.pool == steady_.number && parked.slot != &slot) [[unlikely]] {
     ParkInsteadOf(*parked.slot, slot);
@@ -136,7 +136,7 @@ void Core::Park(SlotState& slot) {
   slot.lifecycle.Move(SlotLifecycle::kParked);
 }
 
-void Core::ParkInsteadOf(SlotState& before, SlotState& slot) {
+void ServicePool::ParkInsteadOf(SlotState& before, SlotState& slot) {
   // The pool must live until `before` is returned: see Orphan().
   slot.returning.fetch_add(1, std::memory_order_relaxed);
   t_parked[steady_.number % kParkedSlots] = {
@@ -147,7 +147,7 @@ void Core::ParkInsteadOf(SlotState& before, SlotState& slot) {
   slot.returning.fetch_sub(1, std::memory_order_release);
 }
 
-absl::Status Core::Release(SlotState& slot) {
+absl::Status ServicePool::Release(SlotState& slot) {
   // In a child the slot is not ours to touch; forgetting it is all there is.
   if (!InOwnerProcess()) [[unlikely]] {
     return CheckProcess();

@@ -22,7 +22,7 @@
 namespace firsttouch::pooldump {
 namespace {
 
-// What Core::OpenUffd and Core::OpenSupply count with.
+// What UffdSupply and MappingSupply count with.
 constexpr uint64_t kFixedMappings = 4;
 constexpr uint64_t kMappingsShared = 2;
 constexpr uint64_t kMappingsCopied = 0;

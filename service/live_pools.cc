@@ -1,4 +1,4 @@
-#include "firsttouch/service/live_cores.h"
+#include "firsttouch/service/live_pools.h"
 
 #include <algorithm>
 #include <atomic>
@@ -7,7 +7,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "firsttouch/init/image.h"
-#include "firsttouch/service/core.h"
+#include "firsttouch/service/service_pool.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/process_mark.h"
 
@@ -17,7 +17,7 @@ namespace {
 struct List {
   const ProcessMark made_by = ProcessMark::Here();
   Mutex mutex;
-  std::vector<Core*> cores ABSL_GUARDED_BY(mutex);
+  std::vector<ServicePool*> pools ABSL_GUARDED_BY(mutex);
 };
 
 std::atomic<List*> g_list{nullptr};
@@ -43,23 +43,24 @@ void TellAll(const Image& image) {
   // parent, and then this runs again.
   std::vector<std::shared_ptr<const Image>> dropped;
   MutexLock lock(&list->mutex);
-  for (Core* const core : list->cores) core->LetGoOfImage(image, dropped);
+  for (ServicePool* const pool : list->pools)
+    pool->LetGoOfImage(image, dropped);
 }
 
 }  // namespace
 
-void LiveCores::Add(Core* core) {
+void LivePools::Add(ServicePool* pool) {
   Image::SetUnusedHook(&TellAll);
   List* const list = OwnList(/*make=*/true);
   MutexLock lock(&list->mutex);
-  list->cores.push_back(core);
+  list->pools.push_back(pool);
 }
 
-void LiveCores::Remove(Core* core) {
+void LivePools::Remove(ServicePool* pool) {
   List* const list = OwnList(/*make=*/false);
   if (list == nullptr) return;
   MutexLock lock(&list->mutex);
-  std::erase(list->cores, core);
+  std::erase(list->pools, pool);
 }
 
 }  // namespace firsttouch

@@ -1,5 +1,6 @@
-// The part of Core that tells readers in other processes of the pool: what the
-// records are that it works with, and where they are (control/block.h).
+// The part of ServicePool that tells readers in other processes of the pool:
+// what the records are that it works with, and where they are
+// (control/block.h).
 
 #include <algorithm>
 #include <cstddef>
@@ -11,8 +12,8 @@
 #include "firsttouch/control/block.h"
 #include "firsttouch/control/control_block.h"
 #include "firsttouch/control/counters.h"
-#include "firsttouch/service/core.h"
 #include "firsttouch/service/page_states.h"
+#include "firsttouch/service/service_pool.h"
 
 namespace firsttouch {
 namespace {
@@ -66,7 +67,7 @@ std::vector<ControlName> NamesUpTo(Enum last, const char* (*name_of)(Enum)) {
 
 }  // namespace
 
-void Core::Publish() {
+void ServicePool::Publish() {
   ControlHeader header = {};
   header.pool_id = fault_core_.entry.pool_id;
   header.base = reservation_->base();
@@ -118,7 +119,7 @@ void Core::Publish() {
                              .description = description});
 }
 
-void Core::PublishImage(const SlotState& slot) {
+void ServicePool::PublishImage(const SlotState& slot) {
   ControlBlock::ImageFacts facts;
   if (slot.image != nullptr) facts.id = slot.image->id();
   if (control_->image_id(SlotNumber(slot)) == facts.id) return;

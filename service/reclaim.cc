@@ -14,9 +14,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "firsttouch/service/core.h"
 #include "firsttouch/service/memory_supply.h"
 #include "firsttouch/service/page_states.h"
+#include "firsttouch/service/service_pool.h"
 #include "firsttouch/uffd/batch_drop.h"
 #include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/units.h"
@@ -30,7 +30,7 @@ constexpr size_t kTrimmedTogether = 32;
 
 }  // namespace
 
-void Core::QuarantineIdle(SlotState& slot, SlotLifecycle before) {
+void ServicePool::QuarantineIdle(SlotState& slot, SlotLifecycle before) {
   ForgetIdle(slot);
   slot.lifecycle.Move(SlotLifecycle::kQuarantined);
   // A free one is taken out by whoever gets it from the allocator.
@@ -39,8 +39,8 @@ void Core::QuarantineIdle(SlotState& slot, SlotLifecycle before) {
   }
 }
 
-absl::Status Core::TrimSlots(std::span<SlotState* const> slots,
-                             uint64_t* bytes) {
+absl::Status ServicePool::TrimSlots(std::span<SlotState* const> slots,
+                                    uint64_t* bytes) {
   struct Claimed {
     SlotState* slot;
     SlotLifecycle before;
@@ -83,9 +83,9 @@ absl::Status Core::TrimSlots(std::span<SlotState* const> slots,
   return failure;
 }
 
-void Core::UnbindIdle(SlotState& slot,
-                      std::vector<std::shared_ptr<const Image>>& dropped,
-                      uint64_t* bytes) {
+void ServicePool::UnbindIdle(SlotState& slot,
+                             std::vector<std::shared_ptr<const Image>>& dropped,
+                             uint64_t* bytes) {
   const std::optional<SlotLifecycle> before = slot.lifecycle.BeginTrim();
   if (!before.has_value()) return;
   slot.exceptions.fetch_and(static_cast<uint8_t>(~kSlotImageUnused),
@@ -103,8 +103,8 @@ void Core::UnbindIdle(SlotState& slot,
   slot.lifecycle.Move(*before);
 }
 
-void Core::LetGoOfImage(const Image& image,
-                        std::vector<std::shared_ptr<const Image>>& dropped) {
+void ServicePool::LetGoOfImage(
+    const Image& image, std::vector<std::shared_ptr<const Image>>& dropped) {
   if (!InOwnerProcess()) return;
   const auto has_it = [&](const SlotState& slot) {
     return slot.image_id.load(std::memory_order_seq_cst) == image.id();
@@ -143,7 +143,7 @@ void Core::LetGoOfImage(const Image& image,
   }
 }
 
-absl::StatusOr<uint64_t> Core::Trim() {
+absl::StatusOr<uint64_t> ServicePool::Trim() {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
   // What the end of an image's last handle has left, since it could not be
   // unmapped then.
@@ -160,7 +160,7 @@ absl::StatusOr<uint64_t> Core::Trim() {
   return *trimmed + unbound;
 }
 
-absl::StatusOr<uint64_t> Core::TrimTo(uint64_t budget, bool* more) {
+absl::StatusOr<uint64_t> ServicePool::TrimTo(uint64_t budget, bool* more) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
   struct Idle {
     uint64_t released_ns;
@@ -210,7 +210,7 @@ absl::StatusOr<uint64_t> Core::TrimTo(uint64_t budget, bool* more) {
   return bytes;
 }
 
-absl::Status Core::DropKept(SlotState& slot) {
+absl::Status ServicePool::DropKept(SlotState& slot) {
   const PageSpan span = supply_->KeptSpan(slot);
   int error = 0;
   if (!span.empty()) {
@@ -222,7 +222,7 @@ absl::Status Core::DropKept(SlotState& slot) {
   return supply_->NoteDropped(slot, span, error);
 }
 
-void Core::NoteIdle(SlotState& slot) {
+void ServicePool::NoteIdle(SlotState& slot) {
   const uint64_t pages = supply_->KeptPages(slot);
   const uint64_t before = slot.idle_pages.load(std::memory_order_relaxed);
   if (pages == before) return;
@@ -231,7 +231,7 @@ void Core::NoteIdle(SlotState& slot) {
                            std::memory_order_relaxed);
 }
 
-uint64_t Core::ForgetIdle(SlotState& slot) {
+uint64_t ServicePool::ForgetIdle(SlotState& slot) {
   const uint64_t pages = slot.idle_pages.exchange(0, std::memory_order_relaxed);
   if (pages != 0) {
     kept_by_slots_.fetch_sub(static_cast<int64_t>(pages),
@@ -240,7 +240,7 @@ uint64_t Core::ForgetIdle(SlotState& slot) {
   return pages;
 }
 
-void Core::WakeIfOverBudget() {
+void ServicePool::WakeIfOverBudget() {
   const int64_t kept = kept_by_slots_.load(std::memory_order_relaxed);
   if (kept > 0 && static_cast<uint64_t>(kept) * kPageBytes >
                       *options_.resident_budget_bytes) {
@@ -250,7 +250,7 @@ void Core::WakeIfOverBudget() {
   }
 }
 
-void Core::PutOffDemotion(const SlotState& slot) {
+void ServicePool::PutOffDemotion(const SlotState& slot) {
   const uint32_t name = SlotNumber(slot) + 1;
   for (std::atomic<uint32_t>& cell : put_off_) {
     uint32_t there = cell.load(std::memory_order_relaxed);
@@ -263,7 +263,7 @@ void Core::PutOffDemotion(const SlotState& slot) {
   // No room: the end of its next span is soon enough.
 }
 
-absl::Status Core::Demote(SlotState& slot) {
+absl::Status ServicePool::Demote(SlotState& slot) {
   struct Cold {
     SlotState* slot;
     // Of slots that nobody has; not of ours.

@@ -1,9 +1,9 @@
 // A pool with all that serves it: what Service and Memory stand for.
 //
-// LIFETIME. A Core lives as long as its Service or any memory that is held.
-// Counting references would make every hand-over write a line that all threads
-// share; instead each slot says whether it is held, and only once the Service
-// is gone (`orphaned`) do releases look whether they were the last.
+// LIFETIME. A ServicePool lives as long as its Service or any memory that is
+// held. Counting references would make every hand-over write a line that all
+// threads share; instead each slot says whether it is held, and only once the
+// Service is gone (`orphaned`) do releases look whether they were the last.
 //
 // FREE SLOTS are known in two places: the allocator has those that anybody may
 // take, and each thread that releases steadily keeps its last slot (kParked),
@@ -20,12 +20,12 @@
 //     that is parked instead of another one is parked first, and an acquire
 //     that has taken its thread's slot uses it.
 //
-// LOCK ORDER. One mutex for all cores, taken only when a Service has gone
+// LOCK ORDER. One mutex for all pools, taken only when a Service has gone
 // before its memories; never on the steady path, nor with another one held, nor
 // on the fault path.
 
-#ifndef FIRSTTOUCH_SERVICE_CORE_H_
-#define FIRSTTOUCH_SERVICE_CORE_H_
+#ifndef FIRSTTOUCH_SERVICE_SERVICE_POOL_H_
+#define FIRSTTOUCH_SERVICE_SERVICE_POOL_H_
 
 #include <array>
 #include <atomic>
@@ -64,15 +64,14 @@ struct DestroySlots {
   void operator()(SlotState* first) const { std::destroy_n(first, slots); }
 };
 
-class Core {
+class ServicePool {
  public:
-  static absl::StatusOr<std::unique_ptr<Core>> Create(ServiceOptions options,
-                                                      Kernel& kernel,
-                                                      SupplyOpener open_supply);
+  static absl::StatusOr<std::unique_ptr<ServicePool>> Create(
+      ServiceOptions options, Kernel& kernel, SupplyOpener open_supply);
   // In the process that made it: ends the handler threads, unmaps the pool,
   // then closes the userfaultfd, in this order. In a forked child: leaves
   // everything as it is, since none of it is the child's.
-  ~Core();
+  ~ServicePool();
 
   absl::StatusOr<Memory> AcquireOne(const MemoryOptions& options);
   absl::StatusOr<std::vector<Memory>> AcquireInstance(
@@ -99,8 +98,8 @@ class Core {
   void LetGoOfImage(const Image& image,
                     std::vector<std::shared_ptr<const Image>>& dropped);
 
-  // The Service is gone: deletes `core` now, or when the last memory goes.
-  static void Orphan(std::unique_ptr<Core> core);
+  // The Service is gone: deletes `pool` now, or when the last memory goes.
+  static void Orphan(std::unique_ptr<ServicePool> pool);
 
   absl::StatusOr<uint64_t> Trim();
 
@@ -119,18 +118,20 @@ class Core {
   }
 
  private:
-  Core(ServiceOptions options, Kernel& kernel, const PoolLayout& layout);
+  ServicePool(ServiceOptions options, Kernel& kernel, const PoolLayout& layout);
 
   absl::Status Start(SupplyOpener open_supply);
   // In snapshot.cc. Keeps everybody from writing to the memory, or lets them.
   absl::Status Freeze(SlotState& slot);
   absl::Status Thaw(SlotState& slot);
   absl::Status MapBookKeeping();
-  // In core_publish.cc. What readers are told of the pool, once, and of a slot
+  // In publish.cc. What readers are told of the pool, once, and of a slot
   // each time that it is bound.
   void Publish();
   void PublishImage(const SlotState& slot);
   absl::Status CheckMemoryOptions(const MemoryOptions& options) const;
+  // A size for people, in bytes and pages.
+  static std::string InPages(uint64_t bytes);
   // Not in a child of fork(2).
   bool InOwnerProcess() const { return steady_.made_by.IsHere(); }
   absl::Status CheckProcess() const;
@@ -239,7 +240,7 @@ class Core {
 
     // As in fault_core_.
     const ProcessMark made_by = ProcessMark::Here();
-    // Unique among all cores that this process ever had.
+    // Unique among all pools that this process ever had.
     const uint64_t number;
     // Between releases that may be the last, and Orphan().
     const AsymmetricFence fence;
@@ -276,11 +277,11 @@ class Core {
   bool registered_ = false;
   bool handler_installed_ = false;
 
-  // Under the mutex of all cores. Set once Orphan() has seen memories that are
-  // still held: the last of them deletes the core.
+  // Under the mutex of all pools. Set once Orphan() has seen memories that are
+  // still held: the last of them deletes the pool.
   bool last_release_deletes_ = false;
 };
 
 }  // namespace firsttouch
 
-#endif  // FIRSTTOUCH_SERVICE_CORE_H_
+#endif  // FIRSTTOUCH_SERVICE_SERVICE_POOL_H_

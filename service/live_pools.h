@@ -1,0 +1,22 @@
+// The pools of this process, to be told of images that nobody uses any more.
+
+#ifndef FIRSTTOUCH_SERVICE_LIVE_POOLS_H_
+#define FIRSTTOUCH_SERVICE_LIVE_POOLS_H_
+
+namespace firsttouch {
+
+class ServicePool;
+
+// Any thread; not in a signal handler.
+class LivePools {
+ public:
+  // From here on `pool` is told (ServicePool::LetGoOfImage).
+  static void Add(ServicePool* pool);
+  // When this returns, nobody is telling it anything, nor will. Nothing for a
+  // pool that was never added, or not in this process.
+  static void Remove(ServicePool* pool);
+};
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_LIVE_POOLS_H_
