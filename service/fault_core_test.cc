@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "firsttouch/service/filler.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/uffd/fake_kernel.h"
 #include "firsttouch/uffd/units.h"

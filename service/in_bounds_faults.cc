@@ -6,7 +6,10 @@
 #include <errno.h>
 #include <signal.h>
 
+#include "firsttouch/service/accessible.h"
 #include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/filler.h"
+#include "firsttouch/service/trapping_pages.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {

@@ -17,6 +17,7 @@
 #include "firsttouch/pool/reservation.h"
 #include "firsttouch/service/drift.h"
 #include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/filler.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/slot_record.h"
 #include "firsttouch/service/slot_state.h"

@@ -1,0 +1,604 @@
+// ON THE FAULT PATH: async-signal-safe, no lock, no allocation, no logging, no
+// thread-local storage.
+
+#include "firsttouch/service/filler.h"
+
+#include <errno.h>
+
+#include <algorithm>
+#include <bit>
+
+#include "firsttouch/init/image_fetch.h"
+#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/sabotage.h"
+#include "firsttouch/service/slot_state.h"
+#include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+namespace {
+
+// A guest that fills its heap upwards gets up to this many pages at a fault.
+constexpr uint64_t kMaxZeroRunPages = 16;
+
+// A guest that reads an image from one end to the other gets up to this many
+// pages mapped at a fault: most of what a fault costs is the signal.
+constexpr uint64_t kMaxReadRunPages = 256;
+// And one that writes so gets up to this many private copies.
+constexpr uint64_t kMaxWriteRunPages = 16;
+
+class Filler {
+ public:
+  Filler(FaultCore& core, SlotState& slot, uint64_t size_pages,
+         const SignalSet* interrupted_mask = nullptr)
+      : core_(core),
+        slot_(slot),
+        size_pages_(size_pages),
+        interrupted_mask_(interrupted_mask) {
+    // A thread that resolves for others must wake them also when the page is
+    // there already: it may have come before they went to sleep.
+    policy_.wake_present = core.resolve == Resolve::kHandlerThread;
+    if (!slot.filled.load(std::memory_order_relaxed)) {
+      slot.filled.store(true, std::memory_order_relaxed);
+    }
+  }
+
+  FaultResult Read(uint64_t page);
+  FaultResult Write(uint64_t page, bool protection);
+  FaultResult FillPrivate(uint64_t first, uint64_t end);
+  FaultResult MapClean(uint64_t first, uint64_t end);
+  // Whether some page is there that was not there before.
+  bool has_filled() const { return has_filled_; }
+
+ private:
+  bool IsImagePage(uint64_t page) const {
+    return page < slot_.image_pages &&
+           (slot_.image_stored[page / 64] >> (page % 64) & 1) != 0;
+  }
+  // Whether image pages may be nowhere yet.
+  bool HasSource() const {
+    return slot_.image_fetch != nullptr &&
+           slot_.image_fetch->requests != nullptr;
+  }
+  uint64_t ImageWord(uint64_t group) const {
+    return group * kPagesPerGroup < slot_.image_pages
+               ? slot_.image_stored[group]
+               : 0;
+  }
+  uintptr_t Address(uint64_t page) const {
+    return slot_.base + page * kPageBytes;
+  }
+  uintptr_t ImageAddress(uint64_t page) const {
+    return reinterpret_cast<uintptr_t>(slot_.image_data) + page * kPageBytes;
+  }
+
+  // The bits of `group` whose pages are in the same mapping as `page`: where an
+  // image is mapped it ends at image_pages, where the kernel resolves faults by
+  // itself our registration begins at kernel_pages, and no fill may cross that.
+  uint64_t SameMapping(uint64_t group, uint64_t page) const {
+    if (!slot_.image_mapped) return ~uint64_t{0};
+    const uint64_t border = std::max(slot_.image_pages, slot_.kernel_pages);
+    return page < border
+               ? GroupMask(group, slot_.kernel_pages, slot_.image_pages)
+               : ~GroupMask(group, 0, border);
+  }
+
+  // More of the image is touched than was copied in beforehand.
+  void AskForMapping() {
+    if (core_.backing == Backing::kShared && !slot_.image_mapped &&
+        !slot_.mapping_wanted.load(std::memory_order_relaxed)) {
+      slot_.mapping_wanted.store(true, std::memory_order_relaxed);
+    }
+  }
+
+  // Pages of the granule around `page`, cut at the size, and to what the
+  // image's source gives at once.
+  uint64_t GranuleFirst(uint64_t page) const {
+    const uint64_t first = page / core_.granule_pages * core_.granule_pages;
+    if (!HasSource()) return first;
+    const uint64_t pages = slot_.image_fetch->granule_pages;
+    return std::max(first, page / pages * pages);
+  }
+  uint64_t GranuleEnd(uint64_t page) const {
+    const uint64_t end = std::min(
+        page / core_.granule_pages * core_.granule_pages + core_.granule_pages,
+        size_pages_);
+    if (!HasSource()) return end;
+    const uint64_t pages = slot_.image_fetch->granule_pages;
+    return std::min(end, page / pages * pages + pages);
+  }
+
+  void CountFilled(std::atomic<uint64_t>& counter, const FillResult& fill) {
+    Count(counter, fill.pages_filled());
+    if (fill.pages_filled() != 0) has_filled_ = true;
+  }
+
+  FaultResult Outcome(const FillResult& fill, const char* call) {
+    Count(slot_.counters.kernel_calls, 1 + fill.stalls + fill.pages_present);
+    if (fill.ok()) return {};
+    if (fill.error == ESRCH) return {FaultResult::Kind::kGone, ESRCH, call};
+    return {FaultResult::Kind::kFailed, fill.error, call};
+  }
+
+  // Sets the bits of [page, page + pages) in one plane.
+  void Mark(std::atomic<uint64_t> PageGroup::*plane, uint64_t page,
+            uint64_t pages) const {
+    for (uint64_t end = page + pages; page < end;) {
+      const uint64_t group = page / kPagesPerGroup;
+      const uint64_t mask = GroupMask(group, page, end);
+      (slot_.pages.group(group).*plane)
+          .fetch_or(mask, std::memory_order_release);
+      slot_.pages.NoteGroup(group);
+      page = (group + 1) * kPagesPerGroup;
+    }
+  }
+  void MarkOpen(uint64_t page, uint64_t pages) const {
+    Mark(&PageGroup::open, page, pages);
+  }
+  void MarkPresent(uint64_t page, uint64_t pages) const {
+    Mark(&PageGroup::present, page, pages);
+  }
+
+  // The run of missing pages around `page`, which counts as one, within its
+  // granule and among the `eligible` bits of its group.
+  struct PageRange {
+    uint64_t first;
+    uint64_t pages;
+  };
+  PageRange MissingRunAround(uint64_t page, uint64_t eligible) const {
+    const uint64_t group = page / kPagesPerGroup;
+    const PageGroup& planes = slot_.pages.group(group);
+    const uint64_t bit = page % kPagesPerGroup;
+    const uint64_t missing =
+        (GroupMask(group, GranuleFirst(page), GranuleEnd(page)) & eligible &
+         ~planes.present.load(std::memory_order_relaxed) &
+         ~planes.open.load(std::memory_order_relaxed)) |
+        (uint64_t{1} << bit);
+    const uint64_t above = std::countr_one(missing >> bit);
+    const uint64_t below =
+        bit == 0 ? 0 : std::countl_one(missing << (64 - bit));
+    return {page - below, below + above};
+  }
+
+  // Maps image pages, protected, wherever the granule lacks them; more than a
+  // granule for who reads upwards.
+  FaultResult MapImageGranule(uint64_t page);
+  // Maps image pages of one group, protected.
+  FaultResult MapRun(uint64_t page, uint64_t pages);
+  // Copies image pages, protected, wherever the granule lacks them.
+  FaultResult CopyImageGranule(uint64_t page);
+  // Copies image pages of one group, protected.
+  FaultResult CopyRun(uint64_t page, uint64_t pages);
+  // What became of a copy from the image: EFAULT says that its page cannot be
+  // read, as where its file has been cut short.
+  static FaultResult WithoutContents(FaultResult result) {
+    if (result.kind == FaultResult::Kind::kFailed && result.error == EFAULT) {
+      result.kind = FaultResult::Kind::kNoContents;
+    }
+    return result;
+  }
+  // Whether the touched page alone may still be had, although it could not be
+  // together with its neighbours. (A source gives its granule or nothing.)
+  bool MayDoAlone(const FaultResult& result) const {
+    return result.kind == FaultResult::Kind::kNoContents && !HasSource();
+  }
+  // Brings image pages to where they can be mapped and copied from.
+  FaultResult Fetch(uint64_t page, uint64_t pages) const;
+  // For each run of image pages in [first, end) that are not there, and `page`
+  // itself, ascending.
+  template <typename FillRun>
+  FaultResult ForMissingImageRuns(uint64_t page, uint64_t first, uint64_t end,
+                                  FillRun fill_run);
+
+  // How many pages from `page` on to fill for a write: one, or, for a guest
+  // that fills upwards page by page, twice as many as last time, up to `most`
+  // and to the next page that is there or in `other`, bits of its group.
+  uint64_t WriteRun(uint64_t page, std::atomic<uint64_t>& last_end,
+                    std::atomic<uint64_t>& last_pages, uint64_t other,
+                    uint64_t most);
+
+  FaultResult ReadZeroGranule(uint64_t page);
+  // Maps the page of zeroes to pages of one group and one mapping.
+  FaultResult ZeroRun(uint64_t first, uint64_t pages);
+  FaultResult WriteImagePage(uint64_t page);
+  FaultResult WriteZeroRun(uint64_t page);
+  // Makes missing image pages of one group private and writable, in the order
+  // that page_states.h demands.
+  FaultResult OpenImagePages(PageRange range);
+  // Copies private, writable pages of one group from `source`, in the order
+  // that page_states.h demands.
+  FaultResult CopyOpen(PageRange range, uintptr_t source);
+  // Pages of one group.
+  FaultResult Unprotect(uint64_t page, uint64_t pages);
+
+  FaultCore& core_;
+  SlotState& slot_;
+  const uint64_t size_pages_;
+  const SignalSet* const interrupted_mask_;
+  // Pages of the image have turned out to be elsewhere yet.
+  bool fetch_first_ = false;
+  bool has_filled_ = false;
+  FillPolicy policy_;
+};
+
+template <typename FillRun>
+FaultResult Filler::ForMissingImageRuns(uint64_t page, uint64_t first,
+                                        uint64_t end, FillRun fill_run) {
+  end = std::min(end, slot_.image_pages);
+  FaultResult result;
+  for (uint64_t group = first / kPagesPerGroup;
+       group * kPagesPerGroup < end &&
+       result.kind == FaultResult::Kind::kResolved;
+       ++group) {
+    const PageGroup& planes = slot_.pages.group(group);
+    uint64_t want = ImageWord(group) & GroupMask(group, first, end) &
+                    ~planes.present.load(std::memory_order_relaxed) &
+                    ~planes.open.load(std::memory_order_relaxed);
+    if (group == page / kPagesPerGroup) {
+      // The hardware knows better than the planes whether this page is there.
+      const uint64_t bit = uint64_t{1} << (page % kPagesPerGroup);
+      want |= bit;
+    }
+    ForEachRun(want, [&](uint64_t bit, uint64_t pages) {
+      if (result.kind != FaultResult::Kind::kResolved) return;
+      const uint64_t run = group * kPagesPerGroup + bit;
+      result = fill_run(run, pages);
+    });
+  }
+  return result;
+}
+
+FaultResult Filler::MapImageGranule(uint64_t page) {
+  const uint64_t first = GranuleFirst(page);
+  const auto map = [&](uint64_t run, uint64_t run_pages) {
+    return MapRun(run, run_pages);
+  };
+  if (HasSource()) {
+    return ForMissingImageRuns(page, first, GranuleEnd(page), map);
+  }
+  uint64_t pages = core_.granule_pages;
+  if (slot_.read_run_end.load(std::memory_order_relaxed) == first) {
+    pages = std::max(
+        pages,
+        std::min(2 * slot_.read_run_pages.load(std::memory_order_relaxed),
+                 kMaxReadRunPages));
+  }
+  slot_.read_run_end.store(first + pages, std::memory_order_relaxed);
+  slot_.read_run_pages.store(pages, std::memory_order_relaxed);
+  return ForMissingImageRuns(page, first, std::min(first + pages, size_pages_),
+                             map);
+}
+
+FaultResult Filler::MapRun(uint64_t page, uint64_t pages) {
+  if (fetch_first_) {
+    FetchImagePages(*slot_.image_fetch, page, pages, interrupted_mask_);
+  }
+  const auto map = [&] {
+    const FillResult fill = ContinueRange(
+        *core_.kernel, core_.uffd, Address(page), pages * kPageBytes,
+        Sabotaged(Sabotage::kProtection) ? 0 : kUffdContinueWp, policy_);
+    CountFilled(slot_.counters.pages_mapped, fill);
+    MarkPresent(page, fill.bytes_done / kPageBytes);
+    return Outcome(fill, "UFFDIO_CONTINUE");
+  };
+  FaultResult result = map();
+  if (result.error == EFAULT && slot_.image_fetch != nullptr) {
+    // Not in the memfd yet. Whatever else is mapped along with it is not
+    // either, mostly.
+    fetch_first_ = true;
+    result = Fetch(page, pages);
+    if (result.kind == FaultResult::Kind::kResolved) result = map();
+  }
+  return result;
+}
+
+FaultResult Filler::Fetch(uint64_t page, uint64_t pages) const {
+  const int error =
+      FetchImagePages(*slot_.image_fetch, page, pages, interrupted_mask_);
+  if (error == 0) return {};
+  return {FaultResult::Kind::kNoContents, error, "fetching the image's page"};
+}
+
+FaultResult Filler::CopyImageGranule(uint64_t page) {
+  return ForMissingImageRuns(
+      page, GranuleFirst(page), GranuleEnd(page),
+      [&](uint64_t run, uint64_t pages) { return CopyRun(run, pages); });
+}
+
+FaultResult Filler::CopyRun(uint64_t page, uint64_t pages) {
+  const auto copy = [&] {
+    const FillResult fill =
+        CopyRange(*core_.kernel, core_.uffd, Address(page), ImageAddress(page),
+                  pages * kPageBytes, kUffdCopyWp, policy_);
+    CountFilled(slot_.counters.pages_copied, fill);
+    MarkPresent(page, fill.bytes_done / kPageBytes);
+    return Outcome(fill, "UFFDIO_COPY");
+  };
+  FaultResult result = copy();
+  if (result.error == EFAULT && HasSource()) {
+    result = Fetch(page, pages);
+    if (result.kind == FaultResult::Kind::kResolved) result = copy();
+  }
+  return WithoutContents(result);
+}
+
+FaultResult Filler::ReadZeroGranule(uint64_t page) {
+  // Only pages that are zero, missing and neighbours of the touched one: the
+  // run around it within its group and granule.
+  const uint64_t group = page / kPagesPerGroup;
+  const auto [first, pages] =
+      MissingRunAround(page, SameMapping(group, page) & ~ImageWord(group));
+  return ZeroRun(first, pages);
+}
+
+FaultResult Filler::ZeroRun(uint64_t first, uint64_t pages) {
+  const uint64_t group = first / kPagesPerGroup;
+  // Nothing write-protects the kernel's page of zeroes in the same call, so a
+  // write to it would not be seen: a scan at release tells.
+  PageGroup& marks = slot_.pages.group(group);
+  marks.untracked.fetch_or(GroupMask(group, first, first + pages),
+                           std::memory_order_relaxed);
+  slot_.any_untracked.store(true, std::memory_order_relaxed);
+  slot_.pages.NoteGroup(group);
+  FillResult fill = ZeroRange(*core_.kernel, core_.uffd, Address(first),
+                              pages * kPageBytes, 0, policy_);
+  FaultResult result = Outcome(fill, "UFFDIO_ZEROPAGE");
+  CountFilled(slot_.counters.pages_zeroed, fill);
+  if (result.kind != FaultResult::Kind::kResolved) return result;
+  if (fill.pages_present != 0) {
+    // ZEROPAGE, unlike COPY, also calls a page present that only carries a
+    // marker (write-protected when it was dropped, or poisoned). Pages that are
+    // really there are so for COPY as well.
+    fill = CopyRange(*core_.kernel, core_.uffd, Address(first),
+                     core_.zero_source, pages * kPageBytes, 0, policy_);
+    CountFilled(slot_.counters.pages_copied, fill);
+    result = Outcome(fill, "UFFDIO_COPY");
+    if (result.kind != FaultResult::Kind::kResolved) return result;
+  }
+  MarkPresent(first, pages);
+  return {};
+}
+
+FaultResult Filler::Unprotect(uint64_t page, uint64_t pages) {
+  const FillResult fill = WriteProtectRange(
+      *core_.kernel, core_.uffd, Address(page), pages * kPageBytes, 0, policy_);
+  const FaultResult result = Outcome(fill, "UFFDIO_WRITEPROTECT");
+  if (result.kind == FaultResult::Kind::kFailed) {
+    // Open and still protected: to restore it would fault. Open and not known
+    // to be present is dropped at release instead.
+    const uint64_t group = page / kPagesPerGroup;
+    slot_.pages.group(group).present.fetch_and(
+        ~GroupMask(group, page, page + pages), std::memory_order_relaxed);
+  }
+  return result;
+}
+
+FaultResult Filler::WriteImagePage(uint64_t page) {
+  AskForMapping();
+  // Filled as a private page at once: a page that is not mapped yet costs no
+  // interrupt of other cores, a copy of one that is mapped does.
+  PageRange range{page, 1};
+  if (core_.backing == Backing::kCopied) {
+    // The whole run of missing pages around it in one copy; all of them count
+    // as changed, which costs less than to protect the others.
+    range = MissingRunAround(page, ImageWord(page / kPagesPerGroup));
+  } else if (!HasSource()) {
+    range.pages =
+        WriteRun(page, slot_.write_run_end, slot_.write_run_pages,
+                 ~ImageWord(page / kPagesPerGroup), kMaxWriteRunPages);
+  }
+  const FaultResult result = OpenImagePages(range);
+  return MayDoAlone(result) ? OpenImagePages({page, 1}) : result;
+}
+
+FaultResult Filler::OpenImagePages(PageRange range) {
+  return CopyOpen(range, ImageAddress(range.first));
+}
+
+FaultResult Filler::CopyOpen(PageRange range, uintptr_t source) {
+  const uint64_t first = range.first;
+  const uint64_t pages = range.pages;
+  MarkOpen(first, pages);
+  uint64_t were_present = 0;
+  const auto copy = [&] {
+    const FillResult fill = CopyRange(*core_.kernel, core_.uffd, Address(first),
+                                      source, pages * kPageBytes, 0, policy_);
+    CountFilled(slot_.counters.pages_copied, fill);
+    were_present = fill.pages_present;
+    return Outcome(fill, "UFFDIO_COPY");
+  };
+  FaultResult result = copy();
+  if (source != core_.zero_source) {
+    if (result.error == EFAULT && HasSource()) {
+      result = Fetch(first, pages);
+      if (result.kind == FaultResult::Kind::kResolved) result = copy();
+    }
+    result = WithoutContents(result);
+  }
+  if (result.kind != FaultResult::Kind::kResolved) return result;
+  MarkPresent(first, pages);
+  // Whoever made one of them present may have protected it, and all of them are
+  // open now.
+  if (were_present != 0) return Unprotect(first, pages);
+  return {};
+}
+
+uint64_t Filler::WriteRun(uint64_t page, std::atomic<uint64_t>& last_end,
+                          std::atomic<uint64_t>& last_pages, uint64_t other,
+                          uint64_t most) {
+  uint64_t pages = 1;
+  if (last_end.load(std::memory_order_relaxed) == page) {
+    pages = std::min({2 * last_pages.load(std::memory_order_relaxed), most,
+                      core_.granule_pages, size_pages_ - page});
+    const uint64_t group = page / kPagesPerGroup;
+    const PageGroup& planes = slot_.pages.group(group);
+    const uint64_t taken = other | ~SameMapping(group, page) |
+                           planes.present.load(std::memory_order_relaxed) |
+                           planes.open.load(std::memory_order_relaxed);
+    const uint64_t bit = page % kPagesPerGroup;
+    uint64_t free = 1;
+    while (free < pages && bit + free < kPagesPerGroup &&
+           (taken >> (bit + free) & 1) == 0) {
+      ++free;
+    }
+    pages = free;
+  }
+  last_end.store(page + pages, std::memory_order_relaxed);
+  last_pages.store(pages, std::memory_order_relaxed);
+  return pages;
+}
+
+FaultResult Filler::WriteZeroRun(uint64_t page) {
+  const uint64_t pages =
+      WriteRun(page, slot_.zero_run_end, slot_.zero_run_pages,
+               ImageWord(page / kPagesPerGroup), kMaxZeroRunPages);
+  return CopyOpen({page, pages}, core_.zero_source);
+}
+
+FaultResult Filler::Read(uint64_t page) {
+  const PageGroup& planes = slot_.pages.GroupOf(page);
+  const uint64_t bit = uint64_t{1} << (page % kPagesPerGroup);
+  if ((planes.open.load(std::memory_order_acquire) & bit) != 0) {
+    // Somebody is writing it for the first time right now: help.
+    return Write(page, /*protection=*/false);
+  }
+  if (!slot_.reads_to_teach.load(std::memory_order_relaxed)) {
+    slot_.reads_to_teach.store(true, std::memory_order_relaxed);
+  }
+  if (IsImagePage(page)) {
+    if (slot_.image_mapped) {
+      Count(slot_.counters.minor_faults);
+      const FaultResult result = MapImageGranule(page);
+      return MayDoAlone(result) ? MapRun(page, 1) : result;
+    }
+    AskForMapping();
+    Count(slot_.counters.missing_read_faults);
+    const FaultResult result = CopyImageGranule(page);
+    return MayDoAlone(result) ? CopyRun(page, 1) : result;
+  }
+  Count(slot_.counters.missing_read_faults);
+  return ReadZeroGranule(page);
+}
+
+FaultResult Filler::Write(uint64_t page, bool protection) {
+  if (protection) {
+    Count(slot_.counters.write_protect_faults);
+    MarkOpen(page, 1);
+    return Unprotect(page, 1);
+  }
+  // Also where the planes say "present": the page may have been dropped behind
+  // our back, or swapped out while protected. COPY tells: EEXIST, and then it
+  // is unprotected.
+  Count(slot_.counters.missing_write_faults);
+  return IsImagePage(page) ? WriteImagePage(page) : WriteZeroRun(page);
+}
+
+FaultResult Filler::FillPrivate(uint64_t first, uint64_t end) {
+  FaultResult result;
+  for (uint64_t group = first / kPagesPerGroup; group * kPagesPerGroup < end;
+       ++group) {
+    const PageGroup& planes = slot_.pages.group(group);
+    const uint64_t missing = GroupMask(group, first, end) &
+                             ~planes.present.load(std::memory_order_relaxed) &
+                             ~planes.open.load(std::memory_order_relaxed);
+    const uint64_t image = missing & ImageWord(group);
+    ForEachRun(image, [&](uint64_t bit, uint64_t pages) {
+      if (result.kind != FaultResult::Kind::kResolved) return;
+      const uint64_t page = group * kPagesPerGroup + bit;
+      result = OpenImagePages({page, pages});
+    });
+    const auto zeroes = [&](uint64_t bit, uint64_t pages) {
+      if (result.kind != FaultResult::Kind::kResolved) return;
+      result =
+          CopyOpen({group * kPagesPerGroup + bit, pages}, core_.zero_source);
+    };
+    // No call may cross the end of the image's mapping.
+    const uint64_t in_image = GroupMask(group, 0, slot_.image_pages);
+    ForEachRun(missing & ~image & in_image, zeroes);
+    ForEachRun(missing & ~image & ~in_image, zeroes);
+    if (result.kind != FaultResult::Kind::kResolved) break;
+  }
+  return result;
+}
+
+FaultResult Filler::MapClean(uint64_t first, uint64_t end) {
+  FaultResult result;
+  for (uint64_t group = first / kPagesPerGroup;
+       group * kPagesPerGroup < end &&
+       result.kind == FaultResult::Kind::kResolved;
+       ++group) {
+    const PageGroup& planes = slot_.pages.group(group);
+    const uint64_t missing = GroupMask(group, first, end) &
+                             ~planes.present.load(std::memory_order_relaxed) &
+                             ~planes.open.load(std::memory_order_relaxed);
+    const uint64_t image = missing & ImageWord(group);
+    ForEachRun(image, [&](uint64_t bit, uint64_t pages) {
+      if (result.kind != FaultResult::Kind::kResolved) return;
+      const uint64_t page = group * kPagesPerGroup + bit;
+      result = slot_.image_mapped ? MapRun(page, pages) : CopyRun(page, pages);
+    });
+    const auto zeroes = [&](uint64_t bit, uint64_t pages) {
+      if (result.kind != FaultResult::Kind::kResolved) return;
+      result = ZeroRun(group * kPagesPerGroup + bit, pages);
+    };
+    // No call may cross the end of the image's mapping.
+    const uint64_t in_image = GroupMask(group, 0, slot_.image_pages);
+    ForEachRun(missing & ~image & in_image, zeroes);
+    ForEachRun(missing & ~image & ~in_image, zeroes);
+  }
+  return result;
+}
+
+// Whether the same page has faulted too often in a row, without anything having
+// come of it.
+bool FaultsWithoutEnd(SlotState& slot, uint64_t page) {
+  if (slot.last_fault_page.load(std::memory_order_relaxed) != page) {
+    slot.last_fault_page.store(page, std::memory_order_relaxed);
+    slot.same_page_faults.store(0, std::memory_order_relaxed);
+    return false;
+  }
+  return slot.same_page_faults.fetch_add(1, std::memory_order_relaxed) >=
+         kMaxSamePageFaults;
+}
+
+}  // namespace
+
+FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept {
+  SlotState& slot = core.slots[fault.slot];
+  const uint64_t size_bytes = slot.size_bytes.load(std::memory_order_seq_cst);
+  FaultResult result;
+  if (fault.offset_bytes >= size_bytes) {
+    result.kind = FaultResult::Kind::kOutOfBounds;
+  } else {
+    const uint64_t page = fault.offset_bytes / kPageBytes;
+    if (FaultsWithoutEnd(slot, page)) {
+      result = {FaultResult::Kind::kFailed, ELOOP, "the fault's resolution"};
+    } else {
+      Filler filler(core, slot, PagesRoundedUp(size_bytes).value(),
+                    fault.interrupted_mask);
+      result = fault.access == Access::kWrite
+                   ? filler.Write(page, fault.protection)
+                   : filler.Read(page);
+      // Somebody takes the page away each time, or whoever touches it is told
+      // each time that it cannot be had: neither is a loop of ours.
+      if (filler.has_filled() || result.kind != FaultResult::Kind::kResolved) {
+        slot.same_page_faults.store(0, std::memory_order_relaxed);
+      }
+    }
+  }
+  return result;
+}
+
+FaultResult FillPrivate(FaultCore& core, uint32_t slot, uint64_t first_page,
+                        uint64_t pages) noexcept {
+  const uint64_t end = first_page + pages;
+  return Filler(core, core.slots[slot], end).FillPrivate(first_page, end);
+}
+
+FaultResult MapClean(FaultCore& core, uint32_t slot, uint64_t first_page,
+                     uint64_t pages) noexcept {
+  const uint64_t end = first_page + pages;
+  return Filler(core, core.slots[slot], end).MapClean(first_page, end);
+}
+
+}  // namespace firsttouch

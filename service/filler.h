@@ -1,0 +1,74 @@
+// The functions that make pages appear.
+//
+// ON THE FAULT PATH: async-signal-safe, no lock, no allocation, no logging, no
+// thread-local storage; //service:fault_path_symbols_test holds the object
+// files to that.
+
+#ifndef FIRSTTOUCH_SERVICE_FILLER_H_
+#define FIRSTTOUCH_SERVICE_FILLER_H_
+
+#include <atomic>
+#include <cstdint>
+
+#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/slot_state.h"
+
+namespace firsttouch {
+
+// Makes the touched page appear as the access needs it, and with it neighbours
+// that come for little: of its granule, or of what lies ahead of a guest that
+// goes upwards. Any number of threads may resolve faults of one slot at once,
+// also of one page: each step is idempotent, and whoever comes second finds the
+// page there and completes what is missing.
+//
+// Order that matters: a page is put into the `open` or the `untracked` plane
+// before it can be writable. Whatever ends this half-way therefore leaves a
+// slot that a release cleans: a call that failed after some pages, or a handler
+// of the host that runs in between and leaves by longjmp. (The latter in the
+// wait for a PageSource only, where asynchronous signals are blocked as
+// signals.h says.)
+FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept;
+
+// What a thread that is not in the memory itself (a handler thread) does with
+// one event happens within the life of one of these. The event was read while
+// the slot's `lease` was `lease`: where is_current() is false, a release has
+// begun since, the thread that faulted has left the memory, and nothing may be
+// done to the slot. Where it is true, a release waits for the destructor.
+class FillForOther {
+ public:
+  // Raises fills_in_flight before it reads the lease, a release changes the
+  // lease before it reads fills_in_flight, both sequentially consistent: either
+  // the release sees the fill, or the fill sees the release.
+  FillForOther(SlotState& slot, uint32_t lease) noexcept : slot_(slot) {
+    slot_.fills_in_flight.fetch_add(1, std::memory_order_seq_cst);
+    is_current_ = slot_.lease.load(std::memory_order_seq_cst) == lease;
+  }
+  ~FillForOther() {
+    slot_.fills_in_flight.fetch_sub(1, std::memory_order_release);
+  }
+  FillForOther(const FillForOther&) = delete;
+  FillForOther& operator=(const FillForOther&) = delete;
+
+  bool is_current() const { return is_current_; }
+
+ private:
+  SlotState& slot_;
+  bool is_current_ = false;
+};
+
+// Makes missing pages of [first_page, first_page + pages), below the slot's
+// size or above it, private and writable with their initial bytes before
+// anybody touches them, as if each had been written to. For the slot's owner,
+// in pages that the kernel does not resolve by itself. A failure leaves pages
+// that a release cleans; what is missing is filled at its first touch, then.
+FaultResult FillPrivate(FaultCore& core, uint32_t slot, uint64_t first_page,
+                        uint64_t pages) noexcept;
+
+// Makes missing pages of [first_page, first_page + pages) as if each had been
+// read. For the slot's owner, likewise.
+FaultResult MapClean(FaultCore& core, uint32_t slot, uint64_t first_page,
+                     uint64_t pages) noexcept;
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_FILLER_H_
