@@ -6,6 +6,7 @@
   check.py ROOT code        blocks of code that are a region of a source file
   check.py ROOT statistics  docs/statistics.md has the counters and the fields of service/stats.h
   check.py ROOT errors      error texts in docs/embedding.md are in the sources
+  check.py ROOT parts       docs/architecture.md draws the arrows that the BUILD files have
   check.py ROOT commands    runs the blocks of commands that say that they run
 
 Marks in a document, each in a line of its own in front of a fenced block:
@@ -212,6 +213,52 @@ def errors(root):
     return problems
 
 
+def uses(root):
+    """Which part of the product uses which others: folders, by the BUILD files. What
+    only tests use is left out."""
+    parts = {}
+    for path in sorted(root.rglob("BUILD.bazel")):
+        part = path.relative_to(root).parts[0]
+        if part.startswith((".", "bazel")) or part in ("docs", "tests", "BUILD.bazel"):
+            continue
+        # One rule after the other, as buildifier has them.
+        for rule in re.findall(r"^\w+\(\n(?:    .*\n|\n)*\)", path.read_text(), re.M):
+            name = re.search(r'^    name = "(\w+)"', rule, re.M)
+            kind = rule[:rule.index("(")]
+            if name is None or "test" in kind or "test" in name.group(1) or "testonly = " in rule:
+                continue
+            # Not visibility, and not the rules' own files.
+            rule = re.sub(r"^    visibility = (?:\[[^\]]*\]|.*),$", "", rule, flags=re.M)
+            used = set(re.findall(r'"//(\w+)[/:"]', rule)) - {part, "bazel", "docs"}
+            parts.setdefault(part, set()).update(used)
+    return {part: used for part, used in parts.items() if used or part == "uffd"}
+
+
+def parts(root):
+    arrows = uses(root)
+
+    def below(part):
+        found = set()
+        for used in arrows.get(part, ()):
+            found |= {used} | below(used)
+        return found
+
+    # An arrow that others imply is not drawn.
+    lines = [f"  {part} --> {used}" for part in sorted(arrows) for used in sorted(arrows[part])
+             if not any(used in below(other) for other in arrows[part] - {used})]
+    drawing = "graph TD\n" + "\n".join(lines) + "\n"
+    text = (root / "docs/architecture.md").read_text()
+    block = re.search(r"<!-- parts -->\n\n```mermaid\n(.*?)```", text, re.S)
+    problems = []
+    if block is None:
+        problems.append("docs/architecture.md has no block of mermaid behind '<!-- parts -->'")
+    elif block.group(1) != drawing:
+        problems.append("docs/architecture.md: the BUILD files have these arrows instead:\n" + drawing)
+    if "service" not in arrows or "uffd" not in below("service"):
+        problems.append(f"found only {arrows} in the BUILD files: the pattern is out of date")
+    return problems
+
+
 def printed(expected, actual):
     """Whether `actual` is what `expected` describes."""
     pattern = ""
@@ -287,7 +334,7 @@ def commands(root):
 
 def main():
     root = pathlib.Path(sys.argv[1])
-    checks = {check.__name__: check for check in (links, code, statistics, errors, commands)}
+    checks = {check.__name__: check for check in (links, code, statistics, errors, parts, commands)}
     problems = checks[sys.argv[2]](root)
     for problem in problems:
         print(problem, file=sys.stderr)
