@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/uffd/proc.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -34,10 +35,9 @@ absl::StatusOr<PageMap> PageMap::Create(PageCount pages) {
     if (words == MAP_FAILED) {
       const int error = errno;
       return absl::ErrnoToStatus(
-          error,
-          absl::StrCat("mmap of ", bytes, " bytes for a page map of ",
-                       pages.value(), " pages failed with errno ", error,
-                       "; raise RLIMIT_AS (ulimit -v) or vm.max_map_count"));
+          error, absl::StrCat("mmap of ", bytes, " bytes for a page map of ",
+                              pages.value(), " pages failed with errno ", error,
+                              error == ENOMEM ? ShortageText(bytes) : ""));
     }
     map.words_ = static_cast<uint64_t*>(words);
   }

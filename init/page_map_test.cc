@@ -1,16 +1,21 @@
 #include "firsttouch/init/page_map.h"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include <cstdint>
+#include <fstream>
 #include <optional>
 #include <ostream>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "firsttouch/uffd/test_util.h"
 #include "firsttouch/uffd/units.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 namespace firsttouch {
@@ -20,6 +25,9 @@ void PrintTo(const PageRun& run, std::ostream* os) {
 }
 
 namespace {
+
+using ::testing::EndsWith;
+using ::testing::StartsWith;
 
 // The same set, the plain way.
 using Model = std::vector<bool>;
@@ -198,6 +206,25 @@ TEST(PageMapTest, TooLargeIsRefusedWithTheLimit) {
             absl::InvalidArgumentError(
                 "a page map of 268435457 pages exceeds the limit of 268435456 "
                 "pages (1 TiB of memory)"));
+}
+
+TEST(PageMapTest, AShortageNamesTheLimitThatIsInTheWay) {
+  const ChildResult child = RunInChild([]() -> std::string {
+    // Room for the text of the error, and not for the map's 32 MiB.
+    uint64_t pages = 0;
+    std::ifstream("/proc/self/statm") >> pages;
+    const rlim_t limit = pages * kPageBytes + (rlim_t{8} << 20);
+    const rlimit address_space = {limit, limit};
+    if (setrlimit(RLIMIT_AS, &address_space) != 0) return "setrlimit";
+    return std::string(
+        PageMap::Create(PageCount(PageMap::kMaxPages)).status().message());
+  });
+  EXPECT_THAT(
+      child.output,
+      StartsWith("mmap of 33554432 bytes for a page map of 268435456 "
+                 "pages failed with errno 12; RLIMIT_AS (ulimit -v) is "));
+  EXPECT_THAT(child.output,
+              EndsWith(" are used: raise it: Cannot allocate memory"));
 }
 
 TEST(PageMapTest, MovingKeepsTheWordsWhereTheyAre) {

@@ -15,6 +15,7 @@
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mapping_properties.h"
+#include "firsttouch/uffd/proc.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -33,17 +34,17 @@ void MakeInaccessible(const UffdContext& context, const SlotState& slot,
 absl::Status CallFailed(const UffdContext& context, const SlotState& slot,
                         int error, const char* call, uint64_t first_page,
                         uint64_t pages) {
-  const char* way_out = "";
-  if (error == ENOMEM) {
-    way_out =
-        "; out of memory, or of mappings (vm.max_map_count: a slot with an "
-        "image needs two)";
-  }
+  // The range is reserved already: such a call can only want a mapping more.
   return absl::ErrnoToStatus(
       error, absl::StrCat(call, " of ", pages * kPageBytes, " bytes at offset ",
                           first_page * kPageBytes, " of slot ",
                           &slot - context.core.slots, " in pool \"",
-                          context.core.name, "\"", way_out));
+                          context.core.name, "\"",
+                          error == ENOMEM
+                              ? absl::StrCat(ShortageText(0),
+                                             " (a slot with an image needs two "
+                                             "mappings)")
+                              : ""));
 }
 
 absl::Status Register(const UffdContext& context, SlotState& slot, int uffd,
