@@ -16,6 +16,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/locator/table.h"
 #include "gtest/gtest.h"
 
 namespace firsttouch {
@@ -523,6 +524,40 @@ TEST(LocatorTest, AnAddressBesideAPoolNeverReadsThePoolsOwnEntry) {
   ASSERT_EQ(mprotect(page, kPage, PROT_READ | PROT_WRITE), 0);
   UnregisterPool(entry);
   munmap(page, kPage);
+}
+
+// As above: whoever looked up an address beside a pool may read its record when
+// the pool is gone, and while another pool gets it.
+TEST(LocatorTest, ARecordOutlivesItsPoolAndIsUsedAgain) {
+  using locator_internal::PoolRecord;
+  const auto record_of = [](uintptr_t base) {
+    return locator_internal::g_chunks[base / kLocatorChunkBytes].load();
+  };
+  TestPool first(kBase, 1, 1, kWasmPage, 0, 0, 1);
+  ASSERT_TRUE(RegisterPool(&first.entry).ok());
+  PoolRecord* const record = record_of(kBase);
+  ASSERT_NE(record, nullptr);
+  const uint64_t version = record->version.load();
+  UnregisterPool(&first.entry);
+  // Were it freed, one of these would lie in its place.
+  std::array<std::unique_ptr<PoolRecord>, 16> others;
+  for (std::unique_ptr<PoolRecord>& other : others) {
+    other = std::make_unique<PoolRecord>();
+    other->version = 77;
+  }
+  EXPECT_EQ(record->version.load(), version);
+  EXPECT_EQ(record->base.load(), kBase);
+
+  TestPool second(kBase + 3 * kGib4, 1, 1, kWasmPage, 0, 0, 2);
+  ASSERT_TRUE(RegisterPool(&second.entry).ok());
+  EXPECT_EQ(record_of(second.entry.base), record);
+  EXPECT_EQ(record->version.load(), version + 2);
+  EXPECT_EQ(FindPool(second.entry.base), &second.entry);
+  // While it is written it is nobody's.
+  record->version.fetch_add(1);
+  EXPECT_EQ(FindPool(second.entry.base), nullptr);
+  record->version.fetch_sub(1);
+  UnregisterPool(&second.entry);
 }
 
 // Two pools that take turns with one record, and whose numbers, mixed, would

@@ -657,9 +657,10 @@ TEST(AlternateStackTest, AThreadThatReleasesAnothersMemoryAndAcquiresGetsOne) {
 
 // Uses a quarter of a MiB of stack, which no alternate stack of ours has, and
 // vector registers.
+int g_deep_entries = 0;
 int g_deep_calls = 0;
 uintptr_t g_deep_stack = 0;
-void DeepHostHandler(int, siginfo_t* info, void*) {
+__attribute__((noinline)) void UseAQuarterOfAMiB(siginfo_t* info) {
   volatile char room[256 * 1024];
   for (size_t i = 0; i < sizeof(room); i += 512) room[i] = 1;
   volatile double spoiled[4] = {1, 2, 3, 4};
@@ -669,6 +670,11 @@ void DeepHostHandler(int, siginfo_t* info, void*) {
   mprotect(reinterpret_cast<void*>(
                RoundDownToPage(reinterpret_cast<uintptr_t>(info->si_addr))),
            kPageBytes, PROT_READ | PROT_WRITE);
+}
+void DeepHostHandler(int, siginfo_t* info, void*) {
+  // On a stack that is too small it faults, and would be called without end.
+  if (++g_deep_entries > 100) _exit(1);
+  UseAQuarterOfAMiB(info);
 }
 
 // Stores to ForbiddenPage() between uses of a number in a vector register.
@@ -689,6 +695,7 @@ TEST(SignalsTest, AHandlerThatDidNotAskForTheAlternateStackDoesNotGetIt) {
     // Also the second time: the handler returned by way of the kernel.
     for (int i = 0; i < 2; ++i) {
       mprotect(const_cast<char*>(ForbiddenPage()), kPageBytes, PROT_NONE);
+      g_deep_entries = 0;
       g_deep_calls = 0;
       errno = 4321;
       EXPECT_EQ(StoreWithALiveDouble(2.5), 2.5);
