@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <ostream>
@@ -440,6 +441,83 @@ INSTANTIATE_TEST_SUITE_P(Ways, TakenPagesTest,
                          testing::Combine(AllWays(),
                                           testing::ValuesIn(kTakings)),
                          TakingName);
+
+class IdleSlotTest : public testing::TestWithParam<Way> {
+ protected:
+  // A pool whose only slot is idle and has clean pages of its last lease; runs
+  // `body` in a child, and compares the next lease.
+  static std::string WithIdleSlot(
+      const std::function<std::string(std::byte* base)>& body) {
+    absl::StatusOr<std::unique_ptr<Service>> service =
+        Service::Create(PoolOptions(GetParam()));
+    if (!service.ok()) return service.status().ToString();
+    const ImageRef image = PatternImage("image", 9, {3});
+    constexpr uint64_t kSize = 12 * kPageBytes;
+    const std::vector<uint8_t> initial = InitialBytes(image, kSize);
+    for (int cycle = 0; cycle < 4; ++cycle) {
+      absl::StatusOr<Memory> memory =
+          (*service)->Acquire({.image = image, .size_bytes = kSize});
+      if (!memory.ok()) return memory.status().ToString();
+      if (FirstDifference(*memory, initial)) {
+        return absl::StrCat("cycle ", cycle, ": not the initial bytes");
+      }
+      Store(*memory, 7 * kPageBytes, 0xee);
+      std::byte* const base = memory->base();
+      if (!memory->Release().ok()) return "release";
+      if (cycle == 2 && !(*service)->Trim().ok()) return "trim";
+      // What was filled early after that may be written to.
+      if (cycle == 3) break;
+      const std::string wrong = body(base);
+      if (!wrong.empty()) return absl::StrCat("cycle ", cycle, ": ", wrong);
+    }
+    return (*service)->Stats().slots_quarantined == 0 ? "" : "quarantined";
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Ways, IdleSlotTest, AllWays(), WayName);
+
+// The kernel writes to every page of the process then, with nobody to signal.
+TEST_P(IdleSlotTest, LockingItsPagesEnds) {
+  if (const std::string missing = MissingFor(GetParam()); !missing.empty()) {
+    GTEST_SKIP() << "this machine has no " << missing;
+  }
+  const ChildResult child = RunInChild([] {
+    return WithIdleSlot([](std::byte*) -> std::string {
+      mlockall(MCL_CURRENT);  // whatever it says
+      munlockall();
+      return "";
+    });
+  });
+  EXPECT_EQ(child.output, "");
+  EXPECT_FALSE(child.timed_out);
+}
+
+TEST_P(IdleSlotTest, AWriteByTheHostTraps) {
+  if (const std::string missing = MissingFor(GetParam()); !missing.empty()) {
+    GTEST_SKIP() << "this machine has no " << missing;
+  }
+  if (GetParam().mapped() || GetParam().tracking != Tracking::kSignal) {
+    GTEST_SKIP() << "such a slot is writable while nobody has it";
+  }
+  const ChildResult child = RunInChild([] {
+    return WithIdleSlot([](std::byte* base) -> std::string {
+      // A stored page, a hole, one behind the image.
+      for (const uint64_t page : {2, 3, 10}) {
+        const auto at =
+            reinterpret_cast<volatile std::byte*>(base) + page * kPageBytes;
+        // Clean pages that are still there can be read.
+        TrapOf([&] { static_cast<void>(*at); });
+        const std::optional<TrapInfo> trap =
+            TrapOf([&] { *at = std::byte{0xbb}; });
+        if (!trap.has_value()) return absl::StrCat("no trap at page ", page);
+        if (trap->leased) return "the trap is said to be a lease's";
+      }
+      return "";
+    });
+  });
+  EXPECT_EQ(child.output, "");
+  EXPECT_FALSE(child.timed_out);
+}
 
 // Where pages are there all the same, bounds would not hold: no pool at all.
 TEST(PopulatedReservationTest, APoolThatIsPopulatedIsRefused) {

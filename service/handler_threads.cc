@@ -9,6 +9,7 @@
 #include <array>
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -17,10 +18,12 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/locator/lookup.h"
+#include "firsttouch/pool/slot_lifecycle.h"
 #include "firsttouch/service/filler.h"
 #include "firsttouch/service/raw_text.h"
 #include "firsttouch/service/trapping_pages.h"
 #include "firsttouch/uffd/events.h"
+#include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/quiet_thread.h"
 #include "firsttouch/uffd/units.h"
 
@@ -49,6 +52,36 @@ struct Noted {
   bool is_write_protect = false;
   uint32_t lease = 0;
 };
+
+// Makes a page trap that cannot be poisoned as it is: one that is there, or of
+// which a mark has stayed, in a slot that nobody has. The host touches a memory
+// that it has released, or locks all pages of the process (mlockall(2)). The
+// page is given back first, as Trim() does; the slot is nobody else's
+// meanwhile. False where somebody has it by now: the touch is then to be looked
+// at anew.
+bool MakeIdlePageTrapping(FaultCore& core, uint32_t slot_number,
+                          uintptr_t page_address) {
+  SlotState& slot = core.slots[slot_number];
+  const std::optional<SlotLifecycle> before = slot.lifecycle.BeginTrim();
+  if (!before.has_value() && slot.lifecycle.Load(std::memory_order_acquire) !=
+                                 SlotLifecycle::kQuarantined) {
+    return false;
+  }
+  const CallResult dropped =
+      DropMappedPages(*core.kernel, page_address, kPageBytes);
+  if (!dropped.ok()) Die(core, "MADV_DONTNEED", dropped.error);
+  // A private mapping of a file keeps the mark of a protected page, which lies
+  // where the poison is to be.
+  core.kernel->WriteProtect(core.uffd, page_address, kPageBytes, 0);
+  bool placed = false;
+  const FaultResult trapping =
+      MakeTrapping(core, slot_number, page_address, &placed);
+  if (trapping.kind == FaultResult::Kind::kFailed) {
+    Die(core, trapping.call, trapping.error);
+  }
+  if (before.has_value()) slot.lifecycle.Move(*before);
+  return true;
+}
 
 void Handle(FaultCore& core, const Noted& event) {
   const uint64_t start_ns = MonotonicNanos();
@@ -92,6 +125,11 @@ void Handle(FaultCore& core, const Noted& event) {
     // The memory has grown meanwhile, and the page may have been written to:
     // unlike POISON, mprotect(2) does not spare a page that is there.
     MakeAccessible(core, page_address);
+    core.kernel->Wake(core.uffd, page_address, kPageBytes);
+    return;
+  }
+  if (result.kind == FaultResult::Kind::kOutOfBounds && !placed &&
+      !MakeIdlePageTrapping(core, where.slot, page_address)) {
     core.kernel->Wake(core.uffd, page_address, kPageBytes);
     return;
   }
