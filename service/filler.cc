@@ -11,7 +11,6 @@
 #include "firsttouch/init/image_fetch.h"
 #include "firsttouch/service/fault_core.h"
 #include "firsttouch/service/sabotage.h"
-#include "firsttouch/service/slot_state.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/units.h"
 
@@ -566,25 +565,22 @@ bool FaultsWithoutEnd(SlotState& slot, uint64_t page) {
 FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept {
   SlotState& slot = core.slots[fault.slot];
   const uint64_t size_bytes = slot.size_bytes.load(std::memory_order_seq_cst);
-  FaultResult result;
   if (fault.offset_bytes >= size_bytes) {
-    result.kind = FaultResult::Kind::kOutOfBounds;
-  } else {
-    const uint64_t page = fault.offset_bytes / kPageBytes;
-    if (FaultsWithoutEnd(slot, page)) {
-      result = {FaultResult::Kind::kFailed, ELOOP, "the fault's resolution"};
-    } else {
-      Filler filler(core, slot, PagesRoundedUp(size_bytes).value(),
-                    fault.interrupted_mask);
-      result = fault.access == Access::kWrite
-                   ? filler.Write(page, fault.protection)
-                   : filler.Read(page);
-      // Somebody takes the page away each time, or whoever touches it is told
-      // each time that it cannot be had: neither is a loop of ours.
-      if (filler.has_filled() || result.kind != FaultResult::Kind::kResolved) {
-        slot.same_page_faults.store(0, std::memory_order_relaxed);
-      }
-    }
+    return {.kind = FaultResult::Kind::kOutOfBounds};
+  }
+  const uint64_t page = fault.offset_bytes / kPageBytes;
+  if (FaultsWithoutEnd(slot, page)) {
+    return {FaultResult::Kind::kFailed, ELOOP, "the fault's resolution"};
+  }
+  Filler filler(core, slot, PagesRoundedUp(size_bytes).value(),
+                fault.interrupted_mask);
+  const FaultResult result = fault.access == Access::kWrite
+                                 ? filler.Write(page, fault.protection)
+                                 : filler.Read(page);
+  // Somebody takes the page away each time, or whoever touches it is told each
+  // time that it cannot be had: neither is a loop of ours.
+  if (filler.has_filled() || result.kind != FaultResult::Kind::kResolved) {
+    slot.same_page_faults.store(0, std::memory_order_relaxed);
   }
   return result;
 }
