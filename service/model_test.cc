@@ -11,7 +11,10 @@
 // Another seed: --test_env=FIRSTTOUCH_MODEL_SEED=7
 
 #include <errno.h>
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -42,8 +45,11 @@ constexpr uint32_t kImages = 4;  // the last is none
 // About half a minute; a sanitizer's build is ten times as slow.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr uint64_t kSequences = 20;
+// They map terabytes, which are not to be locked.
+constexpr bool kHasEnvironments = false;
 #else
-constexpr uint64_t kSequences = 400;
+constexpr uint64_t kSequences = 300;
+constexpr bool kHasEnvironments = true;
 #endif
 
 enum class Kind : uint8_t {
@@ -65,8 +71,10 @@ enum class Kind : uint8_t {
   kAcquireFailing,    // as kAcquire, one call of the kernel fails
   kSnapshotFailing,   // memory a, likewise: b says which
   kNewImage,          // image b: another one, nobody has the old one's handle
+  kEnvironment,       // memory a, setting b: what a process, or its host, does
+  kTakeAway,          // memory a, pages [b, c): the host has no use for them
 };
-constexpr int kKinds = 18;
+constexpr int kKinds = 20;
 
 const char* KindName(Kind kind) {
   static constexpr std::array<const char*, kKinds> kNames = {
@@ -87,7 +95,9 @@ const char* KindName(Kind kind) {
       "kTrim",
       "kAcquireFailing",
       "kSnapshotFailing",
-      "kNewImage"};
+      "kNewImage",
+      "kEnvironment",
+      "kTakeAway"};
   return kNames[static_cast<size_t>(kind)];
 }
 
@@ -109,10 +119,71 @@ std::string AsCode(const std::vector<Step>& steps) {
   return code.str();
 }
 
+// <linux/prctl.h>, <linux/mman.h>, <linux/mempolicy.h>.
+constexpr int kPrSetMemoryMerge = 67;  // 6.4
+constexpr int kMadvCold = 20;          // 5.4
+constexpr int kMadvCollapse = 25;      // 6.1
+
+// What a process sets for all of its mappings, or a host does to those of a
+// memory that it holds, none of which changes what a memory shows. Where this
+// kernel or user cannot have one, nothing happens.
+void Enter(uint64_t which, const Memory& memory) {
+  if (!kHasEnvironments) return;
+  void* const start = memory.base();
+  const size_t bytes = RoundUpToPage(memory.size_bytes());
+  switch (which % 11) {
+    case 0:
+      mlockall(MCL_CURRENT);
+      break;
+    case 1:
+      mlockall(MCL_CURRENT | MCL_FUTURE);
+      break;
+    case 2:
+      mlockall(MCL_FUTURE | MCL_ONFAULT);
+      break;
+    case 3:
+      munlockall();
+      break;
+    case 4:
+      prctl(kPrSetMemoryMerge, 1, 0, 0, 0);
+      break;
+    case 5:
+      prctl(kPrSetMemoryMerge, 0, 0, 0, 0);
+      break;
+    case 6:
+      prctl(PR_SET_THP_DISABLE, which / 11 % 2, 0, 0, 0);
+      break;
+    case 7:
+      madvise(start, bytes, kMadvCold);
+      break;
+    case 8:
+      madvise(start, bytes, kMadvCollapse);
+      break;
+    case 9: {
+      constexpr int kMpolBind = 2;
+      constexpr int kMove = 2;
+      const unsigned long nodes = 1;
+      syscall(SYS_mbind, start, bytes, kMpolBind, &nodes, 64, kMove);
+      break;
+    }
+    case 10:
+      // Whose handler does nothing.
+      raise(SIGUSR1);
+      break;
+  }
+}
+
+// Undoes it.
+void LeaveEnvironment() {
+  munlockall();
+  prctl(kPrSetMemoryMerge, 0, 0, 0, 0);
+  prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
+}
+
 // One run of a sequence on a pool of its own.
 class World {
  public:
-  explicit World(Way way) {
+  explicit World(Way way) : can_supply_again_(way.open_supply == nullptr) {
     images_ = {PatternImage("one", 12, {3, 4}),
                FromFile(PatternImage("second", 30, {0, 29})),
                PatternImage("a", 1), nullptr};
@@ -132,7 +203,11 @@ class World {
                       kernel_);
     status_ = service.status();
     if (service.ok()) service_ = *std::move(service);
+    signal(SIGUSR1, [](int) {});
   }
+  ~World() { LeaveEnvironment(); }
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
 
   const absl::Status& status() const { return status_; }
 
@@ -280,6 +355,25 @@ class World {
       case Kind::kPageOut:
         madvise(held.memory.base(), RoundUpToPage(size), MADV_PAGEOUT);
         break;
+      case Kind::kEnvironment:
+        Enter(step.b, held.memory);
+        break;
+      case Kind::kTakeAway: {
+        const uint64_t from =
+            std::min(RoundUpToPage(size), step.b * kPageBytes);
+        const uint64_t to = std::min(RoundUpToPage(size), step.c * kPageBytes);
+        // Refused where the memory is locked. What the plain supply has put
+        // there once it does not put there again.
+        if (from >= to || !can_supply_again_ ||
+            madvise(held.memory.base() + from, to - from, MADV_DONTNEED) != 0) {
+          break;
+        }
+        // What it starts with, and zeroes where it was grown into.
+        for (uint64_t at = from; at < std::min(size, to); ++at) {
+          held.model[at] = at < held.initial.size() ? held.initial[at] : 0;
+        }
+        break;
+      }
       case Kind::kFork: {
         // Whatever fork(2) does to the parent's pages, nothing of them changes.
         const pid_t child = fork();
@@ -403,6 +497,7 @@ class World {
       {FakeKernel::Op::kPagemapScan, false}, {FakeKernel::Op::kContinue, true},
       {FakeKernel::Op::kWriteProtect, true}};
 
+  const bool can_supply_again_;
   FakeKernel kernel_;
   std::array<ImageRef, kImages> images_;
   absl::Status status_;
@@ -421,7 +516,7 @@ std::vector<Step> RandomSteps(std::mt19937_64& random) {
     step.a = random() % kSlots;
     step.b = random();
     step.c = random();
-    if (step.kind == Kind::kFill) {
+    if (step.kind == Kind::kFill || step.kind == Kind::kTakeAway) {
       step.b %= kMaxPages;
       step.c = step.b + random() % 16;
     }
