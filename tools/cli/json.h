@@ -13,6 +13,9 @@ namespace firsttouch::cli {
 // In protobuf's JSON, several lines: field names as in the .proto file, fields
 // without a value included.
 absl::StatusOr<std::string> AsJson(const google::protobuf::Message& message);
+// The same in one line, which ends with a line feed.
+absl::StatusOr<std::string> AsJsonLine(
+    const google::protobuf::Message& message);
 
 }  // namespace firsttouch::cli
 

@@ -19,7 +19,8 @@ const char* ColorOf(Tint tint) {
     case Tint::kGood:
       return "\033[32m";
     case Tint::kWeak:
-      return "\033[33m";
+      // Legible on white, too, which yellow is not.
+      return "\033[35m";
     case Tint::kBad:
       return "\033[31m";
     case Tint::kDim:
@@ -59,26 +60,46 @@ std::string CsvField(const std::string& text) {
   return quoted + '"';
 }
 
-void AppendRow(const std::vector<std::string>& cells,
-               const std::vector<Value>* values,
-               const std::vector<size_t>& widths,
-               const std::vector<bool>& right, const TextStyle& style,
-               const std::string& indent, std::string* out) {
-  std::string line = indent;
-  size_t owed = 0;  // blanks, if anything follows
-  for (size_t i = 0; i < cells.size(); ++i) {
-    if (i > 0) owed += 2;
-    const size_t fill = widths[i] - Width(cells[i]);
-    if (right[i]) owed += fill;
-    if (!cells[i].empty()) {
-      line.append(owed, ' ');
-      owed = 0;
-      line += Tinted(style, values == nullptr ? Tint::kHead : (*values)[i].tint,
-                     cells[i]);
-    }
-    if (!right[i]) owed += fill;
+constexpr std::array<const char*, 7> kUnits = {"B",   "KiB", "MiB", "GiB",
+                                               "TiB", "PiB", "EiB"};
+
+// The largest unit that is not larger than the size.
+size_t UnitOf(uint64_t bytes) {
+  size_t unit = 0;
+  for (; unit + 1 < kUnits.size() && bytes >= 1024; bytes >>= 10) ++unit;
+  return unit;
+}
+
+bool IsWhole(uint64_t bytes) {
+  const size_t shift = 10 * UnitOf(bytes);
+  return bytes >> shift << shift == bytes;
+}
+
+bool IsSize(const Value& value) {
+  return value.kind == Value::Kind::kBytes ||
+         value.kind == Value::Kind::kBytesChange;
+}
+
+uint64_t Magnitude(uint64_t signed_number) {
+  return static_cast<int64_t>(signed_number) < 0 ? uint64_t{0} - signed_number
+                                                 : signed_number;
+}
+
+const char* Sign(uint64_t signed_number) {
+  const auto number = static_cast<int64_t>(signed_number);
+  return number < 0 ? "-" : number > 0 ? "+" : "";
+}
+
+std::string LineOf(const std::vector<Piece>& pieces, const TextStyle& style) {
+  std::string line;
+  for (const Piece& piece : pieces) {
+    line += Tinted(style, piece.tint, piece.text);
   }
-  absl::StrAppend(out, line, "\n");
+  return line + "\n";
+}
+
+std::string RateText(double rate) {
+  return rate > 0 && rate < 0.05 ? "<0.1" : absl::StrFormat("%.1f", rate);
 }
 
 }  // namespace
@@ -120,10 +141,23 @@ Value Value::Hex(uint64_t number) {
   return value;
 }
 
-Value Value::Share(double share) {
+Value Value::Rate(double rate, Tint tint) {
   Value value;
-  value.kind = Kind::kShare;
-  value.share = share;
+  value.kind = Kind::kRate;
+  value.rate = rate;
+  value.tint = tint;
+  return value;
+}
+
+Value Value::CountChange(int64_t number, Tint tint) {
+  Value value = Count(static_cast<uint64_t>(number), tint);
+  value.kind = Kind::kCountChange;
+  return value;
+}
+
+Value Value::BytesChange(int64_t number, Tint tint) {
+  Value value = CountChange(number, tint);
+  value.kind = Kind::kBytesChange;
   return value;
 }
 
@@ -132,7 +166,10 @@ bool Value::Before(const Value& a, const Value& b) {
     return a.kind != Kind::kUnknown && b.kind == Kind::kUnknown;
   }
   if (a.kind == Kind::kText) return a.text < b.text;
-  if (a.kind == Kind::kShare) return a.share > b.share;
+  if (a.kind == Kind::kRate) return a.rate > b.rate;
+  if (a.kind == Kind::kCountChange || a.kind == Kind::kBytesChange) {
+    return static_cast<int64_t>(a.number) > static_cast<int64_t>(b.number);
+  }
   if (a.kind == Kind::kSigned) {
     return static_cast<int64_t>(a.number) < static_cast<int64_t>(b.number);
   }
@@ -141,22 +178,29 @@ bool Value::Before(const Value& a, const Value& b) {
 }
 
 std::string BytesText(uint64_t bytes, const TextStyle& style) {
-  static constexpr std::array<const char*, 7> kUnits = {
-      "B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
   if (style.bytes) return absl::StrCat(bytes);
-  size_t unit = 0;
-  uint64_t whole = bytes;
-  while (unit + 1 < kUnits.size() && whole >= 1024) {
-    whole >>= 10;
-    ++unit;
-  }
-  if (whole << (10 * unit) == bytes) {
-    return absl::StrCat(whole, " ", kUnits[unit]);
+  const size_t unit = UnitOf(bytes);
+  if (IsWhole(bytes)) {
+    return absl::StrCat(bytes >> (10 * unit), " ", kUnits[unit]);
   }
   const double scaled = static_cast<double>(bytes) /
                         static_cast<double>(uint64_t{1} << (10 * unit));
   return scaled < 100 ? absl::StrFormat("%.2f %s", scaled, kUnits[unit])
                       : absl::StrFormat("%.1f %s", scaled, kUnits[unit]);
+}
+
+std::string ColumnBytesText(uint64_t bytes, bool whole,
+                            const TextStyle& style) {
+  if (whole || style.bytes || bytes < 1024) return BytesText(bytes, style);
+  size_t unit = UnitOf(bytes);
+  double scaled = static_cast<double>(bytes) /
+                  static_cast<double>(uint64_t{1} << (10 * unit));
+  // It would be rounded to 1024.0.
+  if (scaled >= 1023.95 && unit + 1 < kUnits.size()) {
+    scaled /= 1024;
+    ++unit;
+  }
+  return absl::StrFormat("%.1f %s", scaled, kUnits[unit]);
 }
 
 std::string HexText(uint64_t number) { return absl::StrFormat("0x%x", number); }
@@ -193,6 +237,15 @@ size_t Width(const std::string& text) {
   return columns;
 }
 
+std::string Cut(const std::string& text, size_t columns) {
+  size_t seen = 0;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if ((static_cast<unsigned char>(text[i]) & 0xc0) == 0x80) continue;
+    if (seen++ == columns) return text.substr(0, i);
+  }
+  return text;
+}
+
 std::string Tinted(const TextStyle& style, Tint tint, const std::string& text) {
   if (!style.color || tint == Tint::kNone || text.empty()) return text;
   return absl::StrCat(ColorOf(tint), text, "\033[0m");
@@ -210,12 +263,67 @@ std::string ShownAs(const Value& value, const TextStyle& style) {
       return BytesText(value.number, style);
     case Value::Kind::kHex:
       return HexText(value.number);
-    case Value::Kind::kShare:
-      return absl::StrFormat("%.1f", value.share);
+    case Value::Kind::kRate:
+      return RateText(value.rate);
+    case Value::Kind::kCountChange:
+      return absl::StrCat(Sign(value.number), Magnitude(value.number));
+    case Value::Kind::kBytesChange:
+      return absl::StrCat(Sign(value.number),
+                          BytesText(Magnitude(value.number), style));
     case Value::Kind::kUnknown:
       break;
   }
   return "-";
+}
+
+std::vector<std::string> FitTable(const TextStyle& style,
+                                  std::vector<int> ranks, PlainTable* table) {
+  std::vector<std::string> removed;
+  if (style.columns == 0) return removed;
+  TableShape shape(table->titles, style);
+  for (const auto& row : table->rows) shape.Measure(row);
+  for (const auto& row : table->totals) shape.Measure(row, true);
+  std::vector<bool> stays(ranks.size(), true);
+  while (true) {
+    size_t width = 0;
+    size_t worst = ranks.size();
+    for (size_t i = 0; i < ranks.size(); ++i) {
+      if (!stays[i]) continue;
+      width += (width == 0 ? 0 : 2) + shape.WidthOf(i);
+      if (ranks[i] > 0 && (worst == ranks.size() || ranks[i] >= ranks[worst])) {
+        worst = i;
+      }
+    }
+    if (width <= style.columns || worst == ranks.size()) break;
+    stays[worst] = false;
+  }
+  const auto keep = [&stays](auto* cells) {
+    size_t kept = 0;
+    for (size_t i = 0; i < stays.size(); ++i) {
+      if (stays[i]) std::swap((*cells)[kept++], (*cells)[i]);
+    }
+    cells->resize(kept);
+  };
+  for (size_t i = 0; i < stays.size(); ++i) {
+    if (!stays[i]) removed.push_back(table->titles[i]);
+  }
+  keep(&table->titles);
+  for (auto& row : table->rows) keep(&row);
+  for (auto& row : table->totals) keep(&row);
+  return removed;
+}
+
+void ShortenTexts(size_t columns, std::vector<std::vector<Value>>* rows) {
+  constexpr char kMark[] = "...";
+  constexpr size_t kMarkColumns = sizeof(kMark) - 1;
+  for (std::vector<Value>& row : *rows) {
+    for (Value& value : row) {
+      if (value.kind != Value::Kind::kText) continue;
+      std::string shown = Printable(value.text);
+      if (Width(shown) <= columns || columns < kMarkColumns) continue;
+      value.text = Cut(shown, columns - kMarkColumns) + kMark;
+    }
+  }
 }
 
 TableShape::TableShape(std::vector<std::string> titles, const TextStyle& style,
@@ -223,37 +331,98 @@ TableShape::TableShape(std::vector<std::string> titles, const TextStyle& style,
     : titles_(std::move(titles)),
       style_(style),
       indent_(std::move(indent)),
+      whole_(titles_.size(), true),
       right_(titles_.size(), true) {
   for (const std::string& title : titles_) widths_.push_back(Width(title));
+  whole_widths_ = widths_;
 }
 
 void TableShape::Measure(const std::vector<Value>& row, bool is_total) {
-  for (size_t i = 0; i < widths_.size(); ++i) {
-    widths_[i] = std::max(widths_[i], Width(ShownAs(row[i], style_)));
+  for (size_t i = 0; i < titles_.size(); ++i) {
+    const Value& value = row[i];
+    if (IsSize(value)) {
+      const uint64_t bytes = value.kind == Value::Kind::kBytes
+                                 ? value.number
+                                 : Magnitude(value.number);
+      if (!IsWhole(bytes)) whole_[i] = false;
+      const size_t sign = value.kind == Value::Kind::kBytes ? 0 : 1;
+      widths_[i] = std::max(
+          widths_[i], sign + Width(ColumnBytesText(bytes, false, style_)));
+      whole_widths_[i] = std::max(
+          whole_widths_[i], sign + Width(ColumnBytesText(bytes, true, style_)));
+    } else {
+      const size_t width = Width(ShownAs(value, style_));
+      widths_[i] = std::max(widths_[i], width);
+      whole_widths_[i] = std::max(whole_widths_[i], width);
+    }
     // Where there are no rows, the sums alone tell what a column has. The first
     // column of sums is a title.
     const bool tells = !is_total || (!has_rows_ && i > 0);
-    if (tells && !IsNumber(row[i])) right_[i] = false;
+    if (tells && !IsNumber(value)) right_[i] = false;
   }
   has_rows_ |= !is_total;
   has_cells_ = true;
 }
 
-std::string TableShape::Titles() const {
-  std::vector<bool> right = right_;
-  if (!has_cells_) right.assign(right.size(), false);
-  std::string out;
-  AppendRow(titles_, nullptr, widths_, right, style_, indent_, &out);
-  return out;
+size_t TableShape::WidthOf(size_t column) const {
+  return whole_[column] ? whole_widths_[column] : widths_[column];
 }
 
-std::string TableShape::Row(const std::vector<Value>& row) const {
+std::string TableShape::Shown(const Value& value, size_t column) const {
+  if (value.kind == Value::Kind::kBytes) {
+    return ColumnBytesText(value.number, whole_[column], style_);
+  }
+  if (value.kind == Value::Kind::kBytesChange) {
+    return absl::StrCat(
+        Sign(value.number),
+        ColumnBytesText(Magnitude(value.number), whole_[column], style_));
+  }
+  return ShownAs(value, style_);
+}
+
+std::vector<Piece> TableShape::Pieces(const std::vector<std::string>& cells,
+                                      const std::vector<Value>* values) const {
+  std::vector<Piece> pieces;
+  if (!indent_.empty()) pieces.push_back({indent_});
+  size_t owed = 0;  // Blanks, if anything follows.
+  for (size_t i = 0; i < cells.size(); ++i) {
+    if (i > 0) owed += 2;
+    const size_t fill = WidthOf(i) - Width(cells[i]);
+    // Titles of a table without any cell stand at the left.
+    const bool right = right_[i] && has_cells_;
+    if (right) owed += fill;
+    if (!cells[i].empty()) {
+      if (owed > 0) pieces.push_back({std::string(owed, ' ')});
+      owed = 0;
+      pieces.push_back(
+          {cells[i], values == nullptr ? Tint::kHead : (*values)[i].tint});
+    }
+    if (!right) owed += fill;
+  }
+  return pieces;
+}
+
+std::vector<Piece> TableShape::TitlePieces() const {
+  return Pieces(titles_, nullptr);
+}
+
+std::vector<Piece> TableShape::RowPieces(const std::vector<Value>& row) const {
   std::vector<std::string> cells;
   cells.reserve(row.size());
-  for (const Value& value : row) cells.push_back(ShownAs(value, style_));
-  std::string out;
-  AppendRow(cells, &row, widths_, right_, style_, indent_, &out);
-  return out;
+  for (size_t i = 0; i < row.size(); ++i) cells.push_back(Shown(row[i], i));
+  return Pieces(cells, &row);
+}
+
+std::string TableShape::Titles() const { return LineOf(TitlePieces(), style_); }
+
+std::string TableShape::Row(const std::vector<Value>& row) const {
+  return LineOf(RowPieces(row), style_);
+}
+
+const char* SortMark(const Value& value, bool backwards) {
+  const bool rises = value.rising || value.kind == Value::Kind::kText ||
+                     value.kind == Value::Kind::kSigned;
+  return rises == backwards ? "v" : "^";
 }
 
 std::string TableText(const PlainTable& table, const TextStyle& style,
@@ -275,6 +444,11 @@ std::string CsvLine(const std::vector<Value>& row) {
     if (i > 0) out += ',';
     if (row[i].kind == Value::Kind::kText) {
       out += CsvField(row[i].text);
+    } else if (row[i].kind == Value::Kind::kRate) {
+      absl::StrAppend(&out, row[i].rate);
+    } else if (row[i].kind == Value::Kind::kCountChange ||
+               row[i].kind == Value::Kind::kBytesChange) {
+      absl::StrAppend(&out, static_cast<int64_t>(row[i].number));
     } else if (row[i].kind != Value::Kind::kUnknown) {
       out += ShownAs(row[i], exact);
     }

@@ -1,8 +1,11 @@
 #include "firsttouch/tools/cli/table.h"
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "gtest/gtest.h"
 
 namespace firsttouch::cli {
@@ -28,6 +31,73 @@ TEST(TableText, UnknownIsADashAndNothingInCsv) {
                          .rows = {{Value::Unknown(), Value::Count(0)}}};
   EXPECT_EQ(TableText(table, {}), "a  b\n-  0\n");
   EXPECT_EQ(TableCsv(table), "a,b\r\n,0\r\n");
+}
+
+TEST(TableText, WritesSizesOfAColumnInOneWay) {
+  const auto table = [](std::vector<uint64_t> sizes) {
+    PlainTable table{.titles = {"size"}};
+    for (const uint64_t size : sizes)
+      table.rows.push_back({Value::Bytes(size)});
+    return TableText(table, {});
+  };
+  EXPECT_EQ(table({0, 4096, 3 << 20}), " size\n  0 B\n4 KiB\n3 MiB\n");
+  EXPECT_EQ(table({0, 4096, 100000, 231072}),
+            "     size\n      0 B\n  4.0 KiB\n 97.7 KiB\n225.7 KiB\n");
+  // No wider than it has to be, with anything else in the column.
+  PlainTable mixed{.titles = {"s"},
+                   .rows = {{Value::Bytes(4096)}, {Value::Unknown()}}};
+  EXPECT_EQ(TableText(mixed, {}), "    s\n4 KiB\n    -\n");
+  // Never "1024.0 KiB".
+  EXPECT_EQ(table({(1 << 20) - 1}), "   size\n1.0 MiB\n");
+}
+
+TEST(TableText, ChangesHaveASignAndSortByGrowth) {
+  const PlainTable table{
+      .titles = {"n", "size"},
+      .rows = {{Value::CountChange(-3), Value::BytesChange(4096)},
+               {Value::CountChange(0), Value::BytesChange(-100000)}}};
+  EXPECT_EQ(TableText(table, {}),
+            " n       size\n-3   +4.0 KiB\n 0  -97.7 KiB\n");
+  EXPECT_EQ(TableCsv(table), "n,size\r\n-3,4096\r\n0,-100000\r\n");
+  EXPECT_TRUE(Value::Before(Value::BytesChange(1), Value::BytesChange(-5)));
+  EXPECT_FALSE(Value::Before(Value::BytesChange(-5), Value::BytesChange(1)));
+}
+
+TEST(Value, ARateThatIsNotZeroNeverLooksLikeZero) {
+  EXPECT_EQ(ShownAs(Value::Rate(0), {}), "0.0");
+  EXPECT_EQ(ShownAs(Value::Rate(0.0125), {}), "<0.1");
+  EXPECT_EQ(ShownAs(Value::Rate(0.06), {}), "0.1");
+  EXPECT_EQ(CsvLine({Value::Rate(0.0125)}), "0.0125\r\n");
+}
+
+TEST(FitTable, LeavesOutTheLargestRanksFirst) {
+  const auto fitted = [](size_t columns) {
+    PlainTable table{.titles = {"slot", "state", "private", "calls"},
+                     .rows = {{Value::Count(1), Value::Text("held"),
+                               Value::Bytes(4096), Value::Count(12)}}};
+    const std::vector<std::string> gone =
+        FitTable({.columns = columns}, {0, 0, 1, 2}, &table);
+    return absl::StrCat(TableText(table, {}), absl::StrJoin(gone, ","));
+  };
+  EXPECT_EQ(fitted(0),
+            "slot  state  private  calls\n   1  held     4 KiB     12\n");
+  EXPECT_EQ(fitted(27), fitted(0));
+  EXPECT_EQ(fitted(26), "slot  state  private\n   1  held     4 KiB\ncalls");
+  EXPECT_EQ(fitted(19), "slot  state\n   1  held\nprivate,calls");
+  EXPECT_EQ(fitted(3), "slot  state\n   1  held\nprivate,calls");
+}
+
+TEST(ChooseColumns, KeepsTheOrderThatIsAskedFor) {
+  Columns<int> columns;
+  for (const char* name : {"a", "b", "c"}) {
+    columns.push_back({name, "", [](const int&) { return Value::Unknown(); }});
+  }
+  EXPECT_EQ(ChooseColumns(columns, {"all"})->size(), 3u);
+  const auto chosen = ChooseColumns(columns, {"c", "a", "c"});
+  ASSERT_EQ(chosen->size(), 2u);
+  EXPECT_EQ(chosen->front().name, "c");
+  EXPECT_EQ(ChooseColumns(columns, {"a", "x"}).status().message(),
+            "no column \"x\"; there are a, b, c");
 }
 
 TEST(Value, SignedNumbersSortAsNumbers) {

@@ -8,6 +8,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
 #include "firsttouch/tools/pooldump/columns.h"
 
 namespace firsttouch::pooldump {
@@ -22,11 +24,13 @@ const std::array<std::pair<int, std::string>, 3> kExitCodes = {{
 }};
 
 constexpr char kFormats[] =
-    "text: For people.\n\n"
+    "text: For people. On a terminal, tables have the columns that it has room "
+    "for.\n\n"
     "csv: The main table, a line of names first, sizes in bytes. What is not "
     "known is empty.\n\n"
     "json: One message, Report of tools/pooldump/pooldump.proto, in protobuf's "
-    "JSON: numbers of 64 bits are strings.\n\n"
+    "JSON: numbers of 64 bits are strings. With --count or --interval "
+    "each look is a line.\n\n"
     "textproto: The same message in protobuf's text format.\n\n"
     "proto: The same message in protobuf's binary format.";
 
@@ -44,9 +48,13 @@ std::string ColumnNames(const cli::Columns<Row>& columns) {
 
 std::string ColumnLists() {
   return absl::StrCat(
-      "Names for --sort, and in csv. docs/pooldump.md explains each.\n\n",
+      "Names for --sort and --columns, and in csv. docs/pooldump.md explains "
+      "each.\n\n",
       "layout: ", ColumnNames(RangeColumns()), ".\n\n",
       "live,core: ", ColumnNames(SlotColumns()), ".\n\n",
+      "watch: ", ColumnNames(RatedSlotColumns()), ".\n\n",
+      "ps: ", ColumnNames(PsColumns()), ".\n\n",
+      "diff: ", ColumnNames(DiffColumns()), ".\n\n",
       "images: ", ColumnNames(ImageColumns()), ".\n\n",
       "locate: ", ColumnNames(FoundColumns()), ".\n\n",
       "map: ", ColumnNames(PageRunColumns()), ".\n\n",
@@ -71,7 +79,30 @@ const cli::Command kLive = {
     "  pooldump live 1234\n"
     "  pooldump live 1234 --sort=private --filter=sqlite\n"
     "  pooldump live 1234 --watch\n"
-    "  pooldump live 1234 --format=csv > slots.csv\n"};
+    "  pooldump live 1234 --format=csv > slots.csv\n"
+    "  pooldump live 1234 --interval=10 --format=csv >> slots.log\n"
+    "  pooldump live 1234 --count=1 --sort=traps/s --limit=10\n"};
+const cli::Command kPs = {
+    "ps",
+    "The processes that have pools: who they belong to, what they hold, and "
+    "how often their guests trap. Looks twice, to tell rates.",
+    "  pooldump ps\n"
+    "  pooldump ps --sort=private --format=csv\n"
+    "  pooldump ps --interval=0\n"};
+const cli::Command kShow = {
+    "show",
+    "What a command of pooldump found once, from the file that it was saved "
+    "to with --format=proto, json or textproto, as that command prints it.",
+    "  pooldump live 1234 --format=proto > before.pb\n"
+    "  pooldump show before.pb --sort=private --limit=10\n"};
+const cli::Command kDiff = {
+    "diff",
+    "What changed between two looks at a process that were saved, as for "
+    "\"show\": which slots grew, and which changed their state.",
+    "  pooldump live 1234 --format=proto > before.pb\n"
+    "  pooldump live 1234 --format=proto > after.pb\n"
+    "  pooldump diff before.pb after.pb\n"
+    "  pooldump diff before.pb after.pb --sort=traps --format=csv\n"};
 const cli::Command kLocate = {
     "locate",
     "What addresses are: pool, slot, offset, page and its state, in bounds or "
@@ -103,6 +134,30 @@ std::string ColumnType(const cli::Columns<Row>& columns) {
   std::vector<std::string> names;
   for (const auto& column : columns) names.push_back(column.name);
   return absl::StrCat("COLUMN:{", absl::StrJoin(names, ","), "}");
+}
+
+void AddLimit(CLI::App* sub, Words* words) {
+  sub->add_option_function<uint32_t>(
+         "--limit", [words](uint32_t n) { words->options.set_limit(n); },
+         "At most so many rows of a table; sums are still those of all")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber);
+}
+
+// --columns and --limit, for a table of `columns`.
+template <typename Row>
+void AddTable(CLI::App* sub, const cli::Columns<Row>& columns, Words* words) {
+  sub->add_option_function<std::string>(
+         "--columns",
+         [words](const std::string& names) {
+           for (const absl::string_view name : absl::StrSplit(names, ',')) {
+             words->options.add_columns(std::string(name));
+           }
+         },
+         "These columns, in this order, with commas between them, also where "
+         "the terminal has no room for them; all: all of them")
+      ->type_name(ColumnType(columns));
+  AddLimit(sub, words);
 }
 
 // With --sort, by one of `columns`.
@@ -251,7 +306,8 @@ std::unique_ptr<CLI::App> MakeApp(Words* words) {
           "layout --format=textproto printed there")
       ->type_name("FILE");
 
-  CLI::App* live = AddCommand(app.get(), kLive, SlotColumns(), words);
+  CLI::App* live = AddCommand(app.get(), kLive, RatedSlotColumns(), words);
+  AddTable(live, RatedSlotColumns(), words);
   live->add_option("PID", words->pid, "The process")
       ->required()
       ->type_name("PID");
@@ -263,7 +319,29 @@ std::unique_ptr<CLI::App> MakeApp(Words* words) {
       "Repaint the screen, as top does; \"h\" there lists the keys");
   live->add_option(
           "--interval", words->interval,
-          "With --watch: seconds from one look to the next, 0.1 to 3600")
+          "Look again after so many seconds, 0.1 to 3600. With --watch; "
+          "otherwise each look is printed, with rates, from the second on")
+      ->type_name("SECONDS");
+  live->add_option_function<uint32_t>(
+          "--count",
+          [words](uint32_t n) {
+            words->options.set_batch(true);
+            words->options.set_count(n);
+          },
+          "Print so many looks, with rates, one --interval (otherwise a "
+          "second) apart, and end; without it, until the process ends")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber);
+
+  CLI::App* ps = AddCommand(app.get(), kPs, PsColumns(), words);
+  AddTable(ps, PsColumns(), words);
+  AddFilter(ps, words,
+            "Only processes in whose commands or users this regular "
+            "expression (RE2) is found");
+  ps->add_option(
+        "--interval", words->interval,
+        "Seconds between the two looks, 0.1 to 3600, otherwise 0.5; 0: look "
+        "once, without rates")
       ->type_name("SECONDS");
 
   CLI::App* locate = AddCommand(app.get(), kLocate, FoundColumns(), words);
@@ -275,6 +353,7 @@ std::unique_ptr<CLI::App> MakeApp(Words* words) {
   AddFilter(locate, words, kFilterSlots);
 
   CLI::App* core = AddCommand(app.get(), kCore, SlotColumns(), words);
+  AddTable(core, SlotColumns(), words);
   core->add_option_function<std::string>(
           "FILE", [&options](const std::string& s) { options.set_file(s); },
           "The core dump")
@@ -283,6 +362,32 @@ std::unique_ptr<CLI::App> MakeApp(Words* words) {
   AddFilter(core, words, kFilterSlots);
   AddPool(core, words);
   AddAll(core, words, "Also slots that were never used");
+
+  CLI::App* show = AddCommand(app.get(), kShow, RatedSlotColumns(), words);
+  show->add_option_function<std::string>(
+          "FILE", [&options](const std::string& s) { options.set_file(s); },
+          "The file; - is standard input")
+      ->required()
+      ->type_name("FILE");
+  AddTable(show, RatedSlotColumns(), words);
+  AddFilter(show, words, kFilterSlots);
+  AddAll(show, words, "Also slots that were never used");
+
+  CLI::App* diff = AddCommand(app.get(), kDiff, DiffColumns(), words);
+  diff->add_option_function<std::string>(
+          "BEFORE", [&options](const std::string& s) { options.set_file(s); },
+          "The file of the earlier look; - is standard input")
+      ->required()
+      ->type_name("FILE");
+  diff->add_option_function<std::string>(
+          "AFTER",
+          [&options](const std::string& s) { options.set_other_file(s); },
+          "The file of the later look; - is standard input")
+      ->required()
+      ->type_name("FILE");
+  AddTable(diff, DiffColumns(), words);
+  AddFilter(diff, words, kFilterSlots);
+  AddAll(diff, words, "Also slots that did not change");
 
   CLI::App* map = AddCommand(app.get(), kMap, PageRunColumns(), words);
   map->add_option("PID", words->pid, "The process")

@@ -1,5 +1,6 @@
 #include "firsttouch/tools/pooldump/columns.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
@@ -17,26 +18,12 @@ using cli::Value;
 
 namespace {
 
+// Only what deserves attention has a colour.
 Value StateValue(const Slot& slot) {
-  Tint tint = Tint::kNone;
-  switch (slot.state()) {
-    case Slot::HELD:
-      tint = Tint::kGood;
-      break;
-    case Slot::RETURNING:
-    case Slot::TRIMMING:
-      tint = Tint::kWeak;
-      break;
-    case Slot::QUARANTINED:
-      tint = Tint::kBad;
-      break;
-    default:
-      tint = Tint::kDim;
-      break;
-  }
   // "~": its fields may be of different moments.
-  return Value::Text(slot.torn() ? slot.state_name() + "~" : slot.state_name(),
-                     tint);
+  return Value::Text(
+      slot.torn() ? slot.state_name() + "~" : slot.state_name(),
+      slot.state() == Slot::QUARANTINED ? Tint::kBad : Tint::kNone);
 }
 
 Value CountOrDim(uint64_t number, Tint tint = Tint::kNone) {
@@ -47,29 +34,46 @@ Value BytesOrDim(uint64_t number) {
   return Value::Bytes(number, number == 0 ? Tint::kDim : Tint::kNone);
 }
 
+Value Grown(int64_t change, Tint tint = Tint::kNone) {
+  return Value::CountChange(change, change == 0 ? Tint::kDim : tint);
+}
+
+Value GrownBytes(int64_t change) {
+  return Value::BytesChange(change, change == 0 ? Tint::kDim : Tint::kNone);
+}
+
 // A column of a counter.
 template <uint64_t (Counters::*counter)() const>
-Column<Slot> FaultColumn(const char* name, const char* title) {
-  return {name, title, [](const Slot& slot) {
+Column<Slot> FaultColumn(const char* name, const char* title, int rank) {
+  return {name, title,
+          [](const Slot& slot) {
             return slot.counters().faults_unknown()
                        ? Value::Unknown()
                        : CountOrDim((slot.counters().*counter)());
-          }};
+          },
+          rank};
 }
 
 template <uint64_t (Counters::*counter)() const>
-Column<Slot> CounterColumn(const char* name, const char* title) {
-  return {name, title, [](const Slot& slot) {
-            return CountOrDim((slot.counters().*counter)());
-          }};
+Column<Slot> CounterColumn(const char* name, const char* title, int rank) {
+  return {
+      name, title,
+      [](const Slot& slot) { return CountOrDim((slot.counters().*counter)()); },
+      rank};
 }
 
 template <uint64_t (PageCounts::*count)() const>
-Column<Slot> PagesColumn(const char* name) {
-  return {name, "", [](const Slot& slot) {
+Column<Slot> PagesColumn(const char* name, int rank) {
+  return {name, "",
+          [](const Slot& slot) {
             return slot.has_pages() ? CountOrDim((slot.pages().*count)())
                                     : Value::Unknown();
-          }};
+          },
+          rank};
+}
+
+Value RateOrDim(double rate, Tint tint = Tint::kNone) {
+  return Value::Rate(rate, rate == 0 ? Tint::kDim : tint);
 }
 
 std::string Offset(int64_t offset) {
@@ -123,40 +127,90 @@ const Columns<Slot>& SlotColumns() {
        [](const Slot& slot) {
          return slot.image_name().empty() ? Value::Unknown()
                                           : Value::Text(slot.image_name());
-       }},
+       },
+       4},
       {"size", "",
-       [](const Slot& slot) { return BytesOrDim(slot.size_bytes()); }},
+       [](const Slot& slot) { return BytesOrDim(slot.size_bytes()); }, 6},
       {"resident", "",
        [](const Slot& slot) {
          return slot.has_resident_bytes() ? BytesOrDim(slot.resident_bytes())
                                           : Value::Unknown();
-       }},
+       },
+       5},
       {"private", "",
        [](const Slot& slot) {
          return slot.has_private_bytes() ? BytesOrDim(slot.private_bytes())
                                          : Value::Unknown();
-       }},
+       },
+       2},
       {"shared", "",
        [](const Slot& slot) {
          return slot.has_shared_bytes() ? BytesOrDim(slot.shared_bytes())
                                         : Value::Unknown();
-       }},
-      PagesColumn<&PageCounts::clean>("clean"),
-      PagesColumn<&PageCounts::untracked>("untracked"),
-      PagesColumn<&PageCounts::dirty>("dirty"),
-      PagesColumn<&PageCounts::hot>("hot"),
-      FaultColumn<&Counters::minor_faults>("minor-faults", "minor"),
-      FaultColumn<&Counters::missing_read_faults>("read-faults", "read"),
-      FaultColumn<&Counters::missing_write_faults>("write-faults", "write"),
-      FaultColumn<&Counters::write_protect_faults>("protect-faults", "protect"),
+       },
+       8},
+      PagesColumn<&PageCounts::clean>("clean", 15),
+      PagesColumn<&PageCounts::untracked>("untracked", 16),
+      PagesColumn<&PageCounts::dirty>("dirty", 9),
+      PagesColumn<&PageCounts::hot>("hot", 10),
+      FaultColumn<&Counters::minor_faults>("minor-faults", "minor", 14),
+      FaultColumn<&Counters::missing_read_faults>("read-faults", "read", 13),
+      FaultColumn<&Counters::missing_write_faults>("write-faults", "write", 12),
+      FaultColumn<&Counters::write_protect_faults>("protect-faults", "protect",
+                                                   11),
       {"traps", "",
        [](const Slot& slot) {
-         return CountOrDim(slot.counters().traps(), Tint::kWeak);
-       }},
-      CounterColumn<&Counters::handovers>("handovers", ""),
-      CounterColumn<&Counters::binds>("binds", ""),
-      CounterColumn<&Counters::kernel_calls>("kernel-calls", "calls"),
+         return CountOrDim(slot.counters().traps(), Tint::kBad);
+       },
+       3},
+      CounterColumn<&Counters::handovers>("handovers", "", 7),
+      CounterColumn<&Counters::binds>("binds", "", 17),
+      CounterColumn<&Counters::kernel_calls>("kernel-calls", "calls", 18),
   };
+  return columns;
+}
+
+const Columns<Slot>& RatedSlotColumns() {
+  static const auto& columns = *new Columns<Slot>([] {
+    const auto of_slot = [](const char* name) {
+      for (const Column<Slot>& column : SlotColumns()) {
+        if (column.name == name) return column;
+      }
+      return Column<Slot>();
+    };
+    Columns<Slot> all = {
+        of_slot("slot"),
+        of_slot("state"),
+        {"faults/s", "",
+         [](const Slot& slot) {
+           return slot.rates().has_faults() ? RateOrDim(slot.rates().faults())
+                                            : Value::Unknown();
+         },
+         1},
+        {"traps/s", "",
+         [](const Slot& slot) {
+           return slot.has_rates() ? RateOrDim(slot.rates().traps(), Tint::kBad)
+                                   : Value::Unknown();
+         },
+         1},
+        {"handovers/s", "",
+         [](const Slot& slot) {
+           return slot.has_rates() ? RateOrDim(slot.rates().handovers())
+                                   : Value::Unknown();
+         },
+         1},
+    };
+    for (const char* name : {"private", "resident", "image", "size", "traps"}) {
+      all.push_back(of_slot(name));
+    }
+    for (const Column<Slot>& column : SlotColumns()) {
+      const bool there = std::any_of(
+          all.begin(), all.end(),
+          [&](const Column<Slot>& one) { return one.name == column.name; });
+      if (!there) all.push_back(column);
+    }
+    return all;
+  }());
   return columns;
 }
 
@@ -176,7 +230,153 @@ const Columns<Image>& ImageColumns() {
        [](const Image& image) {
          return image.digest().empty() ? Value::Unknown()
                                        : Value::Text(image.digest());
+       },
+       1},
+  };
+  return columns;
+}
+
+const Columns<PsReport::Process>& PsColumns() {
+  using Process = PsReport::Process;
+  static const auto& columns = *new Columns<Process>{
+      {"pid", "",
+       [](const Process& process) {
+         Value value = Value::Count(static_cast<uint64_t>(process.pid()));
+         value.rising = true;
+         return value;
        }},
+      {"user", "",
+       [](const Process& process) { return Value::Text(process.user()); }, 5},
+      {"command", "",
+       [](const Process& process) { return Value::Text(process.command()); }},
+      {"pools", "",
+       [](const Process& process) { return Value::Count(process.pools()); }, 6},
+      {"slots", "",
+       [](const Process& process) { return Value::Count(process.slots()); }, 4},
+      {"held", "",
+       [](const Process& process) { return CountOrDim(process.held()); }, 2},
+      {"resident", "",
+       [](const Process& process) {
+         return process.has_resident_bytes()
+                    ? BytesOrDim(process.resident_bytes())
+                    : Value::Unknown();
+       },
+       1},
+      {"private", "",
+       [](const Process& process) {
+         return process.has_private_bytes()
+                    ? BytesOrDim(process.private_bytes())
+                    : Value::Unknown();
+       },
+       3},
+      {"traps", "",
+       [](const Process& process) {
+         return CountOrDim(process.traps(), Tint::kBad);
+       },
+       7},
+      {"traps/s", "",
+       [](const Process& process) {
+         return process.has_traps_per_second()
+                    ? RateOrDim(process.traps_per_second(), Tint::kBad)
+                    : Value::Unknown();
+       },
+       2},
+      {"quarantined", "",
+       [](const Process& process) {
+         return CountOrDim(process.quarantined(), Tint::kBad);
+       },
+       8},
+      {"runs", "",
+       [](const Process& process) {
+         return process.stopped().empty()
+                    ? Value::Text("yes", Tint::kDim)
+                    : Value::Text(process.stopped(), Tint::kWeak);
+       },
+       9},
+  };
+  return columns;
+}
+
+const Columns<DiffReport::Change>& DiffColumns() {
+  using Change = DiffReport::Change;
+  const auto text = [](const std::string& now) {
+    return now.empty() ? Value::Unknown() : Value::Text(now);
+  };
+  static const auto& columns = *new Columns<Change>{
+      {"slot", "",
+       [](const Change& change) {
+         Value value = Value::Count(change.slot());
+         value.rising = true;
+         return value;
+       }},
+      {"was", "",
+       [](const Change& change) {
+         return change.state_before() == change.state()
+                    ? Value::Unknown()
+                    : Value::Text(change.state_before());
+       }},
+      {"state", "",
+       [](const Change& change) {
+         return Value::Text(change.state(), change.state() == "quarantined"
+                                                ? Tint::kBad
+                                                : Tint::kNone);
+       }},
+      {"private", "",
+       [](const Change& change) {
+         return change.has_private_bytes() ? GrownBytes(change.private_bytes())
+                                           : Value::Unknown();
+       },
+       1},
+      {"resident", "",
+       [](const Change& change) {
+         return change.has_resident_bytes()
+                    ? GrownBytes(change.resident_bytes())
+                    : Value::Unknown();
+       },
+       3},
+      {"image-was", "",
+       [text](const Change& change) {
+         return change.image_before() == change.image()
+                    ? Value::Unknown()
+                    : text(change.image_before());
+       },
+       12},
+      {"image", "",
+       [text](const Change& change) { return text(change.image()); }, 5},
+      {"size", "",
+       [](const Change& change) { return GrownBytes(change.size_bytes()); }, 6},
+      {"shared", "",
+       [](const Change& change) {
+         return change.has_shared_bytes() ? GrownBytes(change.shared_bytes())
+                                          : Value::Unknown();
+       },
+       8},
+      {"dirty", "",
+       [](const Change& change) {
+         return change.has_dirty_pages() ? Grown(change.dirty_pages())
+                                         : Value::Unknown();
+       },
+       9},
+      {"hot", "",
+       [](const Change& change) {
+         return change.has_hot_pages() ? Grown(change.hot_pages())
+                                       : Value::Unknown();
+       },
+       10},
+      {"faults", "",
+       [](const Change& change) {
+         return change.has_faults() ? Grown(change.faults()) : Value::Unknown();
+       },
+       7},
+      {"traps", "",
+       [](const Change& change) { return Grown(change.traps(), Tint::kBad); },
+       2},
+      {"handovers", "",
+       [](const Change& change) { return Grown(change.handovers()); }, 4},
+      {"binds", "", [](const Change& change) { return Grown(change.binds()); },
+       11},
+      {"kernel-calls", "calls",
+       [](const Change& change) { return Grown(change.kernel_calls()); }, 13},
   };
   return columns;
 }

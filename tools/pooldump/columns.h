@@ -19,7 +19,12 @@ inline constexpr char kUnnamed[] = "pool";
 // Made once; the same in all threads.
 const cli::Columns<LayoutReport::Range>& RangeColumns();
 const cli::Columns<Slot>& SlotColumns();
+// The same with rates beside the slot, for a process that was looked at more
+// than once. What is watched for comes first.
+const cli::Columns<Slot>& RatedSlotColumns();
 const cli::Columns<Image>& ImageColumns();
+const cli::Columns<PsReport::Process>& PsColumns();
+const cli::Columns<DiffReport::Change>& DiffColumns();
 const cli::Columns<LocateReport::Found>& FoundColumns();
 const cli::Columns<PageRun>& PageRunColumns();
 const cli::Columns<imagetool::MapReport::Run>& ImageRunColumns();

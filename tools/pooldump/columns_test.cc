@@ -7,7 +7,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "firsttouch/tools/cli/table.h"
-#include "firsttouch/tools/pooldump/watch_view.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -44,7 +43,9 @@ TEST(Columns, AreExplainedInTheDocument) {
   ExpectExplained(FoundColumns());
   ExpectExplained(PageRunColumns());
   ExpectExplained(ImageRunColumns());
-  ExpectExplained(WatchColumns());
+  ExpectExplained(RatedSlotColumns());
+  ExpectExplained(PsColumns());
+  ExpectExplained(DiffColumns());
 }
 
 TEST(LocationText, SaysWhereAndWhetherInBounds) {

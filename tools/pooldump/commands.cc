@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>
@@ -16,17 +17,23 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/cli/text_file.h"
 #include "firsttouch/tools/imagetool/commands.h"
 #include "firsttouch/tools/pooldump/columns.h"
 #include "firsttouch/tools/pooldump/config.h"
+#include "firsttouch/tools/pooldump/diff.h"
 #include "firsttouch/tools/pooldump/layout_report.h"
 #include "firsttouch/tools/pooldump/machine.h"
 #include "firsttouch/tools/pooldump/print.h"
+#include "firsttouch/tools/pooldump/rates.h"
+#include "firsttouch/tools/pooldump/saved.h"
 #include "firsttouch/tools/pooldump/snapshot/core_file.h"
 #include "firsttouch/tools/pooldump/snapshot/live.h"
 #include "firsttouch/tools/pooldump/snapshot/locate.h"
+#include "firsttouch/tools/pooldump/snapshot/processes.h"
 #include "firsttouch/tools/pooldump/stream.h"
 #include "re2/re2.h"
 
@@ -48,13 +55,6 @@ std::string PrintableLines(const std::string& text) {
   std::vector<std::string> lines = absl::StrSplit(text, '\n');
   for (std::string& line : lines) line = cli::Printable(line);
   return absl::StrJoin(lines, "\n");
-}
-
-Answer WrongUsage(const absl::Status& status) {
-  Answer answer;
-  answer.exit_code = kExitUsage;
-  answer.error = OneLine(status);
-  return answer;
 }
 
 // The pool of --config and of the flags that are put over it.
@@ -187,6 +187,150 @@ Answer AnswerImage(const Options& options) {
   return answer;
 }
 
+// What was read of one process for `ps`.
+class PsProcess {
+ public:
+  PsProcess(LiveProcess process, ProcessSnapshot first)
+      : process_(std::move(process)), snapshot_(std::move(first)) {
+    meter_.Measure(&snapshot_);
+  }
+
+  absl::Status LookAgain() {
+    absl::StatusOr<ProcessSnapshot> again = process_.Snapshot({.smaps = false});
+    if (!again.ok()) return again.status();
+    snapshot_ = *std::move(again);
+    meter_.Measure(&snapshot_);
+    return absl::OkStatus();
+  }
+
+  const ProcessSnapshot& snapshot() const { return snapshot_; }
+
+ private:
+  LiveProcess process_;
+  RateMeter meter_;
+  ProcessSnapshot snapshot_;
+};
+
+PsReport::Process PsRow(const ProcessSnapshot& snapshot) {
+  PsReport::Process row;
+  row.set_pid(snapshot.pid());
+  row.set_user_id(snapshot.user_id());
+  row.set_user(cli::Printable(UserName(snapshot.user_id())));
+  row.set_command(snapshot.command());
+  row.set_stopped(snapshot.stopped());
+  row.set_pools(static_cast<uint32_t>(snapshot.pools_size()));
+  for (const PoolSnapshot& pool : snapshot.pools()) {
+    const Totals& totals = pool.totals();
+    row.set_slots(row.slots() + totals.slots());
+    row.set_held(row.held() + totals.held());
+    row.set_quarantined(row.quarantined() + totals.quarantined());
+    row.set_traps(row.traps() + totals.counters().traps());
+    if (totals.has_resident_bytes()) {
+      row.set_resident_bytes(row.resident_bytes() + totals.resident_bytes());
+      row.set_private_bytes(row.private_bytes() + totals.private_bytes());
+    }
+    if (totals.has_rates()) {
+      row.set_traps_per_second(row.traps_per_second() + totals.rates().traps());
+    }
+  }
+  return row;
+}
+
+// Whether what went wrong with a process is worth a line: not that it ended,
+// nor that it only inherited the descriptor of another's pool.
+bool IsWorthALine(const absl::Status& status, PsReport* report) {
+  if (absl::IsPermissionDenied(status)) {
+    report->set_forbidden(report->forbidden() + 1);
+    return false;
+  }
+  return !absl::IsNotFound(status) && !absl::IsUnavailable(status);
+}
+
+Answer AnswerPs(const Options& options) {
+  const absl::StatusOr<ProcessList> list = FindProcesses();
+  if (!list.ok()) return CannotRead(list.status());
+  Answer answer;
+  PsReport& report = *answer.report.mutable_ps();
+  report.set_forbidden(list->forbidden);
+  const auto tell = [&report](pid_t pid, const absl::Status& status) {
+    if (!IsWorthALine(status, &report)) return;
+    report.add_warnings(absl::StrCat("process ", pid, ": ", OneLine(status)));
+  };
+  std::vector<PsProcess> processes;
+  for (const pid_t pid : list->pids) {
+    absl::StatusOr<LiveProcess> process = LiveProcess::Open(pid);
+    if (!process.ok()) {
+      tell(pid, process.status());
+      continue;
+    }
+    absl::StatusOr<ProcessSnapshot> first = process->Snapshot(
+        {.residency = options.interval_ms() == 0, .smaps = false});
+    if (first.ok()) {
+      processes.emplace_back(*std::move(process), *std::move(first));
+    } else {
+      tell(pid, first.status());
+    }
+  }
+  if (options.interval_ms() != 0 && !processes.empty()) {
+    absl::SleepFor(absl::Milliseconds(options.interval_ms()));
+  }
+  for (PsProcess& process : processes) {
+    if (options.interval_ms() != 0) {
+      const auto pid = static_cast<pid_t>(process.snapshot().pid());
+      if (const absl::Status again = process.LookAgain(); !again.ok()) {
+        tell(pid, again);
+        continue;
+      }
+    }
+    *report.add_processes() = PsRow(process.snapshot());
+  }
+  return answer;
+}
+
+Answer AnswerShow(const Options& options) {
+  absl::StatusOr<Report> saved = ReadReport(options.file());
+  if (!saved.ok()) return CannotRead(saved.status());
+  const bool has_table = saved->has_live() || saved->has_core() ||
+                         saved->has_ps() || saved->has_diff();
+  if (!has_table && (!options.columns().empty() || options.limit() != 0)) {
+    return WrongUsage(absl::InvalidArgumentError(absl::StrCat(
+        cli::Printable(options.file()),
+        " has no table of slots or processes: leave out --columns and "
+        "--limit")));
+  }
+  Answer answer;
+  answer.report = *std::move(saved);
+  return answer;
+}
+
+// The process of a file that was saved.
+absl::StatusOr<ProcessSnapshot> SavedProcess(const std::string& path) {
+  absl::StatusOr<Report> saved = ReadReport(path);
+  if (!saved.ok()) return saved.status();
+  if (saved->has_live()) return std::move(*saved->mutable_live());
+  if (saved->has_core()) {
+    return std::move(*saved->mutable_core()->mutable_process());
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat(cli::Printable(path),
+                   " is no report of live or core, which are what diff "
+                   "compares"));
+}
+
+Answer AnswerDiff(const Options& options) {
+  const absl::StatusOr<ProcessSnapshot> before = SavedProcess(options.file());
+  if (!before.ok()) return CannotRead(before.status());
+  const absl::StatusOr<ProcessSnapshot> after =
+      SavedProcess(options.other_file());
+  if (!after.ok()) return CannotRead(after.status());
+  Answer answer;
+  DiffReport& report = *answer.report.mutable_diff();
+  report = Diff(*before, *after);
+  report.set_before_path(cli::Printable(options.file()));
+  report.set_path(cli::Printable(options.other_file()));
+  return answer;
+}
+
 // A location on paper: nothing is known of the slot, but for the size that the
 // configuration may give.
 Location OnPaper(const PoolLayout& layout, const std::string& name,
@@ -251,57 +395,135 @@ Answer LocateAll(const Options& options, const Locator& locate,
   return answer;
 }
 
-// Reads a log line by line, and prints each with what is known of it before the
-// next is read.
+// What is printed of a log, line by line.
+class LogPrinter {
+ public:
+  virtual ~LogPrinter() = default;
+  // Appends what is to be printed of a line and of what was found in it.
+  virtual absl::Status Add(const std::string& line,
+                           const std::vector<LocateReport::Found>& found,
+                           std::string* out) = 0;
+  // Prints what is left, `out` first.
+  virtual absl::Status Finish(const std::string& out, const Sink& sink,
+                              std::string* wrong) {
+    if (!out.empty()) *wrong = sink(out);
+    return absl::OkStatus();
+  }
+};
+
+class TextLog : public LogPrinter {
+ public:
+  explicit TextLog(const cli::TextStyle& style) : style_(style) {}
+  absl::Status Add(const std::string& line,
+                   const std::vector<LocateReport::Found>& found,
+                   std::string* out) override {
+    absl::StrAppend(out, line, "\n");
+    for (const LocateReport::Found& one : found) {
+      if (one.location().place() != Location::NO_POOL) {
+        *out += FoundBelow(one, style_);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  const cli::TextStyle style_;
+};
+
+class CsvLog : public LogPrinter {
+ public:
+  absl::Status Add(const std::string&,
+                   const std::vector<LocateReport::Found>& found,
+                   std::string* out) override {
+    *out += std::exchange(titles_, "");
+    for (const LocateReport::Found& one : found) {
+      *out += CsvLineOf(FoundColumns(), one);
+    }
+    return absl::OkStatus();
+  }
+  absl::Status Finish(const std::string& out, const Sink& sink,
+                      std::string* wrong) override {
+    return LogPrinter::Finish(std::exchange(titles_, "") + out, sink, wrong);
+  }
+
+ private:
+  std::string titles_ = CsvTitlesOf(FoundColumns());
+};
+
+class MessageLog : public LogPrinter {
+ public:
+  explicit MessageLog(LocateStream stream) : stream_(std::move(stream)) {}
+  absl::Status Add(const std::string& line,
+                   const std::vector<LocateReport::Found>& found,
+                   std::string* out) override {
+    return stream_.Add(cli::Printable(line), found, out);
+  }
+  absl::Status Finish(const std::string& out, const Sink& sink,
+                      std::string* wrong) override {
+    if (!out.empty()) *wrong = sink(out);
+    return wrong->empty() ? stream_.Finish(sink, wrong) : absl::OkStatus();
+  }
+
+ private:
+  LocateStream stream_;
+};
+
+absl::StatusOr<std::unique_ptr<LogPrinter>> MakeLogPrinter(
+    Format format, const std::string& source, const cli::TextStyle& style) {
+  if (format == TEXT) return std::make_unique<TextLog>(style);
+  if (format == CSV) return std::make_unique<CsvLog>();
+  absl::StatusOr<LocateStream> stream =
+      LocateStream::Open(format, cli::Printable(source));
+  if (!stream.ok()) return stream.status();
+  return std::make_unique<MessageLog>(*std::move(stream));
+}
+
+// Reads a log line by line, and prints what is known of each before the next is
+// read.
 Answer StreamLog(const Options& options, const Locator& locate,
-                 const cli::TextStyle& style, const Sink& sink) {
+                 const std::string& source, const cli::TextStyle& style,
+                 const Sink& sink) {
   const absl::StatusOr<Filter> filter = MakeFilter(options);
   if (!filter.ok()) return WrongUsage(filter.status());
-  const bool csv = options.format() == CSV;
+  const absl::StatusOr<std::unique_ptr<LogPrinter>> printer =
+      MakeLogPrinter(options.format(), source, style);
+  if (!printer.ok()) return CannotRead(printer.status());
   Answer answer;
   bool some = false;
   uint64_t number = 0;
-  std::string out = csv ? CsvTitlesOf(FoundColumns()) : "";
+  std::string out;
   const auto take_line = [&](const std::string& line) -> absl::Status {
     ++number;
-    if (!csv) absl::StrAppend(&out, line, "\n");
+    std::vector<LocateReport::Found> kept;
     for (AddressInText& one : AddressesIn(line)) {
       one.line = number;
       absl::StatusOr<LocateReport::Found> found = FindOne(locate, one);
       if (!found.ok()) return found.status();
-      const bool in_pool = found->location().place() != Location::NO_POOL;
-      some |= in_pool;
-      if (!Keeps(*filter, found->location())) continue;
-      if (csv) {
-        out += CsvLineOf(FoundColumns(), *found);
-      } else if (in_pool) {
-        out += FoundBelow(*found, style);
-      }
+      some |= found->location().place() != Location::NO_POOL;
+      if (Keeps(*filter, found->location())) kept.push_back(*std::move(found));
     }
-    return absl::OkStatus();
+    return (*printer)->Add(line, kept, &out);
   };
-  absl::Status lost;
-  const absl::Status read = cli::ForEachLineOfInput(
+  std::string wrong;
+  absl::Status read = cli::ForEachLineOfInput(
       [&](const std::string& line, bool more_is_read) -> absl::Status {
         absl::Status taken = take_line(line);
         // What is there already is printed before it waits for more.
         if (taken.ok() && !more_is_read) {
-          if (const std::string wrong = sink(out); !wrong.empty()) {
-            lost = absl::UnavailableError(wrong);
-            return lost;
-          }
+          wrong = sink(out);
           out.clear();
+          if (!wrong.empty()) return absl::UnavailableError(wrong);
         }
         return taken;
       });
-  if (lost.ok() && !out.empty()) {
-    if (const std::string wrong = sink(out); !wrong.empty()) {
-      lost = absl::UnavailableError(wrong);
-    }
+  if (wrong.empty() && read.ok()) {
+    read = (*printer)->Finish(out, sink, &wrong);
+  } else if (wrong.empty() && !out.empty()) {
+    wrong = sink(out);
   }
-  if (!lost.ok()) {
+  if (!wrong.empty()) {
     answer.exit_code = cli::kExitCannotPrint;
-    answer.error = absl::StrCat(lost.message());
+    answer.error = wrong;
     return answer;
   }
   if (!read.ok()) return CannotRead(read);
@@ -365,6 +587,13 @@ Answer CannotRead(const absl::Status& status) {
   return answer;
 }
 
+Answer WrongUsage(const absl::Status& status) {
+  Answer answer;
+  answer.exit_code = kExitUsage;
+  answer.error = OneLine(status);
+  return answer;
+}
+
 absl::StatusOr<uint64_t> ParseAddress(const std::string& word) {
   const bool prefixed =
       absl::StartsWith(word, "0x") || absl::StartsWith(word, "0X");
@@ -412,11 +641,11 @@ std::optional<Answer> Stream(const CommandLine& line, Kernel& kernel,
   if (options.command() == Options::LAYOUT && options.all()) {
     return StreamLayout(line, kernel, style, sink);
   }
-  if (options.command() == Options::LOCATE && ReadsLog(options) &&
-      (options.format() == TEXT || options.format() == CSV)) {
-    return WithLocator(line, [&](const Locator& locate, const std::string&) {
-      return StreamLog(options, locate, style, sink);
-    });
+  if (options.command() == Options::LOCATE && ReadsLog(options)) {
+    return WithLocator(line,
+                       [&](const Locator& locate, const std::string& source) {
+                         return StreamLog(options, locate, source, style, sink);
+                       });
   }
   return std::nullopt;
 }
@@ -441,6 +670,15 @@ Answer MakeAnswer(const CommandLine& line, Kernel& kernel) {
       break;
     case Options::IMAGE:
       answer = AnswerImage(line.options);
+      break;
+    case Options::PS:
+      answer = AnswerPs(line.options);
+      break;
+    case Options::SHOW:
+      answer = AnswerShow(line.options);
+      break;
+    case Options::DIFF:
+      answer = AnswerDiff(line.options);
       break;
     default:
       return WrongUsage(absl::InvalidArgumentError("no command is given"));

@@ -27,8 +27,8 @@ struct Answer {
   Report report;
 };
 
-// Does what the command line asks for, but for printing and --watch. May read
-// standard input (`locate` without an address).
+// Does what the command line asks for, but for printing, --watch and
+// --interval. May read standard input (`locate` without an address).
 Answer MakeAnswer(const CommandLine& line, Kernel& kernel);
 
 // Does it and prints, where that needs memory in proportion to what is printed
@@ -39,6 +39,8 @@ std::optional<Answer> Stream(const CommandLine& line, Kernel& kernel,
 
 // Error and exit code of a process, a core or an image that cannot be read.
 Answer CannotRead(const absl::Status& status);
+// The same of a command line, or of a file that it names, that is wrong.
+Answer WrongUsage(const absl::Status& status);
 
 // All addresses in a text: "0x" and up to 16 hexadecimal digits, or 9 to 16
 // such digits that stand alone. In their order, with the line, from 1.

@@ -72,18 +72,20 @@ std::string TakeTargets(const Words& words, Options* options) {
 }
 
 std::string TakeInterval(const Words& words, Options* options) {
-  options->set_interval_ms(1000);
+  const bool ps = options->command() == Options::PS;
+  options->set_interval_ms(ps ? 500 : 1000);
   if (words.interval.empty()) return "";
   double seconds = 0;
-  if (!absl::SimpleAtod(words.interval, &seconds) ||
-      !(seconds >= 0.1 && seconds <= 3600)) {
+  const bool number = absl::SimpleAtod(words.interval, &seconds);
+  if (!number ||
+      !((ps && seconds == 0) || (seconds >= 0.1 && seconds <= 3600))) {
     return absl::StrCat("--interval: \"", words.interval,
-                        "\" is not a number of seconds from 0.1 to 3600");
+                        "\" is not a number of seconds from 0.1 to 3600",
+                        ps ? ", nor 0" : "");
   }
   options->set_interval_ms(static_cast<uint32_t>(std::lround(seconds * 1000)));
-  return options->watch() ? ""
-                          : "--interval is for --watch: add that, or leave out "
-                            "--interval";
+  if (!ps && !options->watch()) options->set_batch(true);
+  return "";
 }
 
 std::string TakePool(const Words& words, CommandLine* line) {
@@ -111,8 +113,36 @@ std::string TakePool(const Words& words, CommandLine* line) {
   return "";
 }
 
+std::string FormatName(const Options& options) {
+  return absl::AsciiStrToLower(Format_Name(options.format()));
+}
+
+// The same, of tables.
+std::string CheckTable(const Options& options) {
+  if (options.watch() && options.batch()) {
+    return "--count is for looks that are printed one below the other: leave "
+           "it out, or --watch";
+  }
+  const bool one_message = options.format() == JSON ||
+                           options.format() == TEXTPROTO ||
+                           options.format() == PROTO;
+  if (one_message && !options.columns().empty()) {
+    return absl::StrCat("--columns: ", FormatName(options),
+                        " has all fields: take --format=text or csv, or leave "
+                        "out --columns");
+  }
+  if (options.batch() &&
+      (options.format() == TEXTPROTO || options.format() == PROTO)) {
+    return absl::StrCat("--format=", FormatName(options),
+                        " has one look: with --interval and --count take json "
+                        "(a line for each look), csv or text");
+  }
+  return "";
+}
+
 // What would do nothing, or harm, is told of.
 std::string CheckUse(const Options& options) {
+  if (std::string wrong = CheckTable(options); !wrong.empty()) return wrong;
   if (options.command() == Options::LAYOUT && !options.filter().empty() &&
       !options.all()) {
     return "--filter: without --all all slots are one line: add --all, or "
@@ -131,10 +161,9 @@ std::string CheckUse(const Options& options) {
   }
   if (options.format() != TEXT &&
       (options.svg() == "-" || options.html() == "-")) {
-    return absl::StrCat(
-        "--format=", absl::AsciiStrToLower(Format_Name(options.format())),
-        " and a picture cannot both go to standard output: "
-        "name a file for the picture");
+    return absl::StrCat("--format=", FormatName(options),
+                        " and a picture cannot both go to standard output: "
+                        "name a file for the picture");
   }
   return "";
 }
@@ -157,6 +186,10 @@ CommandLine ParseCommandLine(const std::vector<std::string>& words) {
   SetEnum(found.common.color, Color_Parse, &color);
   line.options.set_color(color);
   line.options.set_bytes(found.common.bytes);
+  // What grew is why one asks.
+  if (line.options.command() == Options::DIFF && line.options.sort().empty()) {
+    line.options.set_sort("private");
+  }
   std::string wrong = TakeTargets(found, &line.options);
   if (wrong.empty()) wrong = TakeInterval(found, &line.options);
   if (wrong.empty()) wrong = TakePool(found, &line);

@@ -67,6 +67,33 @@ TEST(Flags, AreTheOptionsMessage) {
                   interval_ms: 250
                   pool {})pb")));
   EXPECT_TRUE(MessageDifferencer::Equals(
+      Parsed({"live", "7", "--count=3", "--columns=slot,traps/s", "--limit=5"}),
+      Expect(R"pb(command: LIVE
+                  pid: 7
+                  batch: true
+                  count: 3
+                  columns: "slot"
+                  columns: "traps/s"
+                  limit: 5
+                  interval_ms: 1000
+                  pool {})pb")));
+  EXPECT_TRUE(MessageDifferencer::Equals(Parsed({"live", "7", "--interval=2"}),
+                                         Expect(R"pb(command: LIVE
+                                                     pid: 7
+                                                     batch: true
+                                                     interval_ms: 2000
+                                                     pool {})pb")));
+  EXPECT_TRUE(MessageDifferencer::Equals(Parsed({"ps", "--interval=0"}),
+                                         Expect(R"pb(command: PS
+                                                     pool {})pb")));
+  EXPECT_TRUE(MessageDifferencer::Equals(Parsed({"diff", "a", "b"}),
+                                         Expect(R"pb(command: DIFF
+                                                     file: "a"
+                                                     other_file: "b"
+                                                     sort: "private"
+                                                     interval_ms: 1000
+                                                     pool {})pb")));
+  EXPECT_TRUE(MessageDifferencer::Equals(
       Parsed({"locate", "1234", "0x7f00", "-"}), Expect(R"pb(command: LOCATE
                                                              pid: 1234
                                                              addresses: "0x7f00"
@@ -98,6 +125,11 @@ TEST(Flags, SayWhatIsWrongInOneLine) {
   EXPECT_THAT(ErrorOf({"live", "99999999999"}), HasSubstr("is not the number"));
   EXPECT_THAT(ErrorOf({"live", "1", "--interval=0"}),
               HasSubstr("from 0.1 to 3600"));
+  EXPECT_THAT(ErrorOf({"live", "1", "--limit=0"}), HasSubstr("--limit"));
+  EXPECT_THAT(ErrorOf({"live", "1", "--count=x"}), HasSubstr("--count"));
+  EXPECT_THAT(ErrorOf({"ps", "--interval=-1"}),
+              HasSubstr("from 0.1 to 3600, nor 0"));
+  EXPECT_THAT(ErrorOf({"diff", "a"}), HasSubstr("AFTER is required"));
   EXPECT_THAT(ErrorOf({"live", "1", "--interval=nan"}),
               HasSubstr("from 0.1 to 3600"));
   EXPECT_THAT(ErrorOf({"locate"}), HasSubstr("neither a process nor --config"));
@@ -112,8 +144,8 @@ TEST(Flags, SayWhatIsWrongInOneLine) {
 
 TEST(Flags, HelpHasExamplesAndExitCodesIn80Columns) {
   std::vector<std::vector<std::string>> calls = {{"--help"}};
-  for (const char* command :
-       {"layout", "live", "locate", "core", "map", "image"}) {
+  for (const char* command : {"layout", "live", "ps", "show", "diff", "locate",
+                              "core", "map", "image"}) {
     calls.push_back({command, "--help"});
   }
   for (const std::vector<std::string>& words : calls) {
@@ -154,8 +186,8 @@ TEST(Manual, HasEveryOptionAndCommand) {
   const std::vector<std::string> flags = AllFlags(*app);
   EXPECT_GT(flags.size(), 50u);
   for (const std::string& flag : flags) EXPECT_THAT(page, HasSubstr(flag));
-  for (const char* command :
-       {"LAYOUT", "LIVE", "LOCATE", "CORE", "MAP", "IMAGE", "HELP"}) {
+  for (const char* command : {"LAYOUT", "LIVE", "PS", "SHOW", "DIFF", "LOCATE",
+                              "CORE", "MAP", "IMAGE", "HELP"}) {
     EXPECT_THAT(page, HasSubstr(std::string(".SH \"POOLDUMP ") + command));
   }
   // Values, formats, columns, and all exit codes.
@@ -182,8 +214,12 @@ TEST(Help, HasNoOptionOfAnotherCommand) {
 }
 
 TEST(Flags, WhatWouldDoNothingIsToldOf) {
-  EXPECT_THAT(ErrorOf({"live", "1", "--interval=2"}),
-              HasSubstr("--interval is for --watch"));
+  EXPECT_THAT(ErrorOf({"live", "1", "--watch", "--count=2"}),
+              HasSubstr("--count is for looks that are printed"));
+  EXPECT_THAT(ErrorOf({"live", "1", "--columns=slot", "--format=json"}),
+              HasSubstr("--columns: json has all fields"));
+  EXPECT_THAT(ErrorOf({"live", "1", "--count=2", "--format=proto"}),
+              HasSubstr("--format=proto has one look"));
   EXPECT_THAT(ErrorOf({"layout", "--instances=1", "--filter=x"}),
               HasSubstr("add --all"));
   EXPECT_THAT(ErrorOf({"map", "1", "2", "--sort=pages"}),

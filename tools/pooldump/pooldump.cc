@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -14,11 +15,12 @@
 #include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/cli/terminal.h"
 #include "firsttouch/tools/imagetool/commands.h"
+#include "firsttouch/tools/pooldump/batch.h"
 #include "firsttouch/tools/pooldump/commands.h"
 #include "firsttouch/tools/pooldump/flags.h"
 #include "firsttouch/tools/pooldump/print.h"
+#include "firsttouch/tools/pooldump/process_text.h"
 #include "firsttouch/tools/pooldump/watch.h"
-#include "firsttouch/tools/pooldump/watch_view.h"
 #include "firsttouch/uffd/kernel.h"
 
 namespace firsttouch::pooldump {
@@ -42,7 +44,7 @@ int RunWatch(const Options& options, bool color) {
   if (isatty(STDOUT_FILENO) != 1 || isatty(STDIN_FILENO) != 1) {
     return Fail(kExitUsage,
                 "--watch needs a terminal for input and output: leave it out, "
-                "and call pooldump again and again");
+                "or take --interval=SECONDS, which prints each look");
   }
   // What is wrong with the filter or the column is known before the screen is
   // cleared.
@@ -52,13 +54,17 @@ int RunWatch(const Options& options, bool color) {
   filter.clear_sort();
   const absl::Status status = FilterAndSort(filter, &none);
   if (!status.ok()) return Fail(kExitUsage, absl::StrCat(status.message()));
+  const auto columns = SlotColumnsFor(options, /*rated=*/true);
+  if (!columns.ok()) {
+    return Fail(kExitUsage,
+                absl::StrCat("--columns: ", columns.status().message()));
+  }
   const std::string& sort = options.sort();
   const auto column = cli::FindColumn(
-      WatchColumns(), sort.substr(sort.empty() || sort.front() != '-' ? 0 : 1));
+      *columns, sort.substr(sort.empty() || sort.front() != '-' ? 0 : 1));
   if (!sort.empty() && !column.ok()) {
-    return Fail(
-        kExitUsage,
-        absl::StrCat("--sort: ", absl::StrCat(column.status().message())));
+    return Fail(kExitUsage,
+                absl::StrCat("--sort: ", column.status().message()));
   }
   const absl::Status watched = Watch(options, color);
   if (watched.ok()) return kExitOk;
@@ -77,7 +83,16 @@ int Main(const std::vector<std::string>& words) {
       cli::TerminalLines(STDOUT_FILENO, /*otherwise=*/24)));
   const bool color = WantsColor(options.color());
   if (options.watch()) return RunWatch(options, color);
-  const cli::TextStyle style{.color = color, .bytes = options.bytes()};
+  const cli::TextStyle style{
+      .color = color,
+      .bytes = options.bytes(),
+      .columns = static_cast<size_t>(
+          cli::TerminalColumns(STDOUT_FILENO, /*otherwise=*/0)),
+  };
+  if (options.batch()) {
+    const Answer answer = Batch(options, style, cli::WriteOut);
+    return Fail(answer.exit_code, answer.error);
+  }
   if (const auto streamed = Stream(line, RealKernel(), style, cli::WriteOut)) {
     if (streamed->error.empty()) return streamed->exit_code;
     return Fail(streamed->exit_code, streamed->error);

@@ -16,7 +16,9 @@
 #include "firsttouch/tools/picture/picture.h"
 #include "firsttouch/tools/pooldump/columns.h"
 #include "firsttouch/tools/pooldump/layout_report.h"
+#include "firsttouch/tools/pooldump/process_text.h"
 #include "firsttouch/tools/pooldump/slot_picture.h"
+#include "firsttouch/tools/pooldump/text_lines.h"
 #include "google/protobuf/text_format.h"
 #include "re2/re2.h"
 
@@ -40,153 +42,16 @@ using cli::WrappedAt;
 
 namespace {
 
-// No line of sentences is wider.
-constexpr size_t kMostColumns = 100;
-constexpr size_t kLabelColumns = 16;
-
-// "label    value" lines.
-void Line(const TextStyle& style, const std::string& label,
-          const std::string& value, std::string* out) {
-  absl::StrAppend(
-      out, Tinted(style, Tint::kHead, label),
-      std::string(
-          label.size() < kLabelColumns ? kLabelColumns - label.size() : 1, ' '),
-      WrappedAt(kMostColumns, kLabelColumns, value), "\n");
-}
-
-std::string Plural(uint64_t number, const char* one, const char* many) {
-  return absl::StrCat(number, " ", number == 1 ? one : many);
-}
-
 void WarningsText(const google::protobuf::RepeatedPtrField<Warning>& warnings,
                   const TextStyle& style, std::string* out) {
+  const size_t columns = SentenceColumns(style);
   if (!warnings.empty()) *out += '\n';
   for (const Warning& warning : warnings) {
     const std::string kind = warning.fatal() ? "ERROR" : "WARNING";
     absl::StrAppend(
         out, Tinted(style, warning.fatal() ? Tint::kBad : Tint::kWeak, kind),
-        " ", WrappedAt(kMostColumns, kind.size() + 1, warning.text()),
-        "\n  remedy: ", WrappedAt(kMostColumns, 10, warning.remedy()), "\n");
-  }
-}
-
-bool NeverUsed(const Slot& slot) {
-  return slot.state() == Slot::FREE && slot.image_name().empty() &&
-         slot.counters().handovers() == 0 && slot.size_bytes() == 0 &&
-         slot.resident_bytes() == 0 && slot.counters().traps() == 0;
-}
-
-// A row of sums under the columns of slots.
-std::vector<Value> TotalRow(const Totals& totals) {
-  Slot sum;
-  if (totals.has_pages()) *sum.mutable_pages() = totals.pages();
-  *sum.mutable_counters() = totals.counters();
-  sum.set_size_bytes(totals.size_bytes());
-  if (totals.has_resident_bytes()) {
-    sum.set_resident_bytes(totals.resident_bytes());
-  }
-  if (totals.has_private_bytes()) sum.set_private_bytes(totals.private_bytes());
-  if (totals.has_shared_bytes()) sum.set_shared_bytes(totals.shared_bytes());
-  std::vector<Value> row;
-  for (const Column<Slot>& column : SlotColumns()) {
-    if (column.name == "slot") {
-      row.push_back(Value::Text("total", Tint::kHead));
-    } else if (column.name == "state" || column.name == "image") {
-      row.push_back(Value::Text(""));
-    } else {
-      row.push_back(column.value(sum));
-    }
-  }
-  return row;
-}
-
-void StatesText(const Totals& totals, const TextStyle& style,
-                std::string* out) {
-  std::vector<std::string> parts;
-  const auto part = [&](uint64_t count, const char* name, Tint tint) {
-    if (count > 0) {
-      parts.push_back(Tinted(style, tint, absl::StrCat(count, " ", name)));
-    }
-  };
-  part(totals.held(), "held", Tint::kGood);
-  part(totals.free(), "free", Tint::kNone);
-  part(totals.parked(), "parked", Tint::kNone);
-  part(totals.returning(), "returning", Tint::kWeak);
-  part(totals.quarantined(), "quarantined", Tint::kBad);
-  Line(style, "slots",
-       absl::StrCat(totals.slots(), ": ", absl::StrJoin(parts, ", ")), out);
-}
-
-void PoolText(const PoolSnapshot& pool, bool all, const TextStyle& style,
-              std::string* out) {
-  const PoolLayoutNumbers& layout = pool.layout();
-  Line(style, "pool",
-       absl::StrCat(Printable(pool.name()), " (number ", pool.pool_id(), "), ",
-                    BytesText(layout.reservation_bytes(), style), " at ",
-                    HexText(pool.base())),
-       out);
-  Line(style, "memories",
-       absl::StrCat(BytesText(layout.max_memory_bytes(), style), ", guard ",
-                    BytesText(layout.guard_after_bytes(), style), ", ",
-                    layout.memories_per_instance(), " an instance"),
-       out);
-  // A pool of mappings has neither backing nor resolve.
-  std::string supply = Printable(pool.options().supply());
-  for (const std::string* part :
-       {&pool.options().backing(), &pool.options().resolve()}) {
-    if (!part->empty()) absl::StrAppend(&supply, ", ", Printable(*part));
-  }
-  Line(style, "supply", supply, out);
-  StatesText(pool.totals(), style, out);
-  if (pool.has_mappings()) {
-    const Mappings& kernel = pool.mappings();
-    Line(style, "kernel",
-         absl::StrCat(
-             Plural(kernel.mappings(), "mapping", "mappings"), ", ",
-             BytesText(kernel.rss_bytes(), style), " resident, ",
-             BytesText(kernel.anonymous_bytes(), style), " private",
-             kernel.swap_bytes() == 0
-                 ? ""
-                 : absl::StrCat(", ", BytesText(kernel.swap_bytes(), style),
-                                " swapped")),
-         out);
-    if (kernel.outside_bytes() > 0) {
-      Line(style, "",
-           Tinted(style, Tint::kBad,
-                  absl::StrCat(BytesText(kernel.outside_bytes(), style),
-                               " resident outside of all memories: a fault of "
-                               "firsttouch, please report it")),
-           out);
-    }
-  }
-  *out += '\n';
-  google::protobuf::RepeatedPtrField<Slot> shown;
-  uint64_t never_used = 0;
-  bool torn = false;
-  for (const Slot& slot : pool.slots()) {
-    if (!all && NeverUsed(slot)) {
-      ++never_used;
-    } else {
-      torn |= slot.torn();
-      *shown.Add() = slot;
-    }
-  }
-  PlainTable table = MakeTable(SlotColumns(), shown, false);
-  table.totals.push_back(TotalRow(pool.totals()));
-  absl::StrAppend(out, TableText(table, style));
-  if (never_used > 0) {
-    absl::StrAppend(out, Plural(never_used, "slot", "slots"),
-                    " never used (--all lists them)\n");
-  }
-  if (torn) {
-    absl::StrAppend(out,
-                    "~ changed hands while it was read: its numbers may be of "
-                    "different moments\n");
-  }
-  if (!pool.images().empty()) {
-    absl::StrAppend(
-        out, "\n",
-        TableText(MakeTable(ImageColumns(), pool.images(), false), style));
+        " ", WrappedAt(columns, kind.size() + 1, warning.text()),
+        "\n  remedy: ", WrappedAt(columns, 10, warning.remedy()), "\n");
   }
 }
 
@@ -195,38 +60,31 @@ std::string Csv(const Columns<Row>& columns, const Rows& rows) {
   return TableCsv(MakeTable(columns, rows, true));
 }
 
-// Slots of all pools, with the pool's name in front.
-std::string SlotsCsv(const ProcessSnapshot& process) {
-  PlainTable all;
-  all.titles =
-      MakeTable(SlotColumns(), google::protobuf::RepeatedPtrField<Slot>(), true)
-          .titles;
-  all.titles.insert(all.titles.begin(), {"pool", "pool-number"});
-  for (const PoolSnapshot& pool : process.pools()) {
-    for (std::vector<Value>& row :
-         MakeTable(SlotColumns(), pool.slots(), true).rows) {
-      row.insert(row.begin(),
-                 {Value::Text(pool.name()), Value::Count(pool.pool_id())});
-      all.rows.push_back(std::move(row));
-    }
-  }
-  return TableCsv(all);
+// Titles and rows; rates where the process has some.
+std::string SlotsCsv(const ProcessSnapshot& process, const Options& options) {
+  const bool rated = HasRates(process);
+  return SlotsCsvTitles(options, rated) + SlotsCsvRows(process, options, rated);
 }
 
-absl::StatusOr<std::string> AsCsv(const Report& report) {
+absl::StatusOr<std::string> AsCsv(const Report& report,
+                                  const Options& options) {
   switch (report.of_case()) {
     case Report::kLayout:
       return Csv(RangeColumns(), report.layout().ranges());
     case Report::kLive:
-      return SlotsCsv(report.live());
+      return SlotsCsv(report.live(), options);
     case Report::kCore:
-      return SlotsCsv(report.core().process());
+      return SlotsCsv(report.core().process(), options);
     case Report::kLocate:
       return Csv(FoundColumns(), report.locate().found());
     case Report::kMap:
       return Csv(PageRunColumns(), report.map().runs());
     case Report::kImage:
       return Csv(ImageRunColumns(), report.image().runs());
+    case Report::kPs:
+      return PsCsv(report.ps(), options);
+    case Report::kDiff:
+      return DiffCsv(report.diff(), options);
     case Report::OF_NOT_SET:
       break;
   }
@@ -241,8 +99,36 @@ picture::TerminalOptions TerminalOf(const Options& options,
   return terminal;
 }
 
+// Text says how many rows there are beyond the limit, and cuts for itself.
+template <typename Rows>
+void KeepLimit(const Options& options, Rows* rows) {
+  const auto limit = static_cast<int>(options.limit());
+  if (limit == 0 || options.format() == TEXT || rows->size() <= limit) return;
+  rows->DeleteSubrange(limit, rows->size() - limit);
+}
+
+// Checks the names of --columns, sorts, and keeps the limit.
+template <typename Row, typename Rows>
+absl::Status SortAndCut(const Columns<Row>& columns, const std::string& sort,
+                        const Options& options, Rows* rows) {
+  const absl::Status chosen =
+      cli::ChooseColumns(columns,
+                         {options.columns().begin(), options.columns().end()})
+          .status();
+  if (!chosen.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--columns: ", chosen.message()));
+  }
+  if (absl::Status status = SortRows(columns, sort, rows); !status.ok()) {
+    return status;
+  }
+  KeepLimit(options, rows);
+  return absl::OkStatus();
+}
+
 absl::Status FilterAndSortPools(const Options& options, const Filter& filter,
                                 ProcessSnapshot* process) {
+  const bool rated = options.batch() || HasRates(*process);
   for (PoolSnapshot& pool : *process->mutable_pools()) {
     if (filter) {
       google::protobuf::RepeatedPtrField<Slot> kept;
@@ -260,7 +146,49 @@ absl::Status FilterAndSortPools(const Options& options, const Filter& filter,
       pool.mutable_images()->Swap(&images);
     }
     absl::Status status =
-        SortRows(SlotColumns(), options.sort(), pool.mutable_slots());
+        SortAndCut(rated ? RatedSlotColumns() : SlotColumns(), options.sort(),
+                   options, pool.mutable_slots());
+    if (!status.ok() && !rated) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          status.message(),
+          "; and rates, where a process is looked at more than once "
+          "(--interval, --count, --watch)"));
+    }
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FilterAndSortPs(const Options& options, const Filter& filter,
+                             PsReport* report) {
+  if (filter) {
+    google::protobuf::RepeatedPtrField<PsReport::Process> kept;
+    for (PsReport::Process& process : *report->mutable_processes()) {
+      if (filter(process.command()) || filter(process.user())) {
+        kept.Add()->Swap(&process);
+      }
+    }
+    report->mutable_processes()->Swap(&kept);
+  }
+  return SortAndCut(PsColumns(), options.sort(), options,
+                    report->mutable_processes());
+}
+
+absl::Status FilterAndSortDiff(const Options& options, const Filter& filter,
+                               DiffReport* report) {
+  for (DiffReport::Pool& pool : *report->mutable_pools()) {
+    google::protobuf::RepeatedPtrField<DiffReport::Change> kept;
+    for (DiffReport::Change& change : *pool.mutable_changes()) {
+      if (!options.all() && !change.changed()) continue;
+      if (filter && !filter(SlotName(pool.name(), change.slot())) &&
+          (change.image().empty() || !filter(change.image()))) {
+        continue;
+      }
+      kept.Add()->Swap(&change);
+    }
+    pool.mutable_changes()->Swap(&kept);
+    absl::Status status = SortAndCut(DiffColumns(), options.sort(), options,
+                                     pool.mutable_changes());
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
@@ -327,6 +255,10 @@ absl::Status FilterAndSort(const Options& options, Report* report) {
     case Report::kImage:
       return SortRows(ImageRunColumns(), sort,
                       report->mutable_image()->mutable_runs());
+    case Report::kPs:
+      return FilterAndSortPs(options, filter, report->mutable_ps());
+    case Report::kDiff:
+      return FilterAndSortDiff(options, filter, report->mutable_diff());
     case Report::OF_NOT_SET:
       break;
   }
@@ -338,22 +270,23 @@ std::string LayoutHead(const LayoutReport& report, const TextStyle& style) {
   const auto bytes = [&style](uint64_t number) {
     return BytesText(number, style);
   };
-  Line(style, "pool",
-       absl::StrCat(
-           report.name() == kUnnamed ? "" : Printable(report.name()) + ": ",
-           Plural(report.instances(), "instance", "instances"), " of ",
-           Plural(report.memories_per_instance(), "memory", "memories"), ", ",
-           Plural(report.slots(), "slot", "slots")),
-       &out);
+  AppendLine(
+      style, "pool",
+      absl::StrCat(
+          report.name() == kUnnamed ? "" : Printable(report.name()) + ": ",
+          Plural(report.instances(), "instance", "instances"), " of ",
+          Plural(report.memories_per_instance(), "memory", "memories"), ", ",
+          Plural(report.slots(), "slot", "slots")),
+      &out);
   const double percent = 100 * report.address_space_share();
-  Line(style, "reservation",
-       absl::StrCat(
-           bytes(report.reservation_bytes()), ", ",
-           percent < 0.01 ? "less than 0.01" : absl::StrFormat("%.3g", percent),
-           "% of the ", bytes(report.address_space_bytes()),
-           " that a process has"),
-       &out);
-  Line(style, "stride", bytes(report.slot_stride_bytes()), &out);
+  AppendLine(style, "reservation",
+             absl::StrCat(bytes(report.reservation_bytes()), ", ",
+                          percent < 0.01 ? "less than 0.01"
+                                         : absl::StrFormat("%.3g", percent),
+                          "% of the ", bytes(report.address_space_bytes()),
+                          " that a process has"),
+             &out);
+  AppendLine(style, "stride", bytes(report.slot_stride_bytes()), &out);
   return out + '\n';
 }
 
@@ -382,39 +315,41 @@ std::string LayoutTail(const LayoutReport& report, const TextStyle& style) {
   const auto bytes = [&style](uint64_t number) {
     return BytesText(number, style);
   };
-  Line(style, "supply",
-       absl::StrCat(report.supply(), ": ", report.supply_reason()), &out);
-  Line(style, "backing",
-       absl::StrCat(report.backing(), ": ", report.backing_reason()), &out);
-  Line(style, "mappings",
-       absl::StrCat("at most ", report.mappings(), ": ",
-                    report.fixed_mappings(), ", and ",
-                    report.mappings_per_slot(), " for each slot in use",
-                    report.machine().has_max_map_count()
-                        ? absl::StrCat(" (vm.max_map_count is ",
-                                       report.machine().max_map_count(), ")")
-                        : ""),
-       &out);
-  Line(style, "page tables",
-       absl::StrCat(bytes(report.page_table_bytes_sparse()),
-                    " with a page of each memory there, ",
-                    bytes(report.page_table_bytes_full()), " with all"),
-       &out);
-  Line(style, "book-keeping",
-       absl::StrCat(bytes(report.record_bytes()), " at once, ",
-                    bytes(report.page_state_bytes_sparse()),
-                    " more when each slot was used a little, ",
-                    bytes(report.page_state_bytes_full()),
-                    " more when all pages were"),
-       &out);
-  Line(style, "largest here",
-       absl::StrCat(Plural(report.largest_instances(), "instance", "instances"),
-                    " (", report.largest_limit(), ")"),
-       &out);
-  Line(style, "fits here",
-       report.fits() ? Tinted(style, Tint::kGood, "yes")
-                     : Tinted(style, Tint::kBad, "no"),
-       &out);
+  AppendLine(style, "supply",
+             absl::StrCat(report.supply(), ": ", report.supply_reason()), &out);
+  AppendLine(style, "backing",
+             absl::StrCat(report.backing(), ": ", report.backing_reason()),
+             &out);
+  AppendLine(style, "mappings",
+             absl::StrCat(
+                 "at most ", report.mappings(), ": ", report.fixed_mappings(),
+                 ", and ", report.mappings_per_slot(), " for each slot in use",
+                 report.machine().has_max_map_count()
+                     ? absl::StrCat(" (vm.max_map_count is ",
+                                    report.machine().max_map_count(), ")")
+                     : ""),
+             &out);
+  AppendLine(style, "page tables",
+             absl::StrCat(bytes(report.page_table_bytes_sparse()),
+                          " with a page of each memory there, ",
+                          bytes(report.page_table_bytes_full()), " with all"),
+             &out);
+  AppendLine(style, "book-keeping",
+             absl::StrCat(bytes(report.record_bytes()), " at once, ",
+                          bytes(report.page_state_bytes_sparse()),
+                          " more when each slot was used a little, ",
+                          bytes(report.page_state_bytes_full()),
+                          " more when all pages were"),
+             &out);
+  AppendLine(
+      style, "largest here",
+      absl::StrCat(Plural(report.largest_instances(), "instance", "instances"),
+                   " (", report.largest_limit(), ")"),
+      &out);
+  AppendLine(style, "fits here",
+             report.fits() ? Tinted(style, Tint::kGood, "yes")
+                           : Tinted(style, Tint::kBad, "no"),
+             &out);
   if (!report.needs().empty()) {
     PlainTable needs;
     needs.titles = {"needs", "Linux", "here", "to"};
@@ -449,31 +384,6 @@ std::string LayoutText(const LayoutReport& report, const TextStyle& style) {
   table.totals.push_back(RangeTotal(columns, sum));
   return absl::StrCat(LayoutHead(report, style), TableText(table, style),
                       LayoutTail(report, style));
-}
-
-std::string LiveText(const ProcessSnapshot& process, bool all,
-                     const TextStyle& style) {
-  std::string out;
-  Line(style, "process",
-       absl::StrCat(process.pid(), process.command().empty() ? "" : " (",
-                    Printable(process.command()),
-                    process.command().empty() ? "" : ")", ", ",
-                    process.stopped().empty()
-                        ? ""
-                        : Tinted(style, Tint::kWeak, process.stopped()) + ", ",
-                    Plural(static_cast<uint64_t>(process.pools_size()), "pool",
-                           "pools")),
-       &out);
-  for (const PoolSnapshot& pool : process.pools()) {
-    out += '\n';
-    PoolText(pool, all, style, &out);
-  }
-  if (!process.warnings().empty()) out += '\n';
-  for (const std::string& warning : process.warnings()) {
-    absl::StrAppend(&out, Tinted(style, Tint::kWeak, "WARNING"), " ",
-                    Printable(warning), "\n");
-  }
-  return out;
 }
 
 std::string FoundBelow(const LocateReport::Found& found,
@@ -513,19 +423,6 @@ std::string LocateText(const LocateReport& report, const TextStyle& style) {
   return out;
 }
 
-std::string CoreText(const CoreReport& report, bool all,
-                     const TextStyle& style) {
-  std::string out;
-  Line(style, "core", Printable(report.path()), &out);
-  if (!report.crash_text().empty()) {
-    Line(style, "ended by", report.crash_text(), &out);
-  } else {
-    Line(style, "ended by", "nothing: it was taken while the process lived",
-         &out);
-  }
-  return out + LiveText(report.process(), all, style);
-}
-
 absl::StatusOr<std::string> PrintReport(const Report& report,
                                         const Options& options,
                                         const TextStyle& style) {
@@ -540,7 +437,7 @@ absl::StatusOr<std::string> PrintReport(const Report& report,
     case PROTO:
       return report.SerializeAsString();
     case CSV:
-      return AsCsv(report);
+      return AsCsv(report, options);
     default:
       break;
   }
@@ -548,11 +445,15 @@ absl::StatusOr<std::string> PrintReport(const Report& report,
     case Report::kLayout:
       return LayoutText(report.layout(), style);
     case Report::kLive:
-      return LiveText(report.live(), options.all(), style);
+      return LiveText(report.live(), options, style);
     case Report::kLocate:
       return LocateText(report.locate(), style);
     case Report::kCore:
-      return CoreText(report.core(), options.all(), style);
+      return CoreText(report.core(), options, style);
+    case Report::kPs:
+      return PsText(report.ps(), options, style);
+    case Report::kDiff:
+      return DiffText(report.diff(), options, style);
     case Report::kMap: {
       absl::StatusOr<picture::PageMapPicture> picture =
           SlotPicture(report.map(), style);

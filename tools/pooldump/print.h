@@ -24,8 +24,8 @@ absl::StatusOr<Filter> MakeFilter(const Options& options);
 bool Keeps(const Filter& filter, const Location& location);
 
 // Leaves out what options.filter() does not find in the names of slots and
-// images, and sorts by options.sort(). InvalidArgument for a regular expression
-// or a column that is none.
+// images, sorts by options.sort(), and, but for text, keeps options.limit()
+// rows. InvalidArgument for a regular expression or a column that is none.
 absl::Status FilterAndSort(const Options& options, Report* report);
 
 // The report in options.format(). Text has colours where the style has. The
@@ -50,11 +50,7 @@ std::string LayoutTail(const LayoutReport& report, const cli::TextStyle& style);
 // A line below that of a text in which an address stands.
 std::string FoundBelow(const LocateReport::Found& found,
                        const cli::TextStyle& style);
-std::string LiveText(const ProcessSnapshot& process, bool all,
-                     const cli::TextStyle& style);
 std::string LocateText(const LocateReport& report, const cli::TextStyle& style);
-std::string CoreText(const CoreReport& report, bool all,
-                     const cli::TextStyle& style);
 
 }  // namespace firsttouch::pooldump
 

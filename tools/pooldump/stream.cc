@@ -1,7 +1,10 @@
 #include "firsttouch/tools/pooldump/stream.h"
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,10 +15,15 @@
 #include "firsttouch/tools/cli/json.h"
 #include "firsttouch/tools/pooldump/columns.h"
 #include "firsttouch/tools/pooldump/print.h"
+#include "google/protobuf/io/coded_stream.h"
+#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "google/protobuf/text_format.h"
+#include "google/protobuf/wire_format_lite.h"
 
 namespace firsttouch::pooldump {
 namespace {
+
+constexpr size_t kPieceBytes = size_t{1} << 16;
 
 // Collects what is printed, and hands it on in pieces.
 class Buffer {
@@ -35,8 +43,6 @@ class Buffer {
   const std::string& wrong() const { return wrong_; }
 
  private:
-  static constexpr size_t kPieceBytes = size_t{1} << 16;
-
   const Sink& sink_;
   std::string text_;
   std::string wrong_;
@@ -62,7 +68,7 @@ void AsText(const LayoutReport& report, const cli::TextStyle& style,
   ranges([&](const LayoutReport::Range& range) {
     named = true;
     sum += range.bytes();
-    shape.Measure(CellsOf(columns, range));
+    shape.Measure(cli::CellsOf(columns, range));
     return true;
   });
   if (!named) {
@@ -76,7 +82,7 @@ void AsText(const LayoutReport& report, const cli::TextStyle& style,
   shape.Measure(total, /*is_total=*/true);
   out.Add(LayoutHead(report, style) + shape.Titles());
   ranges([&](const LayoutReport::Range& range) {
-    return out.Add(shape.Row(CellsOf(columns, range)));
+    return out.Add(shape.Row(cli::CellsOf(columns, range)));
   });
   out.Add(shape.Row(total) + LayoutTail(report, style));
 }
@@ -174,6 +180,170 @@ std::string StreamRanges(const LayoutReport& report, Format format,
   }
   out.Flush();
   return out.wrong().empty() ? wrong : out.wrong();
+}
+
+absl::StatusOr<LocateStream> LocateStream::Open(Format format,
+                                                const std::string& source) {
+  std::unique_ptr<std::FILE, CloseFile> file(std::tmpfile());
+  if (file == nullptr) {
+    return absl::ErrnoToStatus(errno, "a temporary file in " P_tmpdir);
+  }
+  LocateStream stream(format, std::move(file));
+  if (absl::Status begun = stream.Begin(source); !begun.ok()) return begun;
+  return stream;
+}
+
+absl::Status LocateStream::Begin(const std::string& source) {
+  Report report;
+  report.mutable_locate()->set_source(source);
+  switch (format_) {
+    case JSON: {
+      const absl::StatusOr<std::string> json = cli::AsJson(report);
+      if (!json.ok()) return json.status();
+      // In no string: there, the quotation marks would be escaped.
+      const std::string found = "\"found\": [";
+      const std::string log = "\"log\": \"";
+      const size_t first = json->find(found);
+      const size_t text = json->find(log);
+      if (first == std::string::npos || text == std::string::npos) {
+        return absl::InternalError("the report as JSON has no fields");
+      }
+      const size_t end_first = first + found.size();
+      head_ = json->substr(0, end_first);
+      middle_ = json->substr(end_first, text + log.size() - end_first);
+      tail_ = json->substr(text + log.size());
+      return absl::OkStatus();
+    }
+    case TEXTPROTO: {
+      std::string text;
+      google::protobuf::TextFormat::PrintToString(report, &text);
+      const size_t end = text.rfind('}');
+      head_ = text.substr(0, end);
+      middle_ = "  log: \"";
+      tail_ = "\"\n" + text.substr(end);
+      return absl::OkStatus();
+    }
+    default:
+      head_ = report.SerializeAsString();
+      return absl::OkStatus();
+  }
+}
+
+absl::Status LocateStream::AddFound(const LocateReport::Found& found,
+                                    std::string* out) {
+  switch (format_) {
+    case JSON: {
+      absl::StatusOr<std::string> one = cli::AsJson(found);
+      if (!one.ok()) return one.status();
+      while (!one->empty() && one->back() == '\n') one->pop_back();
+      absl::StrAppend(out, any_found_ ? ",\n   " : "\n   ",
+                      absl::StrReplaceAll(*one, {{"\n", "\n   "}}));
+      break;
+    }
+    case TEXTPROTO: {
+      std::string one;
+      google::protobuf::TextFormat::PrintToString(found, &one);
+      while (!one.empty() && one.back() == '\n') one.pop_back();
+      absl::StrAppend(out, "  found {\n    ",
+                      absl::StrReplaceAll(one, {{"\n", "\n    "}}), "\n  }\n");
+      break;
+    }
+    default: {
+      // Messages that are written one behind the other are merged.
+      Report report;
+      *report.mutable_locate()->add_found() = found;
+      *out += report.SerializeAsString();
+      break;
+    }
+  }
+  any_found_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status LocateStream::Add(const std::string& line,
+                               const std::vector<LocateReport::Found>& found,
+                               std::string* out) {
+  *out += std::exchange(head_, "");
+  for (const LocateReport::Found& one : found) {
+    if (absl::Status added = AddFound(one, out); !added.ok()) return added;
+  }
+  absl::StrAppend(&lines_, line, "\n");
+  return lines_.size() < kPieceBytes ? absl::OkStatus() : Spool();
+}
+
+absl::Status LocateStream::Spool() {
+  LocateReport piece;
+  piece.set_log(std::exchange(lines_, ""));
+  std::string text;
+  if (format_ == JSON) {
+    absl::StatusOr<std::string> json = cli::AsJsonLine(piece);
+    if (!json.ok()) return json.status();
+    const std::string log = "\"log\":\"";
+    const size_t begin = json->find(log) + log.size();
+    text = json->substr(begin, json->rfind('"') - begin);
+  } else if (format_ == TEXTPROTO) {
+    google::protobuf::TextFormat::PrintToString(piece, &text);
+    const size_t begin = text.find('"') + 1;
+    text = text.substr(begin, text.rfind('"') - begin);
+  } else {
+    text = piece.log();
+  }
+  bytes_ += text.size();
+  if (std::fwrite(text.data(), 1, text.size(), file_.get()) == text.size()) {
+    return absl::OkStatus();
+  }
+  return absl::ErrnoToStatus(errno, "a temporary file in " P_tmpdir);
+}
+
+absl::Status LocateStream::Finish(const Sink& sink, std::string* wrong) {
+  const bool empty = bytes_ == 0 && lines_.empty();
+  if (!lines_.empty()) {
+    if (absl::Status spooled = Spool(); !spooled.ok()) return spooled;
+  }
+  std::string out = std::exchange(head_, "");
+  if (format_ == JSON && any_found_) out += "\n  ";
+  if (format_ == PROTO && !empty) {
+    // The field `log` of a Report that has nothing else.
+    if (bytes_ > size_t{1} << 30) {
+      return absl::OutOfRangeError(
+          absl::StrCat("the text has ", bytes_,
+                       " bytes, and a message of proto at most 1 GiB: take "
+                       "--format=json or csv"));
+    }
+    // Written when they end.
+    google::protobuf::io::StringOutputStream string(&middle_);
+    google::protobuf::io::CodedOutputStream coded(&string);
+    using Wire = google::protobuf::internal::WireFormatLite;
+    const auto text = static_cast<uint32_t>(bytes_);
+    const uint32_t text_tag = Wire::MakeTag(LocateReport::kLogFieldNumber,
+                                            Wire::WIRETYPE_LENGTH_DELIMITED);
+    coded.WriteTag(Wire::MakeTag(Report::kLocateFieldNumber,
+                                 Wire::WIRETYPE_LENGTH_DELIMITED));
+    coded.WriteVarint32(static_cast<uint32_t>(
+        google::protobuf::io::CodedOutputStream::VarintSize32(text_tag) +
+        google::protobuf::io::CodedOutputStream::VarintSize32(text) + bytes_));
+    coded.WriteTag(text_tag);
+    coded.WriteVarint32(text);
+  }
+  if (format_ == TEXTPROTO && empty) {
+    // A field that is empty is not printed.
+    middle_.clear();
+    tail_ = "}\n";
+  }
+  out += middle_;
+  *wrong = sink(out);
+  std::rewind(file_.get());
+  out.resize(kPieceBytes);
+  while (wrong->empty()) {
+    const size_t got = std::fread(out.data(), 1, kPieceBytes, file_.get());
+    if (got == 0) break;
+    *wrong = sink(out.substr(0, got));
+  }
+  if (std::ferror(file_.get()) != 0) {
+    return absl::ErrnoToStatus(errno, "a temporary file in " P_tmpdir);
+  }
+  if (wrong->empty()) *wrong = sink(tail_);
+  return absl::OkStatus();
 }
 
 }  // namespace firsttouch::pooldump

@@ -3,10 +3,16 @@
 #ifndef FIRSTTOUCH_TOOLS_POOLDUMP_STREAM_H_
 #define FIRSTTOUCH_TOOLS_POOLDUMP_STREAM_H_
 
+#include <cstdint>
+#include <cstdio>
 #include <functional>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/pooldump/pooldump.pb.h"
 
@@ -27,6 +33,47 @@ std::string StreamRanges(const LayoutReport& report, Format format,
                          const cli::TextStyle& style, const Ranges& ranges,
                          const Sink& sink);
 
+// `locate` of a text as json, textproto or proto: what PrintReport would print
+// of the whole LocateReport, made while the text is read. What is found is
+// printed at once. The text itself, which comes last, waits in a temporary file
+// that has no name.
+class LocateStream {
+ public:
+  // Errors of the system's calls name the temporary file.
+  static absl::StatusOr<LocateStream> Open(Format format,
+                                           const std::string& source);
+
+  // A line of the text, printable, without its line feed, and what is found in
+  // it. Appends to `out` what is to be printed now.
+  absl::Status Add(const std::string& line,
+                   const std::vector<LocateReport::Found>& found,
+                   std::string* out);
+  // Prints the rest. Errors: as Add; OutOfRange for a text that is too large
+  // for proto (2 GiB). `wrong` gets what the sink says.
+  absl::Status Finish(const Sink& sink, std::string* wrong);
+
+ private:
+  struct CloseFile {
+    void operator()(std::FILE* file) const { std::fclose(file); }
+  };
+
+  LocateStream(Format format, std::unique_ptr<std::FILE, CloseFile> file)
+      : format_(format), file_(std::move(file)) {}
+
+  absl::Status Begin(const std::string& source);
+  absl::Status AddFound(const LocateReport::Found& found, std::string* out);
+  absl::Status Spool();
+
+  const Format format_;
+  std::unique_ptr<std::FILE, CloseFile> file_;
+  std::string lines_;   // Not in the file yet.
+  uint64_t bytes_ = 0;  // In the file.
+  bool any_found_ = false;
+  // What stands before the first that is found, between the last and the text,
+  // and behind the text.
+  std::string head_, middle_, tail_;
+};
+
 // A table as csv, line by line.
 template <typename Row>
 std::string CsvTitlesOf(const cli::Columns<Row>& columns) {
@@ -35,18 +82,8 @@ std::string CsvTitlesOf(const cli::Columns<Row>& columns) {
   return cli::CsvTitles(titles);
 }
 template <typename Row>
-std::vector<cli::Value> CellsOf(const cli::Columns<Row>& columns,
-                                const Row& row) {
-  std::vector<cli::Value> cells;
-  cells.reserve(columns.size());
-  for (const cli::Column<Row>& column : columns) {
-    cells.push_back(column.value(row));
-  }
-  return cells;
-}
-template <typename Row>
 std::string CsvLineOf(const cli::Columns<Row>& columns, const Row& row) {
-  return cli::CsvLine(CellsOf(columns, row));
+  return cli::CsvLine(cli::CellsOf(columns, row));
 }
 
 }  // namespace firsttouch::pooldump

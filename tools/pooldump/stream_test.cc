@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "firsttouch/tools/pooldump/config.h"
 #include "firsttouch/tools/pooldump/layout_report.h"
 #include "firsttouch/tools/pooldump/print.h"
@@ -108,6 +111,89 @@ TEST(StreamRanges, SaysThatAFilterLeavesNothing) {
         return "";
       });
   EXPECT_THAT(text, HasSubstr("no slot has a name in which --filter is found"));
+}
+
+LocateReport::Found FoundAt(uint64_t address, uint64_t line) {
+  LocateReport::Found found;
+  found.set_line(line);
+  found.set_text("pool \"a\", slot 0");
+  found.mutable_location()->set_address(address);
+  found.mutable_location()->set_place(Location::MEMORY);
+  return found;
+}
+
+// What LocateStream prints of `lines`, of which every third has an address.
+std::string Located(int lines, Format format, size_t* largest) {
+  auto stream = LocateStream::Open(format, "process 7 \"log\": \"");
+  EXPECT_TRUE(stream.ok()) << stream.status();
+  std::string text;
+  const auto sink = [&](const std::string& piece) -> std::string {
+    *largest = std::max(*largest, piece.size());
+    text += piece;
+    return "";
+  };
+  for (int i = 0; i < lines; ++i) {
+    std::vector<LocateReport::Found> found;
+    if (i % 3 == 0) {
+      found.push_back(
+          FoundAt(uint64_t{0x7f0000000000} + static_cast<uint64_t>(i),
+                  static_cast<uint64_t>(i) + 1));
+    }
+    std::string out;
+    EXPECT_EQ(stream->Add("line \"\\ <\u00e9>", found, &out), absl::OkStatus());
+    sink(out);
+  }
+  std::string wrong;
+  EXPECT_EQ(stream->Finish(sink, &wrong), absl::OkStatus());
+  EXPECT_EQ(wrong, "");
+  return text;
+}
+
+TEST(LocateStream, PrintsWhatTheWholeReportWouldBe) {
+  for (const int lines : {0, 1, 7}) {
+    Report whole;
+    LocateReport& locate = *whole.mutable_locate();
+    locate.set_source("process 7 \"log\": \"");
+    for (int i = 0; i < lines; ++i) {
+      if (i % 3 == 0) {
+        *locate.add_found() =
+            FoundAt(uint64_t{0x7f0000000000} + static_cast<uint64_t>(i),
+                    static_cast<uint64_t>(i) + 1);
+      }
+      locate.set_log(locate.log() + "line \"\\ <\u00e9>\n");
+    }
+    size_t largest = 0;
+    for (const Format format : {JSON, TEXTPROTO}) {
+      Options options;
+      options.set_format(format);
+      EXPECT_EQ(Located(lines, format, &largest),
+                *PrintReport(whole, options, {}))
+          << Format_Name(format);
+    }
+    Report parsed;
+    ASSERT_TRUE(parsed.ParseFromString(Located(lines, PROTO, &largest)));
+    EXPECT_EQ(parsed.SerializeAsString(), whole.SerializeAsString());
+  }
+}
+
+TEST(LocateStream, KeepsAPieceAtATime) {
+  for (const Format format : {JSON, TEXTPROTO, PROTO}) {
+    size_t largest = 0;
+    const std::string text = Located(30000, format, &largest);
+    EXPECT_GT(text.size(), size_t{1} << 19) << Format_Name(format);
+    EXPECT_LE(largest, size_t{1} << 16) << Format_Name(format);
+  }
+}
+
+TEST(LocateStream, SaysWhatCannotBeWritten) {
+  auto stream = LocateStream::Open(JSON, "a");
+  ASSERT_TRUE(stream.ok());
+  std::string out;
+  EXPECT_EQ(stream->Add("line", {}, &out), absl::OkStatus());
+  std::string wrong;
+  EXPECT_EQ(stream->Finish([](const std::string&) { return "full"; }, &wrong),
+            absl::OkStatus());
+  EXPECT_EQ(wrong, "full");
 }
 
 }  // namespace

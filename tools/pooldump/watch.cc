@@ -73,7 +73,7 @@ class Screen {
       start_color();
       use_default_colors();
       init_pair(1, COLOR_GREEN, -1);
-      init_pair(2, COLOR_YELLOW, -1);
+      init_pair(2, COLOR_MAGENTA, -1);
       init_pair(3, COLOR_RED, -1);
       colors_ = true;
     }
@@ -91,10 +91,13 @@ class Screen {
   void Paint(const std::vector<ScreenLine>& lines) {
     erase();
     for (size_t i = 0; i < lines.size(); ++i) {
-      const attr_t attributes = Attributes(lines[i]);
-      attron(attributes);
-      mvaddstr(static_cast<int>(i), 0, lines[i].text.c_str());
-      attroff(attributes);
+      move(static_cast<int>(i), 0);
+      const attr_t base = lines[i].inverse ? A_REVERSE : A_NORMAL;
+      for (const cli::Piece& piece : lines[i].pieces) {
+        attrset(base | Attributes(piece.tint));
+        addstr(piece.text.c_str());
+      }
+      attrset(A_NORMAL);
     }
     refresh();
   }
@@ -136,23 +139,22 @@ class Screen {
   }
 
  private:
-  attr_t Attributes(const ScreenLine& line) const {
-    attr_t attributes = line.inverse ? A_REVERSE : A_NORMAL;
-    switch (line.tint) {
+  attr_t Attributes(Tint tint) const {
+    switch (tint) {
       case Tint::kGood:
-        return attributes | (colors_ ? COLOR_PAIR(1) : A_NORMAL);
+        return colors_ ? COLOR_PAIR(1) : A_NORMAL;
       case Tint::kWeak:
-        return attributes | (colors_ ? COLOR_PAIR(2) : A_NORMAL);
+        return colors_ ? COLOR_PAIR(2) : A_NORMAL;
       case Tint::kBad:
-        return attributes | (colors_ ? COLOR_PAIR(3) : A_BOLD);
+        return colors_ ? COLOR_PAIR(3) | A_BOLD : A_BOLD;
       case Tint::kDim:
-        return attributes | A_DIM;
+        return A_DIM;
       case Tint::kHead:
-        return attributes | A_BOLD;
+        return A_BOLD;
       case Tint::kNone:
         break;
     }
-    return attributes;
+    return A_NORMAL;
   }
 
   SCREEN* screen_ = nullptr;

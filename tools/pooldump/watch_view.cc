@@ -3,16 +3,20 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_split.h"
 #include "firsttouch/tools/pooldump/columns.h"
 #include "firsttouch/tools/pooldump/layout_report.h"
+#include "firsttouch/tools/pooldump/process_text.h"
+#include "firsttouch/tools/pooldump/text_lines.h"
 #include "re2/re2.h"
 
 namespace firsttouch::pooldump {
@@ -20,9 +24,8 @@ namespace firsttouch::pooldump {
 using cli::BytesText;
 using cli::Column;
 using cli::Columns;
-using cli::PlainTable;
+using cli::Piece;
 using cli::Printable;
-using cli::TableText;
 using cli::Tint;
 using cli::Value;
 using cli::Width;
@@ -33,68 +36,31 @@ constexpr uint32_t kLeastIntervalMs = 100;
 constexpr uint32_t kMostIntervalMs = 3'600'000;
 constexpr size_t kMostFilterBytes = 200;
 
-// `text` cut to `columns` columns of a terminal.
-std::string Cut(const std::string& text, size_t columns) {
-  if (Width(text) <= columns) return text;
-  size_t seen = 0;
-  for (size_t i = 0; i < text.size(); ++i) {
-    if ((static_cast<unsigned char>(text[i]) & 0xc0) == 0x80) continue;
-    if (seen++ == columns) return text.substr(0, i);
+void Cut(size_t columns, ScreenLine* line) {
+  size_t used = 0;
+  for (Piece& piece : line->pieces) {
+    piece.text = cli::Cut(piece.text, columns - used);
+    used += Width(piece.text);
   }
-  return text;
+  // The title's bar goes over all of the screen.
+  if (line->inverse) line->pieces.push_back({std::string(columns - used, ' ')});
 }
 
-Column<WatchRow> OfSlot(const char* name) {
-  for (const Column<Slot>& column : SlotColumns()) {
-    if (column.name != name) continue;
-    return {column.name, "", [value = column.value](const WatchRow& row) {
-              return value(row.slot);
-            }};
-  }
-  return {name, "", [](const WatchRow&) { return Value::Unknown(); }};
+ScreenLine Plain(std::string text, Tint tint = Tint::kNone) {
+  return {.pieces = {{std::move(text), tint}}};
 }
 
-bool NothingToTell(const WatchRow& row) {
-  return row.slot.state() == Slot::FREE && row.slot.image_name().empty() &&
-         row.slot.counters().handovers() == 0;
-}
-
-// Without a look before, there is none.
-Value Rate(const WatchRow& row, double rate) {
-  return row.has_rates ? Value::Share(rate) : Value::Unknown();
-}
-
-double PerSecond(uint64_t now, uint64_t before, double seconds) {
-  return now <= before || seconds <= 0
-             ? 0
-             : static_cast<double>(now - before) / seconds;
+bool NothingToTell(const Slot& slot) {
+  return slot.state() == Slot::FREE && slot.image_name().empty() &&
+         slot.counters().handovers() == 0;
 }
 
 }  // namespace
 
-const Columns<WatchRow>& WatchColumns() {
-  static const auto& columns = *new Columns<WatchRow>{
-      OfSlot("slot"),
-      OfSlot("state"),
-      OfSlot("image"),
-      OfSlot("size"),
-      OfSlot("resident"),
-      OfSlot("private"),
-      OfSlot("shared"),
-      OfSlot("dirty"),
-      OfSlot("hot"),
-      {"faults/s", "",
-       [](const WatchRow& row) {
-         return row.slot.counters().faults_unknown() ? Value::Unknown()
-                                                     : Rate(row, row.faults);
-       }},
-      {"traps/s", "", [](const WatchRow& row) { return Rate(row, row.traps); }},
-      {"handovers/s", "",
-       [](const WatchRow& row) { return Rate(row, row.handovers); }},
-      OfSlot("traps"),
-      OfSlot("handovers"),
-  };
-  return columns;
+std::string ScreenLine::text() const {
+  std::string all;
+  for (const Piece& piece : pieces) all += piece.text;
+  return all;
 }
 
 WatchView::WatchView(const Options& options)
@@ -102,57 +68,49 @@ WatchView::WatchView(const Options& options)
       all_(options.all()),
       interval_ms_(
           std::clamp(options.interval_ms() == 0 ? 1000 : options.interval_ms(),
-                     kLeastIntervalMs, kMostIntervalMs)) {
+                     kLeastIntervalMs, kMostIntervalMs)),
+      limit_(options.limit()) {
+  const absl::StatusOr<Columns<Slot>> chosen =
+      SlotColumnsFor(options, /*rated=*/true);
+  columns_ = chosen.ok() ? *chosen : RatedSlotColumns();
+  while (frozen_ < columns_.size() && (columns_[frozen_].name == "slot" ||
+                                       columns_[frozen_].name == "state")) {
+    ++frozen_;
+  }
+  left_ = frozen_;
   SetFilter(options.filter());
   std::string sort = options.sort();
   if (!sort.empty() && sort.front() == '-') {
     reverse_ = true;
     sort.erase(0, 1);
   }
-  for (size_t i = 0; i < WatchColumns().size(); ++i) {
-    if (WatchColumns()[i].name == sort) sort_ = i;
+  for (size_t i = 0; i < columns_.size(); ++i) {
+    if (sort.empty() ||
+        (columns_[i].name != sort && columns_[i].title != sort)) {
+      continue;
+    }
+    sort_ = i;
+    reveal_sort_ = true;
   }
 }
 
 void WatchView::Take(ProcessSnapshot snapshot) {
-  const double seconds =
-      before_ns_ == 0
-          ? 0
-          : static_cast<double>(snapshot.monotonic_ns() - before_ns_) / 1e9;
+  meter_.Measure(&snapshot);
   lost_.clear();
-  has_rates_ = before_ns_ != 0;
   std::map<std::string, int> times;  // Of names.
   for (const PoolSnapshot& pool : snapshot.pools()) ++times[pool.name()];
-  std::map<uint32_t, std::vector<Counters>> counters;
   rows_.clear();
-  faults_ = traps_ = handovers_ = 0;
   for (PoolSnapshot& pool : *snapshot.mutable_pools()) {
-    std::vector<Counters>& of_pool = counters[pool.pool_id()];
-    const auto known = before_.find(pool.pool_id());
-    of_pool.resize(static_cast<size_t>(pool.slots_size()));
-    for (int i = 0; i < pool.slots_size(); ++i) {
-      WatchRow& row = rows_.emplace_back();
-      row.pool = times[pool.name()] > 1
-                     ? absl::StrCat(pool.name(), "#", pool.pool_id())
-                     : pool.name();
-      row.slot.Swap(pool.mutable_slots(i));
-      const auto number = static_cast<size_t>(i);
-      of_pool[number] = row.slot.counters();
-      if (known == before_.end() || number >= known->second.size()) continue;
-      const Counters& before = known->second[number];
-      const Counters& now = row.slot.counters();
-      row.has_rates = true;
-      row.faults = PerSecond(Faults(now), Faults(before), seconds);
-      row.traps = PerSecond(now.traps(), before.traps(), seconds);
-      row.handovers = PerSecond(now.handovers(), before.handovers(), seconds);
-      faults_ += row.faults;
-      traps_ += row.traps;
-      handovers_ += row.handovers;
+    const std::string name =
+        times[pool.name()] > 1 ? absl::StrCat(pool.name(), "#", pool.pool_id())
+                               : pool.name();
+    for (Slot& slot : *pool.mutable_slots()) {
+      Row& row = rows_.emplace_back();
+      row.pool = name;
+      row.slot.Swap(&slot);
     }
     pool.clear_slots();
   }
-  before_ = std::move(counters);
-  before_ns_ = snapshot.monotonic_ns();
   now_ = std::move(snapshot);
   Arrange();
 }
@@ -169,8 +127,10 @@ void WatchView::End(const std::string& why) {
 }
 
 void WatchView::DropRates() {
-  for (WatchRow& row : rows_) row.has_rates = false;
-  has_rates_ = false;
+  for (Row& row : rows_) row.slot.clear_rates();
+  for (PoolSnapshot& pool : *now_.mutable_pools()) {
+    pool.mutable_totals()->clear_rates();
+  }
   Arrange();
 }
 
@@ -188,15 +148,15 @@ void WatchView::Arrange() {
   const RE2 regex(filter_, quiet);
   std::vector<std::pair<Value, size_t>> keys;
   for (size_t i = 0; i < rows_.size(); ++i) {
-    const WatchRow& row = rows_[i];
-    if (!all_ && NothingToTell(row)) continue;
+    const Row& row = rows_[i];
+    if (!all_ && NothingToTell(row.slot)) continue;
     if (!filter_.empty() &&
         !RE2::PartialMatch(SlotName(row.pool, row.slot.slot()), regex) &&
         (row.slot.image_name().empty() ||
          !RE2::PartialMatch(row.slot.image_name(), regex))) {
       continue;
     }
-    keys.emplace_back(WatchColumns()[sort_].value(row), i);
+    keys.emplace_back(columns_[sort_].value(row.slot), i);
   }
   std::stable_sort(keys.begin(), keys.end(),
                    [this](const auto& a, const auto& b) {
@@ -205,11 +165,14 @@ void WatchView::Arrange() {
                    });
   shown_.clear();
   for (const auto& [key, index] : keys) shown_.push_back(index);
+  found_ = shown_.size();
+  if (limit_ != 0 && found_ > limit_) shown_.resize(limit_);
 }
 
 void WatchView::MoveSort(int by) {
-  const auto count = static_cast<int>(WatchColumns().size());
+  const auto count = static_cast<int>(columns_.size());
   sort_ = static_cast<size_t>((static_cast<int>(sort_) + by + count) % count);
+  reveal_sort_ = true;
   top_ = 0;
 }
 
@@ -256,12 +219,16 @@ bool WatchView::Press(int key) {
       edited_ = filter_;
       break;
     case '>':
-    case static_cast<int>(Key::kRight):
       MoveSort(1);
       break;
     case '<':
-    case static_cast<int>(Key::kLeft):
       MoveSort(-1);
+      break;
+    case static_cast<int>(Key::kRight):
+      if (more_columns_) ++left_;
+      break;
+    case static_cast<int>(Key::kLeft):
+      if (left_ > frozen_) --left_;
       break;
     case 'r':
       reverse_ = !reverse_;
@@ -312,73 +279,209 @@ bool WatchView::Press(int key) {
 std::vector<ScreenLine> WatchView::Help() const {
   std::vector<ScreenLine> lines;
   for (const char* text :
-       {"q, Ctrl-C      quit", "< >, arrows    sort by the next column",
-        "r              the other way round",
+       {"q, Ctrl-C      quit",
+        "< >            sort by the column before, behind",
+        "r              the other way round", "left, right    further columns",
+        "up, down, page up, page down, home, end    further rows",
         "/              filter: a regular expression for slots and images",
         "a              also slots that were never used",
         "b              sizes in bytes",
-        "up, down, page up, page down, home, end    scroll",
         "p              pause; space: look now",
         "+ -            look more often, less often", "h, ?           this", "",
         "any key goes back"}) {
-    lines.push_back({text});
+    lines.push_back(Plain(text));
   }
   return lines;
 }
 
+ScreenLine WatchView::PoolLine(const PoolSnapshot& pool) const {
+  const Totals& totals = pool.totals();
+  ScreenLine line =
+      Plain(absl::StrCat("pool ", Printable(pool.name()), ": ", totals.slots(),
+                         " slots, ", totals.held(), " held"));
+  if (totals.quarantined() > 0) {
+    line.pieces.push_back({", "});
+    line.pieces.push_back(
+        {absl::StrCat(totals.quarantined(), " quarantined"), Tint::kBad});
+  }
+  if (totals.has_resident_bytes()) {
+    line.pieces.push_back({absl::StrCat(
+        "; ", BytesText(totals.resident_bytes(), style_), " resident, ",
+        BytesText(totals.private_bytes(), style_), " private")});
+  }
+  if (pool.options().has_resident_budget_bytes() &&
+      totals.has_idle_private_bytes()) {
+    const uint64_t budget = pool.options().resident_budget_bytes();
+    const uint64_t kept = totals.idle_private_bytes();
+    line.pieces.push_back({"; "});
+    line.pieces.push_back({absl::StrCat(BytesText(kept, style_), " idle of ",
+                                        BytesText(budget, style_), " budget"),
+                           kept > budget ? Tint::kBad : Tint::kNone});
+  }
+  return line;
+}
+
+ScreenLine WatchView::RatesLine() const {
+  Rates sum;
+  bool known = false;
+  for (const PoolSnapshot& pool : now_.pools()) {
+    const Rates& rates = pool.totals().rates();
+    known |= pool.totals().has_rates();
+    sum.set_traps(sum.traps() + rates.traps());
+    sum.set_handovers(sum.handovers() + rates.handovers());
+    if (rates.has_faults()) sum.set_faults(sum.faults() + rates.faults());
+  }
+  if (!known) return Plain("all slots: no rates yet");
+  const auto text = [this](double rate, const char* unit) {
+    return absl::StrCat(cli::ShownAs(Value::Rate(rate), style_), unit);
+  };
+  ScreenLine line = Plain(
+      absl::StrCat("all slots: ",
+                   sum.has_faults() ? text(sum.faults(), " faults/s, ") : ""));
+  line.pieces.push_back({text(sum.traps(), " traps/s"),
+                         sum.traps() > 0 ? Tint::kBad : Tint::kNone});
+  line.pieces.push_back(
+      {text(sum.handovers(), " hand-overs/s").insert(0, ", ")});
+  return line;
+}
+
 std::vector<ScreenLine> WatchView::Head() const {
   std::vector<ScreenLine> lines;
-  lines.push_back(
-      {absl::StrCat(
-           "pooldump: process ", now_.pid(), " (", Printable(now_.command()),
-           "), ",
-           ended() ? std::string("as it was last")
-                   : absl::StrCat(
-                         "every ",
-                         absl::StrFormat("%.3g", interval_ms_ / 1000.0), " s"),
-           paused_ ? ", paused" : "", "; h: help, q: quit"),
-       Tint::kHead});
+  lines.push_back(Plain(
+      absl::StrCat(
+          "pooldump: process ", now_.pid(), " (", Printable(now_.command()),
+          "), ",
+          ended() ? std::string("as it was last")
+                  : absl::StrCat("every ",
+                                 absl::StrFormat("%.3g", interval_ms_ / 1000.0),
+                                 " s"),
+          paused_ ? ", paused" : "", "; h: help, q: quit"),
+      Tint::kHead));
   if (!now_.stopped().empty() && !ended()) {
     lines.push_back(
-        {absl::StrCat("the process is ", now_.stopped()), Tint::kWeak});
+        Plain(absl::StrCat("the process is ", now_.stopped()), Tint::kWeak));
   }
   if (!lost_.empty()) {
-    lines.push_back({lost_ + "; below is what was known last", Tint::kWeak});
-  }
-  if (ended()) lines.push_back({ended_ + "; q quits", Tint::kBad});
-  for (const PoolSnapshot& pool : now_.pools()) {
-    const Totals& totals = pool.totals();
-    std::string text =
-        absl::StrCat("pool ", Printable(pool.name()), ": ", totals.slots(),
-                     " slots, ", totals.held(), " held");
-    if (totals.quarantined() > 0) {
-      absl::StrAppend(&text, ", ", totals.quarantined(), " quarantined");
-    }
-    if (totals.has_resident_bytes()) {
-      absl::StrAppend(&text, "; ", BytesText(totals.resident_bytes(), style_),
-                      " resident, ", BytesText(totals.private_bytes(), style_),
-                      " private");
-    }
     lines.push_back(
-        {text, totals.quarantined() > 0 ? Tint::kBad : Tint::kNone});
+        Plain(lost_ + "; below is what was known last", Tint::kWeak));
   }
-  lines.push_back(
-      {has_rates_ ? absl::StrFormat("all slots: %.1f faults/s, %.1f traps/s, "
-                                    "%.1f hand-overs/s",
-                                    faults_, traps_, handovers_)
-                  : "all slots: no rates yet"});
+  if (ended()) lines.push_back(Plain(ended_ + "; q quits", Tint::kBad));
+  for (const PoolSnapshot& pool : now_.pools()) lines.push_back(PoolLine(pool));
+  lines.push_back(RatesLine());
   for (const std::string& warning : now_.warnings()) {
-    lines.push_back({Printable(warning), Tint::kWeak});
+    lines.push_back(Plain(Printable(warning), Tint::kWeak));
   }
   if (editing_) {
-    lines.push_back({absl::StrCat("filter: ", Printable(edited_), "_",
-                                  wrong_filter_.empty() ? "" : "   ",
-                                  Printable(wrong_filter_)),
-                     wrong_filter_.empty() ? Tint::kGood : Tint::kBad});
+    lines.push_back(Plain(absl::StrCat("filter: ", Printable(edited_), "_",
+                                       wrong_filter_.empty() ? "" : "   ",
+                                       Printable(wrong_filter_)),
+                          wrong_filter_.empty() ? Tint::kHead : Tint::kBad));
   } else if (!filter_.empty()) {
-    lines.push_back({"filter: " + Printable(filter_), Tint::kGood});
+    lines.push_back(Plain("filter: " + Printable(filter_), Tint::kHead));
   }
   return lines;
+}
+
+std::string WatchView::Position(size_t rows, size_t first_column,
+                                size_t end_column) const {
+  const bool rises = !shown_.empty() &&
+                     cli::SortMark(columns_[sort_].value(rows_[shown_[0]].slot),
+                                   reverse_)[0] == '^';
+  return absl::StrCat(
+      "rows ", top_ + 1, "-", top_ + rows, " of ", shown_.size(),
+      shown_.size() < found_ ? absl::StrCat(" (--limit; ", found_, " in all)")
+                             : std::string(),
+      ", by ", columns_[sort_].name, ", the ", rises ? "smallest" : "largest",
+      " first",
+      first_column > frozen_ || end_column < columns_.size()
+          ? absl::StrCat("; columns ", first_column + 1, "-", end_column,
+                         " of ", columns_.size(), " (arrows)")
+          : std::string());
+}
+
+std::string WatchView::Nothing() const {
+  if (!filter_.empty()) {
+    return absl::StrCat("no slot and no image has a name in which ",
+                        Printable(filter_), " is found; / changes the filter",
+                        all_ ? "" : ", a adds slots that were never used");
+  }
+  return rows_.empty() ? "no slots" : "no slot was ever used; a shows all";
+}
+
+void WatchView::AppendTable(size_t room, size_t width,
+                            std::vector<ScreenLine>* lines) {
+  // One line of it tells where we are.
+  page_ = std::max<size_t>(room, 2) - 1;
+  top_ = std::min(top_, shown_.size() > page_ ? shown_.size() - page_ : 0);
+  if (shown_.empty()) {
+    lines->push_back(Plain(Nothing()));
+    return;
+  }
+  const bool several = now_.pools_size() > 1;
+  const size_t end = std::min(shown_.size(), top_ + page_);
+  std::vector<std::string> titles;
+  if (several) titles.emplace_back("pool");
+  for (size_t i = 0; i < columns_.size(); ++i) {
+    const std::string& title =
+        columns_[i].title.empty() ? columns_[i].name : columns_[i].title;
+    titles.push_back(
+        i == sort_ ? absl::StrCat(
+                         absl::AsciiStrToUpper(title), " ",
+                         cli::SortMark(columns_[i].value(rows_[shown_[0]].slot),
+                                       reverse_))
+                   : title);
+  }
+  std::vector<std::vector<Value>> rows;
+  for (size_t i = top_; i < end; ++i) {
+    const Row& row = rows_[shown_[i]];
+    std::vector<Value>& cells = rows.emplace_back();
+    if (several) cells.push_back(Value::Text(row.pool));
+    for (const Column<Slot>& column : columns_) {
+      cells.push_back(column.value(row.slot));
+    }
+  }
+  cli::ShortenTexts(kMostNameColumns, &rows);
+  cli::TableShape all(titles, style_);
+  for (const std::vector<Value>& row : rows) all.Measure(row);
+
+  // As many columns as there is room for; at least one.
+  const size_t shift = several ? 1 : 0;
+  size_t fixed = 0;
+  for (size_t i = 0; i < frozen_ + shift; ++i) fixed += all.WidthOf(i) + 2;
+  const auto end_from = [&](size_t first) {
+    size_t used = fixed;
+    size_t column = first;
+    for (; column < columns_.size(); ++column) {
+      used += all.WidthOf(column + shift) + (column == first ? 0 : 2);
+      if (used > width && column > first) break;
+    }
+    return column;
+  };
+  left_ = std::clamp(left_, frozen_, std::max(frozen_, columns_.size() - 1));
+  if (reveal_sort_ && sort_ >= frozen_) {
+    left_ = std::min(left_, sort_);
+    while (end_from(left_) <= sort_) ++left_;
+  }
+  reveal_sort_ = false;
+  const size_t end_column = end_from(left_);
+  more_columns_ = end_column < columns_.size();
+
+  const auto visible = [&](const auto& cells) {
+    std::remove_cvref_t<decltype(cells)> some(
+        cells.begin(),
+        cells.begin() + static_cast<std::ptrdiff_t>(frozen_ + shift));
+    some.insert(
+        some.end(), cells.begin() + static_cast<std::ptrdiff_t>(left_ + shift),
+        cells.begin() + static_cast<std::ptrdiff_t>(end_column + shift));
+    return some;
+  };
+  cli::TableShape shape(visible(titles), style_);
+  for (const std::vector<Value>& row : rows) shape.Measure(visible(row));
+  lines->push_back(Plain(Position(rows.size(), left_, end_column), Tint::kDim));
+  lines->push_back({.pieces = shape.TitlePieces(), .inverse = true});
+  for (const std::vector<Value>& row : rows) {
+    lines->push_back({.pieces = shape.RowPieces(visible(row))});
+  }
 }
 
 std::vector<ScreenLine> WatchView::Lines(int rows, int columns) {
@@ -386,43 +489,13 @@ std::vector<ScreenLine> WatchView::Lines(int rows, int columns) {
   const auto width = static_cast<size_t>(std::max(columns, 1));
   std::vector<ScreenLine> lines = help_ ? Help() : Head();
   if (!help_) {
-    lines.push_back({});
-    // Title, rows; what is above them keeps at most half of the screen.
+    // What is above the table keeps at most half of the screen.
     if (lines.size() > height / 2 && height > 2) lines.resize(height / 2);
-    const size_t room =
-        height > lines.size() + 1 ? height - lines.size() - 1 : 0;
-    page_ = std::max<size_t>(room, 1);
-    top_ = std::min(top_, shown_.size() > page_ ? shown_.size() - page_ : 0);
-    PlainTable table;
-    bool several = now_.pools_size() > 1;
-    for (size_t i = 0; i < WatchColumns().size(); ++i) {
-      const std::string& name = WatchColumns()[i].name;
-      table.titles.push_back(i == sort_ ? absl::AsciiStrToUpper(name) : name);
-    }
-    if (several) table.titles.insert(table.titles.begin(), "pool");
-    std::vector<Tint> tints;
-    for (size_t i = top_; i < shown_.size() && i < top_ + room; ++i) {
-      const WatchRow& row = rows_[shown_[i]];
-      std::vector<Value>& cells = table.rows.emplace_back();
-      if (several) cells.push_back(Value::Text(row.pool));
-      for (const Column<WatchRow>& column : WatchColumns()) {
-        cells.push_back(column.value(row));
-      }
-      tints.push_back(WatchColumns()[1].value(row).tint);
-    }
-    const std::vector<std::string> text =
-        absl::StrSplit(TableText(table, style_), '\n', absl::SkipEmpty());
-    for (size_t i = 0; i < text.size(); ++i) {
-      lines.push_back({text[i], i == 0 ? Tint::kNone : tints[i - 1], i == 0});
-    }
+    const size_t left = height - std::min(height, lines.size());
+    AppendTable(left > 1 ? left - 1 : 0, width, &lines);
   }
   lines.resize(height);
-  for (ScreenLine& line : lines) {
-    line.text = Cut(line.text, width);
-    // The title's bar goes over all of the screen.
-    if (line.inverse)
-      line.text.resize(width - Width(line.text) + line.text.size(), ' ');
-  }
+  for (ScreenLine& line : lines) Cut(width, &line);
   return lines;
 }
 

@@ -6,29 +6,16 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/pooldump/pooldump.pb.h"
+#include "firsttouch/tools/pooldump/rates.h"
 #include "firsttouch/tools/pooldump/snapshot/snapshot.pb.h"
 
 namespace firsttouch::pooldump {
-
-// A slot and what happened in it since the last look, each second.
-struct WatchRow {
-  std::string pool;
-  Slot slot;
-  // False at the first look, and where the process could not be read since.
-  bool has_rates = false;
-  double faults = 0;
-  double traps = 0;
-  double handovers = 0;
-};
-
-const cli::Columns<WatchRow>& WatchColumns();
 
 // Keys that are no characters.
 enum class Key : int {
@@ -45,17 +32,18 @@ enum class Key : int {
   kBackspace,
 };
 
-// A line of the screen, printable.
+// A line of the screen, printable, in pieces from the left.
 struct ScreenLine {
-  std::string text;
-  cli::Tint tint = cli::Tint::kNone;
+  std::vector<cli::Piece> pieces;
   bool inverse = false;
+
+  std::string text() const;
 };
 
 class WatchView {
  public:
-  // Takes filter, sort, bytes, all and interval from the options. A sort column
-  // that it does not have is ignored.
+  // Takes filter, sort, columns, limit, bytes, all and interval from the
+  // options. A column that it does not have is ignored.
   explicit WatchView(const Options& options);
 
   // The process as it is now.
@@ -80,6 +68,12 @@ class WatchView {
   bool TakeRefresh() { return std::exchange(refresh_, false); }
 
  private:
+  // Pools of one name are told apart by their number.
+  struct Row {
+    std::string pool;
+    Slot slot;
+  };
+
   void EditFilter(int key);
   void SetFilter(const std::string& text);
   void MoveSort(int by);
@@ -87,6 +81,15 @@ class WatchView {
   void DropRates();
   std::vector<ScreenLine> Head() const;
   std::vector<ScreenLine> Help() const;
+  ScreenLine PoolLine(const PoolSnapshot& pool) const;
+  ScreenLine RatesLine() const;
+  // "rows 1-19 of 64, by private, the largest first; ..."
+  std::string Position(size_t rows, size_t first_column,
+                       size_t end_column) const;
+  // Why no row is shown.
+  std::string Nothing() const;
+  // Appends the table: its titles and at most `room` rows.
+  void AppendTable(size_t room, size_t width, std::vector<ScreenLine>* lines);
 
   cli::TextStyle style_;
   bool all_ = false;
@@ -96,23 +99,27 @@ class WatchView {
   bool editing_ = false;
   bool refresh_ = false;
   uint32_t interval_ms_ = 1000;
-  size_t sort_ = 0;  // In WatchColumns().
+  size_t limit_ = 0;  // 0: none.
+  // Those of `columns_` before `frozen_` stay where the others are scrolled.
+  cli::Columns<Slot> columns_;
+  size_t frozen_ = 0;
+  size_t sort_ = 0;            // In columns_.
+  size_t left_ = 0;            // The first column behind the frozen ones.
+  bool reveal_sort_ = false;   // The column was chosen just now.
+  bool more_columns_ = false;  // To the right of what the screen shows.
   std::string filter_;
   std::string edited_;
   std::string wrong_filter_;  // Why `edited_` is none.
   std::string ended_;
   std::string lost_;
-  bool has_rates_ = false;
 
-  ProcessSnapshot now_;
-  // Counters at the last look but one, by pool and slot.
-  std::map<uint32_t, std::vector<Counters>> before_;
-  int64_t before_ns_ = 0;
-  std::vector<WatchRow> rows_;  // All.
-  std::vector<size_t> shown_;   // Filtered and sorted, into rows_.
-  size_t top_ = 0;              // The first of `shown_` on the screen.
-  size_t page_ = 1;             // Rows on the screen.
-  double faults_ = 0, traps_ = 0, handovers_ = 0;  // All slots together.
+  RateMeter meter_;
+  ProcessSnapshot now_;        // Without slots.
+  std::vector<Row> rows_;      // All.
+  std::vector<size_t> shown_;  // Filtered and sorted, into rows_.
+  size_t found_ = 0;           // Of them, before the limit.
+  size_t top_ = 0;             // The first of `shown_` on the screen.
+  size_t page_ = 1;            // Rows on the screen.
 };
 
 }  // namespace firsttouch::pooldump

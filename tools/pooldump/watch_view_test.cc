@@ -30,7 +30,7 @@ ProcessSnapshot Process(int slots, int64_t second, uint64_t handovers) {
     Slot& slot = *pool.add_slots();
     slot.set_slot(static_cast<uint32_t>(i));
     slot.set_state(Slot::HELD);
-    slot.set_state_name("leased");
+    slot.set_state_name("held");
     slot.set_private_bytes(static_cast<uint64_t>(i) << 10);
     if (i % 2 == 1) slot.set_image_name("guest");
     slot.mutable_counters()->set_handovers(handovers);
@@ -41,7 +41,7 @@ ProcessSnapshot Process(int slots, int64_t second, uint64_t handovers) {
 std::string Text(WatchView& view, int rows = 24, int columns = 160) {
   std::string text;
   for (const ScreenLine& line : view.Lines(rows, columns)) {
-    absl::StrAppend(&text, line.text, "\n");
+    absl::StrAppend(&text, line.text(), "\n");
   }
   return text;
 }
@@ -51,8 +51,9 @@ std::vector<int> Slots(WatchView& view, int rows = 24) {
   std::vector<int> slots;
   for (const ScreenLine& line : view.Lines(rows, 160)) {
     int slot = 0;
-    if (sscanf(line.text.c_str(), " %d leased", &slot) == 1 &&
-        line.text.find("leased") != std::string::npos) {
+    const std::string text = line.text();
+    if (sscanf(text.c_str(), " %d held", &slot) == 1 &&
+        text.find("held") != std::string::npos) {
       slots.push_back(slot);
     }
   }
@@ -81,10 +82,14 @@ TEST(WatchView, SortsByTheColumnThatIsChosen) {
   WatchView view((Options()));
   view.Take(Process(4, 1, 1));
   EXPECT_THAT(Slots(view), testing::ElementsAre(0, 1, 2, 3));
+  EXPECT_THAT(Text(view), HasSubstr("by slot, the smallest first"));
+  EXPECT_THAT(Text(view), HasSubstr("SLOT ^"));
   for (int i = 0; i < 5; ++i) EXPECT_TRUE(view.Press('>'));
-  EXPECT_THAT(Text(view), HasSubstr("PRIVATE"));
+  EXPECT_THAT(Text(view), HasSubstr("by private, the largest first"));
+  EXPECT_THAT(Text(view), HasSubstr("PRIVATE v"));
   EXPECT_THAT(Slots(view), testing::ElementsAre(3, 2, 1, 0));
   EXPECT_TRUE(view.Press('r'));
+  EXPECT_THAT(Text(view), HasSubstr("PRIVATE ^"));
   EXPECT_THAT(Slots(view), testing::ElementsAre(0, 1, 2, 3));
 
   Options options;
@@ -141,7 +146,7 @@ TEST(WatchView, FitsEveryScreen) {
         const std::vector<ScreenLine> lines = view.Lines(rows, columns);
         ASSERT_EQ(lines.size(), static_cast<size_t>(rows));
         for (const ScreenLine& line : lines) {
-          EXPECT_LE(cli::Width(line.text), static_cast<size_t>(columns));
+          EXPECT_LE(cli::Width(line.text()), static_cast<size_t>(columns));
         }
         view.Press(key);
       }
@@ -212,16 +217,129 @@ TEST(WatchView, UnknownFaultsAreADash) {
       ->mutable_slots(0)
       ->mutable_counters()
       ->set_faults_unknown(true);
+  Options options;
+  for (const char* name : {"slot", "faults/s", "traps/s"}) {
+    options.add_columns(name);
+  }
+  WatchView view(options);
+  view.Take(process);
+  process.set_monotonic_ns(2'000'000'000);
+  view.Take(process);
+  const std::vector<ScreenLine> lines = view.Lines(10, 80);
+  EXPECT_EQ(lines[5].text(), "     0         -      0.0");
+}
+
+TEST(WatchView, RatesAreOnAScreenOf80Columns) {
+  WatchView view((Options()));
+  view.Take(Process(64, 10, 100));
+  view.Take(Process(64, 12, 150));
+  const std::vector<ScreenLine> lines = view.Lines(24, 80);
+  EXPECT_THAT(lines[3].text(), HasSubstr("rows 1-19 of 64, by slot"));
+  EXPECT_THAT(lines[4].text(),
+              HasSubstr("SLOT ^  state  faults/s  traps/s  handovers/s"));
+  EXPECT_THAT(lines[5].text(), HasSubstr("0  held        0.0      0.0         "
+                                         "25.0"));
+}
+
+TEST(WatchView, ArrowsShowTheOtherColumnsBesideTheSlot) {
+  WatchView view((Options()));
+  view.Take(Process(2, 1, 1));
+  EXPECT_THAT(Text(view, 24, 60), HasSubstr("columns 3-"));
+  EXPECT_THAT(Text(view, 24, 60), Not(HasSubstr("calls")));
+  // Further than there are columns is as far as there are.
+  for (int i = 0; i < 50; ++i) {
+    EXPECT_TRUE(view.Press(static_cast<int>(Key::kRight)));
+    EXPECT_THAT(Text(view, 24, 60), HasSubstr("SLOT ^  state"));
+  }
+  EXPECT_THAT(Text(view, 24, 60), HasSubstr("calls"));
+  EXPECT_THAT(Text(view, 24, 60), Not(HasSubstr("faults/s  traps/s  hand")));
+  for (int i = 0; i < 50; ++i) {
+    EXPECT_TRUE(view.Press(static_cast<int>(Key::kLeft)));
+  }
+  EXPECT_THAT(Text(view, 24, 60), HasSubstr("faults/s"));
+  // The column by which is sorted comes into view.
+  EXPECT_TRUE(view.Press('<'));
+  EXPECT_THAT(Text(view, 24, 60), HasSubstr("CALLS v"));
+  EXPECT_TRUE(view.Press('>'));
+  EXPECT_TRUE(view.Press('>'));
+  EXPECT_TRUE(view.Press('>'));
+  EXPECT_THAT(Text(view, 24, 60), HasSubstr("FAULTS/S"));
+}
+
+TEST(WatchView, HasTheColumnsAndRowsThatAreAskedFor) {
+  Options options;
+  options.add_columns("slot");
+  options.add_columns("calls");
+  options.add_columns("private");
+  options.set_sort("private");
+  options.set_limit(2);
+  WatchView view(options);
+  view.Take(Process(4, 1, 1));
+  const std::vector<ScreenLine> lines = view.Lines(24, 80);
+  EXPECT_EQ(lines[4].text(), "slot  calls  PRIVATE v" + std::string(58, ' '));
+  EXPECT_EQ(lines[5].text(), "   3      0      3 KiB");
+  EXPECT_EQ(lines[6].text(), "   2      0      2 KiB");
+  EXPECT_EQ(lines[7].text(), "");
+  EXPECT_THAT(Text(view), HasSubstr("rows 1-2 of 2 (--limit; 4 in all)"));
+}
+
+TEST(WatchView, SaysWhyThereIsNoRow) {
+  ProcessSnapshot unused = Process(2, 1, 0);
+  for (Slot& slot : *unused.mutable_pools(0)->mutable_slots()) {
+    slot.set_state(Slot::FREE);
+    slot.clear_image_name();
+  }
+  WatchView view((Options()));
+  view.Take(unused);
+  EXPECT_THAT(Text(view), HasSubstr("no slot was ever used; a shows all"));
+  view.Take(Process(2, 2, 1));
+  Type(view, "/xyz");
+  EXPECT_TRUE(view.Press(static_cast<int>(Key::kEnter)));
+  EXPECT_THAT(Text(view), HasSubstr("no slot and no image has a name in which "
+                                    "xyz is found"));
+}
+
+// The colours of a piece of the screen.
+cli::Tint TintOf(WatchView& view, const std::string& text) {
+  for (const ScreenLine& line : view.Lines(24, 300)) {
+    for (const cli::Piece& piece : line.pieces) {
+      if (piece.text == text) return piece.tint;
+    }
+  }
+  ADD_FAILURE() << text << " is not there";
+  return cli::Tint::kNone;
+}
+
+TEST(WatchView, OnlyWhatDeservesAttentionHasAColour) {
+  ProcessSnapshot process = Process(2, 1, 7);
+  PoolSnapshot& pool = *process.mutable_pools(0);
+  pool.mutable_slots(0)->mutable_counters()->set_traps(3);
+  pool.mutable_options()->set_resident_budget_bytes(8192);
+  pool.mutable_totals()->set_idle_private_bytes(8192);
   WatchView view((Options()));
   view.Take(process);
+  EXPECT_EQ(TintOf(view, "held"), cli::Tint::kNone);
+  EXPECT_EQ(TintOf(view, "7"), cli::Tint::kNone);
+  EXPECT_EQ(TintOf(view, "3"), cli::Tint::kBad);
+  EXPECT_EQ(TintOf(view, "8 KiB idle of 8 KiB budget"), cli::Tint::kNone);
+  pool.mutable_totals()->set_idle_private_bytes(12288);
+  pool.mutable_totals()->set_quarantined(1);
+  pool.mutable_slots(1)->set_state(Slot::QUARANTINED);
+  pool.mutable_slots(1)->set_state_name("quarantined");
   view.Take(process);
-  for (const cli::Column<WatchRow>& column : WatchColumns()) {
-    if (column.name != "faults/s") continue;
-    WatchRow row;
-    row.has_rates = true;
-    row.slot.mutable_counters()->set_faults_unknown(true);
-    EXPECT_EQ(cli::ShownAs(column.value(row), {}), "-");
-  }
+  EXPECT_EQ(TintOf(view, "12 KiB idle of 8 KiB budget"), cli::Tint::kBad);
+  EXPECT_EQ(TintOf(view, "1 quarantined"), cli::Tint::kBad);
+  EXPECT_EQ(TintOf(view, "quarantined"), cli::Tint::kBad);
+}
+
+TEST(WatchView, ALongNameLeavesRoomForNumbers) {
+  ProcessSnapshot process = Process(1, 1, 1);
+  process.mutable_pools(0)->mutable_slots(0)->set_image_name(
+      std::string(60, 'x'));
+  WatchView view((Options()));
+  view.Take(process);
+  EXPECT_THAT(Text(view, 24, 200), HasSubstr(std::string(21, 'x') + "..."));
+  EXPECT_THAT(Text(view, 24, 200), Not(HasSubstr(std::string(22, 'x'))));
 }
 
 TEST(WatchView, BackspaceTakesAWholeCharacter) {

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/control/counters.h"
@@ -436,9 +437,13 @@ absl::StatusOr<Slot> BlockReader::ReadSlot(uint32_t number) {
   slot.set_base(header_.base + layout_.memory_offset_bytes(SlotIndex(number)));
   slot.set_torn(torn);
   const uint64_t state = ValueOf(record, state_);
-  slot.set_state_name(state < states_.size() ? states_[state]
-                                             : absl::StrCat("state ", state));
-  slot.set_state(StateOf(slot.state_name()));
+  const std::string called =
+      state < states_.size() ? states_[state] : absl::StrCat("state ", state);
+  slot.set_state(StateOf(called));
+  slot.set_state_name(
+      slot.state() == Slot::STATE_UNSPECIFIED
+          ? called
+          : absl::AsciiStrToLower(Slot::State_Name(slot.state())));
   if (tracking_.bytes != 0) {
     const uint64_t tracking = ValueOf(record, tracking_);
     slot.set_tracking(tracking < trackings_.size()
@@ -785,8 +790,10 @@ absl::StatusOr<Location> BlockReader::Locate(uint64_t address) {
 void AddToTotals(const Slot& slot, Totals& totals) {
   totals.set_slots(totals.slots() + 1);
   switch (slot.state()) {
-    case Slot::FREE:
     case Slot::TRIMMING:
+      totals.set_trimming(totals.trimming() + 1);
+      [[fallthrough]];
+    case Slot::FREE:
       totals.set_free(totals.free() + 1);
       break;
     case Slot::HELD:

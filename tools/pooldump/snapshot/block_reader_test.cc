@@ -86,7 +86,7 @@ TEST(BlockReaderTest, ReadsAnyRecordLayoutByItsNames) {
         slots {
           base: 0x700000002000
           state: HELD
-          state_name: "leased"
+          state_name: "held"
           tracking: "async"
           image_id: 7
           image_name: "greeting"

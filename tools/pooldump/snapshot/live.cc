@@ -484,6 +484,7 @@ struct LiveProcess::Impl {
     if (!scanned.ok()) return scanned;
     Totals& totals = *pool.mutable_totals();
     Sums sums;
+    uint64_t idle = 0;
     for (int i = 0; i < pool.slots_size(); ++i) {
       Slot& slot = *pool.mutable_slots(i);
       const Sums& one = slots[static_cast<size_t>(i)];
@@ -492,7 +493,12 @@ struct LiveProcess::Impl {
       slot.set_resident_bytes(one.own + one.shared);
       sums.own += one.own;
       sums.shared += one.shared;
+      if (slot.state() == Slot::FREE || slot.state() == Slot::PARKED ||
+          slot.state() == Slot::TRIMMING) {
+        idle += one.own;
+      }
     }
+    totals.set_idle_private_bytes(idle);
     totals.set_private_bytes(sums.own);
     totals.set_shared_bytes(sums.shared);
     totals.set_resident_bytes(sums.own + sums.shared);
@@ -603,6 +609,9 @@ absl::StatusOr<ProcessSnapshot> LiveProcess::Snapshot(
   // look as if nothing were resident.
   const absl::StatusOr<std::string> still = impl_->Status();
   if (!still.ok()) return still.status();
+  if (const auto user = NumberAt(StatusValue(*still, "Uid"), 1)) {
+    snapshot.set_user_id(static_cast<uint32_t>(*user));
+  }
   const std::string state = StatusValue(*still, "State");
   if (!state.empty() && (state[0] == 'T' || state[0] == 't')) {
     snapshot.set_stopped(state[0] == 'T' ? "stopped by a signal"

@@ -2,6 +2,9 @@
 // argument), prints "ready PID" and the base of each pool, and waits for the
 // end of its standard input.
 //
+// Each "g" there makes the first memory that is held write one more page, and
+// is answered by "grown".
+//
 // With a second argument "busy", a thread hands the first pool's memories on
 // until then.
 //
@@ -34,6 +37,7 @@
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/image_builder.h"
 #include "firsttouch/service/service.h"
+#include "firsttouch/tools/cli/bytes.h"
 #include "firsttouch/tools/cli/text_file.h"
 #include "firsttouch/tools/pooldump/config.h"
 #include "firsttouch/tools/pooldump/testing/recipe.pb.h"
@@ -43,6 +47,8 @@ namespace firsttouch::pooldump {
 namespace {
 
 constexpr int kExitSkipped = 77;
+// The first page that 'g' writes.
+constexpr uint64_t kGrowFromPage = 8;
 
 [[noreturn]] void Die(const absl::Status& status) {
   std::fprintf(stderr, "pool_maker: %s\n", status.ToString().c_str());
@@ -117,7 +123,8 @@ void Live(const Recipe::Tenant& tenant, const Memory& memory) {
   }
 }
 
-std::unique_ptr<Service> MakePool(const PoolConfig& config) {
+std::unique_ptr<Service> MakePool(const Recipe::Pool& pool) {
+  const PoolConfig& config = pool.config();
   PlacedConfig placed;
   placed.config = config;
   ServiceOptions options;
@@ -136,6 +143,10 @@ std::unique_ptr<Service> MakePool(const PoolConfig& config) {
   if (options.supply == Supply::kUserfaultfd) {
     options.tracking = Tracking::kSignal;
   }
+  if (!pool.resident_budget_bytes().empty()) {
+    options.resident_budget_bytes = Must(
+        cli::ParseBytes("resident_budget_bytes", pool.resident_budget_bytes()));
+  }
   return Must(Service::Create(std::move(options)));
 }
 
@@ -150,7 +161,7 @@ int Main(const std::string& text, bool busy) {
   std::vector<std::unique_ptr<Service>> pools;
   std::vector<Memory> held;
   for (const Recipe::Pool& pool : recipe.pools()) {
-    pools.push_back(MakePool(pool.config()));
+    pools.push_back(MakePool(pool));
     for (const Recipe::Tenant& tenant : pool.tenants()) {
       const uint32_t times = std::max(1u, tenant.times());
       const uint32_t memories = std::max(1u, tenant.memories());
@@ -193,7 +204,12 @@ int Main(const std::string& text, bool busy) {
     });
   }
   char byte;
+  uint64_t grown = 0;
   while (read(STDIN_FILENO, &byte, 1) > 0) {
+    if (byte != 'g' || held.empty()) continue;
+    Touch(held.front().base() + (kGrowFromPage + grown++) * kPageBytes);
+    std::printf("grown\n");
+    std::fflush(stdout);
   }
   stop = true;
   if (worker.joinable()) worker.join();
