@@ -94,6 +94,17 @@ LimitFacts Only(Limit limit, const LimitFacts& facts) {
 
 std::string Size(uint64_t bytes) { return cli::BytesText(bytes, {}); }
 
+// The same as a flag takes it, without a loss: "2GiB", "8192KiB", "4097".
+std::string FlagSize(uint64_t bytes) {
+  std::string text = Size(bytes);
+  if (text.find('.') != std::string::npos) {
+    text = bytes % 1024 == 0 ? absl::StrCat(bytes / 1024, "KiB")
+                             : absl::StrCat(bytes);
+  }
+  text.erase(std::remove(text.begin(), text.end(), ' '), text.end());
+  return text;
+}
+
 class Analysis {
  public:
   Analysis(const PlacedConfig& config, const PoolLayout& layout,
@@ -392,8 +403,10 @@ void Analysis::JudgeEachLimit() {
     const std::string fewer =
         verdict.largest_instances == 0
             ? "smaller memories or guards: not even one instance fits"
-            : absl::StrCat("at most ", verdict.largest_instances,
-                           " instances, or smaller memories or guards");
+            : absl::StrCat(
+                  "at most ", verdict.largest_instances,
+                  verdict.largest_instances == 1 ? " instance" : " instances",
+                  ", or smaller memories or guards");
     switch (limit) {
       case Limit::kAddressSpace:
         Warn(true,
@@ -469,9 +482,10 @@ absl::Status Analysis::JudgeGuards() {
          absl::StrCat("guard: a constant offset of up to ", Size(*offset),
                       " reaches past the guard of ", Size(guard),
                       ", into the next memory"),
-         absl::StrCat("--guard-bytes=",
-                      (*offset + kPageBytes - 1) / kPageBytes * kPageBytes,
-                      ", or check such accesses"));
+         absl::StrCat(
+             "--guard-bytes=",
+             FlagSize((*offset + kPageBytes - 1) / kPageBytes * kPageBytes),
+             ", or check such accesses"));
     return absl::OkStatus();
   }
   const uint32_t bits = config_.config.index_bits();
@@ -498,14 +512,15 @@ absl::Status Analysis::JudgeGuards() {
   }
   const auto wanted =
       static_cast<uint64_t>(reach) - layout_.memory_bytes() + kPageBytes - 1;
-  Warn(false,
-       absl::StrCat("guard: an unchecked index of ", bits,
-                    " bits and an offset of up to ", Size(*offset), " reach ",
-                    Size(static_cast<uint64_t>(reach)),
-                    ", past memory and guard of together ",
-                    Size(static_cast<uint64_t>(room))),
-       absl::StrCat("--guard-bytes=", wanted / kPageBytes * kPageBytes,
-                    ", or check such accesses"));
+  Warn(
+      false,
+      absl::StrCat("guard: an unchecked index of ", bits,
+                   " bits and an offset of up to ", Size(*offset), " reach ",
+                   Size(static_cast<uint64_t>(reach)),
+                   ", past memory and guard of together ",
+                   Size(static_cast<uint64_t>(room))),
+      absl::StrCat("--guard-bytes=", FlagSize(wanted / kPageBytes * kPageBytes),
+                   ", or check such accesses"));
   return absl::OkStatus();
 }
 

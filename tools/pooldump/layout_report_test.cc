@@ -263,7 +263,7 @@ TEST(LayoutReport, WarnsOfAddressSpaceRlimitAndOvercommit) {
   EXPECT_THAT(WarningsOf(report),
               HasSubstr("FATAL RLIMIT_AS: 8 GiB are needed, guards "
                         "included, and 3 GiB of 4 GiB are left -> "
-                        "ulimit -v unlimited, or at most 1 instances"));
+                        "ulimit -v unlimited, or at most 1 instance"));
   // The reservation alone would fit.
   machine.set_rlimit_as_bytes((uint64_t{2} << 30) + (1 << 16));
   machine.set_mapped_bytes(0);
@@ -289,14 +289,14 @@ TEST(LayoutReport, WarnsOfGuardsThatCanBeJumped) {
   EXPECT_EQ(WarningsOf(Report(config, GoodMachine())),
             "guard: a constant offset of up to 2 GiB reaches past "
             "the guard of 1 GiB, into the next memory -> "
-            "--guard-bytes=2147483648, or check such accesses\n");
+            "--guard-bytes=2GiB, or check such accesses\n");
   config = Config(2, "4GiB", "2GiB");
   config.config.set_largest_static_offset_bytes("2GiB");
   EXPECT_THAT(WarningsOf(Report(config, GoodMachine())), IsEmpty());
 
   config.config.set_index_bits(32);
   EXPECT_THAT(WarningsOf(Report(config, GoodMachine())),
-              HasSubstr("-> --guard-bytes=2147487744"));
+              HasSubstr("-> --guard-bytes=2097156KiB"));
   config.config.set_guard_after_bytes("2147487744");
   EXPECT_THAT(WarningsOf(Report(config, GoodMachine())), IsEmpty());
   config.config.set_index_bits(64);

@@ -265,6 +265,18 @@ absl::Status FilterAndSort(const Options& options, Report* report) {
   return absl::OkStatus();
 }
 
+namespace {
+
+// "4.58% of", "228.9 times".
+std::string ShareText(double share) {
+  if (share >= 10) return absl::StrFormat("%.1f times", share);
+  const double percent = 100 * share;
+  return percent < 0.01 ? "less than 0.01% of"
+                        : absl::StrFormat("%.3g%% of", percent);
+}
+
+}  // namespace
+
 std::string LayoutHead(const LayoutReport& report, const TextStyle& style) {
   std::string out;
   const auto bytes = [&style](uint64_t number) {
@@ -278,14 +290,12 @@ std::string LayoutHead(const LayoutReport& report, const TextStyle& style) {
           Plural(report.memories_per_instance(), "memory", "memories"), ", ",
           Plural(report.slots(), "slot", "slots")),
       &out);
-  const double percent = 100 * report.address_space_share();
-  AppendLine(style, "reservation",
-             absl::StrCat(bytes(report.reservation_bytes()), ", ",
-                          percent < 0.01 ? "less than 0.01"
-                                         : absl::StrFormat("%.3g", percent),
-                          "% of the ", bytes(report.address_space_bytes()),
-                          " that a process has"),
-             &out);
+  AppendLine(
+      style, "reservation",
+      absl::StrCat(bytes(report.reservation_bytes()), ", ",
+                   ShareText(report.address_space_share()), " the ",
+                   bytes(report.address_space_bytes()), " that a process has"),
+      &out);
   AppendLine(style, "stride", bytes(report.slot_stride_bytes()), &out);
   return out + '\n';
 }
