@@ -151,7 +151,7 @@ void AddTable(CLI::App* sub, const cli::Columns<Row>& columns, Words* words) {
          "--columns",
          [words](const std::string& names) {
            for (const absl::string_view name : absl::StrSplit(names, ',')) {
-             words->options.add_columns(std::string(name));
+             words->options.add_columns(name.data(), name.size());
            }
          },
          "These columns, in this order, with commas between them, also where "

@@ -25,7 +25,6 @@
 namespace firsttouch::pooldump {
 
 using cli::BytesText;
-using cli::Column;
 using cli::Columns;
 using cli::HexText;
 using cli::MakeTable;

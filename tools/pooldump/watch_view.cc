@@ -304,11 +304,7 @@ ScreenLine WatchView::PoolLine(const PoolSnapshot& pool) const {
     line.pieces.push_back(
         {absl::StrCat(totals.quarantined(), " quarantined"), Tint::kBad});
   }
-  if (totals.has_resident_bytes()) {
-    line.pieces.push_back({absl::StrCat(
-        "; ", BytesText(totals.resident_bytes(), style_), " resident, ",
-        BytesText(totals.private_bytes(), style_), " private")});
-  }
+  // Where there is no room for all, that goes last which worries nobody.
   if (pool.options().has_resident_budget_bytes() &&
       totals.has_idle_private_bytes()) {
     const uint64_t budget = pool.options().resident_budget_bytes();
@@ -317,6 +313,11 @@ ScreenLine WatchView::PoolLine(const PoolSnapshot& pool) const {
     line.pieces.push_back({absl::StrCat(BytesText(kept, style_), " idle of ",
                                         BytesText(budget, style_), " budget"),
                            kept > budget ? Tint::kBad : Tint::kNone});
+  }
+  if (totals.has_resident_bytes()) {
+    line.pieces.push_back({absl::StrCat(
+        "; ", BytesText(totals.resident_bytes(), style_), " resident, ",
+        BytesText(totals.private_bytes(), style_), " private")});
   }
   return line;
 }
@@ -399,13 +400,14 @@ std::string WatchView::Position(size_t rows, size_t first_column,
           : std::string());
 }
 
-std::string WatchView::Nothing() const {
+std::vector<std::string> WatchView::Nothing() const {
   if (!filter_.empty()) {
-    return absl::StrCat("no slot and no image has a name in which ",
-                        Printable(filter_), " is found; / changes the filter",
-                        all_ ? "" : ", a adds slots that were never used");
+    return {absl::StrCat("no slot and no image has a name in which ",
+                         Printable(filter_), " is found"),
+            absl::StrCat("/ changes the filter",
+                         all_ ? "" : ", a adds slots that were never used")};
   }
-  return rows_.empty() ? "no slots" : "no slot was ever used; a shows all";
+  return {rows_.empty() ? "no slots" : "no slot was ever used; a shows all"};
 }
 
 void WatchView::AppendTable(size_t room, size_t width,
@@ -414,7 +416,9 @@ void WatchView::AppendTable(size_t room, size_t width,
   page_ = std::max<size_t>(room, 2) - 1;
   top_ = std::min(top_, shown_.size() > page_ ? shown_.size() - page_ : 0);
   if (shown_.empty()) {
-    lines->push_back(Plain(Nothing()));
+    for (std::string& line : Nothing()) {
+      lines->push_back(Plain(std::move(line)));
+    }
     return;
   }
   const bool several = now_.pools_size() > 1;

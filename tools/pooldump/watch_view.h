@@ -86,8 +86,8 @@ class WatchView {
   // "rows 1-19 of 64, by private, the largest first; ..."
   std::string Position(size_t rows, size_t first_column,
                        size_t end_column) const;
-  // Why no row is shown.
-  std::string Nothing() const;
+  // Why no row is shown, in lines.
+  std::vector<std::string> Nothing() const;
   // Appends the table: its titles and at most `room` rows.
   void AppendTable(size_t room, size_t width, std::vector<ScreenLine>* lines);
 
