@@ -1,0 +1,5 @@
+/* Compiled as C: "new" is a name. */
+int ThreeFromC(void) {
+  const int new = 3;
+  return new;
+}
