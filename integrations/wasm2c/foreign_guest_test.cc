@@ -200,6 +200,23 @@ TEST_P(ForeignGuestTest, ImportsThatAreTooSmallAreNamed) {
   wasm_rt_free_funcref_table(&table_box.table);
 }
 
+TEST_P(ForeignGuestTest, ImportsThatMayGrowTooFarAreNamed) {
+  Box box;
+  uint8_t byte = 0;
+  box.memory = {.data = &byte, .pages = 1, .max_pages = 5};
+  EXPECT_EQ(LinkedGuest::Create(source(), &box).status().message(),
+            "cannot instantiate module linked: module linked: imported memory "
+            "'box.memory' may grow to 5 pages, and the module allows at most "
+            "4");
+  Box table_box;
+  wasm_rt_allocate_funcref_table(&table_box.table, 4, 9);
+  EXPECT_EQ(LinkedGuest::Create(source(), &table_box).status().message(),
+            "cannot instantiate module linked: module linked: imported table "
+            "'box.table' may grow to 9 elements, and the module allows at most "
+            "8");
+  wasm_rt_free_funcref_table(&table_box.table);
+}
+
 TEST_P(ForeignGuestTest, AFailedInstanceLivesAsLongAsATableHasItsFunctions) {
   Box box;
   wasm_rt_allocate_funcref_table(&box.table, 4, 8);

@@ -252,9 +252,10 @@ class Guest {
   //
   // Errors: the source's (ResourceExhausted: no free slot; OutOfRange: more
   // memory than the pool allows), FailedPrecondition for an imported memory or
-  // table that is smaller than the module asks for, Aborted when the start
-  // function traps. An instance that fails, and whose functions are in a table
-  // of somebody else's already, lives on as long as the table has them.
+  // table that is smaller than the module asks for or may grow further than it
+  // allows, Aborted when the start function traps. An instance that fails, and
+  // whose functions are in a table of somebody else's already, lives on as long
+  // as the table has them.
   template <typename... Import>
   static absl::StatusOr<Guest> Create(MemorySource* source,
                                       Import*... imports) {

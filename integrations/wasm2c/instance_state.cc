@@ -135,6 +135,12 @@ absl::Status FillTables(const InstanceLayout& layout,
           absl::StrCat("has ", tables[i]->size,
                        " elements, and the module asks for at least ",
                        imports[i].min_size));
+    } else if (tables[i]->max_size > imports[i].max_size) {
+      return ImportError(
+          layout, "table", imports[i].name,
+          absl::StrCat("may grow to ", tables[i]->max_size,
+                       " elements, and the module allows at most ",
+                       imports[i].max_size));
     }
   }
   return absl::OkStatus();
@@ -185,6 +191,11 @@ absl::Status FilledImports::Fill(const InstanceLayout& layout,
                                       " pages, and the module asks for at "
                                       "least ",
                                       import.min_pages));
+    } else if (memory->max_pages > import.max_pages) {
+      return ImportError(layout, "memory", import.name,
+                         absl::StrCat("may grow to ", memory->max_pages,
+                                      " pages, and the module allows at most ",
+                                      import.max_pages));
     }
   }
   return absl::OkStatus();

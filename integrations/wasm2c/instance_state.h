@@ -66,7 +66,8 @@ class FilledImports {
   // thread is bound to. Checks the sizes of those that are not empty.
   //
   // FailedPrecondition, naming the import, for one that is smaller than what
-  // the module asks for; the errors of AllocateMemory.
+  // the module asks for, or that may grow further than it allows; the errors of
+  // AllocateMemory.
   absl::Status Fill(const InstanceLayout& layout, const Linkage& linkage,
                     bool memories);
 

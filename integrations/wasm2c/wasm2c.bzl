@@ -33,8 +33,8 @@ _CLANG_NEEDS = [
     "/usr/lib/llvm-*/lib/clang/*/lib/wasi/libclang_rt.builtins-wasm32.a:libclang-rt-14-dev-wasm32",
 ]
 
-# For wasm2c's C.
-_GENERATED_COPTS = [
+# For the C that wasm2c writes, here and in //tests/spec_suite.
+GENERATED_COPTS = [
     "-O1",
     # Endless recursion has to end at the stack's bound, not be a loop.
     "-fno-optimize-sibling-calls",
@@ -344,7 +344,7 @@ def wasm2c_guest(
         name = name,
         srcs = [name + ".code"],
         hdrs = [name + ".headers"],
-        copts = _GENERATED_COPTS + c_copts,
+        copts = GENERATED_COPTS + c_copts,
         deps = [
             Label("//integrations/wasm2c:guest"),
             Label("//integrations/wasm2c:wasi"),
