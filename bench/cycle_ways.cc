@@ -208,47 +208,48 @@ const std::vector<CycleWayFactory>& AllCycleWays() {
        }},
       {"copied, in-thread",
        [](uint32_t slots) {
-         return MakePoolWay(slots, {.name = "copied",
-                                    .supply = Supply::kUserfaultfd,
-                                    .backing = Backing::kCopied});
+         return MakePoolWay(
+             slots,
+             {.name = "copied",
+              .supply = UserfaultfdOptions{.backing = Backing::kCopied}});
        }},
       {"shared, handler thread",
        [](uint32_t slots) {
          return MakePoolWay(slots, {.name = "shared-handler",
-                                    .supply = Supply::kUserfaultfd,
-                                    .backing = Backing::kShared,
-                                    .resolve = Resolve::kHandlerThread});
+                                    .supply = UserfaultfdOptions{
+                                        .backing = Backing::kShared,
+                                        .faults = InHandlerThreads{}}});
        }},
       {"copied, handler thread",
        [](uint32_t slots) {
          return MakePoolWay(slots, {.name = "copied-handler",
-                                    .supply = Supply::kUserfaultfd,
-                                    .backing = Backing::kCopied,
-                                    .resolve = Resolve::kHandlerThread});
+                                    .supply = UserfaultfdOptions{
+                                        .backing = Backing::kCopied,
+                                        .faults = InHandlerThreads{}}});
        }},
       {"tracking: signal",
        [](uint32_t slots) {
          return MakePoolWay(slots, {.name = "signal",
-                                    .supply = Supply::kUserfaultfd,
-                                    .backing = Backing::kShared,
-                                    .tracking = Tracking::kSignal});
+                                    .supply = UserfaultfdOptions{
+                                        .backing = Backing::kShared,
+                                        .tracking = Tracking::kSignal}});
        }},
       {"tracking: async",
        [](uint32_t slots) {
          return MakePoolWay(slots, {.name = "async",
-                                    .supply = Supply::kUserfaultfd,
-                                    .backing = Backing::kShared,
-                                    .tracking = Tracking::kAsync});
+                                    .supply = UserfaultfdOptions{
+                                        .backing = Backing::kShared,
+                                        .tracking = Tracking::kAsync}});
        }},
       {"mappings-drop",
        [](uint32_t slots) {
-         return MakePoolWay(
-             slots, {.name = "mappings-drop", .supply = Supply::kMappingsDrop});
+         return MakePoolWay(slots, {.name = "mappings-drop",
+                                    .supply = MappingOptions{.scan = false}});
        }},
       {"mappings-scan",
        [](uint32_t slots) {
-         return MakePoolWay(
-             slots, {.name = "mappings-scan", .supply = Supply::kMappingsScan});
+         return MakePoolWay(slots, {.name = "mappings-scan",
+                                    .supply = MappingOptions{.scan = true}});
        }},
       {kCopyOnWriteName, MakeMappings<DontNeedSlot>},
       {kScanName, MakeScanWay},
@@ -267,7 +268,7 @@ std::string DescribeDefaultOptions() {
   }
   return absl::StrCat(SupplyName((*pool)->supply()), ", ",
                       BackingName((*pool)->backing()), ", ",
-                      ResolveName((*pool)->options().resolve));
+                      ResolveName(Resolve::kInThread));
 }
 
 }  // namespace firsttouch::bench

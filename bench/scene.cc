@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/image_builder.h"
 #include "firsttouch/pool/layout.h"
+#include "firsttouch/service/supply_choice.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch::bench {
@@ -50,9 +51,7 @@ std::unique_ptr<Service> MakePool(const PoolShape& shape) {
                   .max_memory_bytes = shape.memory_bytes,
                   .guard_after_bytes = kHugePageBytes,
                   .granule_bytes = shape.granule_bytes},
-       .supply = shape.supply,
-       .backing = shape.backing,
-       .resolve = shape.resolve,
+       .supply = ChoiceOf(shape.supply, shape.backing, shape.resolve),
        .strategy = shape.strategy,
        .trap_callback = shape.trap_callback,
        .hot_pages_limit = shape.hot_pages_limit}));

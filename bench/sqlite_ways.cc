@@ -239,9 +239,9 @@ const std::vector<SqliteWayFactory>& AllSqliteWays() {
       {kDefaultName, [] { return PoolWay::Make({.name = "default"}); }},
       {"copied, in-thread",
        [] {
-         return PoolWay::Make({.name = "copied",
-                               .supply = Supply::kUserfaultfd,
-                               .backing = Backing::kCopied});
+         return PoolWay::Make(
+             {.name = "copied",
+              .supply = UserfaultfdOptions{.backing = Backing::kCopied}});
        }},
       {kCopyOnWriteName, Make<DontNeedWay>},
       {kScanName, MakeScanWay},

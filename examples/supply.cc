@@ -110,14 +110,15 @@ absl::StatusOr<std::unique_ptr<Supply>> Supply::Create(
   options.name = "tenants";
   options.layout = wasm2c::LayoutForGuests(slots, max_memory_bytes);
   // By default a pool would take another way where userfaultfd is refused.
-  options.supply = firsttouch::Supply::kUserfaultfd;
-  options.backing =
+  UserfaultfdOptions userfaultfd;
+  userfaultfd.backing =
       way == Way::kSharedInThread || way == Way::kSharedHandlerThread
           ? Backing::kShared
           : Backing::kCopied;
-  options.resolve = way == Way::kSharedInThread || way == Way::kCopiedInThread
-                        ? Resolve::kInThread
-                        : Resolve::kHandlerThread;
+  if (way == Way::kSharedHandlerThread || way == Way::kCopiedHandlerThread) {
+    userfaultfd.faults = InHandlerThreads{};
+  }
+  options.supply = userfaultfd;
   absl::StatusOr<std::unique_ptr<Service>> service =
       Service::Create(std::move(options));
   if (!service.ok()) return service.status();

@@ -84,10 +84,7 @@ class BudgetTest : public testing::TestWithParam<Way> {
     options.layout = {.instances = slots_,
                       .max_memory_bytes = kSize,
                       .guard_after_bytes = 65536};
-    options.supply = GetParam().supply;
-    options.backing = GetParam().backing;
-    options.resolve = GetParam().resolve;
-    options.tracking = GetParam().tracking;
+    options.supply = Asking(GetParam());
     options.trap_callback = JumpOutOfTrap;
     options.resident_budget_bytes = budget;
     options.hot_pages_limit = hot_pages_limit;

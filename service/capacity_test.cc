@@ -47,11 +47,8 @@ ServiceOptions Options(Way way, uint32_t slots) {
           .layout = {.instances = slots,
                      .max_memory_bytes = 32 * kPageBytes,
                      .guard_after_bytes = 65536},
-          .supply = way.supply,
-          .backing = way.backing,
-          .resolve = way.resolve,
-          .trap_callback = JumpOutOfTrap,
-          .tracking = way.tracking};
+          .supply = Asking(way),
+          .trap_callback = JumpOutOfTrap};
 }
 
 class CapacityTest : public testing::TestWithParam<Way> {

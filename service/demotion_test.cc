@@ -39,7 +39,7 @@ class DemotionTest : public testing::Test {
     options.name = "demotion";
     options.layout = {
         .instances = 2, .max_memory_bytes = kSize, .guard_after_bytes = 65536};
-    options.tracking = Tracking::kSignal;
+    options.supply = AnySupply{{.tracking = Tracking::kSignal}};
     options.hot_cycles = kHotCycles;
     options.trap_callback = JumpOutOfTrap;
     absl::StatusOr<std::unique_ptr<Service>> service =

@@ -171,10 +171,7 @@ ServiceOptions PoolOptions(const Way& way) {
   options.layout.guard_before_bytes = 1 << 20;
   options.layout.guard_after_bytes = 1 << 20;
   options.strategy = SlotStrategy::kNextAvailable;
-  options.backing = way.backing;
-  options.resolve = way.resolve;
-  options.tracking = way.tracking;
-  options.supply = way.supply;
+  options.supply = Asking(way);
   options.trap_callback = JumpOutOfTrap;
   return options;
 }

@@ -34,11 +34,8 @@ ServiceOptions Options(Way way) {
           .layout = {.instances = 3,
                      .max_memory_bytes = 32 * kPageBytes,
                      .guard_after_bytes = 65536},
-          .supply = way.supply,
-          .backing = way.backing,
-          .resolve = way.resolve,
-          .trap_callback = JumpOutOfTrap,
-          .tracking = way.tracking};
+          .supply = Asking(way),
+          .trap_callback = JumpOutOfTrap};
 }
 
 class FailuresTest : public testing::TestWithParam<Way> {
@@ -494,18 +491,15 @@ TEST(OptionsTest, AsyncTrackingWhereItIsNotToBeHadSaysWhatItNeeds) {
 }
 
 TEST(OptionsTest, ContradictoryOptionsNameTheOptionAndTheWayOut) {
-  ServiceOptions options = Options({Backing::kShared, Resolve::kHandlerThread});
-  options.handler_threads = 0;
+  const Way way{Backing::kShared, Resolve::kHandlerThread};
+  ServiceOptions options = Options(way);
+  options.supply = Asking(way, /*handler_threads=*/0);
   EXPECT_THAT(std::string(Service::Create(options).status().message()),
-              HasSubstr("handler_threads 0 is not in 1 to 64"));
-  options.handler_threads = 65;
+              HasSubstr("InHandlerThreads::threads 0 is not in 1 to 64"));
+  options.supply = Asking(way, /*handler_threads=*/65);
   EXPECT_THAT(std::string(Service::Create(options).status().message()),
-              HasSubstr("handler_threads 65 is not in 1 to 64"));
-  options = Options({Backing::kShared, Resolve::kInThread});
-  options.kernel_faults = true;
-  EXPECT_THAT(std::string(Service::Create(options).status().message()),
-              HasSubstr("kernel_faults true needs resolve kHandlerThread"));
-  options.kernel_faults = std::nullopt;
+              HasSubstr("InHandlerThreads::threads 65 is not in 1 to 64"));
+  options = Options(way);
   options.layout.instances = 0;
   EXPECT_EQ(Service::Create(options).status().code(),
             absl::StatusCode::kInvalidArgument);
@@ -520,7 +514,7 @@ TEST(OptionsTest, AKernelWithoutTheSharedBackingGetsTheCopiedOne) {
   ServiceOptions options = Options({Backing::kShared, Resolve::kInThread});
   EXPECT_EQ(Service::Create(options, kernel).status().code(),
             absl::StatusCode::kFailedPrecondition);
-  options.backing = std::nullopt;
+  options.supply = AnySupply{};
   absl::StatusOr<std::unique_ptr<Service>> service =
       Service::Create(options, kernel);
   ASSERT_TRUE(service.ok()) << service.status();

@@ -14,26 +14,6 @@
 
 namespace firsttouch {
 
-const char* BackingName(Backing backing) {
-  return backing == Backing::kShared ? "shared" : "copied";
-}
-
-const char* ResolveName(Resolve resolve) {
-  return resolve == Resolve::kInThread ? "in-thread" : "handler-thread";
-}
-
-const char* TrackingName(Tracking tracking) {
-  switch (tracking) {
-    case Tracking::kSignal:
-      return "signal";
-    case Tracking::kAsync:
-      return "async";
-    case Tracking::kLearning:
-      return "learning";
-  }
-  return "unknown";
-}
-
 void LatencyHistogram::Add(uint64_t ns) {
   const int index = ns == 0 ? 0 : std::bit_width(ns) - 1;
   bucket[std::min(index, kBuckets - 1)].fetch_add(1, std::memory_order_relaxed);

@@ -13,6 +13,7 @@
 
 #include "firsttouch/locator/lookup.h"
 #include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/supply_kinds.h"
 #include "firsttouch/service/trap.h"
 #include "firsttouch/uffd/fill.h"
 #include "firsttouch/uffd/kernel.h"
@@ -20,31 +21,6 @@
 #include "firsttouch/uffd/signal_mask.h"
 
 namespace firsttouch {
-
-// How a page gets its contents.
-enum class Backing : uint8_t {
-  // Image pages are a private mapping of the image's memfd: a first read maps
-  // the shared page, write-protected; a first write makes a private copy. Clean
-  // pages cost nothing per slot. Two mappings per bound slot.
-  kShared,
-  // Image pages are copied at first touch, a granule at a time. No mapping per
-  // slot: for pools near vm.max_map_count, and images that differ per slot.
-  kCopied,
-};
-
-// Who resolves a fault.
-enum class Resolve : uint8_t {
-  // The thread that took it, in a SIGBUS handler: no hand-off. A system call
-  // that is handed a missing or protected page gets EFAULT: see
-  // Memory::MakeReady.
-  kInThread,
-  // Handler threads that read fault events. Where userfaultfd may serve the
-  // kernel's own accesses, system calls work on any page.
-  kHandlerThread,
-};
-
-const char* BackingName(Backing backing);
-const char* ResolveName(Resolve resolve);
 
 // Latencies of resolved faults, from the handler's entry to its end: bucket i
 // counts those of [2^i, 2^(i+1)) ns. 32 buckets reach 4 s.

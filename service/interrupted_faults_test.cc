@@ -181,11 +181,9 @@ class InterruptedTest : public testing::TestWithParam<std::tuple<Way, Deed>> {
                          .layout = {.instances = 1,
                                     .max_memory_bytes = kMaxPages * kPageBytes,
                                     .guard_after_bytes = 65536},
-                         .backing = way.backing,
-                         .resolve = way.resolve,
+                         .supply = Asking(way),
                          .signals = signals,
-                         .trap_callback = JumpOutOfTrap,
-                         .tracking = way.tracking},
+                         .trap_callback = JumpOutOfTrap},
                         kernel_);
     ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
@@ -368,7 +366,7 @@ TEST(InterruptedWaitTest, ForASourceMayBeLeftAndOthersGetThePage) {
     absl::StatusOr<std::unique_ptr<Service>> service =
         Service::Create({.name = "waiting",
                          .layout = {.instances = 1, .max_memory_bytes = 65536},
-                         .backing = backing});
+                         .supply = Asking(way)});
     ASSERT_TRUE(service.ok()) << service.status();
     const auto source = std::make_shared<SlowSource>();
     const ImageRef image =
@@ -391,7 +389,7 @@ TEST(InterruptedWaitTest, ForTheEndOfASnapshotMayBeLeft) {
   absl::StatusOr<std::unique_ptr<Service>> service =
       Service::Create({.name = "waiting",
                        .layout = {.instances = 1, .max_memory_bytes = 65536},
-                       .tracking = Tracking::kSignal},
+                       .supply = AnySupply{{.tracking = Tracking::kSignal}}},
                       kernel);
   ASSERT_TRUE(service.ok()) << service.status();
   Memory memory = *(*service)->Acquire({.size_bytes = 65536});

@@ -128,11 +128,8 @@ class KernelWorkTest : public testing::TestWithParam<Way> {
                          .layout = {.instances = 1,
                                     .max_memory_bytes = 32 * kPageBytes,
                                     .guard_after_bytes = 65536},
-                         .supply = GetParam().supply,
-                         .backing = GetParam().backing,
-                         .resolve = GetParam().resolve,
-                         .trap_callback = JumpOutOfTrap,
-                         .tracking = GetParam().tracking});
+                         .supply = Asking(GetParam()),
+                         .trap_callback = JumpOutOfTrap});
     if (!service.ok()) {
       GTEST_SKIP() << "not to be had here: " << service.status();
     }

@@ -169,7 +169,7 @@ TEST(DataLimitTest, CreateNamesIt) {
   const ChildResult child = RunInChild([]() -> std::string {
     if (!LimitData()) return kSkipped;
     ServiceOptions options = Options(1 << 15);
-    options.supply = Supply::kUserfaultfd;
+    options.supply = UserfaultfdOptions{};
     return TextOf(Service::Create(options, RealKernel()));
   });
   if (child.output == kSkipped) GTEST_SKIP() << "setrlimit is refused";
@@ -187,7 +187,7 @@ TEST(DataLimitTest, AcquireOfMappingsNamesIt) {
     if (!LimitData()) return kSkipped;
     ServiceOptions options = Options(1);
     options.layout.max_memory_bytes = uint64_t{128} << 20;
-    options.supply = Supply::kMappingsDrop;
+    options.supply = MappingOptions{.scan = false};
     const absl::StatusOr<std::unique_ptr<Service>> service =
         Service::Create(options, RealKernel());
     if (!service.ok()) return TextOf(service);
@@ -213,7 +213,7 @@ TEST(PagemapTest, WhereItCannotBeOpenedDescribeSaysSo) {
   kernel.Fail(FakeKernel::Op::kOpenPagemap, FakeKernel::kEvery,
               CallResult{0, EACCES});
   ServiceOptions options = Options(1);
-  options.supply = Supply::kUserfaultfd;
+  options.supply = UserfaultfdOptions{};
   const absl::StatusOr<std::unique_ptr<Service>> service =
       Service::Create(options, kernel);
   ASSERT_TRUE(service.ok()) << service.status();
@@ -221,7 +221,7 @@ TEST(PagemapTest, WhereItCannotBeOpenedDescribeSaysSo) {
               AllOf(HasSubstr("untracked pages: dropped at release "
                               "(/proc/self/pagemap cannot be opened: EACCES"),
                     HasSubstr("PR_SET_DUMPABLE"), Not(HasSubstr("6.7"))));
-  options.tracking = Tracking::kAsync;
+  options.supply = UserfaultfdOptions{.tracking = Tracking::kAsync};
   EXPECT_THAT(TextOf(Service::Create(options, kernel)),
               HasSubstr("(/proc/self/pagemap cannot be opened: EACCES"));
 }

@@ -149,9 +149,10 @@ absl::Status MappingSupply::OpenScan(bool may_choose) {
                     "\nmappings-scan is not possible: ", status.message());
     return absl::OkStatus();
   }
-  return absl::FailedPreconditionError(absl::StrCat(
-      "supply mappings-scan, ", reason_, ", needs PAGEMAP_SCAN (Linux 6.7): ",
-      status.message(), "; use mappings-drop, or leave supply unset"));
+  return absl::FailedPreconditionError(
+      absl::StrCat("supply mappings-scan, ", reason_,
+                   ", needs PAGEMAP_SCAN (Linux 6.7): ", status.message(),
+                   "; take scan = false (mappings-drop), or leave scan unset"));
 }
 
 absl::Status MappingSupply::Attach(const Reservation&) {

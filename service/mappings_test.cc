@@ -57,7 +57,7 @@ ServiceOptions Options(std::optional<Supply> supply) {
                      .max_memory_bytes = kMax,
                      .guard_before_bytes = kGuard,
                      .guard_after_bytes = kGuard},
-          .supply = supply,
+          .supply = supply.has_value() ? ChoiceOf(*supply) : AnySupply{},
           .trap_callback = JumpOutOfTrap};
 }
 
@@ -73,29 +73,20 @@ class SupplyFromEnvironment {
 // ---- What is picked, and why
 // -------------------------------------------------
 
-TEST(WishedSupplyTest, TheOptionGoesBeforeTheEnvironment) {
-  const absl::StatusOr<SupplyWish> wish =
-      WishedSupply(Supply::kMappingsDrop, "mappings-scan");
-  ASSERT_TRUE(wish.ok());
-  EXPECT_EQ(wish->supply, Supply::kMappingsDrop);
-  EXPECT_EQ(wish->reason, "asked for by ServiceOptions::supply");
-}
-
 TEST(WishedSupplyTest, EveryNameIsUnderstoodAndNothingElse) {
   for (const Supply supply :
        {Supply::kUserfaultfd, Supply::kMappingsDrop, Supply::kMappingsScan}) {
-    const absl::StatusOr<SupplyWish> wish =
-        WishedSupply(std::nullopt, SupplyName(supply));
+    const absl::StatusOr<SupplyWish> wish = WishedSupply(SupplyName(supply));
     ASSERT_TRUE(wish.ok());
     EXPECT_EQ(wish->supply, supply);
     EXPECT_EQ(wish->reason, "asked for by the environment: FIRSTTOUCH_SUPPLY");
   }
   for (const char* unset : {static_cast<const char*>(nullptr), ""}) {
-    const absl::StatusOr<SupplyWish> wish = WishedSupply(std::nullopt, unset);
+    const absl::StatusOr<SupplyWish> wish = WishedSupply(unset);
     ASSERT_TRUE(wish.ok());
     EXPECT_EQ(wish->supply, std::nullopt);
   }
-  const absl::StatusOr<SupplyWish> wrong = WishedSupply(std::nullopt, "uffd");
+  const absl::StatusOr<SupplyWish> wrong = WishedSupply("uffd");
   EXPECT_EQ(wrong.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(std::string(wrong.status().message()),
             "FIRSTTOUCH_SUPPLY=uffd names no supply: it must be userfaultfd, "
@@ -168,8 +159,8 @@ TEST(SupplyTest, WhoMustHaveKernelFaultsAndMayNotGetsMappings) {
   const ChildResult child = RunInChild([]() -> std::string {
     if (!BecomeNobody()) return "skip";
     ServiceOptions options = Options(std::nullopt);
-    options.resolve = Resolve::kHandlerThread;
-    options.kernel_faults = true;
+    options.supply =
+        AnySupply{{.faults = InHandlerThreads{.kernel_faults = true}}};
     FakeKernel kernel;
     kernel.Fail(Op::kOpenUserfaultfdDevice, FakeKernel::kEvery,
                 CallResult{0, EACCES});
@@ -213,7 +204,7 @@ TEST(SupplyTest, WithoutAScanMappingsDropAndDescribeSaysWhy) {
                    "needs PAGEMAP_SCAN (Linux 6.7): this kernel has no "
                    "PAGEMAP_SCAN (Linux 6.7): ",
                    ErrnoText(ENOTTY),
-                   "; use mappings-drop, or leave supply unset"));
+                   "; take scan = false (mappings-drop), or leave scan unset"));
 }
 
 // A process that does nothing until the end of the test. What a scan of it
@@ -313,7 +304,7 @@ class MappingsTest : public testing::TestWithParam<Supply> {
 
   void MakeService(const ServiceOptions& options) {
     service_.reset();
-    if (options.supply == Supply::kMappingsScan && !HasPagemapScan()) {
+    if (GetParam() == Supply::kMappingsScan && !HasPagemapScan()) {
       GTEST_SKIP() << "this machine has no PAGEMAP_SCAN (Linux 6.7)";
     }
     absl::StatusOr<std::unique_ptr<Service>> service =
@@ -473,11 +464,12 @@ TEST_P(MappingsTest, MoreRegionsThanOneCallHoldsAreAllRestored) {
   EXPECT_EQ(restored, drops() ? 0u : 2 * 1500u);
 }
 
-TEST_P(MappingsTest, OptionsOfFaultsAskForNothing) {
-  ServiceOptions options = Options(GetParam());
-  options.backing = Backing::kCopied;
-  options.resolve = Resolve::kHandlerThread;
-  options.kernel_faults = true;
+TEST_P(MappingsTest, OptionsOfUserfaultfdAskForNothing) {
+  const SupplyFromEnvironment forced(SupplyName(GetParam()));
+  ServiceOptions options = Options(std::nullopt);
+  options.supply =
+      AnySupply{{.backing = Backing::kCopied,
+                 .faults = InHandlerThreads{.kernel_faults = true}}};
   const uint64_t before = kernel_.Calls(Op::kEventFd);
   MakeService(options);
   EXPECT_EQ(kernel_.Calls(Op::kEventFd), before) << "a handler thread";

@@ -193,13 +193,10 @@ class World {
                        .layout = {.instances = kSlots,
                                   .max_memory_bytes = kMaxPages * kPageBytes,
                                   .guard_after_bytes = 65536},
-                       .supply = way.supply,
-                       .backing = way.backing,
-                       .resolve = way.resolve,
+                       .supply = Asking(way),
                        .trap_callback = JumpOutOfTrap,
                        .hot_pages_limit = 20,
-                       .hot_cycles = 5,
-                       .tracking = way.tracking},
+                       .hot_cycles = 5},
                       kernel_);
     status_ = service.status();
     if (service.ok()) service_ = *std::move(service);

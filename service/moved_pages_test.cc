@@ -441,11 +441,8 @@ class MovedPagesTest : public testing::TestWithParam<Case> {
                          .layout = {.instances = 1,
                                     .max_memory_bytes = kMaxPages * kPageBytes,
                                     .guard_after_bytes = 65536},
-                         .supply = way().supply,
-                         .backing = way().backing,
-                         .resolve = way().resolve,
-                         .trap_callback = JumpOutOfTrap,
-                         .tracking = way().tracking});
+                         .supply = Asking(way()),
+                         .trap_callback = JumpOutOfTrap});
     if (!made.ok()) return made.status().ToString();
     Service& service = **made;
     const std::vector<ImageRef> images = {

@@ -4,12 +4,14 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <variant>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/service/mapping_supply.h"
 #include "firsttouch/service/memory_supply.h"
+#include "firsttouch/service/options.h"
 #include "firsttouch/service/supply.h"
 #include "firsttouch/service/uffd_supply.h"
 
@@ -28,8 +30,21 @@ absl::StatusOr<std::unique_ptr<MemorySupply>> Opened(
 
 absl::StatusOr<std::unique_ptr<MemorySupply>> OpenSupply(
     const SuppliedPool& pool) {
-  absl::StatusOr<SupplyWish> wish =
-      WishedSupply(pool.options.supply, std::getenv(kSupplyVariable));
+  const std::string asked = "asked for by ServiceOptions::supply";
+  if (const auto* options =
+          std::get_if<UserfaultfdOptions>(&pool.options.supply)) {
+    return Opened(UffdSupply::Open(pool, *options, asked));
+  }
+  if (const auto* options = std::get_if<MappingOptions>(&pool.options.supply)) {
+    return Opened(MappingSupply::Open(pool,
+                                      options->scan.value_or(true)
+                                          ? Supply::kMappingsScan
+                                          : Supply::kMappingsDrop,
+                                      asked, !options->scan.has_value()));
+  }
+  const UserfaultfdOptions& userfaultfd =
+      std::get<AnySupply>(pool.options.supply).userfaultfd;
+  absl::StatusOr<SupplyWish> wish = WishedSupply(std::getenv(kSupplyVariable));
   if (!wish.ok()) return wish.status();
   const bool may_choose = !wish->supply.has_value();
   Supply kind = wish->supply.value_or(Supply::kUserfaultfd);
@@ -37,12 +52,12 @@ absl::StatusOr<std::unique_ptr<MemorySupply>> OpenSupply(
       may_choose ? "kernel and permissions allow it" : wish->reason;
   if (kind == Supply::kUserfaultfd) {
     absl::StatusOr<std::unique_ptr<UffdSupply>> uffd =
-        UffdSupply::Open(pool, reason);
+        UffdSupply::Open(pool, userfaultfd, reason);
     // Whoever asks for a backing that the kernel lacks can have the other one,
     // and is told so.
     const bool other_backing_helps =
         absl::IsFailedPrecondition(uffd.status()) &&
-        pool.options.backing.has_value();
+        userfaultfd.backing.has_value();
     if (uffd.ok() || !may_choose || !RefusesUserfaultfd(uffd.status()) ||
         other_backing_helps) {
       return Opened(std::move(uffd));

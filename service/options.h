@@ -6,11 +6,11 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <variant>
 
 #include "firsttouch/pool/layout.h"
 #include "firsttouch/pool/slot_allocator.h"
-#include "firsttouch/service/fault_core.h"
-#include "firsttouch/service/supply.h"
+#include "firsttouch/service/supply_kinds.h"
 #include "firsttouch/service/trap.h"
 
 namespace firsttouch {
@@ -23,6 +23,61 @@ enum class SignalOwnership : uint8_t {
   kHost,
 };
 
+// Faults are resolved in the thread that took them, in a signal handler: no
+// hand-off. A system call that is handed a missing or protected page gets
+// EFAULT: see Memory::MakeReady.
+struct InFaultingThread {};
+
+// Faults are resolved by threads of the pool's own, which read fault events.
+struct InHandlerThreads {
+  // How many, 1 to 64.
+  uint32_t threads = 1;
+
+  // Whether faults that the kernel takes (system calls on pool memory) must be
+  // served. True needs a privilege, see uffd.h; without it, AnySupply is one of
+  // the mappings, where the kernel serves its own faults, and
+  // UserfaultfdOptions are an error. Unset: where it is allowed.
+  std::optional<bool> kernel_faults;
+};
+
+// Memory by userfaultfd.
+struct UserfaultfdOptions {
+  // How a page gets its contents. Unset: kShared where the kernel can (6.4 and
+  // the features it needs) and the mapping limit leaves room for every slot to
+  // be bound, else kCopied. Describe() says what was picked and why.
+  std::optional<Backing> backing;
+
+  // Who resolves faults.
+  std::variant<InFaultingThread, InHandlerThreads> faults;
+
+  // How first writes to clean pages are found. Unset: chosen for each image
+  // from what its leases do (drift.h); the first lease of an image of which
+  // nothing is known runs untracked. kSignal or kAsync: always this one; kAsync
+  // needs a kernel 6.7 and the backing kShared.
+  std::optional<Tracking> tracking;
+};
+
+// Memory by the kernel's own mappings, without userfaultfd. Clean pages are
+// always shared with the image, and the kernel resolves its own accesses as it
+// does the guest's. There is no fault for the statistics to count.
+struct MappingOptions {
+  // Whether a release asks the kernel which pages have changed (PAGEMAP_SCAN,
+  // 6.7; mappings-scan), or drops them all (mappings-drop). Unset: the former
+  // where it is to be had.
+  std::optional<bool> scan;
+};
+
+// What FIRSTTOUCH_SUPPLY in the environment names; where it is not set,
+// userfaultfd if kernel and permissions allow it with these options, else the
+// kernel's mappings. Describe() says what was picked and why.
+struct AnySupply {
+  UserfaultfdOptions userfaultfd;
+};
+
+// What supplies a pool's memory, and how.
+using SupplyChoice =
+    std::variant<AnySupply, UserfaultfdOptions, MappingOptions>;
+
 struct ServiceOptions {
   // For people: in errors, traps, mappings and thread names, and where pooldump
   // finds the pool. 1 to 128 bytes, no control characters. Need not be unique.
@@ -32,34 +87,8 @@ struct ServiceOptions {
   // page_bytes must be this machine's 4096.
   LayoutOptions layout;
 
-  // What supplies the memory. Unset: what FIRSTTOUCH_SUPPLY in the environment
-  // names, else userfaultfd where kernel and permissions allow it with what the
-  // other options need, else mappings-scan where PAGEMAP_SCAN is to be had
-  // (6.7), else mappings-drop. Describe() says what was picked and why.
-  //
-  // With one of the mappings, `backing`, `resolve`, `handler_threads` and
-  // `kernel_faults` ask for nothing: clean pages are always shared with the
-  // image, and the kernel resolves its own accesses as it does the guest's. Nor
-  // is there a fault for the statistics to count.
-  std::optional<Supply> supply;
-
-  // How a page gets its contents. Unset: kShared where the kernel can (6.4 and
-  // the features it needs) and the mapping limit leaves room for every slot to
-  // be bound, else kCopied. Describe() says what was picked and why.
-  std::optional<Backing> backing;
-
-  // Who resolves faults.
-  Resolve resolve = Resolve::kInThread;
-
-  // kHandlerThread: how many threads read fault events, 1 to 64.
-  uint32_t handler_threads = 1;
-
-  // kHandlerThread: whether faults that the kernel takes (system calls on pool
-  // memory) must be served. True needs a privilege, see uffd.h; without it, a
-  // pool whose `supply` is unset is one of mappings, where the kernel serves
-  // its own faults, and with kUserfaultfd it is an error. Unset: where it is
-  // allowed.
-  std::optional<bool> kernel_faults;
+  // What supplies the memory.
+  SupplyChoice supply;
 
   // Which free slot is handed out.
   SlotStrategy strategy = SlotStrategy::kAffinity;
@@ -86,12 +115,6 @@ struct ServiceOptions {
   // kept, and at most every 20 ms. 0: every slot does, at its release. Unset:
   // no limit; Service::Trim() gives back what idle slots have.
   std::optional<uint64_t> resident_budget_bytes;
-
-  // How first writes to clean pages are found. Unset: chosen for each image
-  // from what its tenants do (drift.h); the first holder of an image of which
-  // nothing is known runs untracked. kSignal or kAsync: always this one; kAsync
-  // needs a kernel 6.7 and the backing kShared.
-  std::optional<Tracking> tracking;
 
   // Whether pooldump may read the pool's records while the process runs
   // (docs/control-block.md): its owner and root may. Costs a descriptor. Where

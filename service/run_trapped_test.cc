@@ -63,12 +63,9 @@ class RunTrappedTest : public testing::TestWithParam<Way> {
                                     .max_memory_bytes = kMax,
                                     .guard_before_bytes = kGuard,
                                     .guard_after_bytes = 2 * kGuard},
-                         .supply = GetParam().supply,
-                         .backing = GetParam().backing,
-                         .resolve = GetParam().resolve,
+                         .supply = Asking(GetParam()),
                          .strategy = SlotStrategy::kNextAvailable,
-                         .trap_callback = CountTrap,
-                         .tracking = GetParam().tracking});
+                         .trap_callback = CountTrap});
     ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
   }

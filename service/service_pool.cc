@@ -22,7 +22,6 @@
 namespace firsttouch {
 namespace {
 
-constexpr uint32_t kMaxHandlerThreads = 64;
 
 std::atomic<uint32_t> g_next_pool_id{1};
 
@@ -66,20 +65,6 @@ absl::StatusOr<std::unique_ptr<ServicePool>> ServicePool::Create(
   }
   absl::StatusOr<PoolLayout> layout = PoolLayout::Compute(options.layout);
   if (!layout.ok()) return layout.status();
-  if (options.resolve == Resolve::kHandlerThread &&
-      (options.handler_threads == 0 ||
-       options.handler_threads > kMaxHandlerThreads)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "handler_threads ", options.handler_threads, " is not in 1 to ",
-        kMaxHandlerThreads, ": with none, nobody would resolve a fault"));
-  }
-  if (options.resolve == Resolve::kInThread &&
-      options.kernel_faults.value_or(false)) {
-    return absl::InvalidArgumentError(
-        "kernel_faults true needs resolve kHandlerThread: a fault that the "
-        "kernel takes cannot be resolved by a signal in the thread; use "
-        "Memory::MakeReady before system calls instead");
-  }
   std::unique_ptr<ServicePool> core(
       new ServicePool(std::move(options), kernel, *layout));
   if (absl::Status status = core->Start(open_supply); !status.ok())

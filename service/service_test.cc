@@ -39,7 +39,7 @@ class ServiceTest : public testing::TestWithParam<Way> {
   void SetUp() override { MakeService({}); }
 
   // Options with what the tests use filled in where it is unset.
-  void MakeService(ServiceOptions options) {
+  void MakeService(ServiceOptions options, uint32_t handler_threads = 1) {
     options.name = "test";
     options.layout.instances = 3;
     if (options.layout.max_memory_bytes == 0) {
@@ -47,10 +47,7 @@ class ServiceTest : public testing::TestWithParam<Way> {
     }
     options.layout.guard_before_bytes = kGuard;
     options.layout.guard_after_bytes = kGuard;
-    options.supply = GetParam().supply;
-    options.backing = GetParam().backing;
-    options.resolve = GetParam().resolve;
-    if (!options.tracking) options.tracking = GetParam().tracking;
+    options.supply = Asking(GetParam(), handler_threads);
     options.trap_callback = JumpOutOfTrap;
     service_.reset();
     if (const std::string missing = MissingFor(GetParam()); !missing.empty()) {
@@ -950,7 +947,7 @@ int ThreadsNamed(const std::string& name) {
 
 TEST_P(ServiceTest, HandlerThreadsHaveTheirPoolsNameAndEndWithIt) {
   const bool handlers = GetParam().resolve == Resolve::kHandlerThread;
-  MakeService({.handler_threads = 3});
+  MakeService({}, /*handler_threads=*/3);
   ASSERT_NE(service_, nullptr);
   EXPECT_EQ(ThreadsNamed("ft:test"), handlers ? 3 : 0);
   // Several of them serve one pool.
@@ -1127,10 +1124,7 @@ TEST_P(InstanceTest, MemoriesOfOneInstanceComeAndGoTogether) {
                     .memories_per_instance = 3,
                     .max_memory_bytes = kMax,
                     .guard_after_bytes = kGuard};
-  options.supply = GetParam().supply;
-  options.backing = GetParam().backing;
-  options.resolve = GetParam().resolve;
-  options.tracking = GetParam().tracking;
+  options.supply = Asking(GetParam());
   options.trap_callback = JumpOutOfTrap;
   if (const std::string missing = MissingFor(GetParam()); !missing.empty()) {
     GTEST_SKIP() << "this machine has no " << missing;

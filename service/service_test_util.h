@@ -24,6 +24,7 @@
 #include "firsttouch/service/plain_supply.h"
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/service_pool.h"
+#include "firsttouch/service/supply_choice.h"
 #include "firsttouch/service/trap.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/kernel.h"
@@ -48,6 +49,12 @@ struct Way {
   // The kernel places the pages.
   bool mapped() const { return IsMappings(supply); }
 };
+
+// What asks a service for `way`.
+inline SupplyChoice Asking(const Way& way, uint32_t handler_threads = 1) {
+  return ChoiceOf(way.supply, way.backing, way.resolve, way.tracking,
+                  handler_threads);
+}
 
 inline constexpr Way kMappingsDropWay{Backing::kShared, Resolve::kInThread,
                                       std::nullopt, Supply::kMappingsDrop};

@@ -874,7 +874,7 @@ TEST(SignalsDeathTest, TheLastLineSaysWhatKeepsSignalsFromAHandler) {
       {
         // Traps are SIGSEGV there.
         ServiceOptions options = Options(SignalOwnership::kInstall, nullptr);
-        options.supply = Supply::kMappingsDrop;
+        options.supply = MappingOptions{.scan = false};
         const auto service = MakeService(options);
         absl::StatusOr<Memory> memory = service->Acquire({.size_bytes = kSize});
         sigset_t blocked;

@@ -29,6 +29,7 @@
 #include "firsttouch/control/counters.h"
 #include "firsttouch/pool/slot_lifecycle.h"
 #include "firsttouch/service/page_states.h"
+#include "firsttouch/service/supply_kinds.h"
 #include "firsttouch/service/trap.h"
 
 namespace firsttouch {
@@ -44,22 +45,6 @@ inline uintptr_t ThisThread() noexcept {
 class Image;
 class DriftPolicy;
 struct ImageFetch;
-
-// How the pages that a holder changes are found out.
-enum class Tracking : uint8_t {
-  // By the signal (or the event) of the first write to a clean page: nothing to
-  // pay where no such write happens.
-  kSignal,
-  // The kernel lifts the protection itself (UFFD_FEATURE_WP_ASYNC, 6.7) and a
-  // PAGEMAP_SCAN at release tells: for guests that write to other pages every
-  // time.
-  kAsync,
-  // Not at all: the first holder of an image of which nothing is known runs on
-  // plain copy-on-write; a PAGEMAP_SCAN at release tells what it wrote.
-  kLearning,
-};
-
-const char* TrackingName(Tracking tracking);
 
 // What happened in a slot since the pool was made. Relaxed: each number is
 // right, together they may be a moment apart.

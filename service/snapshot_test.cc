@@ -42,13 +42,8 @@ class SnapshotTest : public testing::TestWithParam<Way> {
     options.layout = {.instances = 4,
                       .max_memory_bytes = kMaxPages * kPageBytes,
                       .guard_after_bytes = 1 << 20};
-    options.supply = GetParam().supply;
-    options.tracking = GetParam().tracking;
+    options.supply = Asking(GetParam());
     options.trap_callback = JumpOutOfTrap;
-    if (!GetParam().mapped()) {
-      options.backing = GetParam().backing;
-      options.resolve = GetParam().resolve;
-    }
     return options;
   }
 

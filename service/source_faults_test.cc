@@ -66,13 +66,8 @@ class SourceFaultsTest : public testing::TestWithParam<Way> {
     options.layout = {.instances = 1,
                       .max_memory_bytes = kMemoryBytes,
                       .guard_after_bytes = 1 << 20};
-    options.supply = GetParam().supply;
-    options.tracking = GetParam().tracking;
+    options.supply = Asking(GetParam());
     options.trap_callback = JumpOutOfTrap;
-    if (!GetParam().mapped()) {
-      options.backing = GetParam().backing;
-      options.resolve = GetParam().resolve;
-    }
     absl::StatusOr<std::unique_ptr<Service>> service = Service::Create(options);
     ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);

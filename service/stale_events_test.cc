@@ -74,16 +74,15 @@ class StaleEventsTest : public testing::TestWithParam<bool> {
               kUffdFeatureExactAddress | kUffdFeatureWpUnpopulated,
           ~uint64_t{0});
     }
-    absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create({.name = "stale",
-                         .layout = {.instances = 2,
-                                    .max_memory_bytes = 32 * kPageBytes,
-                                    .guard_after_bytes = 65536},
-                         .backing = Backing::kShared,
-                         .resolve = Resolve::kHandlerThread,
-                         .handler_threads = 1,
-                         .trap_callback = JumpOutOfTrap},
-                        kernel_);
+    absl::StatusOr<std::unique_ptr<Service>> service = Service::Create(
+        {.name = "stale",
+         .layout = {.instances = 2,
+                    .max_memory_bytes = 32 * kPageBytes,
+                    .guard_after_bytes = 65536},
+         .supply = UserfaultfdOptions{.backing = Backing::kShared,
+                                      .faults = InHandlerThreads{}},
+         .trap_callback = JumpOutOfTrap},
+        kernel_);
     ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
   }

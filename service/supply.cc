@@ -22,23 +22,7 @@ constexpr Supply kSupplies[] = {Supply::kUserfaultfd, Supply::kMappingsDrop,
 
 }  // namespace
 
-const char* SupplyName(Supply supply) {
-  switch (supply) {
-    case Supply::kUserfaultfd:
-      return "userfaultfd";
-    case Supply::kMappingsDrop:
-      return "mappings-drop";
-    case Supply::kMappingsScan:
-      return "mappings-scan";
-  }
-  return "unknown";
-}
-
-absl::StatusOr<SupplyWish> WishedSupply(std::optional<Supply> option,
-                                        const char* variable) {
-  if (option.has_value()) {
-    return SupplyWish{option, "asked for by ServiceOptions::supply"};
-  }
+absl::StatusOr<SupplyWish> WishedSupply(const char* variable) {
   if (variable == nullptr || *variable == '\0') return SupplyWish{};
   for (const Supply supply : kSupplies) {
     if (std::string_view(variable) == SupplyName(supply)) {

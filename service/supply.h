@@ -24,38 +24,24 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "firsttouch/service/supply_kinds.h"
 #include "firsttouch/uffd/kernel.h"
 
 namespace firsttouch {
 
-enum class Supply : uint8_t {
-  kUserfaultfd,
-  kMappingsDrop,
-  kMappingsScan,
-};
-
-// "userfaultfd", "mappings-drop", "mappings-scan"; a static string.
-const char* SupplyName(Supply supply);
-
-// Whether memory comes as mappings, without userfaultfd.
-constexpr bool IsMappings(Supply supply) {
-  return supply != Supply::kUserfaultfd;
-}
-
 // The environment variable that forces a supply where ServiceOptions::supply is
-// unset: one of the names above. Empty counts as unset.
+// AnySupply: one of the names above. Empty counts as unset.
 inline constexpr char kSupplyVariable[] = "FIRSTTOUCH_SUPPLY";
 
-// What was asked for, and by whom.
+// What the environment asks for.
 struct SupplyWish {
   std::optional<Supply> supply;  // unset: nobody asked for one
   std::string reason;            // "asked for by ..."; empty where unset
 };
 
-// The option where it is set, else the variable's value (null: not set).
-// InvalidArgument for a value that is none of the names, naming them.
-absl::StatusOr<SupplyWish> WishedSupply(std::optional<Supply> option,
-                                        const char* variable);
+// What the variable's value (null: not set) means. InvalidArgument for a value
+// that is none of the names, naming them.
+absl::StatusOr<SupplyWish> WishedSupply(const char* variable);
 
 // Whether `status`, of opening a userfaultfd, says that this kernel or user
 // cannot have one that a pool can use, so that mappings are the way out; not

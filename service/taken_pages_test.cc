@@ -57,13 +57,8 @@ class TakenPagesTest : public testing::TestWithParam<Way> {
     options.layout = {.instances = 1,
                       .max_memory_bytes = 64 * kPageBytes,
                       .guard_after_bytes = 65536};
-    options.supply = GetParam().supply;
-    options.tracking = GetParam().tracking;
+    options.supply = Asking(GetParam());
     options.trap_callback = JumpOutOfTrap;
-    if (!GetParam().mapped()) {
-      options.backing = GetParam().backing;
-      options.resolve = GetParam().resolve;
-    }
     if (const std::string missing = MissingFor(GetParam()); !missing.empty()) {
       GTEST_SKIP() << "this machine has no " << missing;
     }
@@ -432,8 +427,7 @@ TEST(ClosedDescriptorsDeathTest, NoPageIsZeroesAfterAllDescriptorsWereClosed) {
           absl::StatusOr<std::unique_ptr<Service>> service = Service::Create(
               {.name = "closed",
                .layout = {.instances = 1, .max_memory_bytes = 32 * kPageBytes},
-               .supply = Supply::kUserfaultfd,
-               .backing = Backing::kCopied});
+               .supply = UserfaultfdOptions{.backing = Backing::kCopied}});
           absl::StatusOr<DescriptorAnchor> anchor =
               absl::UnavailableError("no userfaultfd");
           if (service.ok()) {

@@ -246,13 +246,10 @@ TEST_P(TimerInterruptsTest, TheNextLeaseIsCleanAndNobodyWaits) {
          .layout = {.instances = kGuests,
                     .max_memory_bytes = kMaxPages * kPageBytes,
                     .guard_after_bytes = 65536},
-         .supply = way().supply,
-         .backing = way().backing,
-         .resolve = way().resolve,
+         .supply = Asking(way()),
          .signals = mask() == Mask::kNothing ? SignalOwnership::kHost
                                              : SignalOwnership::kInstall,
-         .trap_callback = JumpOutOfTrap,
-         .tracking = way().tracking});
+         .trap_callback = JumpOutOfTrap});
     ASSERT_TRUE(service.ok()) << service.status();
     const uint64_t seed = FromEnvironment("FIRSTTOUCH_INTERRUPTED_SEED", 1);
     std::vector<std::string> wrong(kGuests);

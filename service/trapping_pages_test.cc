@@ -63,11 +63,8 @@ class TrappingPagesTest : public testing::TestWithParam<Param> {
                          .layout = {.instances = 2,
                                     .max_memory_bytes = kMax,
                                     .guard_after_bytes = kGuard},
-                         .backing = way.backing,
-                         .resolve = way.resolve,
-                         .handler_threads = 2,
-                         .trap_callback = JumpOutOfTrap,
-                         .tracking = way.tracking},
+                         .supply = Asking(way, 2),
+                         .trap_callback = JumpOutOfTrap},
                         kernel_);
     ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);

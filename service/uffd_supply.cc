@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <variant>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -22,6 +23,8 @@
 namespace firsttouch {
 namespace {
 
+constexpr uint32_t kMaxHandlerThreads = 64;
+
 // Features without which neither backing works, by way of resolving.
 uint64_t RequiredFeatures(Resolve resolve) {
   const uint64_t both = kUffdFeaturePagefaultFlagWp;
@@ -37,8 +40,17 @@ constexpr uint64_t kSharedFeatures = kUffdFeatureMissingShmem |
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<UffdSupply>> UffdSupply::Open(
-    const SuppliedPool& pool, std::string reason) {
-  std::unique_ptr<UffdSupply> supply(new UffdSupply(pool, std::move(reason)));
+    const SuppliedPool& pool, const UserfaultfdOptions& options,
+    std::string reason) {
+  const auto* const threads = std::get_if<InHandlerThreads>(&options.faults);
+  if (threads != nullptr &&
+      (threads->threads == 0 || threads->threads > kMaxHandlerThreads)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "InHandlerThreads::threads ", threads->threads, " is not in 1 to ",
+        kMaxHandlerThreads, ": with none, nobody would resolve a fault"));
+  }
+  std::unique_ptr<UffdSupply> supply(
+      new UffdSupply(pool, options, std::move(reason)));
   if (absl::Status status = supply->OpenUffd(); !status.ok()) return status;
   return supply;
 }
@@ -57,11 +69,12 @@ UffdSupply::~UffdSupply() {
 }
 
 absl::Status UffdSupply::OpenUffd() {
-  const bool in_thread = pool_.options.resolve == Resolve::kInThread;
+  const InHandlerThreads* const threads = handler_threads();
+  const bool in_thread = threads == nullptr;
   UffdOptions wanted;
-  wanted.required_features = RequiredFeatures(pool_.options.resolve);
+  wanted.required_features = RequiredFeatures(resolve());
   wanted.wished_features = kSharedFeatures;
-  if (pool_.options.backing == Backing::kShared) {
+  if (options_.backing == Backing::kShared) {
     wanted.required_features |= kSharedFeatures;
   }
   if (!in_thread) {
@@ -69,10 +82,9 @@ absl::Status UffdSupply::OpenUffd() {
     // A guest that can trap at will must not be able to fill the kernel's log.
     if (!MayLogPoisonedPages()) wanted.wished_features |= kUffdFeaturePoison;
   }
-  wanted.kernel_faults =
-      !in_thread && pool_.options.kernel_faults.value_or(true);
+  wanted.kernel_faults = !in_thread && threads->kernel_faults.value_or(true);
   absl::StatusOr<Uffd> uffd = Uffd::Open(pool_.kernel, wanted);
-  if (!uffd.ok() && wanted.kernel_faults && !pool_.options.kernel_faults) {
+  if (!uffd.ok() && wanted.kernel_faults && !threads->kernel_faults) {
     // Wished for, not required.
     wanted.kernel_faults = false;
     uffd = Uffd::Open(pool_.kernel, wanted);
@@ -92,15 +104,15 @@ absl::Status UffdSupply::ChooseBacking() {
   const bool continue_wp =
       (uffd_->available_features() & kUffdFeatureWpUnpopulated) != 0;
   const uint64_t missing = kSharedFeatures & ~uffd_->features();
-  if (pool_.options.backing == Backing::kShared && !continue_wp) {
+  if (options_.backing == Backing::kShared && !continue_wp) {
     return absl::FailedPreconditionError(
         "backing kShared needs UFFDIO_CONTINUE with write-protection (kernel "
         "6.4), which this kernel lacks: use kCopied, or leave backing unset");
   }
   const LimitFacts facts = ReadLimitFacts();
   const LimitUse shared_use{.fixed_maps = 5, .maps_per_slot = 2};
-  if (pool_.options.backing.has_value()) {
-    pool_.fault_core.backing = *pool_.options.backing;
+  if (options_.backing.has_value()) {
+    pool_.fault_core.backing = *options_.backing;
     backing_reason_ = "asked for";
   } else if (missing != 0 || !continue_wp) {
     pool_.fault_core.backing = Backing::kCopied;
@@ -188,10 +200,10 @@ absl::Status UffdSupply::Attach(const Reservation& reservation) {
   process_merges_.store(ProcessMergesPages(), std::memory_order_relaxed);
 
   FaultCore& core = pool_.fault_core;
-  core.resolve = pool_.options.resolve;
+  core.resolve = resolve();
   core.resolve_signal = &ResolveSignalByFilling;
   const bool async_works = async_uffd_.has_value() && pagemap_.has_value();
-  if (pool_.options.tracking == Tracking::kAsync && !async_works) {
+  if (options_.tracking == Tracking::kAsync && !async_works) {
     return absl::FailedPreconditionError(absl::StrCat(
         "tracking kAsync needs userfaultfd's WP_ASYNC and PAGEMAP_SCAN (kernel "
         "6.7), backing kShared, and four mappings a slot below "
@@ -200,15 +212,14 @@ absl::Status UffdSupply::Attach(const Reservation& reservation) {
         no_scan_reason_.empty() ? "" : absl::StrCat(" (", no_scan_reason_, ")"),
         ": leave tracking unset"));
   }
-  policies_.emplace(pool_.options.tracking, async_works);
+  policies_.emplace(options_.tracking, async_works);
   context_.emplace(UffdContext{
       .core = core,
       .policies = &*policies_,
       .pagemap_fd = pagemap_.has_value() ? pagemap_->fd() : -1,
       .async_uffd = async_works ? async_uffd_->fd() : -1,
       .learn_untracked = core.backing == Backing::kShared &&
-                         pagemap_.has_value() &&
-                         !pool_.options.tracking.has_value(),
+                         pagemap_.has_value() && !options_.tracking.has_value(),
       .stride_bytes = pool_.layout.slot_stride_bytes(),
       .include_in_core_dump = pool_.options.include_in_core_dump,
       .span_handovers = std::max(1u, pool_.options.hot_cycles / 2)});
@@ -216,10 +227,10 @@ absl::Status UffdSupply::Attach(const Reservation& reservation) {
 }
 
 absl::Status UffdSupply::Start() {
-  if (pool_.options.resolve != Resolve::kHandlerThread) return absl::OkStatus();
+  if (handler_threads() == nullptr) return absl::OkStatus();
   absl::StatusOr<std::unique_ptr<HandlerThreads>> threads =
       HandlerThreads::Start(pool_.fault_core, pool_.options.name,
-                            pool_.options.handler_threads);
+                            handler_threads()->threads);
   if (!threads.ok()) return threads.status();
   threads_ = *std::move(threads);
   return absl::OkStatus();
@@ -228,12 +239,12 @@ absl::Status UffdSupply::Start() {
 void UffdSupply::Stop() { threads_.reset(); }
 
 SupplyTraits UffdSupply::traits() const {
-  const bool in_thread = pool_.options.resolve == Resolve::kInThread;
+  const bool in_thread = handler_threads() == nullptr;
   return {
       .kind = Supply::kUserfaultfd,
       .backing = BackingName(pool_.fault_core.backing),
-      .resolve = ResolveName(pool_.options.resolve),
-      .handler_threads = in_thread ? 0 : pool_.options.handler_threads,
+      .resolve = ResolveName(resolve()),
+      .handler_threads = in_thread ? 0 : handler_threads()->threads,
       .serves_kernel_faults = serves_kernel_faults_,
       // Handler threads may still be filling when a release comes.
       .steady_handovers = in_thread ? context_->span_handovers : 0,
@@ -247,9 +258,9 @@ std::string UffdSupply::Describe() const {
                    backing_reason_, "), granule ",
                    pool_.layout.options().granule_bytes, " bytes\n");
   absl::StrAppend(
-      &text, "faults: resolved ", ResolveName(pool_.options.resolve),
-      pool_.options.resolve == Resolve::kHandlerThread
-          ? absl::StrCat(" by ", pool_.options.handler_threads, " threads")
+      &text, "faults: resolved ", ResolveName(resolve()),
+      handler_threads() != nullptr
+          ? absl::StrCat(" by ", handler_threads()->threads, " threads")
           : "",
       serves_kernel_faults_ ? ", also those of system calls"
                             : ", system calls need MakeReady",
@@ -262,8 +273,8 @@ std::string UffdSupply::Describe() const {
           ? std::string("found by PAGEMAP_SCAN")
           : absl::StrCat("dropped at release (", no_scan_reason_, ")"),
       "\nfirst writes: ",
-      pool_.options.tracking.has_value()
-          ? absl::StrCat("tracked by ", TrackingName(*pool_.options.tracking),
+      options_.tracking.has_value()
+          ? absl::StrCat("tracked by ", TrackingName(*options_.tracking),
                          " (asked for)")
       : async_uffd_.has_value() && pagemap_.has_value()
           ? std::string("tracked by signal or asynchronously, by image")

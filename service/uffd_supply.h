@@ -11,6 +11,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <variant>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
@@ -19,6 +21,7 @@
 #include "firsttouch/service/drift.h"
 #include "firsttouch/service/handler_threads.h"
 #include "firsttouch/service/memory_supply.h"
+#include "firsttouch/service/options.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/service/uffd_mapping.h"
 #include "firsttouch/uffd/anchor.h"
@@ -30,11 +33,13 @@ namespace firsttouch {
 class UffdSupply final : public MemorySupply {
  public:
   // For the `reason` that Describe() gives. Decides on the backing. Errors:
+  // InvalidArgument for a number of handler threads that is none;
   // those of Uffd::Open; FailedPrecondition for a backing that this kernel
   // lacks; ResourceExhausted where vm.max_map_count leaves no room for the
   // slots, or no descriptor is left.
   static absl::StatusOr<std::unique_ptr<UffdSupply>> Open(
-      const SuppliedPool& pool, std::string reason);
+      const SuppliedPool& pool, const UserfaultfdOptions& options,
+      std::string reason);
   ~UffdSupply() override;
 
   // MemorySupply; see there.
@@ -74,8 +79,18 @@ class UffdSupply final : public MemorySupply {
   MemoryPages CountPages(SlotState& slot) override;
 
  private:
-  UffdSupply(const SuppliedPool& pool, std::string reason)
-      : pool_(pool), reason_(std::move(reason)) {}
+  UffdSupply(const SuppliedPool& pool, const UserfaultfdOptions& options,
+             std::string reason)
+      : pool_(pool), options_(options), reason_(std::move(reason)) {}
+
+  // Null where faults are resolved in the threads that take them.
+  const InHandlerThreads* handler_threads() const {
+    return std::get_if<InHandlerThreads>(&options_.faults);
+  }
+  Resolve resolve() const {
+    return handler_threads() == nullptr ? Resolve::kInThread
+                                        : Resolve::kHandlerThread;
+  }
 
   absl::Status OpenUffd();
   void OpenAsyncUffd();
@@ -103,6 +118,7 @@ class UffdSupply final : public MemorySupply {
                           const FaultResult& result) const;
 
   const SuppliedPool pool_;
+  const UserfaultfdOptions options_;
   const std::string reason_;
   std::string backing_reason_;
   // Why there is no pagemap_.
@@ -119,7 +135,7 @@ class UffdSupply final : public MemorySupply {
   uint64_t reservation_bytes_ = 0;
   std::optional<DriftPolicies> policies_;
   std::optional<UffdContext> context_;
-  // Null where faults are resolved in the threads that take them.
+  // Null without handler_threads().
   std::unique_ptr<HandlerThreads> threads_;
   // Whether the kernel merged pages of this process at the last look.
   std::atomic<bool> process_merges_{false};

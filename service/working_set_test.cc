@@ -71,12 +71,7 @@ class WorkingSetTest : public testing::TestWithParam<Way> {
     options.layout = {.instances = 2,
                       .max_memory_bytes = kMemoryPages * kPageBytes,
                       .guard_after_bytes = 1 << 20};
-    options.supply = GetParam().supply;
-    options.tracking = GetParam().tracking;
-    if (!GetParam().mapped()) {
-      options.backing = GetParam().backing;
-      options.resolve = GetParam().resolve;
-    }
+    options.supply = Asking(GetParam());
     return Service::Create(options);
   }
 

@@ -4,6 +4,7 @@
 
 #include "firsttouch/integrations/wasm2c/plain_memory.h"
 #include "firsttouch/integrations/wasm2c/pool_memory.h"
+#include "firsttouch/service/supply_choice.h"
 
 namespace firsttouch::wasm2c {
 
@@ -42,9 +43,7 @@ absl::StatusOr<TestSource> MakeTestSource(const SourceKind& kind,
   options.name = "test";
   options.layout =
       LayoutForGuests(instances, max_memory_bytes, memories_per_instance);
-  options.supply = kind.supply;
-  options.backing = kind.backing;
-  options.resolve = kind.resolve;
+  options.supply = ChoiceOf(kind.supply, kind.backing, kind.resolve);
   absl::StatusOr<std::unique_ptr<Service>> service =
       Service::Create(std::move(options));
   if (!service.ok()) return service.status();

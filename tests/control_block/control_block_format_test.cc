@@ -39,7 +39,7 @@ TEST(ControlBlockFormatTest, AnotherProgramReadsThePoolsOfAProcess) {
   auto service =
       Service::Create({.name = "tenants",
                        .layout = {.instances = 4, .max_memory_bytes = 1 << 24},
-                       .tracking = Tracking::kSignal});
+                       .supply = AnySupply{{.tracking = Tracking::kSignal}}});
   ASSERT_TRUE(image.ok() && service.ok());
   auto first = (*service)->Acquire({.image = *image, .size_bytes = 1 << 20});
   auto second = (*service)->Acquire({.size_bytes = 1 << 16});

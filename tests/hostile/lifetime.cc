@@ -153,7 +153,6 @@ void DestroyedWhileBusy(const Setting& setting) {
     }
     ServiceOptions options = PoolOptions(setting);
     options.layout.instances = 4;
-    options.handler_threads = 2;
     std::unique_ptr<Service> service = MakeService(options);
     std::atomic<int> busy{0};
     std::atomic<bool> gone{false};

@@ -19,6 +19,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/image_builder.h"
+#include "firsttouch/service/supply_choice.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch::hostile {
@@ -56,9 +57,9 @@ ServiceOptions PoolOptions(const Setting& setting) {
   options.layout.max_memory_bytes = 64 * kPageBytes;
   options.layout.guard_before_bytes = 1 << 20;
   options.layout.guard_after_bytes = 1 << 20;
-  options.supply = setting.supply;
-  options.backing = setting.backing;
-  options.resolve = setting.resolve;
+  // Two handler threads: they are to get in each other's way.
+  options.supply = ChoiceOf(setting.supply, setting.backing, setting.resolve,
+                            std::nullopt, /*handler_threads=*/2);
   options.strategy = SlotStrategy::kNextAvailable;
   return options;
 }

@@ -176,8 +176,11 @@ class SteadyCycle : public testing::TestWithParam<Case> {};
 TEST_P(SteadyCycle, MakesNoCallAndTakesNoFault) {
   const Case& c = GetParam();
   ServiceOptions options = PoolOfOne();
-  options.backing = c.backing;
-  options.resolve = c.resolve;
+  UserfaultfdOptions userfaultfd = {.backing = c.backing};
+  if (c.resolve == Resolve::kHandlerThread) {
+    userfaultfd.faults = InHandlerThreads{};
+  }
+  options.supply = AnySupply{userfaultfd};
   {
     // A probe, gone before the child is forked.
     const auto pool = Service::Create(options);

@@ -198,8 +198,7 @@ TEST(LiveTest, TellsWhatEachSlotIs) {
 TEST(LiveTest, MapsThePagesOfASlot) {
   const ImageRef image = MakeImage("mapped", 4);
   ServiceOptions options = PoolOptionsOf("pages", 2);
-  options.tracking = Tracking::kSignal;
-  options.supply = Supply::kUserfaultfd;
+  options.supply = UserfaultfdOptions{.tracking = Tracking::kSignal};
   auto created = Service::Create(options);
   if (!created.ok()) GTEST_SKIP() << created.status();
   auto memory = (*created)->Acquire({.image = image, .size_bytes = kMiB});
@@ -374,7 +373,7 @@ TEST(LiveTest, TotalsAgreeWithSmaps) {
   const ImageRef image = MakeImage("summed", 64);
   for (Backing backing : {Backing::kShared, Backing::kCopied}) {
     ServiceOptions options = PoolOptionsOf("sums", 16);
-    options.backing = backing;
+    options.supply = AnySupply{{.backing = backing}};
     auto service = Service::Create(options);
     if (!service.ok()) continue;
     std::vector<Memory> held;
@@ -593,7 +592,7 @@ TEST(LiveTest, TellsTheOwnerOfAProcessThatForbidsIt) {
 
 TEST(LiveTest, APoolOfMappingsHasNoPageStates) {
   ServiceOptions options = PoolOptionsOf("plain", 2);
-  options.supply = Supply::kMappingsDrop;
+  options.supply = MappingOptions{.scan = false};
   auto service = MakeService(options);
   auto memory = service->Acquire(
       {.image = MakeImage("plain", 4), .size_bytes = 8 * kPageBytes});

@@ -130,18 +130,19 @@ std::unique_ptr<Service> MakePool(const Recipe::Pool& pool) {
   ServiceOptions options;
   options.name = config.name();
   options.layout = Must(LayoutOf(placed)).options();
-  if (config.supply() == "mappings-scan") {
-    options.supply = Supply::kMappingsScan;
-  } else if (config.supply() == "mappings-drop") {
-    options.supply = Supply::kMappingsDrop;
+  UserfaultfdOptions userfaultfd;
+  if (config.backing() == "copied") userfaultfd.backing = Backing::kCopied;
+  if (config.backing() == "shared") userfaultfd.backing = Backing::kShared;
+  if (config.supply() == "mappings-scan" ||
+      config.supply() == "mappings-drop") {
+    options.supply = MappingOptions{.scan = config.supply() == "mappings-scan"};
   } else if (config.supply() == "userfaultfd") {
-    options.supply = Supply::kUserfaultfd;
-  }
-  if (config.backing() == "copied") options.backing = Backing::kCopied;
-  if (config.backing() == "shared") options.backing = Backing::kShared;
-  // By signals from the first holder on, so that counts are the same each time.
-  if (options.supply == Supply::kUserfaultfd) {
-    options.tracking = Tracking::kSignal;
+    // By signals from the first lease on, so that counts are the same each
+    // time.
+    userfaultfd.tracking = Tracking::kSignal;
+    options.supply = userfaultfd;
+  } else {
+    options.supply = AnySupply{userfaultfd};
   }
   if (!pool.resident_budget_bytes().empty()) {
     options.resident_budget_bytes = Must(

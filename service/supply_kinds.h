@@ -1,0 +1,69 @@
+// The kinds of everything that supplies a pool's memory, by name. Which there
+// are to choose from, and what they cost: service/supply.h, service/options.h.
+
+#ifndef FIRSTTOUCH_SERVICE_SUPPLY_KINDS_H_
+#define FIRSTTOUCH_SERVICE_SUPPLY_KINDS_H_
+
+#include <cstdint>
+
+namespace firsttouch {
+
+// What gives a pool its memory; see service/supply.h.
+enum class Supply : uint8_t {
+  kUserfaultfd,
+  kMappingsDrop,
+  kMappingsScan,
+};
+
+// Whether memory comes as mappings, without userfaultfd.
+constexpr bool IsMappings(Supply supply) {
+  return supply != Supply::kUserfaultfd;
+}
+
+// How a page gets its contents.
+enum class Backing : uint8_t {
+  // Image pages are a private mapping of the image's memfd: a first read maps
+  // the shared page, write-protected; a first write makes a private copy. Clean
+  // pages cost nothing per slot. Two mappings per bound slot.
+  kShared,
+  // Image pages are copied at first touch, a granule at a time. No mapping per
+  // slot: for pools near vm.max_map_count, and images that differ per slot.
+  kCopied,
+};
+
+// Who resolves a fault.
+enum class Resolve : uint8_t {
+  // The thread that took it, in a SIGBUS handler: no hand-off. A system call
+  // that is handed a missing or protected page gets EFAULT: see
+  // Memory::MakeReady.
+  kInThread,
+  // Handler threads that read fault events. Where userfaultfd may serve the
+  // kernel's own accesses, system calls work on any page.
+  kHandlerThread,
+};
+
+// How the pages that a holder changes are found out.
+enum class Tracking : uint8_t {
+  // By the signal (or the event) of the first write to a clean page: nothing to
+  // pay where no such write happens.
+  kSignal,
+  // The kernel lifts the protection itself (UFFD_FEATURE_WP_ASYNC, 6.7) and a
+  // PAGEMAP_SCAN at release tells: for guests that write to other pages every
+  // time.
+  kAsync,
+  // Not at all: the first holder of an image of which nothing is known runs on
+  // plain copy-on-write; a PAGEMAP_SCAN at release tells what it wrote.
+  kLearning,
+};
+
+// The kind as tools and texts have it: "userfaultfd", "mappings-drop",
+// "mappings-scan"; "shared", "copied"; "in-thread", "handler-thread"; "signal",
+// "async", "learning". Static strings; any thread.
+const char* SupplyName(Supply supply);
+const char* BackingName(Backing backing);
+const char* ResolveName(Resolve resolve);
+const char* TrackingName(Tracking tracking);
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVICE_SUPPLY_KINDS_H_
