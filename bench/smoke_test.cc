@@ -141,7 +141,7 @@ TEST(FirstTouch, CoversEveryWay) {
     EXPECT_THAT(names, Contains(testing::StartsWith(name)));
   }
   // Content, access, granule, backing, resolve; and the kernel's.
-  EXPECT_THAT(names, SizeIs(2 * 2 * 3 * 2 * 2 + 4 + 4 * 3 + 2 * 3 + 2));
+  EXPECT_THAT(names, SizeIs(2 * 2 * 3 * 2 * 2 + 4 + 4 * 3 + 2 * 3));
 }
 
 TEST(Ratios, JsonSaysWhatIsReached) {

@@ -22,7 +22,6 @@
 namespace firsttouch {
 namespace {
 
-
 std::atomic<uint32_t> g_next_pool_id{1};
 
 std::atomic<uint64_t> g_next_pool_number{1};
