@@ -870,8 +870,9 @@ TEST(ImageLimitsDeathTest, AnAddressSpaceLimit) {
   EXPECT_EXIT(
       limit_and_build(16 << 20), testing::ExitedWithCode(3),
       "RESOURCE_EXHAUSTED: image 'm': mmap of 33554432 bytes for a page "
-      "map of 268435456 pages failed with errno 12; raise RLIMIT_AS "
-      ".ulimit -v. or vm.max_map_count: Cannot allocate memory");
+      "map of 268435456 pages failed with errno 12; RLIMIT_AS .ulimit -v. is "
+      "[0-9]+ bytes, of which [0-9]+ are used: raise it: Cannot allocate "
+      "memory");
   EXPECT_EXIT(limit_and_build(80 << 20), testing::ExitedWithCode(3),
               "RESOURCE_EXHAUSTED: image 'm': mmap of 1099511627776 bytes "
               "failed with errno 12; free memory, or raise RLIMIT_AS");
