@@ -67,7 +67,8 @@ absl::StatusOr<Machine> ReadMachine(const std::string& path) {
     if (parsed.ok() && report.has_layout()) return report.layout().machine();
     return absl::InvalidArgumentError(absl::StrCat(
         path, " is JSON, but not what layout --format=json prints",
-        parsed.ok() ? std::string() : absl::StrCat(": ", parsed.ToString())));
+        parsed.ok() ? std::string()
+                    : absl::StrCat(": ", std::string(parsed.message()))));
   }
   const absl::Status status = cli::ParseText(path, *text, &machine, nullptr);
   if (status.ok()) return machine;

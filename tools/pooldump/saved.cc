@@ -50,7 +50,8 @@ absl::StatusOr<Report> ReadReport(const std::string& path) {
         "with --format=json, of --count one line",
         parsed.ok()
             ? ""
-            : absl::StrCat(" (", cli::Printable(parsed.ToString()), ")")));
+            : absl::StrCat(" (", cli::Printable(std::string(parsed.message())),
+                           ")")));
   }
   if (report.ParseFromString(*contents) &&
       report.of_case() != Report::OF_NOT_SET) {
