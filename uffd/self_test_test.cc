@@ -100,10 +100,10 @@ TEST(SelfTest, ACrashIsReported) {
 TEST(SelfTest, AMissingFeatureIsNamed) {
   FakeKernel kernel;
   kernel.SetApiReply(kUffdFeatureSigbus, 0);
-  const SelfTestResult result = RunSelfTest(kernel, "move", {});
+  const SelfTestResult result = RunSelfTest(kernel, "poison", {});
   EXPECT_EQ(result.outcome, SelfTestOutcome::kMissing);
   EXPECT_THAT(result.detail,
-              testing::AnyOf(HasSubstr("MOVE (Linux 6.8)"),
+              testing::AnyOf(HasSubstr("POISON (Linux 6.6)"),
                              HasSubstr("no way to open a userfaultfd")));
 }
 
