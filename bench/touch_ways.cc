@@ -19,10 +19,6 @@ const char* ContentName(Content content) {
   return content == Content::kImage ? "image" : "zero";
 }
 
-const char* AccessName(Access access) {
-  return access == Access::kRead ? "read" : "write";
-}
-
 ImageRef ImageFor(Content content) {
   return content == Content::kImage ? PatternImage(kTouchBytes) : nullptr;
 }

@@ -81,18 +81,6 @@ class Listed {
   Run& run_;
 };
 
-const char* AccessName(Access access) {
-  switch (access) {
-    case Access::kRead:
-      return "read";
-    case Access::kWrite:
-      return "write";
-    case Access::kExecute:
-      break;
-  }
-  return "instruction fetch";
-}
-
 absl::Status StatusOf(const Run& run) {
   const TrapInfo& trap = run.trap;
   const std::string where = absl::StrCat(

@@ -45,18 +45,6 @@ Access AccessOf(const ucontext_t& context) {
   return (error & kFaultWrite) != 0 ? Access::kWrite : Access::kRead;
 }
 
-const char* AccessName(Access access) {
-  switch (access) {
-    case Access::kRead:
-      return "read";
-    case Access::kWrite:
-      return "write";
-    case Access::kExecute:
-      break;
-  }
-  return "instruction fetch";
-}
-
 // Gives the interrupted code's signal mask back, where what follows may take
 // long or leave by longjmp: in a callback, or in a wait.
 void RestoreMask(const ucontext_t& context) {

@@ -29,6 +29,20 @@ namespace firsttouch {
 // fetched from there, by a jump; only traps tell of it.
 enum class Access : uint8_t { kRead, kWrite, kExecute };
 
+// As texts have it: "read", "write" or "instruction fetch". Static strings; may
+// be called in a signal handler.
+constexpr const char* AccessName(Access access) {
+  switch (access) {
+    case Access::kRead:
+      return "read";
+    case Access::kWrite:
+      return "write";
+    case Access::kExecute:
+      break;
+  }
+  return "instruction fetch";
+}
+
 // TrapInfo::instance and TrapInfo::memory of a touch that belongs to no memory.
 inline constexpr uint32_t kNoMemory = ~uint32_t{0};
 
