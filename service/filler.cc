@@ -50,6 +50,12 @@ class Filler {
   bool has_filled() const { return has_filled_; }
 
  private:
+  // Fills what is missing of [first, end), run by run: image pages that are
+  // stored by `fill_image`(first page, pages), others by `fill_zeroes`. Ends at
+  // the first one that is not resolved.
+  template <typename FillImage, typename FillZeroes>
+  FaultResult ForEachMissingRun(uint64_t first, uint64_t end,
+                                FillImage fill_image, FillZeroes fill_zeroes);
   bool IsImagePage(uint64_t page) const {
     return page < slot_.image_pages &&
            (slot_.image_stored[page / 64] >> (page % 64) & 1) != 0;
@@ -492,35 +498,10 @@ FaultResult Filler::Write(uint64_t page, bool protection) {
   return IsImagePage(page) ? WriteImagePage(page) : WriteZeroRun(page);
 }
 
-FaultResult Filler::FillPrivate(uint64_t first, uint64_t end) {
-  FaultResult result;
-  for (uint64_t group = first / kPagesPerGroup; group * kPagesPerGroup < end;
-       ++group) {
-    const PageGroup& planes = slot_.pages.group(group);
-    const uint64_t missing = GroupMask(group, first, end) &
-                             ~planes.present.load(std::memory_order_relaxed) &
-                             ~planes.open.load(std::memory_order_relaxed);
-    const uint64_t image = missing & ImageWord(group);
-    ForEachRun(image, [&](uint64_t bit, uint64_t pages) {
-      if (result.kind != FaultResult::Kind::kResolved) return;
-      const uint64_t page = group * kPagesPerGroup + bit;
-      result = OpenImagePages({page, pages});
-    });
-    const auto zeroes = [&](uint64_t bit, uint64_t pages) {
-      if (result.kind != FaultResult::Kind::kResolved) return;
-      result =
-          CopyOpen({group * kPagesPerGroup + bit, pages}, core_.zero_source);
-    };
-    // No call may cross the end of the image's mapping.
-    const uint64_t in_image = GroupMask(group, 0, slot_.image_pages);
-    ForEachRun(missing & ~image & in_image, zeroes);
-    ForEachRun(missing & ~image & ~in_image, zeroes);
-    if (result.kind != FaultResult::Kind::kResolved) break;
-  }
-  return result;
-}
-
-FaultResult Filler::MapClean(uint64_t first, uint64_t end) {
+template <typename FillImage, typename FillZeroes>
+FaultResult Filler::ForEachMissingRun(uint64_t first, uint64_t end,
+                                      FillImage fill_image,
+                                      FillZeroes fill_zeroes) {
   FaultResult result;
   for (uint64_t group = first / kPagesPerGroup;
        group * kPagesPerGroup < end &&
@@ -530,22 +511,40 @@ FaultResult Filler::MapClean(uint64_t first, uint64_t end) {
     const uint64_t missing = GroupMask(group, first, end) &
                              ~planes.present.load(std::memory_order_relaxed) &
                              ~planes.open.load(std::memory_order_relaxed);
-    const uint64_t image = missing & ImageWord(group);
-    ForEachRun(image, [&](uint64_t bit, uint64_t pages) {
-      if (result.kind != FaultResult::Kind::kResolved) return;
-      const uint64_t page = group * kPagesPerGroup + bit;
-      result = slot_.image_mapped ? MapRun(page, pages) : CopyRun(page, pages);
-    });
-    const auto zeroes = [&](uint64_t bit, uint64_t pages) {
-      if (result.kind != FaultResult::Kind::kResolved) return;
-      result = ZeroRun(group * kPagesPerGroup + bit, pages);
+    const auto fill_with = [&](auto fill) {
+      return [&result, group, fill](uint64_t bit, uint64_t pages) {
+        if (result.kind != FaultResult::Kind::kResolved) return;
+        result = fill(group * kPagesPerGroup + bit, pages);
+      };
     };
+    const uint64_t image = missing & ImageWord(group);
+    ForEachRun(image, fill_with(fill_image));
     // No call may cross the end of the image's mapping.
     const uint64_t in_image = GroupMask(group, 0, slot_.image_pages);
-    ForEachRun(missing & ~image & in_image, zeroes);
-    ForEachRun(missing & ~image & ~in_image, zeroes);
+    ForEachRun(missing & ~image & in_image, fill_with(fill_zeroes));
+    ForEachRun(missing & ~image & ~in_image, fill_with(fill_zeroes));
   }
   return result;
+}
+
+FaultResult Filler::FillPrivate(uint64_t first, uint64_t end) {
+  return ForEachMissingRun(
+      first, end,
+      [this](uint64_t page, uint64_t pages) {
+        return OpenImagePages({page, pages});
+      },
+      [this](uint64_t page, uint64_t pages) {
+        return CopyOpen({page, pages}, core_.zero_source);
+      });
+}
+
+FaultResult Filler::MapClean(uint64_t first, uint64_t end) {
+  return ForEachMissingRun(
+      first, end,
+      [this](uint64_t page, uint64_t pages) {
+        return slot_.image_mapped ? MapRun(page, pages) : CopyRun(page, pages);
+      },
+      [this](uint64_t page, uint64_t pages) { return ZeroRun(page, pages); });
 }
 
 // Whether the same page has faulted too often in a row, without anything having
