@@ -65,27 +65,24 @@ absl::Status ServicePool::CheckUsable(const SlotState& slot) {
 
 absl::Status ServicePool::CheckMemoryOptions(
     const MemoryOptions& options) const {
-  if (options.initial_bytes() > layout_.memory_bytes()) {
+  const uint64_t size_bytes = options.initial_bytes();
+  if (size_bytes > layout_.memory_bytes()) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "size_bytes ", InPages(options.initial_bytes()),
-        " exceeds max_memory_bytes ", InPages(layout_.memory_bytes()),
-        " of pool \"", options_.name,
+        "size_bytes ", InPages(size_bytes), " exceeds max_memory_bytes ",
+        InPages(layout_.memory_bytes()), " of pool \"", options_.name,
         "\": ask for less, or raise LayoutOptions::max_memory_bytes"));
   }
-  if (options.image != nullptr &&
-      options.image->size_bytes() > options.initial_bytes()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "image \"", options.image->name(), "\" of ",
-        InPages(options.image->size_bytes()),
-        " bytes is larger than size_bytes ", InPages(options.initial_bytes()),
-        " of the memory: raise MemoryOptions::size_bytes"));
-  }
-  if (options.image != nullptr) {
-    if (absl::Status status = options.image->CheckProcess(); !status.ok()) {
-      return status;
-    }
-  }
   if (options.image == nullptr) return absl::OkStatus();
+  if (options.image->size_bytes() > size_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("image \"", options.image->name(), "\" of ",
+                     InPages(options.image->size_bytes()),
+                     " bytes is larger than size_bytes ", InPages(size_bytes),
+                     " of the memory: raise MemoryOptions::size_bytes"));
+  }
+  if (absl::Status status = options.image->CheckProcess(); !status.ok()) {
+    return status;
+  }
   return supply_->CheckImage(*options.image);
 }
 
@@ -136,7 +133,8 @@ std::optional<uint32_t> ServicePool::ClaimAnyParked(bool surely) {
 
 absl::Status ServicePool::PrepareSlot(SlotState& slot,
                                       const MemoryOptions& options) {
-  const uint64_t size_pages = PagesRoundedUp(options.initial_bytes()).value();
+  const uint64_t size_bytes = options.initial_bytes();
+  const uint64_t size_pages = PagesRoundedUp(size_bytes).value();
   DropWhatIsDistrusted();
   if (absl::Status status = supply_->Bind(slot, options.image, size_pages);
       !status.ok()) {
@@ -148,7 +146,7 @@ absl::Status ServicePool::PrepareSlot(SlotState& slot,
     supply_->Prefill(slot, size_pages, HotPagesLimit(size_pages));
     NoteIdle(slot);
   }
-  slot.initial_bytes = options.initial_bytes();
+  slot.initial_bytes = size_bytes;
   slot.remap_wanted = false;
   slot.exceptions.store(0, std::memory_order_relaxed);
   Lease(slot, options);

@@ -78,7 +78,7 @@ void ServicePool::Lease(SlotState& slot, const MemoryOptions& options) {
   slot.trap_callback = options.trap_callback;
   slot.trap_user = options.trap_user;
   slot.lifecycle.Move(SlotLifecycle::kLeased);
-  slot.size_bytes.store(options.initial_bytes(), std::memory_order_release);
+  slot.size_bytes.store(slot.initial_bytes, std::memory_order_release);
 }
 
 SlotState* ServicePool::ClaimOwn(const MemoryOptions& options) const {
