@@ -47,10 +47,6 @@ void AddRun(WorkingSet::Words& words, uint64_t first_page, uint64_t pages) {
   }
 }
 
-uintptr_t AddressOf(const SlotState& slot, uint64_t page) {
-  return slot.base + page * kPageBytes;
-}
-
 // NOLINTNEXTLINE(performance-no-int-to-ptr): addresses of slots are numbers.
 std::byte* PointerTo(const SlotState& slot, uint64_t page) {
   return reinterpret_cast<std::byte*>(AddressOf(slot, page));
@@ -58,16 +54,10 @@ std::byte* PointerTo(const SlotState& slot, uint64_t page) {
 
 absl::Status Failed(const FaultCore& core, const SlotState& slot, int error,
                     const char* call, uint64_t first_page, uint64_t pages) {
-  return absl::ErrnoToStatus(
-      error,
-      absl::StrCat(call, " of ", pages * kPageBytes, " bytes at offset ",
-                   first_page * kPageBytes, " of slot ", &slot - core.slots,
-                   " in pool \"", core.name, "\"",
-                   error == ENOMEM
-                       ? absl::StrCat(ShortageText(pages * kPageBytes),
-                                      " (without userfaultfd a slot needs "
-                                      "three mappings)")
-                       : ""));
+  return PagesCallFailed(
+      core, slot, error, call, first_page, pages,
+      {.data_bytes = pages * kPageBytes,
+       .mappings = " (without userfaultfd a slot needs three mappings)"});
 }
 
 bool IsStored(const SlotState& slot, uint64_t page) {

@@ -1,5 +1,6 @@
 #include "firsttouch/service/slot_record.h"
 
+#include <errno.h>
 #include <linux/futex.h>
 #include <sched.h>
 #include <sys/syscall.h>
@@ -8,9 +9,14 @@
 #include <atomic>
 #include <cstdint>
 
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "firsttouch/init/image.h"
+#include "firsttouch/service/fault_core.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/slot_state.h"
+#include "firsttouch/uffd/proc.h"
+#include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
 
@@ -54,6 +60,19 @@ void Abandon(SlotState& slot) {
   slot.grown_pages_before = 0;
   BeginSpan(slot);
   slot.last_noted_at = ~uint32_t{0};
+}
+
+absl::Status PagesCallFailed(const FaultCore& core, const SlotState& slot,
+                             int error, const char* call, uint64_t first_page,
+                             uint64_t pages, const PagesShortage& shortage) {
+  return absl::ErrnoToStatus(
+      error, absl::StrCat(call, " of ", pages * kPageBytes, " bytes at offset ",
+                          first_page * kPageBytes, " of slot ",
+                          &slot - core.slots, " in pool \"", core.name, "\"",
+                          error == ENOMEM
+                              ? absl::StrCat(ShortageText(shortage.data_bytes),
+                                             shortage.mappings)
+                              : ""));
 }
 
 void BeginSpan(SlotState& slot) {

@@ -7,8 +7,13 @@
 #ifndef FIRSTTOUCH_SERVICE_SLOT_RECORD_H_
 #define FIRSTTOUCH_SERVICE_SLOT_RECORD_H_
 
+#include <cstdint>
+
+#include "absl/status/status.h"
 #include "firsttouch/init/image.h"
+#include "firsttouch/service/fault_core.h"
 #include "firsttouch/service/slot_state.h"
+#include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
 
@@ -19,6 +24,23 @@ void SetImage(SlotState& slot, const ImageRef& image);
 // nothing refers to it: after a step that has failed half-way. The supply maps
 // all of it anew before the next holder (MemorySupply::Bind).
 void Abandon(SlotState& slot);
+
+// Where a page of the slot is.
+inline uintptr_t AddressOf(const SlotState& slot, uint64_t page) {
+  return slot.base + page * kPageBytes;
+}
+
+// What the error of a system call on pages of a slot says where there is no
+// memory (ENOMEM).
+struct PagesShortage {
+  // Bytes that the call wants of RLIMIT_DATA.
+  uint64_t data_bytes = 0;
+  // Behind the limits: what the slot needs of them.
+  const char* mappings = "";
+};
+absl::Status PagesCallFailed(const FaultCore& core, const SlotState& slot,
+                             int error, const char* call, uint64_t first_page,
+                             uint64_t pages, const PagesShortage& shortage);
 
 // A new span of hand-overs begins: nothing is counted in it yet.
 void BeginSpan(SlotState& slot);

@@ -35,16 +35,9 @@ absl::Status CallFailed(const UffdContext& context, const SlotState& slot,
                         int error, const char* call, uint64_t first_page,
                         uint64_t pages) {
   // The range is reserved already: such a call can only want a mapping more.
-  return absl::ErrnoToStatus(
-      error, absl::StrCat(call, " of ", pages * kPageBytes, " bytes at offset ",
-                          first_page * kPageBytes, " of slot ",
-                          &slot - context.core.slots, " in pool \"",
-                          context.core.name, "\"",
-                          error == ENOMEM
-                              ? absl::StrCat(ShortageText(0),
-                                             " (a slot with an image needs two "
-                                             "mappings)")
-                              : ""));
+  return PagesCallFailed(
+      context.core, slot, error, call, first_page, pages,
+      {.mappings = " (a slot with an image needs two mappings)"});
 }
 
 absl::Status Register(const UffdContext& context, SlotState& slot, int uffd,

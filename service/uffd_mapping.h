@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "firsttouch/service/drift.h"
 #include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/slot_record.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/uffd/units.h"
 
@@ -39,10 +40,6 @@ struct UffdContext {
   // Hand-overs after which `recent` becomes `previous`.
   uint32_t span_handovers = 30;
 };
-
-inline uintptr_t AddressOf(const SlotState& slot, uint64_t page) {
-  return slot.base + page * kPageBytes;
-}
 
 // The error of a system call on pages of a slot.
 absl::Status CallFailed(const UffdContext& context, const SlotState& slot,
