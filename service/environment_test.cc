@@ -257,9 +257,7 @@ class EnvironmentTest : public testing::TestWithParam<Case> {
 
 TEST_P(EnvironmentTest, TheNextLeaseSeesItsOwnBytes) {
   const ChildResult child = RunInChild([this] { return Leases(); });
-  if (child.output.rfind("skip: ", 0) == 0) GTEST_SKIP() << child.output;
-  EXPECT_EQ(child.output, "");
-  EXPECT_EQ(child.signal, 0);
+  ExpectWell(child);
 }
 
 std::string CaseName(const testing::TestParamInfo<Case>& info) {
@@ -303,8 +301,7 @@ TEST_P(PopulatedTest, PoolsOfAPopulatingProcessHoldTheirBounds) {
     }
     return "";
   });
-  if (child.output.rfind("skip: ", 0) == 0) GTEST_SKIP() << child.output;
-  EXPECT_EQ(child.output, "");
+  ExpectWell(child);
 }
 
 INSTANTIATE_TEST_SUITE_P(Ways, PopulatedTest, AllWays(), WayName);
@@ -424,9 +421,7 @@ TEST_P(TakenPagesTest, ReleaseAndResetSurvive) {
     }
     return "";
   });
-  if (child.output.rfind("skip: ", 0) == 0) GTEST_SKIP() << child.output;
-  EXPECT_EQ(child.output, "");
-  EXPECT_EQ(child.signal, 0);
+  ExpectWell(child);
 }
 
 std::string TakingName(const testing::TestParamInfo<TakingCase>& info) {

@@ -538,9 +538,7 @@ TEST_P(MovedPagesTest, EveryLeaseSeesItsOwnBytes) {
     if (!swap->error().empty()) GTEST_SKIP() << swap->error();
   }
   const ChildResult child = RunInChild([this] { return Leases(); });
-  if (child.output.rfind("skip: ", 0) == 0) GTEST_SKIP() << child.output;
-  EXPECT_EQ(child.output, "");
-  EXPECT_EQ(child.signal, 0);
+  ExpectWell(child);
 }
 
 std::string CaseName(const testing::TestParamInfo<Case>& info) {

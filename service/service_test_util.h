@@ -30,6 +30,7 @@
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/probe.h"
 #include "firsttouch/uffd/proc.h"
+#include "firsttouch/uffd/test_util.h"
 #include "firsttouch/uffd/uffd.h"
 #include "gtest/gtest.h"
 
@@ -150,6 +151,14 @@ inline std::string MissingFor(const Way& way) {
   }
   const uint64_t missing = needed & ~facts.features;
   return missing == 0 ? "" : "userfaultfd's " + UffdFeatureNames(missing);
+}
+
+// Judges a child that returned "" where all was well, what was wrong, or "skip:
+// " and what this machine lacks. The last step of a test.
+inline void ExpectWell(const ChildResult& child) {
+  if (child.output.rfind("skip: ", 0) == 0) GTEST_SKIP() << child.output;
+  EXPECT_EQ(child.output, "");
+  EXPECT_EQ(child.signal, 0);
 }
 
 // The trap that TrapOf() is waiting for, per thread.
