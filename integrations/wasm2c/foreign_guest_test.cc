@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "firsttouch/integrations/wasm2c/guest.h"
+#include "firsttouch/integrations/wasm2c/source_test.h"
 #include "firsttouch/integrations/wasm2c/test_sources.h"
 #include "firsttouch/integrations/wasm2c/wasi.h"
 #include "gmock/gmock.h"
@@ -58,28 +59,13 @@ using ::testing::HasSubstr;
 using Box = Z_box_instance_t;
 using LinkedGuest = Guest<Z_linked_instance_t>;
 
-class ForeignGuestTest : public testing::TestWithParam<SourceKind> {
+class ForeignGuestTest : public SourceTest {
  protected:
-  void SetUp() override {
-    absl::StatusOr<TestSource> made =
-        MakeTestSource(GetParam(), 4, 8 * kWasmPageBytes);
-    if (!made.ok()) {
-      GTEST_SKIP() << GetParam().name
-                   << " is not possible here: " << made.status();
-    }
-    source_ = *std::move(made);
-  }
-
-  MemorySource* source() { return source_.source.get(); }
-
-  TestSource source_;
+  void SetUp() override { MakeSource(4, 8 * kWasmPageBytes); }
 };
 
 INSTANTIATE_TEST_SUITE_P(Sources, ForeignGuestTest,
-                         testing::ValuesIn(AllSourceKinds()),
-                         [](const testing::TestParamInfo<SourceKind>& info) {
-                           return info.param.name;
-                         });
+                         testing::ValuesIn(AllSourceKinds()), SourceKindName);
 
 TEST_P(ForeignGuestTest, EmptyImportsAreTheGuests) {
   Box box;

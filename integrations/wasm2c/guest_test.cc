@@ -20,6 +20,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/integrations/wasm2c/pool_memory.h"
+#include "firsttouch/integrations/wasm2c/source_test.h"
 #include "firsttouch/integrations/wasm2c/test_sources.h"
 #include "firsttouch/service/signals.h"
 #include "gmock/gmock.h"
@@ -61,34 +62,19 @@ using ImportsGuest = Guest<Z_imports_instance_t>;
 
 constexpr uint64_t kMaxBytes = 16 * kWasmPageBytes;
 
-class GuestTest : public testing::TestWithParam<SourceKind> {
+class GuestTest : public SourceTest {
  protected:
-  // Skips the test where this machine does not allow the kind.
-  void SetUp() override {
-    absl::StatusOr<TestSource> made = MakeTestSource(GetParam(), 8, kMaxBytes);
-    if (!made.ok()) {
-      GTEST_SKIP() << GetParam().name
-                   << " is not possible here: " << made.status();
-    }
-    source_ = *std::move(made);
-  }
-
-  MemorySource* source() { return source_.source.get(); }
+  void SetUp() override { MakeSource(8, kMaxBytes); }
 
   TrapsGuest MakeTraps() {
     absl::StatusOr<TrapsGuest> guest = TrapsGuest::Create(source());
     EXPECT_TRUE(guest.ok()) << guest.status();
     return *std::move(guest);
   }
-
-  TestSource source_;
 };
 
 INSTANTIATE_TEST_SUITE_P(Sources, GuestTest,
-                         testing::ValuesIn(AllSourceKinds()),
-                         [](const testing::TestParamInfo<SourceKind>& info) {
-                           return info.param.name;
-                         });
+                         testing::ValuesIn(AllSourceKinds()), SourceKindName);
 
 // Asserts that a call ended in a trap of that code.
 template <typename R>
@@ -410,10 +396,7 @@ class ImportsTest : public GuestTest {
 };
 
 INSTANTIATE_TEST_SUITE_P(Sources, ImportsTest,
-                         testing::ValuesIn(AllSourceKinds()),
-                         [](const testing::TestParamInfo<SourceKind>& info) {
-                           return info.param.name;
-                         });
+                         testing::ValuesIn(AllSourceKinds()), SourceKindName);
 
 TEST_P(ImportsTest, EachWayToCallTheHostGetsItsOwnInstance) {
   Z_env_instance_t env;
@@ -598,10 +581,7 @@ TEST_P(GuestTest, ItsMemoryIsTheHostsToRead) {
 using GuestDeathTest = GuestTest;
 
 INSTANTIATE_TEST_SUITE_P(Sources, GuestDeathTest,
-                         testing::ValuesIn(AllSourceKinds()),
-                         [](const testing::TestParamInfo<SourceKind>& info) {
-                           return info.param.name;
-                         });
+                         testing::ValuesIn(AllSourceKinds()), SourceKindName);
 
 TEST_P(GuestDeathTest, ATrapOutsideOfARunAborts) {
   TrapsGuest guest = MakeTraps();

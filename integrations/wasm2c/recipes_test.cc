@@ -4,6 +4,7 @@
 
 #include "absl/status/statusor.h"
 #include "firsttouch/integrations/wasm2c/guest.h"
+#include "firsttouch/integrations/wasm2c/source_test.h"
 #include "firsttouch/integrations/wasm2c/test_sources.h"
 #include "gtest/gtest.h"
 #include "integrations/wasm2c/cxx_guest.firsttouch.h"
@@ -12,28 +13,13 @@
 namespace firsttouch::wasm2c {
 namespace {
 
-class RecipesTest : public testing::TestWithParam<SourceKind> {
+class RecipesTest : public SourceTest {
  protected:
-  void SetUp() override {
-    absl::StatusOr<TestSource> made =
-        MakeTestSource(GetParam(), 4, 16 * kWasmPageBytes);
-    if (!made.ok()) {
-      GTEST_SKIP() << GetParam().name
-                   << " is not possible here: " << made.status();
-    }
-    source_ = *std::move(made);
-  }
-
-  MemorySource* source() { return source_.source.get(); }
-
-  TestSource source_;
+  void SetUp() override { MakeSource(4, 16 * kWasmPageBytes); }
 };
 
 INSTANTIATE_TEST_SUITE_P(Sources, RecipesTest,
-                         testing::ValuesIn(AllSourceKinds()),
-                         [](const testing::TestParamInfo<SourceKind>& info) {
-                           return info.param.name;
-                         });
+                         testing::ValuesIn(AllSourceKinds()), SourceKindName);
 
 TEST_P(RecipesTest, CxxHasItsLibraryAndItsConstructors) {
   auto guest = Guest<Z_cxx_guest_instance_t>::Create(source());

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "firsttouch/integrations/wasm2c/guest.h"
+#include "firsttouch/integrations/wasm2c/source_test.h"
 #include "firsttouch/integrations/wasm2c/test_sources.h"
 #include "gtest/gtest.h"
 #include "integrations/wasm2c/wasi_guest.firsttouch.h"
@@ -216,36 +217,22 @@ TEST_F(WasiCallTest, ThereAreThreeDescriptorsAndNoFiles) {
 }
 
 // The same from a C program in a pool.
-class WasiGuestTest : public testing::TestWithParam<SourceKind> {
+class WasiGuestTest : public SourceTest {
  protected:
   using WasiGuest = Guest<Z_wasi_guest_instance_t>;
 
-  void SetUp() override {
-    absl::StatusOr<TestSource> made =
-        MakeTestSource(GetParam(), 4, 64 * kWasmPageBytes);
-    if (!made.ok()) {
-      GTEST_SKIP() << GetParam().name
-                   << " is not possible here: " << made.status();
-    }
-    source_ = *std::move(made);
-  }
+  void SetUp() override { MakeSource(4, 64 * kWasmPageBytes); }
 
   WasiGuest Make(Wasi* wasi) {
-    absl::StatusOr<WasiGuest> guest =
-        WasiGuest::Create(source_.source.get(), wasi);
+    absl::StatusOr<WasiGuest> guest = WasiGuest::Create(source(), wasi);
     EXPECT_TRUE(guest.ok()) << guest.status();
     EXPECT_TRUE(guest->Call(&Z_wasi_guestZ__initialize).ok());
     return *std::move(guest);
   }
-
-  TestSource source_;
 };
 
 INSTANTIATE_TEST_SUITE_P(Sources, WasiGuestTest,
-                         testing::ValuesIn(AllSourceKinds()),
-                         [](const testing::TestParamInfo<SourceKind>& info) {
-                           return info.param.name;
-                         });
+                         testing::ValuesIn(AllSourceKinds()), SourceKindName);
 
 TEST_P(WasiGuestTest, ACProgramRuns) {
   std::array<std::string, 3> output;
@@ -343,7 +330,7 @@ TEST_P(WasiGuestTest, TheHeapIsPartOfASnapshotAndWasiIsNot) {
   std::string output;
   Wasi own(
       {.on_output = [&](int, std::string_view text) { output.append(text); }});
-  auto copy = (*prepared)->Instantiate(source_.source.get(), &own);
+  auto copy = (*prepared)->Instantiate(source(), &own);
   ASSERT_TRUE(copy.ok()) << copy.status();
   EXPECT_EQ(*copy->Call(&Z_wasi_guestZ_kept_byte, 99999u), 33u);
   EXPECT_EQ(*copy->Call(&Z_wasi_guestZ_write_from, 1024u, 1u), 1u);

@@ -23,6 +23,7 @@
 #include "firsttouch/integrations/wasm2c/any_guest.h"
 #include "firsttouch/integrations/wasm2c/guest_memory.h"
 #include "firsttouch/integrations/wasm2c/module_binary.h"
+#include "firsttouch/integrations/wasm2c/source_test.h"
 #include "firsttouch/integrations/wasm2c/test_sources.h"
 #include "gtest/gtest.h"
 #include "tests/npm_guests/interpreter.h"
@@ -133,7 +134,7 @@ absl::StatusOr<Expected> InInterpreter(const Plan& plan) {
   return expected;
 }
 
-class NpmGuestTest : public testing::TestWithParam<SourceKind> {
+class NpmGuestTest : public wasm2c::SourceTest {
  protected:
   static void SetUpTestSuite() {
     plan_ = new Plan(ThePlan());
@@ -142,13 +143,7 @@ class NpmGuestTest : public testing::TestWithParam<SourceKind> {
 
   void SetUp() override {
     ASSERT_TRUE(expected_->ok()) << expected_->status();
-    absl::StatusOr<wasm2c::TestSource> made =
-        wasm2c::MakeTestSource(GetParam(), 2, kMaxMemoryBytes);
-    if (!made.ok()) {
-      GTEST_SKIP() << GetParam().name
-                   << " is not possible here: " << made.status();
-    }
-    source_ = *std::move(made);
+    MakeSource(2, kMaxMemoryBytes);
   }
 
   // Does the steps [first, last), behind the ones that gave `results`.
@@ -199,7 +194,6 @@ class NpmGuestTest : public testing::TestWithParam<SourceKind> {
 
   static Plan* plan_;
   static absl::StatusOr<Expected>* expected_;
-  wasm2c::TestSource source_;
 };
 
 Plan* NpmGuestTest::plan_ = nullptr;
@@ -207,9 +201,7 @@ absl::StatusOr<Expected>* NpmGuestTest::expected_ = nullptr;
 
 INSTANTIATE_TEST_SUITE_P(Sources, NpmGuestTest,
                          testing::ValuesIn(wasm2c::AllSourceKinds()),
-                         [](const testing::TestParamInfo<SourceKind>& info) {
-                           return info.param.name;
-                         });
+                         wasm2c::SourceKindName);
 
 TEST_P(NpmGuestTest, DoesWhatTheInterpreterDoes) {
   const Expected& expected = **expected_;
@@ -217,8 +209,7 @@ TEST_P(NpmGuestTest, DoesWhatTheInterpreterDoes) {
   const std::unique_ptr<Imports> imports = NewImports();
   const std::unique_ptr<Imports> copys_imports = NewImports();
   const std::unique_ptr<wasm2c::AnyGuest> guest = plan_->make();
-  const absl::Status created =
-      guest->Create(source_.source.get(), imports->get());
+  const absl::Status created = guest->Create(source(), imports->get());
   ASSERT_TRUE(created.ok()) << created;
   std::vector<uint64_t> results;
   ExpectSeen(*guest, expected.created, results, "instantiated");
@@ -231,7 +222,7 @@ TEST_P(NpmGuestTest, DoesWhatTheInterpreterDoes) {
     const std::string when = absl::StrCat("lease ", lease);
     if (lease == 0) {
       const absl::Status replaced =
-          guest->Replace(source_.source.get(), copys_imports->get());
+          guest->Replace(source(), copys_imports->get());
       ASSERT_TRUE(replaced.ok()) << replaced;
     } else {
       const absl::Status reset = guest->Reset();
