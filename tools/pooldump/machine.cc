@@ -68,7 +68,7 @@ absl::StatusOr<Machine> ReadMachine(const std::string& path) {
     return absl::InvalidArgumentError(absl::StrCat(
         path, " is JSON, but not what layout --format=json prints",
         parsed.ok() ? std::string()
-                    : absl::StrCat(": ", std::string(parsed.message()))));
+                    : absl::StrCat(": ", parsed.message().ToString())));
   }
   const absl::Status status = cli::ParseText(path, *text, &machine, nullptr);
   if (status.ok()) return machine;

@@ -50,7 +50,7 @@ absl::StatusOr<Report> ReadReport(const std::string& path) {
         "with --format=json, of --count one line",
         parsed.ok()
             ? ""
-            : absl::StrCat(" (", cli::Printable(std::string(parsed.message())),
+            : absl::StrCat(" (", cli::Printable(parsed.message().ToString()),
                            ")")));
   }
   if (report.ParseFromString(*contents) &&
