@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstdint>
 #include <fstream>
 #include <iterator>
@@ -210,6 +211,37 @@ TEST_P(BudgetTest, TheSlotsReleasedLongestAgoGiveTheirPagesBack) {
   EXPECT_LE(service_->Stats().idle_private_bytes, kBudget);
   EXPECT_LE(InSmaps(), kBudget);
   UseAll();
+}
+
+// The pool's own thread is held up in the kernel while it gives pages back:
+// what it has taken on, Trim() does not leave out.
+TEST_P(BudgetTest, TrimEndsWhenThePoolsOwnThreadHasGivenItsPagesBack) {
+  if (GetParam().supply == Supply::kMappingsDrop) {
+    GTEST_SKIP() << "nothing is kept that could be trimmed";
+  }
+  constexpr uint64_t kBudget = 10 * kPageBytes;
+  std::atomic<bool> dropping = false;
+  std::atomic<bool> trimming = false;
+  const pid_t here = gettid();
+  const auto hold_up = [&](const FakeKernel::Call&) {
+    if (gettid() == here) return;
+    dropping = true;
+    dropping.notify_all();
+    trimming.wait(false);
+    // Long enough for a Trim() that does not wait to come to its end.
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  };
+  Make(kBudget, &kernel_);
+  if (service_ == nullptr) return;
+  kernel_.Hook(FakeKernel::Op::kMadvise, hold_up);
+  kernel_.Hook(FakeKernel::Op::kProcessMadvise, hold_up);
+  UseAll();
+  dropping.wait(false);
+  trimming = true;
+  trimming.notify_all();
+  ASSERT_TRUE(service_->Trim().ok());
+  EXPECT_LE(service_->Stats().idle_private_bytes, kBudget);
+  EXPECT_LE(InSmaps(), kBudget);
 }
 
 // Nobody calls Trim(): the test ends when the pool's own thread has been here.

@@ -7,12 +7,16 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/service_test_util.h"
 #include "firsttouch/uffd/abi.h"
@@ -321,6 +325,32 @@ TEST_P(FailuresTest, FillsThatStopHalfWayOrAreRefusedForAMomentGoOn) {
       kernel_.Clear(op);
     }
   }
+}
+
+// A Reset that the kernel holds up: the end of the Service does not wait for
+// it, nor for a moment between two of them.
+TEST_P(FailuresTest, TheServiceEndsInTheMiddleOfAReset) {
+  Memory memory = *service_->Acquire({.size_bytes = kSize});
+  ASSERT_EQ(memory.Grow(kSize + kPageBytes), absl::OkStatus());
+  Store(memory, kSize, 0x66);
+  std::atomic<bool> resetting = false;
+  absl::Notification ended;
+  bool ended_meanwhile = false;
+  const pid_t here = gettid();
+  kernel_.Hook(Op::kMadvise, [&](const FakeKernel::Call&) {
+    if (gettid() == here || resetting.exchange(true)) return;
+    resetting.notify_all();
+    ended_meanwhile = ended.WaitForNotificationWithTimeout(absl::Seconds(20));
+  });
+  std::thread holder([&] {
+    EXPECT_EQ(memory.Reset(), absl::OkStatus());
+    EXPECT_EQ(memory.Release(), absl::OkStatus());
+  });
+  resetting.wait(false);
+  service_.reset();
+  ended.Notify();
+  holder.join();
+  EXPECT_TRUE(ended_meanwhile);
 }
 
 TEST_P(FailuresTest, WithoutPagemapScanPagesThatMayHaveChangedAreDropped) {

@@ -28,6 +28,19 @@ namespace {
 // other cores once for all of them. Whoever wants one of them waits for all.
 constexpr size_t kTrimmedTogether = 32;
 
+// Waits for the slots whose pages another thread is giving back: it has counted
+// them out of what idle slots keep, and may not have ended yet.
+void WaitForTrims(const SlotState* slots, uint32_t count) {
+  for (uint32_t i = 0; i < count; ++i) {
+    for (SlotLifecycle now = slots[i].lifecycle.Load(std::memory_order_acquire);
+         now == SlotLifecycle::kTrimming ||
+         now == SlotLifecycle::kTrimmingParked;
+         now = slots[i].lifecycle.Load(std::memory_order_acquire)) {
+      sched_yield();
+    }
+  }
+}
+
 }  // namespace
 
 void ServicePool::QuarantineIdle(SlotState& slot, SlotLifecycle before) {
@@ -154,8 +167,13 @@ absl::StatusOr<uint64_t> ServicePool::Trim() {
       UnbindIdle(slots_[i], dropped, &unbound);
     }
   }
+  // TrimTo leaves out the slots that the pool's own thread trims at that
+  // moment. Those it finds in that thread's hands before count with their
+  // pages once they are out; those that come into them meanwhile lose theirs.
+  WaitForTrims(slots_.get(), layout_.slots());
   absl::StatusOr<uint64_t> trimmed =
       TrimTo(options_.resident_budget_bytes.value_or(0), nullptr);
+  WaitForTrims(slots_.get(), layout_.slots());
   if (!trimmed.ok()) return trimmed;
   return *trimmed + unbound;
 }

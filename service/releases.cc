@@ -105,6 +105,7 @@ absl::Status ServicePool::Reset(SlotState& slot) {
   if (absl::Status status = CheckProcess(); !status.ok()) return status;
   if (absl::Status status = CheckUsable(slot); !status.ok()) return status;
   slot.restorer.store(ThisThread(), std::memory_order_relaxed);
+  slot.resetting.store(true, std::memory_order_relaxed);
   slot.lifecycle.Move(SlotLifecycle::kReturning);
   absl::Status status = Restore(slot);
   if (status.ok()) {
@@ -114,6 +115,7 @@ absl::Status ServicePool::Reset(SlotState& slot) {
     slot.exceptions.fetch_or(kSlotBroken, std::memory_order_relaxed);
   }
   slot.lifecycle.Move(SlotLifecycle::kLeased);
+  slot.resetting.store(false, std::memory_order_relaxed);
   return status;
 }
 
@@ -219,11 +221,15 @@ void ServicePool::Orphan(std::unique_ptr<ServicePool> pool) {
   pool->steady_.fence.Heavy();
   for (uint32_t i = 0; i < pool->layout_.slots(); ++i) {
     const SlotState& slot = pool->slots_[i];
+    // A release that has not seen the mark. A Reset is none: the release after
+    // it sees the mark, and a memory that is reset in a loop would leave hardly
+    // a moment in which it is not kReturning.
     const auto is_returning = [&slot] {
       const SlotLifecycle lifecycle =
           slot.lifecycle.Load(std::memory_order_acquire);
-      return lifecycle == SlotLifecycle::kReturning ||
-             lifecycle == SlotLifecycle::kParking;
+      return lifecycle == SlotLifecycle::kParking ||
+             (lifecycle == SlotLifecycle::kReturning &&
+              !slot.resetting.load(std::memory_order_relaxed));
     };
     // In this order: see Return().
     while (is_returning() ||

@@ -184,6 +184,8 @@ struct alignas(64) SlotState {
 
   // Releases that have begun and not let go of the pool; see service_pool.h.
   std::atomic<uint32_t> returning{0};
+  // It is kReturning for a Reset: its memory is leased all the while.
+  std::atomic<bool> resetting{false};
   // The id() of `image`, for those who look for slots of one; 0 without.
   // kAbandoned: that of none, but the image of some holder may still be mapped.
   static constexpr uint64_t kAbandoned = ~uint64_t{0};

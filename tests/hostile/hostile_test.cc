@@ -1,5 +1,9 @@
 // Judges the hostile programs (program.h) from outside: each runs as a child,
 // once for each way of supplying memory.
+//
+// FIRSTTOUCH_HOSTILE_SEED=N draws an environment for each child
+// (environment.h): the settings of a process change nothing of what is
+// promised.
 
 #include <fcntl.h>
 #include <poll.h>
@@ -14,17 +18,21 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <optional>
 #include <ostream>
+#include <random>
 #include <sstream>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "firsttouch/tests/hostile/core_secret.h"
+#include "firsttouch/tests/hostile/environment.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -48,6 +56,7 @@ struct Outcome {
   std::string out;
   std::string err;
   std::string directory;  // where it ran
+  std::string environment;
 };
 
 void PrintTo(const Outcome& outcome, std::ostream* os) {
@@ -55,6 +64,9 @@ void PrintTo(const Outcome& outcome, std::ostream* os) {
     *os << "killed by " << strsignal(outcome.signal);
   } else {
     *os << "exit code " << outcome.exit_code;
+  }
+  if (!outcome.environment.empty()) {
+    *os << "\n" << kEnvironmentVariable << "=" << outcome.environment;
   }
   *os << "\nstdout: " << outcome.out << "\nstderr: " << outcome.err;
 }
@@ -97,6 +109,9 @@ class HostileTest : public testing::TestWithParam<Setting> {
     std::string directory = testing::TempDir() + "/hostile.XXXXXX";
     EXPECT_NE(mkdtemp(directory.data()), nullptr);
     outcome.directory = directory;
+    if (environments_.has_value()) {
+      outcome.environment = DrawEnvironment(*environments_);
+    }
     int out[2], err[2];
     EXPECT_EQ(pipe2(out, O_CLOEXEC), 0);
     EXPECT_EQ(pipe2(err, O_CLOEXEC), 0);
@@ -106,7 +121,8 @@ class HostileTest : public testing::TestWithParam<Setting> {
     if (child == 0) {
       dup2(out[1], STDOUT_FILENO);
       dup2(err[1], STDERR_FILENO);
-      if (chdir(directory.c_str()) == 0) {
+      if (chdir(directory.c_str()) == 0 &&
+          setenv(kEnvironmentVariable, outcome.environment.c_str(), 1) == 0) {
         execl(program.c_str(), program.c_str(), name.c_str(), backing.c_str(),
               resolve.empty() ? nullptr : resolve.c_str(), nullptr);
       }
@@ -123,6 +139,18 @@ class HostileTest : public testing::TestWithParam<Setting> {
       outcome.dumped_core = WCOREDUMP(status);
     }
     return outcome;
+  }
+
+  // Another one for each test, so that one test can be repeated alone.
+  void SetUp() override {
+    const char* const seed = std::getenv("FIRSTTOUCH_HOSTILE_SEED");
+    if (seed == nullptr) return;
+    const std::string name =
+        testing::UnitTest::GetInstance()->current_test_info()->name();
+    std::seed_seq mixed(name.begin(), name.end());
+    std::array<uint32_t, 1> of_name;
+    mixed.generate(of_name.begin(), of_name.end());
+    environments_.emplace(std::strtoull(seed, nullptr, 10) + of_name[0]);
   }
 
   // The program checks for itself and must come to its end; `traps` times it
@@ -155,8 +183,12 @@ class HostileTest : public testing::TestWithParam<Setting> {
     }
     EXPECT_EQ(outcome.out, "");
     EXPECT_THAT(outcome.err, ContainsRegex("^firsttouch: out of bounds " +
-                                           line + "[^\n]*\n$"));
+                                           line + "[^\n]*\n$"))
+        << testing::PrintToString(outcome);
   }
+
+ private:
+  std::optional<std::mt19937_64> environments_;
 };
 
 std::string SettingName(const testing::TestParamInfo<Setting>& info) {

@@ -1,11 +1,14 @@
 // hostile_programs NAME BACKING RESOLVE, hostile_programs NAME SUPPLY: runs one
-// program (program.h).
+// program (program.h). FIRSTTOUCH_HOSTILE_ENVIRONMENT names what the process is
+// to be like (environment.h).
 
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <string_view>
 
+#include "firsttouch/tests/hostile/environment.h"
 #include "firsttouch/tests/hostile/program.h"
 
 namespace firsttouch::hostile {
@@ -57,6 +60,10 @@ Setting SettingOf(std::string_view backing, std::string_view resolve) {
 int Main(int argc, char** argv) {
   // A program that hangs is ended by SIGALRM, which no judge expects.
   alarm(50);
+  if (const char* const names = std::getenv(kEnvironmentVariable);
+      names != nullptr && !EnterEnvironment(names)) {
+    return 2;
+  }
   const bool usable = argc == 3 || argc == 4;
   const std::string_view name = usable ? argv[1] : "";
   const std::string_view backing = usable ? argv[2] : "";
