@@ -511,6 +511,46 @@ TEST_P(IdleSlotTest, AWriteByTheHostTraps) {
   EXPECT_FALSE(child.timed_out);
 }
 
+// More pages than a slot notes one by one of those that had to be made to trap.
+TEST_P(IdleSlotTest, PagesThatTheHostTouchedAreRestoredLikeOthers) {
+  if (const std::string missing = MissingFor(GetParam()); !missing.empty()) {
+    GTEST_SKIP() << "this machine has no " << missing;
+  }
+  if (GetParam().mapped() || GetParam().tracking != Tracking::kSignal) {
+    GTEST_SKIP() << "such a slot is writable while nobody has it";
+  }
+  const ChildResult child = RunInChild([]() -> std::string {
+    absl::StatusOr<std::unique_ptr<Service>> service =
+        Service::Create(PoolOptions(GetParam()));
+    if (!service.ok()) return service.status().ToString();
+    constexpr uint64_t kPages = 24;
+    const ImageRef image = PatternImage("image", kPages - 3, {3});
+    const std::vector<uint8_t> initial =
+        InitialBytes(image, kPages * kPageBytes);
+    for (int cycle = 0; cycle < 4; ++cycle) {
+      absl::StatusOr<Memory> memory = (*service)->Acquire(
+          {.image = image, .size_bytes = kPages * kPageBytes});
+      if (!memory.ok()) return memory.status().ToString();
+      if (FirstDifference(*memory, initial)) {
+        return absl::StrCat("cycle ", cycle, ": not the initial bytes");
+      }
+      std::byte* const base = memory->base();
+      for (uint64_t page = 0; cycle > 0 && page < kPages; ++page) {
+        Store(*memory, page * kPageBytes, 0xee);
+      }
+      if (!memory->Release().ok()) return "release";
+      for (uint64_t page = 0; cycle == 0 && page < kPages; ++page) {
+        const std::optional<TrapInfo> trap =
+            TrapOf([&] { base[page * kPageBytes] = std::byte{0xbb}; });
+        if (!trap.has_value()) return absl::StrCat("no trap at page ", page);
+      }
+    }
+    return (*service)->Stats().slots_quarantined == 0 ? "" : "quarantined";
+  });
+  EXPECT_EQ(child.output, "");
+  EXPECT_FALSE(child.timed_out);
+}
+
 // Where pages are there all the same, bounds would not hold: no pool at all.
 TEST(PopulatedReservationTest, APoolThatIsPopulatedIsRefused) {
   FakeKernel kernel;
