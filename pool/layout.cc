@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/pool/ids.h"
+#include "firsttouch/pool/size_text.h"
 
 namespace firsttouch {
 namespace {
@@ -38,15 +39,15 @@ absl::Status CheckMultiple(std::string_view name, uint64_t value,
                            uint64_t page_bytes) {
   if (value % page_bytes == 0) return absl::OkStatus();
   const uint64_t below = value - value % page_bytes;
-  std::string remedy = absl::StrCat("round it down to ", below);
+  std::string remedy = absl::StrCat("round it down to ", SizeText(below));
   if (below == 0) remedy.clear();
   if (below <= kMax - page_bytes) {
     remedy = absl::StrCat(remedy, remedy.empty() ? "round it" : " or",
-                          " up to ", below + page_bytes);
+                          " up to ", SizeText(below + page_bytes));
   }
   return absl::InvalidArgumentError(absl::StrCat(
-      std::string(name), " ", value, " is not a multiple of the page size ",
-      page_bytes, "; ", remedy));
+      std::string(name), " ", SizeText(value),
+      " is not a multiple of the page size ", page_bytes, "; ", remedy));
 }
 
 absl::Status CheckOptions(const LayoutOptions& options) {
@@ -82,19 +83,21 @@ absl::Status CheckOptions(const LayoutOptions& options) {
   if (!status.ok()) return status;
   if (options.guard_after_bytes < options.guard_before_bytes) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "guard_after_bytes ", options.guard_after_bytes,
-        " is smaller than guard_before_bytes ", options.guard_before_bytes,
+        "guard_after_bytes ", SizeText(options.guard_after_bytes),
+        " is smaller than guard_before_bytes ",
+        SizeText(options.guard_before_bytes),
         ", but the guard behind a memory is the guard in front of the next; "
         "raise guard_after_bytes to ",
-        options.guard_before_bytes, " or lower guard_before_bytes"));
+        SizeText(options.guard_before_bytes), " or lower guard_before_bytes"));
   }
   if (!std::has_single_bit(options.granule_bytes)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "granule_bytes ", options.granule_bytes, " is not a power of two"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("granule_bytes ", SizeText(options.granule_bytes),
+                     " is not a power of two"));
   }
   if (options.granule_bytes < options.page_bytes) {
     return absl::InvalidArgumentError(
-        absl::StrCat("granule_bytes ", options.granule_bytes,
+        absl::StrCat("granule_bytes ", SizeText(options.granule_bytes),
                      " is not a multiple of the page size ", options.page_bytes,
                      "; a fault fills at least one page"));
   }
@@ -131,8 +134,9 @@ absl::StatusOr<PoolLayout> PoolLayout::Compute(const LayoutOptions& options) {
       Add(options.max_memory_bytes, options.guard_after_bytes);
   if (!stride.has_value()) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "max_memory_bytes ", options.max_memory_bytes, " + guard_after_bytes ",
-        options.guard_after_bytes, " does not fit 64 bits; lower one of them"));
+        "max_memory_bytes ", SizeText(options.max_memory_bytes),
+        " + guard_after_bytes ", SizeText(options.guard_after_bytes),
+        " does not fit 64 bits; lower one of them"));
   }
   const std::optional<uint64_t> all_slots = Multiply(*stride, slots);
   const std::optional<uint64_t> reservation =
@@ -140,11 +144,12 @@ absl::StatusOr<PoolLayout> PoolLayout::Compute(const LayoutOptions& options) {
                             : std::nullopt;
   if (!reservation.has_value()) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "guard_before_bytes ", options.guard_before_bytes, " + ", slots,
-        " memories (instances ", options.instances, " * memories_per_instance ",
-        options.memories_per_instance, ") * (max_memory_bytes ",
-        options.max_memory_bytes, " + guard_after_bytes ",
-        options.guard_after_bytes, ") does not fit 64 bits; at most ",
+        "guard_before_bytes ", SizeText(options.guard_before_bytes), " + ",
+        slots, " memories (instances ", options.instances,
+        " * memories_per_instance ", options.memories_per_instance,
+        ") * (max_memory_bytes ", SizeText(options.max_memory_bytes),
+        " + guard_after_bytes ", SizeText(options.guard_after_bytes),
+        ") does not fit 64 bits; at most ",
         (kMax - options.guard_before_bytes) / *stride,
         " memories of this size do"));
   }

@@ -319,7 +319,7 @@ TEST(LayoutTest, ErrorsNameOptionValueRuleAndWayOut) {
        "bytes)"},
       {{.instances = 1, .max_memory_bytes = 4194305},
        "max_memory_bytes 4194305 is not a multiple of the page size 4096; "
-       "round it down to 4194304 or up to 4198400"},
+       "round it down to 4194304 (4 MiB) or up to 4198400"},
       {{.instances = 1, .max_memory_bytes = 1},
        "max_memory_bytes 1 is not a multiple of the page size 4096; round it "
        "up to 4096"},
@@ -366,23 +366,26 @@ TEST(LayoutTest, ErrorsNameOptionValueRuleAndWayOut) {
       {{.instances = 1,
         .max_memory_bytes = uint64_t{1} << 63,
         .guard_after_bytes = uint64_t{1} << 63},
-       "max_memory_bytes 9223372036854775808 + guard_after_bytes "
-       "9223372036854775808 does not fit 64 bits; lower one of them"},
+       "max_memory_bytes 9223372036854775808 (8 EiB) + guard_after_bytes "
+       "9223372036854775808 (8 EiB) does not fit 64 bits; lower one of them"},
       {{.instances = 4'000'000'000,
         .max_memory_bytes = 4 * kGib,
         .guard_before_bytes = 0,
         .guard_after_bytes = 4 * kGib},
        "guard_before_bytes 0 + 4000000000 memories (instances 4000000000 * "
-       "memories_per_instance 1) * (max_memory_bytes 4294967296 + "
-       "guard_after_bytes 4294967296) does not fit 64 bits; at most 2147483647 "
+       "memories_per_instance 1) * (max_memory_bytes 4294967296 (4 GiB) + "
+       "guard_after_bytes 4294967296 (4 GiB)) does not fit 64 bits; at most "
+       "2147483647 "
        "memories of this size do"},
       {{.instances = 1,
         .max_memory_bytes = 4096,
         .guard_before_bytes = uint64_t{1} << 63,
         .guard_after_bytes = uint64_t{1} << 63},
-       "guard_before_bytes 9223372036854775808 + 1 memories (instances 1 * "
+       "guard_before_bytes 9223372036854775808 (8 EiB) + 1 memories (instances "
+       "1 * "
        "memories_per_instance 1) * (max_memory_bytes 4096 + guard_after_bytes "
-       "9223372036854775808) does not fit 64 bits; at most 0 memories of this "
+       "9223372036854775808 (8 EiB)) does not fit 64 bits; at most 0 memories "
+       "of this "
        "size do"},
   };
   for (const BadOptions& bad : table) {

@@ -18,8 +18,8 @@
 #include "absl/status/status.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "firsttouch/pool/layout.h"
+#include "firsttouch/pool/size_text.h"
 
 namespace firsttouch {
 namespace {
@@ -64,22 +64,6 @@ uint64_t Available(Limit limit, const LimitUse& use, const LimitFacts& facts) {
                                 facts.committed_bytes);
   }
   return kUnlimited;
-}
-
-// "6442450944 bytes (6 GiB)".
-std::string Bytes(uint64_t bytes) {
-  static constexpr const char* kUnits[] = {"KiB", "MiB", "GiB",
-                                           "TiB", "PiB", "EiB"};
-  std::string text = absl::StrCat(bytes, " bytes");
-  if (bytes < 1024) return text;
-  double value = static_cast<double>(bytes) / 1024;
-  size_t unit = 0;
-  while (value >= 1024 && unit + 1 < std::size(kUnits)) {
-    value /= 1024;
-    ++unit;
-  }
-  return absl::StrCat(text, " (", absl::StrFormat("%.4g", value), " ",
-                      kUnits[unit], ")");
 }
 
 // Reads a file of /proc through a buffer on the stack: at the limit of mappings
@@ -268,17 +252,18 @@ absl::Status CheckLimits(const PoolLayout& layout, const LimitUse& use,
   std::string text;
   switch (*verdict.exceeded) {
     case Limit::kAddressSpace:
-      text = absl::StrCat(
-          slots, " need ", Bytes(verdict.asked), " of address space, but of ",
-          facts.address_space_bits, " bits (", Bytes(AddressSpaceBytes(facts)),
-          ") only ", Bytes(verdict.available), " are free in one piece; ", fits,
-          "; ", kSmaller);
+      text =
+          absl::StrCat(slots, " need ", BytesText(verdict.asked),
+                       " of address space, but of ", facts.address_space_bits,
+                       " bits (", BytesText(AddressSpaceBytes(facts)),
+                       ") only ", BytesText(verdict.available),
+                       " are free in one piece; ", fits, "; ", kSmaller);
       break;
     case Limit::kRlimitAs:
-      text = absl::StrCat(slots, " need ", Bytes(verdict.asked),
+      text = absl::StrCat(slots, " need ", BytesText(verdict.asked),
                           " of address space, but RLIMIT_AS (ulimit -v) is ",
-                          Bytes(facts.rlimit_as_bytes), ", of which ",
-                          Bytes(verdict.available), " are free; ", fits,
+                          BytesText(facts.rlimit_as_bytes), ", of which ",
+                          BytesText(verdict.available), " are free; ", fits,
                           "; raise the limit (ulimit -v unlimited), or ",
                           kSmaller);
       break;
@@ -293,11 +278,11 @@ absl::Status CheckLimits(const PoolLayout& layout, const LimitUse& use,
       break;
     case Limit::kOvercommit:
       text = absl::StrCat(
-          slots, " need ", Bytes(verdict.asked),
+          slots, " need ", BytesText(verdict.asked),
           " of address space, all of which counts as committed under "
           "vm.overcommit_memory = 2; of the commit limit of ",
-          Bytes(facts.commit_limit_bytes), " only ", Bytes(verdict.available),
-          " are free; ", fits,
+          BytesText(facts.commit_limit_bytes), " only ",
+          BytesText(verdict.available), " are free; ", fits,
           "; set vm.overcommit_memory to 0 or 1, raise vm.overcommit_ratio, "
           "or ",
           kSmaller);
@@ -328,7 +313,7 @@ absl::Status CheckBookKeeping(const PoolLayout& layout,
   if (asked <= room.bytes) return absl::OkStatus();
   return absl::ResourceExhaustedError(absl::StrCat(
       "the book-keeping of instances ", layout.options().instances, " needs ",
-      Bytes(asked), ", but only ", Bytes(room.bytes), " ", room.where,
+      BytesText(asked), ", but only ", BytesText(room.bytes), " ", room.where,
       "; lower instances to at most ", room.bytes / bytes_per_instance));
 }
 

@@ -24,6 +24,7 @@
 #include "firsttouch/pool/limits.h"
 #include "firsttouch/pool/reservation.h"
 #include "firsttouch/pool/sanitizer.h"
+#include "firsttouch/pool/size_text.h"
 #include "firsttouch/pool/slot_allocator.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mapping_properties.h"
@@ -42,12 +43,12 @@ absl::StatusOr<PoolLayout> LayoutOf(const StackPoolOptions& options) {
   }
   if (options.stack_bytes == 0 || options.stack_bytes % page != 0) {
     return absl::InvalidArgumentError(
-        absl::StrCat("stack_bytes ", options.stack_bytes,
+        absl::StrCat("stack_bytes ", SizeText(options.stack_bytes),
                      " is not a multiple of the page size ", page, " above 0"));
   }
   if (options.guard_bytes == 0 || options.guard_bytes % page != 0) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "guard_bytes ", options.guard_bytes,
+        "guard_bytes ", SizeText(options.guard_bytes),
         " is not a multiple of the page size ", page,
         " above 0; without a guard an overflow reaches the next stack"));
   }
@@ -59,10 +60,11 @@ absl::StatusOr<PoolLayout> LayoutOf(const StackPoolOptions& options) {
                            .page_bytes = page,
                            .granule_bytes = page});
   if (!layout.ok()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "stacks ", options.stacks, " * (stack_bytes ", options.stack_bytes,
-        " + guard_bytes ", options.guard_bytes,
-        ") does not fit 64 bits; lower one of them"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("stacks ", options.stacks, " * (stack_bytes ",
+                     SizeText(options.stack_bytes), " + guard_bytes ",
+                     SizeText(options.guard_bytes),
+                     ") does not fit 64 bits; lower one of them"));
   }
   return layout;
 }

@@ -194,11 +194,12 @@ TEST(StackPoolTest, ErrorsNameTheOption) {
   EXPECT_EQ(error({.stacks = 1, .stack_bytes = kPage, .guard_bytes = 0}),
             "guard_bytes 0 is not a multiple of the page size 4096 above 0; "
             "without a guard an overflow reaches the next stack");
-  EXPECT_EQ(error({.stacks = 4'000'000'000,
-                   .stack_bytes = uint64_t{1} << 40,
-                   .guard_bytes = kPage}),
-            "stacks 4000000000 * (stack_bytes 1099511627776 + guard_bytes "
-            "4096) does not fit 64 bits; lower one of them");
+  EXPECT_EQ(
+      error({.stacks = 4'000'000'000,
+             .stack_bytes = uint64_t{1} << 40,
+             .guard_bytes = kPage}),
+      "stacks 4000000000 * (stack_bytes 1099511627776 (1 TiB) + guard_bytes "
+      "4096) does not fit 64 bits; lower one of them");
   EXPECT_EQ(StackPool::Create(RealKernel(),
                               {.stacks = 1'000'000'000, .stack_bytes = 1 << 20})
                 .status()
