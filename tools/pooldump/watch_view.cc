@@ -100,13 +100,15 @@ void WatchView::Take(ProcessSnapshot snapshot) {
   std::map<std::string, int> times;  // Of names.
   for (const PoolSnapshot& pool : snapshot.pools()) ++times[pool.name()];
   rows_.clear();
-  for (PoolSnapshot& pool : *snapshot.mutable_pools()) {
+  for (int i = 0; i < snapshot.pools_size(); ++i) {
+    PoolSnapshot& pool = *snapshot.mutable_pools(i);
     const std::string name =
         times[pool.name()] > 1 ? absl::StrCat(pool.name(), "#", pool.pool_id())
                                : pool.name();
     for (Slot& slot : *pool.mutable_slots()) {
       Row& row = rows_.emplace_back();
       row.pool = name;
+      row.pool_index = i;
       row.slot.Swap(&slot);
     }
     pool.clear_slots();
@@ -158,11 +160,15 @@ void WatchView::Arrange() {
     }
     keys.emplace_back(columns_[sort_].value(row.slot), i);
   }
-  std::stable_sort(keys.begin(), keys.end(),
-                   [this](const auto& a, const auto& b) {
-                     return reverse_ ? Value::Before(b.first, a.first)
-                                     : Value::Before(a.first, b.first);
-                   });
+  // The number of a slot says nothing without its pool: pools stay together.
+  const bool by_pool = columns_[sort_].name == "slot";
+  std::stable_sort(keys.begin(), keys.end(), [&](const auto& a, const auto& b) {
+    const int pool_a = rows_[a.second].pool_index;
+    const int pool_b = rows_[b.second].pool_index;
+    if (by_pool && pool_a != pool_b) return pool_a < pool_b;
+    return reverse_ ? Value::Before(b.first, a.first)
+                    : Value::Before(a.first, b.first);
+  });
   shown_.clear();
   for (const auto& [key, index] : keys) shown_.push_back(index);
   found_ = shown_.size();
@@ -392,8 +398,10 @@ std::string WatchView::Position(size_t rows, size_t first_column,
       "rows ", top_ + 1, "-", top_ + rows, " of ", shown_.size(),
       shown_.size() < found_ ? absl::StrCat(" (--limit; ", found_, " in all)")
                              : std::string(),
-      ", by ", columns_[sort_].name, ", the ", rises ? "smallest" : "largest",
-      " first",
+      ", by ",
+      now_.pools_size() > 1 && columns_[sort_].name == "slot" ? "pool and "
+                                                              : "",
+      columns_[sort_].name, ", the ", rises ? "smallest" : "largest", " first",
       first_column > frozen_ || end_column < columns_.size()
           ? absl::StrCat("; columns ", first_column + 1, "-", end_column,
                          " of ", columns_.size(), " (arrows)")

@@ -71,6 +71,7 @@ class WatchView {
   // Pools of one name are told apart by their number.
   struct Row {
     std::string pool;
+    int pool_index = 0;  // In now_.
     Slot slot;
   };
 

@@ -211,6 +211,38 @@ TEST(WatchView, PoolsOfOneNameHaveTheirNumbers) {
   EXPECT_THAT(Text(view), HasSubstr("tenants#2"));
 }
 
+TEST(WatchView, PoolsStayTogetherWhereSlotsHaveTheOrder) {
+  ProcessSnapshot process = Process(2, 1, 1);
+  process.mutable_pools(0)->set_name("b");
+  *process.add_pools() = process.pools(0);
+  process.mutable_pools(1)->set_name("a");
+  process.mutable_pools(1)->set_pool_id(2);
+  WatchView view((Options()));
+  view.Take(process);
+  // "b0": slot 0 of pool b, from above.
+  const auto rows = [&view] {
+    std::vector<std::string> names;
+    for (const ScreenLine& line : view.Lines(24, 160)) {
+      char pool = 0;
+      int slot = 0;
+      if (sscanf(line.text().c_str(), "%c %d held", &pool, &slot) == 2) {
+        names.push_back(absl::StrCat(std::string(1, pool), slot));
+      }
+    }
+    return names;
+  };
+  // As the process has them, above the table, too.
+  EXPECT_THAT(rows(), testing::ElementsAre("b0", "b1", "a0", "a1"));
+  EXPECT_THAT(Text(view), HasSubstr("by pool and slot, the smallest first"));
+  EXPECT_TRUE(view.Press('r'));
+  EXPECT_THAT(rows(), testing::ElementsAre("b1", "b0", "a1", "a0"));
+  // Who holds most is asked of all pools together.
+  EXPECT_TRUE(view.Press('r'));
+  for (int i = 0; i < 5; ++i) EXPECT_TRUE(view.Press('>'));
+  EXPECT_THAT(rows(), testing::ElementsAre("b1", "a1", "b0", "a0"));
+  EXPECT_THAT(Text(view), HasSubstr("by private, the largest first"));
+}
+
 TEST(WatchView, UnknownFaultsAreADash) {
   ProcessSnapshot process = Process(1, 1, 1);
   process.mutable_pools(0)
