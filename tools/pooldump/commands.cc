@@ -348,16 +348,21 @@ Location OnPaper(const PoolLayout& layout, const std::string& name,
   return location;
 }
 
-using Locator = std::function<absl::StatusOr<Location>(uint64_t)>;
+// What addresses are.
+struct Locator {
+  std::function<absl::StatusOr<Location>(uint64_t)> locate;
+  // To be called where time may have passed since.
+  std::function<void()> look_anew = [] {};
+};
 
 bool ReadsLog(const Options& options) {
   return options.addresses().empty() ||
          (options.addresses_size() == 1 && options.addresses(0) == "-");
 }
 
-absl::StatusOr<LocateReport::Found> FindOne(const Locator& locate,
+absl::StatusOr<LocateReport::Found> FindOne(const Locator& locator,
                                             const AddressInText& one) {
-  absl::StatusOr<Location> location = locate(one.address);
+  absl::StatusOr<Location> location = locator.locate(one.address);
   if (!location.ok()) return location.status();
   LocateReport::Found found;
   found.set_line(one.line);
@@ -366,7 +371,7 @@ absl::StatusOr<LocateReport::Found> FindOne(const Locator& locate,
   return found;
 }
 
-Answer LocateAll(const Options& options, const Locator& locate,
+Answer LocateAll(const Options& options, const Locator& locator,
                  const std::string& source) {
   Answer answer;
   LocateReport& report = *answer.report.mutable_locate();
@@ -386,7 +391,7 @@ Answer LocateAll(const Options& options, const Locator& locate,
   }
   bool some = false;
   for (const AddressInText& one : wanted) {
-    absl::StatusOr<LocateReport::Found> found = FindOne(locate, one);
+    absl::StatusOr<LocateReport::Found> found = FindOne(locator, one);
     if (!found.ok()) return CannotRead(found.status());
     some |= found->location().place() != Location::NO_POOL;
     *report.add_found() = *std::move(found);
@@ -403,6 +408,8 @@ class LogPrinter {
   virtual absl::Status Add(const std::string& line,
                            const std::vector<LocateReport::Found>& found,
                            std::string* out) = 0;
+  // Appends what Add has kept to print it with more.
+  virtual absl::Status Print(std::string*) { return absl::OkStatus(); }
   // Prints what is left, `out` first.
   virtual absl::Status Finish(const std::string& out, const Sink& sink,
                               std::string* wrong) {
@@ -458,6 +465,7 @@ class MessageLog : public LogPrinter {
                    std::string* out) override {
     return stream_.Add(cli::Printable(line), found, out);
   }
+  absl::Status Print(std::string* out) override { return stream_.Print(out); }
   absl::Status Finish(const std::string& out, const Sink& sink,
                       std::string* wrong) override {
     if (!out.empty()) *wrong = sink(out);
@@ -480,7 +488,7 @@ absl::StatusOr<std::unique_ptr<LogPrinter>> MakeLogPrinter(
 
 // Reads a log line by line, and prints what is known of each before the next is
 // read.
-Answer StreamLog(const Options& options, const Locator& locate,
+Answer StreamLog(const Options& options, const Locator& locator,
                  const std::string& source, const cli::TextStyle& style,
                  const Sink& sink) {
   const absl::StatusOr<Filter> filter = MakeFilter(options);
@@ -497,7 +505,7 @@ Answer StreamLog(const Options& options, const Locator& locate,
     std::vector<LocateReport::Found> kept;
     for (AddressInText& one : AddressesIn(line)) {
       one.line = number;
-      absl::StatusOr<LocateReport::Found> found = FindOne(locate, one);
+      absl::StatusOr<LocateReport::Found> found = FindOne(locator, one);
       if (!found.ok()) return found.status();
       some |= found->location().place() != Location::NO_POOL;
       if (Keeps(*filter, found->location())) kept.push_back(*std::move(found));
@@ -510,7 +518,9 @@ Answer StreamLog(const Options& options, const Locator& locate,
         absl::Status taken = take_line(line);
         // What is there already is printed before it waits for more.
         if (taken.ok() && !more_is_read) {
+          taken = (*printer)->Print(&out);
           wrong = sink(out);
+          locator.look_anew();
           out.clear();
           if (!wrong.empty()) return absl::UnavailableError(wrong);
         }
@@ -540,7 +550,8 @@ Answer WithLocator(
     absl::StatusOr<LiveProcess> process = LiveProcess::Open(options.pid());
     if (!process.ok()) return CannotRead(process.status());
     return run(
-        [&process](uint64_t address) { return process->Locate(address); },
+        {.locate = [&](uint64_t address) { return process->Locate(address); },
+         .look_anew = [&] { process->LookAnew(); }},
         absl::StrCat("process ", options.pid()));
   }
   const absl::StatusOr<PlacedConfig> config = ConfigOf(line);
@@ -564,18 +575,17 @@ Answer WithLocator(
   const std::string name = config->config.name().empty()
                                ? kUnnamed
                                : cli::Printable(config->config.name());
-  return run(
-      [&](uint64_t address) -> absl::StatusOr<Location> {
-        return OnPaper(*layout, name, *base, *size, address);
-      },
-      options.config().empty() ? "the command line" : options.config());
+  return run({.locate = [&](uint64_t address) -> absl::StatusOr<Location> {
+               return OnPaper(*layout, name, *base, *size, address);
+             }},
+             options.config().empty() ? "the command line" : options.config());
 }
 
 Answer AnswerLocate(const CommandLine& line) {
-  return WithLocator(line,
-                     [&line](const Locator& locate, const std::string& source) {
-                       return LocateAll(line.options, locate, source);
-                     });
+  return WithLocator(
+      line, [&line](const Locator& locator, const std::string& source) {
+        return LocateAll(line.options, locator, source);
+      });
 }
 
 }  // namespace
@@ -642,10 +652,10 @@ std::optional<Answer> Stream(const CommandLine& line, Kernel& kernel,
     return StreamLayout(line, kernel, style, sink);
   }
   if (options.command() == Options::LOCATE && ReadsLog(options)) {
-    return WithLocator(line,
-                       [&](const Locator& locate, const std::string& source) {
-                         return StreamLog(options, locate, source, style, sink);
-                       });
+    return WithLocator(
+        line, [&](const Locator& locator, const std::string& source) {
+          return StreamLog(options, locator, source, style, sink);
+        });
   }
   return std::nullopt;
 }

@@ -48,11 +48,35 @@ class Buffer {
   std::string wrong_;
 };
 
+// Elements that protobuf's printer is given at once: a call costs as much as
+// tens of them.
+constexpr int kTogether = 64;
+
 Report WithoutRanges(const LayoutReport& report) {
   Report whole;
   *whole.mutable_layout() = report;
   whole.mutable_layout()->clear_ranges();
   return whole;
+}
+
+// Where the first `mark` of a report as JSON ends. Marks have quotation marks,
+// which are escaped in strings: so it is in none.
+absl::StatusOr<size_t> EndOf(const std::string& mark, const std::string& json) {
+  const size_t at = json.find(mark);
+  if (at != std::string::npos) return at + mark.size();
+  return absl::InternalError(absl::StrCat("the report as JSON has no ", mark));
+}
+
+// The elements of the one field of `full` that has some, as JSON has them in
+// it: from the line feed in front of the first to the end of the last. `front`
+// and `behind` are the bytes around them where there are none.
+absl::StatusOr<std::string> ElementsAsJson(const Report& full, size_t front,
+                                           size_t behind) {
+  const absl::StatusOr<std::string> json = cli::AsJson(full);
+  if (!json.ok()) return json.status();
+  // The bracket behind the last has a line of its own.
+  const size_t end = json->size() - behind - std::string("\n  ").size();
+  return json->substr(front, end - front);
 }
 
 void AsText(const LayoutReport& report, const cli::TextStyle& style,
@@ -99,28 +123,36 @@ std::string AsJson(const LayoutReport& report, const Ranges& ranges,
                    Buffer& out) {
   const absl::StatusOr<std::string> json = cli::AsJson(WithoutRanges(report));
   if (!json.ok()) return absl::StrCat(json.status().message());
-  // In no string: there, the quotation marks would be escaped.
-  const std::string empty = "\"ranges\": []";
-  const size_t at = json->find(empty);
-  if (at == std::string::npos) return "the report as JSON has no ranges";
-  out.Add(json->substr(0, at + empty.size() - 1));
+  const absl::StatusOr<size_t> at = EndOf("\"ranges\": [", *json);
+  if (!at.ok()) return absl::StrCat(at.status().message());
+  // With other fields left out, which would be printed each time.
+  Report together;
+  together.mutable_layout();
+  const absl::StatusOr<std::string> empty = cli::AsJson(together);
+  if (!empty.ok()) return absl::StrCat(empty.status().message());
+  const absl::StatusOr<size_t> front = EndOf("\"ranges\": [", *empty);
+  if (!front.ok()) return absl::StrCat(front.status().message());
+  out.Add(json->substr(0, *at));
   bool first = true;
   std::string wrong;
-  ranges([&](const LayoutReport::Range& range) {
-    absl::StatusOr<std::string> one = cli::AsJson(range);
-    if (!one.ok()) {
-      wrong = absl::StrCat(one.status().message());
+  const auto print = [&] {
+    auto& batch = *together.mutable_layout()->mutable_ranges();
+    if (batch.empty()) return true;
+    const absl::StatusOr<std::string> some =
+        ElementsAsJson(together, *front, empty->size() - *front);
+    batch.Clear();
+    if (!some.ok()) {
+      wrong = absl::StrCat(some.status().message());
       return false;
     }
-    while (!one->empty() && one->back() == '\n') one->pop_back();
-    const bool written =
-        out.Add(absl::StrCat(first ? "\n   " : ",\n   ",
-                             absl::StrReplaceAll(*one, {{"\n", "\n   "}})));
-    first = false;
-    return written;
+    return out.Add(absl::StrCat(std::exchange(first, false) ? "" : ",", *some));
+  };
+  ranges([&](const LayoutReport::Range& range) {
+    *together.mutable_layout()->add_ranges() = range;
+    return together.layout().ranges_size() < kTogether || print();
   });
-  out.Add(
-      absl::StrCat(first ? "" : "\n  ", json->substr(at + empty.size() - 1)));
+  if (wrong.empty()) print();
+  out.Add(absl::StrCat(first ? "" : "\n  ", json->substr(*at)));
   return wrong;
 }
 
@@ -200,18 +232,16 @@ absl::Status LocateStream::Begin(const std::string& source) {
     case JSON: {
       const absl::StatusOr<std::string> json = cli::AsJson(report);
       if (!json.ok()) return json.status();
-      // In no string: there, the quotation marks would be escaped.
-      const std::string found = "\"found\": [";
-      const std::string log = "\"log\": \"";
-      const size_t first = json->find(found);
-      const size_t text = json->find(log);
-      if (first == std::string::npos || text == std::string::npos) {
-        return absl::InternalError("the report as JSON has no fields");
-      }
-      const size_t end_first = first + found.size();
-      head_ = json->substr(0, end_first);
-      middle_ = json->substr(end_first, text + log.size() - end_first);
-      tail_ = json->substr(text + log.size());
+      const absl::StatusOr<size_t> found = EndOf("\"found\": [", *json);
+      const absl::StatusOr<size_t> log = EndOf("\"log\": \"", *json);
+      if (!found.ok()) return found.status();
+      if (!log.ok()) return log.status();
+      head_ = json->substr(0, *found);
+      middle_ = json->substr(*found, *log - *found);
+      tail_ = json->substr(*log);
+      head_bytes_ = head_.size();
+      together_ = std::move(report);
+      together_.mutable_locate();
       return absl::OkStatus();
     }
     case TEXTPROTO: {
@@ -232,14 +262,10 @@ absl::Status LocateStream::Begin(const std::string& source) {
 absl::Status LocateStream::AddFound(const LocateReport::Found& found,
                                     std::string* out) {
   switch (format_) {
-    case JSON: {
-      absl::StatusOr<std::string> one = cli::AsJson(found);
-      if (!one.ok()) return one.status();
-      while (!one->empty() && one->back() == '\n') one->pop_back();
-      absl::StrAppend(out, any_found_ ? ",\n   " : "\n   ",
-                      absl::StrReplaceAll(*one, {{"\n", "\n   "}}));
-      break;
-    }
+    case JSON:
+      *together_.mutable_locate()->add_found() = found;
+      return together_.locate().found_size() < kTogether ? absl::OkStatus()
+                                                         : Print(out);
     case TEXTPROTO: {
       std::string one;
       google::protobuf::TextFormat::PrintToString(found, &one);
@@ -269,6 +295,17 @@ absl::Status LocateStream::Add(const std::string& line,
   }
   absl::StrAppend(&lines_, line, "\n");
   return lines_.size() < kPieceBytes ? absl::OkStatus() : Spool();
+}
+
+absl::Status LocateStream::Print(std::string* out) {
+  auto& found = *together_.mutable_locate()->mutable_found();
+  if (found.empty()) return absl::OkStatus();
+  const absl::StatusOr<std::string> some =
+      ElementsAsJson(together_, head_bytes_, middle_.size() + tail_.size());
+  if (!some.ok()) return some.status();
+  absl::StrAppend(out, std::exchange(any_found_, true) ? "," : "", *some);
+  found.Clear();
+  return absl::OkStatus();
 }
 
 absl::Status LocateStream::Spool() {
@@ -301,6 +338,7 @@ absl::Status LocateStream::Finish(const Sink& sink, std::string* wrong) {
     if (absl::Status spooled = Spool(); !spooled.ok()) return spooled;
   }
   std::string out = std::exchange(head_, "");
+  if (absl::Status printed = Print(&out); !printed.ok()) return printed;
   if (format_ == JSON && any_found_) out += "\n  ";
   if (format_ == PROTO && !empty) {
     // The field `log` of a Report that has nothing else.

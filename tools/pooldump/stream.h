@@ -34,7 +34,7 @@ std::string StreamRanges(const LayoutReport& report, Format format,
                          const Sink& sink);
 
 // `locate` of a text as json, textproto or proto: what PrintReport would print
-// of the whole LocateReport, made while the text is read. What is found is
+// of the whole LocateReport, made while the text is read. What is found can be
 // printed at once. The text itself, which comes last, waits in a temporary file
 // that has no name.
 class LocateStream {
@@ -44,10 +44,12 @@ class LocateStream {
                                            const std::string& source);
 
   // A line of the text, printable, without its line feed, and what is found in
-  // it. Appends to `out` what is to be printed now.
+  // it. Appends to `out` what is to be printed; some may wait for more.
   absl::Status Add(const std::string& line,
                    const std::vector<LocateReport::Found>& found,
                    std::string* out);
+  // Appends to `out` what waits. To be called before the caller waits.
+  absl::Status Print(std::string* out);
   // Prints the rest. Errors: as Add; OutOfRange for a text that is too large
   // for proto (2 GiB). `wrong` gets what the sink says.
   absl::Status Finish(const Sink& sink, std::string* wrong);
@@ -69,6 +71,8 @@ class LocateStream {
   std::string lines_;   // Not in the file yet.
   uint64_t bytes_ = 0;  // In the file.
   bool any_found_ = false;
+  Report together_;        // With what was found and waits, for json.
+  size_t head_bytes_ = 0;  // Of head_, which is gone once it is printed.
   // What stands before the first that is found, between the last and the text,
   // and behind the text.
   std::string head_, middle_, tail_;

@@ -141,6 +141,10 @@ std::string Located(int lines, Format format, size_t* largest) {
     }
     std::string out;
     EXPECT_EQ(stream->Add("line \"\\ <\u00e9>", found, &out), absl::OkStatus());
+    // As where the text comes in pieces.
+    if (i % 100 == 99) {
+      EXPECT_EQ(stream->Print(&out), absl::OkStatus());
+    }
     sink(out);
   }
   std::string wrong;
@@ -150,7 +154,7 @@ std::string Located(int lines, Format format, size_t* largest) {
 }
 
 TEST(LocateStream, PrintsWhatTheWholeReportWouldBe) {
-  for (const int lines : {0, 1, 7}) {
+  for (const int lines : {0, 1, 7, 200, 2000}) {
     Report whole;
     LocateReport& locate = *whole.mutable_locate();
     locate.set_source("process 7 \"log\": \"");
@@ -173,6 +177,21 @@ TEST(LocateStream, PrintsWhatTheWholeReportWouldBe) {
     Report parsed;
     ASSERT_TRUE(parsed.ParseFromString(Located(lines, PROTO, &largest)));
     EXPECT_EQ(parsed.SerializeAsString(), whole.SerializeAsString());
+  }
+}
+
+TEST(LocateStream, NothingWaitsOnceItIsAskedFor) {
+  for (const Format format : {JSON, TEXTPROTO, PROTO}) {
+    auto stream = LocateStream::Open(format, "a");
+    ASSERT_TRUE(stream.ok());
+    std::string out;
+    EXPECT_EQ(stream->Add("line", {FoundAt(139637976727552, 1)}, &out),
+              absl::OkStatus());
+    EXPECT_EQ(stream->Print(&out), absl::OkStatus());
+    EXPECT_THAT(out, HasSubstr("pool")) << Format_Name(format);
+    const size_t before = out.size();
+    EXPECT_EQ(stream->Print(&out), absl::OkStatus());
+    EXPECT_EQ(out.size(), before) << Format_Name(format);
   }
 }
 

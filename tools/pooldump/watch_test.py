@@ -39,7 +39,8 @@ class Process:
     def __init__(self):
         self.popen = subprocess.Popen([POOL_MAKER, RECIPE, "busy"], stdin=subprocess.PIPE,
                                       stdout=subprocess.PIPE, text=True)
-        self.pid = self.popen.stdout.readline().split()[1]
+        _, self.pid, base = self.popen.stdout.readline().split()
+        self.base = int(base, 16)
 
     def end(self):
         if not self.popen.stdin.closed:
@@ -114,6 +115,25 @@ class LogTest(unittest.TestCase):
         self.assertIsNone(popen.poll())
         popen.stdin.close()
         self.assertEqual(popen.wait(TIME_LIMIT), 0)
+
+
+    def test_looks_at_the_process_anew_after_it_waited(self):
+        process = Process()
+        self.addCleanup(process.end)
+        popen = subprocess.Popen(
+            [POOLDUMP, "locate", process.pid], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)
+        self.addCleanup(popen.stdout.close)
+        self.addCleanup(popen.stderr.close)
+        popen.stdin.write(f"{process.base:#x}\n")
+        popen.stdout.readline()
+        self.assertIn("pool tenants, slot 0,", popen.stdout.readline())
+        process.end()
+        popen.stdin.write(f"{process.base:#x}\n")
+        popen.stdin.close()
+        self.assertEqual(popen.stderr.read(),
+                         f"pooldump: process {process.pid} has ended\n")
+        self.assertEqual(popen.wait(TIME_LIMIT), 2)
 
 
 class BatchTest(unittest.TestCase):

@@ -199,6 +199,13 @@ struct LiveProcess::Impl {
   pid_t pid = 0;
   UniqueFd proc;  // /proc/PID
 
+  // What Locate() knows.
+  struct Look {
+    std::vector<Pool> pools;
+    std::optional<std::string> maps;  // /proc/PID/maps, once it was needed.
+  };
+  std::optional<Look> look;
+
   // `what` is not to be had, of a process that is not ours.
   absl::Status Denied(int error, const char* what) const {
     std::string whose = "of another user";
@@ -682,10 +689,14 @@ absl::StatusOr<PageMap> LiveProcess::Pages(const std::string& pool,
 }
 
 absl::StatusOr<Location> LiveProcess::Locate(uint64_t address) {
-  std::vector<std::string> warnings;
-  absl::StatusOr<std::vector<Pool>> pools = impl_->Find(warnings);
-  if (!pools.ok()) return pools.status();
-  for (Pool& pool : *pools) {
+  std::optional<Impl::Look>& look = impl_->look;
+  if (!look.has_value()) {
+    std::vector<std::string> warnings;
+    absl::StatusOr<std::vector<Pool>> pools = impl_->Find(warnings);
+    if (!pools.ok()) return pools.status();
+    look = Impl::Look{.pools = *std::move(pools), .maps = std::nullopt};
+  }
+  for (Pool& pool : look->pools) {
     if (!pool.reader.Contains(address)) continue;
     absl::StatusOr<Location> where = pool.reader.Locate(address);
     if (where.ok()) impl_->AddResidency(*where);
@@ -694,10 +705,13 @@ absl::StatusOr<Location> LiveProcess::Locate(uint64_t address) {
   Location where;
   where.set_address(address);
   where.set_place(Location::NO_POOL);
-  if (const auto maps = ReadProcFile(impl_->proc.get(), "maps"); maps.ok()) {
-    where.set_mapping(MappingNameAt(*maps, address).value_or(""));
+  if (!look->maps.has_value()) {
+    look->maps = ReadProcFile(impl_->proc.get(), "maps").value_or("");
   }
+  where.set_mapping(MappingNameAt(*look->maps, address).value_or(""));
   return where;
 }
+
+void LiveProcess::LookAnew() { impl_->look.reset(); }
 
 }  // namespace firsttouch::pooldump

@@ -61,8 +61,11 @@ class LiveProcess {
   // InvalidArgument, naming them, if there are several.
   absl::StatusOr<PageMap> Pages(const std::string& pool, uint32_t slot);
 
-  // What an address is; see locate.h.
+  // What an address is; see locate.h. The first call finds the pools and the
+  // process's mappings, and later ones use what it found until LookAnew(), for
+  // logs of many addresses. What is resident is asked of the kernel each time.
   absl::StatusOr<Location> Locate(uint64_t address);
+  void LookAnew();
 
  private:
   struct Impl;

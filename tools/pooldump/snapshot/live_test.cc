@@ -369,6 +369,29 @@ TEST(LiveTest, LocatesAnAddress) {
   EXPECT_EQ(where->mapping(), "");
 }
 
+TEST(LiveTest, LocatesInWhatALookFound) {
+  auto first = MakeService(PoolOptionsOf("first", 2));
+  auto process = LiveProcess::Open(getpid());
+  ASSERT_TRUE(process.ok());
+  auto where = process->Locate(first->base());
+  ASSERT_TRUE(where.ok());
+  EXPECT_EQ(where->pool(), "first");
+  auto second = MakeService(PoolOptionsOf("second", 2));
+  where = process->Locate(second->base());
+  ASSERT_TRUE(where.ok());
+  EXPECT_EQ(where->place(), Location::NO_POOL);
+  process->LookAnew();
+  where = process->Locate(second->base());
+  ASSERT_TRUE(where.ok());
+  EXPECT_EQ(where->pool(), "second");
+  const uint64_t gone = first->base();
+  first.reset();
+  process->LookAnew();
+  where = process->Locate(gone);
+  ASSERT_TRUE(where.ok());
+  EXPECT_EQ(where->place(), Location::NO_POOL);
+}
+
 TEST(LiveTest, TotalsAgreeWithSmaps) {
   const ImageRef image = MakeImage("summed", 64);
   for (Backing backing : {Backing::kShared, Backing::kCopied}) {
