@@ -371,6 +371,7 @@ std::unique_ptr<CLI::App> MakeApp(Words* words) {
       ->type_name("FILE");
   AddTable(show, RatedSlotColumns(), words);
   AddFilter(show, words, kFilterSlots);
+  AddPool(show, words);
   AddAll(show, words, "Also slots that were never used");
 
   CLI::App* diff = AddCommand(app.get(), kDiff, DiffColumns(), words);
@@ -387,6 +388,7 @@ std::unique_ptr<CLI::App> MakeApp(Words* words) {
       ->type_name("FILE");
   AddTable(diff, DiffColumns(), words);
   AddFilter(diff, words, kFilterSlots);
+  AddPool(diff, words);
   AddAll(diff, words, "Also slots that did not change");
 
   CLI::App* map = AddCommand(app.get(), kMap, PageRunColumns(), words);

@@ -33,6 +33,7 @@
 #include "firsttouch/tools/pooldump/snapshot/core_file.h"
 #include "firsttouch/tools/pooldump/snapshot/live.h"
 #include "firsttouch/tools/pooldump/snapshot/locate.h"
+#include "firsttouch/tools/pooldump/snapshot/pool_choice.h"
 #include "firsttouch/tools/pooldump/snapshot/processes.h"
 #include "firsttouch/tools/pooldump/stream.h"
 #include "re2/re2.h"
@@ -287,9 +288,40 @@ Answer AnswerPs(const Options& options) {
   return answer;
 }
 
+// Leaves the pools of a saved process that --pool means.
+absl::Status ChoosePools(const Options& options, const std::string& path,
+                         ProcessSnapshot* process) {
+  google::protobuf::RepeatedPtrField<PoolSnapshot> kept;
+  std::vector<PoolName> names;
+  for (PoolSnapshot& pool : *process->mutable_pools()) {
+    names.push_back({cli::Printable(pool.name()), pool.pool_id()});
+    if (IsCalled({pool.name(), pool.pool_id()}, options.pool_name())) {
+      kept.Add()->Swap(&pool);
+    }
+  }
+  if (kept.empty() && !names.empty()) {
+    return absl::NotFoundError(
+        absl::StrCat(cli::Printable(path), " has no pool \"",
+                     options.pool_name(), "\"; it has ", PoolNames(names)));
+  }
+  process->mutable_pools()->Swap(&kept);
+  return absl::OkStatus();
+}
+
 Answer AnswerShow(const Options& options) {
   absl::StatusOr<Report> saved = ReadReport(options.file());
   if (!saved.ok()) return CannotRead(saved.status());
+  if (saved->has_live() || saved->has_core()) {
+    const absl::Status chosen = ChoosePools(
+        options, options.file(),
+        saved->has_live() ? saved->mutable_live()
+                          : saved->mutable_core()->mutable_process());
+    if (!chosen.ok()) return CannotRead(chosen);
+  } else if (!options.pool_name().empty()) {
+    return WrongUsage(absl::InvalidArgumentError(
+        absl::StrCat(cli::Printable(options.file()),
+                     " is no report of live or core: leave out --pool")));
+  }
   const bool has_table = saved->has_live() || saved->has_core() ||
                          saved->has_ps() || saved->has_diff();
   if (!has_table && (!options.columns().empty() || options.limit() != 0)) {
@@ -303,25 +335,31 @@ Answer AnswerShow(const Options& options) {
   return answer;
 }
 
-// The process of a file that was saved.
-absl::StatusOr<ProcessSnapshot> SavedProcess(const std::string& path) {
+// The process of a file that was saved, with the pools that --pool means.
+absl::StatusOr<ProcessSnapshot> SavedProcess(const Options& options,
+                                             const std::string& path) {
   absl::StatusOr<Report> saved = ReadReport(path);
   if (!saved.ok()) return saved.status();
-  if (saved->has_live()) return std::move(*saved->mutable_live());
-  if (saved->has_core()) {
-    return std::move(*saved->mutable_core()->mutable_process());
+  if (!saved->has_live() && !saved->has_core()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(cli::Printable(path),
+                     " is no report of live or core, which are what diff "
+                     "compares"));
   }
-  return absl::InvalidArgumentError(
-      absl::StrCat(cli::Printable(path),
-                   " is no report of live or core, which are what diff "
-                   "compares"));
+  ProcessSnapshot process =
+      std::move(saved->has_live() ? *saved->mutable_live()
+                                  : *saved->mutable_core()->mutable_process());
+  absl::Status chosen = ChoosePools(options, path, &process);
+  if (!chosen.ok()) return chosen;
+  return process;
 }
 
 Answer AnswerDiff(const Options& options) {
-  const absl::StatusOr<ProcessSnapshot> before = SavedProcess(options.file());
+  const absl::StatusOr<ProcessSnapshot> before =
+      SavedProcess(options, options.file());
   if (!before.ok()) return CannotRead(before.status());
   const absl::StatusOr<ProcessSnapshot> after =
-      SavedProcess(options.other_file());
+      SavedProcess(options, options.other_file());
   if (!after.ok()) return CannotRead(after.status());
   Answer answer;
   DiffReport& report = *answer.report.mutable_diff();

@@ -42,10 +42,50 @@ std::string TakePid(const std::string& word, Options* options) {
   return "";
 }
 
+// PID_MAX_LIMIT of Linux.
+constexpr int32_t kMostPid = 4 << 20;
+
+// What a pool needs to be told of, for `locate` without a process.
+bool DescribesPool(const Words& words, const Options& options) {
+  return !options.config().empty() || words.pool.count("instances") != 0 ||
+         words.pool.count("max_memory_bytes") != 0;
+}
+
+// Empty: the options and what is to be located go together.
+std::string CheckOnPaper(const Words& words, const Options& options) {
+  if (!DescribesPool(words, options)) {
+    for (const PoolFlag& flag : PoolFlags()) {
+      if (words.pool.count(flag.field) == 0) continue;
+      return absl::StrCat(
+          flag.shown,
+          ": it belongs to a pool that --config=FILE or --instances, "
+          "--memory-bytes and --guard-bytes describe: give them in place of a "
+          "process, or leave out ",
+          flag.shown, ", since a process tells where its pools are");
+    }
+  }
+  // No pool lies so low.
+  int32_t pid = 0;
+  if (!words.targets.empty() && absl::SimpleAtoi(words.targets.front(), &pid) &&
+      pid > 0 && pid <= kMostPid) {
+    return absl::StrCat(
+        "\"", words.targets.front(),
+        "\" is the number of a process, and a pool is described besides: leave "
+        "out one of them (0x",
+        words.targets.front(), " would be an address)");
+  }
+  return "";
+}
+
 std::string TakeTargets(const Words& words, Options* options) {
   std::vector<std::string> targets = words.targets;
   const bool on_paper = options->command() == Options::LOCATE &&
                         (!options->config().empty() || !words.pool.empty());
+  if (on_paper) {
+    if (std::string wrong = CheckOnPaper(words, *options); !wrong.empty()) {
+      return wrong;
+    }
+  }
   std::string pid = words.pid;
   if (options->command() == Options::LOCATE && !on_paper) {
     if (targets.empty()) {
@@ -153,6 +193,11 @@ std::string CheckUse(const Options& options) {
   if (picture && !options.sort().empty() && options.format() == TEXT) {
     return "--sort: a picture has the order of pages: give another --format, "
            "or leave out --sort";
+  }
+  if (options.command() == Options::DIFF && options.file() == "-" &&
+      options.other_file() == "-") {
+    return "BEFORE and AFTER are both standard input: name a file for one of "
+           "them";
   }
   if (options.svg().empty() && options.html().empty()) return "";
   if (options.svg() == options.html()) {

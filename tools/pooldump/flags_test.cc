@@ -101,11 +101,13 @@ TEST(Flags, AreTheOptionsMessage) {
                                                              interval_ms: 1000
                                                              pool {})pb")));
   EXPECT_TRUE(MessageDifferencer::Equals(
-      Parsed({"locate", "--config=f", "1234"}), Expect(R"pb(command: LOCATE
-                                                            config: "f"
-                                                            addresses: "1234"
-                                                            interval_ms: 1000
-                                                            pool {})pb")));
+      Parsed({"locate", "--config=f", "0x1234", "7f0000001234"}),
+      Expect(R"pb(command: LOCATE
+                  config: "f"
+                  addresses: "0x1234"
+                  addresses: "7f0000001234"
+                  interval_ms: 1000
+                  pool {})pb")));
   EXPECT_TRUE(MessageDifferencer::Equals(
       Parsed({"map", "1", "7", "--svg=a", "--html=b", "--width=80"}),
       Expect(R"pb(command: MAP
@@ -130,9 +132,22 @@ TEST(Flags, SayWhatIsWrongInOneLine) {
   EXPECT_THAT(ErrorOf({"ps", "--interval=-1"}),
               HasSubstr("from 0.1 to 3600, nor 0"));
   EXPECT_THAT(ErrorOf({"diff", "a"}), HasSubstr("AFTER is required"));
+  EXPECT_EQ(ErrorOf({"diff", "-", "-"}),
+            "BEFORE and AFTER are both standard input: name a file for one of "
+            "them");
   EXPECT_THAT(ErrorOf({"live", "1", "--interval=nan"}),
               HasSubstr("from 0.1 to 3600"));
   EXPECT_THAT(ErrorOf({"locate"}), HasSubstr("neither a process nor --config"));
+  EXPECT_EQ(ErrorOf({"locate", "1234", "0x7f00", "--base=0x7000"}),
+            "--base: it belongs to a pool that --config=FILE or --instances, "
+            "--memory-bytes and --guard-bytes describe: give them in place of "
+            "a process, or leave out --base, since a process tells where its "
+            "pools are");
+  EXPECT_THAT(ErrorOf({"locate", "1234", "--size-bytes=64KiB"}),
+              HasSubstr("--size-bytes: it belongs to a pool"));
+  EXPECT_EQ(ErrorOf({"locate", "1234", "0x7f00", "--config=f"}),
+            "\"1234\" is the number of a process, and a pool is described "
+            "besides: leave out one of them (0x1234 would be an address)");
   EXPECT_THAT(ErrorOf({"map", "1", "7", "--width=3"}), HasSubstr("--width"));
   EXPECT_THAT(ErrorOf({"live", "1", "--formt=json"}),
               HasSubstr("there is no option --formt; did you mean --format?"));
