@@ -584,6 +584,18 @@ void AddCommonOptions(CLI::App* command, CommonOptions* options,
 
 std::optional<Ending> Parse(CLI::App& app,
                             const std::vector<std::string>& words) {
+  // Of "--option=", as a script with an empty variable has it, CLI11 would take
+  // the next word for the value.
+  for (const std::string& word : words) {
+    if (word == "--") break;
+    if (!absl::StartsWith(word, "--") || word.find('=') != word.size() - 1) {
+      continue;
+    }
+    return Ending{.exit_code = kExitUsage,
+                  .error = absl::StrCat(
+                      Printable(word), " has no value: give it one, or leave ",
+                      Printable(word.substr(0, word.size() - 1)), " out")};
+  }
   try {
     // CLI11 takes them from the back.
     app.parse(std::vector<std::string>(words.rbegin(), words.rend()));

@@ -75,6 +75,13 @@ TEST(CommandLineTest, WhatIsMissingOrWrongIsOneLine) {
             "FILE is required; cook boil --help tells more");
   EXPECT_EQ(Example().Error({"boil", "egg", "--format=xml"}),
             "--format: xml not in {text,json}; cook boil --help tells more");
+  // The next word is not its value.
+  EXPECT_EQ(Example().Error({"boil", "--format=", "egg"}),
+            "--format= has no value: give it one, or leave --format out");
+  EXPECT_EQ(Example().Error({"boil", "--format=", "--bytes", "egg"}),
+            "--format= has no value: give it one, or leave --format out");
+  EXPECT_THAT(Example().Error({"boil", "egg", "--", "--format="}),
+              Not(HasSubstr("has no value")));
   EXPECT_THAT(Example().Error({"boil", "egg", "spoon\nfork"}),
               HasSubstr("spoon fork"));
   EXPECT_THAT(Example().Error({"boil", "egg", "\033[31m"}), HasSubstr("?[31m"));
