@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -94,24 +95,29 @@ class WabtInterpreter : public Interpreter {
 
   absl::StatusOr<uint64_t> Call(
       std::string_view name, const std::vector<uint64_t>& arguments) override {
-    const std::vector<interp::ExportType>& exports = module_->export_types();
-    for (size_t i = 0; i < exports.size(); ++i) {
-      if (exports[i].name != name) continue;
-      const interp::Func::Ptr function =
-          store_.UnsafeGet<interp::Func>(instance_->exports()[i]);
-      const interp::FuncType& type = function->type();
-      interp::Values parameters;
-      for (size_t p = 0; p < arguments.size() && p < type.params.size(); ++p) {
-        parameters.push_back(FromBits(arguments[p], type.params[p]));
-      }
-      interp::Values results;
-      interp::Trap::Ptr trap;
-      if (wabt::Failed(function->Call(store_, parameters, results, &trap))) {
-        return absl::AbortedError(trap->message());
-      }
-      return results.empty() ? 0 : ToBits(results[0], type.results[0]);
+    const std::optional<interp::Ref> function = Export(name);
+    if (!function || !store_.Is<interp::Func>(*function)) {
+      return absl::NotFoundError(
+          absl::StrCat("no function ", std::string(name)));
     }
-    return absl::NotFoundError(absl::StrCat("no export ", std::string(name)));
+    return Call(store_.UnsafeGet<interp::Func>(*function), arguments);
+  }
+
+  absl::StatusOr<uint64_t> CallInTable(
+      std::string_view table, uint32_t element,
+      const std::vector<uint64_t>& arguments) override {
+    const std::optional<interp::Ref> found = Export(table);
+    if (!found || !store_.Is<interp::Table>(*found)) {
+      return absl::NotFoundError(absl::StrCat("no table ", std::string(table)));
+    }
+    interp::Ref function;
+    if (wabt::Failed(
+            store_.UnsafeGet<interp::Table>(*found)->Get(element, &function)) ||
+        !store_.Is<interp::DefinedFunc>(function)) {
+      return absl::NotFoundError(absl::StrCat(
+          "no function in element ", element, " of ", std::string(table)));
+    }
+    return Call(store_.UnsafeGet<interp::Func>(function), arguments);
   }
 
   uint8_t* memory(size_t i) override { return Memory(i)->UnsafeData(); }
@@ -119,6 +125,33 @@ class WabtInterpreter : public Interpreter {
   size_t memories() override { return instance_->memories().size(); }
 
  private:
+  std::optional<interp::Ref> Export(std::string_view name) {
+    const std::vector<interp::ExportType>& exports = module_->export_types();
+    for (size_t i = 0; i < exports.size(); ++i) {
+      if (exports[i].name == name) return instance_->exports()[i];
+    }
+    return std::nullopt;
+  }
+
+  absl::StatusOr<uint64_t> Call(const interp::Func::Ptr& function,
+                                const std::vector<uint64_t>& arguments) {
+    const interp::FuncType& type = function->type();
+    if (arguments.size() != type.params.size()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          arguments.size(), " arguments for ", type.params.size()));
+    }
+    interp::Values parameters;
+    for (size_t p = 0; p < arguments.size(); ++p) {
+      parameters.push_back(FromBits(arguments[p], type.params[p]));
+    }
+    interp::Values results;
+    interp::Trap::Ptr trap;
+    if (wabt::Failed(function->Call(store_, parameters, results, &trap))) {
+      return absl::AbortedError(trap->message());
+    }
+    return results.empty() ? 0 : ToBits(results[0], type.results[0]);
+  }
+
   interp::Memory::Ptr Memory(size_t i) {
     return store_.UnsafeGet<interp::Memory>(instance_->memories()[i]);
   }
@@ -131,7 +164,7 @@ class WabtInterpreter : public Interpreter {
         const auto& type = *wabt::cast<interp::FuncType>(import.type.get());
         return interp::HostFunc::New(
                    store_, type,
-                   [type, observer, module = import.module,
+                   [this, type, observer, module = import.module,
                     field = import.name](
                        interp::Thread&, const interp::Values& parameters,
                        interp::Values& results, interp::Trap::Ptr*) {
@@ -139,9 +172,12 @@ class WabtInterpreter : public Interpreter {
                      for (size_t i = 0; i < parameters.size(); ++i) {
                        bits.push_back(ToBits(parameters[i], type.params[i]));
                      }
-                     observer->OnCall(module, field, bits);
+                     const bool ready = instance_ && memories() > 0;
+                     const uint64_t result = observer->OnCall(
+                         module, field, bits, ready ? memory(0) : nullptr,
+                         ready ? memory_bytes(0) : 0);
                      for (size_t i = 0; i < results.size(); ++i) {
-                       results[i] = FromBits(0, type.results[i]);
+                       results[i] = FromBits(result, type.results[i]);
                      }
                      return wabt::Result::Ok;
                    })

@@ -16,12 +16,15 @@
 
 namespace firsttouch::npm {
 
-// Called for each call of an imported function; all give 0.
+// Called for each call of an imported function.
 class ImportObserver {
  public:
   virtual ~ImportObserver() = default;
-  virtual void OnCall(const std::string& module, const std::string& field,
-                      const std::vector<uint64_t>& arguments) = 0;
+  // `memory`: the first one; null during the instantiation. Returns the
+  // function's result.
+  virtual uint64_t OnCall(const std::string& module, const std::string& field,
+                          const std::vector<uint64_t>& arguments,
+                          uint8_t* memory, size_t memory_bytes) = 0;
 };
 
 class Interpreter {
@@ -30,6 +33,10 @@ class Interpreter {
   // Calls an export. Its result, 0 if it has none.
   virtual absl::StatusOr<uint64_t> Call(
       std::string_view name, const std::vector<uint64_t>& arguments) = 0;
+  // The same with the function in an element of an exported table.
+  virtual absl::StatusOr<uint64_t> CallInTable(
+      std::string_view table, uint32_t element,
+      const std::vector<uint64_t>& arguments) = 0;
   // A memory, imported ones first. Valid until the next call.
   virtual uint8_t* memory(size_t i) = 0;
   virtual size_t memory_bytes(size_t i) = 0;

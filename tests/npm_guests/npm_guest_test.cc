@@ -14,6 +14,7 @@
 #include <optional>
 #include <ostream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -25,6 +26,7 @@
 #include "firsttouch/integrations/wasm2c/module_binary.h"
 #include "firsttouch/integrations/wasm2c/source_test.h"
 #include "firsttouch/integrations/wasm2c/test_sources.h"
+#include "firsttouch/integrations/wasm2c/wasi.h"
 #include "gtest/gtest.h"
 #include "tests/npm_guests/interpreter.h"
 
@@ -66,14 +68,38 @@ std::string ModulePath() {
   return arguments.size() > 1 ? arguments[1] : "";
 }
 
+// The host of the interpreter.
 class Observer : public ImportObserver {
  public:
-  void OnCall(const std::string& module, const std::string& field,
-              const std::vector<uint64_t>& arguments) override {
+  explicit Observer(const Plan& plan) : plan_(plan) {}
+
+  uint64_t OnCall(const std::string& module, const std::string& field,
+                  const std::vector<uint64_t>& arguments, uint8_t* memory,
+                  size_t memory_bytes) override {
+    const auto wasi = plan_.wasi.find(field);
+    if (module == kWasiModule && wasi != plan_.wasi.end()) {
+      const wasm_rt_memory_t view = {
+          .data = memory,
+          .pages = static_cast<uint32_t>(memory_bytes / wasm2c::kWasmPageBytes),
+          .size = static_cast<uint32_t>(memory_bytes)};
+      wasi_.Attach(&view);
+      const uint64_t result = wasi->second(&wasi_, arguments.data());
+      wasi_.Attach(nullptr);
+      return result;
+    }
     trace.push_back(Called(
         wasm2c::MangleName(module) + wasm2c::MangleName(field), arguments));
+    const auto returned = plan_.returned.find(absl::StrCat(module, ".", field));
+    return returned == plan_.returned.end() ? 0 : returned->second;
   }
+
   Trace trace;
+
+ private:
+  static constexpr std::string_view kWasiModule = "wasi_snapshot_preview1";
+
+  const Plan& plan_;
+  wasm2c::Wasi wasi_{WhatWasiSays()};
 };
 
 // What the plan does in wabt's interpreter: at its instantiation, before the
@@ -85,7 +111,7 @@ struct Expected {
 absl::StatusOr<Expected> InInterpreter(const Plan& plan) {
   std::ifstream in(ModulePath(), std::ios::binary);
   const std::string module{std::istreambuf_iterator<char>(in), {}};
-  Observer observer;
+  Observer observer(plan);
   absl::StatusOr<std::unique_ptr<Interpreter>> interpreter =
       Interpret(module, plan.globals, &observer);
   if (!interpreter.ok()) return interpreter.status();
@@ -110,8 +136,14 @@ absl::StatusOr<Expected> InInterpreter(const Plan& plan) {
       for (const Value& value : step.in) {
         arguments.push_back(Resolve(value, results));
       }
-      const absl::StatusOr<uint64_t> result =
-          (*interpreter)->Call(step.name, arguments);
+      absl::StatusOr<uint64_t> result;
+      if (step.in_table) {
+        const auto element = static_cast<uint32_t>(arguments[0]);
+        arguments.erase(arguments.begin());
+        result = (*interpreter)->CallInTable(step.name, element, arguments);
+      } else {
+        result = (*interpreter)->Call(step.name, arguments);
+      }
       if (!result.ok()) {
         return absl::Status(
             result.status().code(),
