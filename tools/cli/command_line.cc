@@ -635,7 +635,8 @@ int End(const std::string& program, const Ending& ending) {
     exit_code = kExitCannotPrint;
   }
   if (!error.empty()) {
-    std::fprintf(stderr, "%s: %s\n", program.c_str(), error.c_str());
+    // The names of files in it may be anybody's.
+    std::fprintf(stderr, "%s: %s\n", program.c_str(), Printable(error).c_str());
   }
   return exit_code;
 }
