@@ -399,8 +399,7 @@ std::string WatchView::Position(size_t rows, size_t first_column,
       shown_.size() < found_ ? absl::StrCat(" (--limit; ", found_, " in all)")
                              : std::string(),
       ", by ",
-      now_.pools_size() > 1 && columns_[sort_].name == "slot" ? "pool and "
-                                                              : "",
+      now_.pools_size() > 1 && columns_[sort_].name == "slot" ? "pool/" : "",
       columns_[sort_].name, ", the ", rises ? "smallest" : "largest", " first",
       first_column > frozen_ || end_column < columns_.size()
           ? absl::StrCat("; columns ", first_column + 1, "-", end_column,

@@ -233,7 +233,7 @@ TEST(WatchView, PoolsStayTogetherWhereSlotsHaveTheOrder) {
   };
   // As the process has them, above the table, too.
   EXPECT_THAT(rows(), testing::ElementsAre("b0", "b1", "a0", "a1"));
-  EXPECT_THAT(Text(view), HasSubstr("by pool and slot, the smallest first"));
+  EXPECT_THAT(Text(view), HasSubstr("by pool/slot, the smallest first"));
   EXPECT_TRUE(view.Press('r'));
   EXPECT_THAT(rows(), testing::ElementsAre("b1", "b0", "a1", "a0"));
   // Who holds most is asked of all pools together.
