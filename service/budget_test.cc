@@ -206,7 +206,7 @@ TEST_P(BudgetTest, TheSlotsReleasedLongestAgoGiveTheirPagesBack) {
   Make(kBudget);
   if (service_ == nullptr) return;
   for (int i = 0; i < 3; ++i) UseAll();
-  // The janitor may have been here, or not yet.
+  // Background reclaim may have been here, or not yet.
   ASSERT_TRUE(service_->Trim().ok());
   EXPECT_LE(service_->Stats().idle_private_bytes, kBudget);
   EXPECT_LE(InSmaps(), kBudget);
@@ -245,7 +245,7 @@ TEST_P(BudgetTest, TrimEndsWhenThePoolsOwnThreadHasGivenItsPagesBack) {
 }
 
 // Nobody calls Trim(): the test ends when the pool's own thread has been here.
-TEST_P(BudgetTest, TheJanitorKeepsTheBudgetByItself) {
+TEST_P(BudgetTest, BackgroundReclaimKeepsTheBudgetByItself) {
   constexpr uint64_t kBudget = 50 * kPageBytes;
   slots_ = 64;
   Make(kBudget);
@@ -265,7 +265,7 @@ TEST_P(BudgetTest, TheJanitorKeepsTheBudgetByItself) {
 
 // As above, where holders do the same every time: no slot keeps more than it
 // did before, so that nothing but their releases says that it is too much.
-TEST_P(BudgetTest, TheJanitorKeepsTheBudgetWhereNothingGrows) {
+TEST_P(BudgetTest, BackgroundReclaimKeepsTheBudgetWhereNothingGrows) {
   // Enough for either of two slots.
   const bool copied =
       !GetParam().mapped() && GetParam().backing == Backing::kCopied;

@@ -190,7 +190,7 @@ absl::StatusOr<uint64_t> ServicePool::TrimTo(uint64_t budget, bool* more) {
   uint64_t returning = 0;
   for (uint32_t i = 0; i < layout_.slots(); ++i) {
     SlotState& slot = slots_[i];
-    // In one order with Janitor::Wake.
+    // In one order with BackgroundReclaim::Wake.
     const SlotLifecycle lifecycle =
         slot.lifecycle.Load(std::memory_order_seq_cst);
     const uint64_t pages = slot.idle_pages.load(std::memory_order_relaxed);
@@ -262,9 +262,9 @@ void ServicePool::WakeIfOverBudget() {
   const int64_t kept = kept_by_slots_.load(std::memory_order_relaxed);
   if (kept > 0 && static_cast<uint64_t>(kept) * kPageBytes >
                       *options_.resident_budget_bytes) {
-    // The janitor finds the slot in kReturning, or later.
+    // Background reclaim finds the slot in kReturning, or later.
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    janitor_->Wake();
+    background_reclaim_->Wake();
   }
 }
 

@@ -166,16 +166,16 @@ absl::Status ServicePool::Start(SupplyOpener open_supply) {
   }
   if (absl::Status status = supply_->Start(); !status.ok()) return status;
   if (options_.resident_budget_bytes.value_or(0) > 0) {
-    absl::StatusOr<std::unique_ptr<Janitor>> janitor =
-        Janitor::Start(options_.name, [this] {
+    absl::StatusOr<std::unique_ptr<BackgroundReclaim>> reclaim =
+        BackgroundReclaim::Start(options_.name, [this] {
           const uint64_t budget = *options_.resident_budget_bytes;
           bool more = false;
           TrimTo(budget, &more).IgnoreError();
           return more;
         });
-    if (!janitor.ok()) return janitor.status();
-    janitor_ = *std::move(janitor);
-    steady_.has_janitor = true;
+    if (!reclaim.ok()) return reclaim.status();
+    background_reclaim_ = *std::move(reclaim);
+    steady_.has_background_reclaim = true;
   }
   Publish();
   LivePools::Add(this);
@@ -188,7 +188,7 @@ ServicePool::~ServicePool() {
     // A forked child: the mappings are not there, and neither are the threads.
     // Whatever these objects hold is left; what a supply has of it, the supply
     // leaves.
-    static_cast<void>(janitor_.release());
+    static_cast<void>(background_reclaim_.release());
     static_cast<void>(slots_.release());
     static_cast<void>(control_.release());
     if (registered_) UnregisterPool(&fault_core_.entry);
@@ -196,7 +196,7 @@ ServicePool::~ServicePool() {
   }
   // First nobody places pages any more (no guest code runs either), then the
   // memory goes, and only then what guards it.
-  janitor_.reset();
+  background_reclaim_.reset();
   if (supply_ != nullptr) supply_->Stop();
   if (registered_) UnregisterPool(&fault_core_.entry);
   reservation_.reset();

@@ -43,8 +43,8 @@
 #include "firsttouch/pool/layout.h"
 #include "firsttouch/pool/reservation.h"
 #include "firsttouch/pool/slot_allocator.h"
+#include "firsttouch/service/background_reclaim.h"
 #include "firsttouch/service/fault_core.h"
-#include "firsttouch/service/janitor.h"
 #include "firsttouch/service/memory.h"
 #include "firsttouch/service/memory_supply.h"
 #include "firsttouch/service/options.h"
@@ -189,9 +189,10 @@ class ServicePool {
   void NoteIdle(SlotState& slot);
   // Forgets it: the slot is quarantined, or has given it back. Returns it.
   uint64_t ForgetIdle(SlotState& slot);
-  // By a release: has the janitor look at the budget if it may be passed.
+  // By a release: has background reclaim look at the budget if it may be
+  // passed.
   void MindBudget() {
-    if (steady_.has_janitor) WakeIfOverBudget();
+    if (steady_.has_background_reclaim) WakeIfOverBudget();
   }
   void WakeIfOverBudget();
   // Gives back what the slot, which is being restored, would keep.
@@ -251,7 +252,7 @@ class ServicePool {
     std::atomic<bool> orphaned{false};
     // Whether a released slot is kept for its thread, out of the allocator.
     bool parks = false;
-    bool has_janitor = false;
+    bool has_background_reclaim = false;
   };
   static_assert(sizeof(Steady) == 64);
 
@@ -273,7 +274,7 @@ class ServicePool {
   // Slots with cold pages too few to be worth a call, by their number + 1; 0:
   // no slot. Not all of them: for the others the end of their next span does.
   std::array<std::atomic<uint32_t>, 16> put_off_{};
-  std::unique_ptr<Janitor> janitor_;
+  std::unique_ptr<BackgroundReclaim> background_reclaim_;
   bool registered_ = false;
   bool handler_installed_ = false;
 

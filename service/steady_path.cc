@@ -152,7 +152,7 @@ absl::Status ServicePool::Release(SlotState& slot) {
   if (!InOwnerProcess()) [[unlikely]] {
     return CheckProcess();
   }
-  if (steady_.has_janitor) {
+  if (steady_.has_background_reclaim) {
     slot.released_ns.store(MonotonicNanos(), std::memory_order_relaxed);
   }
   slot.restorer.store(ThisThread(), std::memory_order_relaxed);

@@ -1,7 +1,7 @@
-// A thread that tidies up when it is told to.
+// The thread that reclaims memory in the background, when it is woken.
 
-#ifndef FIRSTTOUCH_SERVICE_JANITOR_H_
-#define FIRSTTOUCH_SERVICE_JANITOR_H_
+#ifndef FIRSTTOUCH_SERVICE_BACKGROUND_RECLAIM_H_
+#define FIRSTTOUCH_SERVICE_BACKGROUND_RECLAIM_H_
 
 #include <atomic>
 #include <functional>
@@ -17,7 +17,7 @@
 
 namespace firsttouch {
 
-class Janitor {
+class BackgroundReclaim {
  public:
   static constexpr absl::Duration kRest = absl::Milliseconds(20);
 
@@ -27,15 +27,15 @@ class Janitor {
   // those who wake it often seldom pay for it. Named "ft-trim:" and `name`, cut
   // to what the kernel takes; all signals blocked. Errors: ResourceExhausted
   // where no thread can be had.
-  static absl::StatusOr<std::unique_ptr<Janitor>> Start(
+  static absl::StatusOr<std::unique_ptr<BackgroundReclaim>> Start(
       const std::string& name, std::function<bool()> work,
       absl::Duration rest = kRest);
 
   // Waits until `work`, if it runs, has returned, and ends the thread.
-  ~Janitor();
+  ~BackgroundReclaim();
 
-  Janitor(const Janitor&) = delete;
-  Janitor& operator=(const Janitor&) = delete;
+  BackgroundReclaim(const BackgroundReclaim&) = delete;
+  BackgroundReclaim& operator=(const BackgroundReclaim&) = delete;
 
   // Any thread; not in a signal handler. One load where a round is to come
   // anyway. That round sees what the caller did before, as far as both use
@@ -43,7 +43,7 @@ class Janitor {
   void Wake();
 
  private:
-  Janitor(std::function<bool()> work, absl::Duration rest)
+  BackgroundReclaim(std::function<bool()> work, absl::Duration rest)
       : work_(std::move(work)), rest_(rest) {}
 
   void Run();
@@ -61,4 +61,4 @@ class Janitor {
 
 }  // namespace firsttouch
 
-#endif  // FIRSTTOUCH_SERVICE_JANITOR_H_
+#endif  // FIRSTTOUCH_SERVICE_BACKGROUND_RECLAIM_H_

@@ -1,4 +1,4 @@
-#include "firsttouch/service/janitor.h"
+#include "firsttouch/service/background_reclaim.h"
 
 #include <atomic>
 #include <functional>
@@ -17,21 +17,22 @@
 
 namespace firsttouch {
 
-absl::StatusOr<std::unique_ptr<Janitor>> Janitor::Start(
+absl::StatusOr<std::unique_ptr<BackgroundReclaim>> BackgroundReclaim::Start(
     const std::string& name, std::function<bool()> work, absl::Duration rest) {
-  std::unique_ptr<Janitor> janitor(new Janitor(std::move(work), rest));
+  std::unique_ptr<BackgroundReclaim> reclaim(
+      new BackgroundReclaim(std::move(work), rest));
   absl::StatusOr<std::thread> thread = StartQuietThread(
-      absl::StrCat("ft-trim:", name), [raw = janitor.get()] { raw->Run(); });
+      absl::StrCat("ft-trim:", name), [raw = reclaim.get()] { raw->Run(); });
   if (!thread.ok()) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "no thread to keep resident_budget_bytes of pool \"", name, "\": ",
         thread.status().message(), "; raise the limit of threads (ulimit -u)"));
   }
-  janitor->thread_ = *std::move(thread);
-  return janitor;
+  reclaim->thread_ = *std::move(thread);
+  return reclaim;
 }
 
-Janitor::~Janitor() {
+BackgroundReclaim::~BackgroundReclaim() {
   if (!thread_.joinable()) return;
   {
     MutexLock lock(&mutex_);
@@ -41,7 +42,7 @@ Janitor::~Janitor() {
   thread_.join();
 }
 
-void Janitor::Wake() {
+void BackgroundReclaim::Wake() {
   if (awake_.load(std::memory_order_seq_cst)) return;
   if (awake_.exchange(true, std::memory_order_seq_cst)) return;
   MutexLock lock(&mutex_);
@@ -49,7 +50,7 @@ void Janitor::Wake() {
   changed_.Signal();
 }
 
-void Janitor::Run() {
+void BackgroundReclaim::Run() {
   bool again = false;
   while (true) {
     {

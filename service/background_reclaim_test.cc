@@ -1,4 +1,4 @@
-#include "firsttouch/service/janitor.h"
+#include "firsttouch/service/background_reclaim.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -22,12 +22,13 @@ namespace {
 // Work that waits for a word of the test.
 class Work {
  public:
-  std::unique_ptr<Janitor> Start() {
-    absl::StatusOr<std::unique_ptr<Janitor>> janitor = Janitor::Start(
-        "a pool with a long name", [this] { return Do(); },
-        absl::ZeroDuration());
-    EXPECT_TRUE(janitor.ok()) << janitor.status();
-    return janitor.ok() ? *std::move(janitor) : nullptr;
+  std::unique_ptr<BackgroundReclaim> Start() {
+    absl::StatusOr<std::unique_ptr<BackgroundReclaim>> reclaim =
+        BackgroundReclaim::Start(
+            "a pool with a long name", [this] { return Do(); },
+            absl::ZeroDuration());
+    EXPECT_TRUE(reclaim.ok()) << reclaim.status();
+    return reclaim.ok() ? *std::move(reclaim) : nullptr;
   }
 
   void WaitUntilBegun(int times) {
@@ -90,71 +91,72 @@ class Work {
   bool blocks_signals_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
-TEST(JanitorTest, EndsWithoutEverHavingWorked) {
+TEST(BackgroundReclaimTest, EndsWithoutEverHavingWorked) {
   Work work;
-  std::unique_ptr<Janitor> janitor = work.Start();
-  janitor.reset();
+  std::unique_ptr<BackgroundReclaim> reclaim = work.Start();
+  reclaim.reset();
   EXPECT_EQ(work.done(), 0);
 }
 
-TEST(JanitorTest, WorksOnceForAllThatCameWhileItWorked) {
+TEST(BackgroundReclaimTest, WorksOnceForAllThatCameWhileItWorked) {
   Work work;
-  std::unique_ptr<Janitor> janitor = work.Start();
-  janitor->Wake();
+  std::unique_ptr<BackgroundReclaim> reclaim = work.Start();
+  reclaim->Wake();
   work.WaitUntilBegun(1);
-  for (int i = 0; i < 5; ++i) janitor->Wake();
+  for (int i = 0; i < 5; ++i) reclaim->Wake();
   work.Allow(10);
   // One that came during the first round is never lost, and five are one.
   work.WaitUntilDone(2);
-  janitor.reset();
+  reclaim.reset();
   EXPECT_EQ(work.done(), 2);
 }
 
-TEST(JanitorTest, ItsEndWaitsForTheWorkAndBeginsNoOther) {
+TEST(BackgroundReclaimTest, ItsEndWaitsForTheWorkAndBeginsNoOther) {
   Work work;
-  std::unique_ptr<Janitor> janitor = work.Start();
-  janitor->Wake();
+  std::unique_ptr<BackgroundReclaim> reclaim = work.Start();
+  reclaim->Wake();
   work.WaitUntilBegun(1);
   std::thread allow([&] { work.Allow(10); });
-  janitor.reset();
+  reclaim.reset();
   EXPECT_EQ(work.done(), 1);
   allow.join();
 }
 
-TEST(JanitorTest, GoesOnAsLongAsThereIsMore) {
+TEST(BackgroundReclaimTest, GoesOnAsLongAsThereIsMore) {
   Work work;
   work.Want(4);
   work.Allow(10);
-  std::unique_ptr<Janitor> janitor = work.Start();
-  janitor->Wake();
+  std::unique_ptr<BackgroundReclaim> reclaim = work.Start();
+  reclaim->Wake();
   work.WaitUntilDone(4);
-  janitor.reset();
+  reclaim.reset();
   EXPECT_EQ(work.done(), 4);
 }
 
-// A rest of an hour ends with the janitor.
-TEST(JanitorTest, RestsBetweenRoundsButNotAtItsEnd) {
+// A rest of an hour ends with the thread.
+TEST(BackgroundReclaimTest, RestsBetweenRoundsButNotAtItsEnd) {
   std::atomic<int> rounds{0};
-  absl::StatusOr<std::unique_ptr<Janitor>> janitor = Janitor::Start(
-      "rest",
-      [&] {
-        ++rounds;
-        return true;
-      },
-      absl::Hours(1));
-  ASSERT_TRUE(janitor.ok()) << janitor.status();
-  (*janitor)->Wake();
+  absl::StatusOr<std::unique_ptr<BackgroundReclaim>> reclaim =
+      BackgroundReclaim::Start(
+          "rest",
+          [&] {
+            ++rounds;
+            return true;
+          },
+          absl::Hours(1));
+  ASSERT_TRUE(reclaim.ok()) << reclaim.status();
+  (*reclaim)->Wake();
   while (rounds == 0) std::this_thread::yield();
-  (*janitor)->Wake();
-  janitor->reset();
+  (*reclaim)->Wake();
+  reclaim->reset();
   EXPECT_EQ(rounds, 1);
 }
 
-TEST(JanitorTest, HasANameAndBlocksTheHostsSignals) {
+TEST(BackgroundReclaimTest, HasANameAndBlocksTheHostsSignals) {
   Work work;
   work.Allow(1);
-  std::unique_ptr<Janitor> janitor = work.Start();
-  janitor->Wake();
+  std::unique_ptr<BackgroundReclaim> reclaim = work.Start();
+  reclaim->Wake();
   work.WaitUntilDone(1);
   EXPECT_EQ(work.name(), "ft-trim:a pool ");
   EXPECT_TRUE(work.blocks_signals());
@@ -164,15 +166,15 @@ TEST(JanitorTest, HasANameAndBlocksTheHostsSignals) {
   EXPECT_EQ(sigismember(&mask, SIGTERM), 0);
 }
 
-TEST(JanitorTest, NoWakeIsLost) {
+TEST(BackgroundReclaimTest, NoWakeIsLost) {
   Work work;
   work.Allow(1'000'000);
-  std::unique_ptr<Janitor> janitor = work.Start();
+  std::unique_ptr<BackgroundReclaim> reclaim = work.Start();
   for (int round = 1; round <= 200; ++round) {
     const int before = work.done();
     std::vector<std::thread> wakers;
     for (int i = 0; i < 2; ++i) {
-      wakers.emplace_back([&] { janitor->Wake(); });
+      wakers.emplace_back([&] { reclaim->Wake(); });
     }
     for (std::thread& waker : wakers) waker.join();
     work.WaitUntilDone(before + 1);
