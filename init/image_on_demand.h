@@ -13,7 +13,7 @@
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/image_fetch.h"
 #include "firsttouch/init/page_map.h"
-#include "firsttouch/uffd/anchor.h"
+#include "firsttouch/uffd/descriptor_pin.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/process_mark.h"
@@ -59,7 +59,7 @@ struct Image::OnDemand {
   std::optional<Uffd> uffd ABSL_GUARDED_BY(mutex);
   // A second reference to it where the view is read: without a userfaultfd a
   // page that is not there yet would read as zeroes.
-  DescriptorAnchor anchor ABSL_GUARDED_BY(mutex);
+  DescriptorPin pin ABSL_GUARDED_BY(mutex);
   bool complete ABSL_GUARDED_BY(mutex) = false;
 
   std::atomic<int> memfd{-1};

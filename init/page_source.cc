@@ -24,7 +24,7 @@
 #include "firsttouch/init/page_map.h"
 #include "firsttouch/init/source_requests.h"
 #include "firsttouch/uffd/abi.h"
-#include "firsttouch/uffd/anchor.h"
+#include "firsttouch/uffd/descriptor_pin.h"
 #include "firsttouch/uffd/fill.h"
 #include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/mutex.h"
@@ -345,18 +345,17 @@ class ImageSourcer {
     if (!sealed.ok()) {
       return ImageCallFailed(options.name, "fcntl(F_ADD_SEALS)", sealed.error);
     }
-    absl::StatusOr<DescriptorAnchor> anchor =
-        DescriptorAnchor::Make(uffd->fd());
-    if (!anchor.ok()) {
-      return absl::Status(anchor.status().code(),
-                          absl::StrCat("image '", options.name,
-                                       "': ", anchor.status().message()));
+    absl::StatusOr<DescriptorPin> pin = DescriptorPin::Make(uffd->fd());
+    if (!pin.ok()) {
+      return absl::Status(
+          pin.status().code(),
+          absl::StrCat("image '", options.name, "': ", pin.status().message()));
     }
     demand.fetch.uffd = uffd->fd();
     {
       MutexLock lock(&demand.mutex);
       demand.uffd = *std::move(uffd);
-      demand.anchor = *std::move(anchor);
+      demand.pin = *std::move(pin);
     }
     auto threads = std::make_shared<SourceThreads>(
         *image, std::move(source), source_options.granule_pages);

@@ -34,7 +34,7 @@
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/service_test_util.h"
 #include "firsttouch/service/signals.h"
-#include "firsttouch/uffd/anchor.h"
+#include "firsttouch/uffd/descriptor_pin.h"
 #include "firsttouch/uffd/fake_kernel.h"
 #include "firsttouch/uffd/units.h"
 #include "gmock/gmock.h"
@@ -428,12 +428,12 @@ TEST(ClosedDescriptorsDeathTest, NoPageIsZeroesAfterAllDescriptorsWereClosed) {
               {.name = "closed",
                .layout = {.instances = 1, .max_memory_bytes = 32 * kPageBytes},
                .supply = UserfaultfdOptions{.backing = Backing::kCopied}});
-          absl::StatusOr<DescriptorAnchor> anchor =
+          absl::StatusOr<DescriptorPin> pin =
               absl::UnavailableError("no userfaultfd");
           if (service.ok()) {
-            anchor = DescriptorAnchor::Make(Userfaultfds().back());
+            pin = DescriptorPin::Make(Userfaultfds().back());
           }
-          if (!anchor.ok() || !anchor->outlives_all_descriptors()) {
+          if (!pin.ok() || !pin->outlives_all_descriptors()) {
             fprintf(stderr, "firsttouch: failed with errno 9: not tried\n");
             raise(SIGBUS);
           }

@@ -92,9 +92,9 @@ absl::Status UffdSupply::OpenUffd() {
   if (!uffd.ok()) return uffd.status();
   uffd_.emplace(*std::move(uffd));
   serves_kernel_faults_ = !in_thread && uffd_->kernel_faults();
-  absl::StatusOr<DescriptorAnchor> anchor = DescriptorAnchor::Make(uffd_->fd());
-  if (!anchor.ok()) return anchor.status();
-  anchor_ = *std::move(anchor);
+  absl::StatusOr<DescriptorPin> pin = DescriptorPin::Make(uffd_->fd());
+  if (!pin.ok()) return pin.status();
+  pin_ = *std::move(pin);
   return ChooseBacking();
 }
 
@@ -151,10 +151,10 @@ void UffdSupply::OpenAsyncUffd() {
   absl::StatusOr<Uffd> uffd = Uffd::Open(pool_.kernel, wanted);
   // Not needed, and not there before 6.7.
   if (!uffd.ok()) return;
-  absl::StatusOr<DescriptorAnchor> anchor = DescriptorAnchor::Make(uffd->fd());
-  if (!anchor.ok()) return;
+  absl::StatusOr<DescriptorPin> pin = DescriptorPin::Make(uffd->fd());
+  if (!pin.ok()) return;
   async_uffd_.emplace(*std::move(uffd));
-  async_anchor_ = *std::move(anchor);
+  async_pin_ = *std::move(pin);
 }
 
 absl::Status UffdSupply::MapZeroSource() {

@@ -24,7 +24,7 @@
 #include "firsttouch/service/options.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/service/uffd_mapping.h"
-#include "firsttouch/uffd/anchor.h"
+#include "firsttouch/uffd/descriptor_pin.h"
 #include "firsttouch/uffd/pagemap.h"
 #include "firsttouch/uffd/uffd.h"
 
@@ -127,9 +127,9 @@ class UffdSupply final : public MemorySupply {
   std::optional<Uffd> uffd_;
   // For Tracking::kAsync.
   std::optional<Uffd> async_uffd_;
-  // Second references to the two; see uffd/anchor.h.
-  DescriptorAnchor anchor_;
-  DescriptorAnchor async_anchor_;
+  // Second references to the two; see uffd/descriptor_pin.h.
+  DescriptorPin pin_;
+  DescriptorPin async_pin_;
   std::optional<Pagemap> pagemap_;
   uintptr_t reservation_base_ = 0;
   uint64_t reservation_bytes_ = 0;

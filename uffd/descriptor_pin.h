@@ -1,8 +1,8 @@
 // A second reference to a userfaultfd that no close(2) of its descriptor can
 // take away.
 
-#ifndef FIRSTTOUCH_UFFD_ANCHOR_H_
-#define FIRSTTOUCH_UFFD_ANCHOR_H_
+#ifndef FIRSTTOUCH_UFFD_DESCRIPTOR_PIN_H_
+#define FIRSTTOUCH_UFFD_DESCRIPTOR_PIN_H_
 
 #include <cstdint>
 
@@ -14,7 +14,7 @@ namespace firsttouch {
 // As long as it lives, the file behind a descriptor is open. Why: when the last
 // reference to a userfaultfd goes, every missing page of its memory reads as
 // zero, silently. A stray close() of our descriptor would do that under a
-// running guest; with the anchor the registration stays, the next fault finds
+// running guest; with the pin the registration stays, the next fault finds
 // that its ioctl fails, and the process dies with a message instead of showing
 // wrong bytes.
 //
@@ -24,21 +24,21 @@ namespace firsttouch {
 // not to be had (CONFIG_AIO, a seccomp filter, fs.aio-max-nr) it lies unread in
 // a socket of our own, which closefrom(3) closes, too.
 //
-// Thread-compatible; several threads may make and end anchors at once. In a
-// child of fork(2) such a request is not there, and ending an anchor of the
+// Thread-compatible; several threads may make and end pins at once. In a
+// child of fork(2) such a request is not there, and ending a pin of the
 // parent's does nothing to the parent.
-class DescriptorAnchor {
+class DescriptorPin {
  public:
   // Of no descriptor.
-  DescriptorAnchor() = default;
+  DescriptorPin() = default;
   // `fd` is non-blocking, and its handshake done. Errors, where the socket is
   // needed: the errno of socketpair(2) or sendmsg(2), with what to raise where
   // the table of descriptors is full.
-  static absl::StatusOr<DescriptorAnchor> Make(int fd);
+  static absl::StatusOr<DescriptorPin> Make(int fd);
 
-  DescriptorAnchor(DescriptorAnchor&& other) noexcept;
-  DescriptorAnchor& operator=(DescriptorAnchor&& other) noexcept;
-  ~DescriptorAnchor() { reset(); }
+  DescriptorPin(DescriptorPin&& other) noexcept;
+  DescriptorPin& operator=(DescriptorPin&& other) noexcept;
+  ~DescriptorPin() { reset(); }
 
   // Lets go of the file.
   void reset();
@@ -56,4 +56,4 @@ class DescriptorAnchor {
 
 }  // namespace firsttouch
 
-#endif  // FIRSTTOUCH_UFFD_ANCHOR_H_
+#endif  // FIRSTTOUCH_UFFD_DESCRIPTOR_PIN_H_

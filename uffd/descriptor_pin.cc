@@ -1,4 +1,4 @@
-#include "firsttouch/uffd/anchor.h"
+#include "firsttouch/uffd/descriptor_pin.h"
 
 #include <errno.h>
 #include <linux/aio_abi.h>
@@ -58,7 +58,7 @@ absl::StatusOr<UniqueFd> KeepInSocket(int fd) {
 
 }  // namespace
 
-struct DescriptorAnchor::Request {
+struct DescriptorPin::Request {
   iocb block{};
   aio_context_t context = 0;
   ProcessMark made_by = ProcessMark::Here();
@@ -67,7 +67,7 @@ struct DescriptorAnchor::Request {
 // The process's requests for events that never come. They share contexts: to
 // end one of these takes the kernel tens of milliseconds, to cancel a request
 // takes it none.
-class DescriptorAnchor::Requests {
+class DescriptorPin::Requests {
  public:
   static Requests& Get() {
     static Requests* const requests = new Requests;
@@ -145,22 +145,21 @@ class DescriptorAnchor::Requests {
   uint64_t last_number_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
-absl::StatusOr<DescriptorAnchor> DescriptorAnchor::Make(int fd) {
-  DescriptorAnchor anchor;
-  anchor.request_ = Requests::Get().Submit(fd);
-  if (anchor.request_ != nullptr) return anchor;
+absl::StatusOr<DescriptorPin> DescriptorPin::Make(int fd) {
+  DescriptorPin pin;
+  pin.request_ = Requests::Get().Submit(fd);
+  if (pin.request_ != nullptr) return pin;
   absl::StatusOr<UniqueFd> socket = KeepInSocket(fd);
   if (!socket.ok()) return socket.status();
-  anchor.socket_ = *std::move(socket);
-  return anchor;
+  pin.socket_ = *std::move(socket);
+  return pin;
 }
 
-DescriptorAnchor::DescriptorAnchor(DescriptorAnchor&& other) noexcept
+DescriptorPin::DescriptorPin(DescriptorPin&& other) noexcept
     : socket_(std::move(other.socket_)),
       request_(std::exchange(other.request_, nullptr)) {}
 
-DescriptorAnchor& DescriptorAnchor::operator=(
-    DescriptorAnchor&& other) noexcept {
+DescriptorPin& DescriptorPin::operator=(DescriptorPin&& other) noexcept {
   if (this != &other) {
     reset();
     socket_ = std::move(other.socket_);
@@ -169,7 +168,7 @@ DescriptorAnchor& DescriptorAnchor::operator=(
   return *this;
 }
 
-void DescriptorAnchor::reset() {
+void DescriptorPin::reset() {
   socket_.reset();
   if (request_ != nullptr) {
     Requests::Get().Cancel(std::exchange(request_, nullptr));
