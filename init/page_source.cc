@@ -29,7 +29,7 @@
 #include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/process_mark.h"
-#include "firsttouch/uffd/quiet_thread.h"
+#include "firsttouch/uffd/signal_masked_thread.h"
 #include "firsttouch/uffd/uffd.h"
 
 namespace firsttouch {
@@ -135,7 +135,7 @@ class SourceThreads : public EarlyFetch {
         reinterpret_cast<std::atomic<int32_t>*>(first + 2 * requests_.granules);
     for (uint32_t i = 0; i < count; ++i) {
       absl::StatusOr<std::thread> thread =
-          StartQuietThread("ft-source", [this] { Run(); });
+          StartSignalMaskedThread("ft-source", [this] { Run(); });
       if (!thread.ok()) {
         return absl::ResourceExhaustedError(
             absl::StrCat("image '", image_.name(), "': thread ", i + 1,

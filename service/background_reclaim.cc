@@ -13,7 +13,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "firsttouch/uffd/mutex.h"
-#include "firsttouch/uffd/quiet_thread.h"
+#include "firsttouch/uffd/signal_masked_thread.h"
 
 namespace firsttouch {
 
@@ -21,7 +21,7 @@ absl::StatusOr<std::unique_ptr<BackgroundReclaim>> BackgroundReclaim::Start(
     const std::string& name, std::function<bool()> work, absl::Duration rest) {
   std::unique_ptr<BackgroundReclaim> reclaim(
       new BackgroundReclaim(std::move(work), rest));
-  absl::StatusOr<std::thread> thread = StartQuietThread(
+  absl::StatusOr<std::thread> thread = StartSignalMaskedThread(
       absl::StrCat("ft-trim:", name), [raw = reclaim.get()] { raw->Run(); });
   if (!thread.ok()) {
     return absl::ResourceExhaustedError(absl::StrCat(

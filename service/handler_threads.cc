@@ -24,7 +24,7 @@
 #include "firsttouch/service/trapping_pages.h"
 #include "firsttouch/uffd/events.h"
 #include "firsttouch/uffd/mapping_properties.h"
-#include "firsttouch/uffd/quiet_thread.h"
+#include "firsttouch/uffd/signal_masked_thread.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -153,7 +153,7 @@ absl::StatusOr<std::unique_ptr<HandlerThreads>> HandlerThreads::Start(
   std::unique_ptr<HandlerThreads> threads(
       new HandlerThreads(core, UniqueFd(static_cast<int>(stop.value)), count));
   for (uint32_t i = 0; i < count; ++i) {
-    absl::StatusOr<std::thread> thread = StartQuietThread(
+    absl::StatusOr<std::thread> thread = StartSignalMaskedThread(
         absl::StrCat("ft:", name),
         [raw = threads.get(), i] { raw->Run(raw->readers_[i]); });
     if (!thread.ok()) {

@@ -1,4 +1,4 @@
-#include "firsttouch/uffd/quiet_thread.h"
+#include "firsttouch/uffd/signal_masked_thread.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -14,13 +14,13 @@
 namespace firsttouch {
 namespace {
 
-TEST(QuietThread, TakesNoSignalAndLeavesTheMaskOfItsStarter) {
+TEST(SignalMaskedThread, TakesNoSignalAndLeavesTheMaskOfItsStarter) {
   sigset_t before;
   pthread_sigmask(SIG_SETMASK, nullptr, &before);
   sigset_t of_thread;
   sigemptyset(&of_thread);
-  absl::StatusOr<std::thread> thread = StartQuietThread(
-      "quiet", [&] { pthread_sigmask(SIG_SETMASK, nullptr, &of_thread); });
+  absl::StatusOr<std::thread> thread = StartSignalMaskedThread(
+      "masked", [&] { pthread_sigmask(SIG_SETMASK, nullptr, &of_thread); });
   ASSERT_TRUE(thread.ok()) << thread.status();
   thread->join();
   sigset_t after;
@@ -34,15 +34,16 @@ TEST(QuietThread, TakesNoSignalAndLeavesTheMaskOfItsStarter) {
 
 // A crash in a host's code that runs in such a thread, say a PageSource, is the
 // host's crash handler's to report.
-TEST(QuietThread, TakesTheSignalsOfItsOwnFaultsWhateverItsStarterBlocks) {
+TEST(SignalMaskedThread,
+     TakesTheSignalsOfItsOwnFaultsWhateverItsStarterBlocks) {
   sigset_t all;
   sigset_t before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   sigset_t of_thread;
   sigemptyset(&of_thread);
-  absl::StatusOr<std::thread> thread = StartQuietThread(
-      "quiet", [&] { pthread_sigmask(SIG_SETMASK, nullptr, &of_thread); });
+  absl::StatusOr<std::thread> thread = StartSignalMaskedThread(
+      "masked", [&] { pthread_sigmask(SIG_SETMASK, nullptr, &of_thread); });
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   ASSERT_TRUE(thread.ok()) << thread.status();
   thread->join();
@@ -51,26 +52,27 @@ TEST(QuietThread, TakesTheSignalsOfItsOwnFaultsWhateverItsStarterBlocks) {
   }
 }
 
-TEST(QuietThreadDeathTest, ACrashInItReachesTheHostsHandler) {
+TEST(SignalMaskedThreadDeathTest, ACrashInItReachesTheHostsHandler) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_EXIT(
       {
         struct sigaction action = {};
         action.sa_handler = [](int) { _exit(7); };
         sigaction(SIGSEGV, &action, nullptr);
-        absl::StatusOr<std::thread> thread = StartQuietThread("quiet", [] {
-          volatile uintptr_t null = 16;
-          *reinterpret_cast<volatile char*>(null) = 1;
-        });
+        absl::StatusOr<std::thread> thread =
+            StartSignalMaskedThread("masked", [] {
+              volatile uintptr_t null = 16;
+              *reinterpret_cast<volatile char*>(null) = 1;
+            });
         thread->join();
       },
       testing::ExitedWithCode(7), "");
 }
 
-TEST(QuietThread, IsNamedAsFarAsTheKernelTakesIt) {
+TEST(SignalMaskedThread, IsNamedAsFarAsTheKernelTakesIt) {
   std::string name;
   absl::StatusOr<std::thread> thread =
-      StartQuietThread("sixteen and more of bytes", [&] {
+      StartSignalMaskedThread("sixteen and more of bytes", [&] {
         char text[32] = {};
         // Named by the one that starts it, perhaps a moment later.
         while (pthread_getname_np(pthread_self(), text, sizeof text) == 0 &&

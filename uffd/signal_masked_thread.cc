@@ -1,4 +1,4 @@
-#include "firsttouch/uffd/quiet_thread.h"
+#include "firsttouch/uffd/signal_masked_thread.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -12,15 +12,15 @@
 
 namespace firsttouch {
 
-absl::StatusOr<std::thread> StartQuietThread(const std::string& name,
-                                             std::function<void()> body) {
-  sigset_t quiet;
+absl::StatusOr<std::thread> StartSignalMaskedThread(
+    const std::string& name, std::function<void()> body) {
+  sigset_t masked;
   sigset_t before;
-  sigfillset(&quiet);
+  sigfillset(&masked);
   for (const int own : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS}) {
-    sigdelset(&quiet, own);
+    sigdelset(&masked, own);
   }
-  pthread_sigmask(SIG_SETMASK, &quiet, &before);
+  pthread_sigmask(SIG_SETMASK, &masked, &before);
   std::thread thread;
   std::error_code error;
   // std::thread reports failure by an exception, and in no other way.

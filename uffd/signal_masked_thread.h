@@ -1,8 +1,8 @@
 // Threads that a host does not notice: they take none of its signals, but for
 // those of what they do themselves.
 
-#ifndef FIRSTTOUCH_UFFD_QUIET_THREAD_H_
-#define FIRSTTOUCH_UFFD_QUIET_THREAD_H_
+#ifndef FIRSTTOUCH_UFFD_SIGNAL_MASKED_THREAD_H_
+#define FIRSTTOUCH_UFFD_SIGNAL_MASKED_THREAD_H_
 
 #include <functional>
 #include <string>
@@ -22,9 +22,9 @@ namespace firsttouch {
 //
 // Any thread. Errors: ResourceExhausted where no thread can be had, with the
 // reason as its whole message; what the thread was for, the caller knows.
-absl::StatusOr<std::thread> StartQuietThread(const std::string& name,
-                                             std::function<void()> body);
+absl::StatusOr<std::thread> StartSignalMaskedThread(const std::string& name,
+                                                    std::function<void()> body);
 
 }  // namespace firsttouch
 
-#endif  // FIRSTTOUCH_UFFD_QUIET_THREAD_H_
+#endif  // FIRSTTOUCH_UFFD_SIGNAL_MASKED_THREAD_H_
