@@ -11,7 +11,7 @@
 //   everything under "owner"                  the thread that acquires, resets
 //                                             or releases; one at a time, and
 //                                             not while guest code runs
-//   counters, strays                          anybody, relaxed
+//   counters, poisoned_pages                  anybody, relaxed
 // The owner's plain fields are read by the fault path of a leased slot; that is
 // ordered by the store of size_bytes (release) at acquire and its load
 // (acquire) in the fault path. A slot that is not leased has size 0: every
@@ -66,10 +66,10 @@ inline void CountOwned(std::atomic<uint64_t>& counter, uint64_t by = 1) {
                 std::memory_order_relaxed);
 }
 
-// Pages outside the bounds that had to be made to trap one by one (handler
-// threads: poisoned, or made inaccessible), or pages in the bounds that could
-// not be supplied. Undone at growth and release.
-struct StrayPages {
+// Poisoned pages: pages outside the bounds that handler threads made trap one
+// by one, by UFFDIO_POISON or, where the kernel lacks it, by mprotect(2); or
+// pages in the bounds that could not be supplied. Growth and release undo it.
+struct PoisonedPages {
   static constexpr uint32_t kCapacity = 8;
   // Page addresses: of poisoned pages the first ones, of inaccessible ones the
   // last ones; no others are inaccessible.
@@ -127,8 +127,8 @@ struct alignas(64) SlotState {
   // Owner. Which way the last restore went through the pages: the other way
   // finds the caches warm.
   bool restored_downwards = false;
-  // Some are in `strays`, or will be at once.
-  std::atomic<bool> has_strays{false};
+  // Some are in `poisoned_pages`, or will be at once.
+  std::atomic<bool> has_poisoned_pages{false};
 
   // Owner. What the slot is bound to, in the form the fault path reads; 0 and
   // null without an image.
@@ -170,7 +170,7 @@ struct alignas(64) SlotState {
   bool image_mapped = false;
   // There was such a fault: the image is to be mapped before the next holder.
   std::atomic<bool> mapping_wanted{false};
-  StrayPages strays{};
+  PoisonedPages poisoned_pages{};
 
   // 1 while a snapshot is copied (snapshot.h): whoever writes to the memory
   // gets SIGSEGV and waits here (a futex) until it is 0 again.

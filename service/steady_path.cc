@@ -15,7 +15,7 @@
 //     something has failed
 //   the slot has to be prepared for its next   `prefill_wanted`,
 //     lease                                    `other_tracking_wanted`,
-//                                              `has_strays`
+//                                              `has_poisoned_pages`
 
 #include <atomic>
 #include <cstddef>
@@ -100,7 +100,7 @@ inline bool ServicePool::IsReadyFor(const SlotState& slot,
   return slot.image == options.image &&
          slot.initial_bytes == options.initial_bytes() &&
          !slot.prefill_wanted && !slot.other_tracking_wanted &&
-         !slot.has_strays.load(std::memory_order_acquire);
+         !slot.has_poisoned_pages.load(std::memory_order_acquire);
 }
 
 absl::StatusOr<Memory> ServicePool::AcquireOne(const MemoryOptions& options) {

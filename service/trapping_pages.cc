@@ -23,7 +23,7 @@ namespace {
 // Makes a page accessible that was made to trap by mprotect(2) and need not
 // any more. Where the kernel refuses, the page goes on trapping until a touch
 // in bounds, or the release, makes it accessible.
-void OpenStray(FaultCore& core, SlotState& slot, uintptr_t page_address) {
+void UnpoisonPage(FaultCore& core, SlotState& slot, uintptr_t page_address) {
   // All pages that a snapshot has made read-only it makes writable by itself.
   const bool frozen = slot.frozen.load(std::memory_order_seq_cst) != 0;
   if (frozen && LocateIn(core.entry, page_address).page_in_bounds) return;
@@ -37,24 +37,24 @@ void OpenStray(FaultCore& core, SlotState& slot, uintptr_t page_address) {
 // that no page stays inaccessible without being noted.
 void NoteInaccessible(FaultCore& core, SlotState& slot,
                       uintptr_t page_address) {
-  for (const std::atomic<uintptr_t>& page : slot.strays.page) {
+  for (const std::atomic<uintptr_t>& page : slot.poisoned_pages.page) {
     if (page.load(std::memory_order_seq_cst) == page_address) return;
   }
-  slot.has_strays.store(true, std::memory_order_seq_cst);
+  slot.has_poisoned_pages.store(true, std::memory_order_seq_cst);
   const uint32_t index =
-      slot.strays.count.fetch_add(1, std::memory_order_seq_cst);
+      slot.poisoned_pages.count.fetch_add(1, std::memory_order_seq_cst);
   const uintptr_t replaced =
-      slot.strays.page[index % StrayPages::kCapacity].exchange(
+      slot.poisoned_pages.page[index % PoisonedPages::kCapacity].exchange(
           page_address, std::memory_order_seq_cst);
   if (replaced != 0 && replaced != page_address) {
-    OpenStray(core, slot, replaced);
+    UnpoisonPage(core, slot, replaced);
   }
 }
 
-void OpenAllStrays(FaultCore& core, SlotState& slot) {
-  for (std::atomic<uintptr_t>& page : slot.strays.page) {
+void UnpoisonAllPages(FaultCore& core, SlotState& slot) {
+  for (std::atomic<uintptr_t>& page : slot.poisoned_pages.page) {
     const uintptr_t address = page.exchange(0, std::memory_order_seq_cst);
-    if (address != 0) OpenStray(core, slot, address);
+    if (address != 0) UnpoisonPage(core, slot, address);
   }
 }
 
@@ -82,7 +82,7 @@ FaultResult MakeTrapping(FaultCore& core, uint32_t slot_number,
         core.kernel->Mprotect(page_address, kPageBytes, PROT_NONE);
     if (protect.error == ENOMEM) {
       // No mapping is left. Those of the same memory's other pages will do.
-      OpenAllStrays(core, slot);
+      UnpoisonAllPages(core, slot);
       protect = core.kernel->Mprotect(page_address, kPageBytes, PROT_NONE);
     }
     if (!protect.ok()) {
@@ -91,11 +91,12 @@ FaultResult MakeTrapping(FaultCore& core, uint32_t slot_number,
   }
   *placed = true;
   if (core.poison) {
-    slot.has_strays.store(true, std::memory_order_relaxed);
+    slot.has_poisoned_pages.store(true, std::memory_order_relaxed);
     const uint32_t index =
-        slot.strays.count.fetch_add(1, std::memory_order_relaxed);
-    if (index < StrayPages::kCapacity) {
-      slot.strays.page[index].store(page_address, std::memory_order_release);
+        slot.poisoned_pages.count.fetch_add(1, std::memory_order_relaxed);
+    if (index < PoisonedPages::kCapacity) {
+      slot.poisoned_pages.page[index].store(page_address,
+                                            std::memory_order_release);
     }
     return {};
   }
@@ -104,10 +105,10 @@ FaultResult MakeTrapping(FaultCore& core, uint32_t slot_number,
   return {};
 }
 
-void SupplyStrays(FaultCore& core, uint32_t slot_number, uint64_t first_page,
-                  uint64_t end_page) noexcept {
+void SupplyPoisonedPages(FaultCore& core, uint32_t slot_number,
+                         uint64_t first_page, uint64_t end_page) noexcept {
   SlotState& slot = core.slots[slot_number];
-  for (const std::atomic<uintptr_t>& noted : slot.strays.page) {
+  for (const std::atomic<uintptr_t>& noted : slot.poisoned_pages.page) {
     const uintptr_t address = noted.load(std::memory_order_seq_cst);
     if (address < slot.base) continue;
     const uint64_t page = (address - slot.base) / kPageBytes;
@@ -116,7 +117,7 @@ void SupplyStrays(FaultCore& core, uint32_t slot_number, uint64_t first_page,
       // What is supplied takes the place of the poison.
       FillPrivate(core, slot_number, page, 1);
     } else {
-      OpenStray(core, slot, address);
+      UnpoisonPage(core, slot, address);
     }
   }
 }

@@ -19,7 +19,7 @@ namespace firsttouch {
 // `slot`'s reach. `*placed` says whether this call did; it did not where the
 // page traps already, or is there.
 //
-// By mprotect(2), only the last StrayPages::kCapacity pages of a slot stay
+// By mprotect(2), only the last PoisonedPages::kCapacity pages of a slot stay
 // inaccessible, so that no guest can use up vm.max_map_count: one more makes
 // the one that was made so first accessible again. That one is still missing,
 // and its next touch comes here again.
@@ -30,8 +30,8 @@ FaultResult MakeTrapping(FaultCore& core, uint32_t slot, uintptr_t page_address,
 // memory: those that MakeTrapping() has noted trap no more, also for the
 // kernel's own accesses. Where the kernel refuses, or more pages were poisoned
 // than noted, a page goes on trapping until the next touch by a guest.
-void SupplyStrays(FaultCore& core, uint32_t slot, uint64_t first_page,
-                  uint64_t end_page) noexcept;
+void SupplyPoisonedPages(FaultCore& core, uint32_t slot, uint64_t first_page,
+                         uint64_t end_page) noexcept;
 
 // Undoes what MakeTrapping() did by mprotect(2) (no POISON), for a page that
 // has come into the bounds since. False: the kernel refused.

@@ -106,8 +106,9 @@ absl::Status DropEveryPage(const UffdContext& context, SlotState& slot,
   return DropRange(context, slot, 0, end_page);
 }
 
-absl::Status DropStrays(const UffdContext& context, SlotState& slot) {
-  const uint32_t count = slot.strays.count.load(std::memory_order_acquire);
+absl::Status UnpoisonAtRelease(const UffdContext& context, SlotState& slot) {
+  const uint32_t count =
+      slot.poisoned_pages.count.load(std::memory_order_acquire);
   if (count == 0) return absl::OkStatus();
   Kernel& kernel = *context.core.kernel;
   const auto reset = [&](uintptr_t start, uint64_t bytes) -> absl::Status {
@@ -131,7 +132,7 @@ absl::Status DropStrays(const UffdContext& context, SlotState& slot) {
     return absl::OkStatus();
   };
   absl::Status status;
-  for (std::atomic<uintptr_t>& page : slot.strays.page) {
+  for (std::atomic<uintptr_t>& page : slot.poisoned_pages.page) {
     // 0 where a handler thread has counted and not yet stored, or where there
     // is none.
     const uintptr_t address = page.exchange(0, std::memory_order_acq_rel);
@@ -140,7 +141,7 @@ absl::Status DropStrays(const UffdContext& context, SlotState& slot) {
     // Still to be done.
     if (!status.ok()) page.store(address, std::memory_order_release);
   }
-  if (count > StrayPages::kCapacity && status.ok()) {
+  if (count > PoisonedPages::kCapacity && status.ok()) {
     // More than were noted: everything that nobody's pages are kept in.
     const uint64_t from = slot.kept_pages * kPageBytes;
     status = reset(slot.base + from, context.stride_bytes - from);
@@ -151,8 +152,8 @@ absl::Status DropStrays(const UffdContext& context, SlotState& slot) {
     }
   }
   if (status.ok()) {
-    slot.has_strays.store(false, std::memory_order_relaxed);
-    slot.strays.count.store(0, std::memory_order_release);
+    slot.has_poisoned_pages.store(false, std::memory_order_relaxed);
+    slot.poisoned_pages.count.store(0, std::memory_order_release);
   }
   return status;
 }

@@ -45,7 +45,7 @@ absl::Status DropPages(const UffdContext& context, SlotState& slot,
 // are as untouched ones again. For a slot that nobody holds any more, or not
 // yet: what a holder has grown into since is left alone, since the first touch
 // there mends the page (HandleFault).
-absl::Status DropStrays(const UffdContext& context, SlotState& slot);
+absl::Status UnpoisonAtRelease(const UffdContext& context, SlotState& slot);
 
 // Demotion: pages of several slots that no longer change are dropped with one
 // call, which interrupts the other cores once. Next time they are mapped clean

@@ -50,7 +50,7 @@ absl::Status UffdSupply::Bind(SlotState& slot, const ImageRef& image,
   if (slot.kept_pages > size_pages) {
     status = DropPages(*context_, slot, size_pages, slot.kept_pages);
   }
-  if (status.ok()) status = DropStrays(*context_, slot);
+  if (status.ok()) status = UnpoisonAtRelease(*context_, slot);
   return status;
 }
 
@@ -89,7 +89,7 @@ absl::Status UffdSupply::Restore(SlotState& slot, uint64_t size_bytes,
       (slot.exceptions.load(std::memory_order_relaxed) & kSlotDropped) != 0) {
     status = DropEveryPage(*context_, slot, slot.kept_pages);
   }
-  if (status.ok()) status = DropStrays(*context_, slot);
+  if (status.ok()) status = UnpoisonAtRelease(*context_, slot);
   if (!status.ok()) return status;
   // Not by the next holder's way of a steady cycle.
   slot.other_tracking_wanted =
@@ -175,9 +175,10 @@ void UffdSupply::NoteGrown(SlotState& slot, uint64_t before, uint64_t after) {
   // Not only for the guest, whose touch would do that: a system call would get
   // EFAULT.
   if (pool_.fault_core.resolve == Resolve::kHandlerThread &&
-      slot.strays.count.load(std::memory_order_seq_cst) != 0) {
-    SupplyStrays(pool_.fault_core, NumberOf(slot),
-                 PagesRoundedUp(before).value(), PagesRoundedUp(after).value());
+      slot.poisoned_pages.count.load(std::memory_order_seq_cst) != 0) {
+    SupplyPoisonedPages(pool_.fault_core, NumberOf(slot),
+                        PagesRoundedUp(before).value(),
+                        PagesRoundedUp(after).value());
   }
   const uint64_t expected = std::min(slot.grown_pages, slot.grown_pages_before);
   if (expected == 0 || before != slot.initial_bytes) return;
