@@ -125,7 +125,7 @@ class Image : public std::enable_shared_from_this<Image> {
   const std::byte* data() const { return data_; }
 
   // The kPageBytes bytes of one page: in the view for a stored page, in one
-  // shared page of zeroes for any other. Page aligned. Valid as long as the
+  // shared zero page for any other. Page aligned. Valid as long as the
   // image. Of an image with a PageSource it waits for the page; if the source
   // fails, to read it is a SIGBUS.
   const std::byte* PageBytes(PageIndex page) const;

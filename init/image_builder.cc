@@ -80,7 +80,7 @@ class ImageWriter {
   // must lie within the image's pages (the caller has checked it, so as to say
   // where it came from).
   absl::Status Put(uint64_t offset_bytes, std::span<const std::byte> bytes) {
-    // Pages of zeroes that hold nothing yet stay holes. What lies between two
+    // Zero pages that hold nothing yet stay holes. What lies between two
     // such is written in one call: [begin, done).
     size_t begin = 0;
     for (size_t done = 0; done < bytes.size();) {

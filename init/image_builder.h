@@ -62,7 +62,7 @@ struct DataSegment {
 };
 
 // One page of a live memory. `bytes` are kPageBytes bytes, borrowed during the
-// call only; null stands for a page of zeroes.
+// call only; null stands for a zero page.
 struct PageData {
   PageIndex page{0};
   const std::byte* bytes = nullptr;

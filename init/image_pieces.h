@@ -57,7 +57,7 @@ absl::StatusOr<ImageRef> CopyOfPieces(const ImageOptions& options,
                                       MemfdCalls& calls = RealMemfdCalls());
 
 // A built image with the contents, name and working set of one with a
-// PageSource, and, unlike it, without the pages of zeroes that it calls stored.
+// PageSource, and, unlike it, without the zero pages that it calls stored.
 // Errors: what the source says; those of the builders.
 absl::StatusOr<ImageRef> BuiltCopy(const Image& image,
                                    MemfdCalls& calls = RealMemfdCalls());

@@ -141,7 +141,7 @@ class DriftPolicy {
 
 // Whether the kernel may resolve the reads of an image's pages by itself. Not
 // where pages come into the memfd on demand, since it would read zeroes. Nor
-// where the image has many holes: a page of zeroes that the kernel reads gets a
+// where the image has many holes: a zero page that the kernel reads gets a
 // page of the memfd, which then counts for ever. Few are no harm.
 bool KernelMayServe(const Image& image);
 

@@ -35,7 +35,7 @@ struct LatencyHistogram {
 // core.
 inline constexpr uint32_t kMaxSamePageFaults = 1u << 20;
 
-// Pages of zeroes that one UFFDIO_COPY can take.
+// Zero pages that one UFFDIO_COPY can take.
 inline constexpr uint64_t kZeroSourcePages = 256;
 
 struct FaultCore;

@@ -203,7 +203,7 @@ class Filler {
                     uint64_t most);
 
   FaultResult ReadZeroGranule(uint64_t page);
-  // Maps the page of zeroes to pages of one group and one mapping.
+  // Maps the zero page to pages of one group and one mapping.
   FaultResult ZeroRun(uint64_t first, uint64_t pages);
   FaultResult WriteImagePage(uint64_t page);
   FaultResult WriteZeroRun(uint64_t page);
@@ -338,7 +338,7 @@ FaultResult Filler::ReadZeroGranule(uint64_t page) {
 
 FaultResult Filler::ZeroRun(uint64_t first, uint64_t pages) {
   const uint64_t group = first / kPagesPerGroup;
-  // Nothing write-protects the kernel's page of zeroes in the same call, so a
+  // Nothing write-protects the kernel's zero page in the same call, so a
   // write to it would not be seen: a scan at release tells.
   PageGroup& marks = slot_.pages.group(group);
   marks.untracked.fetch_or(GroupMask(group, first, first + pages),

@@ -396,7 +396,7 @@ int MappingSupply::Scan(const SlotState& slot, uint64_t end_page,
         if (run.is_private || run.first_page >= slot.image_pages) {
           return visit(run);
         }
-        // Pages of zeroes: where there is an image they are not its own.
+        // Zero pages: where there is an image they are not its own.
         const uint64_t end = run.first_page + run.pages;
         const uint64_t split = std::min(end, slot.image_pages);
         return visit({run.first_page, split - run.first_page, true}) &&

@@ -17,7 +17,7 @@
 //
 // THE HAND-OVER, mappings-scan: one PAGEMAP_SCAN (6.7) of the memory reports
 // the pages that are private to this process; the others are the image's own,
-// the kernel's page of zeroes, or not there. Private pages are all that can
+// the kernel's zero page, or not there. Private pages are all that can
 // have changed. Their initial bytes are copied over them and they stay, so that
 // the next holder writes them without a fault. They stay "private" for every
 // later scan, too: a page that was ever changed is restored at each release,
@@ -29,7 +29,7 @@
 // kernel maps up to sixteen around one that is read. A slot that gets an image
 // has the set's pages made private, or mapped, by MADV_POPULATE (5.14).
 //
-// A page of zeroes is not left out where an image is mapped: nothing but the
+// A zero page is not left out where an image is mapped: nothing but the
 // kernel's merging of equal pages (KSM) puts one there, and only in the place
 // of a page that somebody changed.
 

@@ -663,7 +663,7 @@ TEST_P(ServiceTest, WhoeverReadsUpwardsGetsMoreOfTheImageAtAFault) {
   const bool settled = GetParam().resolve == Resolve::kInThread;
   if (settled && GetParam().backing == Backing::kShared &&
       !GetParam().mapped()) {
-    // 16, 32, 64, 128 and 256 pages, and the last 16; the page of zeroes is
+    // 16, 32, 64, 128 and 256 pages, and the last 16; the zero page is
     // none of the image's.
     EXPECT_EQ(stats.minor_faults, 6u);
     EXPECT_EQ(stats.missing_read_faults, 1u);
@@ -742,7 +742,7 @@ TEST_P(ServiceTest, APageThatNoLongerChangesIsGivenBack) {
     cycle({1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 34, 36});
   }
   for (int i = 0; i < 40; ++i) cycle({1, 3});
-  // Without PAGEMAP_SCAN a release drops the pages of zeroes, 34 and 36, so
+  // Without PAGEMAP_SCAN a release drops the zero pages, 34 and 36, so
   // that they never get hot.
   EXPECT_GE(demoted(), HasPagemapScan() ? 10u : 8u);
   const ServiceStats before = service_->Stats();

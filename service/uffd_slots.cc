@@ -213,7 +213,7 @@ absl::Status UffdSupply::ForEachChangedPage(
     return status;
   }
   absl::Status filled;
-  // Of untracked pages, those that are not the kernel's page of zeroes any
+  // Of untracked pages, those that are not the kernel's zero page any
   // more; without a scan, each of them.
   const auto visit_bits = [&](uint64_t index, uint64_t bits) {
     ForEachRun(bits & GroupMask(index, 0, end_page),

@@ -285,7 +285,7 @@ absl::Status SettleUntracked(const UffdContext& context, SlotState& slot,
 
   bool scanned = false;
   if (context.pagemap_fd >= 0) {
-    // Pages of zeroes that are still the kernel's one page of zeroes have not
+    // Zero pages that are still the kernel's zero page have not
     // been written; anything else has.
     ScanRequest request;
     request.start = AddressOf(slot, lowest);

@@ -109,7 +109,7 @@ class Kernel {
   // alignment.
   virtual RangeResult Copy(int fd, uintptr_t dst, uintptr_t src, size_t bytes,
                            uint64_t mode) noexcept = 0;
-  // Maps the kernel's page of zeroes, read-only until written (4.3); not for
+  // Maps the kernel's zero page, read-only until written (4.3); not for
   // memory registered for minor faults only.
   virtual RangeResult ZeroPage(int fd, uintptr_t start, size_t bytes,
                                uint64_t mode) noexcept = 0;

@@ -202,7 +202,7 @@ int ZeroOne(Bench& bench, uintptr_t page, uint64_t) {
       .error;
 }
 
-// A page of the file, or a page of zeroes where the file has a hole.
+// A page of the file, or a zero page where the file has a hole.
 int ContinueOne(Bench& bench, uintptr_t page, uint64_t) {
   if (PageOf(bench, page) == 5) return ZeroOne(bench, page, 0);
   return ContinueRange(bench.kernel, bench.fd(), page, kPage, 0,

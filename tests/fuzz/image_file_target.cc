@@ -138,7 +138,7 @@ void ReadPacked(std::string_view manifest, std::string_view data) {
   Check(info.ok() == (access(path.c_str(), F_OK) == 0),
         "a file where there was an error, or none where there was none");
   if (!info.ok()) return;
-  // Stored pages of zeroes are allowed; all else has been checked on the way.
+  // Stored zero pages are allowed; all else has been checked on the way.
   const absl::Status verified = VerifyImageFile(path).status();
   Check(verified.ok() || absl::IsInvalidArgument(verified),
         "what was unpacked does not match its digests");
