@@ -380,8 +380,8 @@ FaultResult Filler::Unprotect(uint64_t page, uint64_t pages) {
 
 FaultResult Filler::WriteImagePage(uint64_t page) {
   AskForMapping();
-  // Filled as a private page at once: a page that is not mapped yet costs no
-  // interrupt of other cores, a copy of one that is mapped does.
+  // Filled as a private page at once: filling a page that is not mapped yet
+  // costs no TLB shootdown; copying one that is mapped does.
   PageRange range{page, 1};
   if (core_.backing == Backing::kCopied) {
     // The whole run of missing pages around it in one copy; all of them count

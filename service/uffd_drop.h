@@ -48,9 +48,9 @@ absl::Status DropPages(const UffdContext& context, SlotState& slot,
 absl::Status UnpoisonAtRelease(const UffdContext& context, SlotState& slot);
 
 // Demotion: pages of several slots that no longer change are dropped with one
-// call, which interrupts the other cores once. Next time they are mapped clean
-// or, if they are written after all, filled as private ones: neither interrupts
-// other cores, as it would to protect them one by one.
+// call, which makes one TLB shootdown. At their next touch they are mapped
+// clean or, if that is a write, filled as private pages: neither makes a TLB
+// shootdown, whereas protecting them one by one makes one for each.
 //
 // Takes those out of `cold_pages` that changed since they were put there.
 void LeaveOutWarmPages(SlotState& slot);

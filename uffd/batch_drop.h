@@ -8,9 +8,8 @@
 //   }
 //
 // From Linux 6.13 that is one process_madvise(2) for up to 1024 ranges, and
-// from 6.16 one interrupt to the other cores for all of them, instead of one
-// for each range. Before, or where a seccomp filter refuses it: one madvise(2)
-// a range.
+// from 6.16 one TLB shootdown for all of them, instead of one for each range.
+// Before, or where a seccomp filter refuses it: one madvise(2) a range.
 //
 // MADV_DONTNEED is what it does: private anonymous pages are missing again,
 // those of a private file mapping are the file's. In a private file mapping
