@@ -52,8 +52,8 @@ struct UserfaultfdOptions {
 
   // How first writes to clean pages are found. Unset: chosen for each image
   // from what its leases do (drift.h); the first lease of an image of which
-  // nothing is known runs untracked. kSignal or kAsync: always this one; kAsync
-  // needs a kernel 6.7 and the backing kShared.
+  // nothing is known is a profiling lease. kSignal or kAsync: always this one;
+  // kAsync needs a kernel 6.7 and the backing kShared.
   std::optional<Tracking> tracking;
 };
 

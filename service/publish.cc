@@ -111,7 +111,7 @@ void ServicePool::Publish() {
   const std::vector<ControlName> states =
       NamesUpTo(SlotLifecycle::kParking, &SlotLifecycleName);
   const std::vector<ControlName> trackings =
-      NamesUpTo(Tracking::kLearning, &TrackingName);
+      NamesUpTo(Tracking::kProfiling, &TrackingName);
   const std::string description = Describe();
   control_->Publish(header, {.fields = fields,
                              .states = states,

@@ -193,7 +193,7 @@ struct alignas(64) SlotState {
   // Brings pages into the memfd that is mapped; null where all are there.
   const ImageFetch* image_fetch = nullptr;
   // Owner. In pages below kernel_pages the kernel resolves every first touch by
-  // itself: not registered (kLearning), or only for asynchronous protection
+  // itself: not registered (kProfiling), or only for asynchronous protection
   // (kAsync: all, or those of the image). 0 with kSignal. Never above
   // kept_pages.
   uint64_t kernel_pages = 0;

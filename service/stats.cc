@@ -35,7 +35,7 @@ std::string ServiceStats::ToString() const {
       pages_zeroed, " zero, ", pages_restored, " restored, ", pages_dropped,
       " dropped\n", "hot set: ", pages_prefilled, " prefilled, ", pages_demoted,
       " demoted, ", pages_trimmed, " trimmed, ", pages_found,
-      " found by scans; ", untracked_leases, " untracked holders, ",
+      " found by scans; ", untracked_leases, " profiling leases, ",
       tracking_changes, " changes of tracking\n", "slots: ", slots, ", ",
       slots_in_use, " in use, ", slots_quarantined, " quarantined; ", handovers,
       " hand-overs, ", binds, " binds, ", grows, " grows\n",

@@ -28,8 +28,8 @@ const char* TrackingName(Tracking tracking) {
       return "signal";
     case Tracking::kAsync:
       return "async";
-    case Tracking::kLearning:
-      return "learning";
+    case Tracking::kProfiling:
+      return "profiling";
   }
   return "unknown";
 }

@@ -51,14 +51,15 @@ enum class Tracking : uint8_t {
   // PAGEMAP_SCAN at release tells: for guests that write to other pages every
   // time.
   kAsync,
-  // Not at all: the first holder of an image of which nothing is known runs on
-  // plain copy-on-write; a PAGEMAP_SCAN at release tells what it wrote.
-  kLearning,
+  // Not at all. A profiling lease, the first lease of an image of which nothing
+  // is known, runs on plain copy-on-write, and a PAGEMAP_SCAN at its release
+  // tells what it wrote.
+  kProfiling,
 };
 
 // The kind as tools and texts have it: "userfaultfd", "mappings-drop",
 // "mappings-scan"; "shared", "copied"; "in-thread", "handler-thread"; "signal",
-// "async", "learning". Static strings; any thread.
+// "async", "profiling". Static strings; any thread.
 const char* SupplyName(Supply supply);
 const char* BackingName(Backing backing);
 const char* ResolveName(Resolve resolve);

@@ -72,13 +72,13 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
   const uint64_t touched_pages = std::max(old_pages, new_pages);
   std::shared_ptr<DriftPolicy> policy;
   if (image != nullptr) policy = context.policies->Find(image);
-  const bool untracked = new_pages > 0 && context.learn_untracked &&
+  const bool profiling = new_pages > 0 && context.profile_unknown_images &&
                          !image->working_set().known() &&
                          KernelMayServe(*image) &&
                          policy->tracking() == Tracking::kSignal;
   const bool map =
       context.core.backing == Backing::kShared && new_pages > 0 &&
-      (map_now || slot.image_mapped || untracked ||
+      (map_now || slot.image_mapped || profiling ||
        policy->tracking() != Tracking::kSignal || !FewPagesWillDo(*image));
   int memfd = -1;
   if ((map || slot.image_mapped) && new_pages > 0) {
@@ -90,7 +90,7 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
   absl::Status status = LeaveKernelTracking(context, slot, 0);
   if (!status.ok()) return status;
   if (map || slot.image_mapped) {
-    status = MapAnew(context, slot, 0, new_pages, memfd, untracked);
+    status = MapAnew(context, slot, 0, new_pages, memfd, profiling);
     if (status.ok() && old_pages > new_pages) {
       status = MapAnew(context, slot, new_pages, old_pages - new_pages, -1);
     }
@@ -111,8 +111,8 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
   slot.pages.Forget(0, touched_pages);
   slot.pages.ForgetHistory();
   slot.cold_pages.clear();
-  if (untracked) {
-    slot.tracking = Tracking::kLearning;
+  if (profiling) {
+    slot.tracking = Tracking::kProfiling;
     slot.kernel_pages = new_pages;
     CountOwned(slot.counters.untracked_leases);
   }

@@ -81,7 +81,7 @@ absl::Status RegisterForSignals(const UffdContext& context, SlotState& slot,
 
 absl::Status MapAnew(const UffdContext& context, SlotState& slot,
                      uint64_t first_page, uint64_t pages, int fd,
-                     bool untracked) {
+                     bool profiling) {
   if (pages == 0) return absl::OkStatus();
   Kernel& kernel = *context.core.kernel;
   const uintptr_t start = AddressOf(slot, first_page);
@@ -96,7 +96,7 @@ absl::Status MapAnew(const UffdContext& context, SlotState& slot,
     if (!StaysReserved(kernel, start, bytes)) slot.place_lost = true;
     return CallFailed(context, slot, mapped.error, "mmap", first_page, pages);
   }
-  if (!untracked) {
+  if (!profiling) {
     uint64_t mode = kUffdRegisterMissing | kUffdRegisterWp;
     if (fd >= 0) mode |= kUffdRegisterMinor;
     if (absl::Status status =

@@ -32,8 +32,9 @@ struct UffdContext {
   // kAsync; -1 where there is none. Protection that lifts itself belongs to a
   // userfaultfd, not to a range, so one pool needs two.
   int async_uffd = -1;
-  // Whether the first holder of an unknown image may run untracked.
-  bool learn_untracked = false;
+  // Whether the first lease of an image of which nothing is known is a
+  // profiling lease.
+  bool profile_unknown_images = false;
   // Bytes from one slot's start to the next one's.
   uint64_t stride_bytes = 0;
   bool include_in_core_dump = false;
@@ -59,11 +60,11 @@ absl::Status RegisterForSignals(const UffdContext& context, SlotState& slot,
 
 // Maps [first_page, first_page + pages) anew, from the image's memfd at the
 // same offset or, with fd -1, anonymous, and gives it every property that the
-// rest of the pool has; but for the registration where the next holder runs
-// `untracked`. No call for no pages.
+// rest of the pool has; but for the registration where the next lease is
+// `profiling`. No call for no pages.
 absl::Status MapAnew(const UffdContext& context, SlotState& slot,
                      uint64_t first_page, uint64_t pages, int fd,
-                     bool untracked = false);
+                     bool profiling = false);
 
 }  // namespace firsttouch
 

@@ -54,9 +54,9 @@ void TeachReads(SlotState& slot, uint64_t end_page) {
   slot.image->working_set().LearnRead(words);
 }
 
-// The first holder of an image has gone: keeps what it teaches, and nothing
+// Ends a profiling lease: keeps the working set that it showed, and nothing
 // else.
-absl::Status FinishLearning(const UffdContext& context, SlotState& slot) {
+absl::Status FinishProfilingLease(const UffdContext& context, SlotState& slot) {
   const uint64_t pages = slot.kernel_pages;
   if (FindKernelWrites(context, slot).ok()) {
     Teach(slot, [](const PageGroup& group) {
@@ -175,8 +175,9 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
       return status;
     }
   }
-  if (slot.tracking == Tracking::kLearning) {
-    if (absl::Status status = FinishLearning(context, slot); !status.ok()) {
+  if (slot.tracking == Tracking::kProfiling) {
+    if (absl::Status status = FinishProfilingLease(context, slot);
+        !status.ok()) {
       return status;
     }
   }

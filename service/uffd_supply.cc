@@ -218,8 +218,9 @@ absl::Status UffdSupply::Attach(const Reservation& reservation) {
       .policies = &*policies_,
       .pagemap_fd = pagemap_.has_value() ? pagemap_->fd() : -1,
       .async_uffd = async_works ? async_uffd_->fd() : -1,
-      .learn_untracked = core.backing == Backing::kShared &&
-                         pagemap_.has_value() && !options_.tracking.has_value(),
+      .profile_unknown_images = core.backing == Backing::kShared &&
+                                pagemap_.has_value() &&
+                                !options_.tracking.has_value(),
       .stride_bytes = pool_.layout.slot_stride_bytes(),
       .include_in_core_dump = pool_.options.include_in_core_dump,
       .span_handovers = std::max(1u, pool_.options.hot_cycles / 2)});

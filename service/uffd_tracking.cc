@@ -136,7 +136,7 @@ absl::Status FindKernelWrites(const UffdContext& context, SlotState& slot) {
   // An error where the range is not registered any more, and never "nothing has
   // changed".
   request.flags = kPmScanCheckWpAsync;
-  if (slot.tracking == Tracking::kLearning) {
+  if (slot.tracking == Tracking::kProfiling) {
     // Nothing is protected: what is there is the file's page, the page of
     // zeroes, or written.
     request = ScanRequest::Resident(slot.base, end);
@@ -237,7 +237,7 @@ absl::Status AdjustTracking(const UffdContext& context, SlotState& slot,
                             uint64_t size_pages) {
   const Tracking wanted =
       slot.policy == nullptr ? Tracking::kSignal : slot.policy->tracking();
-  if (slot.tracking == Tracking::kLearning) return absl::OkStatus();
+  if (slot.tracking == Tracking::kProfiling) return absl::OkStatus();
   if (slot.tracking == wanted) {
     return LeaveKernelTracking(context, slot,
                                std::min(slot.kernel_pages, size_pages));
