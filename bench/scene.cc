@@ -54,7 +54,7 @@ std::unique_ptr<Service> MakePool(const PoolShape& shape) {
        .supply = ChoiceOf(shape.supply, shape.backing, shape.resolve),
        .strategy = shape.strategy,
        .trap_callback = shape.trap_callback,
-       .hot_pages_limit = shape.hot_pages_limit}));
+       .retained_pages_limit = shape.retained_pages_limit}));
 }
 
 Memory ColdMemory(Service& pool, const ImageRef& image, uint64_t size_bytes) {

@@ -45,7 +45,7 @@ struct PoolShape {
   TrapCallback trap_callback = nullptr;
   SlotStrategy strategy = SlotStrategy::kAffinity;
   // As in ServiceOptions.
-  std::optional<uint64_t> hot_pages_limit;
+  std::optional<uint64_t> retained_pages_limit;
 };
 
 std::unique_ptr<Service> MakePool(const PoolShape& shape);

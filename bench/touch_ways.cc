@@ -41,7 +41,7 @@ class InPool : public TouchWay {
                         .granule_bytes = touch.granule_bytes,
                         .memory_bytes = kTouchBytes,
                         // Nothing is made private before it is touched.
-                        .hot_pages_limit = 0})) {}
+                        .retained_pages_limit = 0})) {}
 
   void Prepare() override {
     memory_ = Memory();

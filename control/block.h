@@ -81,8 +81,8 @@ struct ControlPlanes {
   // Offsets of planes in a group; see service/page_states.h.
   uint32_t present;
   uint32_t untracked;
-  uint32_t open;
-  uint32_t hot;
+  uint32_t dirty;
+  uint32_t retained;
   uint32_t recent;
   uint32_t previous;
 };
@@ -119,8 +119,8 @@ struct ControlHeader {
   uint32_t memories_per_instance;
   // Options; kControlNone: not set.
   uint32_t handler_threads;
-  uint32_t hot_cycles;
-  uint64_t hot_pages_limit;
+  uint32_t retained_cycles;
+  uint64_t retained_pages_limit;
   uint64_t resident_budget_bytes;
   char supply[16];
   char backing[16];

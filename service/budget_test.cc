@@ -79,7 +79,7 @@ bool AnyPresent(uintptr_t slot) {
 class BudgetTest : public testing::TestWithParam<Way> {
  protected:
   void Make(std::optional<uint64_t> budget, Kernel* kernel = nullptr,
-            std::optional<uint64_t> hot_pages_limit = std::nullopt) {
+            std::optional<uint64_t> retained_pages_limit = std::nullopt) {
     ServiceOptions options;
     options.name = "budget";
     options.layout = {.instances = slots_,
@@ -88,7 +88,7 @@ class BudgetTest : public testing::TestWithParam<Way> {
     options.supply = Asking(GetParam());
     options.trap_callback = JumpOutOfTrap;
     options.resident_budget_bytes = budget;
-    options.hot_pages_limit = hot_pages_limit;
+    options.retained_pages_limit = retained_pages_limit;
     if (const std::string missing = MissingFor(GetParam()); !missing.empty()) {
       GTEST_SKIP() << "this machine has no " << missing;
     }

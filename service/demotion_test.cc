@@ -24,7 +24,7 @@ using Op = FakeKernel::Op;
 constexpr uint64_t kPages = 64;
 constexpr uint64_t kSize = kPages * kPageBytes;
 // Two hand-overs a span.
-constexpr uint32_t kHotCycles = 4;
+constexpr uint32_t kRetainedCycles = 4;
 constexpr int kSpan = 2;
 // What slot 0 and slot 1 write at first: too few to be worth a call, and
 // enough.
@@ -40,7 +40,7 @@ class DemotionTest : public testing::Test {
     options.layout = {
         .instances = 2, .max_memory_bytes = kSize, .guard_after_bytes = 65536};
     options.supply = AnySupply{{.tracking = Tracking::kSignal}};
-    options.hot_cycles = kHotCycles;
+    options.retained_cycles = kRetainedCycles;
     options.trap_callback = JumpOutOfTrap;
     absl::StatusOr<std::unique_ptr<Service>> service =
         Service::Create(options, kernel_);

@@ -19,7 +19,8 @@ constexpr double kWorthTrying = 0.75;
 
 DriftCosts EstimateCosts(const DriftSample& sample) {
   DriftCosts costs;
-  costs.signal_ns = sample.faulted * kSignalNs + sample.hot * sample.restore_ns;
+  costs.signal_ns =
+      sample.faulted * kSignalNs + sample.retained * sample.restore_ns;
 
   const double regular = std::min(sample.regular, sample.changed);
   const double drifting = sample.changed - regular;

@@ -10,8 +10,8 @@
 //   faulted   pages per hand-over whose first write took a fault (c), if they
 //             were tracked by signal
 //
-// kSignal: every changed page stays hot for some sixty hand-overs, h pages in
-// all, and is restored in each; a write to another one is a signal.
+// kSignal: every changed page stays retained for some sixty hand-overs, h pages
+// in all, and is restored in each; a write to another one is a signal.
 //   cost = c * kSignalNs + h * q        with q = kRestoreNs (or kRestoreZeroNs)
 // kAsync: one scan per hand-over; a write to a protected page is a fault that
 // the kernel resolves alone; every B hand-overs all pages are protected again,
@@ -26,7 +26,7 @@
 //
 // A guest that always writes the same pages has d = 0, and then nothing beats
 // kSignal: no system call at all. When most of an image changes, h is the whole
-// image, all hot, and restoring it is one pass over it: never slower than
+// image, all retained, and restoring it is one pass over it: never slower than
 // copying the image. kAsync is for what lies between.
 //
 // The nanoseconds were measured on one kind of machine (bench/README.md), with
@@ -68,7 +68,7 @@ inline constexpr double kScanPageNs = 3;
 // What it takes longer when more than the marks has to be looked at.
 inline constexpr double kExactScanNs = 500;
 // PAGEMAP_SCAN that protects: the call with a flush of the TLB (more where
-// other threads run), and each page that was open.
+// other threads run), and each page that was dirty.
 inline constexpr double kProtectNs = 1200;
 inline constexpr double kProtectPageNs = 65;
 
@@ -77,8 +77,8 @@ struct DriftSample {
   double changed = 0;
   double regular = 0;
   double faulted = 0;
-  // Pages that stay hot under kSignal.
-  double hot = 0;
+  // Pages that stay retained under kSignal.
+  double retained = 0;
   // To restore one of them, on the average.
   double restore_ns = kRestoreNs;
   // Pages that a scan has to walk over.
@@ -94,9 +94,9 @@ DriftCosts EstimateCosts(const DriftSample& sample);
 
 // What protecting all pages again would cost.
 struct ProtectCosts {
-  // Pages that the kernel walks over, and those of them that are open.
+  // Pages that the kernel walks over, and those of them that are dirty.
   uint64_t pages = 0;
-  uint64_t open = 0;
+  uint64_t dirty = 0;
   // Pages that the last two holders both changed: they will fault anew.
   uint64_t regular = 0;
 };
@@ -106,7 +106,7 @@ struct ProtectCosts {
 inline bool ShouldProtectAll(uint64_t rent_ns, const ProtectCosts& costs) {
   return static_cast<double>(rent_ns) >
          kProtectNs + static_cast<double>(costs.pages) * kScanPageNs +
-             static_cast<double>(costs.open) * kProtectPageNs +
+             static_cast<double>(costs.dirty) * kProtectPageNs +
              static_cast<double>(costs.regular) * kKernelFaultNs;
 }
 

@@ -17,19 +17,22 @@ namespace {
 
 // The same 30 pages each time.
 constexpr DriftSample kSteady = {
-    .changed = 30, .regular = 30, .faulted = 0, .hot = 30, .pages = 1024};
+    .changed = 30, .regular = 30, .faulted = 0, .retained = 30, .pages = 1024};
 // 28 pages the same, 4 others each time, of 256.
-constexpr DriftSample kMixed = {
-    .changed = 32, .regular = 28, .faulted = 1.4, .hot = 176, .pages = 256};
+constexpr DriftSample kMixed = {.changed = 32,
+                                .regular = 28,
+                                .faulted = 1.4,
+                                .retained = 176,
+                                .pages = 256};
 // A quarter of 256 pages, others each time: soon all have changed.
 constexpr DriftSample kMostOfIt = {
-    .changed = 64, .regular = 16, .faulted = 0, .hot = 256, .pages = 256};
-// A sixteenth of 1,024 pages, nearly all of which become hot. Both ways cost
-// about the same, whatever is counted while one of them is used.
+    .changed = 64, .regular = 16, .faulted = 0, .retained = 256, .pages = 256};
+// A sixteenth of 1,024 pages, nearly all of which become retained. Both ways
+// cost about the same, whatever is counted while one of them is used.
 constexpr DriftSample kMostOfMuch = {.changed = 64,
                                      .regular = 4,
                                      .faulted = 0.6,
-                                     .hot = 1000,
+                                     .retained = 1000,
                                      .restore_ns = 86,
                                      .pages = 1024};
 
@@ -63,7 +66,8 @@ TEST(DriftTest, AnImageThatChangesMostlyIsRestoredInOnePass) {
 
 TEST(DriftTest, WhatIsHotAfterAllIsRestoredInOnePassAndStaysSo) {
   DriftPolicy policy(std::nullopt, true);
-  // As long as the pages become hot it looks as if the kernel were cheaper.
+  // As long as the pages become retained it looks as if the kernel were
+  // cheaper.
   DriftSample first = kMostOfMuch;
   first.faulted = 40;
   for (int i = 0; i < DriftPolicy::kVotes; ++i) policy.Vote(first);
@@ -96,7 +100,7 @@ TEST(DriftTest, BetweenTheTwoBordersNothingChanges) {
   // Async is cheaper, but by less than a quarter: neither way is left.
   DriftSample sample = kMixed;
   sample.faulted = 0;
-  sample.hot = 1.1 * EstimateCosts(kMixed).async_ns / kRestoreNs;
+  sample.retained = 1.1 * EstimateCosts(kMixed).async_ns / kRestoreNs;
   EXPECT_EQ(After(sample, 10), Tracking::kSignal);
   DriftPolicy policy(std::nullopt, true);
   for (int i = 0; i < DriftPolicy::kVotes; ++i) policy.Vote(kMixed);
@@ -116,13 +120,13 @@ TEST(DriftTest, WhereItIsForcedOrImpossibleNobodyVotes) {
 }
 
 TEST(DriftTest, AllPagesAreProtectedWhenRestoringInVainHasCostAsMuch) {
-  const ProtectCosts one_open = {.pages = 256, .open = 1};
+  const ProtectCosts one_dirty = {.pages = 256, .dirty = 1};
   const auto cost =
       static_cast<uint64_t>(kProtectNs + 256 * kScanPageNs + kProtectPageNs);
   EXPECT_FALSE(ShouldProtectAll(0, {}));
-  EXPECT_FALSE(ShouldProtectAll(cost, one_open));
-  EXPECT_TRUE(ShouldProtectAll(cost + 1, one_open));
-  ProtectCosts again = one_open;
+  EXPECT_FALSE(ShouldProtectAll(cost, one_dirty));
+  EXPECT_TRUE(ShouldProtectAll(cost + 1, one_dirty));
+  ProtectCosts again = one_dirty;
   again.regular = 1;
   EXPECT_FALSE(ShouldProtectAll(cost + 1, again));
 }

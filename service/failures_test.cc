@@ -445,7 +445,7 @@ class AsyncFailuresTest : public testing::Test {
       GTEST_SKIP() << "this machine has no " << missing;
     }
     ServiceOptions options = Options(kWay);
-    options.hot_cycles = 5;
+    options.retained_cycles = 5;
     absl::StatusOr<std::unique_ptr<Service>> service =
         Service::Create(options, kernel_);
     ASSERT_TRUE(service.ok()) << service.status();

@@ -137,8 +137,8 @@ class Filler {
       page = (group + 1) * kPagesPerGroup;
     }
   }
-  void MarkOpen(uint64_t page, uint64_t pages) const {
-    Mark(&PageGroup::open, page, pages);
+  void MarkDirty(uint64_t page, uint64_t pages) const {
+    Mark(&PageGroup::dirty, page, pages);
   }
   void MarkPresent(uint64_t page, uint64_t pages) const {
     Mark(&PageGroup::present, page, pages);
@@ -157,7 +157,7 @@ class Filler {
     const uint64_t missing =
         (GroupMask(group, GranuleFirst(page), GranuleEnd(page)) & eligible &
          ~planes.present.load(std::memory_order_relaxed) &
-         ~planes.open.load(std::memory_order_relaxed)) |
+         ~planes.dirty.load(std::memory_order_relaxed)) |
         (uint64_t{1} << bit);
     const uint64_t above = std::countr_one(missing >> bit);
     const uint64_t below =
@@ -212,7 +212,7 @@ class Filler {
   FaultResult OpenImagePages(PageRange range);
   // Copies private, writable pages of one group from `source`, in the order
   // that page_states.h demands.
-  FaultResult CopyOpen(PageRange range, uintptr_t source);
+  FaultResult CopyWritable(PageRange range, uintptr_t source);
   // Pages of one group.
   FaultResult Unprotect(uint64_t page, uint64_t pages);
 
@@ -238,7 +238,7 @@ FaultResult Filler::ForMissingImageRuns(uint64_t page, uint64_t first,
     const PageGroup& planes = slot_.pages.group(group);
     uint64_t want = ImageWord(group) & GroupMask(group, first, end) &
                     ~planes.present.load(std::memory_order_relaxed) &
-                    ~planes.open.load(std::memory_order_relaxed);
+                    ~planes.dirty.load(std::memory_order_relaxed);
     if (group == page / kPagesPerGroup) {
       // The hardware knows better than the planes whether this page is there.
       const uint64_t bit = uint64_t{1} << (page % kPagesPerGroup);
@@ -397,13 +397,13 @@ FaultResult Filler::WriteImagePage(uint64_t page) {
 }
 
 FaultResult Filler::OpenImagePages(PageRange range) {
-  return CopyOpen(range, ImageAddress(range.first));
+  return CopyWritable(range, ImageAddress(range.first));
 }
 
-FaultResult Filler::CopyOpen(PageRange range, uintptr_t source) {
+FaultResult Filler::CopyWritable(PageRange range, uintptr_t source) {
   const uint64_t first = range.first;
   const uint64_t pages = range.pages;
-  MarkOpen(first, pages);
+  MarkDirty(first, pages);
   uint64_t were_present = 0;
   const auto copy = [&] {
     const FillResult fill = CopyRange(*core_.kernel, core_.uffd, Address(first),
@@ -423,7 +423,7 @@ FaultResult Filler::CopyOpen(PageRange range, uintptr_t source) {
   if (result.kind != FaultResult::Kind::kResolved) return result;
   MarkPresent(first, pages);
   // Whoever made one of them present may have protected it, and all of them are
-  // open now.
+  // dirty now.
   if (were_present != 0) return Unprotect(first, pages);
   return {};
 }
@@ -439,7 +439,7 @@ uint64_t Filler::WriteRun(uint64_t page, std::atomic<uint64_t>& last_end,
     const PageGroup& planes = slot_.pages.group(group);
     const uint64_t taken = other | ~SameMapping(group, page) |
                            planes.present.load(std::memory_order_relaxed) |
-                           planes.open.load(std::memory_order_relaxed);
+                           planes.dirty.load(std::memory_order_relaxed);
     const uint64_t bit = page % kPagesPerGroup;
     uint64_t free = 1;
     while (free < pages && bit + free < kPagesPerGroup &&
@@ -457,13 +457,13 @@ FaultResult Filler::WriteZeroRun(uint64_t page) {
   const uint64_t pages =
       WriteRun(page, slot_.zero_run_end, slot_.zero_run_pages,
                ImageWord(page / kPagesPerGroup), kMaxZeroRunPages);
-  return CopyOpen({page, pages}, core_.zero_source);
+  return CopyWritable({page, pages}, core_.zero_source);
 }
 
 FaultResult Filler::Read(uint64_t page) {
   const PageGroup& planes = slot_.pages.GroupOf(page);
   const uint64_t bit = uint64_t{1} << (page % kPagesPerGroup);
-  if ((planes.open.load(std::memory_order_acquire) & bit) != 0) {
+  if ((planes.dirty.load(std::memory_order_acquire) & bit) != 0) {
     // Somebody is writing it for the first time right now: help.
     return Write(page, /*protection=*/false);
   }
@@ -488,7 +488,7 @@ FaultResult Filler::Read(uint64_t page) {
 FaultResult Filler::Write(uint64_t page, bool protection) {
   if (protection) {
     Count(slot_.counters.write_protect_faults);
-    MarkOpen(page, 1);
+    MarkDirty(page, 1);
     return Unprotect(page, 1);
   }
   // Also where the planes say "present": the page may have been dropped behind
@@ -510,7 +510,7 @@ FaultResult Filler::ForEachMissingRun(uint64_t first, uint64_t end,
     const PageGroup& planes = slot_.pages.group(group);
     const uint64_t missing = GroupMask(group, first, end) &
                              ~planes.present.load(std::memory_order_relaxed) &
-                             ~planes.open.load(std::memory_order_relaxed);
+                             ~planes.dirty.load(std::memory_order_relaxed);
     const auto fill_with = [&](auto fill) {
       return [&result, group, fill](uint64_t bit, uint64_t pages) {
         if (result.kind != FaultResult::Kind::kResolved) return;
@@ -534,7 +534,7 @@ FaultResult Filler::FillPrivate(uint64_t first, uint64_t end) {
         return OpenImagePages({page, pages});
       },
       [this](uint64_t page, uint64_t pages) {
-        return CopyOpen({page, pages}, core_.zero_source);
+        return CopyWritable({page, pages}, core_.zero_source);
       });
 }
 

@@ -21,7 +21,7 @@ namespace firsttouch {
 // also of one page: each step is idempotent, and whoever comes second finds the
 // page there and completes what is missing.
 //
-// Order that matters: a page is put into the `open` or the `untracked` plane
+// Order that matters: a page is put into the `dirty` or the `untracked` plane
 // before it can be writable. Whatever ends this half-way therefore leaves a
 // slot that a release cleans: a call that failed after some pages, or a handler
 // of the host that runs in between and leaves by longjmp. (The latter in the

@@ -28,8 +28,8 @@ namespace {
 
 constexpr int kAccessible = PROT_READ | PROT_WRITE;
 
-// Regions of one call of the kernel: enough for a memory whose hot pages are
-// all apart.
+// Regions of one call of the kernel: enough for a memory whose retained pages
+// are all apart.
 constexpr size_t kRegions = 512;
 
 // Pages of a working set that are populated at most, as with userfaultfd.
@@ -407,7 +407,7 @@ int MappingSupply::Scan(const SlotState& slot, uint64_t end_page,
 }
 
 absl::Status MappingSupply::ScanAndRestore(SlotState& slot, uint64_t keep_pages,
-                                           uint64_t hot_pages_limit) {
+                                           uint64_t retained_pages_limit) {
   uint64_t restored = 0;
   uint64_t private_end = 0;
   bool drops_all = false;
@@ -423,7 +423,7 @@ absl::Status MappingSupply::ScanAndRestore(SlotState& slot, uint64_t keep_pages,
           if (run.is_private) AddRun(written, run.first_page, run.pages);
         }
         if (!run.is_private) return true;
-        if (restored + run.pages > hot_pages_limit ||
+        if (restored + run.pages > retained_pages_limit ||
             !RestoreBytes(slot, run.first_page, run.pages)) {
           drops_all = true;
           return false;

@@ -150,7 +150,7 @@ class MappingSupply final : public MemorySupply {
   std::vector<Run> Resident(const SlotState& slot, uint64_t end_page) const;
   // Copies the initial bytes back, or drops.
   absl::Status ScanAndRestore(SlotState& slot, uint64_t keep_pages,
-                              uint64_t hot_pages_limit);
+                              uint64_t retained_pages_limit);
   // Hands every run below `end_page` that is there to `visit` until it says
   // false. Gives 0, or the errno of the scan.
   int Scan(const SlotState& slot, uint64_t end_page,

@@ -429,9 +429,9 @@ TEST_P(MappingsTest, EveryMappingKeepsThePropertiesOfThePool) {
 
 TEST_P(MappingsTest, AFreeSlotKeepsNoMoreThanItsHotPages) {
   ServiceOptions options = Options(GetParam());
-  options.hot_pages_limit = 4;
+  options.retained_pages_limit = 4;
   MakeService(options);
-  const ImageRef image = PatternImage("hot", 20);
+  const ImageRef image = PatternImage("retained", 20);
   for (const uint64_t changed : {4, 5}) {
     Memory memory = MustAcquire({.image = image, .size_bytes = kMax});
     for (uint64_t page = 0; page < changed; ++page) {
@@ -449,7 +449,7 @@ TEST_P(MappingsTest, AFreeSlotKeepsNoMoreThanItsHotPages) {
 TEST_P(MappingsTest, MoreRegionsThanOneCallHoldsAreAllRestored) {
   ServiceOptions options = Options(GetParam());
   options.layout.max_memory_bytes = 3000 * kPageBytes;
-  options.hot_pages_limit = 3000;
+  options.retained_pages_limit = 3000;
   MakeService(options);
   const ImageRef image = PatternImage("regions", 1500, {64, 65, 700});
   const std::vector<uint8_t> initial = InitialBytes(image, 3000 * kPageBytes);

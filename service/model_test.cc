@@ -195,8 +195,8 @@ class World {
                                   .guard_after_bytes = 65536},
                        .supply = Asking(way),
                        .trap_callback = JumpOutOfTrap,
-                       .hot_pages_limit = 20,
-                       .hot_cycles = 5},
+                       .retained_pages_limit = 20,
+                       .retained_cycles = 5},
                       kernel_);
     status_ = service.status();
     if (service.ok()) service_ = *std::move(service);

@@ -103,11 +103,11 @@ struct ServiceOptions {
   // At most this many pages of a slot stay private and writable from one holder
   // to the next; a slot with more is dropped as a whole at release. Unset: a
   // half of the memory's initial size, at least 1024 (4 MiB).
-  std::optional<uint64_t> hot_pages_limit;
+  std::optional<uint64_t> retained_pages_limit;
 
   // A page that no holder has changed in about so many hand-overs is no longer
   // kept private: to restore a page sixty times costs as much as one signal.
-  uint32_t hot_cycles = 60;
+  uint32_t retained_cycles = 60;
 
   // Idle slots keep private pages up to this many bytes, all slots of the pool
   // together; above it those that were released longest ago give theirs back,

@@ -14,8 +14,8 @@ const char* PageStateName(PageState state) {
       return "untracked";
     case PageState::kDirty:
       return "dirty";
-    case PageState::kHot:
-      return "hot";
+    case PageState::kRetained:
+      return "retained";
   }
   return "unknown";
 }
@@ -26,8 +26,8 @@ void PageStates::Forget(uint64_t first_page, uint64_t end_page) const {
     if (gone == 0) return;
     group.present.fetch_and(~gone, std::memory_order_relaxed);
     group.untracked.fetch_and(~gone, std::memory_order_relaxed);
-    group.open.fetch_and(~gone, std::memory_order_relaxed);
-    group.hot.fetch_and(~gone, std::memory_order_relaxed);
+    group.dirty.fetch_and(~gone, std::memory_order_relaxed);
+    group.retained.fetch_and(~gone, std::memory_order_relaxed);
     LeaveOutIfEmpty(index);
   });
 }
@@ -54,7 +54,7 @@ void PageStates::LeaveOutIfEmpty(uint64_t index) const {
   const PageGroup& group = groups_[index];
   const uint64_t left = group.present.load(std::memory_order_relaxed) |
                         group.untracked.load(std::memory_order_relaxed) |
-                        group.open.load(std::memory_order_relaxed) |
+                        group.dirty.load(std::memory_order_relaxed) |
                         group.recent.load(std::memory_order_relaxed) |
                         group.previous.load(std::memory_order_relaxed) |
                         group.last.load(std::memory_order_relaxed);

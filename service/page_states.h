@@ -6,16 +6,19 @@
 // Seven bits a page, kept as bit planes over groups of 64 pages. Four say what
 // state it is in:
 //
-//   present untracked open hot  state       what is known
-//      0        0       0   -   kMissing    nothing mapped; next touch faults
-//      1        0       0   -   kClean      mapped, write-protected: its bytes
-//                                           are the initial ones
-//      1        1       0   -   kUntracked  mapped, not protected: may have
-//                                           changed; a scan tells
-//      *        *       1   0   kDirty      unprotected since this lease: must
-//                                           be restored
-//      *        *       1   1   kHot        unprotected since an earlier lease
-//                                           and kept so: must be restored
+//   present untracked dirty retained  state       what is known
+//      0        0       0      -      kMissing    nothing is mapped; the next
+//                                                 touch faults
+//      1        0       0      -      kClean      mapped, write-protected: its
+//                                                 bytes are the initial ones
+//      1        1       0      -      kUntracked  mapped, not protected: it may
+//                                                 have changed; a scan tells
+//      *        *       1      0      kDirty      unprotected since this lease:
+//                                                 must be restored
+//      *        *       1      1      kRetained   unprotected since an earlier
+//                                                 lease and kept so
+//                                                 (retained-dirty): must be
+//                                                 restored
 //
 // Who moves a page from which state to which:
 //   fault path   kMissing -> kClean      minor fault, or copy with protection
@@ -23,19 +26,19 @@
 //   fault path   kMissing, kClean, kUntracked -> kDirty   first write
 //   release      kUntracked -> kClean (protected), kDirty (the scan found it
 //                written) or kMissing (dropped)
-//   release      kDirty -> kHot, after its bytes were restored
+//   release      kDirty -> kRetained, after its bytes were restored
 //   release      any -> kMissing, when the page was dropped
 // Three more say when it was last found changed at a release: `last`, at the
 // last one (a steady one puts down nothing), `recent`, in this span of
 // hand-overs, and `previous`, in the span before (uffd_restore.h). They are
 // kept when a page is dropped.
 //
-// A bit of `open` or `untracked` is set BEFORE the kernel is asked for a page
+// A bit of `dirty` or `untracked` is set BEFORE the kernel is asked for a page
 // that can be written, and cleared only after the page is gone or protected: a
 // page that can have changed is never missing from both planes. `present` is
 // set after the kernel has mapped the page and may lag behind while a fill is
 // under way, so whoever needs it exactly (release, snapshot) waits for fills
-// first. An open or untracked page that is not present is one whose fill did
+// first. A dirty or untracked page that is not present is one whose fill did
 // not come to its end (it failed, or was left by longjmp): a release drops it,
 // since it may be there or not. A clean page can be there without `present`
 // only where the image has one, so that it lies within every lease's bounds and
@@ -60,7 +63,7 @@ enum class PageState : uint8_t {
   kClean,
   kUntracked,
   kDirty,
-  kHot,
+  kRetained,
 };
 
 // "missing", "clean", ...; a static string.
@@ -73,8 +76,8 @@ inline constexpr uint64_t kPagesPerGroup = 64;
 struct alignas(64) PageGroup {
   std::atomic<uint64_t> present;
   std::atomic<uint64_t> untracked;
-  std::atomic<uint64_t> open;
-  std::atomic<uint64_t> hot;
+  std::atomic<uint64_t> dirty;
+  std::atomic<uint64_t> retained;
   std::atomic<uint64_t> recent;
   std::atomic<uint64_t> previous;
   std::atomic<uint64_t> last;
@@ -127,9 +130,9 @@ class PageStates {
   PageState StateOf(uint64_t page) const {
     const PageGroup& group = GroupOf(page);
     const uint64_t bit = uint64_t{1} << (page % kPagesPerGroup);
-    if (group.open.load(std::memory_order_acquire) & bit) {
-      return (group.hot.load(std::memory_order_relaxed) & bit)
-                 ? PageState::kHot
+    if (group.dirty.load(std::memory_order_acquire) & bit) {
+      return (group.retained.load(std::memory_order_relaxed) & bit)
+                 ? PageState::kRetained
                  : PageState::kDirty;
     }
     if ((group.present.load(std::memory_order_relaxed) & bit) == 0) {

@@ -32,25 +32,25 @@ class StatesMemory {
 };
 
 void SetPage(PageStates& states, uint64_t page, bool present, bool untracked,
-             bool open, bool hot) {
+             bool dirty, bool retained) {
   PageGroup& group = states.GroupOf(page);
   const uint64_t bit = uint64_t{1} << (page % kPagesPerGroup);
   if (present) group.present.fetch_or(bit);
   if (untracked) group.untracked.fetch_or(bit);
-  if (open) group.open.fetch_or(bit);
-  if (hot) group.hot.fetch_or(bit);
+  if (dirty) group.dirty.fetch_or(bit);
+  if (retained) group.retained.fetch_or(bit);
   states.NoteGroup(page / kPagesPerGroup);
 }
 
 TEST(PageStatesTest, EachCombinationOfPlanesIsTheStateThatTheTableSays) {
   for (int bits = 0; bits < 16; ++bits) {
     StatesMemory memory(70);
-    const bool present = bits & 1, untracked = bits & 2, open = bits & 4,
-               hot = bits & 8;
-    SetPage(memory.states, 65, present, untracked, open, hot);
+    const bool present = bits & 1, untracked = bits & 2, dirty = bits & 4,
+               retained = bits & 8;
+    SetPage(memory.states, 65, present, untracked, dirty, retained);
     PageState expected = PageState::kMissing;
-    if (open) {
-      expected = hot ? PageState::kHot : PageState::kDirty;
+    if (dirty) {
+      expected = retained ? PageState::kRetained : PageState::kDirty;
     } else if (present) {
       expected = untracked ? PageState::kUntracked : PageState::kClean;
     }
@@ -65,7 +65,7 @@ TEST(PageStatesTest, NamesAreThoseOfTheTable) {
   EXPECT_STREQ(PageStateName(PageState::kClean), "clean");
   EXPECT_STREQ(PageStateName(PageState::kUntracked), "untracked");
   EXPECT_STREQ(PageStateName(PageState::kDirty), "dirty");
-  EXPECT_STREQ(PageStateName(PageState::kHot), "hot");
+  EXPECT_STREQ(PageStateName(PageState::kRetained), "retained");
 }
 
 TEST(PageStatesTest, FourKiBOfBookKeepingTellOfFifteenMiB) {
@@ -103,7 +103,7 @@ TEST(PageStatesTest, ForgetClearsJustTheRangeForEveryRangeOfThreeGroups) {
       for (uint64_t page = 0; page < kPages; ++page) {
         const PageState expected = page >= first && page < end
                                        ? PageState::kMissing
-                                   : page % 4 == 0 ? PageState::kHot
+                                   : page % 4 == 0 ? PageState::kRetained
                                    : page % 2 == 0 ? PageState::kDirty
                                                    : PageState::kClean;
         ASSERT_EQ(memory.states.StateOf(page), expected)

@@ -84,8 +84,9 @@ void ServicePool::Publish() {
   header.memories_per_instance = layout.memories_per_instance;
   const SupplyTraits supply = supply_->traits();
   header.handler_threads = supply.handler_threads;
-  header.hot_cycles = options_.hot_cycles;
-  header.hot_pages_limit = options_.hot_pages_limit.value_or(kControlNone);
+  header.retained_cycles = options_.retained_cycles;
+  header.retained_pages_limit =
+      options_.retained_pages_limit.value_or(kControlNone);
   header.resident_budget_bytes =
       options_.resident_budget_bytes.value_or(kControlNone);
   PutText(SupplyName(supply.kind), header.supply);
@@ -102,8 +103,8 @@ void ServicePool::Publish() {
       .groups = first.pages.group_count(),
       .present = OffsetIn(kGroup, kGroup.present),
       .untracked = OffsetIn(kGroup, kGroup.untracked),
-      .open = OffsetIn(kGroup, kGroup.open),
-      .hot = OffsetIn(kGroup, kGroup.hot),
+      .dirty = OffsetIn(kGroup, kGroup.dirty),
+      .retained = OffsetIn(kGroup, kGroup.retained),
       .recent = OffsetIn(kGroup, kGroup.recent),
       .previous = OffsetIn(kGroup, kGroup.previous),
   };

@@ -36,7 +36,7 @@ Mutex& OrphanMutex() {
 
 uint64_t ServicePool::HotPagesLimit(uint64_t keep_pages) const {
   if (options_.resident_budget_bytes == uint64_t{0}) return 0;
-  return options_.hot_pages_limit.value_or(
+  return options_.retained_pages_limit.value_or(
       std::max(kMinHotPagesLimit, keep_pages / 2));
 }
 

@@ -1,4 +1,4 @@
-// Restores the open pages of a slot, group by group. In a header, so that the
+// Restores the dirty pages of a slot, group by group. In a header, so that the
 // steady cycle (steady_path.cc) and a restore that has more to count
 // (uffd_restore.cc) each have the loop to themselves.
 //
@@ -69,18 +69,18 @@ inline uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits,
 }
 
 // Goes through the groups of a slot, this time from the other end than the last
-// time, and restores the open pages of each. Calls done(index, group, open,
+// time, and restores the dirty pages of each. Calls done(index, group, dirty,
 // changed) after each that has some, and none(group) for those that have not.
 template <typename Done, typename None>
 Restored RestoreGroups(SlotState& slot, Done done, None none) {
   Restored restored;
   const auto restore = [&](uint64_t index, PageGroup& group) {
-    const uint64_t open = group.open.load(std::memory_order_relaxed);
-    if (open == 0) {
+    const uint64_t dirty = group.dirty.load(std::memory_order_relaxed);
+    if (dirty == 0) {
       none(group);
       return;
     }
-    done(index, group, open, RestoreGroup(slot, index, open, restored));
+    done(index, group, dirty, RestoreGroup(slot, index, dirty, restored));
   };
   if (slot.restored_downwards) {
     slot.pages.ForEachGroup(restore);

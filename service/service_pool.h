@@ -160,7 +160,7 @@ class ServicePool {
   // Whether a claimed slot can be leased as it is.
   static bool IsReadyFor(const SlotState& slot, const MemoryOptions& options);
   static void Lease(SlotState& slot, const MemoryOptions& options);
-  // Whether the holder left nothing but changes of hot pages.
+  // Whether the holder left nothing but changes of retained pages.
   static bool IsSteady(const SlotState& slot);
   // `surely`: waits for slots of which it is not decided yet whether they are
   // parked. That takes no longer than a steady release, or a trim.

@@ -710,8 +710,9 @@ TEST_P(ServiceTest, WhoeverWritesUpwardsGetsMorePrivatePagesAtAFault) {
 }
 
 TEST_P(ServiceTest, MoreHotPagesThanAllowedDropTheSlot) {
-  if (GetParam().open_supply != nullptr) GTEST_SKIP() << "has no hot pages";
-  MakeService({.hot_pages_limit = 3});
+  if (GetParam().open_supply != nullptr)
+    GTEST_SKIP() << "has no retained pages";
+  MakeService({.retained_pages_limit = 3});
   if (service_ == nullptr) return;
   const ImageRef image = PatternImage("limit", 32);
   for (int cycle = 0; cycle < 5; ++cycle) {
@@ -726,7 +727,7 @@ TEST_P(ServiceTest, MoreHotPagesThanAllowedDropTheSlot) {
 
 TEST_P(ServiceTest, APageThatNoLongerChangesIsGivenBack) {
   if (GetParam().mapped()) GTEST_SKIP() << "nothing is learned";
-  MakeService({.hot_cycles = 5});
+  MakeService({.retained_cycles = 5});
   if (service_ == nullptr) return;
   if (GetParam().tracking == Tracking::kAsync) {
     GTEST_SKIP() << "pages are protected instead";
@@ -743,7 +744,7 @@ TEST_P(ServiceTest, APageThatNoLongerChangesIsGivenBack) {
   }
   for (int i = 0; i < 40; ++i) cycle({1, 3});
   // Without PAGEMAP_SCAN a release drops the zero pages, 34 and 36, so
-  // that they never get hot.
+  // that they never get retained.
   EXPECT_GE(demoted(), HasPagemapScan() ? 10u : 8u);
   const ServiceStats before = service_->Stats();
   for (int i = 0; i < 10; ++i) cycle({1, 3});
@@ -805,8 +806,8 @@ TEST_P(ServiceTest, AGuestThatGrowsByTheSameEachTimeFindsItsPagesThere) {
 
 TEST_P(ServiceTest, DriftingGuestsAreTrackedByTheKernelUntilTheySettle) {
   if (GetParam().mapped()) GTEST_SKIP() << "nothing is learned";
-  MakeService(
-      {.layout = {.max_memory_bytes = 1024 * kPageBytes}, .hot_cycles = 20});
+  MakeService({.layout = {.max_memory_bytes = 1024 * kPageBytes},
+               .retained_cycles = 20});
   if (service_ == nullptr) return;
   if (GetParam().tracking.has_value() ||
       GetParam().backing != Backing::kShared) {
@@ -837,7 +838,7 @@ TEST_P(ServiceTest, DriftingGuestsAreTrackedByTheKernelUntilTheySettle) {
   EXPECT_EQ(FirstDifference(memory, initial), std::nullopt);
 }
 
-TEST_P(ServiceTest, WhoDriftsAllOverASmallMemoryEndsWithAllOfItHot) {
+TEST_P(ServiceTest, WhoDriftsAllOverASmallMemoryEndsWithAllOfItRetained) {
   if (GetParam().mapped()) GTEST_SKIP() << "nothing is learned";
   MakeService({.layout = {.max_memory_bytes = 512 * kPageBytes}});
   if (service_ == nullptr) return;
@@ -867,8 +868,8 @@ TEST_P(ServiceTest, WhoDriftsAllOverASmallMemoryEndsWithAllOfItHot) {
 
 TEST_P(ServiceTest, WhatDriftsBehindTheImageComesToBeTrackedByTheKernelToo) {
   if (GetParam().mapped()) GTEST_SKIP() << "nothing is learned";
-  MakeService(
-      {.layout = {.max_memory_bytes = 1024 * kPageBytes}, .hot_cycles = 20});
+  MakeService({.layout = {.max_memory_bytes = 1024 * kPageBytes},
+               .retained_cycles = 20});
   if (service_ == nullptr) return;
   if (GetParam().tracking.has_value() ||
       GetParam().backing != Backing::kShared) {
@@ -963,7 +964,7 @@ TEST_P(ServiceTest, HandlerThreadsHaveTheirPoolsNameAndEndWithIt) {
 TEST_P(ServiceTest, HolesThatWereProtectedAndDroppedAreZeroPagesAgain) {
   // Dropping a page of a private file mapping leaves its write-protect marker,
   // which some calls take for a page.
-  MakeService({.hot_pages_limit = 3});
+  MakeService({.retained_pages_limit = 3});
   ASSERT_NE(service_, nullptr);
   std::vector<uint64_t> holes(31);
   for (uint64_t i = 0; i < holes.size(); ++i) holes[i] = i + 1;
@@ -973,7 +974,7 @@ TEST_P(ServiceTest, HolesThatWereProtectedAndDroppedAreZeroPagesAgain) {
     Memory memory = MustAcquire({.image = image, .size_bytes = kMax});
     EXPECT_EQ(Load(memory, 20 * kPageBytes), 0);
     if (cycle % 2 == 0) {
-      // More than may stay hot.
+      // More than may be retained.
       for (uint64_t page = 40; page < 60; ++page) {
         Store(memory, page * kPageBytes, 1);
       }

@@ -79,7 +79,7 @@ struct PoisonedPages {
   std::atomic<uint32_t> count;
 };
 
-// Why a release of a leased slot has more to do than to restore hot pages.
+// Why a release of a leased slot has more to do than to restore retained pages.
 enum SlotExceptions : uint8_t {
   // A Reset or a Snapshot failed: nothing is known of the pages.
   kSlotBroken = 1,
@@ -111,8 +111,8 @@ struct alignas(64) SlotState {
   uintptr_t base = 0;
   PageStates pages;
   // Some page was filled, or its protection lifted, since the last restore.
-  // Where not, every open page is hot and present, and nothing else has to be
-  // looked at.
+  // Where not, every dirty page is retained and present, and nothing else has
+  // to be looked at.
   std::atomic<bool> filled{false};
   Tracking tracking = Tracking::kSignal;
   // What keeps the release of a slot from going the steady way: bits of

@@ -7,7 +7,7 @@
 // WasFrozen() (signal_path.cc). Pages that come meanwhile (reads go on, and
 // fills that were under way end) have their initial bytes.
 //
-// Which pages may have changed by then: a bit of `open` is set before its page
+// Which pages may have changed by then: a bit of `dirty` is set before its page
 // can be written (page_states.h), so that none is missing there; pages of
 // zeroes and pages that the kernel tracks, a scan finds. Unlike at a release,
 // nothing is settled: planes that the fault path is using stay as they are.

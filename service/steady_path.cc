@@ -48,7 +48,7 @@ struct alignas(32) ParkedSlot {
 constexpr size_t kParkedSlots = 4;
 thread_local ParkedSlot t_parked[kParkedSlots];
 
-// Restores the slot's open pages. Nothing that can fail, for a slot in which
+// Restores the slot's dirty pages. Nothing that can fail, for a slot in which
 // nothing was filled since the last restore. False where there is more to do,
 // and then nothing was done.
 bool RestoreSteady(uint32_t steady_handovers, SlotState& slot) {

@@ -160,10 +160,10 @@ void FillWorkingSet(const UffdContext& context, SlotState& slot,
       const uint64_t index = page / kPagesPerGroup;
       PageGroup& group = slot.pages.group(index);
       const uint64_t filled = GroupMask(index, page, page + pages) &
-                              group.open.load(std::memory_order_relaxed);
+                              group.dirty.load(std::memory_order_relaxed);
       // As if an earlier holder had changed them, so that they are not dropped
       // before they had the time to be.
-      group.hot.fetch_or(filled, std::memory_order_relaxed);
+      group.retained.fetch_or(filled, std::memory_order_relaxed);
       group.previous.fetch_or(filled, std::memory_order_relaxed);
       CountOwned(slot.counters.pages_prefilled, std::popcount(filled));
     });

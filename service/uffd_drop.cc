@@ -37,7 +37,7 @@ PageSpan ResidentSpan(const SlotState& slot, uint64_t first_page,
   uint64_t pages = 0;
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t there = (group.present.load(std::memory_order_relaxed) |
-                            group.open.load(std::memory_order_relaxed) |
+                            group.dirty.load(std::memory_order_relaxed) |
                             group.untracked.load(std::memory_order_relaxed)) &
                            GroupMask(index, first_page, end_page);
     if (there == 0) return;
@@ -170,7 +170,7 @@ void AddColdPages(const SlotState& slot, DropBatch& batch) {
 void LeaveOutWarmPages(SlotState& slot) {
   for (uint64_t index = 0; index < slot.cold_pages.size(); ++index) {
     const PageGroup& group = slot.pages.group(index);
-    slot.cold_pages[index] &= group.open.load(std::memory_order_relaxed) &
+    slot.cold_pages[index] &= group.dirty.load(std::memory_order_relaxed) &
                               ~group.recent.load(std::memory_order_relaxed) &
                               ~GroupMask(index, 0, slot.kernel_pages);
   }

@@ -45,7 +45,7 @@ void TeachReads(SlotState& slot, uint64_t end_page) {
   WorkingSet::Words words;
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t pages = (group.present.load(std::memory_order_relaxed) |
-                            group.open.load(std::memory_order_relaxed)) &
+                            group.dirty.load(std::memory_order_relaxed)) &
                            GroupMask(index, 0, end_page);
     if (pages == 0) return;
     words.resize(index + 1);
@@ -60,7 +60,7 @@ absl::Status FinishProfilingLease(const UffdContext& context, SlotState& slot) {
   const uint64_t pages = slot.kernel_pages;
   if (FindKernelWrites(context, slot).ok()) {
     Teach(slot, [](const PageGroup& group) {
-      return group.open.load(std::memory_order_relaxed);
+      return group.dirty.load(std::memory_order_relaxed);
     });
     TeachReads(slot, pages);
   }
@@ -87,20 +87,21 @@ double RestoreNs(const SlotState& slot, uint64_t index, uint64_t pages) {
 // A span of hand-overs is over: what was counted in it is acted upon.
 absl::Status EndSpan(const UffdContext& context, SlotState& slot,
                      uint64_t keep_pages) {
-  uint64_t hot_pages = 0;
-  double hot_ns = 0;
+  uint64_t retained_pages = 0;
+  double retained_ns = 0;
   uint64_t demotable = 0;
   slot.cold_pages.clear();
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
-    const uint64_t open = group.open.load(std::memory_order_relaxed);
+    const uint64_t dirty = group.dirty.load(std::memory_order_relaxed);
     const uint64_t recent = group.recent.load(std::memory_order_relaxed);
     const uint64_t known =
         recent | group.previous.load(std::memory_order_relaxed);
-    const uint64_t hot = slot.tracking == Tracking::kSignal ? open : known;
-    hot_pages += std::popcount(hot);
-    hot_ns += RestoreNs(slot, index, hot);
+    const uint64_t retained =
+        slot.tracking == Tracking::kSignal ? dirty : known;
+    retained_pages += std::popcount(retained);
+    retained_ns += RestoreNs(slot, index, retained);
     const uint64_t cold =
-        open & ~known & ~GroupMask(index, 0, slot.kernel_pages);
+        dirty & ~known & ~GroupMask(index, 0, slot.kernel_pages);
     if (cold != 0) {
       slot.cold_pages.resize(index + 1);
       slot.cold_pages[index] = cold;
@@ -114,9 +115,10 @@ absl::Status EndSpan(const UffdContext& context, SlotState& slot,
          .regular = static_cast<double>(slot.span_regular) /
                     static_cast<double>(slot.span_pairs),
          .faulted = static_cast<double>(slot.span_faulted) / handovers,
-         .hot = static_cast<double>(hot_pages),
-         .restore_ns = hot_pages == 0 ? kRestoreNs
-                                      : hot_ns / static_cast<double>(hot_pages),
+         .retained = static_cast<double>(retained_pages),
+         .restore_ns = retained_pages == 0
+                           ? kRestoreNs
+                           : retained_ns / static_cast<double>(retained_pages),
          .pages = static_cast<double>(WrittenEnd(slot, keep_pages))});
   }
   slot.demotion_due = demotable >= kWorthDemoting ||
@@ -146,7 +148,7 @@ void NoteGrowth(SlotState& slot, uint64_t keep_pages, uint64_t size_pages) {
   uint64_t page = keep_pages;
   while (page < size_pages) {
     const PageGroup& group = slot.pages.GroupOf(page);
-    const uint64_t touched = group.open.load(std::memory_order_relaxed) |
+    const uint64_t touched = group.dirty.load(std::memory_order_relaxed) |
                              group.present.load(std::memory_order_relaxed);
     const uint64_t bit = page % kPagesPerGroup;
     const uint64_t run = std::countr_one(touched >> bit);
@@ -162,7 +164,7 @@ void NoteGrowth(SlotState& slot, uint64_t keep_pages, uint64_t size_pages) {
 
 absl::Status RestorePages(const UffdContext& context, SlotState& slot,
                           uint64_t keep_pages, uint64_t size_pages,
-                          uint64_t hot_pages_limit) {
+                          uint64_t retained_pages_limit) {
   slot.filled.store(false, std::memory_order_relaxed);
   if (slot.reads_to_teach.load(std::memory_order_relaxed)) {
     TeachReads(slot, keep_pages);
@@ -188,16 +190,16 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
   if (absl::Status status = FindKernelWrites(context, slot); !status.ok()) {
     return status;
   }
-  uint64_t open_pages = 0;
+  uint64_t dirty_pages = 0;
   uint64_t unsure_first = keep_pages;
   uint64_t unsure_end = 0;
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
-    const uint64_t open = group.open.load(std::memory_order_acquire);
-    open_pages += std::popcount(open);
+    const uint64_t dirty = group.dirty.load(std::memory_order_acquire);
+    dirty_pages += std::popcount(dirty);
     // Open without being present: a fill that failed half-way. It may be there
     // or not; to touch it could fault.
     const uint64_t unsure =
-        open & ~group.present.load(std::memory_order_relaxed);
+        dirty & ~group.present.load(std::memory_order_relaxed);
     if (unsure != 0) {
       const uint64_t base = index * kPagesPerGroup;
       unsure_first =
@@ -205,7 +207,7 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
       unsure_end = base + std::bit_width(unsure);
     }
   });
-  if (open_pages > hot_pages_limit) {
+  if (dirty_pages > retained_pages_limit) {
     slot.prefill_wanted = slot.image != nullptr;
     return DropPages(context, slot, 0, keep_pages);
   }
@@ -226,26 +228,26 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
   uint64_t regular_pages = 0;
   RestoreGroups(
       slot,
-      [&](uint64_t index, PageGroup& group, uint64_t open,
+      [&](uint64_t index, PageGroup& group, uint64_t dirty,
           uint64_t really_changed) {
         const uint64_t fresh =
-            open & ~group.hot.load(std::memory_order_relaxed);
+            dirty & ~group.retained.load(std::memory_order_relaxed);
         const uint64_t changed = really_changed | fresh;
         changed_pages += std::popcount(changed);
         first_writes += std::popcount(fresh);
         late_writes += std::popcount(
             changed & ~group.recent.load(std::memory_order_relaxed) &
             ~group.previous.load(std::memory_order_relaxed));
-        if (fresh != 0) group.hot.store(open, std::memory_order_relaxed);
+        if (fresh != 0) group.retained.store(dirty, std::memory_order_relaxed);
         const uint64_t regular =
             changed & group.last.load(std::memory_order_relaxed);
         regular_pages += std::popcount(regular);
         group.last.store(changed, std::memory_order_relaxed);
         if (async) {
           const uint64_t by_kernel = GroupMask(index, 0, slot.kernel_pages);
-          protect_costs.open += std::popcount(open & by_kernel);
+          protect_costs.dirty += std::popcount(dirty & by_kernel);
           protect_costs.regular += std::popcount(regular & by_kernel);
-          in_vain_ns += RestoreNs(slot, index, open & by_kernel & ~changed);
+          in_vain_ns += RestoreNs(slot, index, dirty & by_kernel & ~changed);
           first_writes_by_signal += std::popcount(fresh & ~by_kernel);
         }
         NoteChanged(group, changed);
@@ -259,7 +261,7 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
     slot.spans_to_teach = 2;
     if (!slot.image->working_set().known()) {
       Teach(slot, [](const PageGroup& group) {
-        return group.open.load(std::memory_order_relaxed);
+        return group.dirty.load(std::memory_order_relaxed);
       });
     }
   }

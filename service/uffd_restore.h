@@ -18,13 +18,13 @@ namespace firsttouch {
 
 // Restores the initial bytes of pages below `keep_pages` and drops those up to
 // `size_pages` (pages that the holder grew into). Restored pages stay private
-// and writable, as the next holder's hot set, up to `hot_pages_limit` of them;
-// above that all of the slot is dropped. Pages that were not found changed for
-// two to three spans of hand-overs are put into `cold_pages`, and where it pays
-// to drop them now, `demotion_due` is set.
+// and writable, as the next holder's retained set, up to `retained_pages_limit`
+// of them; above that all of the slot is dropped. Pages that were not found
+// changed for two to three spans of hand-overs are put into `cold_pages`, and
+// where it pays to drop them now, `demotion_due` is set.
 absl::Status RestorePages(const UffdContext& context, SlotState& slot,
                           uint64_t keep_pages, uint64_t size_pages,
-                          uint64_t hot_pages_limit);
+                          uint64_t retained_pages_limit);
 
 }  // namespace firsttouch
 

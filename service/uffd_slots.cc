@@ -104,7 +104,7 @@ uint64_t UffdSupply::KeptPages(SlotState& slot) {
   uint64_t pages = 0;
   const bool copied = !slot.image_mapped;
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
-    uint64_t own = group.open.load(std::memory_order_relaxed);
+    uint64_t own = group.dirty.load(std::memory_order_relaxed);
     if (copied && index * kPagesPerGroup < slot.image_pages) {
       own |= group.present.load(std::memory_order_relaxed) &
              slot.image_stored[index];
@@ -112,7 +112,7 @@ uint64_t UffdSupply::KeptPages(SlotState& slot) {
     pages += std::popcount(own);
   });
   if (slot.tracking == Tracking::kAsync) {
-    // Protected pages stay private, and not all that are open are: counted
+    // Protected pages stay private, and not all that are dirty are: counted
     // where there may be more than before, or fewer.
     const uint64_t least = slot.idle_pages.load(std::memory_order_relaxed);
     pages = pages > least || slot.keeps_fewer ? CountPrivate(slot) : least;
@@ -228,10 +228,10 @@ absl::Status UffdSupply::ForEachChangedPage(
   uint64_t lowest = end_page;
   uint64_t past_highest = 0;
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
-    const uint64_t open = group.open.load(std::memory_order_acquire);
+    const uint64_t dirty = group.dirty.load(std::memory_order_acquire);
     const uint64_t untracked = group.untracked.load(std::memory_order_relaxed) &
-                               ~open & GroupMask(index, 0, end_page);
-    visit_bits(index, scans ? open : open | untracked);
+                               ~dirty & GroupMask(index, 0, end_page);
+    visit_bits(index, scans ? dirty : dirty | untracked);
     if (untracked == 0) return;
     const uint64_t base = index * kPagesPerGroup;
     lowest = std::min<uint64_t>(lowest, base + std::countr_zero(untracked));
@@ -253,8 +253,9 @@ absl::Status UffdSupply::ForEachChangedPage(
         while (page < end) {
           const uint64_t index = page / kPagesPerGroup;
           const PageGroup& group = slot.pages.group(index);
-          // Also those that are open by now: MakeReady() may have opened a page
-          // since it was looked at above. What is visited twice does no harm.
+          // Also those that are dirty by now: MakeReady() may have opened a
+          // page since it was looked at above. What is visited twice does no
+          // harm.
           visit_bits(index,
                      GroupMask(index, page, end) &
                          group.untracked.load(std::memory_order_relaxed));
@@ -402,13 +403,13 @@ MemoryPages UffdSupply::CountPages(SlotState& slot) {
   }
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t present = group.present.load(std::memory_order_relaxed);
-    const uint64_t open =
-        present & (group.open.load(std::memory_order_acquire) |
+    const uint64_t dirty =
+        present & (group.dirty.load(std::memory_order_acquire) |
                    group.untracked.load(std::memory_order_relaxed));
     count.touched +=
         std::popcount(present & ~GroupMask(index, 0, slot.kernel_pages));
-    count.writable += std::popcount(open);
-    ForEachRun(open, [&](uint64_t bit, uint64_t pages) {
+    count.writable += std::popcount(dirty);
+    ForEachRun(dirty, [&](uint64_t bit, uint64_t pages) {
       for (uint64_t page = index * kPagesPerGroup + bit; pages > 0;
            ++page, --pages) {
         const auto* now =

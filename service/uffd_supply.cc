@@ -223,7 +223,7 @@ absl::Status UffdSupply::Attach(const Reservation& reservation) {
                                 !options_.tracking.has_value(),
       .stride_bytes = pool_.layout.slot_stride_bytes(),
       .include_in_core_dump = pool_.options.include_in_core_dump,
-      .span_handovers = std::max(1u, pool_.options.hot_cycles / 2)});
+      .span_handovers = std::max(1u, pool_.options.retained_cycles / 2)});
   return absl::OkStatus();
 }
 

@@ -46,7 +46,7 @@ void Note(SlotState& slot, const PageRegion& region,
 
 // Notes the pages of a region that a scan found as written.
 void NoteWritten(SlotState& slot, const PageRegion& region) {
-  Note(slot, region, &PageGroup::open);
+  Note(slot, region, &PageGroup::dirty);
   Note(slot, region, &PageGroup::present);
 }
 
@@ -62,7 +62,7 @@ bool MayBeNothing(const SlotState& slot, const PageRegion& region) {
     const uint64_t index = page / kPagesPerGroup;
     fresh += std::popcount(
         GroupMask(index, page, end) &
-        ~slot.pages.group(index).open.load(std::memory_order_relaxed));
+        ~slot.pages.group(index).dirty.load(std::memory_order_relaxed));
     page = (index + 1) * kPagesPerGroup;
   }
   return fresh >= kSuspicious;
@@ -178,7 +178,7 @@ uint64_t WrittenEnd(const SlotState& slot, uint64_t size_pages) {
   const uint64_t image_end = std::min(slot.image_pages, size_pages);
   uint64_t end = image_end;
   slot.pages.ForEachGroup([&](uint64_t index, const PageGroup& group) {
-    const uint64_t known = group.open.load(std::memory_order_relaxed) |
+    const uint64_t known = group.dirty.load(std::memory_order_relaxed) |
                            group.recent.load(std::memory_order_relaxed) |
                            group.previous.load(std::memory_order_relaxed);
     if ((known & GroupMask(index, image_end, size_pages)) != 0) {
@@ -305,7 +305,7 @@ absl::Status SettleUntracked(const UffdContext& context, SlotState& slot,
             const uint64_t written =
                 GroupMask(index, page, end) &
                 group.untracked.load(std::memory_order_relaxed);
-            group.open.fetch_or(written, std::memory_order_relaxed);
+            group.dirty.fetch_or(written, std::memory_order_relaxed);
             group.untracked.fetch_and(~written, std::memory_order_relaxed);
             page = (index + 1) * kPagesPerGroup;
           }
@@ -340,9 +340,9 @@ absl::Status SettleUntracked(const UffdContext& context, SlotState& slot,
     };
     // Pages that were opened by a write elsewhere are restored in any case, and
     // for that must not be protected.
-    const uint64_t open = group.open.load(std::memory_order_acquire);
-    group.untracked.fetch_and(~(untracked & open), std::memory_order_relaxed);
-    const uint64_t unchanged = untracked & ~open;
+    const uint64_t dirty = group.dirty.load(std::memory_order_acquire);
+    group.untracked.fetch_and(~(untracked & dirty), std::memory_order_relaxed);
+    const uint64_t unchanged = untracked & ~dirty;
     // No call may cross the end of the image's mapping.
     const uint64_t in_image = GroupMask(index, 0, slot.image_pages);
     ForEachRun(unchanged & in_image, settle);

@@ -33,12 +33,12 @@ absl::Status LeaveKernelTracking(const UffdContext& context, SlotState& slot,
 absl::Status EnterAsync(const UffdContext& context, SlotState& slot,
                         uint64_t end);
 
-// Protects every page below kernel_pages again: hot ones will fault once more,
-// and all others need not be restored any longer. Where it does not work the
-// pages stay as they are, and are restored.
+// Protects every page below kernel_pages again: retained ones will fault once
+// more, and all others need not be restored any longer. Where it does not work
+// the pages stay as they are, and are restored.
 void ProtectAll(const UffdContext& context, SlotState& slot);
 
-// Finds out which pages below kernel_pages have changed, and marks them open.
+// Finds out which pages below kernel_pages have changed, and marks them dirty.
 absl::Status FindKernelWrites(const UffdContext& context, SlotState& slot);
 
 // Finds out which untracked pages below `end_page` have changed; afterwards

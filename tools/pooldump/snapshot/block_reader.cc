@@ -134,8 +134,8 @@ absl::Status CorruptBlock(std::string_view pool, std::string_view what) {
                    "; it was overwritten, or is not one that firsttouch made"));
 }
 
-PageState PageStateOf(bool present, bool untracked, bool open, bool hot) {
-  if (open) return hot ? PAGE_HOT : PAGE_DIRTY;
+PageState PageStateOf(bool present, bool untracked, bool dirty, bool retained) {
+  if (dirty) return retained ? PAGE_HOT : PAGE_DIRTY;
   if (!present) return PAGE_MISSING;
   return untracked ? PAGE_UNTRACKED : PAGE_CLEAN;
 }
@@ -287,8 +287,8 @@ absl::Status BlockReader::CheckSections() const {
              planes.group_offset_bytes % 8 == 0 &&
              Fits(planes.group_offset_bytes, planes.group_bytes, planes.groups,
                   header_.pages.record_bytes);
-  for (uint32_t plane : {planes.present, planes.untracked, planes.open,
-                         planes.hot, planes.recent, planes.previous}) {
+  for (uint32_t plane : {planes.present, planes.untracked, planes.dirty,
+                         planes.retained, planes.recent, planes.previous}) {
     fit = fit && plane % 8 == 0 && Fits(plane, 8, 1, planes.group_bytes);
   }
   if (!fit) {
@@ -501,9 +501,9 @@ PoolSnapshot BlockReader::Facts() const {
   options.set_resolve(Printable(View(header_.resolve)));
   options.set_handler_threads(header_.handler_threads);
   options.set_strategy(Printable(View(header_.strategy)));
-  options.set_hot_cycles(header_.hot_cycles);
-  if (header_.hot_pages_limit != kControlNone) {
-    options.set_hot_pages_limit(header_.hot_pages_limit);
+  options.set_hot_cycles(header_.retained_cycles);
+  if (header_.retained_pages_limit != kControlNone) {
+    options.set_hot_pages_limit(header_.retained_pages_limit);
   }
   if (header_.resident_budget_bytes != kControlNone) {
     options.set_resident_budget_bytes(header_.resident_budget_bytes);
@@ -554,8 +554,8 @@ BlockReader::Group BlockReader::GroupAt(std::span<const uint64_t> words,
   const auto plane = [&](uint32_t at) { return words[(offset + at) / 8]; };
   return {.present = plane(planes.present),
           .untracked = plane(planes.untracked),
-          .open = plane(planes.open),
-          .hot = plane(planes.hot),
+          .dirty = plane(planes.dirty),
+          .retained = plane(planes.retained),
           .lately = plane(planes.recent) | plane(planes.previous)};
 }
 
@@ -629,19 +629,19 @@ absl::Status BlockReader::CountPages(PoolSnapshot& pool) {
   return ForEachGroup(
       section, section + header_.pages.record_bytes * header_.pages.records,
       [&](uint32_t slot, uint64_t, const Group& group) {
-        if ((group.present | group.open) == 0) return;
+        if ((group.present | group.dirty) == 0) return;
         PageCounts& pages =
             *pool.mutable_slots(static_cast<int>(slot))->mutable_pages();
         const auto add = [](uint64_t before, uint64_t bits) {
           return before + static_cast<uint64_t>(std::popcount(bits));
         };
-        const uint64_t there = group.present & ~group.open;
+        const uint64_t there = group.present & ~group.dirty;
         pages.set_clean(add(pages.clean(), there & ~group.untracked));
         pages.set_untracked(add(pages.untracked(), there & group.untracked));
-        pages.set_dirty(add(pages.dirty(), group.open & ~group.hot));
-        pages.set_hot(add(pages.hot(), group.open & group.hot));
+        pages.set_dirty(add(pages.dirty(), group.dirty & ~group.retained));
+        pages.set_hot(add(pages.hot(), group.dirty & group.retained));
         pages.set_changed_lately(
-            add(pages.changed_lately(), group.open & group.lately));
+            add(pages.changed_lately(), group.dirty & group.lately));
       });
 }
 
@@ -666,7 +666,7 @@ absl::StatusOr<PageMap> BlockReader::ReadPages(uint32_t number) {
   const absl::Status read =
       ForEachGroup(from, from + header_.pages.record_bytes,
                    [&](uint32_t, uint64_t index, const Group& group) {
-                     if ((group.present | group.open) == 0) return;
+                     if ((group.present | group.dirty) == 0) return;
                      groups.emplace(index, group);
                    });
   const bool known = read.ok() && has_page_states();
@@ -730,8 +730,8 @@ absl::StatusOr<PageMap> BlockReader::ReadPages(uint32_t number) {
         return (plane >> shift & 1) != 0;
       };
       const PageState state =
-          PageStateOf(bit(group.present), bit(group.untracked), bit(group.open),
-                      bit(group.hot));
+          PageStateOf(bit(group.present), bit(group.untracked),
+                      bit(group.dirty), bit(group.retained));
       if (state == PAGE_MISSING) {
         add_missing(page, 1);
       } else {
@@ -776,7 +776,7 @@ absl::StatusOr<Location> BlockReader::Locate(uint64_t address) {
       return (plane >> (where.page() % 64) & 1) != 0;
     };
     where.set_page_state(PageStateOf(bit(group->present), bit(group->untracked),
-                                     bit(group->open), bit(group->hot)));
+                                     bit(group->dirty), bit(group->retained)));
     if (where.page_state() == PAGE_MISSING &&
         where.page() < slot->kernel_pages()) {
       where.clear_page_state();

@@ -112,8 +112,8 @@ class BlockReader {
   struct Group {
     uint64_t present = 0;
     uint64_t untracked = 0;
-    uint64_t open = 0;
-    uint64_t hot = 0;
+    uint64_t dirty = 0;
+    uint64_t retained = 0;
     uint64_t lately = 0;
   };
   Group GroupAt(std::span<const uint64_t> words, uint64_t offset) const;
@@ -143,7 +143,7 @@ class BlockReader {
 void AddToTotals(const Slot& slot, Totals& totals);
 
 // The state of a page by its planes.
-PageState PageStateOf(bool present, bool untracked, bool open, bool hot);
+PageState PageStateOf(bool present, bool untracked, bool dirty, bool retained);
 
 // One line for each error that can end in a message: what is wrong with a
 // block.

@@ -235,7 +235,7 @@ TEST(LiveTest, MapsThePagesOfASlot) {
       EXPECT_EQ(page_of[2].resident(), 1);
     }
   }
-  // Released, the written pages stay as the hot set.
+  // Released, the written pages stay as the retained set.
   ASSERT_TRUE(memory->Release().ok());
   map = process->Pages("pages", 0);
   ASSERT_TRUE(map.ok());

@@ -20,9 +20,9 @@ namespace firsttouch::pooldump {
 namespace {
 
 struct Planes {
-  uint64_t hot;
+  uint64_t retained;
   uint64_t present;
-  uint64_t open;
+  uint64_t dirty;
   uint64_t untracked;
   uint64_t recent;
   uint64_t previous;
@@ -95,14 +95,14 @@ std::unique_ptr<ControlBlock> MakeTestBlock() {
   }
   auto* const groups =
       reinterpret_cast<Planes*>((*block)->page_states(0) + kSummaryBytes);
-  groups[0] = {.hot = 0b1000,
+  groups[0] = {.retained = 0b1000,
                .present = 0b1111,
-               .open = 0b1100,
+               .dirty = 0b1100,
                .untracked = 0b0010,
                .recent = 0b1000};
-  groups[299 / 64] = {.hot = uint64_t{1} << (299 % 64),
+  groups[299 / 64] = {.retained = uint64_t{1} << (299 % 64),
                       .present = uint64_t{1} << (299 % 64),
-                      .open = uint64_t{1} << (299 % 64)};
+                      .dirty = uint64_t{1} << (299 % 64)};
   const uint8_t digest[32] = {0xab, 0xcd};
   (*block)->NoteImage(0, {.id = 7,
                           .size_bytes = 70 * 4096,
@@ -123,8 +123,8 @@ std::unique_ptr<ControlBlock> MakeTestBlock() {
   header.page_bytes = 4096;
   header.instances = 3;
   header.memories_per_instance = 1;
-  header.hot_cycles = 60;
-  header.hot_pages_limit = kControlNone;
+  header.retained_cycles = 60;
+  header.retained_pages_limit = kControlNone;
   header.resident_budget_bytes = 1 << 20;
   PutText("userfaultfd", header.supply);
   PutText("test", header.name);
@@ -133,8 +133,8 @@ std::unique_ptr<ControlBlock> MakeTestBlock() {
                    .groups = kGroups,
                    .present = offsetof(Planes, present),
                    .untracked = offsetof(Planes, untracked),
-                   .open = offsetof(Planes, open),
-                   .hot = offsetof(Planes, hot),
+                   .dirty = offsetof(Planes, dirty),
+                   .retained = offsetof(Planes, retained),
                    .recent = offsetof(Planes, recent),
                    .previous = offsetof(Planes, previous)};
   const ControlField fields[] = {
