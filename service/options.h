@@ -51,9 +51,9 @@ struct UserfaultfdOptions {
   std::variant<InFaultingThread, InHandlerThreads> faults;
 
   // How first writes to clean pages are found. Unset: chosen for each image
-  // from what its leases do (drift.h); the first lease of an image of which
-  // nothing is known is a profiling lease. kSignal or kAsync: always this one;
-  // kAsync needs a kernel 6.7 and the backing kShared.
+  // from what its leases do (tracking_policy.h); the first lease of an image of
+  // which nothing is known is a profiling lease. kSignal or kAsync: always this
+  // one; kAsync needs a kernel 6.7 and the backing kShared.
   std::optional<Tracking> tracking;
 };
 

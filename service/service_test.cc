@@ -804,7 +804,7 @@ TEST_P(ServiceTest, AGuestThatGrowsByTheSameEachTimeFindsItsPagesThere) {
   EXPECT_TRUE(TrapOf([&] { Load(small, 8 * kPageBytes); }).has_value());
 }
 
-TEST_P(ServiceTest, DriftingGuestsAreTrackedByTheKernelUntilTheySettle) {
+TEST_P(ServiceTest, ChurningGuestsAreTrackedByTheKernelUntilTheySettle) {
   if (GetParam().mapped()) GTEST_SKIP() << "nothing is learned";
   MakeService({.layout = {.max_memory_bytes = 1024 * kPageBytes},
                .retained_cycles = 20});
@@ -813,13 +813,13 @@ TEST_P(ServiceTest, DriftingGuestsAreTrackedByTheKernelUntilTheySettle) {
       GetParam().backing != Backing::kShared) {
     GTEST_SKIP() << "always the same tracking";
   }
-  const ImageRef image = PatternImage("drift", 256);
+  const ImageRef image = PatternImage("churn", 256);
   const std::vector<uint8_t> initial = InitialBytes(image, 1024 * kPageBytes);
   uint64_t next = 0;
-  const auto cycle = [&](bool drift) {
+  const auto cycle = [&](bool churn) {
     Memory memory = MustAcquire({.image = image, .size_bytes = initial.size()});
     for (uint64_t i = 0; i < 4; ++i) {
-      next = drift ? (next + 61) % 256 : i;
+      next = churn ? (next + 61) % 256 : i;
       ASSERT_EQ(Load(memory, next * kPageBytes), initial[next * kPageBytes]);
       Store(memory, next * kPageBytes, 0);
     }
@@ -838,7 +838,7 @@ TEST_P(ServiceTest, DriftingGuestsAreTrackedByTheKernelUntilTheySettle) {
   EXPECT_EQ(FirstDifference(memory, initial), std::nullopt);
 }
 
-TEST_P(ServiceTest, WhoDriftsAllOverASmallMemoryEndsWithAllOfItRetained) {
+TEST_P(ServiceTest, ChurnAllOverASmallMemoryEndsWithAllOfItRetained) {
   if (GetParam().mapped()) GTEST_SKIP() << "nothing is learned";
   MakeService({.layout = {.max_memory_bytes = 512 * kPageBytes}});
   if (service_ == nullptr) return;
@@ -846,7 +846,7 @@ TEST_P(ServiceTest, WhoDriftsAllOverASmallMemoryEndsWithAllOfItRetained) {
       GetParam().backing != Backing::kShared) {
     GTEST_SKIP() << "always the same tracking";
   }
-  const ImageRef image = PatternImage("drift", 256);
+  const ImageRef image = PatternImage("churn", 256);
   const std::vector<uint8_t> initial = InitialBytes(image, 512 * kPageBytes);
   std::mt19937 random(1);
   const auto cycle = [&] {
@@ -866,7 +866,7 @@ TEST_P(ServiceTest, WhoDriftsAllOverASmallMemoryEndsWithAllOfItRetained) {
   EXPECT_EQ(FirstDifference(memory, initial), std::nullopt);
 }
 
-TEST_P(ServiceTest, WhatDriftsBehindTheImageComesToBeTrackedByTheKernelToo) {
+TEST_P(ServiceTest, ChurnBehindTheImageComesToBeTrackedByTheKernelToo) {
   if (GetParam().mapped()) GTEST_SKIP() << "nothing is learned";
   MakeService({.layout = {.max_memory_bytes = 1024 * kPageBytes},
                .retained_cycles = 20});
@@ -875,7 +875,7 @@ TEST_P(ServiceTest, WhatDriftsBehindTheImageComesToBeTrackedByTheKernelToo) {
       GetParam().backing != Backing::kShared) {
     GTEST_SKIP() << "always the same tracking";
   }
-  const ImageRef image = PatternImage("drift", 256);
+  const ImageRef image = PatternImage("churn", 256);
   const std::vector<uint8_t> initial = InitialBytes(image, 1024 * kPageBytes);
   uint64_t next = 0;
   const auto cycle = [&](uint64_t first_page, uint64_t pages) {

@@ -43,7 +43,7 @@ inline uintptr_t ThisThread() noexcept {
 }
 
 class Image;
-class DriftPolicy;
+class TrackingPolicy;
 struct ImageFetch;
 
 // What happened in a slot since the pool was made. Relaxed: each number is
@@ -158,7 +158,7 @@ struct alignas(64) SlotState {
   // The last page that was lost (kSlotLost), its address.
   std::atomic<uintptr_t> lost_page{0};
   // Chooses the tracking for the image; null without one.
-  std::shared_ptr<DriftPolicy> policy;
+  std::shared_ptr<TrackingPolicy> policy;
   // Whether some page is untracked.
   std::atomic<bool> any_untracked{false};
   // Whether some page was read for the first time that the image's working set

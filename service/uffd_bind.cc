@@ -15,12 +15,12 @@
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/working_set.h"
 #include "firsttouch/pool/reservation.h"
-#include "firsttouch/service/drift.h"
 #include "firsttouch/service/fault_core.h"
 #include "firsttouch/service/filler.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/slot_record.h"
 #include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/tracking_policy.h"
 #include "firsttouch/service/uffd_drop.h"
 #include "firsttouch/service/uffd_mapping.h"
 #include "firsttouch/service/uffd_tracking.h"
@@ -70,7 +70,7 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
   const uint64_t old_pages = slot.image_pages;
   const uint64_t new_pages = image == nullptr ? 0 : image->pages().value();
   const uint64_t touched_pages = std::max(old_pages, new_pages);
-  std::shared_ptr<DriftPolicy> policy;
+  std::shared_ptr<TrackingPolicy> policy;
   if (image != nullptr) policy = context.policies->Find(image);
   const bool profiling = new_pages > 0 && context.profile_unknown_images &&
                          !image->working_set().known() &&

@@ -12,10 +12,10 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
-#include "firsttouch/service/drift.h"
 #include "firsttouch/service/fault_core.h"
 #include "firsttouch/service/slot_record.h"
 #include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/tracking_policy.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -24,7 +24,7 @@ namespace firsttouch {
 struct UffdContext {
   FaultCore& core;
   // Which tracking each image needs.
-  DriftPolicies* policies = nullptr;
+  TrackingPolicies* policies = nullptr;
   // Of PAGEMAP_SCAN; -1 where there is none (before 6.7), and then pages that
   // may have changed are dropped instead of looked at.
   int pagemap_fd = -1;

@@ -9,13 +9,13 @@
 #include "absl/status/status.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/working_set.h"
-#include "firsttouch/service/drift.h"
 #include "firsttouch/service/fault_core.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/restore_groups.h"
 #include "firsttouch/service/sabotage.h"
 #include "firsttouch/service/slot_record.h"
 #include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/tracking_policy.h"
 #include "firsttouch/service/uffd_drop.h"
 #include "firsttouch/service/uffd_mapping.h"
 #include "firsttouch/service/uffd_tracking.h"
@@ -128,7 +128,7 @@ absl::Status EndSpan(const UffdContext& context, SlotState& slot,
       slot.span_signals * kSignalNs >
           handovers *
               (kScanNs + static_cast<double>(keep_pages) * kScanPageNs)) {
-    // Behind the image it drifts, too.
+    // The dirty set churns behind the image, too.
     status = EnterAsync(context, slot, keep_pages);
   }
   if (slot.spans_to_teach > 0 && slot.image != nullptr) {

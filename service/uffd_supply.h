@@ -18,11 +18,11 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "firsttouch/init/image.h"
-#include "firsttouch/service/drift.h"
 #include "firsttouch/service/handler_threads.h"
 #include "firsttouch/service/memory_supply.h"
 #include "firsttouch/service/options.h"
 #include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/tracking_policy.h"
 #include "firsttouch/service/uffd_mapping.h"
 #include "firsttouch/uffd/descriptor_pin.h"
 #include "firsttouch/uffd/pagemap.h"
@@ -133,7 +133,7 @@ class UffdSupply final : public MemorySupply {
   std::optional<Pagemap> pagemap_;
   uintptr_t reservation_base_ = 0;
   uint64_t reservation_bytes_ = 0;
-  std::optional<DriftPolicies> policies_;
+  std::optional<TrackingPolicies> policies_;
   std::optional<UffdContext> context_;
   // Null without handler_threads().
   std::unique_ptr<HandlerThreads> threads_;

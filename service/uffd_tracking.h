@@ -1,7 +1,7 @@
 // How the pages that a lease changes are found out, where the kernel tracks
 // them: asynchronous write-protection (Tracking::kAsync), leases that are not
 // tracked at all, and zero pages that were mapped without protection. For
-// pools with a userfaultfd; who chooses is in drift.h.
+// pools with a userfaultfd; who chooses is in tracking_policy.h.
 //
 // By the slot's owner, while no guest code runs in it, but for
 // FindKernelWrites(). These functions may allocate and take no lock. After a

@@ -33,8 +33,8 @@
 // the pages where hand-overs leave them: seldom in a near cache. What matters
 // are their ratios, which change little.
 
-#ifndef FIRSTTOUCH_SERVICE_DRIFT_H_
-#define FIRSTTOUCH_SERVICE_DRIFT_H_
+#ifndef FIRSTTOUCH_SERVICE_TRACKING_POLICY_H_
+#define FIRSTTOUCH_SERVICE_TRACKING_POLICY_H_
 
 #include <atomic>
 #include <cstdint>
@@ -73,7 +73,7 @@ inline constexpr double kProtectNs = 1200;
 inline constexpr double kProtectPageNs = 65;
 
 // What was counted over a span of hand-overs of one slot, per hand-over.
-struct DriftSample {
+struct ChurnSample {
   double changed = 0;
   double regular = 0;
   double faulted = 0;
@@ -85,12 +85,12 @@ struct DriftSample {
   double pages = 0;
 };
 
-struct DriftCosts {
+struct TrackingCosts {
   double signal_ns = 0;
   double async_ns = 0;
 };
 
-DriftCosts EstimateCosts(const DriftSample& sample);
+TrackingCosts EstimateCosts(const ChurnSample& sample);
 
 // What protecting all pages again would cost.
 struct ProtectCosts {
@@ -111,11 +111,11 @@ inline bool ShouldProtectAll(uint64_t rent_ns, const ProtectCosts& costs) {
 }
 
 // The choice for one image in one pool. Any thread.
-class DriftPolicy {
+class TrackingPolicy {
  public:
   // `forced`: always this. Otherwise kSignal until the votes say something
   // else; `async_works` says whether the kernel can do kAsync.
-  DriftPolicy(std::optional<Tracking> forced, bool async_works)
+  TrackingPolicy(std::optional<Tracking> forced, bool async_works)
       : fixed_(forced.has_value() || !async_works),
         tracking_(async_works ? forced.value_or(Tracking::kSignal)
                               : Tracking::kSignal) {}
@@ -129,7 +129,7 @@ class DriftPolicy {
   // What a slot counted. The choice changes when kVotes samples in a row, of
   // whatever slots, say that the other way is cheaper by more than a quarter
   // (from kAsync back to kSignal: cheaper at all).
-  void Vote(const DriftSample& sample);
+  void Vote(const ChurnSample& sample);
 
   static constexpr int kVotes = 2;
 
@@ -147,18 +147,18 @@ bool KernelMayServe(const Image& image);
 
 // The policies of all images that were ever bound in a pool and still live. Any
 // thread; not on the steady path.
-class DriftPolicies {
+class TrackingPolicies {
  public:
   // `async_works`: there is a second userfaultfd, and image pages are shared.
-  DriftPolicies(std::optional<Tracking> forced, bool async_works)
+  TrackingPolicies(std::optional<Tracking> forced, bool async_works)
       : forced_(forced), async_works_(async_works) {}
 
-  std::shared_ptr<DriftPolicy> Find(const ImageRef& image);
+  std::shared_ptr<TrackingPolicy> Find(const ImageRef& image);
 
  private:
   struct Known {
     std::weak_ptr<const Image> image;
-    std::shared_ptr<DriftPolicy> policy;
+    std::shared_ptr<TrackingPolicy> policy;
   };
 
   const std::optional<Tracking> forced_;
@@ -170,4 +170,4 @@ class DriftPolicies {
 
 }  // namespace firsttouch
 
-#endif  // FIRSTTOUCH_SERVICE_DRIFT_H_
+#endif  // FIRSTTOUCH_SERVICE_TRACKING_POLICY_H_

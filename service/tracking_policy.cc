@@ -1,4 +1,4 @@
-#include "firsttouch/service/drift.h"
+#include "firsttouch/service/tracking_policy.h"
 
 #include <algorithm>
 #include <atomic>
@@ -17,29 +17,29 @@ constexpr double kWorthTrying = 0.75;
 
 }  // namespace
 
-DriftCosts EstimateCosts(const DriftSample& sample) {
-  DriftCosts costs;
+TrackingCosts EstimateCosts(const ChurnSample& sample) {
+  TrackingCosts costs;
   costs.signal_ns =
       sample.faulted * kSignalNs + sample.retained * sample.restore_ns;
 
   const double regular = std::min(sample.regular, sample.changed);
-  const double drifting = sample.changed - regular;
+  const double churning = sample.changed - regular;
   const double again = regular * kKernelFaultNs + kProtectNs +
                        sample.pages * kScanPageNs +
                        sample.changed * kProtectPageNs;
-  const double in_vain = drifting * sample.restore_ns / 2;
+  const double in_vain = churning * sample.restore_ns / 2;
   const double handovers =
       in_vain > 0 ? std::max(1.0, std::sqrt(again / in_vain)) : 1e9;
   costs.async_ns = kScanNs + sample.pages * kScanPageNs +
-                   drifting * (kKernelFaultNs + kFirstRestoreNs) +
+                   churning * (kKernelFaultNs + kFirstRestoreNs) +
                    again / handovers + regular * sample.restore_ns +
                    in_vain * handovers;
   return costs;
 }
 
-void DriftPolicy::Vote(const DriftSample& sample) {
+void TrackingPolicy::Vote(const ChurnSample& sample) {
   if (fixed_) return;
-  const DriftCosts costs = EstimateCosts(sample);
+  const TrackingCosts costs = EstimateCosts(sample);
   const Tracking now = tracking();
   const bool other_is_cheaper =
       now == Tracking::kSignal ? costs.async_ns < kWorthTrying * costs.signal_ns
@@ -64,15 +64,15 @@ bool KernelMayServe(const Image& image) {
   return holes <= kFewPages || holes <= image.stored_pages();
 }
 
-std::shared_ptr<DriftPolicy> DriftPolicies::Find(const ImageRef& image) {
+std::shared_ptr<TrackingPolicy> TrackingPolicies::Find(const ImageRef& image) {
   MutexLock lock(&mutex_);
   Known& known = known_[image->id()];
   if (known.policy == nullptr) {
     known.image = image->Hold();
-    known.policy = std::make_shared<DriftPolicy>(
+    known.policy = std::make_shared<TrackingPolicy>(
         forced_, async_works_ && KernelMayServe(*image));
   }
-  std::shared_ptr<DriftPolicy> policy = known.policy;
+  std::shared_ptr<TrackingPolicy> policy = known.policy;
   if (known_.size() >= prune_at_) {
     std::erase_if(known_,
                   [](const auto& one) { return one.second.image.expired(); });

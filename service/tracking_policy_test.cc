@@ -1,4 +1,4 @@
-#include "firsttouch/service/drift.h"
+#include "firsttouch/service/tracking_policy.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -16,34 +16,34 @@ namespace firsttouch {
 namespace {
 
 // The same 30 pages each time.
-constexpr DriftSample kSteady = {
+constexpr ChurnSample kSteady = {
     .changed = 30, .regular = 30, .faulted = 0, .retained = 30, .pages = 1024};
 // 28 pages the same, 4 others each time, of 256.
-constexpr DriftSample kMixed = {.changed = 32,
+constexpr ChurnSample kMixed = {.changed = 32,
                                 .regular = 28,
                                 .faulted = 1.4,
                                 .retained = 176,
                                 .pages = 256};
 // A quarter of 256 pages, others each time: soon all have changed.
-constexpr DriftSample kMostOfIt = {
+constexpr ChurnSample kMostOfIt = {
     .changed = 64, .regular = 16, .faulted = 0, .retained = 256, .pages = 256};
 // A sixteenth of 1,024 pages, nearly all of which become retained. Both ways
 // cost about the same, whatever is counted while one of them is used.
-constexpr DriftSample kMostOfMuch = {.changed = 64,
+constexpr ChurnSample kMostOfMuch = {.changed = 64,
                                      .regular = 4,
                                      .faulted = 0.6,
                                      .retained = 1000,
                                      .restore_ns = 86,
                                      .pages = 1024};
 
-Tracking After(const DriftSample& sample, int votes) {
-  DriftPolicy policy(std::nullopt, /*async_works=*/true);
+Tracking After(const ChurnSample& sample, int votes) {
+  TrackingPolicy policy(std::nullopt, /*async_works=*/true);
   for (int i = 0; i < votes; ++i) policy.Vote(sample);
   return policy.tracking();
 }
 
-TEST(DriftTest, TheSamePagesEachTimeCostNothingButRestoringThem) {
-  const DriftCosts costs = EstimateCosts(kSteady);
+TEST(TrackingPolicyTest, TheSamePagesEachTimeCostNothingButRestoringThem) {
+  const TrackingCosts costs = EstimateCosts(kSteady);
   EXPECT_DOUBLE_EQ(costs.signal_ns, 30 * kRestoreNs);
   EXPECT_DOUBLE_EQ(costs.async_ns,
                    kScanNs + 1024 * kScanPageNs + 30 * kRestoreNs +
@@ -52,34 +52,35 @@ TEST(DriftTest, TheSamePagesEachTimeCostNothingButRestoringThem) {
                            1e9);
 }
 
-TEST(DriftTest, SteadyTenantsStayWithSignals) {
+TEST(TrackingPolicyTest, SteadyTenantsStayWithSignals) {
   EXPECT_EQ(After(kSteady, 10), Tracking::kSignal);
 }
 
-TEST(DriftTest, AFewDriftingPagesAmongSteadyOnesAreTrackedByTheKernel) {
-  EXPECT_EQ(After(kMixed, DriftPolicy::kVotes), Tracking::kAsync);
+TEST(TrackingPolicyTest,
+     AFewChurningPagesAmongSteadyOnesAreTrackedByTheKernel) {
+  EXPECT_EQ(After(kMixed, TrackingPolicy::kVotes), Tracking::kAsync);
 }
 
-TEST(DriftTest, AnImageThatChangesMostlyIsRestoredInOnePass) {
+TEST(TrackingPolicyTest, AnImageThatChangesMostlyIsRestoredInOnePass) {
   EXPECT_EQ(After(kMostOfIt, 10), Tracking::kSignal);
 }
 
-TEST(DriftTest, WhatIsHotAfterAllIsRestoredInOnePassAndStaysSo) {
-  DriftPolicy policy(std::nullopt, true);
+TEST(TrackingPolicyTest, WhatIsHotAfterAllIsRestoredInOnePassAndStaysSo) {
+  TrackingPolicy policy(std::nullopt, true);
   // As long as the pages become retained it looks as if the kernel were
   // cheaper.
-  DriftSample first = kMostOfMuch;
+  ChurnSample first = kMostOfMuch;
   first.faulted = 40;
-  for (int i = 0; i < DriftPolicy::kVotes; ++i) policy.Vote(first);
+  for (int i = 0; i < TrackingPolicy::kVotes; ++i) policy.Vote(first);
   ASSERT_EQ(policy.tracking(), Tracking::kAsync);
-  for (int i = 0; i < DriftPolicy::kVotes; ++i) policy.Vote(kMostOfMuch);
+  for (int i = 0; i < TrackingPolicy::kVotes; ++i) policy.Vote(kMostOfMuch);
   EXPECT_EQ(policy.tracking(), Tracking::kSignal);
   for (int i = 0; i < 10; ++i) policy.Vote(kMostOfMuch);
   EXPECT_EQ(policy.tracking(), Tracking::kSignal);
 }
 
-TEST(DriftTest, OneSpanIsNotEnoughAndVotesMustAgree) {
-  DriftPolicy policy(std::nullopt, true);
+TEST(TrackingPolicyTest, OneSpanIsNotEnoughAndVotesMustAgree) {
+  TrackingPolicy policy(std::nullopt, true);
   for (int i = 0; i < 5; ++i) {
     policy.Vote(kMixed);
     EXPECT_EQ(policy.tracking(), Tracking::kSignal);
@@ -88,29 +89,29 @@ TEST(DriftTest, OneSpanIsNotEnoughAndVotesMustAgree) {
   EXPECT_EQ(policy.tracking(), Tracking::kSignal);
 }
 
-TEST(DriftTest, TenantsThatBecomeSteadyGoBackToSignals) {
-  DriftPolicy policy(std::nullopt, true);
-  for (int i = 0; i < DriftPolicy::kVotes; ++i) policy.Vote(kMixed);
+TEST(TrackingPolicyTest, TenantsThatBecomeSteadyGoBackToSignals) {
+  TrackingPolicy policy(std::nullopt, true);
+  for (int i = 0; i < TrackingPolicy::kVotes; ++i) policy.Vote(kMixed);
   ASSERT_EQ(policy.tracking(), Tracking::kAsync);
-  for (int i = 0; i < DriftPolicy::kVotes; ++i) policy.Vote(kSteady);
+  for (int i = 0; i < TrackingPolicy::kVotes; ++i) policy.Vote(kSteady);
   EXPECT_EQ(policy.tracking(), Tracking::kSignal);
 }
 
-TEST(DriftTest, BetweenTheTwoBordersNothingChanges) {
+TEST(TrackingPolicyTest, BetweenTheTwoBordersNothingChanges) {
   // Async is cheaper, but by less than a quarter: neither way is left.
-  DriftSample sample = kMixed;
+  ChurnSample sample = kMixed;
   sample.faulted = 0;
   sample.retained = 1.1 * EstimateCosts(kMixed).async_ns / kRestoreNs;
   EXPECT_EQ(After(sample, 10), Tracking::kSignal);
-  DriftPolicy policy(std::nullopt, true);
-  for (int i = 0; i < DriftPolicy::kVotes; ++i) policy.Vote(kMixed);
+  TrackingPolicy policy(std::nullopt, true);
+  for (int i = 0; i < TrackingPolicy::kVotes; ++i) policy.Vote(kMixed);
   for (int i = 0; i < 10; ++i) policy.Vote(sample);
   EXPECT_EQ(policy.tracking(), Tracking::kAsync);
 }
 
-TEST(DriftTest, WhereItIsForcedOrImpossibleNobodyVotes) {
-  DriftPolicy forced(Tracking::kAsync, true);
-  DriftPolicy impossible(std::nullopt, false);
+TEST(TrackingPolicyTest, WhereItIsForcedOrImpossibleNobodyVotes) {
+  TrackingPolicy forced(Tracking::kAsync, true);
+  TrackingPolicy impossible(std::nullopt, false);
   for (int i = 0; i < 10; ++i) {
     forced.Vote(kSteady);
     impossible.Vote(kMixed);
@@ -119,7 +120,7 @@ TEST(DriftTest, WhereItIsForcedOrImpossibleNobodyVotes) {
   EXPECT_EQ(impossible.tracking(), Tracking::kSignal);
 }
 
-TEST(DriftTest, AllPagesAreProtectedWhenRestoringInVainHasCostAsMuch) {
+TEST(TrackingPolicyTest, AllPagesAreProtectedWhenRestoringInVainHasCostAsMuch) {
   const ProtectCosts one_dirty = {.pages = 256, .dirty = 1};
   const auto cost =
       static_cast<uint64_t>(kProtectNs + 256 * kScanPageNs + kProtectPageNs);
@@ -134,25 +135,25 @@ TEST(DriftTest, AllPagesAreProtectedWhenRestoringInVainHasCostAsMuch) {
 ImageRef ImageOf(uint64_t stored_pages, uint64_t pages) {
   std::vector<std::byte> bytes(stored_pages * kPageBytes, std::byte{1});
   absl::StatusOr<ImageRef> image = ImageFromBytes(
-      {.name = "drift", .size_bytes = pages * kPageBytes}, bytes);
+      {.name = "churn", .size_bytes = pages * kPageBytes}, bytes);
   EXPECT_TRUE(image.ok()) << image.status();
   return image.ok() ? *image : nullptr;
 }
 
-TEST(DriftTest, AnImageWithManyHolesIsNotLeftToTheKernel) {
+TEST(TrackingPolicyTest, AnImageWithManyHolesIsNotLeftToTheKernel) {
   EXPECT_TRUE(KernelMayServe(*ImageOf(1, 257)));
   EXPECT_FALSE(KernelMayServe(*ImageOf(1, 258)));
   EXPECT_TRUE(KernelMayServe(*ImageOf(300, 600)));
   EXPECT_FALSE(KernelMayServe(*ImageOf(299, 600)));
-  DriftPolicies policies(std::nullopt, true);
+  TrackingPolicies policies(std::nullopt, true);
   EXPECT_TRUE(policies.Find(ImageOf(1, 258))->fixed());
   EXPECT_FALSE(policies.Find(ImageOf(1, 257))->fixed());
 }
 
-TEST(DriftTest, EveryImageHasOnePolicyAsLongAsItLives) {
-  DriftPolicies policies(std::nullopt, true);
+TEST(TrackingPolicyTest, EveryImageHasOnePolicyAsLongAsItLives) {
+  TrackingPolicies policies(std::nullopt, true);
   const ImageRef image = ImageOf(1, 1);
-  const std::shared_ptr<DriftPolicy> policy = policies.Find(image);
+  const std::shared_ptr<TrackingPolicy> policy = policies.Find(image);
   // Many that come and go leave nothing behind, and it where it is.
   for (int i = 0; i < 1000; ++i) policies.Find(ImageOf(1, 1));
   EXPECT_EQ(policies.Find(image), policy);
