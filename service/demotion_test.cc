@@ -25,7 +25,7 @@ constexpr uint64_t kPages = 64;
 constexpr uint64_t kSize = kPages * kPageBytes;
 // Two hand-overs a span.
 constexpr uint32_t kRetainedCycles = 4;
-constexpr int kSpan = 2;
+constexpr int kWindow = 2;
 // What slot 0 and slot 1 write at first: too few to be worth a call, and
 // enough.
 const std::vector<uint64_t> kFew = {1, 3, 5};
@@ -86,34 +86,34 @@ class DemotionTest : public testing::Test {
 };
 
 TEST_F(DemotionTest, AnIdleSlotsFewPagesGoAlongWithAnothersMany) {
-  for (int i = 0; i < 2 * kSpan; ++i) Cycle(kFew, kMany);
+  for (int i = 0; i < 2 * kWindow; ++i) Cycle(kFew, kMany);
   kernel_.ResetCalls();
-  for (int i = 0; i < 4 * kSpan && Demoted() == 0; ++i) Cycle({}, {});
+  for (int i = 0; i < 4 * kWindow && Demoted() == 0; ++i) Cycle({}, {});
   EXPECT_EQ(Demoted(), kFew.size() + kMany.size());
   EXPECT_EQ(kernel_.Calls(Op::kProcessMadvise), 1);
   // What is gone comes back as it was, and is learned again.
-  for (int i = 0; i < 2 * kSpan; ++i) Cycle(kFew, kMany);
+  for (int i = 0; i < 2 * kWindow; ++i) Cycle(kFew, kMany);
 }
 
 TEST_F(DemotionTest, FewPagesOfOneSlotGoByThemselvesInTheEnd) {
-  for (int i = 0; i < 2 * kSpan; ++i) Cycle(kFew, {});
-  for (int i = 0; i < 4 * kSpan; ++i) Cycle({}, {});
+  for (int i = 0; i < 2 * kWindow; ++i) Cycle(kFew, {});
+  for (int i = 0; i < 4 * kWindow; ++i) Cycle({}, {});
   EXPECT_EQ(Demoted(), 0);
-  for (int i = 0; i < 10 * kSpan; ++i) Cycle({}, {});
+  for (int i = 0; i < 10 * kWindow; ++i) Cycle({}, {});
   EXPECT_EQ(Demoted(), kFew.size());
 }
 
 TEST_F(DemotionTest, PagesOfASlotThatSomebodyHasStay) {
-  for (int i = 0; i < 2 * kSpan; ++i) Cycle(kFew, kMany);
+  for (int i = 0; i < 2 * kWindow; ++i) Cycle(kFew, kMany);
   // Slot 0 is ahead: it puts off what it has.
-  for (int i = 0; i < 3 * kSpan; ++i) Cycle({}, kMany);
+  for (int i = 0; i < 3 * kWindow; ++i) Cycle({}, kMany);
   ASSERT_EQ(Demoted(), 0);
   Memory held = Acquire();
   Memory other = Acquire();
   if (held.instance() != 0) std::swap(held, other);
   for (const uint64_t page : kFew) Store(held, page * kPageBytes, 77);
   EXPECT_EQ(other.Release(), absl::OkStatus());
-  for (int i = 0; i < 5 * kSpan && Demoted() == 0; ++i) {
+  for (int i = 0; i < 5 * kWindow && Demoted() == 0; ++i) {
     Memory memory = Acquire();
     Use(memory, {});
   }
@@ -124,12 +124,12 @@ TEST_F(DemotionTest, PagesOfASlotThatSomebodyHasStay) {
 }
 
 TEST_F(DemotionTest, PagesThatChangeAgainMeanwhileStay) {
-  for (int i = 0; i < 2 * kSpan; ++i) Cycle(kFew, kMany);
-  for (int i = 0; i < 3 * kSpan; ++i) Cycle({}, kMany);
+  for (int i = 0; i < 2 * kWindow; ++i) Cycle(kFew, kMany);
+  for (int i = 0; i < 3 * kWindow; ++i) Cycle({}, kMany);
   ASSERT_EQ(Demoted(), 0);
   // Slot 1 gives up its pages while slot 0 writes one of its own again, in the
   // same span.
-  for (int i = 0; i < 4 * kSpan && Demoted() == 0; ++i) Cycle({kFew[1]}, {});
+  for (int i = 0; i < 4 * kWindow && Demoted() == 0; ++i) Cycle({kFew[1]}, {});
   EXPECT_EQ(Demoted(), kMany.size() + kFew.size() - 1);
 }
 
@@ -137,10 +137,10 @@ TEST_F(DemotionTest, AFailureQuarantinesTheSlotsWhosePagesMayStillBeThere) {
   if (!HasPagemapScan()) {
     GTEST_SKIP() << "without PAGEMAP_SCAN (Linux 6.7) each release drops pages";
   }
-  for (int i = 0; i < 2 * kSpan; ++i) Cycle(kFew, kMany);
+  for (int i = 0; i < 2 * kWindow; ++i) Cycle(kFew, kMany);
   kernel_.Fail(Op::kProcessMadvise, FakeKernel::kEvery, CallResult{0, EINVAL});
   kernel_.Fail(Op::kMadvise, FakeKernel::kEvery, CallResult{0, ENOMEM});
-  for (int i = 0; i < 4 * kSpan && service_->Stats().slots_quarantined == 0;
+  for (int i = 0; i < 4 * kWindow && service_->Stats().slots_quarantined == 0;
        ++i) {
     Cycle({}, {});
   }

@@ -20,7 +20,7 @@
 // has released last, and the release of a slot of which is known that only
 // pages in its planes (page_states.h) have changed, make no virtual call. A
 // supply that is told of every change allows that by its traits'
-// steady_handovers; of one that is not, every release is a Restore().
+// steady_cycles; of one that is not, every release is a Restore().
 //
 // WHAT A SLOT'S RECORD SAYS (slot_state.h) belongs to the supply, but for:
 // lifecycle, size_bytes, initial_bytes, kept_pages, the trap callback and what
@@ -79,7 +79,7 @@ struct SupplyTraits {
   bool serves_kernel_faults = false;
   // Hand-overs from one Restore() of a slot to the next one of which all but
   // the last two may go the steady way; 0: none may.
-  uint32_t steady_handovers = 0;
+  uint32_t steady_cycles = 0;
 };
 
 class MemorySupply;

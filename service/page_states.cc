@@ -41,7 +41,7 @@ void PageStates::ForgetHistory() const {
   });
 }
 
-void PageStates::NextSpan() const {
+void PageStates::NextSamplingWindow() const {
   ForEachGroup([&](uint64_t index, PageGroup& group) {
     group.previous.store(group.recent.load(std::memory_order_relaxed),
                          std::memory_order_relaxed);

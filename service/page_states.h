@@ -29,8 +29,8 @@
 //   release      kDirty -> kRetained, after its bytes were restored
 //   release      any -> kMissing, when the page was dropped
 // Three more say when it was last found changed at a release: `last`, at the
-// last one (a steady one puts down nothing), `recent`, in this span of
-// hand-overs, and `previous`, in the span before (uffd_restore.h). They are
+// last one (a steady release notes nothing), `recent`, in this sampling window
+// of cycles, and `previous`, in the window before (uffd_restore.h). They are
 // kept when a page is dropped.
 //
 // A bit of `dirty` or `untracked` is set BEFORE the kernel is asked for a page
@@ -179,7 +179,7 @@ class PageStates {
   // Forgets also when they changed.
   void ForgetHistory() const;
   // `recent` becomes `previous`, and nothing has changed recently.
-  void NextSpan() const;
+  void NextSamplingWindow() const;
 
  private:
   bool AnyNoted() const {

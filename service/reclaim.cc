@@ -278,7 +278,7 @@ void ServicePool::PutOffDemotion(const SlotState& slot) {
       return;
     }
   }
-  // No room: the end of its next span is soon enough.
+  // No room: the end of its next sampling window is soon enough.
 }
 
 absl::Status ServicePool::Demote(SlotState& slot) {

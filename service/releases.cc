@@ -75,7 +75,8 @@ absl::Status ServicePool::Restore(SlotState& slot) {
 
 absl::Status ServicePool::RestoreAndNote(SlotState& slot, uint64_t size_bytes) {
   // Asks the kernel, so only where it was asked since the last restore: the end
-  // of a span, in a cycle without a fault, makes no system call either.
+  // of a sampling window, in a cycle without a fault, makes no system call
+  // either.
   if (slot.filled.load(std::memory_order_relaxed) ||
       slot.tracking != Tracking::kSignal) {
     DropWhatIsDistrusted();

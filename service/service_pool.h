@@ -245,7 +245,7 @@ class ServicePool {
     const uint64_t number;
     // Between releases that may be the last, and Orphan().
     const AsymmetricFence fence;
-    // SupplyTraits::steady_handovers.
+    // SupplyTraits::steady_cycles.
     uint32_t handovers = 0;
     // Threads that wait for a slot.
     std::atomic<uint32_t> waiting{0};
@@ -272,7 +272,8 @@ class ServicePool {
   // more than what idle ones keep. Only with a budget.
   std::atomic<int64_t> kept_by_slots_{0};
   // Slots with cold pages too few to be worth a call, by their number + 1; 0:
-  // no slot. Not all of them: for the others the end of their next span does.
+  // no slot. Not all of them: for the others the end of their next sampling
+  // window does.
   std::array<std::atomic<uint32_t>, 16> put_off_{};
   std::unique_ptr<BackgroundReclaim> background_reclaim_;
   bool registered_ = false;

@@ -58,7 +58,7 @@ void Abandon(SlotState& slot) {
   slot.keeps_fewer = false;
   slot.grown_pages = 0;
   slot.grown_pages_before = 0;
-  BeginSpan(slot);
+  BeginSamplingWindow(slot);
   slot.last_noted_at = ~uint32_t{0};
 }
 
@@ -75,13 +75,13 @@ absl::Status PagesCallFailed(const FaultCore& core, const SlotState& slot,
                               : ""));
 }
 
-void BeginSpan(SlotState& slot) {
-  slot.span_handovers = 0;
-  slot.span_changed = 0;
-  slot.span_regular = 0;
-  slot.span_pairs = 0;
-  slot.span_faulted = 0;
-  slot.span_signals = 0;
+void BeginSamplingWindow(SlotState& slot) {
+  slot.window_cycles = 0;
+  slot.window_changed = 0;
+  slot.window_regular = 0;
+  slot.window_pairs = 0;
+  slot.window_faulted = 0;
+  slot.window_signals = 0;
 }
 
 void WaitUntilThawed(const SlotState& slot) {

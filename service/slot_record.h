@@ -42,8 +42,8 @@ absl::Status PagesCallFailed(const FaultCore& core, const SlotState& slot,
                              int error, const char* call, uint64_t first_page,
                              uint64_t pages, const PagesShortage& shortage);
 
-// A new span of hand-overs begins: nothing is counted in it yet.
-void BeginSpan(SlotState& slot);
+// Begins a new sampling window: nothing is counted in it yet.
+void BeginSamplingWindow(SlotState& slot);
 
 // Returns at a moment at which no snapshot keeps anybody from writing.
 void WaitUntilThawed(const SlotState& slot);

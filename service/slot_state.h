@@ -142,10 +142,10 @@ struct alignas(64) SlotState {
   // Owner. What the holder was given at first.
   uint64_t initial_bytes = 0;
 
-  // Of this span of hand-overs: pages found changed in all of them together,
-  // and how many there were.
-  uint64_t span_changed = 0;
-  uint32_t span_handovers = 0;
+  // Of this sampling window: pages found changed in all of its cycles together,
+  // and how many cycles there were.
+  uint64_t window_changed = 0;
+  uint32_t window_cycles = 0;
   // Guards against a fault that is resolved without end: how often in a row
   // the page of the last fault had one.
   std::atomic<uint32_t> same_page_faults{0};
@@ -215,29 +215,29 @@ struct alignas(64) SlotState {
   bool place_lost = false;
   // Pages from the start that may be resident while the slot is free.
   uint64_t kept_pages = 0;
-  // Pages in this span whose first write took a fault.
-  uint64_t span_faulted = 0;
+  // Pages in this window whose first write took a fault.
+  uint64_t window_faulted = 0;
   // kAsync: those of them that took a signal, since the kernel does not track
   // behind the image.
-  uint64_t span_signals = 0;
-  // Pairs of hand-overs in a row in this span of which is known what both
-  // changed, and how many pages these were in all; and span_handovers as the
+  uint64_t window_signals = 0;
+  // Pairs of cycles in a row in this window of which it is known what both
+  // changed, and how many pages these were in all; and window_cycles as the
   // last one left it that put down what it changed (PageGroup::last).
-  uint64_t span_pairs = 0;
-  uint64_t span_regular = 0;
+  uint64_t window_pairs = 0;
+  uint64_t window_regular = 0;
   uint32_t last_noted_at = ~uint32_t{0};
-  // Pages that have stopped changing, as of the end of the last span: bit i of
-  // word w is page 64 w + i. Whether they are to be dropped now, and spans in a
-  // row in which they were too few to be worth a call.
+  // Pages that have stopped changing, as of the end of the last window: bit i
+  // of word w is page 64 w + i. Whether they are to be dropped now, and windows
+  // in a row in which they were too few to be worth a call.
   std::vector<uint64_t> cold_pages;
   bool demotion_due = false;
-  uint32_t spans_put_off = 0;
-  // Spans after which the image still has to be told what is written again and
-  // again.
-  uint32_t spans_to_teach = 0;
-  // kAsync: what restoring pages that nobody had written has cost since the
-  // last time that all were protected.
-  uint64_t rent_ns = 0;
+  uint32_t windows_put_off = 0;
+  // Windows after which the image still has to be told what is written again
+  // and again.
+  uint32_t windows_to_teach = 0;
+  // kAsync: the waste, which is what restoring unchanged pages has cost since
+  // the last time that all were protected.
+  uint64_t wasted_ns = 0;
   // kAsync: every page below kernel_pages that was not written since it was
   // protected has the kernel's mark, also where there is no page; but for page
   // tables that came since.
@@ -258,7 +258,7 @@ struct alignas(64) SlotState {
 
 // The lines that the steady path touches, as the order above says.
 static_assert(offsetof(SlotState, image_pages) == 64);
-static_assert(offsetof(SlotState, span_changed) == 128);
+static_assert(offsetof(SlotState, window_changed) == 128);
 static_assert(offsetof(SlotState, counters) +
                   offsetof(SlotCounters, pages_restored) <
               192);

@@ -7,7 +7,7 @@
 // AcquireAny() and ReleaseAny(). What decides is in the slot's record, in its
 // first three cache lines (slot_state.h):
 //
-//   a supply that does not know each change    SupplyTraits::steady_handovers
+//   a supply that does not know each change    SupplyTraits::steady_cycles
 //     by itself                                is 0
 //   a page was filled, or lost its protection  `filled`
 //   the memory has grown                       size_bytes, initial_bytes
@@ -51,10 +51,10 @@ thread_local ParkedSlot t_parked[kParkedSlots];
 // Restores the slot's dirty pages. Nothing that can fail, for a slot in which
 // nothing was filled since the last restore. False where there is more to do,
 // and then nothing was done.
-bool RestoreSteady(uint32_t steady_handovers, SlotState& slot) {
-  // Of the last two of a span is found out what both of them changed.
+bool RestoreSteady(uint32_t steady_cycles, SlotState& slot) {
+  // What the last two cycles of a sampling window both changed is found out.
   if (slot.tracking != Tracking::kSignal ||
-      slot.span_handovers + 2 >= steady_handovers) {
+      slot.window_cycles + 2 >= steady_cycles) {
     return false;
   }
   const Restored restored = RestoreGroups(
@@ -63,8 +63,8 @@ bool RestoreSteady(uint32_t steady_handovers, SlotState& slot) {
         NoteChanged(group, changed);
       },
       [](PageGroup&) {});
-  slot.span_changed += restored.changed_pages;
-  ++slot.span_handovers;
+  slot.window_changed += restored.changed_pages;
+  ++slot.window_cycles;
   return true;
 }
 

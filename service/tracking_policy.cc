@@ -27,13 +27,13 @@ TrackingCosts EstimateCosts(const ChurnSample& sample) {
   const double again = regular * kKernelFaultNs + kProtectNs +
                        sample.pages * kScanPageNs +
                        sample.changed * kProtectPageNs;
-  const double in_vain = churning * sample.restore_ns / 2;
+  const double wasted = churning * sample.restore_ns / 2;
   const double handovers =
-      in_vain > 0 ? std::max(1.0, std::sqrt(again / in_vain)) : 1e9;
+      wasted > 0 ? std::max(1.0, std::sqrt(again / wasted)) : 1e9;
   costs.async_ns = kScanNs + sample.pages * kScanPageNs +
                    churning * (kKernelFaultNs + kFirstRestoreNs) +
                    again / handovers + regular * sample.restore_ns +
-                   in_vain * handovers;
+                   wasted * handovers;
   return costs;
 }
 

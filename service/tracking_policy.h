@@ -1,7 +1,7 @@
 // Which tracking is cheapest for the tenants of an image.
 //
 // What a hand-over costs beyond its unavoidable part depends on how a guest
-// changes pages. Three numbers, counted over a span of hand-overs of one slot,
+// changes pages. Three numbers, counted over a sampling window of one slot,
 // tell:
 //
 //   changed   pages changed per hand-over (w)
@@ -15,14 +15,14 @@
 //   cost = c * kSignalNs + h * q        with q = kRestoreNs (or kRestoreZeroNs)
 // kAsync: one scan per hand-over; a write to a protected page is a fault that
 // the kernel resolves alone; every B hand-overs all pages are protected again,
-// after which the r pages fault once more. Between, pages that nobody writes
-// any more are restored in vain, d B / 2 on the average.
+// after which the r pages fault once more. Between, pages that are not
+// written any more are restored unchanged, d B / 2 on the average: the waste.
 //   cost = scan + d (f + g) + (r f + p) / B + r q + d B / 2 q
 // with f = kKernelFaultNs, g = kFirstRestoreNs, p what protecting costs, and B
 // at its best, the
-// square root of (r f + p) / (d q / 2). Nobody has to compute that B: to
-// protect as soon as the restoring in vain has cost as much as protecting will
-// cost comes to the same (ShouldProtectAll).
+// square root of (r f + p) / (d q / 2). That B is not computed:
+// protecting again as soon as the waste exceeds what protecting costs amortises
+// it and is equivalent (ski rental; ShouldProtectAll).
 //
 // A guest that always writes the same pages has d = 0, and then nothing beats
 // kSignal: no system call at all. When most of an image changes, h is the whole
@@ -72,7 +72,7 @@ inline constexpr double kExactScanNs = 500;
 inline constexpr double kProtectNs = 1200;
 inline constexpr double kProtectPageNs = 65;
 
-// What was counted over a span of hand-overs of one slot, per hand-over.
+// What was counted over a sampling window of one slot, per cycle.
 struct ChurnSample {
   double changed = 0;
   double regular = 0;
@@ -101,10 +101,10 @@ struct ProtectCosts {
   uint64_t regular = 0;
 };
 
-// kAsync: whether it pays to protect all pages again, now that restoring pages
-// nobody had written has cost `rent_ns`.
-inline bool ShouldProtectAll(uint64_t rent_ns, const ProtectCosts& costs) {
-  return static_cast<double>(rent_ns) >
+// kAsync: whether it pays to protect all pages again, now that restoring
+// unchanged pages has cost `wasted_ns`.
+inline bool ShouldProtectAll(uint64_t wasted_ns, const ProtectCosts& costs) {
+  return static_cast<double>(wasted_ns) >
          kProtectNs + static_cast<double>(costs.pages) * kScanPageNs +
              static_cast<double>(costs.dirty) * kProtectPageNs +
              static_cast<double>(costs.regular) * kKernelFaultNs;

@@ -79,7 +79,7 @@ TEST(TrackingPolicyTest, WhatIsHotAfterAllIsRestoredInOnePassAndStaysSo) {
   EXPECT_EQ(policy.tracking(), Tracking::kSignal);
 }
 
-TEST(TrackingPolicyTest, OneSpanIsNotEnoughAndVotesMustAgree) {
+TEST(TrackingPolicyTest, OneWindowIsNotEnoughAndVotesMustAgree) {
   TrackingPolicy policy(std::nullopt, true);
   for (int i = 0; i < 5; ++i) {
     policy.Vote(kMixed);

@@ -118,7 +118,7 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
   }
   slot.policy = std::move(policy);
   slot.prefill_wanted = image != nullptr;
-  BeginSpan(slot);
+  BeginSamplingWindow(slot);
   slot.last_noted_at = ~uint32_t{0};
   slot.grown_pages = 0;
   slot.grown_pages_before = 0;

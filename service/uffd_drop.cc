@@ -180,7 +180,7 @@ absl::Status NoteDemoted(const UffdContext& context, SlotState& slot,
                          const DropBatch::Result& dropped) {
   const WorkingSet::Words cold = std::exchange(slot.cold_pages, {});
   slot.demotion_due = false;
-  slot.spans_put_off = 0;
+  slot.windows_put_off = 0;
   absl::Status status;
   uint64_t demoted = 0;
   for (uint64_t index = 0; index < cold.size(); ++index) {

@@ -39,7 +39,7 @@ struct UffdContext {
   uint64_t stride_bytes = 0;
   bool include_in_core_dump = false;
   // Hand-overs after which `recent` becomes `previous`.
-  uint32_t span_handovers = 30;
+  uint32_t window_cycles = 30;
 };
 
 // The error of a system call on pages of a slot.

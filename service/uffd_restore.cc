@@ -73,9 +73,9 @@ absl::Status FinishProfilingLease(const UffdContext& context, SlotState& slot) {
   return RegisterForSignals(context, slot, 0, pages);
 }
 
-// Pages to demote are put off until there are so many, or for so many spans.
+// Pages to demote are put off until there are so many, or for so many windows.
 constexpr uint64_t kWorthDemoting = 8;
-constexpr uint32_t kPutOffSpans = 8;
+constexpr uint32_t kPutOffWindows = 8;
 
 // What it costs to restore these pages of a group.
 double RestoreNs(const SlotState& slot, uint64_t index, uint64_t pages) {
@@ -84,9 +84,9 @@ double RestoreNs(const SlotState& slot, uint64_t index, uint64_t pages) {
          std::popcount(pages & ~of_image) * kRestoreZeroNs;
 }
 
-// A span of hand-overs is over: what was counted in it is acted upon.
-absl::Status EndSpan(const UffdContext& context, SlotState& slot,
-                     uint64_t keep_pages) {
+// Ends a sampling window: acts upon what was counted in it.
+absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
+                               uint64_t keep_pages) {
   uint64_t retained_pages = 0;
   double retained_ns = 0;
   uint64_t demotable = 0;
@@ -108,38 +108,40 @@ absl::Status EndSpan(const UffdContext& context, SlotState& slot,
       demotable += std::popcount(cold);
     }
   });
-  const auto handovers = static_cast<double>(slot.span_handovers);
-  if (slot.policy != nullptr && !slot.policy->fixed() && slot.span_pairs != 0) {
+  const auto handovers = static_cast<double>(slot.window_cycles);
+  if (slot.policy != nullptr && !slot.policy->fixed() &&
+      slot.window_pairs != 0) {
     slot.policy->Vote(
-        {.changed = static_cast<double>(slot.span_changed) / handovers,
-         .regular = static_cast<double>(slot.span_regular) /
-                    static_cast<double>(slot.span_pairs),
-         .faulted = static_cast<double>(slot.span_faulted) / handovers,
+        {.changed = static_cast<double>(slot.window_changed) / handovers,
+         .regular = static_cast<double>(slot.window_regular) /
+                    static_cast<double>(slot.window_pairs),
+         .faulted = static_cast<double>(slot.window_faulted) / handovers,
          .retained = static_cast<double>(retained_pages),
          .restore_ns = retained_pages == 0
                            ? kRestoreNs
                            : retained_ns / static_cast<double>(retained_pages),
          .pages = static_cast<double>(WrittenEnd(slot, keep_pages))});
   }
-  slot.demotion_due = demotable >= kWorthDemoting ||
-                      (demotable != 0 && ++slot.spans_put_off >= kPutOffSpans);
+  slot.demotion_due =
+      demotable >= kWorthDemoting ||
+      (demotable != 0 && ++slot.windows_put_off >= kPutOffWindows);
   absl::Status status;
   if (slot.tracking == Tracking::kAsync && slot.kernel_pages < keep_pages &&
-      slot.span_signals * kSignalNs >
+      slot.window_signals * kSignalNs >
           handovers *
               (kScanNs + static_cast<double>(keep_pages) * kScanPageNs)) {
     // The dirty set churns behind the image, too.
     status = EnterAsync(context, slot, keep_pages);
   }
-  if (slot.spans_to_teach > 0 && slot.image != nullptr) {
-    --slot.spans_to_teach;
+  if (slot.windows_to_teach > 0 && slot.image != nullptr) {
+    --slot.windows_to_teach;
     Teach(slot, [](const PageGroup& group) {
       return group.recent.load(std::memory_order_relaxed) &
              group.previous.load(std::memory_order_relaxed);
     });
   }
-  slot.pages.NextSpan();
-  BeginSpan(slot);
+  slot.pages.NextSamplingWindow();
+  BeginSamplingWindow(slot);
   return status;
 }
 
@@ -221,7 +223,7 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
   uint64_t first_writes = 0;
   uint64_t late_writes = 0;
   uint64_t first_writes_by_signal = 0;
-  double in_vain_ns = 0;
+  double wasted_ns = 0;
   ProtectCosts protect_costs = {.pages = slot.kernel_pages};
   const bool async = slot.tracking == Tracking::kAsync;
   uint64_t changed_pages = 0;
@@ -247,7 +249,7 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
           const uint64_t by_kernel = GroupMask(index, 0, slot.kernel_pages);
           protect_costs.dirty += std::popcount(dirty & by_kernel);
           protect_costs.regular += std::popcount(regular & by_kernel);
-          in_vain_ns += RestoreNs(slot, index, dirty & by_kernel & ~changed);
+          wasted_ns += RestoreNs(slot, index, dirty & by_kernel & ~changed);
           first_writes_by_signal += std::popcount(fresh & ~by_kernel);
         }
         NoteChanged(group, changed);
@@ -258,34 +260,34 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
         }
       });
   if (first_writes != 0 && slot.image != nullptr) {
-    slot.spans_to_teach = 2;
+    slot.windows_to_teach = 2;
     if (!slot.image->working_set().known()) {
       Teach(slot, [](const PageGroup& group) {
         return group.dirty.load(std::memory_order_relaxed);
       });
     }
   }
-  slot.span_changed += changed_pages;
-  if (slot.last_noted_at == slot.span_handovers) {
-    slot.span_regular += regular_pages;
-    ++slot.span_pairs;
+  slot.window_changed += changed_pages;
+  if (slot.last_noted_at == slot.window_cycles) {
+    slot.window_regular += regular_pages;
+    ++slot.window_pairs;
   }
   if (async) {
-    slot.span_faulted += late_writes;
-    slot.span_signals += first_writes_by_signal;
-    slot.rent_ns += static_cast<uint64_t>(in_vain_ns +
-                                          (slot.all_marked ? 0 : kExactScanNs));
-    if (ShouldProtectAll(slot.rent_ns, protect_costs)) {
+    slot.window_faulted += late_writes;
+    slot.window_signals += first_writes_by_signal;
+    slot.wasted_ns +=
+        static_cast<uint64_t>(wasted_ns + (slot.all_marked ? 0 : kExactScanNs));
+    if (ShouldProtectAll(slot.wasted_ns, protect_costs)) {
       ProtectAll(context, slot);
     }
   } else {
-    slot.span_faulted += first_writes;
+    slot.window_faulted += first_writes;
   }
   absl::Status status;
-  if (++slot.span_handovers >= context.span_handovers) {
-    status = EndSpan(context, slot, keep_pages);
+  if (++slot.window_cycles >= context.window_cycles) {
+    status = EndSamplingWindow(context, slot, keep_pages);
   }
-  slot.last_noted_at = slot.span_handovers;
+  slot.last_noted_at = slot.window_cycles;
   return status;
 }
 

@@ -223,7 +223,7 @@ absl::Status UffdSupply::Attach(const Reservation& reservation) {
                                 !options_.tracking.has_value(),
       .stride_bytes = pool_.layout.slot_stride_bytes(),
       .include_in_core_dump = pool_.options.include_in_core_dump,
-      .span_handovers = std::max(1u, pool_.options.retained_cycles / 2)});
+      .window_cycles = std::max(1u, pool_.options.retained_cycles / 2)});
   return absl::OkStatus();
 }
 
@@ -248,7 +248,7 @@ SupplyTraits UffdSupply::traits() const {
       .handler_threads = in_thread ? 0 : handler_threads()->threads,
       .serves_kernel_faults = serves_kernel_faults_,
       // Handler threads may still be filling when a release comes.
-      .steady_handovers = in_thread ? context_->span_handovers : 0,
+      .steady_cycles = in_thread ? context_->window_cycles : 0,
   };
 }
 

@@ -168,7 +168,7 @@ void ProtectAll(const UffdContext& context, SlotState& slot) {
       ScanPages(*context.core.kernel, context.pagemap_fd, request, nullptr, 0,
                 [](const PageRegion&) { return true; });
   Count(slot.counters.kernel_calls, scan.calls);
-  slot.rent_ns = 0;
+  slot.wasted_ns = 0;
   if (!scan.ok()) return;
   slot.all_marked = true;
   slot.pages.Forget(0, slot.kernel_pages);
