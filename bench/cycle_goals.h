@@ -1,4 +1,4 @@
-// What a hand-over is to reach, held against what was measured.
+// What a cycle is to reach, held against what was measured.
 
 #ifndef FIRSTTOUCH_BENCH_CYCLE_GOALS_H_
 #define FIRSTTOUCH_BENCH_CYCLE_GOALS_H_

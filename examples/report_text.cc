@@ -50,11 +50,11 @@ std::vector<Line> Lines() {
   return {
       {"tenants per second",
        [](const Way& way) { return Number(way.tenants_per_second()); }},
-      {"hand-over, median",
+      {"recycle, median",
        [](const Way& way) {
          return absl::StrCat(Number(way.handover_median_us()), " us");
        }},
-      {"hand-over, 99 %",
+      {"recycle, 99 %",
        [](const Way& way) {
          return absl::StrCat(Number(way.handover_p99_us()), " us");
        }},

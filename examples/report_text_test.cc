@@ -43,8 +43,8 @@ TEST(ReportTextTest, IsATable) {
                                in- private-
                             thread  mapping
 tenants per second           12346        0
-hand-over, median          3.46 us     0 us
-hand-over, 99 %            34.6 us     0 us
+recycle, median            3.46 us     0 us
+recycle, 99 %              34.6 us     0 us
 per tenant: minor faults      17.0        0
   first reads                    0        0
   first writes                   0        0

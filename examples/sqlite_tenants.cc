@@ -75,7 +75,7 @@ constexpr char kUsage[] =
 memory that this machine allows, and compares the ways.
 
 Exit codes:
-  0  every answer was right, every slot was handed on clean
+  0  every answer was right, every slot was clean for its next tenant
   1  a flag is not right; stderr says which
   2  a wrong answer, a row of another tenant, or a byte left behind
   3  none of the ways asked for is possible here; the output says why
@@ -323,7 +323,7 @@ absl::Status RunWay(const Options& options, Way way,
   result->set_foreign_rows(served->foreign_rows);
   result->set_seconds(served->seconds);
   result->set_tenants_per_second(served->tenants / served->seconds);
-  std::vector<double> handovers = std::move(served->handover_ns);
+  std::vector<double> handovers = std::move(served->recycle_ns);
   std::sort(handovers.begin(), handovers.end());
   result->set_handover_median_us(Quantile(handovers, 0.5) / 1000);
   result->set_handover_p99_us(Quantile(handovers, 0.99) / 1000);

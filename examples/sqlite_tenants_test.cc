@@ -130,8 +130,7 @@ TEST(SqliteTenantsTest, TheTableHasAColumnForEachWay) {
       result.out,
       AllOf(HasSubstr("SQLite in 3 slots: 30 tenants, 1 thread, seed 1."),
             HasSubstr("  kernel   kernel\n"), HasSubstr(" private-   eager-\n"),
-            HasSubstr("\ntenants per second "),
-            HasSubstr("\nhand-over, median "),
+            HasSubstr("\ntenants per second "), HasSubstr("\nrecycle, median "),
             HasSubstr("\nprivate memory per slot ")));
   // Nothing for terminals when there is none.
   EXPECT_EQ(result.err, "");

@@ -249,7 +249,7 @@ absl::Status Serve(Shared& shared, uint32_t places_count,
     if (!guest.ok()) return guest.status();
     place.guest.emplace(*std::move(guest));
     if (was_used) {
-      results->handover_ns.push_back(
+      results->recycle_ns.push_back(
           std::chrono::duration<double, std::nano>(Clock::now() - start)
               .count());
     }
@@ -363,7 +363,7 @@ absl::StatusOr<TenantResults> ServeTenants(
   for (uint32_t i = 0; i < options.threads; ++i) {
     const uint32_t places = options.slots / options.threads +
                             (i < options.slots % options.threads ? 1 : 0);
-    results[i].handover_ns.reserve(options.tenants);
+    results[i].recycle_ns.reserve(options.tenants);
     threads.emplace_back([&, i, places] {
       statuses[i] = Serve(shared, places, &results[i]);
       if (!statuses[i].ok()) shared.failed.store(true);
@@ -389,8 +389,8 @@ absl::StatusOr<TenantResults> ServeTenants(
     total.foreign_rows += part.foreign_rows;
     total.errors.insert(total.errors.end(), part.errors.begin(),
                         part.errors.end());
-    total.handover_ns.insert(total.handover_ns.end(), part.handover_ns.begin(),
-                             part.handover_ns.end());
+    total.recycle_ns.insert(total.recycle_ns.end(), part.recycle_ns.begin(),
+                            part.recycle_ns.end());
   }
   return total;
 }

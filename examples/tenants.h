@@ -70,8 +70,8 @@ struct TenantResults {
   // The first few things that went wrong.
   std::vector<std::string> errors;
   double seconds = 0;
-  // Of each hand-over of a slot from one tenant to the next, in ns.
-  std::vector<double> handover_ns;
+  // Of each recycling of a slot, from one tenant to the next, in ns.
+  std::vector<double> recycle_ns;
 };
 
 // Serves all tenants. As many as there are slots are there at any time, each in

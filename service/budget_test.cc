@@ -183,7 +183,7 @@ TEST_P(BudgetTest, ABudgetOfZeroDropsWhatWasOnlyRead) {
   }
 }
 
-// Also where the hand-over is the shortest one: the holder after many that did
+// Also where the cycle is the shortest one: the holder after many that did
 // the same reads what none of them did.
 TEST_P(BudgetTest, WhatASteadySlotKeepsIsWhatSmapsSaysOnceMoreIsRead) {
   Make(std::nullopt);

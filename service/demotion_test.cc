@@ -23,7 +23,7 @@ using Op = FakeKernel::Op;
 
 constexpr uint64_t kPages = 64;
 constexpr uint64_t kSize = kPages * kPageBytes;
-// Two hand-overs a span.
+// Two cycles a span.
 constexpr uint32_t kRetainedCycles = 4;
 constexpr int kWindow = 2;
 // What slot 0 and slot 1 write at first: too few to be worth a call, and

@@ -15,7 +15,7 @@
 // size and one image makes no call for it, and a free slot stays accessible
 // below the size of its last holder, with the initial bytes.
 //
-// THE HAND-OVER, mappings-scan: one PAGEMAP_SCAN (6.7) of the memory reports
+// THE RELEASE, mappings-scan: one PAGEMAP_SCAN (6.7) of the memory reports
 // the pages that are private to this process; the others are the image's own,
 // the kernel's zero page, or not there. Private pages are all that can
 // have changed. Their initial bytes are copied over them and they stay, so that

@@ -77,7 +77,7 @@ struct SupplyTraits {
   uint32_t handler_threads = 0;
   // Whether system calls work on any page, without MakeReady().
   bool serves_kernel_faults = false;
-  // Hand-overs from one Restore() of a slot to the next one of which all but
+  // Cycles from one Restore() of a slot to the next one of which all but
   // the last two may go the steady way; 0: none may.
   uint32_t steady_cycles = 0;
 };

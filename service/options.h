@@ -105,7 +105,7 @@ struct ServiceOptions {
   // half of the memory's initial size, at least 1024 (4 MiB).
   std::optional<uint64_t> retained_pages_limit;
 
-  // A page that no holder has changed in about so many hand-overs is no longer
+  // A page that no holder has changed in about so many cycles is no longer
   // kept private: to restore a page sixty times costs as much as one signal.
   uint32_t retained_cycles = 60;
 

@@ -1,6 +1,6 @@
 // Putting a page back to what it was.
 //
-// ON THE STEADY PATH of every hand-over: what a cycle costs is mostly this.
+// ON THE STEADY PATH of every cycle: what a cycle costs is mostly this.
 
 #ifndef FIRSTTOUCH_SERVICE_RESTORE_PAGE_H_
 #define FIRSTTOUCH_SERVICE_RESTORE_PAGE_H_

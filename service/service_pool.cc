@@ -136,7 +136,7 @@ absl::Status ServicePool::Start(SupplyOpener open_supply) {
   if (absl::Status status = reservation_->CheckEmpty(); !status.ok()) {
     return status;
   }
-  steady_.handovers = supply_->traits().steady_cycles;
+  steady_.max_cycles = supply_->traits().steady_cycles;
 
   PoolEntry& entry = fault_core_.entry;
   entry.base = reservation_->base();

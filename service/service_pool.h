@@ -1,7 +1,7 @@
 // A pool with all that serves it: what Service and Memory stand for.
 //
 // LIFETIME. A ServicePool lives as long as its Service or any memory that is
-// held. Counting references would make every hand-over write a line that all
+// held. Counting references would make every cycle write a line that all
 // threads share; instead each slot says whether it is held, and only once the
 // Service is gone (`orphaned`) do releases look whether they were the last.
 //
@@ -233,7 +233,7 @@ class ServicePool {
   bool AnyHeld() const;
   uint64_t HotPagesLimit(uint64_t keep_pages) const;
 
-  // What a steady hand-over reads of this object, in one cache line. Written
+  // What a steady cycle reads of this object, in one cache line. Written
   // by Create() and, but for the atomics, never again.
   struct alignas(64) Steady {
     Steady(uint64_t pool_number, Kernel& kernel)
@@ -246,7 +246,7 @@ class ServicePool {
     // Between releases that may be the last, and Orphan().
     const AsymmetricFence fence;
     // SupplyTraits::steady_cycles.
-    uint32_t handovers = 0;
+    uint32_t max_cycles = 0;
     // Threads that wait for a slot.
     std::atomic<uint32_t> waiting{0};
     std::atomic<bool> orphaned{false};

@@ -95,7 +95,7 @@ enum SlotExceptions : uint8_t {
   kSlotLost = 8,
 };
 
-// What a steady hand-over touches is in the first three cache lines: a guest
+// What a steady cycle touches is in the first three cache lines: a guest
 // that writes to four pages fills a cache of 32 KiB with them and the image's.
 struct alignas(64) SlotState {
   // The bounds: bytes from the start that may be touched. 0 while nobody holds

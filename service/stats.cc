@@ -38,7 +38,7 @@ std::string ServiceStats::ToString() const {
       " found by scans; ", untracked_leases, " profiling leases, ",
       tracking_changes, " changes of tracking\n", "slots: ", slots, ", ",
       slots_in_use, " in use, ", slots_quarantined, " quarantined; ", handovers,
-      " hand-overs, ", binds, " binds, ", grows, " grows\n",
+      " cycles, ", binds, " binds, ", grows, " grows\n",
       "kernel calls: ", kernel_calls, "; fault latency: half below ",
       FaultLatencyQuantileNs(0.5), " ns, 99 % below ",
       FaultLatencyQuantileNs(0.99), " ns\n");

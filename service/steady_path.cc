@@ -164,7 +164,7 @@ absl::Status ServicePool::Release(SlotState& slot) {
     return absl::OkStatus();
   }
   if (steady_.parks && steady_.waiting.load(std::memory_order_relaxed) == 0 &&
-      IsSteady(slot) && RestoreSteady(steady_.handovers, slot) &&
+      IsSteady(slot) && RestoreSteady(steady_.max_cycles, slot) &&
       slot.exceptions.load(std::memory_order_relaxed) == 0) [[likely]] {
     slot.size_bytes.store(0, std::memory_order_relaxed);
     CountOwned(slot.counters.handovers);

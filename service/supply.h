@@ -4,11 +4,11 @@
 //
 //   kUserfaultfd    faults are resolved by this library, page states are known
 //                   without asking the kernel, bounds are pages that never
-//                   come. A steady hand-over makes no system call.
+//                   come. A steady cycle makes no system call.
 //   kMappingsScan   the kernel's own copy-on-write over a private mapping of
-//                   the image, PROT_NONE outside the size. A hand-over is one
+//                   the image, PROT_NONE outside the size. A cycle is one
 //                   PAGEMAP_SCAN (6.7), and what it finds is copied back.
-//   kMappingsDrop   the same, but at a hand-over everything private is given
+//   kMappingsDrop   the same, but at a cycle everything private is given
 //                   back (MADV_DONTNEED) and faults in again: any kernel.
 //
 // Both of the mappings need no privilege and no userfaultfd. Growth is one

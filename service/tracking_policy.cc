@@ -28,12 +28,12 @@ TrackingCosts EstimateCosts(const ChurnSample& sample) {
                        sample.pages * kScanPageNs +
                        sample.changed * kProtectPageNs;
   const double wasted = churning * sample.restore_ns / 2;
-  const double handovers =
+  const double cycles =
       wasted > 0 ? std::max(1.0, std::sqrt(again / wasted)) : 1e9;
   costs.async_ns = kScanNs + sample.pages * kScanPageNs +
                    churning * (kKernelFaultNs + kFirstRestoreNs) +
-                   again / handovers + regular * sample.restore_ns +
-                   wasted * handovers;
+                   again / cycles + regular * sample.restore_ns +
+                   wasted * cycles;
   return costs;
 }
 

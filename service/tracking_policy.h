@@ -1,20 +1,20 @@
 // Which tracking is cheapest for the tenants of an image.
 //
-// What a hand-over costs beyond its unavoidable part depends on how a guest
+// What a cycle costs beyond its unavoidable part depends on how a guest
 // changes pages. Three numbers, counted over a sampling window of one slot,
 // tell:
 //
-//   changed   pages changed per hand-over (w)
-//   regular   those of them that the hand-over before had changed, too (r);
+//   changed   pages changed per cycle (w)
+//   regular   those of them that the cycle before had changed, too (r);
 //             d = w - r are others each time
-//   faulted   pages per hand-over whose first write took a fault (c), if they
+//   faulted   pages per cycle whose first write took a fault (c), if they
 //             were tracked by signal
 //
-// kSignal: every changed page stays retained for some sixty hand-overs, h pages
+// kSignal: every changed page stays retained for some sixty cycles, h pages
 // in all, and is restored in each; a write to another one is a signal.
 //   cost = c * kSignalNs + h * q        with q = kRestoreNs (or kRestoreZeroNs)
-// kAsync: one scan per hand-over; a write to a protected page is a fault that
-// the kernel resolves alone; every B hand-overs all pages are protected again,
+// kAsync: one scan per cycle; a write to a protected page is a fault that
+// the kernel resolves alone; every B cycles all pages are protected again,
 // after which the r pages fault once more. Between, pages that are not
 // written any more are restored unchanged, d B / 2 on the average: the waste.
 //   cost = scan + d (f + g) + (r f + p) / B + r q + d B / 2 q
@@ -30,7 +30,7 @@
 // copying the image. kAsync is for what lies between.
 //
 // The nanoseconds were measured on one kind of machine (bench/README.md), with
-// the pages where hand-overs leave them: seldom in a near cache. What matters
+// the pages where cycles leave them: seldom in a near cache. What matters
 // are their ratios, which change little.
 
 #ifndef FIRSTTOUCH_SERVICE_TRACKING_POLICY_H_

@@ -38,7 +38,7 @@ struct UffdContext {
   // Bytes from one slot's start to the next one's.
   uint64_t stride_bytes = 0;
   bool include_in_core_dump = false;
-  // Hand-overs after which `recent` becomes `previous`.
+  // Cycles after which `recent` becomes `previous`.
   uint32_t window_cycles = 30;
 };
 

@@ -108,14 +108,14 @@ absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
       demotable += std::popcount(cold);
     }
   });
-  const auto handovers = static_cast<double>(slot.window_cycles);
+  const auto cycles = static_cast<double>(slot.window_cycles);
   if (slot.policy != nullptr && !slot.policy->fixed() &&
       slot.window_pairs != 0) {
     slot.policy->Vote(
-        {.changed = static_cast<double>(slot.window_changed) / handovers,
+        {.changed = static_cast<double>(slot.window_changed) / cycles,
          .regular = static_cast<double>(slot.window_regular) /
                     static_cast<double>(slot.window_pairs),
-         .faulted = static_cast<double>(slot.window_faulted) / handovers,
+         .faulted = static_cast<double>(slot.window_faulted) / cycles,
          .retained = static_cast<double>(retained_pages),
          .restore_ns = retained_pages == 0
                            ? kRestoreNs
@@ -128,8 +128,7 @@ absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
   absl::Status status;
   if (slot.tracking == Tracking::kAsync && slot.kernel_pages < keep_pages &&
       slot.window_signals * kSignalNs >
-          handovers *
-              (kScanNs + static_cast<double>(keep_pages) * kScanPageNs)) {
+          cycles * (kScanNs + static_cast<double>(keep_pages) * kScanPageNs)) {
     // The dirty set churns behind the image, too.
     status = EnterAsync(context, slot, keep_pages);
   }

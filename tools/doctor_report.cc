@@ -143,7 +143,7 @@ DoctorReport MakeReport(const UffdFacts& facts,
         "pools work without userfaultfd, supplied by ",
         SupplyName(scan ? Supply::kMappingsScan : Supply::kMappingsDrop),
         ": first touches and system calls are the kernel's own business, but a "
-        "hand-over makes a system call, ",
+        "cycle makes a system call, ",
         scan ? "" : "each tenant faults in again what it changes, ",
         "growth is an mprotect(2), and each slot takes up to four mappings. "
         "What "

@@ -344,7 +344,7 @@ void Analysis::Needs() {
       Warn(false,
            absl::StrCat("userfaultfd is not to be had: pages are supplied by ",
                         report_.supply(),
-                        ", and a hand-over is not free of system calls"),
+                        ", and a cycle is not free of system calls"),
            machine_.userfaultfd_remedy().empty()
                ? "//tools:doctor says what to change"
                : machine_.userfaultfd_remedy());

@@ -204,7 +204,7 @@ TEST(LayoutReport, ChoosesAsTheServiceDoes) {
   EXPECT_TRUE(report.fits());
   EXPECT_THAT(WarningsOf(report),
               HasSubstr("userfaultfd is not to be had: pages are supplied by "
-                        "mappings-scan, and a hand-over is not free of system "
+                        "mappings-scan, and a cycle is not free of system "
                         "calls -> do this"));
   refused.set_pagemap_scan(false);
   EXPECT_EQ(Report(config, refused).supply(), "mappings-drop");

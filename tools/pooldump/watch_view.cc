@@ -347,8 +347,7 @@ ScreenLine WatchView::RatesLine() const {
                    sum.has_faults() ? text(sum.faults(), " faults/s, ") : ""));
   line.pieces.push_back({text(sum.traps(), " traps/s"),
                          sum.traps() > 0 ? Tint::kBad : Tint::kNone});
-  line.pieces.push_back(
-      {text(sum.handovers(), " hand-overs/s").insert(0, ", ")});
+  line.pieces.push_back({text(sum.handovers(), " cycles/s").insert(0, ", ")});
   return line;
 }
 

@@ -16,7 +16,7 @@ using testing::HasSubstr;
 using testing::Not;
 
 // `slots` slots, of which slot i has i KiB of private memory, `handovers`
-// hand-overs, and an image if i is odd.
+// cycles, and an image if i is odd.
 ProcessSnapshot Process(int slots, int64_t second, uint64_t handovers) {
   ProcessSnapshot process;
   process.set_pid(77);
@@ -72,10 +72,10 @@ TEST(WatchView, RatesAreTheDifferenceByTheClock) {
   // One look is no rate.
   EXPECT_THAT(Text(view), HasSubstr("all slots: no rates yet"));
   view.Take(Process(2, 12, 150));
-  EXPECT_THAT(Text(view), HasSubstr("traps/s, 50.0 hand-overs/s"));
+  EXPECT_THAT(Text(view), HasSubstr("traps/s, 50.0 cycles/s"));
   // Counters that fall belong to another pool: no rate, and no huge one.
   view.Take(Process(2, 13, 5));
-  EXPECT_THAT(Text(view), HasSubstr("traps/s, 0.0 hand-overs/s"));
+  EXPECT_THAT(Text(view), HasSubstr("traps/s, 0.0 cycles/s"));
 }
 
 TEST(WatchView, SortsByTheColumnThatIsChosen) {
@@ -178,7 +178,7 @@ TEST(WatchView, GoesOnWhenThereIsNoPoolForAMoment) {
   EXPECT_THAT(Slots(view), testing::ElementsAre(0, 1));
   view.Take(Process(2, 14, 160));
   EXPECT_THAT(Text(view), Not(HasSubstr("has no pool")));
-  EXPECT_THAT(Text(view), HasSubstr("traps/s, 10.0 hand-overs/s"));
+  EXPECT_THAT(Text(view), HasSubstr("traps/s, 10.0 cycles/s"));
 }
 
 TEST(WatchView, TheEndHasNoRatesAndNoInterval) {

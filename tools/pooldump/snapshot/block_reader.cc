@@ -390,7 +390,7 @@ absl::StatusOr<Slot> BlockReader::ReadSlot(uint32_t number) {
   const uint64_t image_at =
       header_.images.offset_bytes + number * header_.images.record_bytes;
   // What tells whether the rest was read in one piece: a release changes the
-  // state and counts a hand-over, a bind changes the sequence.
+  // state and counts a cycle, a bind changes the sequence.
   struct Version {
     uint64_t state = 0;
     uint64_t handovers = 0;

@@ -25,7 +25,7 @@ inline constexpr uint64_t kTestFirstSlot = kTestBase + 2 * 4096;
 inline constexpr uint64_t kTestStride = (kTestMemoryPages + 4) * 4096;
 
 // The bytes of a block of pool "test". Slot 0 is held, 100 pages of size, with
-// 5 hand-overs, bound to image 7, "greeting", of 70 pages; its page 0 is clean,
+// 5 cycles, bound to image 7, "greeting", of 70 pages; its page 0 is clean,
 // 1 untracked, 2 dirty, 3 hot, and 299 hot. Slot 1 is free. Slot 2 is
 // quarantined.
 std::string TestBlock();
