@@ -17,10 +17,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "firsttouch/bench/clock.h"
-#include "firsttouch/bench/crew.h"
 #include "firsttouch/bench/kernel_counters.h"
 #include "firsttouch/bench/quantiles.h"
 #include "firsttouch/bench/scene.h"
+#include "firsttouch/bench/thread_pool.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch::bench {
@@ -386,10 +386,10 @@ void MeasureThreads(const CycleSettings& settings, const CycleChoice& choice,
     groups.push_back(MakeContenders(settings, choice, count, report));
   }
   {
-    Crew crew(*std::max_element(threads.begin(), threads.end()));
+    ThreadPool pool(*std::max_element(threads.begin(), threads.end()));
     for (std::vector<Contender>& group : groups) {
       for (Contender& contender : group) {
-        crew.Run(contender.threads,
+        pool.Run(contender.threads,
                  [&](uint32_t t) { WarmUp(contender, t, image, settings); });
       }
     }
@@ -399,7 +399,7 @@ void MeasureThreads(const CycleSettings& settings, const CycleChoice& choice,
           Contender& contender = group[way];
           MeasureRound(by_time, image, contender,
                        [&](absl::FunctionRef<void(uint32_t)> body) {
-                         crew.Run(contender.threads, body);
+                         pool.Run(contender.threads, body);
                        });
         }
       }

@@ -1,7 +1,7 @@
 // Threads that do the same thing from the same moment on, again and again.
 
-#ifndef FIRSTTOUCH_BENCH_CREW_H_
-#define FIRSTTOUCH_BENCH_CREW_H_
+#ifndef FIRSTTOUCH_BENCH_THREAD_POOL_H_
+#define FIRSTTOUCH_BENCH_THREAD_POOL_H_
 
 #include <atomic>
 #include <cstdint>
@@ -12,17 +12,19 @@
 
 namespace firsttouch::bench {
 
-// The threads stay the same for as long as the crew lives: what a pool keeps
-// for a thread is found by it in the next round. Between rounds they sleep.
-class Crew {
+// The threads stay the same for as long as the pool lives: what a memory pool
+// keeps for a thread is found by it in the next round. Between rounds they
+// sleep.
+class ThreadPool {
  public:
-  explicit Crew(uint32_t threads);
-  Crew(const Crew&) = delete;
-  Crew& operator=(const Crew&) = delete;
-  ~Crew();
+  explicit ThreadPool(uint32_t threads);
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+  ~ThreadPool();
 
   // Runs body(0) to body(threads - 1) at the same time, on the first so many of
-  // the crew's, each always on the same one, and returns when all are done.
+  // the pool's threads, each always on the same one, and returns when all are
+  // done.
   void Run(uint32_t threads, absl::FunctionRef<void(uint32_t)> body);
 
  private:
@@ -41,4 +43,4 @@ class Crew {
 
 }  // namespace firsttouch::bench
 
-#endif  // FIRSTTOUCH_BENCH_CREW_H_
+#endif  // FIRSTTOUCH_BENCH_THREAD_POOL_H_

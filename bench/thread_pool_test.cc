@@ -1,4 +1,4 @@
-#include "firsttouch/bench/crew.h"
+#include "firsttouch/bench/thread_pool.h"
 
 #include <thread>
 #include <vector>
@@ -8,17 +8,17 @@
 namespace firsttouch::bench {
 namespace {
 
-TEST(Crew, EachBodyRunsOnceInTheSameThreadEachTime) {
-  Crew crew(3);
+TEST(ThreadPool, EachBodyRunsOnceInTheSameThreadEachTime) {
+  ThreadPool pool(3);
   std::vector<std::thread::id> first(3);
-  crew.Run(3, [&](uint32_t t) { first[t] = std::this_thread::get_id(); });
+  pool.Run(3, [&](uint32_t t) { first[t] = std::this_thread::get_id(); });
   EXPECT_NE(first[0], first[1]);
   EXPECT_NE(first[1], first[2]);
   for (int round = 0; round < 200; ++round) {
     const uint32_t threads = round % 3 + 1;
     std::vector<int> runs(3);
     std::vector<std::thread::id> ids(3);
-    crew.Run(threads, [&](uint32_t t) {
+    pool.Run(threads, [&](uint32_t t) {
       ++runs[t];
       ids[t] = std::this_thread::get_id();
     });
@@ -29,10 +29,10 @@ TEST(Crew, EachBodyRunsOnceInTheSameThreadEachTime) {
   }
 }
 
-TEST(Crew, TheyRunAtTheSameTime) {
-  Crew crew(2);
+TEST(ThreadPool, TheyRunAtTheSameTime) {
+  ThreadPool pool(2);
   std::atomic<int> here{0};
-  crew.Run(2, [&](uint32_t) {
+  pool.Run(2, [&](uint32_t) {
     here.fetch_add(1);
     while (here.load() != 2) std::this_thread::yield();
   });

@@ -1,21 +1,21 @@
-#include "firsttouch/bench/crew.h"
+#include "firsttouch/bench/thread_pool.h"
 
 namespace firsttouch::bench {
 
-Crew::Crew(uint32_t threads) {
+ThreadPool::ThreadPool(uint32_t threads) {
   for (uint32_t t = 0; t < threads; ++t) {
     threads_.emplace_back([this, t] { Work(t); });
   }
 }
 
-Crew::~Crew() {
+ThreadPool::~ThreadPool() {
   end_ = true;
   round_.fetch_add(1, std::memory_order_release);
   round_.notify_all();
   for (std::thread& thread : threads_) thread.join();
 }
 
-void Crew::Run(uint32_t threads, absl::FunctionRef<void(uint32_t)> body) {
+void ThreadPool::Run(uint32_t threads, absl::FunctionRef<void(uint32_t)> body) {
   wanted_ = threads;
   body_ = &body;
   ready_.store(0, std::memory_order_relaxed);
@@ -28,7 +28,7 @@ void Crew::Run(uint32_t threads, absl::FunctionRef<void(uint32_t)> body) {
   }
 }
 
-void Crew::Work(uint32_t thread) {
+void ThreadPool::Work(uint32_t thread) {
   uint32_t seen = 0;
   for (;;) {
     round_.wait(seen, std::memory_order_acquire);
