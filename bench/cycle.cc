@@ -29,9 +29,9 @@
 #include "firsttouch/bench/cycle_measure.h"
 #include "firsttouch/bench/cycle_text.h"
 #include "firsttouch/bench/cycle_ways.h"
+#include "firsttouch/bench/fixture.h"
 #include "firsttouch/bench/machine.h"
 #include "firsttouch/bench/report.pb.h"
-#include "firsttouch/bench/scene.h"
 #include "firsttouch/bench/sqlite_measure.h"
 #include "firsttouch/uffd/units.h"
 

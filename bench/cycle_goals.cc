@@ -14,9 +14,9 @@ namespace firsttouch::bench {
 namespace {
 
 // All ways in one situation.
-class Scene {
+class Situation {
  public:
-  explicit Scene(const CycleRow* first) : rows_({first}) {}
+  explicit Situation(const CycleRow* first) : rows_({first}) {}
 
   bool Has(const CycleRow& row) const {
     const CycleRow& mine = *rows_[0];
@@ -80,16 +80,16 @@ class Scene {
 
 class Goals {
  public:
-  void AtMost(std::string name, const Scene& scene, double bound,
+  void AtMost(std::string name, const Situation& situation, double bound,
               std::optional<double> measured) {
-    CycleGoal& goal = Add(std::move(name), scene, bound);
+    CycleGoal& goal = Add(std::move(name), situation, bound);
     if (!measured.has_value()) return;
     goal.set_measured(*measured);
     goal.set_reached(*measured <= bound);
   }
-  void AtLeast(std::string name, const Scene& scene, double bound,
+  void AtLeast(std::string name, const Situation& situation, double bound,
                std::optional<double> measured) {
-    CycleGoal& goal = Add(std::move(name), scene, bound);
+    CycleGoal& goal = Add(std::move(name), situation, bound);
     goal.set_at_least(true);
     if (!measured.has_value()) return;
     goal.set_measured(*measured);
@@ -103,30 +103,30 @@ class Goals {
   }
 
   // Our time / theirs; nothing where either was not measured.
-  void TimeAtMost(std::string name, const Scene& scene, const CycleRow* other,
-                  double bound) {
-    const CycleRow* const ours = scene.ours();
+  void TimeAtMost(std::string name, const Situation& situation,
+                  const CycleRow* other, double bound) {
+    const CycleRow* const ours = situation.ours();
     if (ours == nullptr || other == nullptr) return;
-    Compare(std::move(name), scene, *other, bound,
+    Compare(std::move(name), situation, *other, bound,
             MedianRatio(ours->round_median_ns(), other->round_median_ns()),
             MedianRatio(ours->round_mean_ns(), other->round_mean_ns()));
   }
-  void HandoverAtMost(std::string name, const Scene& scene,
+  void HandoverAtMost(std::string name, const Situation& situation,
                       const CycleRow* other, double bound) {
-    const CycleRow* const ours = scene.ours();
+    const CycleRow* const ours = situation.ours();
     if (ours == nullptr || other == nullptr) return;
-    Compare(std::move(name), scene, *other, bound,
+    Compare(std::move(name), situation, *other, bound,
             MedianRatio(ours->round_handover_median_ns(),
                         other->round_handover_median_ns()),
             MedianRatio(ours->round_handover_mean_ns(),
                         other->round_handover_mean_ns()));
   }
   // Their time / ours.
-  void FasterAtLeast(std::string name, const Scene& scene,
+  void FasterAtLeast(std::string name, const Situation& situation,
                      const CycleRow* other, double bound) {
-    const CycleRow* const ours = scene.ours();
+    const CycleRow* const ours = situation.ours();
     if (ours == nullptr || other == nullptr) return;
-    CycleGoal& goal = Add(std::move(name), scene, bound);
+    CycleGoal& goal = Add(std::move(name), situation, bound);
     goal.set_at_least(true);
     goal.set_other(other->way());
     const auto medians =
@@ -140,21 +140,21 @@ class Goals {
   }
 
  private:
-  CycleGoal& Add(std::string name, const Scene& scene, double bound) {
+  CycleGoal& Add(std::string name, const Situation& situation, double bound) {
     auto named = std::find_if(
         goals_.begin(), goals_.end(),
         [&](const auto& goals) { return goals[0].name() == name; });
     if (named == goals_.end()) named = goals_.emplace(named);
     CycleGoal& goal = named->emplace_back();
     goal.set_name(std::move(name));
-    goal.set_where(scene.Where());
+    goal.set_where(situation.Where());
     goal.set_bound(bound);
     return goal;
   }
-  void Compare(std::string name, const Scene& scene, const CycleRow& other,
-               double bound, std::optional<double> medians,
-               std::optional<double> means) {
-    CycleGoal& goal = Add(std::move(name), scene, bound);
+  void Compare(std::string name, const Situation& situation,
+               const CycleRow& other, double bound,
+               std::optional<double> medians, std::optional<double> means) {
+    CycleGoal& goal = Add(std::move(name), situation, bound);
     goal.set_other(other.way());
     if (!medians.has_value() || !means.has_value()) return;
     goal.set_measured(*medians);
@@ -170,116 +170,119 @@ std::optional<double> If(bool has, double value) {
   return has ? std::optional<double>(value) : std::nullopt;
 }
 
-void AddSame(const Scene& scene, Goals& goals) {
-  const CycleRow& ours = *scene.ours();
-  goals.AtMost("same pages: system calls", scene, 0,
+void AddSame(const Situation& situation, Goals& goals) {
+  const CycleRow& ours = *situation.ours();
+  goals.AtMost("same pages: system calls", situation, 0,
                If(ours.has_system_calls(), ours.system_calls()));
-  goals.AtMost("same pages: signals", scene, 0,
+  goals.AtMost("same pages: signals", situation, 0,
                If(ours.has_signals(), ours.signals()));
-  goals.AtMost("same pages: page faults", scene, 0,
+  goals.AtMost("same pages: page faults", situation, 0,
                If(ours.has_page_faults(), ours.page_faults()));
-  if (scene.k() >= 4) {
-    goals.TimeAtMost("same pages: time / limit", scene, scene.Find(kLimitName),
-                     1.15);
+  if (situation.k() >= 4) {
+    goals.TimeAtMost("same pages: time / limit", situation,
+                     situation.Find(kLimitName), 1.15);
   }
-  const CycleRow* const scan = scene.Find(kScanName);
+  const CycleRow* const scan = situation.Find(kScanName);
   constexpr char kFaster[] = "same pages: PAGEMAP_SCAN / ours";
-  if (scene.k() == 1 || scene.k() == 4) {
-    goals.FasterAtLeast(kFaster, scene, scan, 10);
-  } else if (scene.k() == 16) {
-    goals.FasterAtLeast(kFaster, scene, scan, 2);
-  } else if (scene.k() == 64) {
-    goals.FasterAtLeast(kFaster, scene, scan, 1.2);
+  if (situation.k() == 1 || situation.k() == 4) {
+    goals.FasterAtLeast(kFaster, situation, scan, 10);
+  } else if (situation.k() == 16) {
+    goals.FasterAtLeast(kFaster, situation, scan, 2);
+  } else if (situation.k() == 64) {
+    goals.FasterAtLeast(kFaster, situation, scan, 1.2);
   }
 }
 
-void AddDriftingOrMixed(const Scene& scene, Goals& goals) {
-  const double bound = scene.pages() == "mixed" ? 0.6
-                       : scene.k() >= 16        ? 0.75
-                                                : 1.1;
-  goals.TimeAtMost(absl::StrCat(scene.Pages(), ": time / best other"), scene,
-                   scene.BestOther(), bound);
+void AddDriftingOrMixed(const Situation& situation, Goals& goals) {
+  const double bound = situation.pages() == "mixed" ? 0.6
+                       : situation.k() >= 16        ? 0.75
+                                                    : 1.1;
+  goals.TimeAtMost(absl::StrCat(situation.Pages(), ": time / best other"),
+                   situation, situation.BestOther(), bound);
 }
 
-void AddThreads(const Scene& scene, Goals& goals) {
-  if (scene.pages() != "same") {
-    AddDriftingOrMixed(scene, goals);
+void AddThreads(const Situation& situation, Goals& goals) {
+  if (situation.pages() != "same") {
+    AddDriftingOrMixed(situation, goals);
     return;
   }
-  const CycleRow& ours = *scene.ours();
-  const CycleRow* const limit = scene.Find(kLimitName);
-  goals.AtLeast(absl::StrCat(scene.Pages(), ": scaling / the limit's"), scene,
-                0.95, If(ours.has_scaling_of_limit(), ours.scaling_of_limit()));
+  const CycleRow& ours = *situation.ours();
+  const CycleRow* const limit = situation.Find(kLimitName);
+  goals.AtLeast(absl::StrCat(situation.Pages(), ": scaling / the limit's"),
+                situation, 0.95,
+                If(ours.has_scaling_of_limit(), ours.scaling_of_limit()));
   if (limit != nullptr) {
     // Those of the rest of the machine are in both.
     goals.AtMost(
-        absl::StrCat(scene.Pages(), ": shootdowns, above the limit's"), scene,
-        0.01,
+        absl::StrCat(situation.Pages(), ": shootdowns, above the limit's"),
+        situation, 0.01,
         If(ours.has_tlb_shootdowns() && limit->has_tlb_shootdowns(),
            std::max(ours.tlb_shootdowns() - limit->tlb_shootdowns(), 0.0)));
   }
 }
 
-void AddIdle(const Scene& scene, Goals& goals) {
-  if (scene.pages() != "same") return;
-  const CycleRow& ours = *scene.ours();
+void AddIdle(const Situation& situation, Goals& goals) {
+  if (situation.pages() != "same") return;
+  const CycleRow& ours = *situation.ours();
   constexpr double kPageKib = 4;
   constexpr double kBookKeepingKib = 4;
-  goals.AtMost("private KiB of an idle slot", scene,
-               (scene.k() + 2) * kPageKib + kBookKeepingKib,
+  goals.AtMost("private KiB of an idle slot", situation,
+               (situation.k() + 2) * kPageKib + kBookKeepingKib,
                If(ours.has_private_kib_per_idle_slot(),
                   ours.private_kib_per_idle_slot()));
 }
 
-void AddSqlite(const Scene& scene, Goals& goals) {
-  const CycleRow* const scan = scene.Find(kScanName);
-  goals.HandoverAtMost("SQLite: hand-over / PAGEMAP_SCAN", scene, scan, 0.5);
-  goals.TimeAtMost("SQLite: request / PAGEMAP_SCAN", scene, scan, 0.9);
-  goals.TimeAtMost("SQLite: request / MADV_DONTNEED", scene,
-                   scene.Find(kCopyOnWriteName), 0.2);
+void AddSqlite(const Situation& situation, Goals& goals) {
+  const CycleRow* const scan = situation.Find(kScanName);
+  goals.HandoverAtMost("SQLite: hand-over / PAGEMAP_SCAN", situation, scan,
+                       0.5);
+  goals.TimeAtMost("SQLite: request / PAGEMAP_SCAN", situation, scan, 0.9);
+  goals.TimeAtMost("SQLite: request / MADV_DONTNEED", situation,
+                   situation.Find(kCopyOnWriteName), 0.2);
 }
 
 }  // namespace
 
 void AddGoals(CycleReport& report) {
-  std::vector<Scene> scenes;
+  std::vector<Situation> situations;
   for (const CycleRow& row : report.rows()) {
-    const auto scene = std::find_if(scenes.begin(), scenes.end(),
-                                    [&](Scene& s) { return s.Has(row); });
-    if (scene == scenes.end()) {
-      scenes.emplace_back(&row);
+    const auto situation =
+        std::find_if(situations.begin(), situations.end(),
+                     [&](Situation& s) { return s.Has(row); });
+    if (situation == situations.end()) {
+      situations.emplace_back(&row);
     } else {
-      scene->Add(&row);
+      situation->Add(&row);
     }
   }
   Goals goals;
-  for (const Scene& scene : scenes) {
-    if (scene.ours() == nullptr) continue;
-    switch (scene.table()) {
+  for (const Situation& situation : situations) {
+    if (situation.ours() == nullptr) continue;
+    switch (situation.table()) {
       case CycleRow::STEADY:
-        if (scene.pages() == "same") {
-          AddSame(scene, goals);
+        if (situation.pages() == "same") {
+          AddSame(situation, goals);
         } else {
-          AddDriftingOrMixed(scene, goals);
+          AddDriftingOrMixed(situation, goals);
         }
         break;
       case CycleRow::FIRST_KNOWN_IMAGE:
-        goals.TimeAtMost("first cycle, known image: time / CoW", scene,
-                         scene.Find(kCopyOnWriteName), 0.9);
+        goals.TimeAtMost("first cycle, known image: time / CoW", situation,
+                         situation.Find(kCopyOnWriteName), 0.9);
         break;
       case CycleRow::FIRST_NEW_IMAGE:
-        goals.TimeAtMost("first cycle, new image: time / CoW", scene,
-                         scene.Find(kCopyOnWriteName), 1.1);
+        goals.TimeAtMost("first cycle, new image: time / CoW", situation,
+                         situation.Find(kCopyOnWriteName), 1.1);
         break;
       case CycleRow::THREADS:
         // What is asked of two is asked of no more: others have no core here.
-        if (scene.threads() == 2) AddThreads(scene, goals);
+        if (situation.threads() == 2) AddThreads(situation, goals);
         break;
       case CycleRow::IDLE:
-        AddIdle(scene, goals);
+        AddIdle(situation, goals);
         break;
       case CycleRow::SQLITE:
-        AddSqlite(scene, goals);
+        AddSqlite(situation, goals);
         break;
       default:
         break;

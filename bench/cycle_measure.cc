@@ -17,9 +17,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "firsttouch/bench/clock.h"
+#include "firsttouch/bench/fixture.h"
 #include "firsttouch/bench/kernel_counters.h"
 #include "firsttouch/bench/quantiles.h"
-#include "firsttouch/bench/scene.h"
 #include "firsttouch/bench/thread_pool.h"
 #include "firsttouch/uffd/units.h"
 

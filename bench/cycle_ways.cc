@@ -8,9 +8,9 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/bench/fixture.h"
 #include "firsttouch/bench/kernel_counters.h"
 #include "firsttouch/bench/scan_restore.h"
-#include "firsttouch/bench/scene.h"
 #include "firsttouch/pool/layout.h"
 #include "firsttouch/service/memory.h"
 #include "firsttouch/service/options.h"

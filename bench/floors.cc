@@ -22,7 +22,7 @@
 #include "absl/strings/str_cat.h"
 #include "benchmark/benchmark.h"
 #include "firsttouch/bench/benchmarks.h"
-#include "firsttouch/bench/scene.h"
+#include "firsttouch/bench/fixture.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/pagemap.h"

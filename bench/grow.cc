@@ -16,7 +16,7 @@
 #include "benchmark/benchmark.h"
 #include "firsttouch/bench/benchmarks.h"
 #include "firsttouch/bench/clock.h"
-#include "firsttouch/bench/scene.h"
+#include "firsttouch/bench/fixture.h"
 
 namespace firsttouch::bench {
 namespace {

@@ -14,7 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "benchmark/benchmark.h"
 #include "firsttouch/bench/benchmarks.h"
-#include "firsttouch/bench/scene.h"
+#include "firsttouch/bench/fixture.h"
 #include "firsttouch/pool/slot_allocator.h"
 
 namespace firsttouch::bench {

@@ -14,19 +14,19 @@
 #include "absl/strings/str_cat.h"
 #include "benchmark/benchmark.h"
 #include "firsttouch/bench/benchmarks.h"
-#include "firsttouch/bench/locator_scene.h"
+#include "firsttouch/bench/locator_fixture.h"
 
 namespace firsttouch::bench {
 namespace {
 
-constexpr auto kBatch = static_cast<int64_t>(LocatorScene::kAddresses);
+constexpr auto kBatch = static_cast<int64_t>(LocatorFixture::kAddresses);
 
 void MapLookup(benchmark::State& state, uint32_t pools) {
-  const LocatorScene scene(pools);
+  const LocatorFixture fixture(pools);
   std::map<uintptr_t, const PoolEntry*> by_base;
-  for (const auto& pool : scene.pools()) by_base[pool->base] = pool.get();
+  for (const auto& pool : fixture.pools()) by_base[pool->base] = pool.get();
   while (state.KeepRunningBatch(kBatch)) {
-    for (uintptr_t address : scene.addresses()) {
+    for (uintptr_t address : fixture.addresses()) {
       const PoolEntry& pool = *std::prev(by_base.upper_bound(address))->second;
       const uint64_t offset =
           address - pool.base - pool.first_memory_offset_bytes;
@@ -45,14 +45,14 @@ void RegisterBenchmarks() {
     benchmark::RegisterBenchmark(
         absl::StrCat("locate/throughput", suffix).c_str(),
         [pools](benchmark::State& state) {
-          const LocatorScene scene(pools);
-          while (state.KeepRunningBatch(kBatch)) LookupThroughputNs(scene, 1);
+          const LocatorFixture fixture(pools);
+          while (state.KeepRunningBatch(kBatch)) LookupThroughputNs(fixture, 1);
         });
     benchmark::RegisterBenchmark(absl::StrCat("locate/latency", suffix).c_str(),
                                  [pools](benchmark::State& state) {
-                                   const LocatorScene scene(pools);
+                                   const LocatorFixture fixture(pools);
                                    while (state.KeepRunningBatch(kBatch))
-                                     LookupLatencyNs(scene, 1);
+                                     LookupLatencyNs(fixture, 1);
                                  });
     benchmark::RegisterBenchmark(
         absl::StrCat("map/throughput", suffix).c_str(),

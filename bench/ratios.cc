@@ -27,11 +27,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "firsttouch/bench/clock.h"
-#include "firsttouch/bench/locator_scene.h"
+#include "firsttouch/bench/fixture.h"
+#include "firsttouch/bench/locator_fixture.h"
 #include "firsttouch/bench/machine.h"
 #include "firsttouch/bench/quantiles.h"
 #include "firsttouch/bench/report.pb.h"
-#include "firsttouch/bench/scene.h"
 #include "firsttouch/bench/touch_ways.h"
 #include "firsttouch/bench/trap_ways.h"
 #include "firsttouch/uffd/units.h"
@@ -170,14 +170,14 @@ std::vector<Contest> Contests() {
   }
 
   constexpr int kLookupRounds = 100;
-  const auto scene = std::make_shared<LocatorScene>(16);
+  const auto fixture = std::make_shared<LocatorFixture>(16);
   contests.push_back(
       {"locate an address", "16 pools, overlapping", "", "lookup",
-       [scene] { return LookupThroughputNs(*scene, kLookupRounds); }, nullptr,
-       5.0});
+       [fixture] { return LookupThroughputNs(*fixture, kLookupRounds); },
+       nullptr, 5.0});
   contests.push_back(
       {"locate an address", "16 pools, one by one", "", "lookup",
-       [scene] { return LookupLatencyNs(*scene, kLookupRounds); }, nullptr,
+       [fixture] { return LookupLatencyNs(*fixture, kLookupRounds); }, nullptr,
        std::nullopt});
   return contests;
 }

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <utility>
 
-#include "firsttouch/bench/scene.h"
+#include "firsttouch/bench/fixture.h"
 #include "firsttouch/uffd/kernel.h"
 
 namespace firsttouch::bench {

@@ -3,7 +3,7 @@
 #include <cstring>
 #include <vector>
 
-#include "firsttouch/bench/scene.h"
+#include "firsttouch/bench/fixture.h"
 #include "firsttouch/uffd/units.h"
 #include "gtest/gtest.h"
 

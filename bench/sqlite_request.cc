@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "absl/strings/str_cat.h"
-#include "firsttouch/bench/scene.h"
+#include "firsttouch/bench/fixture.h"
 #include "firsttouch/examples/tenants.h"
 
 namespace firsttouch::bench {

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "firsttouch/bench/scene.h"
+#include "firsttouch/bench/fixture.h"
 
 namespace firsttouch::bench {
 

@@ -8,7 +8,7 @@
 #include <cstddef>
 
 #include "absl/strings/str_cat.h"
-#include "firsttouch/bench/scene.h"
+#include "firsttouch/bench/fixture.h"
 #include "firsttouch/service/signals.h"
 #include "firsttouch/uffd/units.h"
 

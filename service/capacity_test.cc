@@ -178,7 +178,7 @@ void ExpectWhole(Service& service, uint32_t slots, const ImageRef& image,
 }
 
 // One call that a host makes, and what has happened in the pool before.
-struct Scene {
+struct Scenario {
   const char* name;
   // Whether every slot has had a holder that wrote to much of it.
   bool used;
@@ -186,7 +186,7 @@ struct Scene {
   bool held;
 };
 
-constexpr Scene kScenes[] = {
+constexpr Scenario kScenarios[] = {
     {"the first bind", false, false},    {"another image", true, false},
     {"no image any more", true, false},  {"a smaller memory", true, false},
     {"an image in a file", true, false}, {"growth", true, true},
@@ -210,15 +210,15 @@ TEST_P(CapacityTest, AfterAPassingShortageAllIsAsItWas) {
   const ImageRef small = PatternImage("small", 3);
   const ImageRef in_file = PatternImage("in a file", 10, {2});
 
-  // Runs a scene; the call of `op` that is the `nth` in it fails. Gives how
+  // Runs a scenario; the call of `op` that is the `nth` in it fails. Gives how
   // many there were, or nullopt where there is no such pool.
-  const auto run = [&](size_t scene, Op op, uint64_t nth,
+  const auto run = [&](size_t scenario, Op op, uint64_t nth,
                        int error) -> std::optional<uint64_t> {
     FakeKernel kernel;
     const std::unique_ptr<Service> service = MakeService(kSlots, kernel);
     if (service == nullptr) return std::nullopt;
-    const ImageRef file = scene == kFromFile ? FromFile(in_file) : nullptr;
-    for (int cycle = 0; kScenes[scene].used && cycle < 3; ++cycle) {
+    const ImageRef file = scenario == kFromFile ? FromFile(in_file) : nullptr;
+    for (int cycle = 0; kScenarios[scenario].used && cycle < 3; ++cycle) {
       std::vector<Memory> memories;
       for (uint32_t i = 0; i < kSlots; ++i) {
         memories.push_back(
@@ -230,7 +230,7 @@ TEST_P(CapacityTest, AfterAPassingShortageAllIsAsItWas) {
       }
     }
     Memory memory;
-    if (kScenes[scene].held) {
+    if (kScenarios[scenario].held) {
       memory = *service->Acquire({.image = large, .size_bytes = kSize});
       Store(memory, kPageBytes, 0x44);
       Store(memory, 14 * kPageBytes, 0x44);
@@ -245,7 +245,7 @@ TEST_P(CapacityTest, AfterAPassingShortageAllIsAsItWas) {
         memory = *std::move(acquired);
         return absl::OkStatus();
       };
-      switch (scene) {
+      switch (scenario) {
         case kFirstBind:
           return acquire(large, 16);
         case kOtherImage:
@@ -284,10 +284,10 @@ TEST_P(CapacityTest, AfterAPassingShortageAllIsAsItWas) {
     }
     EXPECT_EQ(service->Stats().slots_quarantined, 0u) << status;
     // Once more, where that makes sense.
-    if (!kScenes[scene].held && !status.ok()) {
+    if (!kScenarios[scenario].held && !status.ok()) {
       EXPECT_EQ(act(), absl::OkStatus());
     }
-    if (kScenes[scene].held) {
+    if (kScenarios[scenario].held) {
       EXPECT_EQ(Load(memory, kPageBytes), 0x44);
       EXPECT_EQ(Load(memory, 14 * kPageBytes), 0x44);
     }
@@ -300,17 +300,17 @@ TEST_P(CapacityTest, AfterAPassingShortageAllIsAsItWas) {
   };
 
   uint64_t shortages = 0;
-  for (size_t scene = 0; scene < std::size(kScenes); ++scene) {
+  for (size_t scenario = 0; scenario < std::size(kScenarios); ++scenario) {
     for (Op op : kOps) {
-      const std::optional<uint64_t> calls = run(scene, op, 0, 0);
+      const std::optional<uint64_t> calls = run(scenario, op, 0, 0);
       if (!calls.has_value()) GTEST_SKIP() << "not to be had here: " << reason_;
       for (uint64_t nth = 1; nth <= *calls; ++nth) {
         for (int error : {ENOMEM, EMFILE, ENFILE, EAGAIN}) {
-          SCOPED_TRACE(std::string(kScenes[scene].name) + ", call " +
+          SCOPED_TRACE(std::string(kScenarios[scenario].name) + ", call " +
                        std::to_string(nth) + " of operation " +
                        std::to_string(static_cast<int>(op)) + " with errno " +
                        std::to_string(error));
-          run(scene, op, nth, error);
+          run(scenario, op, nth, error);
           ++shortages;
           if (HasFailure()) return;
         }

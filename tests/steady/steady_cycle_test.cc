@@ -21,7 +21,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/bench/count_calls.h"
-#include "firsttouch/bench/scene.h"
+#include "firsttouch/bench/fixture.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/service/memory.h"
 #include "firsttouch/service/options.h"

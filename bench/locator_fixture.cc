@@ -1,14 +1,14 @@
-#include "firsttouch/bench/locator_scene.h"
+#include "firsttouch/bench/locator_fixture.h"
 
 #include <random>
 
 #include "benchmark/benchmark.h"
 #include "firsttouch/bench/clock.h"
-#include "firsttouch/bench/scene.h"
+#include "firsttouch/bench/fixture.h"
 
 namespace firsttouch::bench {
 
-LocatorScene::LocatorScene(uint32_t pools) : sizes_(pools * kSlots) {
+LocatorFixture::LocatorFixture(uint32_t pools) : sizes_(pools * kSlots) {
   std::mt19937_64 random(1);
   uintptr_t next = uintptr_t{1} << 44;
   for (uint32_t p = 0; p < pools; ++p) {
@@ -33,22 +33,22 @@ LocatorScene::LocatorScene(uint32_t pools) : sizes_(pools * kSlots) {
   }
 }
 
-LocatorScene::~LocatorScene() {
+LocatorFixture::~LocatorFixture() {
   for (const auto& pool : pools_) UnregisterPool(pool.get());
 }
 
-double LookupThroughputNs(const LocatorScene& scene, int rounds) {
+double LookupThroughputNs(const LocatorFixture& fixture, int rounds) {
   const uint64_t start = NowTicks();
   for (int i = 0; i < rounds; ++i) {
-    for (uintptr_t address : scene.addresses()) {
+    for (uintptr_t address : fixture.addresses()) {
       benchmark::DoNotOptimize(Locate(address));
     }
   }
   return TicksToNs(NowTicks() - start) / rounds /
-         static_cast<double>(scene.addresses().size());
+         static_cast<double>(fixture.addresses().size());
 }
 
-double LookupLatencyNs(const LocatorScene& scene, int rounds) {
+double LookupLatencyNs(const LocatorFixture& fixture, int rounds) {
   // Always zero, which the compiler cannot know: the next address waits for the
   // last result.
   uint64_t none = 0;
@@ -56,14 +56,14 @@ double LookupLatencyNs(const LocatorScene& scene, int rounds) {
   uint64_t last = 0;
   const uint64_t start = NowTicks();
   for (int i = 0; i < rounds; ++i) {
-    for (uintptr_t address : scene.addresses()) {
+    for (uintptr_t address : fixture.addresses()) {
       const Location location = Locate(address + (last & none));
       last = location.in_bounds ? location.page : location.size_bytes;
     }
   }
   benchmark::DoNotOptimize(last);
   return TicksToNs(NowTicks() - start) / rounds /
-         static_cast<double>(scene.addresses().size());
+         static_cast<double>(fixture.addresses().size());
 }
 
 }  // namespace firsttouch::bench

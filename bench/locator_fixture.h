@@ -1,7 +1,7 @@
 // Addresses to look up, and pools to find them in.
 
-#ifndef FIRSTTOUCH_BENCH_LOCATOR_SCENE_H_
-#define FIRSTTOUCH_BENCH_LOCATOR_SCENE_H_
+#ifndef FIRSTTOUCH_BENCH_LOCATOR_FIXTURE_H_
+#define FIRSTTOUCH_BENCH_LOCATOR_FIXTURE_H_
 
 #include <atomic>
 #include <cstdint>
@@ -13,16 +13,16 @@
 namespace firsttouch::bench {
 
 // Pools that exist in the locator only: nothing is mapped, nobody touches them.
-class LocatorScene {
+class LocatorFixture {
  public:
   static constexpr uint32_t kSlots = 64;
   static constexpr uint64_t kStrideBytes = (uint64_t{6} << 30) + (64 << 10);
   static constexpr size_t kAddresses = 1024;
 
-  explicit LocatorScene(uint32_t pools);
-  LocatorScene(const LocatorScene&) = delete;
-  LocatorScene& operator=(const LocatorScene&) = delete;
-  ~LocatorScene();
+  explicit LocatorFixture(uint32_t pools);
+  LocatorFixture(const LocatorFixture&) = delete;
+  LocatorFixture& operator=(const LocatorFixture&) = delete;
+  ~LocatorFixture();
 
   // kAddresses addresses at random in all of the pools.
   const std::vector<uintptr_t>& addresses() const { return addresses_; }
@@ -38,9 +38,9 @@ class LocatorScene {
 
 // The time of a lookup in ns, where one needs not wait for the one before (as
 // the processor overlaps them), and where it must.
-double LookupThroughputNs(const LocatorScene& scene, int rounds);
-double LookupLatencyNs(const LocatorScene& scene, int rounds);
+double LookupThroughputNs(const LocatorFixture& fixture, int rounds);
+double LookupLatencyNs(const LocatorFixture& fixture, int rounds);
 
 }  // namespace firsttouch::bench
 
-#endif  // FIRSTTOUCH_BENCH_LOCATOR_SCENE_H_
+#endif  // FIRSTTOUCH_BENCH_LOCATOR_FIXTURE_H_

@@ -1,8 +1,8 @@
 // What the measurements are made of: images, pools, and the kernel's own
 // mappings. Whatever fails ends the program with a line that says why.
 
-#ifndef FIRSTTOUCH_BENCH_SCENE_H_
-#define FIRSTTOUCH_BENCH_SCENE_H_
+#ifndef FIRSTTOUCH_BENCH_FIXTURE_H_
+#define FIRSTTOUCH_BENCH_FIXTURE_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -89,4 +89,4 @@ void WriteEachPage(std::byte* base, uint64_t bytes);
 
 }  // namespace firsttouch::bench
 
-#endif  // FIRSTTOUCH_BENCH_SCENE_H_
+#endif  // FIRSTTOUCH_BENCH_FIXTURE_H_

@@ -1,4 +1,4 @@
-#include "firsttouch/bench/scene.h"
+#include "firsttouch/bench/fixture.h"
 
 #include <sys/mman.h>
 
