@@ -1,17 +1,17 @@
 // A tenant's whole cycle: acquire, change k pages, release; for firsttouch and
-// for the ways that there are without it, in turn in one process; and what it
-// is to reach.
+// for the strategies that there are without it, in turn in one process; and
+// what it is to reach.
 //
 //   bazel run -c opt //bench:cycle
 //   bazel run -c opt //bench:cycle -- --format=json
 //   bazel run -c opt //bench:cycle -- --pages=mixed --tables=steady
 //   bazel run //bench:cycle -- --quick
 //
-// Time is measured in rounds in which the ways take turns. System calls and
-// signals are counted in a run of their own (see count_calls.h), page faults
-// and TLB shootdowns by the kernel while time is measured. After each
-// measurement the next tenant's memory is compared with the image: a way that
-// is fast and wrong ends the program. It exits with 0 whether a goal was
+// Time is measured in rounds in which the strategies take turns. System calls
+// and signals are counted in a run of their own (see count_calls.h), page
+// faults and TLB shootdowns by the kernel while time is measured. After each
+// measurement the next tenant's memory is compared with the image: a strategy
+// that is fast and wrong ends the program. It exits with 0 whether a goal was
 // reached or not: a busy machine must not fail a build.
 
 #include <cstdint>
@@ -27,8 +27,8 @@
 #include "absl/strings/str_cat.h"
 #include "firsttouch/bench/cycle_goals.h"
 #include "firsttouch/bench/cycle_measure.h"
+#include "firsttouch/bench/cycle_strategies.h"
 #include "firsttouch/bench/cycle_text.h"
-#include "firsttouch/bench/cycle_ways.h"
 #include "firsttouch/bench/fixture.h"
 #include "firsttouch/bench/machine.h"
 #include "firsttouch/bench/report.pb.h"
@@ -52,20 +52,23 @@ ABSL_FLAG(std::optional<Words>, touched, std::nullopt,
           "both by default");
 ABSL_FLAG(std::optional<Words>, threads, std::nullopt,
           "numbers of threads for the table threads; 1,2,4 by default");
-ABSL_FLAG(std::string, ways, "", "only ways whose name contains this");
+ABSL_FLAG(std::string, strategies, "",
+          "only strategies whose name contains this");
 ABSL_FLAG(bool, quick, false,
           "to see that everything works: what is not asked for otherwise is as "
           "little as possible, and the numbers mean nothing");
 ABSL_FLAG(std::optional<int32_t>, rounds, std::nullopt,
-          "rounds in which the ways take turns; 11 by default");
+          "rounds in which the strategies take turns; 11 by default");
 ABSL_FLAG(std::optional<int32_t>, cycles, std::nullopt,
-          "cycles of each way in a round, at most; 2000 by default");
-ABSL_FLAG(std::optional<int32_t>, round_ms, std::nullopt,
-          "a round of a way ends after this time even with fewer cycles; 10 by "
-          "default");
-ABSL_FLAG(std::optional<int32_t>, warmup, std::nullopt,
-          "cycles before the first that counts, until what a way learns is "
-          "settled; 400 by default");
+          "cycles of each strategy in a round, at most; 2000 by default");
+ABSL_FLAG(
+    std::optional<int32_t>, round_ms, std::nullopt,
+    "a round of a strategy ends after this time even with fewer cycles; 10 by "
+    "default");
+ABSL_FLAG(
+    std::optional<int32_t>, warmup, std::nullopt,
+    "cycles before the first that counts, until what a strategy learns is "
+    "settled; 400 by default");
 ABSL_FLAG(std::optional<int32_t>, counted, std::nullopt,
           "cycles in which system calls and signals are counted, 0: they are "
           "not; 100 by default");
@@ -141,12 +144,14 @@ CycleSettings SettingsFromFlags() {
       settings.counted < 0) {
     Die("--rounds, --cycles and --warmup must be at least 1, --counted 0");
   }
-  for (const CycleWayFactory& factory : AllCycleWays()) {
-    if (factory.name.find(absl::GetFlag(FLAGS_ways)) != std::string::npos) {
-      settings.ways.push_back(factory);
+  for (const CycleStrategyFactory& factory : AllCycleStrategies()) {
+    if (factory.name.find(absl::GetFlag(FLAGS_strategies)) !=
+        std::string::npos) {
+      settings.strategies.push_back(factory);
     }
   }
-  if (settings.ways.empty()) Die("--ways: there is no such way");
+  if (settings.strategies.empty())
+    Die("--strategies: there is no such strategy");
   return settings;
 }
 
@@ -207,8 +212,8 @@ int Main(int argc, char** argv) {
       }
     } else if (table == "sqlite") {
       for (const char* rows : {"same", "drifting"}) {
-        MeasureSqlite(settings, rows, absl::GetFlag(FLAGS_ways), kSqliteRows,
-                      report);
+        MeasureSqlite(settings, rows, absl::GetFlag(FLAGS_strategies),
+                      kSqliteRows, report);
       }
     } else {
       Die(absl::StrCat("--tables: ", table,

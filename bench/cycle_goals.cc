@@ -7,13 +7,13 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "firsttouch/bench/cycle_ways.h"
+#include "firsttouch/bench/cycle_strategies.h"
 #include "firsttouch/bench/quantiles.h"
 
 namespace firsttouch::bench {
 namespace {
 
-// All ways in one situation.
+// All strategies in one situation.
 class Situation {
  public:
   explicit Situation(const CycleRow* first) : rows_({first}) {}
@@ -27,10 +27,10 @@ class Situation {
   }
   void Add(const CycleRow* row) { rows_.push_back(row); }
 
-  // Null where that way was not measured.
-  const CycleRow* Find(const char* way) const {
+  // Null where that strategy was not measured.
+  const CycleRow* Find(const char* strategy) const {
     for (const CycleRow* row : rows_) {
-      if (row->way() == way) return row;
+      if (row->way() == strategy) return row;
     }
     return nullptr;
   }
@@ -39,8 +39,8 @@ class Situation {
   // The fastest of what is neither ours nor the limit.
   const CycleRow* BestOther() const {
     const CycleRow* best = nullptr;
-    for (const char* way : {kCopyOnWriteName, kScanName, kCopyImageName}) {
-      const CycleRow* row = Find(way);
+    for (const char* strategy : {kCopyOnWriteName, kScanName, kCopyImageName}) {
+      const CycleRow* row = Find(strategy);
       if (row == nullptr) continue;
       if (best == nullptr || row->mean_ns() < best->mean_ns()) best = row;
     }

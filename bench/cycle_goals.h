@@ -8,8 +8,8 @@
 namespace firsttouch::bench {
 
 // Adds to the report the goals that its rows can tell of, all of them for
-// default options. A ratio of two ways is taken within each round; what counts
-// is the median of these.
+// default options. A ratio of two strategies is taken within each round; what
+// counts is the median of these.
 void AddGoals(CycleReport& report);
 
 }  // namespace firsttouch::bench

@@ -3,8 +3,8 @@
 #include <string>
 #include <vector>
 
+#include "firsttouch/bench/cycle_strategies.h"
 #include "firsttouch/bench/cycle_text.h"
-#include "firsttouch/bench/cycle_ways.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -17,7 +17,7 @@ using ::testing::IsEmpty;
 
 // A row whose rounds took so long, by median and by mean.
 CycleRow& Row(CycleReport& report, CycleRow::Table table,
-              const std::string& pages, uint32_t k, const char* way,
+              const std::string& pages, uint32_t k, const char* strategy,
               const std::vector<double>& medians,
               const std::vector<double>& means) {
   CycleRow& row = *report.add_rows();
@@ -25,7 +25,7 @@ CycleRow& Row(CycleReport& report, CycleRow::Table table,
   row.set_pages(pages);
   row.set_touched_bytes(1 << 20);
   row.set_changed_pages(k);
-  row.set_way(way);
+  row.set_way(strategy);
   row.set_threads(table == CycleRow::THREADS ? 2 : 1);
   row.set_mean_ns(means[0]);
   row.mutable_round_median_ns()->Assign(medians.begin(), medians.end());
@@ -34,9 +34,9 @@ CycleRow& Row(CycleReport& report, CycleRow::Table table,
 }
 
 CycleRow& Row(CycleReport& report, CycleRow::Table table,
-              const std::string& pages, uint32_t k, const char* way,
+              const std::string& pages, uint32_t k, const char* strategy,
               double ns) {
-  return Row(report, table, pages, k, way, {ns}, {ns});
+  return Row(report, table, pages, k, strategy, {ns}, {ns});
 }
 
 // "name | where | other: <= bound, measured, reached".
@@ -148,10 +148,10 @@ TEST(CycleGoals, TheRestIsComparedWithWhatItIsToBeat) {
   threads.set_tlb_shootdowns(1.5);
   Row(report, CycleRow::THREADS, "same", 16, kLimitName, 100)
       .set_tlb_shootdowns(1);
-  for (const char* way : {kDefaultName, kScanName, kCopyOnWriteName}) {
-    const double ns = way == kCopyOnWriteName ? 400 : 100;
-    CycleRow& row = Row(report, CycleRow::SQLITE, "same", 0, way, ns);
-    const double handover = way == kDefaultName ? 40 : 100;
+  for (const char* strategy : {kDefaultName, kScanName, kCopyOnWriteName}) {
+    const double ns = strategy == kCopyOnWriteName ? 400 : 100;
+    CycleRow& row = Row(report, CycleRow::SQLITE, "same", 0, strategy, ns);
+    const double handover = strategy == kDefaultName ? 40 : 100;
     row.add_round_handover_median_ns(handover);
     row.add_round_handover_mean_ns(handover);
   }

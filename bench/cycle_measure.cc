@@ -80,7 +80,7 @@ void OneCycle(CycleSlot& slot, const ImageRef& image, PageList list) {
 
 // Ends the program if the next tenant would not find the image and zeroes.
 void CheckClean(CycleSlot& slot, const ImageRef& image,
-                const std::string& way) {
+                const std::string& strategy) {
   const std::byte* const memory = slot.Acquire(image);
   bool clean = memcmp(memory, image->data(), kCycleImageBytes) == 0;
   for (uint64_t i = kCycleImageBytes; i < kCycleMemoryBytes; ++i) {
@@ -88,28 +88,28 @@ void CheckClean(CycleSlot& slot, const ImageRef& image,
   }
   slot.Release({});
   if (!clean) {
-    Die(absl::StrCat("\"", way, "\" handed on bytes that a tenant wrote"));
+    Die(absl::StrCat("\"", strategy, "\" handed on bytes that a tenant wrote"));
   }
 }
 
 CycleRow& AddRow(CycleReport& report, CycleRow::Table table,
-                 const CycleChoice& choice, const std::string& way,
+                 const CycleChoice& choice, const std::string& strategy,
                  uint32_t threads) {
   CycleRow& row = *report.add_rows();
   row.set_table(table);
   row.set_pages(choice.pages);
   row.set_touched_bytes(choice.touched_bytes);
   row.set_changed_pages(choice.k);
-  row.set_way(way);
+  row.set_way(strategy);
   row.set_threads(threads);
   return row;
 }
 
-// One way with a number of threads, with all that was measured of it.
+// One strategy with a number of threads, with all that was measured of it.
 struct Contender {
-  const CycleWayFactory* factory = nullptr;
+  const CycleStrategyFactory* factory = nullptr;
   uint32_t threads = 0;
-  std::unique_ptr<CycleWay> way;
+  std::unique_ptr<CycleStrategy> strategy;
   std::vector<std::unique_ptr<CycleSlot>> slots;
   std::vector<Lists> lists;
 
@@ -124,18 +124,19 @@ std::vector<Contender> MakeContenders(const CycleSettings& settings,
                                       const CycleChoice& choice,
                                       uint32_t threads, CycleReport& report) {
   std::vector<Contender> contenders;
-  for (const CycleWayFactory& factory : settings.ways) {
-    absl::StatusOr<std::unique_ptr<CycleWay>> way = factory.make(threads);
-    if (!way.ok()) {
-      NoteSkipped(factory.name, way.status(), report);
+  for (const CycleStrategyFactory& factory : settings.strategies) {
+    absl::StatusOr<std::unique_ptr<CycleStrategy>> strategy =
+        factory.make(threads);
+    if (!strategy.ok()) {
+      NoteSkipped(factory.name, strategy.status(), report);
       continue;
     }
     Contender contender;
     contender.factory = &factory;
     contender.threads = threads;
-    contender.way = *std::move(way);
+    contender.strategy = *std::move(strategy);
     for (uint32_t t = 0; t < threads; ++t) {
-      contender.slots.push_back(contender.way->NewSlot());
+      contender.slots.push_back(contender.strategy->NewSlot());
       contender.lists.emplace_back(choice, t + 1);
     }
     contenders.push_back(std::move(contender));
@@ -200,7 +201,7 @@ CycleRow& AddMeasured(const CycleSettings& settings, const CycleChoice& choice,
   if (!contender.shootdowns.empty()) {
     row.set_tlb_shootdowns(Median(contender.shootdowns));
   }
-  const std::optional<uint64_t> idle = contender.way->PrivateBytesOfAll();
+  const std::optional<uint64_t> idle = contender.strategy->PrivateBytesOfAll();
   if (idle.has_value()) {
     row.set_private_kib_per_idle_slot(static_cast<double>(*idle >> 10) /
                                       contender.threads);
@@ -242,17 +243,18 @@ std::optional<double> InChild(absl::FunctionRef<std::optional<double>()> body) {
 
 // Private bytes of a process beyond what it had, with so many slots all of
 // which were used and are idle.
-std::optional<double> BytesWithIdleSlots(const CycleWayFactory& factory,
+std::optional<double> BytesWithIdleSlots(const CycleStrategyFactory& factory,
                                          const CycleChoice& choice,
                                          const ImageRef& image,
                                          uint32_t slots_count) {
   constexpr int kTenants = 30;
   malloc_trim(0);
   const std::optional<uint64_t> before = PrivateBytesOfProcess();
-  auto way = factory.make(slots_count);
-  if (!way.ok() || !before.has_value()) return std::nullopt;
+  auto strategy = factory.make(slots_count);
+  if (!strategy.ok() || !before.has_value()) return std::nullopt;
   std::vector<std::unique_ptr<CycleSlot>> slots;
-  for (uint32_t i = 0; i < slots_count; ++i) slots.push_back((*way)->NewSlot());
+  for (uint32_t i = 0; i < slots_count; ++i)
+    slots.push_back((*strategy)->NewSlot());
   Lists lists(choice, 1);
   for (int i = 0; i < kTenants; ++i) {
     const PageList list = lists.Next();
@@ -327,13 +329,13 @@ void FillCounts(const CycleSettings& settings,
   row.set_signals(static_cast<double>(counts->signals) / cycles);
 }
 
-void NoteSkipped(const std::string& way, const absl::Status& why,
+void NoteSkipped(const std::string& strategy, const absl::Status& why,
                  CycleReport& report) {
   for (const SkippedWay& skipped : report.skipped()) {
-    if (skipped.way() == way) return;
+    if (skipped.way() == strategy) return;
   }
   SkippedWay& skipped = *report.add_skipped();
-  skipped.set_way(way);
+  skipped.set_way(strategy);
   const absl::string_view reason = why.message();
   skipped.set_reason(reason.data(), reason.size());
 }
@@ -341,19 +343,20 @@ void NoteSkipped(const std::string& way, const absl::Status& why,
 void MeasureSteady(const CycleSettings& settings, const CycleChoice& choice,
                    CycleReport& report) {
   const ImageRef image = PatternImage(kCycleImageBytes);
-  // While this process has one thread, and before anything of a way is there.
+  // While this process has one thread, and before anything of a strategy is
+  // there.
   std::vector<std::optional<CallCounts>> counts;
-  for (const CycleWayFactory& factory : settings.ways) {
+  for (const CycleStrategyFactory& factory : settings.strategies) {
     counts.push_back(CountOfCycles(
         settings,
         [&]() -> std::function<void()> {
           auto made = factory.make(1);
           if (!made.ok()) return nullptr;
-          const std::shared_ptr<CycleWay> way = *std::move(made);
-          const std::shared_ptr<CycleSlot> slot = way->NewSlot();
+          const std::shared_ptr<CycleStrategy> strategy = *std::move(made);
+          const std::shared_ptr<CycleSlot> slot = strategy->NewSlot();
           return [=, &image, lists = Lists(choice, 1)]() mutable {
             OneCycle(*slot, image, lists.Next());
-            static_cast<void>(way);  // slot uses it
+            static_cast<void>(strategy);  // slot uses it
           };
         },
         report));
@@ -361,7 +364,7 @@ void MeasureSteady(const CycleSettings& settings, const CycleChoice& choice,
   std::vector<Contender> contenders =
       MakeContenders(settings, choice, 1, report);
   for (Contender& contender : contenders) {
-    contender.counts = counts[contender.factory - settings.ways.data()];
+    contender.counts = counts[contender.factory - settings.strategies.data()];
     WarmUp(contender, 0, image, settings);
   }
   for (int round = 0; round < settings.rounds; ++round) {
@@ -380,7 +383,7 @@ void MeasureThreads(const CycleSettings& settings, const CycleChoice& choice,
   CycleSettings by_time = settings;
   by_time.cycles = std::max(settings.cycles, kThreadCycles);
   const ImageRef image = PatternImage(kCycleImageBytes);
-  // For each number of threads, all ways.
+  // For each number of threads, all strategies.
   std::vector<std::vector<Contender>> groups;
   for (uint32_t count : threads) {
     groups.push_back(MakeContenders(settings, choice, count, report));
@@ -394,9 +397,9 @@ void MeasureThreads(const CycleSettings& settings, const CycleChoice& choice,
       }
     }
     for (int round = 0; round < settings.rounds; ++round) {
-      for (size_t way = 0; way < groups[0].size(); ++way) {
+      for (size_t strategy = 0; strategy < groups[0].size(); ++strategy) {
         for (std::vector<Contender>& group : groups) {
-          Contender& contender = group[way];
+          Contender& contender = group[strategy];
           MeasureRound(by_time, image, contender,
                        [&](absl::FunctionRef<void(uint32_t)> body) {
                          pool.Run(contender.threads, body);
@@ -405,7 +408,7 @@ void MeasureThreads(const CycleSettings& settings, const CycleChoice& choice,
       }
     }
   }
-  // Each way's scaling, by rounds.
+  // Each strategy's scaling, by rounds.
   const std::vector<Contender>* alone = nullptr;
   for (const std::vector<Contender>& group : groups) {
     if (!group.empty() && group[0].threads == 1) alone = &group;
@@ -413,20 +416,21 @@ void MeasureThreads(const CycleSettings& settings, const CycleChoice& choice,
   for (std::vector<Contender>& group : groups) {
     std::vector<std::vector<double>> scaling;
     const std::vector<double>* limit = nullptr;
-    for (size_t way = 0; alone != nullptr && way < group.size(); ++way) {
-      scaling.push_back(Divide(group[way].cycles_per_second,
-                               (*alone)[way].cycles_per_second));
+    for (size_t strategy = 0; alone != nullptr && strategy < group.size();
+         ++strategy) {
+      scaling.push_back(Divide(group[strategy].cycles_per_second,
+                               (*alone)[strategy].cycles_per_second));
     }
-    for (size_t way = 0; way < scaling.size(); ++way) {
-      if (group[way].factory->is_limit) limit = &scaling[way];
+    for (size_t strategy = 0; strategy < scaling.size(); ++strategy) {
+      if (group[strategy].factory->is_limit) limit = &scaling[strategy];
     }
-    for (size_t way = 0; way < group.size(); ++way) {
+    for (size_t strategy = 0; strategy < group.size(); ++strategy) {
       CycleRow& row = AddMeasured(settings, choice, CycleRow::THREADS, image,
-                                  group[way], report);
+                                  group[strategy], report);
       if (alone == nullptr) continue;
-      row.set_scaling(Median(scaling[way]));
+      row.set_scaling(Median(scaling[strategy]));
       if (limit != nullptr) {
-        row.set_scaling_of_limit(Median(Divide(scaling[way], *limit)));
+        row.set_scaling_of_limit(Median(Divide(scaling[strategy], *limit)));
       }
     }
   }
@@ -434,15 +438,15 @@ void MeasureThreads(const CycleSettings& settings, const CycleChoice& choice,
 
 void MeasureFirst(const CycleSettings& settings, const CycleChoice& choice,
                   bool image_known, CycleReport& report) {
-  std::vector<RoundSamples> samples(settings.ways.size());
+  std::vector<RoundSamples> samples(settings.strategies.size());
   uint32_t seed = 1;
   for (int round = 0; round < settings.rounds; ++round) {
-    for (size_t w = 0; w < settings.ways.size(); ++w) {
-      const CycleWayFactory& factory = settings.ways[w];
+    for (size_t w = 0; w < settings.strategies.size(); ++w) {
+      const CycleStrategyFactory& factory = settings.strategies[w];
       if (factory.is_limit) continue;
-      const auto way = factory.make(kFirstCycleSlots + 1);
-      if (!way.ok()) {
-        NoteSkipped(factory.name, way.status(), report);
+      const auto strategy = factory.make(kFirstCycleSlots + 1);
+      if (!strategy.ok()) {
+        NoteSkipped(factory.name, strategy.status(), report);
         continue;
       }
       // An image that ran in an earlier round would not be new, not even for a
@@ -458,7 +462,7 @@ void MeasureFirst(const CycleSettings& settings, const CycleChoice& choice,
       const PageList list = lists.Next();
       // Warms up the program and, with a known image, what is learned of it;
       // then holds the slot, so that nobody gets it again.
-      const std::unique_ptr<CycleSlot> other = (*way)->NewSlot();
+      const std::unique_ptr<CycleSlot> other = (*strategy)->NewSlot();
       const ImageRef other_image =
           image_known ? images[0] : PatternImage(kCycleImageBytes, ++seed);
       for (int i = 0; i < 20; ++i) OneCycle(*other, other_image, list);
@@ -466,7 +470,7 @@ void MeasureFirst(const CycleSettings& settings, const CycleChoice& choice,
 
       std::vector<std::unique_ptr<CycleSlot>> slots;
       for (uint32_t s = 0; s < kFirstCycleSlots; ++s) {
-        slots.push_back((*way)->NewSlot());
+        slots.push_back((*strategy)->NewSlot());
       }
       std::vector<uint64_t> ticks(kFirstCycleSlots);
       for (uint32_t s = 0; s < kFirstCycleSlots; ++s) {
@@ -484,12 +488,12 @@ void MeasureFirst(const CycleSettings& settings, const CycleChoice& choice,
       samples[w].Add({std::move(ticks)});
     }
   }
-  for (size_t w = 0; w < settings.ways.size(); ++w) {
+  for (size_t w = 0; w < settings.strategies.size(); ++w) {
     if (samples[w].median_ns.empty()) continue;
     FillTimes(samples[w], AddRow(report,
                                  image_known ? CycleRow::FIRST_KNOWN_IMAGE
                                              : CycleRow::FIRST_NEW_IMAGE,
-                                 choice, settings.ways[w].name, 1));
+                                 choice, settings.strategies[w].name, 1));
   }
 }
 
@@ -499,10 +503,10 @@ void MeasureIdle(const CycleSettings& settings, const CycleChoice& choice,
   constexpr uint32_t kFew = 8;
   constexpr uint32_t kMany = kFew + 64;
   const ImageRef image = PatternImage(kCycleImageBytes);
-  for (const CycleWayFactory& factory : settings.ways) {
+  for (const CycleStrategyFactory& factory : settings.strategies) {
     if (factory.is_limit) continue;
-    if (const auto way = factory.make(1); !way.ok()) {
-      NoteSkipped(factory.name, way.status(), report);
+    if (const auto strategy = factory.make(1); !strategy.ok()) {
+      NoteSkipped(factory.name, strategy.status(), report);
       continue;
     }
     const auto bytes = [&](uint32_t slots) {

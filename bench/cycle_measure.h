@@ -1,7 +1,8 @@
 // The measurements of bench:cycle: each adds rows to a report.
 //
-// Ways take turns, in rounds. After the last round the next tenant's memory is
-// compared with the image: a way that is fast and wrong ends the program.
+// Strategies take turns, in rounds. After the last round the next tenant's
+// memory is compared with the image: a strategy that is fast and wrong ends the
+// program.
 
 #ifndef FIRSTTOUCH_BENCH_CYCLE_MEASURE_H_
 #define FIRSTTOUCH_BENCH_CYCLE_MEASURE_H_
@@ -15,14 +16,14 @@
 #include "absl/functional/function_ref.h"
 #include "firsttouch/bench/count_calls.h"
 #include "firsttouch/bench/cycle_samples.h"
-#include "firsttouch/bench/cycle_ways.h"
+#include "firsttouch/bench/cycle_strategies.h"
 #include "firsttouch/bench/report.pb.h"
 
 namespace firsttouch::bench {
 
 struct CycleSettings {
-  // Rounds in which the ways take turns; cycles of a way in a round, at most,
-  // and the time after which a round ends even with fewer.
+  // Rounds in which the strategies take turns; cycles of a strategy in a round,
+  // at most, and the time after which a round ends even with fewer.
   int rounds = 0;
   int cycles = 0;
   double round_ns = 0;
@@ -30,7 +31,7 @@ struct CycleSettings {
   int warmup = 0;
   // Cycles in which system calls are counted; 0: they are not.
   int counted = 0;
-  std::vector<CycleWayFactory> ways;
+  std::vector<CycleStrategyFactory> strategies;
 };
 
 inline constexpr uint32_t kMixedSame = 28;
@@ -77,8 +78,8 @@ void FillTimes(const RoundSamples& samples, CycleRow& row);
 void FillCounts(const CycleSettings& settings,
                 const std::optional<CallCounts>& counts, CycleRow& row);
 
-// Notes, once, that a way is not possible here.
-void NoteSkipped(const std::string& way, const absl::Status& why,
+// Notes, once, that a strategy is not possible here.
+void NoteSkipped(const std::string& strategy, const absl::Status& why,
                  CycleReport& report);
 
 }  // namespace firsttouch::bench

@@ -20,7 +20,7 @@ double MedianCycleNs(const std::vector<uint64_t>& ticks);
 // another program did.
 double MeanCycleNs(const std::vector<uint64_t>& ticks);
 
-// The rounds of one way.
+// The rounds of one strategy.
 struct RoundSamples {
   std::vector<double> median_ns;
   std::vector<double> mean_ns;

@@ -11,18 +11,18 @@
 #include "benchmark/benchmark.h"
 #include "firsttouch/bench/benchmarks.h"
 #include "firsttouch/bench/clock.h"
-#include "firsttouch/bench/touch_ways.h"
+#include "firsttouch/bench/touch_strategies.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch::bench {
 
 void RegisterBenchmarks() {
   constexpr uint64_t kPages = kTouchBytes / kPageBytes;
-  for (const NamedTouchWay& way : AllTouchWays()) {
+  for (const NamedTouchStrategy& strategy : AllTouchStrategies()) {
     benchmark::RegisterBenchmark(
-        way.name.c_str(),
-        [make = way.make](benchmark::State& state) {
-          const std::unique_ptr<TouchWay> touch = make();
+        strategy.name.c_str(),
+        [make = strategy.make](benchmark::State& state) {
+          const std::unique_ptr<TouchStrategy> touch = make();
           for (auto _ : state) {
             touch->Prepare();
             const uint64_t start = NowTicks();

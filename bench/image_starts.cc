@@ -138,10 +138,10 @@ double NsSince(uint64_t ticks) { return TicksToNs(NowTicks() - ticks); }
 
 }  // namespace
 
-const std::vector<std::string>& AllStartWays() {
-  static const auto* const ways = new std::vector<std::string>{
+const std::vector<std::string>& AllStartStrategies() {
+  static const auto* const strategies = new std::vector<std::string>{
       kWithSetName, kWithoutSetName, kReadFileName, kPrivateFileName};
-  return *ways;
+  return *strategies;
 }
 
 void WriteSqliteFiles(uint32_t rows, const std::string& with_set,
@@ -160,7 +160,7 @@ void WriteSqliteFiles(uint32_t rows, const std::string& with_set,
   OrDie(WriteImageFile(*image, without_set).status());
 }
 
-ImageStart StartSqlite(const std::string& way, const std::string& file,
+ImageStart StartSqlite(const std::string& strategy, const std::string& file,
                        uint32_t rows, Query query) {
   // What has nothing to do with the memory: the program's own pages, and the
   // instance around the memory.
@@ -188,7 +188,7 @@ ImageStart StartSqlite(const std::string& way, const std::string& file,
   std::unique_ptr<FileSource> plain;
   wasm2c::MemorySource* source = nullptr;
   MemoryRequest request{.image = nullptr, .size_bytes = info.size_bytes};
-  const bool ours = way == kWithSetName || way == kWithoutSetName;
+  const bool ours = strategy == kWithSetName || strategy == kWithoutSetName;
   uint64_t begin = NowTicks();
   if (ours) {
     pool = MakeGuestPool();
@@ -203,7 +203,7 @@ ImageStart StartSqlite(const std::string& way, const std::string& file,
     start.open_ns = NsSince(begin);
     plain = std::make_unique<FileSource>(fd.get(), info.data_offset,
                                          RoundUpToPage(info.size_bytes),
-                                         way == kReadFileName);
+                                         strategy == kReadFileName);
     source = plain.get();
   }
 

@@ -15,13 +15,13 @@ inline constexpr char kWithSetName[] = "working set";
 inline constexpr char kWithoutSetName[] = "no working set";
 inline constexpr char kReadFileName[] = "read into memory";
 inline constexpr char kPrivateFileName[] = "plain private mapping";
-const std::vector<std::string>& AllStartWays();
+const std::vector<std::string>& AllStartStrategies();
 
 // What is asked: the rows that the working set was taught with, or others.
 enum class Query : uint8_t { kSame, kOther };
 
 struct ImageStart {
-  double pool_ns = 0;   // making the pool; 0 for ways without
+  double pool_ns = 0;   // making the pool; 0 for strategies without
   double open_ns = 0;   // the file
   double bind_ns = 0;   // the memory, and the instance around it
   double query_ns = 0;  // the first request
@@ -36,10 +36,10 @@ void WriteSqliteFiles(uint32_t rows, const std::string& with_set,
                       const std::string& without_set);
 
 // In this process, which should have done nothing else yet: SQLite from `file`
-// in one way. Before anything is measured, the same request is made to another
-// database, in other memory: what is measured is memory, not the program's own
-// pages. Ends the program when an answer is wrong.
-ImageStart StartSqlite(const std::string& way, const std::string& file,
+// by one strategy. Before anything is measured, the same request is made to
+// another database, in other memory: what is measured is memory, not the
+// program's own pages. Ends the program when an answer is wrong.
+ImageStart StartSqlite(const std::string& strategy, const std::string& file,
                        uint32_t rows, Query query);
 
 // The same without a guest: open, bind, and a read of the last byte.

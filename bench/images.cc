@@ -5,9 +5,10 @@
 //   bazel run //bench:images -- --quick
 //
 // Each sample of a start is a process of its own, made by fork and exec, in
-// which ways take turns. The page cache is warm unless the table says cold:
-// then the file was dropped from it (posix_fadvise) before each sample, as far
-// as the kernel obeys. It exits with 0 whether a goal was reached or not.
+// which strategies take turns. The page cache is warm unless the table says
+// cold: then the file was dropped from it (posix_fadvise) before each sample,
+// as far as the kernel obeys. It exits with 0 whether a goal was reached or
+// not.
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -31,7 +32,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "firsttouch/bench/cycle_ways.h"
+#include "firsttouch/bench/cycle_strategies.h"
 #include "firsttouch/bench/fixture.h"
 #include "firsttouch/bench/image_starts.h"
 #include "firsttouch/bench/images_text.h"
@@ -49,7 +50,7 @@ using Words = std::vector<std::string>;
 ABSL_FLAG(std::string, format, "text", "text or json");
 ABSL_FLAG(Words, tables, Words({"start", "cold", "size", "store", "build"}),
           "which tables to make: start, cold, size, store, build");
-ABSL_FLAG(int32_t, rounds, 0, "samples of each way; 31 by default");
+ABSL_FLAG(int32_t, rounds, 0, "samples of each strategy; 31 by default");
 ABSL_FLAG(std::string, directory, "",
           "where the files go, which are some GiB; a folder of the usual "
           "temporary ones by default");
@@ -150,14 +151,14 @@ void MeasureStarts(const Folder& folder, int rounds, uint32_t rows, bool cold,
   const std::string without = folder.File("without.ftimg");
   WriteSqliteFiles(rows, with, without);
   for (const std::string& query : queries) {
-    std::vector<std::vector<ImageStart>> samples(AllStartWays().size());
+    std::vector<std::vector<ImageStart>> samples(AllStartStrategies().size());
     for (int round = 0; round < rounds; ++round) {
       for (size_t i = 0; i < samples.size(); ++i) {
-        const std::string& way = AllStartWays()[i];
-        const std::string& file = way == kWithSetName ? with : without;
+        const std::string& strategy = AllStartStrategies()[i];
+        const std::string& file = strategy == kWithSetName ? with : without;
         if (cold) DropFromPageCache(file);
         samples[i].push_back(RunChild(
-            {absl::StrCat("child=", way), absl::StrCat("file=", file),
+            {absl::StrCat("child=", strategy), absl::StrCat("file=", file),
              absl::StrCat("query=", query), absl::StrCat("rows=", rows)}));
       }
     }
@@ -165,7 +166,7 @@ void MeasureStarts(const Folder& folder, int rounds, uint32_t rows, bool cold,
       StartRow& row = *report.add_starts();
       row.set_page_cache(cold ? "cold" : "warm");
       row.set_query(query);
-      row.set_way(AllStartWays()[i]);
+      row.set_way(AllStartStrategies()[i]);
       const auto median = [&](auto of) { return MedianOf(samples[i], of); };
       row.set_open_ns(median([](const ImageStart& s) { return s.open_ns; }));
       row.set_bind_ns(median([](const ImageStart& s) { return s.bind_ns; }));

@@ -26,10 +26,10 @@ void AddGoal(ImagesReport& report, const std::string& name,
 }
 
 const StartRow* Find(const ImagesReport& report, const StartRow& like,
-                     const char* way) {
+                     const char* strategy) {
   for (const StartRow& row : report.starts()) {
     if (row.page_cache() == like.page_cache() && row.query() == like.query() &&
-        row.way() == way) {
+        row.way() == strategy) {
       return &row;
     }
   }

@@ -32,8 +32,8 @@
 #include "firsttouch/bench/machine.h"
 #include "firsttouch/bench/quantiles.h"
 #include "firsttouch/bench/report.pb.h"
-#include "firsttouch/bench/touch_ways.h"
-#include "firsttouch/bench/trap_ways.h"
+#include "firsttouch/bench/touch_strategies.h"
+#include "firsttouch/bench/trap_strategies.h"
 #include "firsttouch/uffd/units.h"
 
 ABSL_FLAG(std::string, format, "text", "text or json");
@@ -58,12 +58,12 @@ struct Contest {
 };
 
 // Time of Touch(), divided by the number of units in it.
-Measure Touching(std::shared_ptr<TouchWay> way, uint64_t unit_bytes) {
+Measure Touching(std::shared_ptr<TouchStrategy> strategy, uint64_t unit_bytes) {
   const uint64_t units = kTouchBytes / unit_bytes;
-  return [way = std::move(way), units] {
-    way->Prepare();
+  return [strategy = std::move(strategy), units] {
+    strategy->Prepare();
     const uint64_t start = NowTicks();
-    way->Touch();
+    strategy->Touch();
     return TicksToNs(NowTicks() - start) / static_cast<double>(units);
   };
 }
@@ -76,11 +76,11 @@ Measure KernelTouching(const KernelTouch& touch, uint64_t unit_bytes) {
   return Touching(MakeKernelTouch(touch), unit_bytes);
 }
 
-Measure Trapping(std::shared_ptr<TrapWay> way) {
-  return [way = std::move(way)] {
+Measure Trapping(std::shared_ptr<TrapStrategy> strategy) {
+  return [strategy = std::move(strategy)] {
     constexpr int kTraps = 200;
     const uint64_t start = NowTicks();
-    way->Trap(kTraps);
+    strategy->Trap(kTraps);
     return TicksToNs(NowTicks() - start) / kTraps;
   };
 }

@@ -15,7 +15,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "firsttouch/bench/cycle_ways.h"
+#include "firsttouch/bench/cycle_strategies.h"
 #include "firsttouch/bench/image_starts.h"
 #include "firsttouch/bench/report.pb.h"
 #include "firsttouch/uffd/kernel.h"
@@ -124,7 +124,7 @@ INSTANTIATE_TEST_SUITE_P(Programs, GoogleBenchmark,
                                          "locator"),
                          [](const auto& info) { return info.param; });
 
-TEST(FirstTouch, CoversEveryWay) {
+TEST(FirstTouch, CoversEveryStrategy) {
   SKIP_WITHOUT_USERFAULTFD();
   // Some thousand faults of a handler thread each at 4 KiB; once is enough.
   const Ran ran = RunProgram("first_touch", kOnce);
@@ -179,7 +179,7 @@ TEST(Ratios, TextFitsATerminal) {
   EXPECT_THAT(TooWide(ran.output), IsEmpty());
 }
 
-TEST(Cycle, JsonHasARowForEachWay) {
+TEST(Cycle, JsonHasARowForEachStrategy) {
   SKIP_WITHOUT_USERFAULTFD();
   const Ran ran = RunProgram("cycle", "--quick --format=json");
   ASSERT_EQ(ran.exit_code, 0);
@@ -187,11 +187,11 @@ TEST(Cycle, JsonHasARowForEachWay) {
   ASSERT_TRUE(JsonStringToMessage(ran.output, &report).ok()) << ran.output;
   EXPECT_EQ(report.image_bytes(), 1 << 20);
   EXPECT_EQ(report.memory_bytes(), 4 << 20);
-  std::map<int, std::set<std::string>> ways;
+  std::map<int, std::set<std::string>> strategies;
   std::map<int, std::set<std::string>> pages;
   std::set<int> threads;
   for (const CycleRow& row : report.rows()) {
-    ways[row.table()].insert(row.way());
+    strategies[row.table()].insert(row.way());
     pages[row.table()].insert(row.pages());
     threads.insert(row.threads());
     if (row.table() == CycleRow::IDLE) continue;
@@ -202,25 +202,25 @@ TEST(Cycle, JsonHasARowForEachWay) {
     EXPECT_EQ(row.has_scaling_of_limit(), row.table() == CycleRow::THREADS);
   }
   std::set<std::string> skipped;
-  for (const SkippedWay& way : report.skipped()) {
-    EXPECT_THAT(way.reason(), testing::Not(IsEmpty()));
-    skipped.insert(way.way());
+  for (const SkippedWay& strategy : report.skipped()) {
+    EXPECT_THAT(strategy.reason(), testing::Not(IsEmpty()));
+    skipped.insert(strategy.way());
   }
   std::set<std::string> possible;
   std::set<std::string> but_the_limit;
-  for (const CycleWayFactory& way : AllCycleWays()) {
-    if (skipped.contains(way.name)) continue;
-    possible.insert(way.name);
-    if (!way.is_limit) but_the_limit.insert(way.name);
+  for (const CycleStrategyFactory& strategy : AllCycleStrategies()) {
+    if (skipped.contains(strategy.name)) continue;
+    possible.insert(strategy.name);
+    if (!strategy.is_limit) but_the_limit.insert(strategy.name);
   }
-  EXPECT_EQ(ways[CycleRow::STEADY], possible);
-  EXPECT_EQ(ways[CycleRow::THREADS], possible);
-  EXPECT_EQ(ways[CycleRow::FIRST_KNOWN_IMAGE], but_the_limit);
-  EXPECT_EQ(ways[CycleRow::FIRST_NEW_IMAGE], but_the_limit);
-  EXPECT_EQ(ways[CycleRow::IDLE], but_the_limit);
-  EXPECT_THAT(ways[CycleRow::SQLITE], Contains(kDefaultName));
-  EXPECT_THAT(ways[CycleRow::SQLITE], Contains(kCopyOnWriteName));
-  EXPECT_THAT(ways[CycleRow::SQLITE], Contains(kCopyImageName));
+  EXPECT_EQ(strategies[CycleRow::STEADY], possible);
+  EXPECT_EQ(strategies[CycleRow::THREADS], possible);
+  EXPECT_EQ(strategies[CycleRow::FIRST_KNOWN_IMAGE], but_the_limit);
+  EXPECT_EQ(strategies[CycleRow::FIRST_NEW_IMAGE], but_the_limit);
+  EXPECT_EQ(strategies[CycleRow::IDLE], but_the_limit);
+  EXPECT_THAT(strategies[CycleRow::SQLITE], Contains(kDefaultName));
+  EXPECT_THAT(strategies[CycleRow::SQLITE], Contains(kCopyOnWriteName));
+  EXPECT_THAT(strategies[CycleRow::SQLITE], Contains(kCopyImageName));
   const std::set<std::string> all_pages = {"same", "drifting", "mixed"};
   EXPECT_EQ(pages[CycleRow::STEADY], all_pages);
   EXPECT_EQ(pages[CycleRow::THREADS], all_pages);
@@ -289,8 +289,8 @@ TEST(Cycle, TextFitsATerminal) {
   EXPECT_THAT(ran.output, HasSubstr("SQLite, the same rows each time"));
   EXPECT_THAT(ran.output, HasSubstr("goals that were measured are reached"));
   EXPECT_THAT(TooWide(ran.output), IsEmpty());
-  for (const CycleWayFactory& way : AllCycleWays()) {
-    EXPECT_LE(way.name.size(), 22u) << way.name;
+  for (const CycleStrategyFactory& strategy : AllCycleStrategies()) {
+    EXPECT_LE(strategy.name.size(), 22u) << strategy.name;
   }
 }
 
@@ -299,8 +299,8 @@ TEST(Flags, BadValuesAreNamed) {
               HasSubstr("--k: 257 is not in 0 to 256"));
   EXPECT_THAT(RunProgram("cycle", "--pages=some", true).output,
               HasSubstr("--pages: some is none of same, drifting, mixed"));
-  EXPECT_THAT(RunProgram("cycle", "--ways=none", true).output,
-              HasSubstr("--ways: there is no such way"));
+  EXPECT_THAT(RunProgram("cycle", "--strategies=none", true).output,
+              HasSubstr("--strategies: there is no such strategy"));
   EXPECT_THAT(RunProgram("cycle", "--tables=all", true).output,
               HasSubstr("--tables: all is none of steady, first, idle"));
   const Ran ratios = RunProgram("ratios", "--format=xml", true);
@@ -330,9 +330,9 @@ TEST(Images, EachTableHasItsRowsAndGoals) {
       EXPECT_EQ(row.faults(), 0) << row.DebugString();
     }
   }
-  for (const std::string& way : AllStartWays()) {
+  for (const std::string& strategy : AllStartStrategies()) {
     for (const char* table : {"warm/same/", "warm/other/", "cold/same/"}) {
-      EXPECT_THAT(starts, Contains(absl::StrCat(table, way)));
+      EXPECT_THAT(starts, Contains(absl::StrCat(table, strategy)));
     }
   }
   EXPECT_THAT(report.sizes(), SizeIs(2));

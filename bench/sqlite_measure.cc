@@ -17,7 +17,7 @@
 #include "firsttouch/bench/kernel_counters.h"
 #include "firsttouch/bench/quantiles.h"
 #include "firsttouch/bench/sqlite_request.h"
-#include "firsttouch/bench/sqlite_ways.h"
+#include "firsttouch/bench/sqlite_strategies.h"
 #include "firsttouch/examples/tenants.h"
 #include "firsttouch/integrations/wasm2c/wasi.h"
 #include "firsttouch/uffd/units.h"
@@ -29,18 +29,22 @@ using examples::SqliteGuest;
 using examples::SqliteTemplate;
 using wasm2c::Wasi;
 
-// One tenant after the other in one way.
+// One tenant after the other by one strategy.
 class Tenants {
  public:
-  Tenants(const SqliteTemplate& database, std::unique_ptr<SqliteWay> way,
-          bool same, uint32_t rows)
-      : database_(database), way_(std::move(way)), same_(same), rows_(rows) {}
+  Tenants(const SqliteTemplate& database,
+          std::unique_ptr<SqliteStrategy> strategy, bool same, uint32_t rows)
+      : database_(database),
+        strategy_(std::move(strategy)),
+        same_(same),
+        rows_(rows) {}
 
   // Notes in `handover_ticks`, if there is one, what acquire and release took.
   void Serve(std::vector<uint64_t>* handover_ticks) {
     const uint64_t begin = NowTicks();
     wasi_.Reset();
-    SqliteGuest guest = OrDie(database_.Instantiate(way_->source(), &wasi_));
+    SqliteGuest guest =
+        OrDie(database_.Instantiate(strategy_->source(), &wasi_));
     const uint64_t acquired = NowTicks();
     Request(guest);
     const uint64_t done = NowTicks();
@@ -53,7 +57,7 @@ class Tenants {
   // Ends the program if the next tenant would not find the snapshot.
   void CheckClean(const std::string& name) {
     const SqliteGuest guest =
-        OrDie(database_.Instantiate(way_->source(), &wasi_));
+        OrDie(database_.Instantiate(strategy_->source(), &wasi_));
     const Image& image = *database_.memories().front().image;
     const auto* const memory =
         reinterpret_cast<const std::byte*>(guest.memory().data);
@@ -65,7 +69,7 @@ class Tenants {
     }
   }
 
-  SqliteWay& way() { return *way_; }
+  SqliteStrategy& strategy() { return *strategy_; }
 
  private:
   void Request(SqliteGuest& guest) {
@@ -81,7 +85,7 @@ class Tenants {
   }
 
   const SqliteTemplate& database_;
-  const std::unique_ptr<SqliteWay> way_;
+  const std::unique_ptr<SqliteStrategy> strategy_;
   const bool same_;
   const uint64_t rows_;
   uint64_t tenant_ = 0;
@@ -89,7 +93,7 @@ class Tenants {
 };
 
 struct Contender {
-  const SqliteWayFactory* factory = nullptr;
+  const SqliteStrategyFactory* factory = nullptr;
   std::optional<CallCounts> counts;
   std::unique_ptr<Tenants> tenants;
   RoundSamples whole;
@@ -128,19 +132,19 @@ void MeasureRound(const CycleSettings& settings, Contender& contender) {
 void MeasureSqlite(const CycleSettings& settings, const std::string& pages,
                    std::string_view only, uint32_t rows, CycleReport& report) {
   const bool same = pages == "same";
-  // Set up by plain means, so that no way has seen it before.
+  // Set up by plain means, so that no strategy has seen it before.
   std::shared_ptr<const SqliteTemplate> database;
-  for (const SqliteWayFactory& factory : AllSqliteWays()) {
+  for (const SqliteStrategyFactory& factory : AllSqliteStrategies()) {
     if (factory.name != kCopyOnWriteName) continue;
-    const auto way = OrDie(factory.make());
-    database = OrDie(examples::SetUpDatabase(way->source(), rows));
+    const auto strategy = OrDie(factory.make());
+    database = OrDie(examples::SetUpDatabase(strategy->source(), rows));
   }
 
   std::vector<Contender> contenders;
-  for (const SqliteWayFactory& factory : AllSqliteWays()) {
+  for (const SqliteStrategyFactory& factory : AllSqliteStrategies()) {
     if (factory.name.find(only) == std::string::npos) continue;
-    if (const auto way = factory.make(); !way.ok()) {
-      NoteSkipped(factory.name, way.status(), report);
+    if (const auto strategy = factory.make(); !strategy.ok()) {
+      NoteSkipped(factory.name, strategy.status(), report);
       continue;
     }
     Contender contender;
@@ -187,7 +191,7 @@ void MeasureSqlite(const CycleSettings& settings, const std::string& pages,
       row.set_tlb_shootdowns(Median(contender.shootdowns));
     }
     const std::optional<uint64_t> idle =
-        contender.tenants->way().PrivateBytesOfAll();
+        contender.tenants->strategy().PrivateBytesOfAll();
     if (idle.has_value()) {
       row.set_private_kib_per_idle_slot(static_cast<double>(*idle >> 10));
     }

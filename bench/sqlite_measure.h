@@ -15,8 +15,8 @@ namespace firsttouch::bench {
 // `rows` rows, a query, an insert and an update, and the release of its memory.
 // `pages`: "same", all tenants ask for the same rows, or "drifting", each for
 // others. Every answer is looked at; a wrong one, or a byte that was handed on,
-// ends the program. Only ways whose name contains `only`; of the settings,
-// `ways` plays no part.
+// ends the program. Only strategies whose name contains `only`; of the
+// settings, `strategies` plays no part.
 void MeasureSqlite(const CycleSettings& settings, const std::string& pages,
                    std::string_view only, uint32_t rows, CycleReport& report);
 

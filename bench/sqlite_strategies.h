@@ -1,7 +1,8 @@
-// Memory for the SQLite guest (examples/tenants.h) in the ways of bench:cycle.
+// Memory for the SQLite guest (examples/tenants.h) for the strategies of
+// bench:cycle.
 
-#ifndef FIRSTTOUCH_BENCH_SQLITE_WAYS_H_
-#define FIRSTTOUCH_BENCH_SQLITE_WAYS_H_
+#ifndef FIRSTTOUCH_BENCH_SQLITE_STRATEGIES_H_
+#define FIRSTTOUCH_BENCH_SQLITE_STRATEGIES_H_
 
 #include <cstdint>
 #include <memory>
@@ -15,23 +16,23 @@
 namespace firsttouch::bench {
 
 // A source of one memory at a time, for one thread. Guests must stay in their
-// bounds: not all ways have guards.
-class SqliteWay {
+// bounds: not all strategies have guards.
+class SqliteStrategy {
  public:
-  virtual ~SqliteWay() = default;
+  virtual ~SqliteStrategy() = default;
   virtual wasm2c::MemorySource* source() = 0;
   // What the memory keeps for itself while nobody has it.
   virtual std::optional<uint64_t> PrivateBytesOfAll() = 0;
 };
 
-struct SqliteWayFactory {
-  std::string name;  // as in cycle_ways.h
+struct SqliteStrategyFactory {
+  std::string name;  // as in cycle_strategies.h
   // An error says why this machine cannot.
-  absl::StatusOr<std::unique_ptr<SqliteWay>> (*make)();
+  absl::StatusOr<std::unique_ptr<SqliteStrategy>> (*make)();
 };
 
-const std::vector<SqliteWayFactory>& AllSqliteWays();
+const std::vector<SqliteStrategyFactory>& AllSqliteStrategies();
 
 }  // namespace firsttouch::bench
 
-#endif  // FIRSTTOUCH_BENCH_SQLITE_WAYS_H_
+#endif  // FIRSTTOUCH_BENCH_SQLITE_STRATEGIES_H_

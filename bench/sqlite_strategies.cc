@@ -1,4 +1,4 @@
-#include "firsttouch/bench/sqlite_ways.h"
+#include "firsttouch/bench/sqlite_strategies.h"
 
 #include <sys/mman.h>
 
@@ -11,7 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "firsttouch/bench/cycle_ways.h"
+#include "firsttouch/bench/cycle_strategies.h"
 #include "firsttouch/bench/fixture.h"
 #include "firsttouch/bench/kernel_counters.h"
 #include "firsttouch/bench/scan_restore.h"
@@ -44,9 +44,9 @@ ImageRef DenseCopy(const Image& image) {
 }
 
 // This library.
-class PoolWay : public SqliteWay {
+class PoolStrategy : public SqliteStrategy {
  public:
-  static absl::StatusOr<std::unique_ptr<SqliteWay>> Make(
+  static absl::StatusOr<std::unique_ptr<SqliteStrategy>> Make(
       ServiceOptions options) {
     options.layout = wasm2c::LayoutForGuests(/*instances=*/1, kMaxMemoryBytes);
     absl::StatusOr<std::unique_ptr<Service>> pool =
@@ -54,8 +54,8 @@ class PoolWay : public SqliteWay {
     if (!pool.ok()) return pool.status();
     auto source = wasm2c::PoolMemorySource::Create(pool->get());
     if (!source.ok()) return source.status();
-    return std::unique_ptr<SqliteWay>(
-        new PoolWay(*std::move(pool), *std::move(source)));
+    return std::unique_ptr<SqliteStrategy>(
+        new PoolStrategy(*std::move(pool), *std::move(source)));
   }
 
   wasm2c::MemorySource* source() override { return source_.get(); }
@@ -66,8 +66,8 @@ class PoolWay : public SqliteWay {
   }
 
  private:
-  PoolWay(std::unique_ptr<Service> pool,
-          std::unique_ptr<wasm2c::PoolMemorySource> source)
+  PoolStrategy(std::unique_ptr<Service> pool,
+               std::unique_ptr<wasm2c::PoolMemorySource> source)
       : pool_(std::move(pool)), source_(std::move(source)) {}
 
   const std::unique_ptr<Service> pool_;
@@ -76,7 +76,7 @@ class PoolWay : public SqliteWay {
 
 // The others: one mapping, which stays with its image as long as the next
 // tenant has the same.
-class MappingWay : public SqliteWay, public wasm2c::MemorySource {
+class MappingStrategy : public SqliteStrategy, public wasm2c::MemorySource {
  public:
   wasm2c::MemorySource* source() override { return this; }
   std::optional<uint64_t> PrivateBytesOfAll() override {
@@ -112,13 +112,15 @@ class MappingWay : public SqliteWay, public wasm2c::MemorySource {
   ImageRef contents_;
 };
 
-class MappingWay::Held : public GuestMemory {
+class MappingStrategy::Held : public GuestMemory {
  public:
-  Held(MappingWay& way, uint64_t size_bytes)
-      : way_(way), size_bytes_(size_bytes), initial_bytes_(size_bytes) {}
+  Held(MappingStrategy& strategy, uint64_t size_bytes)
+      : strategy_(strategy),
+        size_bytes_(size_bytes),
+        initial_bytes_(size_bytes) {}
   ~Held() override { Clean(); }
 
-  std::byte* base() const override { return way_.base(); }
+  std::byte* base() const override { return strategy_.base(); }
   uint64_t size_bytes() const override { return size_bytes_; }
   absl::Status Grow(uint64_t new_size_bytes) override {
     if (new_size_bytes > kMaxMemoryBytes) {
@@ -145,15 +147,15 @@ class MappingWay::Held : public GuestMemory {
   }
 
  private:
-  void Clean() { way_.Clean(RoundUpToPage(size_bytes_)); }
+  void Clean() { strategy_.Clean(RoundUpToPage(size_bytes_)); }
 
-  MappingWay& way_;
+  MappingStrategy& strategy_;
   uint64_t size_bytes_;
   const uint64_t initial_bytes_;
 };
 
-absl::StatusOr<std::vector<std::unique_ptr<GuestMemory>>> MappingWay::Acquire(
-    std::span<const MemoryRequest> requests) {
+absl::StatusOr<std::vector<std::unique_ptr<GuestMemory>>>
+MappingStrategy::Acquire(std::span<const MemoryRequest> requests) {
   if (requests.size() != 1 || requests[0].size_bytes > kMaxMemoryBytes) {
     return absl::OutOfRangeError(absl::StrCat(
         "one memory of at most ", kMaxMemoryBytes, " bytes is possible"));
@@ -173,12 +175,12 @@ absl::StatusOr<std::vector<std::unique_ptr<GuestMemory>>> MappingWay::Acquire(
   return memories;
 }
 
-class CopyOnWriteWay : public MappingWay {
+class CopyOnWriteStrategy : public MappingStrategy {
  protected:
   void Bind() override { mapping().Bind(contents_image()); }
 };
 
-class DontNeedWay : public CopyOnWriteWay {
+class DontNeedStrategy : public CopyOnWriteStrategy {
  protected:
   void Clean(uint64_t bytes) override {
     if (madvise(base(), bytes, MADV_DONTNEED) != 0) {
@@ -187,9 +189,9 @@ class DontNeedWay : public CopyOnWriteWay {
   }
 };
 
-class ScanWay : public CopyOnWriteWay {
+class ScanStrategy : public CopyOnWriteStrategy {
  public:
-  explicit ScanWay(ScanRestore restore) : restore_(std::move(restore)) {}
+  explicit ScanStrategy(ScanRestore restore) : restore_(std::move(restore)) {}
 
  protected:
   void Clean(uint64_t bytes) override {
@@ -200,14 +202,14 @@ class ScanWay : public CopyOnWriteWay {
   ScanRestore restore_;
 };
 
-absl::StatusOr<std::unique_ptr<SqliteWay>> MakeScanWay() {
+absl::StatusOr<std::unique_ptr<SqliteStrategy>> MakeScanStrategy() {
   absl::StatusOr<ScanRestore> restore = ScanRestore::Open();
   if (!restore.ok()) return restore.status();
-  return std::make_unique<ScanWay>(*std::move(restore));
+  return std::make_unique<ScanStrategy>(*std::move(restore));
 }
 
 // The whole image into anonymous memory, for each holder.
-class CopyImageWay : public MappingWay {
+class CopyImageStrategy : public MappingStrategy {
  protected:
   void Bind() override { CopyAll(); }
   void Clean(uint64_t bytes) override {
@@ -227,27 +229,27 @@ class CopyImageWay : public MappingWay {
   }
 };
 
-template <typename Way>
-absl::StatusOr<std::unique_ptr<SqliteWay>> Make() {
-  return std::make_unique<Way>();
+template <typename Strategy>
+absl::StatusOr<std::unique_ptr<SqliteStrategy>> Make() {
+  return std::make_unique<Strategy>();
 }
 
 }  // namespace
 
-const std::vector<SqliteWayFactory>& AllSqliteWays() {
-  static const auto* const ways = new std::vector<SqliteWayFactory>{
-      {kDefaultName, [] { return PoolWay::Make({.name = "default"}); }},
+const std::vector<SqliteStrategyFactory>& AllSqliteStrategies() {
+  static const auto* const strategies = new std::vector<SqliteStrategyFactory>{
+      {kDefaultName, [] { return PoolStrategy::Make({.name = "default"}); }},
       {"copied, in-thread",
        [] {
-         return PoolWay::Make(
+         return PoolStrategy::Make(
              {.name = "copied",
               .supply = UserfaultfdOptions{.backing = Backing::kCopied}});
        }},
-      {kCopyOnWriteName, Make<DontNeedWay>},
-      {kScanName, MakeScanWay},
-      {kCopyImageName, Make<CopyImageWay>},
+      {kCopyOnWriteName, Make<DontNeedStrategy>},
+      {kScanName, MakeScanStrategy},
+      {kCopyImageName, Make<CopyImageStrategy>},
   };
-  return *ways;
+  return *strategies;
 }
 
 }  // namespace firsttouch::bench

@@ -1,4 +1,4 @@
-#include "firsttouch/bench/cycle_ways.h"
+#include "firsttouch/bench/cycle_strategies.h"
 
 #include <sys/mman.h>
 
@@ -43,7 +43,7 @@ class PoolSlot : public CycleSlot {
   Memory memory_;
 };
 
-class Pool : public CycleWay {
+class Pool : public CycleStrategy {
  public:
   explicit Pool(std::unique_ptr<Service> pool) : pool_(std::move(pool)) {}
 
@@ -66,8 +66,8 @@ constexpr LayoutOptions Layout(uint32_t slots) {
           .guard_after_bytes = 2 << 20};
 }
 
-absl::StatusOr<std::unique_ptr<CycleWay>> MakePoolWay(uint32_t slots,
-                                                      ServiceOptions options) {
+absl::StatusOr<std::unique_ptr<CycleStrategy>> MakePoolStrategy(
+    uint32_t slots, ServiceOptions options) {
   options.layout = Layout(slots);
   absl::StatusOr<std::unique_ptr<Service>> pool =
       Service::Create(std::move(options));
@@ -105,7 +105,7 @@ class MappingSlot : public CycleSlot {
 };
 
 template <typename Slot>
-class Mappings : public CycleWay {
+class Mappings : public CycleStrategy {
  public:
   std::unique_ptr<CycleSlot> NewSlot() override {
     auto slot = std::make_unique<Slot>();
@@ -127,7 +127,7 @@ class Mappings : public CycleWay {
 };
 
 template <typename Slot>
-absl::StatusOr<std::unique_ptr<CycleWay>> MakeMappings(uint32_t) {
+absl::StatusOr<std::unique_ptr<CycleStrategy>> MakeMappings(uint32_t) {
   return std::make_unique<Mappings<Slot>>();
 }
 
@@ -158,7 +158,8 @@ class CopySlot : public MappingSlot {
   }
 };
 
-absl::StatusOr<std::unique_ptr<CycleWay>> MakeScanWay(uint32_t slots) {
+absl::StatusOr<std::unique_ptr<CycleStrategy>> MakeScanStrategy(
+    uint32_t slots) {
   if (const auto scan = ScanRestore::Open(); !scan.ok()) return scan.status();
   return MakeMappings<ScanSlot>(slots);
 }
@@ -198,65 +199,69 @@ class CopyChangedSlot : public CopySlot {
 
 }  // namespace
 
-const std::vector<CycleWayFactory>& AllCycleWays() {
-  static const auto* const ways = new std::vector<CycleWayFactory>{
+const std::vector<CycleStrategyFactory>& AllCycleStrategies() {
+  static const auto* const strategies = new std::vector<CycleStrategyFactory>{
       {kDefaultName,
-       [](uint32_t slots) { return MakePoolWay(slots, {.name = "default"}); }},
+       [](uint32_t slots) {
+         return MakePoolStrategy(slots, {.name = "default"});
+       }},
       {"not published",
        [](uint32_t slots) {
-         return MakePoolWay(slots, {.name = "private", .publish = false});
+         return MakePoolStrategy(slots, {.name = "private", .publish = false});
        }},
       {"copied, in-thread",
        [](uint32_t slots) {
-         return MakePoolWay(
+         return MakePoolStrategy(
              slots,
              {.name = "copied",
               .supply = UserfaultfdOptions{.backing = Backing::kCopied}});
        }},
       {"shared, handler thread",
        [](uint32_t slots) {
-         return MakePoolWay(slots, {.name = "shared-handler",
-                                    .supply = UserfaultfdOptions{
-                                        .backing = Backing::kShared,
-                                        .faults = InHandlerThreads{}}});
+         return MakePoolStrategy(slots, {.name = "shared-handler",
+                                         .supply = UserfaultfdOptions{
+                                             .backing = Backing::kShared,
+                                             .faults = InHandlerThreads{}}});
        }},
       {"copied, handler thread",
        [](uint32_t slots) {
-         return MakePoolWay(slots, {.name = "copied-handler",
-                                    .supply = UserfaultfdOptions{
-                                        .backing = Backing::kCopied,
-                                        .faults = InHandlerThreads{}}});
+         return MakePoolStrategy(slots, {.name = "copied-handler",
+                                         .supply = UserfaultfdOptions{
+                                             .backing = Backing::kCopied,
+                                             .faults = InHandlerThreads{}}});
        }},
       {"tracking: signal",
        [](uint32_t slots) {
-         return MakePoolWay(slots, {.name = "signal",
-                                    .supply = UserfaultfdOptions{
-                                        .backing = Backing::kShared,
-                                        .tracking = Tracking::kSignal}});
+         return MakePoolStrategy(slots, {.name = "signal",
+                                         .supply = UserfaultfdOptions{
+                                             .backing = Backing::kShared,
+                                             .tracking = Tracking::kSignal}});
        }},
       {"tracking: async",
        [](uint32_t slots) {
-         return MakePoolWay(slots, {.name = "async",
-                                    .supply = UserfaultfdOptions{
-                                        .backing = Backing::kShared,
-                                        .tracking = Tracking::kAsync}});
+         return MakePoolStrategy(slots, {.name = "async",
+                                         .supply = UserfaultfdOptions{
+                                             .backing = Backing::kShared,
+                                             .tracking = Tracking::kAsync}});
        }},
       {"mappings-drop",
        [](uint32_t slots) {
-         return MakePoolWay(slots, {.name = "mappings-drop",
-                                    .supply = MappingOptions{.scan = false}});
+         return MakePoolStrategy(slots,
+                                 {.name = "mappings-drop",
+                                  .supply = MappingOptions{.scan = false}});
        }},
       {"mappings-scan",
        [](uint32_t slots) {
-         return MakePoolWay(slots, {.name = "mappings-scan",
-                                    .supply = MappingOptions{.scan = true}});
+         return MakePoolStrategy(
+             slots,
+             {.name = "mappings-scan", .supply = MappingOptions{.scan = true}});
        }},
       {kCopyOnWriteName, MakeMappings<DontNeedSlot>},
-      {kScanName, MakeScanWay},
+      {kScanName, MakeScanStrategy},
       {kCopyImageName, MakeMappings<CopyAllSlot>},
       {kLimitName, MakeMappings<CopyChangedSlot>, /*is_limit=*/true},
   };
-  return *ways;
+  return *strategies;
 }
 
 std::string DescribeDefaultOptions() {

@@ -1,11 +1,12 @@
-// Handing a memory to the next tenant, clean, in every way there is, behind one
+// Recycling a memory, clean for the next lease, by every strategy, behind one
 // interface.
 //
-// A way is one row of bench:cycle. To add one (another policy of firsttouch,
-// another baseline), write a factory and put it into AllCycleWays().
+// A strategy is one row of bench:cycle. To add one (another policy of
+// firsttouch, another baseline), write a factory and put it into
+// AllCycleStrategies().
 
-#ifndef FIRSTTOUCH_BENCH_CYCLE_WAYS_H_
-#define FIRSTTOUCH_BENCH_CYCLE_WAYS_H_
+#ifndef FIRSTTOUCH_BENCH_CYCLE_STRATEGIES_H_
+#define FIRSTTOUCH_BENCH_CYCLE_STRATEGIES_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -38,20 +39,20 @@ class CycleSlot {
 };
 
 // What all threads of a measurement share.
-class CycleWay {
+class CycleStrategy {
  public:
-  virtual ~CycleWay() = default;
+  virtual ~CycleStrategy() = default;
   virtual std::unique_ptr<CycleSlot> NewSlot() = 0;
   // Bytes that idle slots keep for themselves, all slots together; after every
   // slot was released.
   virtual std::optional<uint64_t> PrivateBytesOfAll() = 0;
 };
 
-struct CycleWayFactory {
+struct CycleStrategyFactory {
   // At most 22 characters.
   std::string name;
   // For up to `slots` slots. An error says why this machine cannot.
-  absl::StatusOr<std::unique_ptr<CycleWay>> (*make)(uint32_t slots);
+  absl::StatusOr<std::unique_ptr<CycleStrategy>> (*make)(uint32_t slots);
   // What only knows the changed pages because the measurement tells is a limit,
   // and no slot of its own can be cold.
   bool is_limit = false;
@@ -65,11 +66,11 @@ inline constexpr char kCopyImageName[] = "memcpy of the image";
 inline constexpr char kLimitName[] = "memcpy of the changed";
 
 // This library's first, the one with default options in front; then the others.
-const std::vector<CycleWayFactory>& AllCycleWays();
+const std::vector<CycleStrategyFactory>& AllCycleStrategies();
 
 // What a pool with default options is on this machine, in a few words.
 std::string DescribeDefaultOptions();
 
 }  // namespace firsttouch::bench
 
-#endif  // FIRSTTOUCH_BENCH_CYCLE_WAYS_H_
+#endif  // FIRSTTOUCH_BENCH_CYCLE_STRATEGIES_H_

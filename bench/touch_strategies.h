@@ -1,8 +1,8 @@
-// First touch, in every way there is, behind one interface: what first_touch
+// First touch, by every strategy, behind one interface: what first_touch
 // and ratios measure is the same code.
 
-#ifndef FIRSTTOUCH_BENCH_TOUCH_WAYS_H_
-#define FIRSTTOUCH_BENCH_TOUCH_WAYS_H_
+#ifndef FIRSTTOUCH_BENCH_TOUCH_STRATEGIES_H_
+#define FIRSTTOUCH_BENCH_TOUCH_STRATEGIES_H_
 
 #include <cstdint>
 #include <functional>
@@ -20,9 +20,9 @@ inline constexpr uint64_t kTouchBytes = 4 << 20;
 // What is there at the first touch.
 enum class Content { kImage, kZero };
 
-class TouchWay {
+class TouchStrategy {
  public:
-  virtual ~TouchWay() = default;
+  virtual ~TouchStrategy() = default;
   // Puts everything back to untouched. Not timed.
   virtual void Prepare() = 0;
   // Touches a byte in each page of kTouchBytes. Timed.
@@ -40,7 +40,7 @@ struct PoolTouch {
   // area when they are touched.
   bool staged = false;
 };
-std::unique_ptr<TouchWay> MakePoolTouch(const PoolTouch& touch);
+std::unique_ptr<TouchStrategy> MakePoolTouch(const PoolTouch& touch);
 // Like "image/read/64KiB/shared/in-thread".
 std::string PoolTouchName(const PoolTouch& touch);
 
@@ -62,19 +62,19 @@ struct KernelTouch {
   Access access = Access::kRead;
   uint64_t granule_bytes = 64 << 10;
 };
-std::unique_ptr<TouchWay> MakeKernelTouch(const KernelTouch& touch);
+std::unique_ptr<TouchStrategy> MakeKernelTouch(const KernelTouch& touch);
 std::string KernelTouchName(const KernelTouch& touch);
 
-struct NamedTouchWay {
+struct NamedTouchStrategy {
   std::string name;
-  std::function<std::unique_ptr<TouchWay>()> make;
+  std::function<std::unique_ptr<TouchStrategy>()> make;
 };
 // All of the above.
-std::vector<NamedTouchWay> AllTouchWays();
+std::vector<NamedTouchStrategy> AllTouchStrategies();
 
 // "4KiB", "2MiB".
 std::string BytesName(uint64_t bytes);
 
 }  // namespace firsttouch::bench
 
-#endif  // FIRSTTOUCH_BENCH_TOUCH_WAYS_H_
+#endif  // FIRSTTOUCH_BENCH_TOUCH_STRATEGIES_H_

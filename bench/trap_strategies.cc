@@ -1,4 +1,4 @@
-#include "firsttouch/bench/trap_ways.h"
+#include "firsttouch/bench/trap_strategies.h"
 
 #include <setjmp.h>
 #include <signal.h>
@@ -51,7 +51,7 @@ void TouchAndReturn(volatile std::byte* address, Access access, int times) {
   }
 }
 
-class InPool : public TrapWay {
+class InPool : public TrapStrategy {
  public:
   InPool(Resolve resolve, Access access)
       : access_(access),
@@ -68,7 +68,7 @@ class InPool : public TrapWay {
   Memory memory_;
 };
 
-class ByKernel : public TrapWay {
+class ByKernel : public TrapStrategy {
  public:
   ByKernel(Access access, bool restore_mask)
       : access_(access), restore_mask_(restore_mask), mapping_(4 * kPageBytes) {
@@ -99,32 +99,32 @@ class ByKernel : public TrapWay {
 
 }  // namespace
 
-std::unique_ptr<TrapWay> MakePoolTrap(Resolve resolve, Access access) {
+std::unique_ptr<TrapStrategy> MakePoolTrap(Resolve resolve, Access access) {
   return std::make_unique<InPool>(resolve, access);
 }
 
-std::unique_ptr<TrapWay> MakeKernelTrap(Access access, bool restore_mask) {
+std::unique_ptr<TrapStrategy> MakeKernelTrap(Access access, bool restore_mask) {
   return std::make_unique<ByKernel>(access, restore_mask);
 }
 
-std::vector<NamedTrapWay> AllTrapWays() {
-  std::vector<NamedTrapWay> ways;
+std::vector<NamedTrapStrategy> AllTrapStrategies() {
+  std::vector<NamedTrapStrategy> strategies;
   for (Access access : {Access::kRead, Access::kWrite}) {
     const char* const verb = access == Access::kRead ? "read" : "write";
     for (Resolve resolve : {Resolve::kInThread, Resolve::kHandlerThread}) {
-      ways.push_back(
+      strategies.push_back(
           {absl::StrCat(verb, "/pool/", ResolveName(resolve)),
            [resolve, access] { return MakePoolTrap(resolve, access); }});
     }
     for (bool restore_mask : {false, true}) {
-      ways.push_back({absl::StrCat(verb, "/kernel/mprotect+SIGSEGV",
-                                   restore_mask ? "+mask" : ""),
-                      [access, restore_mask] {
-                        return MakeKernelTrap(access, restore_mask);
-                      }});
+      strategies.push_back({absl::StrCat(verb, "/kernel/mprotect+SIGSEGV",
+                                         restore_mask ? "+mask" : ""),
+                            [access, restore_mask] {
+                              return MakeKernelTrap(access, restore_mask);
+                            }});
     }
   }
-  return ways;
+  return strategies;
 }
 
 }  // namespace firsttouch::bench

@@ -1,4 +1,4 @@
-#include "firsttouch/bench/touch_ways.h"
+#include "firsttouch/bench/touch_strategies.h"
 
 #include <sys/mman.h>
 
@@ -31,7 +31,7 @@ void TouchEachPage(Access access, std::byte* base, uint64_t bytes) {
   }
 }
 
-class InPool : public TouchWay {
+class InPool : public TouchStrategy {
  public:
   explicit InPool(const PoolTouch& touch)
       : access_(touch.access),
@@ -56,7 +56,7 @@ class InPool : public TouchWay {
   Memory memory_;
 };
 
-class ByKernel : public TouchWay {
+class ByKernel : public TouchStrategy {
  public:
   explicit ByKernel(const KernelTouch& touch)
       : touch_(touch),
@@ -104,7 +104,7 @@ std::string BytesName(uint64_t bytes) {
                           : absl::StrCat(bytes >> 10, "KiB");
 }
 
-std::unique_ptr<TouchWay> MakePoolTouch(const PoolTouch& touch) {
+std::unique_ptr<TouchStrategy> MakePoolTouch(const PoolTouch& touch) {
   return std::make_unique<InPool>(touch);
 }
 
@@ -115,7 +115,7 @@ std::string PoolTouchName(const PoolTouch& touch) {
                       ResolveName(touch.resolve));
 }
 
-std::unique_ptr<TouchWay> MakeKernelTouch(const KernelTouch& touch) {
+std::unique_ptr<TouchStrategy> MakeKernelTouch(const KernelTouch& touch) {
   return std::make_unique<ByKernel>(touch);
 }
 
@@ -137,10 +137,10 @@ std::string KernelTouchName(const KernelTouch& touch) {
   return start;
 }
 
-std::vector<NamedTouchWay> AllTouchWays() {
-  std::vector<NamedTouchWay> ways;
+std::vector<NamedTouchStrategy> AllTouchStrategies() {
+  std::vector<NamedTouchStrategy> strategies;
   const auto add_kernel = [&](const KernelTouch& touch) {
-    ways.push_back(
+    strategies.push_back(
         {KernelTouchName(touch), [touch] { return MakeKernelTouch(touch); }});
   };
   for (Content content : {Content::kImage, Content::kZero}) {
@@ -155,14 +155,14 @@ std::vector<NamedTouchWay> AllTouchWays() {
           for (Resolve resolve :
                {Resolve::kInThread, Resolve::kHandlerThread}) {
             const PoolTouch touch{content, access, granule, backing, resolve};
-            ways.push_back({PoolTouchName(touch),
-                            [touch] { return MakePoolTouch(touch); }});
+            strategies.push_back({PoolTouchName(touch),
+                                  [touch] { return MakePoolTouch(touch); }});
           }
         }
       }
     }
   }
-  return ways;
+  return strategies;
 }
 
 }  // namespace firsttouch::bench
