@@ -41,7 +41,7 @@ ABSL_FLAG(std::string, format, "text", "text or json");
 ABSL_FLAG(Words, tables,
           Words({"steady", "first", "idle", "threads", "sqlite"}),
           "which tables to make: steady, first, idle, threads, sqlite");
-ABSL_FLAG(Words, pages, Words({"same", "drifting", "mixed"}),
+ABSL_FLAG(Words, pages, Words({"same", "churning", "mixed"}),
           "which pages a cycle changes: the same ones each time, others each "
           "time, or mixed (28 the same and 4 others)");
 ABSL_FLAG(std::optional<Words>, k, std::nullopt,
@@ -120,12 +120,12 @@ std::vector<CycleChoice> Choices(const Words& pages_flag,
   for (const std::string& pages : pages_flag) {
     for (uint64_t bytes : touched) {
       if (pages == "mixed") {
-        choices.push_back({pages, bytes, kMixedSame + kMixedDrifting});
+        choices.push_back({pages, bytes, kMixedSame + kMixedChurning});
         continue;
       }
       for (uint32_t pages_changed : k) {
-        // No page cannot drift.
-        if (pages_changed == 0 && pages == "drifting") continue;
+        // No page cannot churn.
+        if (pages_changed == 0 && pages == "churning") continue;
         choices.push_back({pages, bytes, pages_changed});
       }
     }
@@ -165,9 +165,9 @@ int Main(int argc, char** argv) {
   const CycleSettings settings = SettingsFromFlags();
   const Words pages = absl::GetFlag(FLAGS_pages);
   for (const std::string& choice : pages) {
-    if (choice != "same" && choice != "drifting" && choice != "mixed") {
+    if (choice != "same" && choice != "churning" && choice != "mixed") {
       Die(absl::StrCat("--pages: ", choice,
-                       " is none of same, drifting, mixed"));
+                       " is none of same, churning, mixed"));
     }
   }
   const std::vector<uint32_t> k =
@@ -211,7 +211,7 @@ int Main(int argc, char** argv) {
         MeasureThreads(settings, choice, threads, report);
       }
     } else if (table == "sqlite") {
-      for (const char* rows : {"same", "drifting"}) {
+      for (const char* rows : {"same", "churning"}) {
         MeasureSqlite(settings, rows, absl::GetFlag(FLAGS_strategies),
                       kSqliteRows, report);
       }

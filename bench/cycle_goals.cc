@@ -111,8 +111,8 @@ class Goals {
             MedianRatio(ours->round_median_ns(), other->round_median_ns()),
             MedianRatio(ours->round_mean_ns(), other->round_mean_ns()));
   }
-  void HandoverAtMost(std::string name, const Situation& situation,
-                      const CycleRow* other, double bound) {
+  void RecycleAtMost(std::string name, const Situation& situation,
+                     const CycleRow* other, double bound) {
     const CycleRow* const ours = situation.ours();
     if (ours == nullptr || other == nullptr) return;
     Compare(std::move(name), situation, *other, bound,
@@ -193,7 +193,7 @@ void AddSame(const Situation& situation, Goals& goals) {
   }
 }
 
-void AddDriftingOrMixed(const Situation& situation, Goals& goals) {
+void AddChurningOrMixed(const Situation& situation, Goals& goals) {
   const double bound = situation.pages() == "mixed" ? 0.6
                        : situation.k() >= 16        ? 0.75
                                                     : 1.1;
@@ -203,7 +203,7 @@ void AddDriftingOrMixed(const Situation& situation, Goals& goals) {
 
 void AddThreads(const Situation& situation, Goals& goals) {
   if (situation.pages() != "same") {
-    AddDriftingOrMixed(situation, goals);
+    AddChurningOrMixed(situation, goals);
     return;
   }
   const CycleRow& ours = *situation.ours();
@@ -234,8 +234,7 @@ void AddIdle(const Situation& situation, Goals& goals) {
 
 void AddSqlite(const Situation& situation, Goals& goals) {
   const CycleRow* const scan = situation.Find(kScanName);
-  goals.HandoverAtMost("SQLite: hand-over / PAGEMAP_SCAN", situation, scan,
-                       0.5);
+  goals.RecycleAtMost("SQLite: recycle / PAGEMAP_SCAN", situation, scan, 0.5);
   goals.TimeAtMost("SQLite: request / PAGEMAP_SCAN", situation, scan, 0.9);
   goals.TimeAtMost("SQLite: request / MADV_DONTNEED", situation,
                    situation.Find(kCopyOnWriteName), 0.2);
@@ -263,7 +262,7 @@ void AddGoals(CycleReport& report) {
         if (situation.pages() == "same") {
           AddSame(situation, goals);
         } else {
-          AddDriftingOrMixed(situation, goals);
+          AddChurningOrMixed(situation, goals);
         }
         break;
       case CycleRow::FIRST_KNOWN_IMAGE:

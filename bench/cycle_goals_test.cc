@@ -97,13 +97,13 @@ TEST(CycleGoals, RatiosAreTakenWithinRounds) {
   CycleReport report;
   // Each round three quarters of the other's; the medians of the columns are
   // equal.
-  Row(report, CycleRow::STEADY, "drifting", 16, kDefaultName, {75, 150, 300},
+  Row(report, CycleRow::STEADY, "churning", 16, kDefaultName, {75, 150, 300},
       {75, 150, 300});
-  Row(report, CycleRow::STEADY, "drifting", 16, kCopyOnWriteName,
+  Row(report, CycleRow::STEADY, "churning", 16, kCopyOnWriteName,
       {100, 200, 400}, {100, 200, 400});
   AddGoals(report);
   EXPECT_THAT(Told(report),
-              ElementsAre("drifting pages: time / best other | k=16 of 1 MiB | "
+              ElementsAre("churning pages: time / best other | k=16 of 1 MiB | "
                           "CoW + MADV_DONTNEED: <= 0.75, 0.75, reached"));
 }
 
@@ -121,15 +121,15 @@ TEST(CycleGoals, AGoalHoldsForMediansAndForMeans) {
 
 TEST(CycleGoals, TheBestOfTheOthersIsNeitherTheLimitNorOneOfOurs) {
   CycleReport report;
-  Row(report, CycleRow::STEADY, "drifting", 1, kDefaultName, 100);
-  Row(report, CycleRow::STEADY, "drifting", 1, "copied, in-thread", 1);
-  Row(report, CycleRow::STEADY, "drifting", 1, kLimitName, 1);
-  Row(report, CycleRow::STEADY, "drifting", 1, kScanName, 400);
-  Row(report, CycleRow::STEADY, "drifting", 1, kCopyImageName, 200);
-  Row(report, CycleRow::STEADY, "drifting", 1, kCopyOnWriteName, 300);
+  Row(report, CycleRow::STEADY, "churning", 1, kDefaultName, 100);
+  Row(report, CycleRow::STEADY, "churning", 1, "copied, in-thread", 1);
+  Row(report, CycleRow::STEADY, "churning", 1, kLimitName, 1);
+  Row(report, CycleRow::STEADY, "churning", 1, kScanName, 400);
+  Row(report, CycleRow::STEADY, "churning", 1, kCopyImageName, 200);
+  Row(report, CycleRow::STEADY, "churning", 1, kCopyOnWriteName, 300);
   AddGoals(report);
   EXPECT_THAT(Told(report),
-              ElementsAre("drifting pages: time / best other | k=1 of 1 MiB | "
+              ElementsAre("churning pages: time / best other | k=1 of 1 MiB | "
                           "memcpy of the image: <= 1.1, 0.5, reached"));
 }
 
@@ -151,9 +151,9 @@ TEST(CycleGoals, TheRestIsComparedWithWhatItIsToBeat) {
   for (const char* strategy : {kDefaultName, kScanName, kCopyOnWriteName}) {
     const double ns = strategy == kCopyOnWriteName ? 400 : 100;
     CycleRow& row = Row(report, CycleRow::SQLITE, "same", 0, strategy, ns);
-    const double handover = strategy == kDefaultName ? 40 : 100;
-    row.add_round_handover_median_ns(handover);
-    row.add_round_handover_mean_ns(handover);
+    const double recycle = strategy == kDefaultName ? 40 : 100;
+    row.add_round_handover_median_ns(recycle);
+    row.add_round_handover_mean_ns(recycle);
   }
   AddGoals(report);
   EXPECT_THAT(
@@ -168,7 +168,7 @@ TEST(CycleGoals, TheRestIsComparedWithWhatItIsToBeat) {
           "0.95, 0.96, reached",
           "same pages, 2 threads: shootdowns, above the limit's | k=16 of 1 "
           "MiB | : <= 0.01, 0.5, missed",
-          "SQLite: hand-over / PAGEMAP_SCAN | the same rows | CoW + "
+          "SQLite: recycle / PAGEMAP_SCAN | the same rows | CoW + "
           "PAGEMAP_SCAN: <= 0.5, 0.4, reached",
           "SQLite: request / PAGEMAP_SCAN | the same rows | CoW + "
           "PAGEMAP_SCAN: <= 0.9, 1, missed",

@@ -45,7 +45,7 @@ class Lists {
     const uint32_t fixed = choice.pages == "same"    ? choice.k
                            : choice.pages == "mixed" ? kMixedSame
                                                      : 0;
-    lists_ = choice.pages == "same" ? 1 : kDriftingLists;
+    lists_ = choice.pages == "same" ? 1 : kChurningLists;
     std::mt19937 random(seed);
     for (uint32_t list = 0; list < lists_; ++list) {
       if (lists_ > 1) std::shuffle(all.begin() + fixed, all.end(), random);
@@ -60,7 +60,7 @@ class Lists {
   }
 
  private:
-  static constexpr uint32_t kDriftingLists = 499;
+  static constexpr uint32_t kChurningLists = 499;
   uint32_t per_list_ = 0;
   uint32_t lists_ = 0;
   uint32_t next_ = 0;
@@ -88,7 +88,7 @@ void CheckClean(CycleSlot& slot, const ImageRef& image,
   }
   slot.Release({});
   if (!clean) {
-    Die(absl::StrCat("\"", strategy, "\" handed on bytes that a tenant wrote"));
+    Die(absl::StrCat("\"", strategy, "\" passed on bytes that a tenant wrote"));
   }
 }
 

@@ -35,11 +35,11 @@ struct CycleSettings {
 };
 
 inline constexpr uint32_t kMixedSame = 28;
-inline constexpr uint32_t kMixedDrifting = 4;
+inline constexpr uint32_t kMixedChurning = 4;
 
 // What one measurement changes.
 struct CycleChoice {
-  std::string pages;  // "same", "drifting", "mixed"
+  std::string pages;  // "same", "churning", "mixed"
   uint64_t touched_bytes = 0;
   uint32_t k = 0;
 };

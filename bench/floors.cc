@@ -1,4 +1,4 @@
-// What bounds the hand-over of a memory whose tenants write to other pages each
+// What bounds the cycle of a memory whose guests write to other pages each
 // time, whoever does it.
 //
 //   bazel run -c opt //bench:floors

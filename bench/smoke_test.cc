@@ -120,8 +120,8 @@ TEST_P(GoogleBenchmark, PrintsJson) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Programs, GoogleBenchmark,
-                         testing::Values("trap", "handover", "floors", "grow",
-                                         "locator"),
+                         testing::Values("trap", "acquire_release", "floors",
+                                         "grow", "locator"),
                          [](const auto& info) { return info.param; });
 
 TEST(FirstTouch, CoversEveryStrategy) {
@@ -221,11 +221,11 @@ TEST(Cycle, JsonHasARowForEachStrategy) {
   EXPECT_THAT(strategies[CycleRow::SQLITE], Contains(kDefaultName));
   EXPECT_THAT(strategies[CycleRow::SQLITE], Contains(kCopyOnWriteName));
   EXPECT_THAT(strategies[CycleRow::SQLITE], Contains(kCopyImageName));
-  const std::set<std::string> all_pages = {"same", "drifting", "mixed"};
+  const std::set<std::string> all_pages = {"same", "churning", "mixed"};
   EXPECT_EQ(pages[CycleRow::STEADY], all_pages);
   EXPECT_EQ(pages[CycleRow::THREADS], all_pages);
   EXPECT_EQ(pages[CycleRow::SQLITE],
-            (std::set<std::string>{"same", "drifting"}));
+            (std::set<std::string>{"same", "churning"}));
   EXPECT_EQ(threads, (std::set<int>{1, 2}));
 
   // Which goals there are, whether reached or not.
@@ -235,10 +235,10 @@ TEST(Cycle, JsonHasARowForEachStrategy) {
     EXPECT_EQ(goal.has_measured(), goal.has_reached()) << goal.DebugString();
   }
   EXPECT_EQ(goals, (std::set<std::string>{
-                       "same pages", "drifting pages", "mixed pages",
+                       "same pages", "churning pages", "mixed pages",
                        "first cycle, known image", "first cycle, new image",
                        "private KiB of an idle slot", "same pages, 2 threads",
-                       "drifting pages, 2 threads", "mixed pages, 2 threads",
+                       "churning pages, 2 threads", "mixed pages, 2 threads",
                        "SQLite"}));
 }
 
@@ -298,7 +298,7 @@ TEST(Flags, BadValuesAreNamed) {
   EXPECT_THAT(RunProgram("cycle", "--k=257", true).output,
               HasSubstr("--k: 257 is not in 0 to 256"));
   EXPECT_THAT(RunProgram("cycle", "--pages=some", true).output,
-              HasSubstr("--pages: some is none of same, drifting, mixed"));
+              HasSubstr("--pages: some is none of same, churning, mixed"));
   EXPECT_THAT(RunProgram("cycle", "--strategies=none", true).output,
               HasSubstr("--strategies: there is no such strategy"));
   EXPECT_THAT(RunProgram("cycle", "--tables=all", true).output,

@@ -39,8 +39,8 @@ class Tenants {
         same_(same),
         rows_(rows) {}
 
-  // Notes in `handover_ticks`, if there is one, what acquire and release took.
-  void Serve(std::vector<uint64_t>* handover_ticks) {
+  // Notes in `recycle_ticks`, if there is one, what acquire and release took.
+  void Serve(std::vector<uint64_t>* recycle_ticks) {
     const uint64_t begin = NowTicks();
     wasi_.Reset();
     SqliteGuest guest =
@@ -49,8 +49,8 @@ class Tenants {
     Request(guest);
     const uint64_t done = NowTicks();
     { const SqliteGuest gone = std::move(guest); }
-    if (handover_ticks != nullptr) {
-      handover_ticks->push_back(acquired - begin + (NowTicks() - done));
+    if (recycle_ticks != nullptr) {
+      recycle_ticks->push_back(acquired - begin + (NowTicks() - done));
     }
   }
 
@@ -64,7 +64,7 @@ class Tenants {
     for (uint64_t page = 0; page < image.pages().value(); ++page) {
       if (memcmp(memory + page * kPageBytes, image.PageBytes(PageIndex(page)),
                  kPageBytes) != 0) {
-        Die(absl::StrCat("\"", name, "\" handed on bytes that SQLite wrote"));
+        Die(absl::StrCat("\"", name, "\" passed on bytes that SQLite wrote"));
       }
     }
   }
@@ -97,15 +97,15 @@ struct Contender {
   std::optional<CallCounts> counts;
   std::unique_ptr<Tenants> tenants;
   RoundSamples whole;
-  RoundSamples handover;
+  RoundSamples recycle;
   std::vector<double> faults;
   std::vector<double> shootdowns;
 };
 
 void MeasureRound(const CycleSettings& settings, Contender& contender) {
   std::vector<uint64_t> ticks;
-  std::vector<uint64_t> handover_ticks;
-  for (std::vector<uint64_t>* vector : {&ticks, &handover_ticks}) {
+  std::vector<uint64_t> recycle_ticks;
+  for (std::vector<uint64_t>* vector : {&ticks, &recycle_ticks}) {
     // There before anything is counted.
     vector->resize(settings.cycles);
     vector->clear();
@@ -113,7 +113,7 @@ void MeasureRound(const CycleSettings& settings, Contender& contender) {
   const std::optional<uint64_t> shootdowns = TlbShootdowns();
   const uint64_t faults = MinorFaults();
   RunRound(
-      settings, [&] { contender.tenants->Serve(&handover_ticks); }, ticks);
+      settings, [&] { contender.tenants->Serve(&recycle_ticks); }, ticks);
   const uint64_t faults_after = MinorFaults();
   const std::optional<uint64_t> shootdowns_after = TlbShootdowns();
   const auto cycles = static_cast<double>(ticks.size());
@@ -124,7 +124,7 @@ void MeasureRound(const CycleSettings& settings, Contender& contender) {
         static_cast<double>(*shootdowns_after - *shootdowns) / cycles);
   }
   contender.whole.Add({std::move(ticks)});
-  contender.handover.Add({std::move(handover_ticks)});
+  contender.recycle.Add({std::move(recycle_ticks)});
 }
 
 }  // namespace
@@ -178,14 +178,14 @@ void MeasureSqlite(const CycleSettings& settings, const std::string& pages,
     row.set_threads(1);
     FillTimes(contender.whole, row);
     FillCounts(settings, contender.counts, row);
-    const RoundSamples& handover = contender.handover;
-    row.set_handover_median_ns(Median(handover.median_ns));
-    row.set_handover_mean_ns(Median(handover.mean_ns));
-    row.set_handover_p99_ns(Median(handover.p99_ns));
-    row.mutable_round_handover_median_ns()->Assign(handover.median_ns.begin(),
-                                                   handover.median_ns.end());
-    row.mutable_round_handover_mean_ns()->Assign(handover.mean_ns.begin(),
-                                                 handover.mean_ns.end());
+    const RoundSamples& recycle = contender.recycle;
+    row.set_handover_median_ns(Median(recycle.median_ns));
+    row.set_handover_mean_ns(Median(recycle.mean_ns));
+    row.set_handover_p99_ns(Median(recycle.p99_ns));
+    row.mutable_round_handover_median_ns()->Assign(recycle.median_ns.begin(),
+                                                   recycle.median_ns.end());
+    row.mutable_round_handover_mean_ns()->Assign(recycle.mean_ns.begin(),
+                                                 recycle.mean_ns.end());
     row.set_page_faults(Median(contender.faults));
     if (!contender.shootdowns.empty()) {
       row.set_tlb_shootdowns(Median(contender.shootdowns));

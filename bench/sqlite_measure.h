@@ -13,8 +13,8 @@ namespace firsttouch::bench {
 
 // Each cycle is a tenant: an instance of one snapshot with a database of
 // `rows` rows, a query, an insert and an update, and the release of its memory.
-// `pages`: "same", all tenants ask for the same rows, or "drifting", each for
-// others. Every answer is looked at; a wrong one, or a byte that was handed on,
+// `pages`: "same", all tenants ask for the same rows, or "churning", each for
+// others. Every answer is looked at; a wrong one, or a byte that was passed on,
 // ends the program. Only strategies whose name contains `only`; of the
 // settings, `strategies` plays no part.
 void MeasureSqlite(const CycleSettings& settings, const std::string& pages,

@@ -1,6 +1,6 @@
 // Acquire and release alone: nothing is touched in between.
 //
-//   bazel run -c opt //bench:handover
+//   bazel run -c opt //bench:acquire_release
 //
 // steady: the slot held the image before. rebind: it held another one. The
 // kernel's ways: MADV_DONTNEED of a mapping that nobody touched either, and
