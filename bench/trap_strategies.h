@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/trap.h"
 
 namespace firsttouch::bench {

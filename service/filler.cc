@@ -9,7 +9,7 @@
 #include <bit>
 
 #include "firsttouch/init/image_fetch.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/sabotage.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/units.h"
@@ -28,15 +28,15 @@ constexpr uint64_t kMaxWriteRunPages = 16;
 
 class Filler {
  public:
-  Filler(FaultCore& core, SlotState& slot, uint64_t size_pages,
+  Filler(FaultPool& fault_pool, SlotState& slot, uint64_t size_pages,
          const SignalSet* interrupted_mask = nullptr)
-      : core_(core),
+      : fault_pool_(fault_pool),
         slot_(slot),
         size_pages_(size_pages),
         interrupted_mask_(interrupted_mask) {
     // A thread that resolves for others must wake them also when the page is
     // there already: it may have come before they went to sleep.
-    policy_.wake_present = core.resolve == Resolve::kHandlerThread;
+    policy_.wake_present = fault_pool.resolve == Resolve::kHandlerThread;
     if (!slot.filled.load(std::memory_order_relaxed)) {
       slot.filled.store(true, std::memory_order_relaxed);
     }
@@ -90,7 +90,7 @@ class Filler {
 
   // More of the image is touched than was copied in beforehand.
   void AskForMapping() {
-    if (core_.backing == Backing::kShared && !slot_.image_mapped &&
+    if (fault_pool_.backing == Backing::kShared && !slot_.image_mapped &&
         !slot_.mapping_wanted.load(std::memory_order_relaxed)) {
       slot_.mapping_wanted.store(true, std::memory_order_relaxed);
     }
@@ -99,15 +99,17 @@ class Filler {
   // Pages of the granule around `page`, cut at the size, and to what the
   // image's source gives at once.
   uint64_t GranuleFirst(uint64_t page) const {
-    const uint64_t first = page / core_.granule_pages * core_.granule_pages;
+    const uint64_t first =
+        page / fault_pool_.granule_pages * fault_pool_.granule_pages;
     if (!HasSource()) return first;
     const uint64_t pages = slot_.image_fetch->granule_pages;
     return std::max(first, page / pages * pages);
   }
   uint64_t GranuleEnd(uint64_t page) const {
-    const uint64_t end = std::min(
-        page / core_.granule_pages * core_.granule_pages + core_.granule_pages,
-        size_pages_);
+    const uint64_t end =
+        std::min(page / fault_pool_.granule_pages * fault_pool_.granule_pages +
+                     fault_pool_.granule_pages,
+                 size_pages_);
     if (!HasSource()) return end;
     const uint64_t pages = slot_.image_fetch->granule_pages;
     return std::min(end, page / pages * pages + pages);
@@ -216,7 +218,7 @@ class Filler {
   // Pages of one group.
   FaultResult Unprotect(uint64_t page, uint64_t pages);
 
-  FaultCore& core_;
+  FaultPool& fault_pool_;
   SlotState& slot_;
   const uint64_t size_pages_;
   const SignalSet* const interrupted_mask_;
@@ -261,7 +263,7 @@ FaultResult Filler::MapImageGranule(uint64_t page) {
   if (HasSource()) {
     return ForMissingImageRuns(page, first, GranuleEnd(page), map);
   }
-  uint64_t pages = core_.granule_pages;
+  uint64_t pages = fault_pool_.granule_pages;
   if (slot_.read_run_end.load(std::memory_order_relaxed) == first) {
     pages = std::max(
         pages,
@@ -280,7 +282,8 @@ FaultResult Filler::MapRun(uint64_t page, uint64_t pages) {
   }
   const auto map = [&] {
     const FillResult fill = ContinueRange(
-        *core_.kernel, core_.uffd, Address(page), pages * kPageBytes,
+        *fault_pool_.kernel, fault_pool_.uffd, Address(page),
+        pages * kPageBytes,
         Sabotaged(Sabotage::kProtection) ? 0 : kUffdContinueWp, policy_);
     CountFilled(slot_.counters.pages_mapped, fill);
     MarkPresent(page, fill.bytes_done / kPageBytes);
@@ -313,8 +316,8 @@ FaultResult Filler::CopyImageGranule(uint64_t page) {
 FaultResult Filler::CopyRun(uint64_t page, uint64_t pages) {
   const auto copy = [&] {
     const FillResult fill =
-        CopyRange(*core_.kernel, core_.uffd, Address(page), ImageAddress(page),
-                  pages * kPageBytes, kUffdCopyWp, policy_);
+        CopyRange(*fault_pool_.kernel, fault_pool_.uffd, Address(page),
+                  ImageAddress(page), pages * kPageBytes, kUffdCopyWp, policy_);
     CountFilled(slot_.counters.pages_copied, fill);
     MarkPresent(page, fill.bytes_done / kPageBytes);
     return Outcome(fill, "UFFDIO_COPY");
@@ -345,8 +348,8 @@ FaultResult Filler::ZeroRun(uint64_t first, uint64_t pages) {
                            std::memory_order_relaxed);
   slot_.any_untracked.store(true, std::memory_order_relaxed);
   slot_.pages.NoteGroup(group);
-  FillResult fill = ZeroRange(*core_.kernel, core_.uffd, Address(first),
-                              pages * kPageBytes, 0, policy_);
+  FillResult fill = ZeroRange(*fault_pool_.kernel, fault_pool_.uffd,
+                              Address(first), pages * kPageBytes, 0, policy_);
   FaultResult result = Outcome(fill, "UFFDIO_ZEROPAGE");
   CountFilled(slot_.counters.pages_zeroed, fill);
   if (result.kind != FaultResult::Kind::kResolved) return result;
@@ -354,8 +357,8 @@ FaultResult Filler::ZeroRun(uint64_t first, uint64_t pages) {
     // ZEROPAGE, unlike COPY, also calls a page present that only carries a
     // marker (write-protected when it was dropped, or poisoned). Pages that are
     // really there are so for COPY as well.
-    fill = CopyRange(*core_.kernel, core_.uffd, Address(first),
-                     core_.zero_source, pages * kPageBytes, 0, policy_);
+    fill = CopyRange(*fault_pool_.kernel, fault_pool_.uffd, Address(first),
+                     fault_pool_.zero_source, pages * kPageBytes, 0, policy_);
     CountFilled(slot_.counters.pages_copied, fill);
     result = Outcome(fill, "UFFDIO_COPY");
     if (result.kind != FaultResult::Kind::kResolved) return result;
@@ -365,8 +368,9 @@ FaultResult Filler::ZeroRun(uint64_t first, uint64_t pages) {
 }
 
 FaultResult Filler::Unprotect(uint64_t page, uint64_t pages) {
-  const FillResult fill = WriteProtectRange(
-      *core_.kernel, core_.uffd, Address(page), pages * kPageBytes, 0, policy_);
+  const FillResult fill =
+      WriteProtectRange(*fault_pool_.kernel, fault_pool_.uffd, Address(page),
+                        pages * kPageBytes, 0, policy_);
   const FaultResult result = Outcome(fill, "UFFDIO_WRITEPROTECT");
   if (result.kind == FaultResult::Kind::kFailed) {
     // Open and still protected: to restore it would fault. Open and not known
@@ -383,7 +387,7 @@ FaultResult Filler::WriteImagePage(uint64_t page) {
   // Filled as a private page at once: filling a page that is not mapped yet
   // costs no TLB shootdown; copying one that is mapped does.
   PageRange range{page, 1};
-  if (core_.backing == Backing::kCopied) {
+  if (fault_pool_.backing == Backing::kCopied) {
     // The whole run of missing pages around it in one copy; all of them count
     // as changed, which costs less than to protect the others.
     range = MissingRunAround(page, ImageWord(page / kPagesPerGroup));
@@ -406,14 +410,15 @@ FaultResult Filler::CopyWritable(PageRange range, uintptr_t source) {
   MarkDirty(first, pages);
   uint64_t were_present = 0;
   const auto copy = [&] {
-    const FillResult fill = CopyRange(*core_.kernel, core_.uffd, Address(first),
-                                      source, pages * kPageBytes, 0, policy_);
+    const FillResult fill =
+        CopyRange(*fault_pool_.kernel, fault_pool_.uffd, Address(first), source,
+                  pages * kPageBytes, 0, policy_);
     CountFilled(slot_.counters.pages_copied, fill);
     were_present = fill.pages_present;
     return Outcome(fill, "UFFDIO_COPY");
   };
   FaultResult result = copy();
-  if (source != core_.zero_source) {
+  if (source != fault_pool_.zero_source) {
     if (result.error == EFAULT && HasSource()) {
       result = Fetch(first, pages);
       if (result.kind == FaultResult::Kind::kResolved) result = copy();
@@ -434,7 +439,7 @@ uint64_t Filler::WriteRun(uint64_t page, std::atomic<uint64_t>& last_end,
   uint64_t pages = 1;
   if (last_end.load(std::memory_order_relaxed) == page) {
     pages = std::min({2 * last_pages.load(std::memory_order_relaxed), most,
-                      core_.granule_pages, size_pages_ - page});
+                      fault_pool_.granule_pages, size_pages_ - page});
     const uint64_t group = page / kPagesPerGroup;
     const PageGroup& planes = slot_.pages.group(group);
     const uint64_t taken = other | ~SameMapping(group, page) |
@@ -457,7 +462,7 @@ FaultResult Filler::WriteZeroRun(uint64_t page) {
   const uint64_t pages =
       WriteRun(page, slot_.zero_run_end, slot_.zero_run_pages,
                ImageWord(page / kPagesPerGroup), kMaxZeroRunPages);
-  return CopyWritable({page, pages}, core_.zero_source);
+  return CopyWritable({page, pages}, fault_pool_.zero_source);
 }
 
 FaultResult Filler::Read(uint64_t page) {
@@ -534,7 +539,7 @@ FaultResult Filler::FillPrivate(uint64_t first, uint64_t end) {
         return OpenImagePages({page, pages});
       },
       [this](uint64_t page, uint64_t pages) {
-        return CopyWritable({page, pages}, core_.zero_source);
+        return CopyWritable({page, pages}, fault_pool_.zero_source);
       });
 }
 
@@ -561,8 +566,8 @@ bool FaultsWithoutEnd(SlotState& slot, uint64_t page) {
 
 }  // namespace
 
-FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept {
-  SlotState& slot = core.slots[fault.slot];
+FaultResult ResolveFault(FaultPool& fault_pool, const Fault& fault) noexcept {
+  SlotState& slot = fault_pool.slots[fault.slot];
   const uint64_t size_bytes = slot.size_bytes.load(std::memory_order_seq_cst);
   if (fault.offset_bytes >= size_bytes) {
     return {.kind = FaultResult::Kind::kOutOfBounds};
@@ -571,7 +576,7 @@ FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept {
   if (FaultsWithoutEnd(slot, page)) {
     return {FaultResult::Kind::kFailed, ELOOP, "the fault's resolution"};
   }
-  Filler filler(core, slot, PagesRoundedUp(size_bytes).value(),
+  Filler filler(fault_pool, slot, PagesRoundedUp(size_bytes).value(),
                 fault.interrupted_mask);
   const FaultResult result = fault.access == Access::kWrite
                                  ? filler.Write(page, fault.protection)
@@ -584,16 +589,18 @@ FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept {
   return result;
 }
 
-FaultResult FillPrivate(FaultCore& core, uint32_t slot, uint64_t first_page,
-                        uint64_t pages) noexcept {
+FaultResult FillPrivate(FaultPool& fault_pool, uint32_t slot,
+                        uint64_t first_page, uint64_t pages) noexcept {
   const uint64_t end = first_page + pages;
-  return Filler(core, core.slots[slot], end).FillPrivate(first_page, end);
+  return Filler(fault_pool, fault_pool.slots[slot], end)
+      .FillPrivate(first_page, end);
 }
 
-FaultResult MapClean(FaultCore& core, uint32_t slot, uint64_t first_page,
+FaultResult MapClean(FaultPool& fault_pool, uint32_t slot, uint64_t first_page,
                      uint64_t pages) noexcept {
   const uint64_t end = first_page + pages;
-  return Filler(core, core.slots[slot], end).MapClean(first_page, end);
+  return Filler(fault_pool, fault_pool.slots[slot], end)
+      .MapClean(first_page, end);
 }
 
 }  // namespace firsttouch

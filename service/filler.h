@@ -10,7 +10,7 @@
 #include <atomic>
 #include <cstdint>
 
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/slot_state.h"
 
 namespace firsttouch {
@@ -27,7 +27,7 @@ namespace firsttouch {
 // of the host that runs in between and leaves by longjmp. (The latter in the
 // wait for a PageSource only, where asynchronous signals are blocked as
 // signals.h says.)
-FaultResult ResolveFault(FaultCore& core, const Fault& fault) noexcept;
+FaultResult ResolveFault(FaultPool& fault_pool, const Fault& fault) noexcept;
 
 // What a thread that is not in the memory itself (a handler thread) does with
 // one event happens within the life of one of these. The event was read while
@@ -61,12 +61,12 @@ class FillForOther {
 // anybody touches them, as if each had been written to. For the slot's owner,
 // in pages that the kernel does not resolve by itself. A failure leaves pages
 // that a release cleans; what is missing is filled at its first touch, then.
-FaultResult FillPrivate(FaultCore& core, uint32_t slot, uint64_t first_page,
-                        uint64_t pages) noexcept;
+FaultResult FillPrivate(FaultPool& fault_pool, uint32_t slot,
+                        uint64_t first_page, uint64_t pages) noexcept;
 
 // Makes missing pages of [first_page, first_page + pages) as if each had been
 // read. For the slot's owner, likewise.
-FaultResult MapClean(FaultCore& core, uint32_t slot, uint64_t first_page,
+FaultResult MapClean(FaultPool& fault_pool, uint32_t slot, uint64_t first_page,
                      uint64_t pages) noexcept;
 
 }  // namespace firsttouch

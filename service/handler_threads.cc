@@ -32,10 +32,11 @@ namespace {
 
 // The faulting thread waits for ever unless something happens to its page: ends
 // the process, saying why, where nothing can.
-[[noreturn]] void Die(const FaultCore& core, const char* call, int error) {
+[[noreturn]] void Die(const FaultPool& fault_pool, const char* call,
+                      int error) {
   RawText()
       .Text("firsttouch: handler thread of pool \"")
-      .Text(core.name)
+      .Text(fault_pool.name)
       .Text("\": ")
       .Text(call)
       .Text(" failed with errno ")
@@ -59,55 +60,55 @@ struct Noted {
 // page is given back first, as Trim() does; the slot is nobody else's
 // meanwhile. False where somebody has it by now: the touch is then to be looked
 // at anew.
-bool MakeIdlePageTrapping(FaultCore& core, uint32_t slot_number,
+bool MakeIdlePageTrapping(FaultPool& fault_pool, uint32_t slot_number,
                           uintptr_t page_address) {
-  SlotState& slot = core.slots[slot_number];
+  SlotState& slot = fault_pool.slots[slot_number];
   const std::optional<SlotLifecycle> before = slot.lifecycle.BeginTrim();
   if (!before.has_value() && slot.lifecycle.Load(std::memory_order_acquire) !=
                                  SlotLifecycle::kQuarantined) {
     return false;
   }
   const CallResult dropped =
-      DropMappedPages(*core.kernel, page_address, kPageBytes);
-  if (!dropped.ok()) Die(core, "MADV_DONTNEED", dropped.error);
+      DropMappedPages(*fault_pool.kernel, page_address, kPageBytes);
+  if (!dropped.ok()) Die(fault_pool, "MADV_DONTNEED", dropped.error);
   // A private mapping of a file keeps the mark of a protected page, which lies
   // where the poison is to be.
-  core.kernel->WriteProtect(core.uffd, page_address, kPageBytes, 0);
+  fault_pool.kernel->WriteProtect(fault_pool.uffd, page_address, kPageBytes, 0);
   bool placed = false;
   const FaultResult trapping =
-      MakeTrapping(core, slot_number, page_address, &placed);
+      MakeTrapping(fault_pool, slot_number, page_address, &placed);
   if (trapping.kind == FaultResult::Kind::kFailed) {
-    Die(core, trapping.call, trapping.error);
+    Die(fault_pool, trapping.call, trapping.error);
   }
   if (before.has_value()) slot.lifecycle.Move(*before);
   return true;
 }
 
-void Handle(FaultCore& core, const Noted& event) {
+void Handle(FaultPool& fault_pool, const Noted& event) {
   const uint64_t start_ns = MonotonicNanos();
   const uintptr_t page_address = RoundDownToPage(event.address);
-  const uint32_t slot = LocateIn(core.entry, event.address).slot;
-  const FillForOther fill(core.slots[slot], event.lease);
+  const uint32_t slot = LocateIn(fault_pool.entry, event.address).slot;
+  const FillForOther fill(fault_pool.slots[slot], event.lease);
   if (!fill.is_current()) {
     // Whoever waited has left the memory. Should somebody still wait (a host
     // that released a memory with a guest in it), that touch is looked at anew.
-    core.kernel->Wake(core.uffd, page_address, kPageBytes);
+    fault_pool.kernel->Wake(fault_pool.uffd, page_address, kPageBytes);
     return;
   }
-  const Location where = LocateIn(core.entry, event.address);
+  const Location where = LocateIn(fault_pool.entry, event.address);
   FaultResult result{FaultResult::Kind::kOutOfBounds, 0, ""};
   // By pages: in a last page that the size ends in, the rest is accessible too,
   // and the page must not be made to trap.
   if (where.page_in_bounds) {
     result = ResolveFault(
-        core, {.slot = where.slot,
-               .offset_bytes = where.page * kPageBytes,
-               .access = event.is_write ? Access::kWrite : Access::kRead,
-               .protection = event.is_write_protect});
+        fault_pool, {.slot = where.slot,
+                     .offset_bytes = where.page * kPageBytes,
+                     .access = event.is_write ? Access::kWrite : Access::kRead,
+                     .protection = event.is_write_protect});
   }
   if (result.kind == FaultResult::Kind::kResolved) {
-    core.shards[where.slot % FaultCore::kShards].latency.Add(MonotonicNanos() -
-                                                             start_ns);
+    fault_pool.shards[where.slot % FaultPool::kShards].latency.Add(
+        MonotonicNanos() - start_ns);
     return;
   }
   if (result.kind == FaultResult::Kind::kGone) return;
@@ -116,42 +117,42 @@ void Handle(FaultCore& core, const Noted& event) {
   // supplied: the thread's own attempt to resolve it then says what failed.
   bool placed = false;
   const FaultResult trapping =
-      MakeTrapping(core, where.slot, page_address, &placed);
+      MakeTrapping(fault_pool, where.slot, page_address, &placed);
   if (trapping.kind == FaultResult::Kind::kFailed) {
-    Die(core, trapping.call, trapping.error);
+    Die(fault_pool, trapping.call, trapping.error);
   }
-  if (result.kind == FaultResult::Kind::kOutOfBounds && !core.poison &&
-      LocateIn(core.entry, event.address).page_in_bounds) {
+  if (result.kind == FaultResult::Kind::kOutOfBounds && !fault_pool.poison &&
+      LocateIn(fault_pool.entry, event.address).page_in_bounds) {
     // The memory has grown meanwhile, and the page may have been written to:
     // unlike POISON, mprotect(2) does not spare a page that is there.
-    MakeAccessible(core, page_address);
-    core.kernel->Wake(core.uffd, page_address, kPageBytes);
+    MakeAccessible(fault_pool, page_address);
+    fault_pool.kernel->Wake(fault_pool.uffd, page_address, kPageBytes);
     return;
   }
   if (result.kind == FaultResult::Kind::kOutOfBounds && !placed &&
-      !MakeIdlePageTrapping(core, where.slot, page_address)) {
-    core.kernel->Wake(core.uffd, page_address, kPageBytes);
+      !MakeIdlePageTrapping(fault_pool, where.slot, page_address)) {
+    fault_pool.kernel->Wake(fault_pool.uffd, page_address, kPageBytes);
     return;
   }
   // A page that is there cannot be made to trap, and the thread would fault on
   // it without end. (One whose contents could not be had is not there: it traps
   // already, by another thread's touch, or was brought since.)
   if (result.kind == FaultResult::Kind::kFailed && !placed) {
-    Die(core, result.call, result.error);
+    Die(fault_pool, result.call, result.error);
   }
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<HandlerThreads>> HandlerThreads::Start(
-    FaultCore& core, const std::string& name, uint32_t count) {
-  const CallResult stop = core.kernel->EventFd();
+    FaultPool& fault_pool, const std::string& name, uint32_t count) {
+  const CallResult stop = fault_pool.kernel->EventFd();
   if (!stop.ok()) {
     return absl::ErrnoToStatus(stop.error,
                                "eventfd(2) to end the handler threads by");
   }
-  std::unique_ptr<HandlerThreads> threads(
-      new HandlerThreads(core, UniqueFd(static_cast<int>(stop.value)), count));
+  std::unique_ptr<HandlerThreads> threads(new HandlerThreads(
+      fault_pool, UniqueFd(static_cast<int>(stop.value)), count));
   for (uint32_t i = 0; i < count; ++i) {
     absl::StatusOr<std::thread> thread = StartSignalMaskedThread(
         absl::StrCat("ft:", name),
@@ -186,17 +187,17 @@ void HandlerThreads::WaitForReads() const {
 }
 
 void HandlerThreads::Run(Reader& self) {
-  EventReader reader(*core_.kernel, core_.uffd);
+  EventReader reader(*fault_pool_.kernel, fault_pool_.uffd);
   std::array<Noted, EventReader::kBatch> noted;
-  pollfd fds[2] = {{core_.uffd, POLLIN, 0}, {stop_.get(), POLLIN, 0}};
+  pollfd fds[2] = {{fault_pool_.uffd, POLLIN, 0}, {stop_.get(), POLLIN, 0}};
   while (true) {
-    const CallResult poll = core_.kernel->Poll(fds, 2, -1);
+    const CallResult poll = fault_pool_.kernel->Poll(fds, 2, -1);
     if (!poll.ok()) {
       if (poll.error == EINTR) continue;
-      Die(core_, "poll", poll.error);
+      Die(fault_pool_, "poll", poll.error);
     }
     if (fds[1].revents != 0) return;
-    if ((fds[0].revents & POLLNVAL) != 0) Die(core_, "poll", EBADF);
+    if ((fds[0].revents & POLLNVAL) != 0) Die(fault_pool_, "poll", EBADF);
     // An event leaves the queue when the thread that waits does, and from then
     // on nothing tells whose it was: a release that begins while events are
     // neither in the queue nor noted waits (WaitForReads).
@@ -206,7 +207,7 @@ void HandlerThreads::Run(Reader& self) {
     for (const Event& event : batch.events) {
       if (event.kind != Event::Kind::kPagefault) continue;
       const SlotState& slot =
-          core_.slots[LocateIn(core_.entry, event.address).slot];
+          fault_pool_.slots[LocateIn(fault_pool_.entry, event.address).slot];
       noted[count++] = {
           .address = event.address,
           .is_write = event.is_write() || event.is_write_protect(),
@@ -214,8 +215,8 @@ void HandlerThreads::Run(Reader& self) {
           .lease = slot.lease.load(std::memory_order_relaxed)};
     }
     self.turn.fetch_add(1, std::memory_order_release);
-    if (batch.error != 0) Die(core_, "read", batch.error);
-    for (size_t i = 0; i < count; ++i) Handle(core_, noted[i]);
+    if (batch.error != 0) Die(fault_pool_, "read", batch.error);
+    for (size_t i = 0; i < count; ++i) Handle(fault_pool_, noted[i]);
   }
 }
 

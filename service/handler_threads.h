@@ -12,7 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/unique_fd.h"
 
@@ -23,10 +23,10 @@ namespace firsttouch {
 // the host runs on them. Thread-compatible.
 class HandlerThreads {
  public:
-  // `core` must outlive the threads. Errors: ResourceExhausted when a thread or
-  // a descriptor cannot be had; no thread is left behind then.
+  // `fault_pool` must outlive the threads. Errors: ResourceExhausted when a
+  // thread or a descriptor cannot be had; no thread is left behind then.
   static absl::StatusOr<std::unique_ptr<HandlerThreads>> Start(
-      FaultCore& core, const std::string& name, uint32_t count);
+      FaultPool& fault_pool, const std::string& name, uint32_t count);
 
   HandlerThreads(const HandlerThreads&) = delete;
   HandlerThreads& operator=(const HandlerThreads&) = delete;
@@ -48,15 +48,15 @@ class HandlerThreads {
     std::atomic<uint64_t> turn{0};
   };
 
-  HandlerThreads(FaultCore& core, UniqueFd stop, uint32_t count)
-      : core_(core),
+  HandlerThreads(FaultPool& fault_pool, UniqueFd stop, uint32_t count)
+      : fault_pool_(fault_pool),
         stop_(std::move(stop)),
         readers_(std::make_unique<Reader[]>(count)),
         reader_count_(count) {}
 
   void Run(Reader& self);
 
-  FaultCore& core_;
+  FaultPool& fault_pool_;
   UniqueFd stop_;
   const std::unique_ptr<Reader[]> readers_;
   const uint32_t reader_count_;

@@ -7,29 +7,29 @@
 #include <signal.h>
 
 #include "firsttouch/service/accessible.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/filler.h"
 #include "firsttouch/service/trapping_pages.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
 
-FaultResult ResolveSignalByFilling(FaultCore& core,
+FaultResult ResolveSignalByFilling(FaultPool& fault_pool,
                                    const SignalFault& fault) noexcept {
   if (fault.signal == SIGSEGV) {
     // Grown into since it was made to trap, or a page that the handler thread
     // could not supply: this thread finds out which.
-    if (core.resolve != Resolve::kHandlerThread || core.poison ||
-        !MakeAccessible(core, RoundDownToPage(fault.address))) {
+    if (fault_pool.resolve != Resolve::kHandlerThread || fault_pool.poison ||
+        !MakeAccessible(fault_pool, RoundDownToPage(fault.address))) {
       return {.kind = FaultResult::Kind::kNotOurs};
     }
   }
   Fault touch = fault.touch;
   if (touch.access == Access::kExecute) touch.access = Access::kRead;
-  return ResolveFault(core, touch);
+  return ResolveFault(fault_pool, touch);
 }
 
-FaultResult ResolveSignalOfKernelsPage(FaultCore&,
+FaultResult ResolveSignalOfKernelsPage(FaultPool&,
                                        const SignalFault& fault) noexcept {
   if (fault.signal == SIGBUS) {
     return {FaultResult::Kind::kNoContents, EFAULT,

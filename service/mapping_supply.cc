@@ -52,10 +52,11 @@ std::byte* PointerTo(const SlotState& slot, uint64_t page) {
   return reinterpret_cast<std::byte*>(AddressOf(slot, page));
 }
 
-absl::Status Failed(const FaultCore& core, const SlotState& slot, int error,
-                    const char* call, uint64_t first_page, uint64_t pages) {
+absl::Status Failed(const FaultPool& fault_pool, const SlotState& slot,
+                    int error, const char* call, uint64_t first_page,
+                    uint64_t pages) {
   return PagesCallFailed(
-      core, slot, error, call, first_page, pages,
+      fault_pool, slot, error, call, first_page, pages,
       {.data_bytes = pages * kPageBytes,
        .mappings = " (without userfaultfd a slot needs three mappings)"});
 }
@@ -97,7 +98,7 @@ bool RestoreBytes(const SlotState& slot, uint64_t first_page, uint64_t pages) {
 
 MappingSupply::MappingSupply(const SuppliedPool& pool, Supply supply,
                              std::string reason)
-    : core_(pool.fault_core),
+    : fault_pool_(pool.fault_pool),
       kernel_(pool.kernel),
       options_(pool.options),
       layout_(pool.layout),
@@ -147,9 +148,9 @@ absl::Status MappingSupply::OpenScan(bool may_choose) {
 
 absl::Status MappingSupply::Attach(const Reservation&) {
   // What is inaccessible is what traps: nothing is to be done before a Bind().
-  core_.backing = Backing::kShared;
-  core_.resolve = Resolve::kInThread;
-  core_.resolve_signal = &ResolveSignalOfKernelsPage;
+  fault_pool_.backing = Backing::kShared;
+  fault_pool_.resolve = Resolve::kInThread;
+  fault_pool_.resolve_signal = &ResolveSignalOfKernelsPage;
   return absl::OkStatus();
 }
 
@@ -183,14 +184,14 @@ absl::Status MappingSupply::MapAnew(SlotState& slot, uint64_t first_page,
                    file.fd < 0 ? 0 : file.offset_bytes);
   if (!mapped.ok()) {
     if (!StaysReserved(kernel_, start, bytes)) slot.place_lost = true;
-    return Failed(core_, slot, mapped.error, "mmap", first_page, pages);
+    return Failed(fault_pool_, slot, mapped.error, "mmap", first_page, pages);
   }
   const MappingResult set = SetMappingProperties(
       kernel_, start, bytes,
       {.include_in_core_dump = options_.include_in_core_dump});
   Count(slot.counters.kernel_calls, set.calls);
   if (!set.ok()) {
-    return Failed(core_, slot, set.error, set.call, first_page, pages);
+    return Failed(fault_pool_, slot, set.error, set.call, first_page, pages);
   }
   if (absl::Status status =
           Protect(slot, first_page, first_page + pages, kAccessible);
@@ -198,7 +199,7 @@ absl::Status MappingSupply::MapAnew(SlotState& slot, uint64_t first_page,
     return status;
   }
   // Also makes it one mapping again with what lies behind.
-  if (file.fd < 0) NameReservedRange(start, bytes, core_.name);
+  if (file.fd < 0) NameReservedRange(start, bytes, fault_pool_.name);
   return absl::OkStatus();
 }
 
@@ -246,7 +247,7 @@ absl::Status MappingSupply::Protect(SlotState& slot, uint64_t first_page,
   const CallResult done = kernel_.Mprotect(AddressOf(slot, first_page),
                                            pages * kPageBytes, protection);
   if (done.ok()) return absl::OkStatus();
-  return Failed(core_, slot, done.error, "mprotect", first_page, pages);
+  return Failed(fault_pool_, slot, done.error, "mprotect", first_page, pages);
 }
 
 absl::Status MappingSupply::Drop(SlotState& slot, uint64_t first_page,
@@ -257,7 +258,7 @@ absl::Status MappingSupply::Drop(SlotState& slot, uint64_t first_page,
   const CallResult dropped =
       DropMappedPages(kernel_, AddressOf(slot, first_page), pages * kPageBytes);
   if (!dropped.ok()) {
-    return Failed(core_, slot, dropped.error, "MADV_DONTNEED", first_page,
+    return Failed(fault_pool_, slot, dropped.error, "MADV_DONTNEED", first_page,
                   pages);
   }
   CountOwned(slot.counters.pages_dropped, pages);
@@ -435,7 +436,7 @@ absl::Status MappingSupply::ScanAndRestore(SlotState& slot, uint64_t keep_pages,
       &calls);
   Count(slot.counters.kernel_calls, calls);
   if (error != 0) {
-    return Failed(core_, slot, error, "PAGEMAP_SCAN", 0, keep_pages);
+    return Failed(fault_pool_, slot, error, "PAGEMAP_SCAN", 0, keep_pages);
   }
   if (drops_all) {
     private_end = 0;
@@ -460,7 +461,7 @@ absl::Status MappingSupply::ScanAndRestore(SlotState& slot, uint64_t keep_pages,
 absl::Status MappingSupply::NoteDropped(SlotState& slot, const PageSpan& span,
                                         int error) {
   if (error != 0) {
-    return Failed(core_, slot, error, "MADV_DONTNEED", span.first_page,
+    return Failed(fault_pool_, slot, error, "MADV_DONTNEED", span.first_page,
                   span.end_page - span.first_page);
   }
   CountOwned(slot.counters.pages_dropped, span.known_pages);

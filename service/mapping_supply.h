@@ -131,7 +131,7 @@ class MappingSupply final : public MemorySupply {
   };
 
   SlotMappings& Of(const SlotState& slot) const {
-    return slots_[&slot - core_.slots];
+    return slots_[&slot - fault_pool_.slots];
   }
   MappingSupply(const SuppliedPool& pool, Supply supply, std::string reason);
   // Opens pagemap_, or settles for kMappingsDrop.
@@ -156,7 +156,7 @@ class MappingSupply final : public MemorySupply {
   int Scan(const SlotState& slot, uint64_t end_page,
            absl::FunctionRef<bool(const Run&)> visit, uint64_t* calls) const;
 
-  FaultCore& core_;
+  FaultPool& fault_pool_;
   Kernel& kernel_;
   const ServiceOptions& options_;
   const PoolLayout& layout_;

@@ -9,7 +9,7 @@
 //   service (service_pool.h)                        fault path (signal_path.cc)
 //     | acquire  Bind, Prefill                 | a signal in bounds
 //     | grow     Open, NoteGrown               v
-//     | release  StopFills, Restore         FaultCore::resolve_signal
+//     | release  StopFills, Restore         FaultPool::resolve_signal
 //     | trim     KeptSpan, NoteDropped         ^
 //     v                                        | set by the supply
 //   MemorySupply <-----------------------------+
@@ -43,7 +43,7 @@
 #include "firsttouch/init/image.h"
 #include "firsttouch/pool/layout.h"
 #include "firsttouch/pool/reservation.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/memory_pages.h"
 #include "firsttouch/service/options.h"
 #include "firsttouch/service/page_states.h"
@@ -64,7 +64,7 @@ struct SuppliedPool {
   // A supply fills in what is its own: uffd, resolve_signal, backing, resolve,
   // poison, zero_source. From Attach() on, the rest is there, but for
   // `entry`, which is there from Start() on.
-  FaultCore& fault_core;
+  FaultPool& fault_pool;
 };
 
 // What the service and its users are told of a supply.

@@ -13,7 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "firsttouch/init/image.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/in_bounds_faults.h"
 #include "firsttouch/service/memory_supply.h"
 #include "firsttouch/service/slot_record.h"
@@ -33,8 +33,8 @@ class PlainSupply final : public MemorySupply {
         slots_(std::make_unique<PlainSlot[]>(pool.layout.slots())) {}
 
   absl::Status Attach(const Reservation&) override {
-    pool_.fault_core.resolve = Resolve::kInThread;
-    pool_.fault_core.resolve_signal = &ResolveSignalOfKernelsPage;
+    pool_.fault_pool.resolve = Resolve::kInThread;
+    pool_.fault_pool.resolve_signal = &ResolveSignalOfKernelsPage;
     return absl::OkStatus();
   }
   // No user can ask for it; this is the one that it is most like.
@@ -165,7 +165,7 @@ class PlainSupply final : public MemorySupply {
   };
 
   PlainSlot& Of(const SlotState& slot) const {
-    return slots_[&slot - pool_.fault_core.slots];
+    return slots_[&slot - pool_.fault_pool.slots];
   }
 
   static std::byte* PageOf(const SlotState& slot, uint64_t page) {

@@ -69,7 +69,7 @@ std::vector<ControlName> NamesUpTo(Enum last, const char* (*name_of)(Enum)) {
 
 void ServicePool::Publish() {
   ControlHeader header = {};
-  header.pool_id = fault_core_.entry.pool_id;
+  header.pool_id = fault_pool_.entry.pool_id;
   header.base = reservation_->base();
   header.reservation_bytes = layout_.reservation_bytes();
   header.first_memory_offset_bytes = layout_.first_memory_offset_bytes();

@@ -211,7 +211,7 @@ bool ServicePool::AnyHeld() const {
 }
 
 void ServicePool::Orphan(std::unique_ptr<ServicePool> pool) {
-  if (!pool->fault_core_.InOwnerProcess()) {
+  if (!pool->fault_pool_.InOwnerProcess()) {
     // A forked child: threads of the parent that were in the middle of a
     // release are not here to finish it. Nothing of the pool is the child's
     // anyway.

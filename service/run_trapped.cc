@@ -113,7 +113,7 @@ absl::Status RunTrapped(const Memory& memory, absl::FunctionRef<void()> run,
   const SlotIndex slot(memory.pool_->SlotNumber(*memory.slot_));
   const auto base = reinterpret_cast<uintptr_t>(memory.base());
   Run here = {
-      .pool_id = memory.pool_->fault_core().entry.pool_id,
+      .pool_id = memory.pool_->fault_pool().entry.pool_id,
       .instance = memory.instance(),
       .memory = memory.memory_index(),
       .begin = base - layout.guard_in_front_bytes(slot),

@@ -41,7 +41,7 @@ const ServiceOptions& Service::options() const { return pool_->options(); }
 
 Supply Service::supply() const { return pool_->supply(); }
 
-Backing Service::backing() const { return pool_->fault_core().backing; }
+Backing Service::backing() const { return pool_->fault_pool().backing; }
 
 bool Service::serves_kernel_faults() const {
   return pool_->serves_kernel_faults();
@@ -49,8 +49,8 @@ bool Service::serves_kernel_faults() const {
 
 const PoolLayout& Service::layout() const { return pool_->layout(); }
 
-uintptr_t Service::base() const { return pool_->fault_core().entry.base; }
+uintptr_t Service::base() const { return pool_->fault_pool().entry.base; }
 
-uint32_t Service::pool_id() const { return pool_->fault_core().entry.pool_id; }
+uint32_t Service::pool_id() const { return pool_->fault_pool().entry.pool_id; }
 
 }  // namespace firsttouch

@@ -34,7 +34,7 @@ void ForgetPoolsOfParent(const PoolEntry& entry) {
   for (uint64_t at = 0; at < entry.bytes; at += kLocatorChunkBytes) {
     const PoolEntry* there = FindPool(entry.base + at);
     if (there != nullptr &&
-        !static_cast<FaultCore*>(there->owner)->InOwnerProcess()) {
+        !static_cast<FaultPool*>(there->owner)->InOwnerProcess()) {
       UnregisterPool(there);
     }
   }
@@ -64,11 +64,11 @@ absl::StatusOr<std::unique_ptr<ServicePool>> ServicePool::Create(
   }
   absl::StatusOr<PoolLayout> layout = PoolLayout::Compute(options.layout);
   if (!layout.ok()) return layout.status();
-  std::unique_ptr<ServicePool> core(
+  std::unique_ptr<ServicePool> pool(
       new ServicePool(std::move(options), kernel, *layout));
-  if (absl::Status status = core->Start(open_supply); !status.ok())
+  if (absl::Status status = pool->Start(open_supply); !status.ok())
     return status;
-  return core;
+  return pool;
 }
 
 absl::Status ServicePool::MapBookKeeping() {
@@ -102,7 +102,7 @@ absl::Status ServicePool::Start(SupplyOpener open_supply) {
       open_supply({.options = options_,
                    .layout = layout_,
                    .kernel = kernel_,
-                   .fault_core = fault_core_});
+                   .fault_pool = fault_pool_});
   if (!supply.ok()) return supply.status();
   supply_ = *std::move(supply);
   // What is written below, whatever the memories' size.
@@ -124,12 +124,12 @@ absl::Status ServicePool::Start(SupplyOpener open_supply) {
   reservation_.emplace(*std::move(reservation));
   if (absl::Status status = MapBookKeeping(); !status.ok()) return status;
 
-  fault_core_.kernel = &kernel_;
-  fault_core_.granule_pages = layout_.options().granule_bytes / kPageBytes;
-  fault_core_.slots = slots_.get();
-  fault_core_.name = options_.name.c_str();
-  fault_core_.trap_callback = options_.trap_callback;
-  fault_core_.trap_user = options_.trap_user;
+  fault_pool_.kernel = &kernel_;
+  fault_pool_.granule_pages = layout_.options().granule_bytes / kPageBytes;
+  fault_pool_.slots = slots_.get();
+  fault_pool_.name = options_.name.c_str();
+  fault_pool_.trap_callback = options_.trap_callback;
+  fault_pool_.trap_user = options_.trap_user;
   if (absl::Status status = supply_->Attach(*reservation_); !status.ok()) {
     return status;
   }
@@ -138,7 +138,7 @@ absl::Status ServicePool::Start(SupplyOpener open_supply) {
   }
   steady_.max_cycles = supply_->traits().steady_cycles;
 
-  PoolEntry& entry = fault_core_.entry;
+  PoolEntry& entry = fault_pool_.entry;
   entry.base = reservation_->base();
   entry.bytes = reservation_->bytes();
   entry.first_memory_offset_bytes = layout_.first_memory_offset_bytes();
@@ -149,7 +149,7 @@ absl::Status ServicePool::Start(SupplyOpener open_supply) {
   entry.memories_per_instance = layout_.options().memories_per_instance;
   entry.first_size_bytes = &slots_[0].size_bytes;
   entry.size_stride_bytes = sizeof(SlotState);
-  entry.owner = &fault_core_;
+  entry.owner = &fault_pool_;
   entry.pool_id = g_next_pool_id.fetch_add(1, std::memory_order_relaxed);
   ForgetPoolsOfParent(entry);
   if (absl::Status status = RegisterPool(&entry); !status.ok()) return status;
@@ -191,14 +191,14 @@ ServicePool::~ServicePool() {
     static_cast<void>(background_reclaim_.release());
     static_cast<void>(slots_.release());
     static_cast<void>(control_.release());
-    if (registered_) UnregisterPool(&fault_core_.entry);
+    if (registered_) UnregisterPool(&fault_pool_.entry);
     return;
   }
   // First nobody places pages any more (no guest code runs either), then the
   // memory goes, and only then what guards it.
   background_reclaim_.reset();
   if (supply_ != nullptr) supply_->Stop();
-  if (registered_) UnregisterPool(&fault_core_.entry);
+  if (registered_) UnregisterPool(&fault_pool_.entry);
   reservation_.reset();
   supply_.reset();
   if (handler_installed_) {
@@ -233,7 +233,7 @@ ServiceStats ServicePool::Stats() const {
           slots_[i].idle_pages.load(std::memory_order_relaxed) * kPageBytes;
     }
   }
-  for (const FaultCore::Shard& shard : fault_core_.shards) {
+  for (const FaultPool::Shard& shard : fault_pool_.shards) {
     for (int i = 0; i < LatencyHistogram::kBuckets; ++i) {
       stats.fault_latency[i] +=
           shard.latency.bucket[i].load(std::memory_order_relaxed);

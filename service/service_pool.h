@@ -44,7 +44,7 @@
 #include "firsttouch/pool/reservation.h"
 #include "firsttouch/pool/slot_allocator.h"
 #include "firsttouch/service/background_reclaim.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/memory.h"
 #include "firsttouch/service/memory_supply.h"
 #include "firsttouch/service/options.h"
@@ -108,7 +108,7 @@ class ServicePool {
 
   const ServiceOptions& options() const { return options_; }
   const PoolLayout& layout() const { return layout_; }
-  const FaultCore& fault_core() const { return fault_core_; }
+  const FaultPool& fault_pool() const { return fault_pool_; }
   Supply supply() const { return supply_->traits().kind; }
   bool serves_kernel_faults() const {
     return supply_->traits().serves_kernel_faults;
@@ -239,7 +239,7 @@ class ServicePool {
     Steady(uint64_t pool_number, Kernel& kernel)
         : number(pool_number), fence(kernel) {}
 
-    // As in fault_core_.
+    // As in fault_pool_.
     const ProcessMark made_by = ProcessMark::Here();
     // Unique among all pools that this process ever had.
     const uint64_t number;
@@ -260,7 +260,7 @@ class ServicePool {
   const ServiceOptions options_;
   Kernel& kernel_;
   const PoolLayout layout_;
-  FaultCore fault_core_;
+  FaultPool fault_pool_;
   std::unique_ptr<MemorySupply> supply_;
   std::optional<Reservation> reservation_;
   // Has the records and page states of all slots.

@@ -14,7 +14,7 @@
 #include <atomic>
 
 #include "firsttouch/locator/lookup.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/handle_fault.h"
 #include "firsttouch/service/raw_text.h"
 #include "firsttouch/service/restore_page.h"
@@ -51,13 +51,13 @@ void RestoreMask(const ucontext_t& context) {
   ChangeSignalMask(SIG_SETMASK, SignalSetOf(context.uc_sigmask));
 }
 
-void SayCannotSupply(const FaultCore& core, const Location& where,
+void SayCannotSupply(const FaultPool& fault_pool, const Location& where,
                      const FaultResult& failed) {
   RawText()
       .Text("firsttouch: cannot supply the page at offset ")
       .Signed(where.offset_bytes)
       .Text(" of pool \"")
-      .Text(core.name)
+      .Text(fault_pool.name)
       .Text("\", instance ")
       .Number(where.instance)
       .Text(", memory ")
@@ -116,15 +116,15 @@ void SayWhatKeepsSignals(RawText& text, const ucontext_t& context) {
 
 // Says of a touch in the part of a guard that two memories can reach that
 // nobody took it.
-void SayUnowned(const FaultCore& core, const Location& where,
+void SayUnowned(const FaultPool& fault_pool, const Location& where,
                 const TrapInfo& trap, const ucontext_t& context) {
-  const uint32_t per_instance = core.entry.memories_per_instance;
+  const uint32_t per_instance = fault_pool.entry.memories_per_instance;
   const uint32_t behind = where.slot + 1;
   RawText text;
   text.Text("firsttouch: out of bounds ")
       .Text(AccessName(trap.access))
       .Text(" in pool \"")
-      .Text(core.name)
+      .Text(fault_pool.name)
       .Text("\", in the guard between instance ")
       .Number(where.instance)
       .Text(", memory ")
@@ -137,7 +137,7 @@ void SayUnowned(const FaultCore& core, const Location& where,
       .Number(behind % per_instance)
       .Text(" (offset ")
       .Signed(where.offset_bytes -
-              static_cast<int64_t>(core.entry.slot_stride_bytes))
+              static_cast<int64_t>(fault_pool.entry.slot_stride_bytes))
       .Text("), which both can reach (address ")
       .Hex(trap.address)
       .Text(", instruction ")
@@ -148,16 +148,17 @@ void SayUnowned(const FaultCore& core, const Location& where,
 }
 
 // `failed`: of a touch in bounds, what could not be done about it.
-FaultOutcome Trap(FaultCore& core, const Location& where, uintptr_t address,
-                  ucontext_t& context, const FaultResult& failed) {
-  SlotState& slot = core.slots[where.slot];
+FaultOutcome Trap(FaultPool& fault_pool, const Location& where,
+                  uintptr_t address, ucontext_t& context,
+                  const FaultResult& failed) {
+  SlotState& slot = fault_pool.slots[where.slot];
   Count(slot.counters.traps);
   // Where two memories can be meant, a callback of the wrong one may leave by a
   // jump to another thread's stack.
   const bool owned = where.place != Place::kGuardUnowned;
   TrapInfo trap;
-  trap.pool_id = core.entry.pool_id;
-  trap.pool_name = core.name;
+  trap.pool_id = fault_pool.entry.pool_id;
+  trap.pool_name = fault_pool.name;
   trap.instance = owned ? where.instance : kNoMemory;
   trap.memory = owned ? where.memory : kNoMemory;
   trap.leased = owned && slot.lifecycle.Load(std::memory_order_acquire) ==
@@ -183,25 +184,25 @@ FaultOutcome Trap(FaultCore& core, const Location& where, uintptr_t address,
       return FaultOutcome::kResolved;
     }
   }
-  if (core.trap_callback != nullptr) {
-    trap.user = core.trap_user;
-    if (core.trap_callback(trap) == TrapAction::kResume) {
+  if (fault_pool.trap_callback != nullptr) {
+    trap.user = fault_pool.trap_user;
+    if (fault_pool.trap_callback(trap) == TrapAction::kResume) {
       return FaultOutcome::kResolved;
     }
   }
   if (failed.error != 0) {
-    SayCannotSupply(core, where, failed);
+    SayCannotSupply(fault_pool, where, failed);
     return FaultOutcome::kUnhandledTrap;
   }
   if (!owned) {
-    SayUnowned(core, where, trap, context);
+    SayUnowned(fault_pool, where, trap, context);
     return FaultOutcome::kUnhandledTrap;
   }
   RawText text;
   text.Text("firsttouch: out of bounds ")
       .Text(AccessName(trap.access))
       .Text(" in pool \"")
-      .Text(core.name)
+      .Text(fault_pool.name)
       .Text("\", instance ")
       .Number(trap.instance)
       .Text(", memory ")
@@ -248,7 +249,8 @@ bool WasFrozen(SlotState& slot, const ucontext_t& context) {
 // mprotect, MADV_GUARD_INSTALL), or whose contents are not to be had any more.
 // The page is made accessible, with any contents, and the slot is not used
 // again.
-bool GoesOnWithoutPage(FaultCore& core, SlotState& slot, uintptr_t address) {
+bool GoesOnWithoutPage(FaultPool& fault_pool, SlotState& slot,
+                       uintptr_t address) {
   const SlotLifecycle lifecycle =
       slot.lifecycle.Load(std::memory_order_acquire);
   if ((lifecycle != SlotLifecycle::kReturning &&
@@ -262,7 +264,7 @@ bool GoesOnWithoutPage(FaultCore& core, SlotState& slot, uintptr_t address) {
   // over anything that has come to lie in a hole.
   constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
   constexpr int kMapFixedNoreplace = 0x100000;  // 4.17
-  const bool was_hole = core.kernel
+  const bool was_hole = fault_pool.kernel
                             ->Mmap(page, kPageBytes, kAccessible,
                                    kFlags | kMapFixedNoreplace, -1, 0)
                             .ok();
@@ -270,9 +272,9 @@ bool GoesOnWithoutPage(FaultCore& core, SlotState& slot, uintptr_t address) {
     // A page that is accessible, and still faults, can only be replaced.
     const bool replace = slot.lost_page.load(std::memory_order_relaxed) == page;
     const CallResult opened =
-        replace ? core.kernel->Mmap(page, kPageBytes, kAccessible,
-                                    kFlags | MAP_FIXED, -1, 0)
-                : core.kernel->Mprotect(page, kPageBytes, kAccessible);
+        replace ? fault_pool.kernel->Mmap(page, kPageBytes, kAccessible,
+                                          kFlags | MAP_FIXED, -1, 0)
+                : fault_pool.kernel->Mprotect(page, kPageBytes, kAccessible);
     if (!opened.ok()) return false;
   }
   slot.lost_page.store(page, std::memory_order_relaxed);
@@ -312,14 +314,14 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
     return EndGuardedRead(context) ? FaultOutcome::kResolved
                                    : FaultOutcome::kNotMine;
   }
-  FaultCore& core = *static_cast<FaultCore*>(entry->owner);
+  FaultPool& fault_pool = *static_cast<FaultPool*>(entry->owner);
   // In a forked child the pool is not mapped, and the userfaultfd, if it was
   // inherited, would change the parent.
-  if (!core.InOwnerProcess()) return FaultOutcome::kNotMine;
+  if (!fault_pool.InOwnerProcess()) return FaultOutcome::kNotMine;
   // A kernel with CONFIG_MEMORY_FAILURE reports a poisoned page as it does a
   // hardware memory error; without UFFDIO_POISON it can only be the latter.
   const bool may_be_poisoned =
-      core.resolve == Resolve::kHandlerThread && core.poison;
+      fault_pool.resolve == Resolve::kHandlerThread && fault_pool.poison;
   if (signal == SIGBUS && info->si_code == BUS_MCEERR_AR && !may_be_poisoned) {
     return FaultOutcome::kNotMine;
   }
@@ -327,7 +329,7 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
   const int saved_errno = errno;
   const Location where = LocateIn(*entry, address);
   const auto goes_on = [&] {
-    if (!GoesOnWithoutPage(core, core.slots[where.slot], address) &&
+    if (!GoesOnWithoutPage(fault_pool, fault_pool.slots[where.slot], address) &&
         !EndGuardedRead(context)) {
       return false;
     }
@@ -338,15 +340,15 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
   uint64_t start_ns = 0;
   if (where.in_bounds && signal == SIGSEGV &&
       AccessOf(context) == Access::kWrite &&
-      WasFrozen(core.slots[where.slot], context)) {
+      WasFrozen(fault_pool.slots[where.slot], context)) {
     errno = saved_errno;
     return FaultOutcome::kResolved;
   }
   if (where.in_bounds) {
     start_ns = MonotonicNanos();
     const SignalSet interrupted_mask = SignalSetOf(context.uc_sigmask);
-    result = core.resolve_signal(
-        core,
+    result = fault_pool.resolve_signal(
+        fault_pool,
         {.signal = signal,
          .address = address,
          .touch = {.slot = where.slot,
@@ -363,11 +365,11 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
   FaultOutcome outcome = FaultOutcome::kResolved;
   switch (result.kind) {
     case FaultResult::Kind::kResolved:
-      core.shards[where.slot % FaultCore::kShards].latency.Add(
+      fault_pool.shards[where.slot % FaultPool::kShards].latency.Add(
           MonotonicNanos() - start_ns);
       break;
     case FaultResult::Kind::kOutOfBounds:
-      outcome = Trap(core, where, address, context, {});
+      outcome = Trap(fault_pool, where, address, context, {});
       break;
     case FaultResult::Kind::kGone:
       break;
@@ -375,10 +377,10 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
       outcome = FaultOutcome::kNotMine;
       break;
     case FaultResult::Kind::kNoContents:
-      outcome = Trap(core, where, address, context, result);
+      outcome = Trap(fault_pool, where, address, context, result);
       break;
     case FaultResult::Kind::kFailed:
-      SayCannotSupply(core, where, result);
+      SayCannotSupply(fault_pool, where, result);
       outcome = FaultOutcome::kUnhandledTrap;
       break;
   }

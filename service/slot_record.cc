@@ -12,7 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/image.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/uffd/proc.h"
@@ -62,13 +62,14 @@ void Abandon(SlotState& slot) {
   slot.last_noted_at = ~uint32_t{0};
 }
 
-absl::Status PagesCallFailed(const FaultCore& core, const SlotState& slot,
+absl::Status PagesCallFailed(const FaultPool& fault_pool, const SlotState& slot,
                              int error, const char* call, uint64_t first_page,
                              uint64_t pages, const PagesShortage& shortage) {
   return absl::ErrnoToStatus(
       error, absl::StrCat(call, " of ", pages * kPageBytes, " bytes at offset ",
                           first_page * kPageBytes, " of slot ",
-                          &slot - core.slots, " in pool \"", core.name, "\"",
+                          &slot - fault_pool.slots, " in pool \"",
+                          fault_pool.name, "\"",
                           error == ENOMEM
                               ? absl::StrCat(ShortageText(shortage.data_bytes),
                                              shortage.mappings)

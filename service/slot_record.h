@@ -11,7 +11,7 @@
 
 #include "absl/status/status.h"
 #include "firsttouch/init/image.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/uffd/units.h"
 
@@ -38,7 +38,7 @@ struct PagesShortage {
   // Behind the limits: what the slot needs of them.
   const char* mappings = "";
 };
-absl::Status PagesCallFailed(const FaultCore& core, const SlotState& slot,
+absl::Status PagesCallFailed(const FaultPool& fault_pool, const SlotState& slot,
                              int error, const char* call, uint64_t first_page,
                              uint64_t pages, const PagesShortage& shortage);
 

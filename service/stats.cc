@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "firsttouch/control/counters.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/slot_state.h"
 
 namespace firsttouch {

@@ -23,7 +23,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/memory.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/restore_groups.h"

@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 
 namespace firsttouch {
 
@@ -23,19 +23,19 @@ namespace firsttouch {
 // inaccessible, so that no guest can use up vm.max_map_count: one more makes
 // the one that was made so first accessible again. That one is still missing,
 // and its next touch comes here again.
-FaultResult MakeTrapping(FaultCore& core, uint32_t slot, uintptr_t page_address,
-                         bool* placed) noexcept;
+FaultResult MakeTrapping(FaultPool& fault_pool, uint32_t slot,
+                         uintptr_t page_address, bool* placed) noexcept;
 
 // For pages of [first_page, end_page) that have come into the bounds of a held
 // memory: those that MakeTrapping() has noted trap no more, also for the
 // kernel's own accesses. Where the kernel refuses, or more pages were poisoned
 // than noted, a page goes on trapping until the next touch by a guest.
-void SupplyPoisonedPages(FaultCore& core, uint32_t slot, uint64_t first_page,
-                         uint64_t end_page) noexcept;
+void SupplyPoisonedPages(FaultPool& fault_pool, uint32_t slot,
+                         uint64_t first_page, uint64_t end_page) noexcept;
 
 // Undoes what MakeTrapping() did by mprotect(2) (no POISON), for a page that
 // has come into the bounds since. False: the kernel refused.
-bool MakeAccessible(FaultCore& core, uintptr_t page_address) noexcept;
+bool MakeAccessible(FaultPool& fault_pool, uintptr_t page_address) noexcept;
 
 }  // namespace firsttouch
 

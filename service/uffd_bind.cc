@@ -15,7 +15,7 @@
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/working_set.h"
 #include "firsttouch/pool/reservation.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/filler.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/slot_record.h"
@@ -55,8 +55,8 @@ bool FewPagesWillDo(const Image& image) {
 
 // Whether an image that the slot has, but not mapped, is to be mapped now.
 bool IsToBeMapped(const UffdContext& context, const SlotState& slot) {
-  return context.core.backing == Backing::kShared && slot.policy != nullptr &&
-         !slot.image_mapped &&
+  return context.fault_pool.backing == Backing::kShared &&
+         slot.policy != nullptr && !slot.image_mapped &&
          (slot.mapping_wanted.load(std::memory_order_relaxed) ||
           slot.policy->tracking() != Tracking::kSignal);
 }
@@ -77,7 +77,7 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
                          KernelMayServe(*image) &&
                          policy->tracking() == Tracking::kSignal;
   const bool map =
-      context.core.backing == Backing::kShared && new_pages > 0 &&
+      context.fault_pool.backing == Backing::kShared && new_pages > 0 &&
       (map_now || slot.image_mapped || profiling ||
        policy->tracking() != Tracking::kSignal || !FewPagesWillDo(*image));
   int memfd = -1;
@@ -98,8 +98,8 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
     // Not only what the planes know of: a copy that failed or was left half-way
     // may have placed pages of the old image that nobody noted.
     Count(slot.counters.kernel_calls);
-    const CallResult dropped = DropMappedPages(*context.core.kernel, slot.base,
-                                               touched_pages * kPageBytes);
+    const CallResult dropped = DropMappedPages(
+        *context.fault_pool.kernel, slot.base, touched_pages * kPageBytes);
     if (!dropped.ok()) {
       status = CallFailed(context, slot, dropped.error, "MADV_DONTNEED", 0,
                           touched_pages);
@@ -131,7 +131,7 @@ void FillWorkingSet(const UffdContext& context, SlotState& slot,
   if (!slot.prefill_wanted) return;
   slot.prefill_wanted = false;
   if (slot.tracking != Tracking::kSignal) return;
-  const auto number = static_cast<uint32_t>(&slot - context.core.slots);
+  const auto number = static_cast<uint32_t>(&slot - context.fault_pool.slots);
   const WorkingSet& set = slot.image->working_set();
   const WorkingSet::Words written = set.written();
   const auto for_each_run = [&](const WorkingSet::Words& words, auto fill) {
@@ -156,7 +156,7 @@ void FillWorkingSet(const UffdContext& context, SlotState& slot,
                [&](uint64_t, uint64_t pages) { pages_to_fill += pages; });
   if (pages_to_fill <= most_pages) {
     for_each_run(written, [&](uint64_t page, uint64_t pages) {
-      FillPrivate(context.core, number, page, pages);
+      FillPrivate(context.fault_pool, number, page, pages);
       const uint64_t index = page / kPagesPerGroup;
       PageGroup& group = slot.pages.group(index);
       const uint64_t filled = GroupMask(index, page, page + pages) &
@@ -178,17 +178,17 @@ void FillWorkingSet(const UffdContext& context, SlotState& slot,
   for_each_run(set.read(), [&](uint64_t page, uint64_t pages) {
     pages = std::min(pages, left);
     left -= pages;
-    MapClean(context.core, number, page, pages);
+    MapClean(context.fault_pool, number, page, pages);
   });
 }
 
 absl::Status MapAllAnew(const UffdContext& context, SlotState& slot) {
   const uint64_t pages =
-      PagesRoundedUp(context.core.entry.max_memory_bytes).value();
-  if (context.core.backing == Backing::kCopied) {
+      PagesRoundedUp(context.fault_pool.entry.max_memory_bytes).value();
+  if (context.fault_pool.backing == Backing::kCopied) {
     // Nothing was ever mapped there but the pool itself, whose registration
     // stays. A snapshot may have left pages read-only.
-    const CallResult done = context.core.kernel->Mprotect(
+    const CallResult done = context.fault_pool.kernel->Mprotect(
         slot.base, pages * kPageBytes, PROT_READ | PROT_WRITE);
     Count(slot.counters.kernel_calls);
     if (!done.ok()) {
@@ -203,7 +203,7 @@ absl::Status MapAllAnew(const UffdContext& context, SlotState& slot) {
         !status.ok()) {
       return status;
     }
-    NameReservedRange(slot.base, pages * kPageBytes, context.core.name);
+    NameReservedRange(slot.base, pages * kPageBytes, context.fault_pool.name);
   }
   slot.image_id.store(0, std::memory_order_relaxed);
   return absl::OkStatus();

@@ -11,7 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/working_set.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/service/uffd_mapping.h"
@@ -75,8 +75,9 @@ absl::Status DropRange(const UffdContext& context, SlotState& slot,
                        uint64_t first_page, uint64_t pages) {
   if (pages == 0) return absl::OkStatus();
   Count(slot.counters.kernel_calls);
-  const CallResult dropped = DropMappedPages(
-      *context.core.kernel, AddressOf(slot, first_page), pages * kPageBytes);
+  const CallResult dropped =
+      DropMappedPages(*context.fault_pool.kernel, AddressOf(slot, first_page),
+                      pages * kPageBytes);
   if (!dropped.ok()) {
     return CallFailed(context, slot, dropped.error, "MADV_DONTNEED", first_page,
                       pages);
@@ -91,9 +92,9 @@ absl::Status DropPages(const UffdContext& context, SlotState& slot,
   const PageSpan span = ResidentSpan(slot, first_page, end_page);
   if (span.empty()) return absl::OkStatus();
   Count(slot.counters.kernel_calls);
-  const CallResult dropped =
-      DropMappedPages(*context.core.kernel, AddressOf(slot, span.first_page),
-                      (span.end_page - span.first_page) * kPageBytes);
+  const CallResult dropped = DropMappedPages(
+      *context.fault_pool.kernel, AddressOf(slot, span.first_page),
+      (span.end_page - span.first_page) * kPageBytes);
   return NoteDropped(context, slot, span, dropped.error);
 }
 
@@ -110,22 +111,23 @@ absl::Status UnpoisonAtRelease(const UffdContext& context, SlotState& slot) {
   const uint32_t count =
       slot.poisoned_pages.count.load(std::memory_order_acquire);
   if (count == 0) return absl::OkStatus();
-  Kernel& kernel = *context.core.kernel;
+  Kernel& kernel = *context.fault_pool.kernel;
   const auto reset = [&](uintptr_t start, uint64_t bytes) -> absl::Status {
     Count(slot.counters.kernel_calls);
     const CallResult done =
-        context.core.poison
+        context.fault_pool.poison
             ? DropMappedPages(kernel, start, bytes)
             : kernel.Mprotect(start, bytes, PROT_READ | PROT_WRITE);
     if (!done.ok()) {
       return absl::ErrnoToStatus(
-          done.error, absl::StrCat("taking back ", bytes, " trapping bytes at ",
-                                   absl::Hex(start), " of slot ",
-                                   &slot - context.core.slots, " in pool \"",
-                                   context.core.name, "\""));
+          done.error,
+          absl::StrCat("taking back ", bytes, " trapping bytes at ",
+                       absl::Hex(start), " of slot ",
+                       &slot - context.fault_pool.slots, " in pool \"",
+                       context.fault_pool.name, "\""));
     }
     // Where pages of the memory's own may have been among them.
-    if (context.core.poison && start >= slot.base) {
+    if (context.fault_pool.poison && start >= slot.base) {
       const uint64_t first_page = (start - slot.base) / kPageBytes;
       slot.pages.Forget(first_page, first_page + bytes / kPageBytes);
     }
@@ -145,8 +147,8 @@ absl::Status UnpoisonAtRelease(const UffdContext& context, SlotState& slot) {
     // More than were noted: everything that nobody's pages are kept in.
     const uint64_t from = slot.kept_pages * kPageBytes;
     status = reset(slot.base + from, context.stride_bytes - from);
-    const PoolEntry& entry = context.core.entry;
-    if (status.ok() && &slot == context.core.slots &&
+    const PoolEntry& entry = context.fault_pool.entry;
+    if (status.ok() && &slot == context.fault_pool.slots &&
         entry.first_memory_offset_bytes > 0) {
       status = reset(entry.base, entry.first_memory_offset_bytes);
     }

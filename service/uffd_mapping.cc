@@ -10,7 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/pool/reservation.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/kernel.h"
@@ -25,8 +25,8 @@ namespace {
 // succeeds. The slot is never used again.
 void MakeInaccessible(const UffdContext& context, const SlotState& slot,
                       uint64_t first_page, uint64_t pages) {
-  context.core.kernel->Mprotect(AddressOf(slot, first_page), pages * kPageBytes,
-                                PROT_NONE);
+  context.fault_pool.kernel->Mprotect(AddressOf(slot, first_page),
+                                      pages * kPageBytes, PROT_NONE);
 }
 
 }  // namespace
@@ -36,7 +36,7 @@ absl::Status CallFailed(const UffdContext& context, const SlotState& slot,
                         uint64_t pages) {
   // The range is reserved already: such a call can only want a mapping more.
   return PagesCallFailed(
-      context.core, slot, error, call, first_page, pages,
+      context.fault_pool, slot, error, call, first_page, pages,
       {.mappings = " (a slot with an image needs two mappings)"});
 }
 
@@ -44,7 +44,7 @@ absl::Status Register(const UffdContext& context, SlotState& slot, int uffd,
                       uint64_t mode, uint64_t first_page, uint64_t pages) {
   if (pages == 0) return absl::OkStatus();
   Count(slot.counters.kernel_calls);
-  const CallResult registered = context.core.kernel->Register(
+  const CallResult registered = context.fault_pool.kernel->Register(
       uffd, AddressOf(slot, first_page), pages * kPageBytes, mode, nullptr);
   if (registered.ok()) return absl::OkStatus();
   MakeInaccessible(context, slot, first_page, pages);
@@ -56,7 +56,7 @@ absl::Status Unregister(const UffdContext& context, SlotState& slot, int uffd,
                         uint64_t first_page, uint64_t pages) {
   if (pages == 0) return absl::OkStatus();
   Count(slot.counters.kernel_calls);
-  const CallResult done = context.core.kernel->Unregister(
+  const CallResult done = context.fault_pool.kernel->Unregister(
       uffd, AddressOf(slot, first_page), pages * kPageBytes);
   if (done.ok()) return absl::OkStatus();
   MakeInaccessible(context, slot, first_page, pages);
@@ -70,10 +70,10 @@ absl::Status RegisterForSignals(const UffdContext& context, SlotState& slot,
       slot.image_mapped ? slot.image_pages : uint64_t{0}, first_page, end_page);
   constexpr uint64_t kMode = kUffdRegisterMissing | kUffdRegisterWp;
   absl::Status status =
-      Register(context, slot, context.core.uffd, kMode | kUffdRegisterMinor,
-               first_page, border - first_page);
+      Register(context, slot, context.fault_pool.uffd,
+               kMode | kUffdRegisterMinor, first_page, border - first_page);
   if (status.ok()) {
-    status = Register(context, slot, context.core.uffd, kMode, border,
+    status = Register(context, slot, context.fault_pool.uffd, kMode, border,
                       end_page - border);
   }
   return status;
@@ -83,7 +83,7 @@ absl::Status MapAnew(const UffdContext& context, SlotState& slot,
                      uint64_t first_page, uint64_t pages, int fd,
                      bool profiling) {
   if (pages == 0) return absl::OkStatus();
-  Kernel& kernel = *context.core.kernel;
+  Kernel& kernel = *context.fault_pool.kernel;
   const uintptr_t start = AddressOf(slot, first_page);
   const size_t bytes = pages * kPageBytes;
   Count(slot.counters.kernel_calls);
@@ -99,8 +99,8 @@ absl::Status MapAnew(const UffdContext& context, SlotState& slot,
   if (!profiling) {
     uint64_t mode = kUffdRegisterMissing | kUffdRegisterWp;
     if (fd >= 0) mode |= kUffdRegisterMinor;
-    if (absl::Status status =
-            Register(context, slot, context.core.uffd, mode, first_page, pages);
+    if (absl::Status status = Register(context, slot, context.fault_pool.uffd,
+                                       mode, first_page, pages);
         !status.ok()) {
       return status;
     }

@@ -12,7 +12,7 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/slot_record.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/service/tracking_policy.h"
@@ -22,7 +22,7 @@ namespace firsttouch {
 
 // What work on a slot needs beside the fault path's view of the pool.
 struct UffdContext {
-  FaultCore& core;
+  FaultPool& fault_pool;
   // Which tracking each image needs.
   TrackingPolicies* policies = nullptr;
   // Of PAGEMAP_SCAN; -1 where there is none (before 6.7), and then pages that

@@ -9,7 +9,7 @@
 #include "absl/status/status.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/working_set.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/restore_groups.h"
 #include "firsttouch/service/sabotage.h"

@@ -12,7 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/service/accessible.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/filler.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/restore_page.h"
@@ -174,9 +174,9 @@ bool UffdSupply::DistrustsPages() {
 void UffdSupply::NoteGrown(SlotState& slot, uint64_t before, uint64_t after) {
   // Not only for the guest, whose touch would do that: a system call would get
   // EFAULT.
-  if (pool_.fault_core.resolve == Resolve::kHandlerThread &&
+  if (pool_.fault_pool.resolve == Resolve::kHandlerThread &&
       slot.poisoned_pages.count.load(std::memory_order_seq_cst) != 0) {
-    SupplyPoisonedPages(pool_.fault_core, NumberOf(slot),
+    SupplyPoisonedPages(pool_.fault_pool, NumberOf(slot),
                         PagesRoundedUp(before).value(),
                         PagesRoundedUp(after).value());
   }
@@ -186,7 +186,7 @@ void UffdSupply::NoteGrown(SlotState& slot, uint64_t before, uint64_t after) {
       std::min<uint64_t>({expected, kZeroSourcePages,
                           PagesRoundedUp(after).value() - slot.kept_pages});
   // What cannot be filled now is filled, or reported, at its first touch.
-  FillPrivate(pool_.fault_core, NumberOf(slot), slot.kept_pages, pages);
+  FillPrivate(pool_.fault_pool, NumberOf(slot), slot.kept_pages, pages);
   Count(slot.counters.pages_prefilled, pages);
 }
 
@@ -284,7 +284,7 @@ bool UffdSupply::IsThere(SlotState& slot, uint64_t page,
   if ((present >> (page % kPagesPerGroup) & 1) != 0) return true;
   // A fill of it is under way, or has failed: to read it might end the process.
   const FaultResult result =
-      ResolveFault(pool_.fault_core, {.slot = NumberOf(slot),
+      ResolveFault(pool_.fault_pool, {.slot = NumberOf(slot),
                                       .offset_bytes = page * kPageBytes,
                                       .access = Access::kRead});
   if (result.kind == FaultResult::Kind::kResolved) return true;
@@ -320,7 +320,7 @@ absl::Status UffdSupply::MakeReady(SlotState& slot, uint64_t offset_bytes,
 absl::Status UffdSupply::SupplyPage(SlotState& slot, uint64_t page,
                                     Access access, bool protection) {
   const FaultResult result =
-      ResolveFault(pool_.fault_core, {.slot = NumberOf(slot),
+      ResolveFault(pool_.fault_pool, {.slot = NumberOf(slot),
                                       .offset_bytes = page * kPageBytes,
                                       .access = access,
                                       .protection = protection});
@@ -365,9 +365,9 @@ absl::Status UffdSupply::EnsureAccessible(SlotState& slot, uint64_t first_page,
       }
       // Without POISON a page may have been made to trap before it came into
       // the bounds.
-      if (pool_.fault_core.resolve == Resolve::kHandlerThread &&
-          !pool_.fault_core.poison) {
-        MakeAccessible(pool_.fault_core, address);
+      if (pool_.fault_pool.resolve == Resolve::kHandlerThread &&
+          !pool_.fault_pool.poison) {
+        MakeAccessible(pool_.fault_pool, address);
       }
       if (absl::Status status =
               SupplyPage(slot, page, access, /*protection=*/false);

@@ -13,7 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "firsttouch/pool/limits.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/in_bounds_faults.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/mapping_properties.h"
@@ -56,14 +56,14 @@ absl::StatusOr<std::unique_ptr<UffdSupply>> UffdSupply::Open(
 }
 
 UffdSupply::~UffdSupply() {
-  if (!pool_.fault_core.InOwnerProcess()) {
+  if (!pool_.fault_pool.InOwnerProcess()) {
     // A forked child does not have the threads. It has the descriptors, and
     // they are closed.
     static_cast<void>(threads_.release());
     return;
   }
-  if (pool_.fault_core.zero_source != 0) {
-    pool_.kernel.Munmap(pool_.fault_core.zero_source,
+  if (pool_.fault_pool.zero_source != 0) {
+    pool_.kernel.Munmap(pool_.fault_pool.zero_source,
                         kZeroSourcePages * kPageBytes);
   }
 }
@@ -112,22 +112,22 @@ absl::Status UffdSupply::ChooseBacking() {
   const LimitFacts facts = ReadLimitFacts();
   const LimitUse shared_use{.fixed_maps = 5, .maps_per_slot = 2};
   if (options_.backing.has_value()) {
-    pool_.fault_core.backing = *options_.backing;
+    pool_.fault_pool.backing = *options_.backing;
     backing_reason_ = "asked for";
   } else if (missing != 0 || !continue_wp) {
-    pool_.fault_core.backing = Backing::kCopied;
+    pool_.fault_pool.backing = Backing::kCopied;
     backing_reason_ = "this kernel lacks what kShared needs (6.4)";
   } else if (!CheckLimits(pool_.layout, shared_use, facts).ok()) {
-    pool_.fault_core.backing = Backing::kCopied;
+    pool_.fault_pool.backing = Backing::kCopied;
     backing_reason_ = absl::StrCat("vm.max_map_count ", facts.max_map_count,
                                    " leaves no two mappings for "
                                    "each of ",
                                    pool_.layout.slots(), " slots");
   } else {
-    pool_.fault_core.backing = Backing::kShared;
+    pool_.fault_pool.backing = Backing::kShared;
     backing_reason_ = "the kernel has all it needs";
   }
-  const LimitUse use = pool_.fault_core.backing == Backing::kShared
+  const LimitUse use = pool_.fault_pool.backing == Backing::kShared
                            ? shared_use
                            : LimitUse{.fixed_maps = 5, .maps_per_slot = 0};
   if (absl::Status status = CheckLimits(pool_.layout, use, facts);
@@ -135,12 +135,12 @@ absl::Status UffdSupply::ChooseBacking() {
     return status;
   }
   const LimitUse async_use{.fixed_maps = 5, .maps_per_slot = 4};
-  if (pool_.fault_core.backing == Backing::kShared &&
+  if (pool_.fault_pool.backing == Backing::kShared &&
       CheckLimits(pool_.layout, async_use, facts).ok()) {
     OpenAsyncUffd();
   }
-  pool_.fault_core.uffd = uffd_->fd();
-  pool_.fault_core.poison = (uffd_->features() & kUffdFeaturePoison) != 0;
+  pool_.fault_pool.uffd = uffd_->fd();
+  pool_.fault_pool.poison = (uffd_->features() & kUffdFeaturePoison) != 0;
   return absl::OkStatus();
 }
 
@@ -166,7 +166,7 @@ absl::Status UffdSupply::MapZeroSource() {
         zeroes.error,
         absl::StrCat("mmap of ", kZeroSourcePages * kPageBytes, " bytes"));
   }
-  pool_.fault_core.zero_source = static_cast<uintptr_t>(zeroes.value);
+  pool_.fault_pool.zero_source = static_cast<uintptr_t>(zeroes.value);
   return absl::OkStatus();
 }
 
@@ -199,9 +199,9 @@ absl::Status UffdSupply::Attach(const Reservation& reservation) {
   if (!status.ok()) return status;
   process_merges_.store(ProcessMergesPages(), std::memory_order_relaxed);
 
-  FaultCore& core = pool_.fault_core;
-  core.resolve = resolve();
-  core.resolve_signal = &ResolveSignalByFilling;
+  FaultPool& fault_pool = pool_.fault_pool;
+  fault_pool.resolve = resolve();
+  fault_pool.resolve_signal = &ResolveSignalByFilling;
   const bool async_works = async_uffd_.has_value() && pagemap_.has_value();
   if (options_.tracking == Tracking::kAsync && !async_works) {
     return absl::FailedPreconditionError(absl::StrCat(
@@ -214,11 +214,11 @@ absl::Status UffdSupply::Attach(const Reservation& reservation) {
   }
   policies_.emplace(options_.tracking, async_works);
   context_.emplace(UffdContext{
-      .core = core,
+      .fault_pool = fault_pool,
       .policies = &*policies_,
       .pagemap_fd = pagemap_.has_value() ? pagemap_->fd() : -1,
       .async_uffd = async_works ? async_uffd_->fd() : -1,
-      .profile_unknown_images = core.backing == Backing::kShared &&
+      .profile_unknown_images = fault_pool.backing == Backing::kShared &&
                                 pagemap_.has_value() &&
                                 !options_.tracking.has_value(),
       .stride_bytes = pool_.layout.slot_stride_bytes(),
@@ -230,7 +230,7 @@ absl::Status UffdSupply::Attach(const Reservation& reservation) {
 absl::Status UffdSupply::Start() {
   if (handler_threads() == nullptr) return absl::OkStatus();
   absl::StatusOr<std::unique_ptr<HandlerThreads>> threads =
-      HandlerThreads::Start(pool_.fault_core, pool_.options.name,
+      HandlerThreads::Start(pool_.fault_pool, pool_.options.name,
                             handler_threads()->threads);
   if (!threads.ok()) return threads.status();
   threads_ = *std::move(threads);
@@ -243,7 +243,7 @@ SupplyTraits UffdSupply::traits() const {
   const bool in_thread = handler_threads() == nullptr;
   return {
       .kind = Supply::kUserfaultfd,
-      .backing = BackingName(pool_.fault_core.backing),
+      .backing = BackingName(pool_.fault_pool.backing),
       .resolve = ResolveName(resolve()),
       .handler_threads = in_thread ? 0 : handler_threads()->threads,
       .serves_kernel_faults = serves_kernel_faults_,
@@ -255,7 +255,7 @@ SupplyTraits UffdSupply::traits() const {
 std::string UffdSupply::Describe() const {
   std::string text =
       absl::StrCat("supply: ", SupplyName(Supply::kUserfaultfd), " (", reason_,
-                   ")\nbacking: ", BackingName(pool_.fault_core.backing), " (",
+                   ")\nbacking: ", BackingName(pool_.fault_pool.backing), " (",
                    backing_reason_, "), granule ",
                    pool_.layout.options().granule_bytes, " bytes\n");
   absl::StrAppend(

@@ -1,6 +1,6 @@
 // Memory by userfaultfd: this library places each page, and is told of each
 // change. What is done to a slot is in uffd_bind.h, uffd_restore.h and what
-// they use, and on the fault path (fault_core.h); this is what a pool needs for
+// they use, and on the fault path (fault_pool.h); this is what a pool needs for
 // it, and the order of the steps.
 
 #ifndef FIRSTTOUCH_SERVICE_UFFD_SUPPLY_H_
@@ -98,7 +98,7 @@ class UffdSupply final : public MemorySupply {
   absl::Status MapZeroSource();
   absl::Status OpenPagemap();
   uint32_t NumberOf(const SlotState& slot) const {
-    return static_cast<uint32_t>(&slot - pool_.fault_core.slots);
+    return static_cast<uint32_t>(&slot - pool_.fault_pool.slots);
   }
   // Private pages of a slot that the kernel tracks, by a scan.
   uint64_t CountPrivate(SlotState& slot) const;

@@ -10,7 +10,7 @@
 #include "absl/status/status.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/working_set.h"
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/sabotage.h"
 #include "firsttouch/service/slot_state.h"
@@ -89,7 +89,7 @@ uint64_t AsyncEnd(const SlotState& slot, uint64_t size_pages) {
 absl::Status FindKernelWrites(const UffdContext& context, SlotState& slot) {
   if (slot.kernel_pages == 0) return absl::OkStatus();
   const uintptr_t end = AddressOf(slot, slot.kernel_pages);
-  Kernel& kernel = *context.core.kernel;
+  Kernel& kernel = *context.fault_pool.kernel;
   PageRegion regions[256];
   // The kernel allocates as much as it is offered.
   const size_t capacity = slot.found_regions < 12   ? 16
@@ -165,8 +165,8 @@ void ProtectAll(const UffdContext& context, SlotState& slot) {
       slot.base, AddressOf(slot, slot.kernel_pages));
   if (Sabotaged(Sabotage::kProtection)) request.end = request.start;
   const ScanResult scan =
-      ScanPages(*context.core.kernel, context.pagemap_fd, request, nullptr, 0,
-                [](const PageRegion&) { return true; });
+      ScanPages(*context.fault_pool.kernel, context.pagemap_fd, request,
+                nullptr, 0, [](const PageRegion&) { return true; });
   Count(slot.counters.kernel_calls, scan.calls);
   slot.wasted_ns = 0;
   if (!scan.ok()) return;
@@ -191,8 +191,8 @@ uint64_t WrittenEnd(const SlotState& slot, uint64_t size_pages) {
 absl::Status EnterAsync(const UffdContext& context, SlotState& slot,
                         uint64_t end) {
   const uint64_t first = slot.kernel_pages;
-  if (absl::Status status =
-          Unregister(context, slot, context.core.uffd, first, end - first);
+  if (absl::Status status = Unregister(context, slot, context.fault_pool.uffd,
+                                       first, end - first);
       !status.ok()) {
     return status;
   }
@@ -295,7 +295,7 @@ absl::Status SettleUntracked(const UffdContext& context, SlotState& slot,
     request.report = kPageIsPresent | kPageIsSwapped;
     PageRegion regions[64];
     const ScanResult scan = ScanPages(
-        *context.core.kernel, context.pagemap_fd, request, regions, 64,
+        *context.fault_pool.kernel, context.pagemap_fd, request, regions, 64,
         [&](const PageRegion& region) {
           uint64_t page = (region.start - slot.base) / kPageBytes;
           const uint64_t end = (region.end - slot.base) / kPageBytes;
@@ -325,9 +325,9 @@ absl::Status SettleUntracked(const UffdContext& context, SlotState& slot,
       bool is_protected = false;
       if (scanned) {
         is_protected =
-            WriteProtectRange(*context.core.kernel, context.core.uffd,
-                              AddressOf(slot, first), pages * kPageBytes,
-                              kUffdWriteProtectWp, {})
+            WriteProtectRange(*context.fault_pool.kernel,
+                              context.fault_pool.uffd, AddressOf(slot, first),
+                              pages * kPageBytes, kUffdWriteProtectWp, {})
                 .ok();
         Count(slot.counters.kernel_calls);
       }

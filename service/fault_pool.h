@@ -1,11 +1,11 @@
-// What the fault path knows of a pool, and in which words it speaks of a fault.
+// A pool as the fault path sees it, and the types of a fault and its result.
 //
 // ON THE FAULT PATH: async-signal-safe, no lock, no allocation, no logging, no
 // thread-local storage; //service:fault_path_symbols_test holds the object
 // files to that.
 
-#ifndef FIRSTTOUCH_SERVICE_FAULT_CORE_H_
-#define FIRSTTOUCH_SERVICE_FAULT_CORE_H_
+#ifndef FIRSTTOUCH_SERVICE_FAULT_POOL_H_
+#define FIRSTTOUCH_SERVICE_FAULT_POOL_H_
 
 #include <atomic>
 #include <cstddef>
@@ -38,19 +38,19 @@ inline constexpr uint32_t kMaxSamePageFaults = 1u << 20;
 // Zero pages that one UFFDIO_COPY can take.
 inline constexpr uint64_t kZeroSourcePages = 256;
 
-struct FaultCore;
+struct FaultPool;
 struct FaultResult;
 struct SignalFault;
 
 // Everything the fault path reads of a pool; constant while the pool lives,
 // but for the atomics.
-struct FaultCore {
+struct FaultPool {
   Kernel* kernel = nullptr;
   // Of pools that have one; else -1.
   int uffd = -1;
   // What a signal in bounds comes to, as the pool's pages come
   // (in_bounds_faults.h). Never null once the locator knows the pool.
-  FaultResult (*resolve_signal)(FaultCore& core,
+  FaultResult (*resolve_signal)(FaultPool& fault_pool,
                                 const SignalFault& fault) noexcept = nullptr;
   Backing backing = Backing::kShared;
   Resolve resolve = Resolve::kInThread;
@@ -126,4 +126,4 @@ uint64_t MonotonicNanos() noexcept;
 
 }  // namespace firsttouch
 
-#endif  // FIRSTTOUCH_SERVICE_FAULT_CORE_H_
+#endif  // FIRSTTOUCH_SERVICE_FAULT_POOL_H_

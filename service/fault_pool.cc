@@ -1,7 +1,7 @@
 // ON THE FAULT PATH: async-signal-safe, no lock, no allocation, no logging, no
 // thread-local storage.
 
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 
 #include <time.h>
 

@@ -1,6 +1,6 @@
 // What the fault path decides, with a kernel that does nothing.
 
-#include "firsttouch/service/fault_core.h"
+#include "firsttouch/service/fault_pool.h"
 
 #include <errno.h>
 
@@ -22,33 +22,33 @@ using Op = FakeKernel::Op;
 
 constexpr PageCount kPages(64);
 
-class FaultCoreTest : public testing::Test {
+class FaultPoolTest : public testing::Test {
  protected:
-  FaultCoreTest() {
+  FaultPoolTest() {
     memory_ = static_cast<std::byte*>(
         std::aligned_alloc(64, PageStates::BytesFor(kPages)));
     memset(memory_, 0, PageStates::BytesFor(kPages));
     slot_.pages = PageStates(memory_, kPages);
     slot_.base = uintptr_t{1} << 40;
     slot_.size_bytes = kPages.bytes();
-    core_.kernel = &kernel_;
-    core_.slots = &slot_;
+    fault_pool_.kernel = &kernel_;
+    fault_pool_.slots = &slot_;
   }
-  ~FaultCoreTest() override { std::free(memory_); }
+  ~FaultPoolTest() override { std::free(memory_); }
 
   FaultResult Touch(uint64_t page) {
-    return ResolveFault(core_, {.slot = 0,
-                                .offset_bytes = page * kPageBytes,
-                                .access = Access::kWrite});
+    return ResolveFault(fault_pool_, {.slot = 0,
+                                      .offset_bytes = page * kPageBytes,
+                                      .access = Access::kWrite});
   }
 
   FakeKernel kernel_{FakeKernel::kScripted};
   std::byte* memory_ = nullptr;
   SlotState slot_;
-  FaultCore core_;
+  FaultPool fault_pool_;
 };
 
-TEST_F(FaultCoreTest, AFaultThatIsResolvedForNothingEndsInAnError) {
+TEST_F(FaultPoolTest, AFaultThatIsResolvedForNothingEndsInAnError) {
   // The page is there, and the fault comes again all the same.
   kernel_.Fail(Op::kCopy, FakeKernel::kEvery, RangeResult{0, EEXIST});
   for (uint32_t i = 0; i <= kMaxSamePageFaults; ++i) {
@@ -59,8 +59,8 @@ TEST_F(FaultCoreTest, AFaultThatIsResolvedForNothingEndsInAnError) {
   EXPECT_EQ(last.error, ELOOP);
 }
 
-TEST_F(FaultCoreTest, TrapsOfOnePageMayBeCaughtWithoutEnd) {
-  core_.zero_source = 1;
+TEST_F(FaultPoolTest, TrapsOfOnePageMayBeCaughtWithoutEnd) {
+  fault_pool_.zero_source = 1;
   const uint64_t stored = 1 << 3;
   slot_.image_pages = 64;
   slot_.image_stored = &stored;
@@ -72,7 +72,7 @@ TEST_F(FaultCoreTest, TrapsOfOnePageMayBeCaughtWithoutEnd) {
   }
 }
 
-TEST_F(FaultCoreTest, APageMayBeTakenAwayAndFilledWithoutEnd) {
+TEST_F(FaultPoolTest, APageMayBeTakenAwayAndFilledWithoutEnd) {
   for (uint32_t i = 0; i <= kMaxSamePageFaults + 2; ++i) {
     ASSERT_EQ(Touch(3).kind, FaultResult::Kind::kResolved) << i;
   }
