@@ -28,7 +28,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "firsttouch/service/service.h"
-#include "firsttouch/service/service_test_util.h"
+#include "firsttouch/service/test_fixture.h"
 #include "firsttouch/uffd/fake_kernel.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"

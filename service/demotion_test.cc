@@ -11,7 +11,7 @@
 #include "absl/status/statusor.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/service/service.h"
-#include "firsttouch/service/service_test_util.h"
+#include "firsttouch/service/test_fixture.h"
 #include "firsttouch/uffd/fake_kernel.h"
 #include "firsttouch/uffd/units.h"
 #include "gtest/gtest.h"

@@ -26,7 +26,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/service/service.h"
-#include "firsttouch/service/service_test_util.h"
+#include "firsttouch/service/test_fixture.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/fake_kernel.h"
 #include "firsttouch/uffd/kernel.h"

@@ -18,7 +18,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "firsttouch/service/service.h"
-#include "firsttouch/service/service_test_util.h"
+#include "firsttouch/service/test_fixture.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/fake_kernel.h"
 #include "gmock/gmock.h"

@@ -21,7 +21,7 @@
 #include <vector>
 
 #include "firsttouch/service/service.h"
-#include "firsttouch/service/service_test_util.h"
+#include "firsttouch/service/test_fixture.h"
 #include "gtest/gtest.h"
 
 namespace firsttouch {

@@ -46,7 +46,7 @@
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/image_builder.h"
 #include "firsttouch/service/service.h"
-#include "firsttouch/service/service_test_util.h"
+#include "firsttouch/service/test_fixture.h"
 #include "firsttouch/uffd/test_util.h"
 #include "firsttouch/uffd/unique_fd.h"
 #include "firsttouch/uffd/units.h"

@@ -17,7 +17,7 @@
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/page_source.h"
 #include "firsttouch/service/service.h"
-#include "firsttouch/service/service_test_util.h"
+#include "firsttouch/service/test_fixture.h"
 #include "firsttouch/uffd/units.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"

@@ -149,7 +149,7 @@ class Service {
   uint32_t pool_id() const;
 
  private:
-  friend class ServiceWithSupply;  // service_test_util.h
+  friend class ServiceWithSupply;  // test_fixture.h
   explicit Service(ServicePool* pool) : pool_(pool) {}
 
   ServicePool* pool_;

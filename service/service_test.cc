@@ -20,8 +20,8 @@
 #include <vector>
 
 #include "firsttouch/locator/locator.h"
-#include "firsttouch/service/service_test_util.h"
 #include "firsttouch/service/signals.h"
+#include "firsttouch/service/test_fixture.h"
 #include "firsttouch/uffd/units.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"

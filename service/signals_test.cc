@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "firsttouch/service/service.h"
-#include "firsttouch/service/service_test_util.h"
+#include "firsttouch/service/test_fixture.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 

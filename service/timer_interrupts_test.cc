@@ -34,8 +34,8 @@
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/page_source.h"
 #include "firsttouch/service/service.h"
-#include "firsttouch/service/service_test_util.h"
 #include "firsttouch/service/signals.h"
+#include "firsttouch/service/test_fixture.h"
 #include "firsttouch/uffd/units.h"
 #include "gtest/gtest.h"
 

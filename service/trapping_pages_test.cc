@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "firsttouch/service/service.h"
-#include "firsttouch/service/service_test_util.h"
 #include "firsttouch/service/signals.h"
+#include "firsttouch/service/test_fixture.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/fake_kernel.h"
 #include "firsttouch/uffd/proc.h"

@@ -17,7 +17,7 @@
 #include "firsttouch/init/image_file.h"
 #include "firsttouch/init/image_store.h"
 #include "firsttouch/service/service.h"
-#include "firsttouch/service/service_test_util.h"
+#include "firsttouch/service/test_fixture.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 

@@ -1,7 +1,7 @@
 // What the tests of the service share.
 
-#ifndef FIRSTTOUCH_SERVICE_SERVICE_TEST_UTIL_H_
-#define FIRSTTOUCH_SERVICE_SERVICE_TEST_UTIL_H_
+#ifndef FIRSTTOUCH_SERVICE_TEST_FIXTURE_H_
+#define FIRSTTOUCH_SERVICE_TEST_FIXTURE_H_
 
 #include <setjmp.h>
 #include <unistd.h>
@@ -265,4 +265,4 @@ inline std::optional<uint64_t> FirstDifference(
 
 }  // namespace firsttouch
 
-#endif  // FIRSTTOUCH_SERVICE_SERVICE_TEST_UTIL_H_
+#endif  // FIRSTTOUCH_SERVICE_TEST_FIXTURE_H_
