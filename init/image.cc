@@ -131,7 +131,7 @@ bool Image::IsFetched(PageIndex page) const noexcept {
   if (!fetch_->view_made_by.IsHere()) return false;
   const SourceRequests& requests = *fetch_->requests;
   const uint32_t state =
-      requests.states[page.value() / requests.granule_pages].load(
+      requests.states[page.value() / requests.chunk_pages].load(
           std::memory_order_acquire);
   return SourceRequests::KindOf(state) == SourceRequests::kPresent;
 }

@@ -39,7 +39,7 @@ struct ImageFetch {
   SourceRequests* requests = nullptr;
   // Of such an image: pages that come together. Whoever needs one page should
   // not wait for others.
-  uint64_t granule_pages = 0;
+  uint64_t chunk_pages = 0;
   std::atomic<bool> ready{false};
 };
 

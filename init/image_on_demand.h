@@ -34,7 +34,7 @@ struct ImagePiece {
 class EarlyFetch {
  public:
   virtual ~EarlyFetch() = default;
-  // Asks for the granules of pages [first, end), behind those that somebody
+  // Asks for the chunks of pages [first, end), behind those that somebody
   // waits for.
   virtual void FetchEarly(uint64_t first, uint64_t end) = 0;
 };

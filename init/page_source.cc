@@ -40,7 +40,7 @@ namespace {
 #endif
 
 constexpr uint32_t kMaxThreads = 64;
-constexpr uint64_t kMaxGranulePages = 1u << 18;  // 1 GiB
+constexpr uint64_t kMaxChunkPages = 1u << 18;  // 1 GiB
 constexpr uint64_t kPagesAtOnce = 256;
 
 // What a thread that faults is told.
@@ -95,11 +95,10 @@ absl::Status Ask(PageSource& source, const std::string& name,
 class SourceThreads : public EarlyFetch {
  public:
   SourceThreads(const Image& image, std::shared_ptr<PageSource> source,
-                uint64_t granule_pages)
+                uint64_t chunk_pages)
       : image_(image), source_(std::move(source)) {
-    requests_.granule_pages = granule_pages;
-    requests_.granules =
-        (image.pages().value() + granule_pages - 1) / granule_pages;
+    requests_.chunk_pages = chunk_pages;
+    requests_.chunks = (image.pages().value() + chunk_pages - 1) / chunk_pages;
   }
 
   ~SourceThreads() override {
@@ -130,9 +129,9 @@ class SourceThreads : public EarlyFetch {
     words_ = words;
     auto* const first = static_cast<std::atomic<uint32_t>*>(words);
     requests_.states = first;
-    requests_.links = first + requests_.granules;
+    requests_.links = first + requests_.chunks;
     requests_.errors =
-        reinterpret_cast<std::atomic<int32_t>*>(first + 2 * requests_.granules);
+        reinterpret_cast<std::atomic<int32_t>*>(first + 2 * requests_.chunks);
     for (uint32_t i = 0; i < count; ++i) {
       absl::StatusOr<std::thread> thread =
           StartSignalMaskedThread("ft-source", [this] { Run(); });
@@ -153,11 +152,10 @@ class SourceThreads : public EarlyFetch {
     if (!made_by_.IsHere()) return;
     MutexLock lock(&mutex_);
     bool any = false;
-    for (uint64_t granule = first / requests_.granule_pages;
-         granule < requests_.granules &&
-         granule * requests_.granule_pages < end;
-         ++granule) {
-      std::atomic<uint32_t>& word = requests_.states[granule];
+    for (uint64_t chunk = first / requests_.chunk_pages;
+         chunk < requests_.chunks && chunk * requests_.chunk_pages < end;
+         ++chunk) {
+      std::atomic<uint32_t>& word = requests_.states[chunk];
       uint32_t state = word.load(std::memory_order_relaxed);
       if (SourceRequests::KindOf(state) != SourceRequests::kAbsent ||
           !word.compare_exchange_strong(
@@ -165,7 +163,7 @@ class SourceThreads : public EarlyFetch {
               std::memory_order_acq_rel)) {
         continue;
       }
-      early_.push_back(granule);
+      early_.push_back(chunk);
       any = true;
     }
     if (!any) return;
@@ -175,10 +173,10 @@ class SourceThreads : public EarlyFetch {
 
  private:
   size_t WordsBytes() const {
-    return std::max<size_t>(1, requests_.granules) * 3 * sizeof(uint32_t);
+    return std::max<size_t>(1, requests_.chunks) * 3 * sizeof(uint32_t);
   }
 
-  // The next granule to fetch: what somebody waits for first, in the order in
+  // The next chunk to fetch: what somebody waits for first, in the order in
   // which it was asked for. Nothing: there is none.
   std::optional<uint64_t> Take() {
     MutexLock lock(&mutex_);
@@ -192,16 +190,16 @@ class SourceThreads : public EarlyFetch {
       }
       std::deque<uint64_t>& queue = wanted_.empty() ? early_ : wanted_;
       if (queue.empty()) return std::nullopt;
-      const uint64_t granule = queue.front();
+      const uint64_t chunk = queue.front();
       queue.pop_front();
-      std::atomic<uint32_t>& word = requests_.states[granule];
+      std::atomic<uint32_t>& word = requests_.states[chunk];
       uint32_t state = word.load(std::memory_order_acquire);
       while (SourceRequests::KindOf(state) == SourceRequests::kWanted ||
              SourceRequests::KindOf(state) == SourceRequests::kEarly) {
         if (word.compare_exchange_weak(
                 state, SourceRequests::With(state, SourceRequests::kFetching),
                 std::memory_order_acq_rel)) {
-          return granule;
+          return chunk;
         }
       }
       // Asked for early, and later by somebody who waits: it is under way, or
@@ -210,24 +208,24 @@ class SourceThreads : public EarlyFetch {
   }
 
   void Run() {
-    const size_t bytes = requests_.granule_pages * kPageBytes;
+    const size_t bytes = requests_.chunk_pages * kPageBytes;
     const std::unique_ptr<std::byte, FreeDeleter> buffer(
         static_cast<std::byte*>(std::aligned_alloc(kPageBytes, bytes)));
     while (true) {
       const uint32_t bell = requests_.bell.load(std::memory_order_seq_cst);
       if (stop_.load(std::memory_order_seq_cst)) return;
-      const std::optional<uint64_t> granule = Take();
-      if (!granule.has_value()) {
+      const std::optional<uint64_t> chunk = Take();
+      if (!chunk.has_value()) {
         FutexWait(requests_.bell, bell);
         continue;
       }
       const int error =
-          buffer == nullptr ? ENOMEM : Fetch(*granule, buffer.get());
-      std::atomic<uint32_t>& word = requests_.states[*granule];
+          buffer == nullptr ? ENOMEM : Fetch(*chunk, buffer.get());
+      std::atomic<uint32_t>& word = requests_.states[*chunk];
       const uint32_t state = word.load(std::memory_order_relaxed);
       uint32_t next = SourceRequests::With(state, SourceRequests::kPresent);
       if (error != 0) {
-        requests_.errors[*granule].store(error, std::memory_order_relaxed);
+        requests_.errors[*chunk].store(error, std::memory_order_relaxed);
         next = SourceRequests::With(state + SourceRequests::kOneAttempt,
                                     SourceRequests::kAbsent);
       }
@@ -237,10 +235,10 @@ class SourceThreads : public EarlyFetch {
   }
 
   // Gives 0 or an errno.
-  int Fetch(uint64_t granule, std::byte* buffer) {
-    const uint64_t first = granule * requests_.granule_pages;
+  int Fetch(uint64_t chunk, std::byte* buffer) {
+    const uint64_t first = chunk * requests_.chunk_pages;
     const uint64_t end =
-        std::min(first + requests_.granule_pages, image_.pages().value());
+        std::min(first + requests_.chunk_pages, image_.pages().value());
     const std::span<std::byte> bytes(buffer, (end - first) * kPageBytes);
     const absl::Status status = Ask(
         *source_, image_.name(), image_.size_bytes(), PageIndex(first), bytes);
@@ -357,10 +355,10 @@ class ImageSourcer {
       demand.uffd = *std::move(uffd);
       demand.pin = *std::move(pin);
     }
-    auto threads = std::make_shared<SourceThreads>(
-        *image, std::move(source), source_options.granule_pages);
+    auto threads = std::make_shared<SourceThreads>(*image, std::move(source),
+                                                   source_options.chunk_pages);
     demand.fetch.requests = &threads->requests();
-    demand.fetch.granule_pages = source_options.granule_pages;
+    demand.fetch.chunk_pages = source_options.chunk_pages;
     demand.source = threads;
     if (absl::Status status = threads->Start(source_options.threads);
         !status.ok()) {
@@ -425,10 +423,10 @@ absl::StatusOr<ImageRef> ImageFromSource(
     return bad("size_bytes ", options.size_bytes, " exceeds the limit of ",
                kMaxImageBytes, " (1 TiB); lower size_bytes");
   }
-  if (source_options.granule_pages == 0 ||
-      source_options.granule_pages > kMaxGranulePages) {
-    return bad("granule_pages ", source_options.granule_pages,
-               " is not in 1 to ", kMaxGranulePages);
+  if (source_options.chunk_pages == 0 ||
+      source_options.chunk_pages > kMaxChunkPages) {
+    return bad("chunk_pages ", source_options.chunk_pages, " is not in 1 to ",
+               kMaxChunkPages);
   }
   if (source_options.threads == 0 || source_options.threads > kMaxThreads) {
     return bad("threads ", source_options.threads, " is not in 1 to ",

@@ -12,18 +12,18 @@
 //       std::make_shared<Fetcher>(...));
 //
 // On demand (the default): nothing is asked for until a memory, or somebody who
-// reads the image, needs a page. The source is then asked for the granule
+// reads the image, needs a page. The source is then asked for the chunk
 // around it, by a thread of the image's own, while whoever needs it waits. Each
-// granule is asked for once, however many need it at a time, and stays in the
+// chunk is asked for once, however many need it at a time, and stays in the
 // image's memfd. All at once: the image is built as the other builders do, and
 // the source is not kept. Use this for what is needed in whole anyway: it is a
 // built image, with less to do at a fault.
 //
-// ERRORS reach all who wait for the granule at that time: the fault becomes a
+// ERRORS reach all who wait for the chunk at that time: the fault becomes a
 // trap in each thread (TrapInfo::error is the errno that belongs to the status'
 // code: EHOSTDOWN for Unavailable, EIO where none does), MakeReady and
 // Image::Read say it. Nothing of the page is left in the memory, whose slot is
-// as clean for its next holder as any other. Whoever needs the granule later
+// as clean for its next holder as any other. Whoever needs the chunk later
 // makes the source try again.
 //
 // What waits for a source: a thread that touches the page, in a signal handler;
@@ -81,7 +81,7 @@ struct PageSourceOptions {
   When when = When::kOnDemand;
   // How many pages the source is asked for at a time, at least 1: neighbours
   // that come for little. kAllAtOnce asks for 256.
-  uint64_t granule_pages = 16;
+  uint64_t chunk_pages = 16;
   // Fetches that run at once, 1 to 64.
   uint32_t threads = 1;
   // Pages that may be other than zero; the source is not asked for the others.

@@ -110,7 +110,7 @@ TEST(PageSourceTest, NothingIsAskedForBeforeSomebodyNeedsIt) {
   EXPECT_EQ(image->stored_pages(), 100u);
   EXPECT_EQ(image->MemfdBytes(), 0u);
 
-  // The granule around it, once.
+  // The chunk around it, once.
   ASSERT_EQ(image->FetchPages(PageIndex(20), PageCount(1)), 0);
   ASSERT_EQ(image->FetchPages(PageIndex(17), PageCount(10)), 0);
   EXPECT_EQ(source->asked, 1);
@@ -160,7 +160,7 @@ TEST(PageSourceTest, PagesThatAreNotStoredAreNotAskedFor) {
     auto source = std::make_shared<TestSource>();
     const ImageRef image = MakeOrDie(
         ImageFromSource({.name = "sparse", .size_bytes = kSize}, source,
-                        {.when = when, .granule_pages = 1, .stored = stored}));
+                        {.when = when, .chunk_pages = 1, .stored = stored}));
     std::vector<std::byte> expected(kSize);
     const std::vector<std::byte> full = Expected();
     for (uint64_t page : {3, 4, 40}) {
@@ -173,7 +173,7 @@ TEST(PageSourceTest, PagesThatAreNotStoredAreNotAskedFor) {
   }
 }
 
-TEST(PageSourceTest, ManyWhoNeedAGranuleAskOnce) {
+TEST(PageSourceTest, ManyWhoNeedAChunkAskOnce) {
   auto source = std::make_shared<TestSource>();
   absl::Notification go;
   source->before = [&](PageIndex) {
@@ -261,7 +261,7 @@ TEST(PageSourceTest, WhatIsWaitedForGoesBeforeWhatIsWantedEarly) {
   };
   const ImageRef image = MakeOrDie(
       ImageFromSource({.name = "order", .size_bytes = kSize}, source));
-  image->FetchEarly(PageIndex(0), PageCount(64));  // Granules 0 to 3.
+  image->FetchEarly(PageIndex(0), PageCount(64));  // Chunks 0 to 3.
   first_is_under_way.WaitForNotification();
   std::atomic<int> waiter{0};
   std::thread waits([&] {
@@ -398,8 +398,8 @@ TEST(PageSourceTest, OptionsThatAreNotRight) {
   };
   auto source = std::make_shared<TestSource>();
   EXPECT_EQ(error(nullptr, {}), "image 'bad': the source is null");
-  EXPECT_EQ(error(source, {.granule_pages = 0}),
-            "image 'bad': granule_pages 0 is not in 1 to 262144");
+  EXPECT_EQ(error(source, {.chunk_pages = 0}),
+            "image 'bad': chunk_pages 0 is not in 1 to 262144");
   EXPECT_EQ(error(source, {.threads = 0}),
             "image 'bad': threads 0 is not in 1 to 64");
   EXPECT_EQ(error(source, {.threads = 65}),

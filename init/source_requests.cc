@@ -19,21 +19,20 @@ namespace {
 
 using Requests = SourceRequests;
 
-void Want(Requests& requests, uint64_t granule) {
+void Want(Requests& requests, uint64_t chunk) {
   uint32_t head = requests.wanted.load(std::memory_order_relaxed);
   do {
-    requests.links[granule].store(head, std::memory_order_relaxed);
+    requests.links[chunk].store(head, std::memory_order_relaxed);
   } while (!requests.wanted.compare_exchange_weak(
-      head, static_cast<uint32_t>(granule) + 1, std::memory_order_release,
+      head, static_cast<uint32_t>(chunk) + 1, std::memory_order_release,
       std::memory_order_relaxed));
   requests.bell.fetch_add(1, std::memory_order_seq_cst);
   FutexWakeAll(requests.bell);
 }
 
-int PullGranule(Requests& requests, uint64_t granule,
-                const SignalSet* wait_mask) {
-  std::atomic<uint32_t>& word = requests.states[granule];
-  // Between the two steps of a request (the granule is kWanted, and is in the
+int PullChunk(Requests& requests, uint64_t chunk, const SignalSet* wait_mask) {
+  std::atomic<uint32_t>& word = requests.states[chunk];
+  // Between the two steps of a request (the chunk is kWanted, and is in the
   // list) nobody else can make it: whoever left here would leave others to wait
   // for ever.
   const SignalSet before = ChangeSignalMask(SIG_BLOCK, kAsynchronousSignals);
@@ -44,7 +43,7 @@ int PullGranule(Requests& requests, uint64_t granule,
     if (word.compare_exchange_weak(state, wanted, std::memory_order_acq_rel,
                                    std::memory_order_acquire)) {
       state = wanted;
-      Want(requests, granule);
+      Want(requests, chunk);
     }
   }
   const uint32_t attempt = Requests::AttemptOf(state);
@@ -52,7 +51,7 @@ int PullGranule(Requests& requests, uint64_t granule,
   int error = 0;
   while (Requests::KindOf(state) != Requests::kPresent) {
     if (Requests::AttemptOf(state) != attempt) {
-      error = requests.errors[granule].load(std::memory_order_relaxed);
+      error = requests.errors[chunk].load(std::memory_order_relaxed);
       break;
     }
     FutexWait(word, state);
@@ -78,12 +77,12 @@ void FutexWakeAll(const std::atomic<uint32_t>& word) noexcept {
 
 int PullPages(Requests& requests, uint64_t first, uint64_t end,
               const SignalSet* wait_mask) noexcept {
-  for (uint64_t granule = first / requests.granule_pages;
-       granule * requests.granule_pages < end; ++granule) {
+  for (uint64_t chunk = first / requests.chunk_pages;
+       chunk * requests.chunk_pages < end; ++chunk) {
     const uint32_t state =
-        requests.states[granule].load(std::memory_order_acquire);
+        requests.states[chunk].load(std::memory_order_acquire);
     if (Requests::KindOf(state) == Requests::kPresent) continue;
-    if (const int error = PullGranule(requests, granule, wait_mask)) {
+    if (const int error = PullChunk(requests, chunk, wait_mask)) {
       return error;
     }
   }

@@ -15,7 +15,7 @@
 
 namespace firsttouch {
 
-// The state of each granule, which is what a source is asked for at once.
+// The state of each chunk, which is what a source is asked for at once.
 //
 //   kAbsent --request--> kWanted --a thread takes it--> kFetching --> kPresent
 //      |                    ^                               |
@@ -44,15 +44,15 @@ struct SourceRequests {
     return (state & ~(kOneAttempt - 1)) | kind;
   }
 
-  uint64_t granule_pages = 0;
-  uint64_t granules = 0;
-  // One for each granule: its state (a futex), the errno of the last attempt
+  uint64_t chunk_pages = 0;
+  uint64_t chunks = 0;
+  // One for each chunk: its state (a futex), the errno of the last attempt
   // that failed, and the link of the list below.
   std::atomic<uint32_t>* states = nullptr;
   std::atomic<int32_t>* errors = nullptr;
   std::atomic<uint32_t>* links = nullptr;
-  // Wanted granules, as a list: its first one plus 1, or 0. Whoever makes a
-  // granule kWanted puts it in; the source's threads take all at once.
+  // Wanted chunks, as a list: its first one plus 1, or 0. Whoever makes a
+  // chunk kWanted puts it in; the source's threads take all at once.
   std::atomic<uint32_t> wanted{0};
   // A futex: changes with each request.
   std::atomic<uint32_t> bell{0};

@@ -102,7 +102,7 @@ class Filler {
     const uint64_t first =
         page / fault_pool_.granule_pages * fault_pool_.granule_pages;
     if (!HasSource()) return first;
-    const uint64_t pages = slot_.image_fetch->granule_pages;
+    const uint64_t pages = slot_.image_fetch->chunk_pages;
     return std::max(first, page / pages * pages);
   }
   uint64_t GranuleEnd(uint64_t page) const {
@@ -111,7 +111,7 @@ class Filler {
                      fault_pool_.granule_pages,
                  size_pages_);
     if (!HasSource()) return end;
-    const uint64_t pages = slot_.image_fetch->granule_pages;
+    const uint64_t pages = slot_.image_fetch->chunk_pages;
     return std::min(end, page / pages * pages + pages);
   }
 
@@ -185,7 +185,7 @@ class Filler {
     return result;
   }
   // Whether the touched page alone may still be had, although it could not be
-  // together with its neighbours. (A source gives its granule or nothing.)
+  // together with its neighbours. (A source gives its chunk or nothing.)
   bool MayDoAlone(const FaultResult& result) const {
     return result.kind == FaultResult::Kind::kNoContents && !HasSource();
   }

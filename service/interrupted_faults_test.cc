@@ -311,7 +311,7 @@ TEST_P(InterruptedSourceTest, NobodyWaitsForEverForThePageThatWasAskedFor) {
   Step(/*full_mask=*/true, [&] {
     absl::StatusOr<ImageRef> sourced = ImageFromSource(
         {.name = "sourced", .size_bytes = image->size_bytes()},
-        std::make_shared<PatternSource>(image), {.granule_pages = 2});
+        std::make_shared<PatternSource>(image), {.chunk_pages = 2});
     EXPECT_TRUE(sourced.ok()) << sourced.status();
     return sourced.ok() ? *sourced : nullptr;
   });

@@ -205,7 +205,7 @@ TEST_P(TakenPagesTest, ASourcesPageIsNeverZeroesAfterAStrayClose) {
   const std::vector<int> before = Userfaultfds();
   const ImageRef image =
       *ImageFromSource({.name = "sevens", .size_bytes = 64 * 1024},
-                       std::make_shared<SevensSource>(), {.granule_pages = 4});
+                       std::make_shared<SevensSource>(), {.chunk_pages = 4});
   Memory memory = MustAcquire(image);
   EXPECT_EQ(Load(memory, 0), 7);
   for (const int fd : Userfaultfds()) {
@@ -422,7 +422,7 @@ TEST(ClosedDescriptorsDeathTest, NoPageIsZeroesAfterAllDescriptorsWereClosed) {
           if (sourced) {
             image = *ImageFromSource(
                 {.name = "sevens", .size_bytes = 32 * kPageBytes},
-                std::make_shared<SevensSource>(), {.granule_pages = 4});
+                std::make_shared<SevensSource>(), {.chunk_pages = 4});
           }
           absl::StatusOr<std::unique_ptr<Service>> service = Service::Create(
               {.name = "closed",

@@ -189,7 +189,7 @@ class TimerInterruptsTest
         if (mask() == Mask::kBlocks && i % 8 == 0) {
           image = *ImageFromSource(
               {.name = "sourced", .size_bytes = image->size_bytes()},
-              std::make_shared<PatternSource>(image), {.granule_pages = 2});
+              std::make_shared<PatternSource>(image), {.chunk_pages = 2});
         }
       }
       const uint64_t size_bytes =
