@@ -3,7 +3,8 @@
 //   bazel run -c opt //bench:first_touch -- --benchmark_filter=image/read
 //
 // Time is that of 4 MiB; per_page that of one page of them. In a pool, a fault
-// supplies a granule at once, so most touches meet a page that is there.
+// supplies the fault-around range at once, so most touches meet a page that is
+// there.
 
 #include <cstdint>
 #include <memory>

@@ -50,7 +50,7 @@ std::unique_ptr<Service> MakePool(const PoolShape& shape) {
        .layout = {.instances = shape.slots,
                   .max_memory_bytes = shape.memory_bytes,
                   .guard_after_bytes = kHugePageBytes,
-                  .granule_bytes = shape.granule_bytes},
+                  .fault_around_bytes = shape.fault_around_bytes},
        .supply = ChoiceOf(shape.supply, shape.backing, shape.resolve),
        .strategy = shape.strategy,
        .trap_callback = shape.trap_callback,

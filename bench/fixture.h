@@ -39,7 +39,7 @@ struct PoolShape {
   Supply supply = Supply::kUserfaultfd;
   Backing backing = Backing::kShared;
   Resolve resolve = Resolve::kInThread;
-  uint64_t granule_bytes = 64 << 10;
+  uint64_t fault_around_bytes = 64 << 10;
   uint32_t slots = 1;
   uint64_t memory_bytes = 4 << 20;
   TrapCallback trap_callback = nullptr;

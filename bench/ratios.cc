@@ -100,49 +100,50 @@ Measure WithoutMask(Measure measure) {
 }
 
 std::vector<Contest> Contests() {
-  constexpr uint64_t kGranule = 64 << 10;
+  constexpr uint64_t kFaultAroundBytes = 64 << 10;
   std::vector<Contest> contests;
 
   contests.push_back(
       {"read image pages, shared", "CONTINUE, up to 1 MiB",
        "private file mapping", "4 KiB page",
-       PoolTouching({.granule_bytes = kGranule}, kPageBytes),
+       PoolTouching({.fault_around_bytes = kFaultAroundBytes}, kPageBytes),
        KernelTouching({.kind = KernelTouchKind::kFault}, kPageBytes), 1.3});
-  contests.push_back(
-      {"write image pages, shared", "COPY, up to 64 KiB", "copy-on-write fault",
-       "4 KiB page",
-       PoolTouching({.access = Access::kWrite, .granule_bytes = kGranule},
-                    kPageBytes),
-       KernelTouching(
-           {.kind = KernelTouchKind::kFault, .access = Access::kWrite},
-           kPageBytes),
-       std::nullopt});
+  contests.push_back({"write image pages, shared", "COPY, up to 64 KiB",
+                      "copy-on-write fault", "4 KiB page",
+                      PoolTouching({.access = Access::kWrite,
+                                    .fault_around_bytes = kFaultAroundBytes},
+                                   kPageBytes),
+                      KernelTouching({.kind = KernelTouchKind::kFault,
+                                      .access = Access::kWrite},
+                                     kPageBytes),
+                      std::nullopt});
 
   for (Access access : {Access::kRead, Access::kWrite}) {
     const PoolTouch copied{.access = access,
-                           .granule_bytes = kGranule,
+                           .fault_around_bytes = kFaultAroundBytes,
                            .backing = Backing::kCopied};
     PoolTouch handler = copied;
     handler.resolve = Resolve::kHandlerThread;
     const char* const verb = access == Access::kRead ? "read" : "write";
-    contests.push_back({absl::StrCat("fill 64 KiB by ", verb, ", copied"),
-                        "COPY in-thread", "memcpy into fresh memory", "64 KiB",
-                        PoolTouching(copied, kGranule),
-                        KernelTouching({.kind = KernelTouchKind::kCopy,
-                                        .access = Access::kWrite,
-                                        .granule_bytes = kGranule},
-                                       kGranule),
-                        0.8});
+    contests.push_back(
+        {absl::StrCat("fill 64 KiB by ", verb, ", copied"), "COPY in-thread",
+         "memcpy into fresh memory", "64 KiB",
+         PoolTouching(copied, kFaultAroundBytes),
+         KernelTouching({.kind = KernelTouchKind::kCopy,
+                         .access = Access::kWrite,
+                         .fault_around_bytes = kFaultAroundBytes},
+                        kFaultAroundBytes),
+         0.8});
     contests.push_back({absl::StrCat("fill 64 KiB by ", verb, ", copied"),
                         "COPY in-thread", "COPY by handler thread", "64 KiB",
-                        PoolTouching(copied, kGranule),
-                        PoolTouching(handler, kGranule), 0.45});
+                        PoolTouching(copied, kFaultAroundBytes),
+                        PoolTouching(handler, kFaultAroundBytes), 0.45});
   }
   contests.push_back({"write zero pages", "COPY, up to 64 KiB",
                       "anonymous fault", "4 KiB page",
                       PoolTouching({.content = Content::kZero,
                                     .access = Access::kWrite,
-                                    .granule_bytes = kGranule},
+                                    .fault_around_bytes = kFaultAroundBytes},
                                    kPageBytes),
                       KernelTouching({.kind = KernelTouchKind::kFault,
                                       .content = Content::kZero,
@@ -151,7 +152,7 @@ std::vector<Contest> Contests() {
                       std::nullopt});
 
   const PoolTouch single_pages{.access = Access::kWrite,
-                               .granule_bytes = kPageBytes};
+                               .fault_around_bytes = kPageBytes};
   contests.push_back(
       {"write image pages, one by one", "with sa_mask", "without sa_mask",
        "fault", PoolTouching(single_pages, kPageBytes),

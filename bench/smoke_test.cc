@@ -140,7 +140,7 @@ TEST(FirstTouch, CoversEveryStrategy) {
         "zero/write/2MiB/kernel/memset-fresh"}) {
     EXPECT_THAT(names, Contains(testing::StartsWith(name)));
   }
-  // Content, access, granule, backing, resolve; and the kernel's.
+  // Content, access, fault-around size, backing, resolve; and the kernel's.
   EXPECT_THAT(names, SizeIs(2 * 2 * 3 * 2 * 2 + 4 + 4 * 3 + 2 * 3));
 }
 

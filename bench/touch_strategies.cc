@@ -38,7 +38,7 @@ class InPool : public TouchStrategy {
         image_(ImageFor(touch.content)),
         pool_(MakePool({.backing = touch.backing,
                         .resolve = touch.resolve,
-                        .granule_bytes = touch.granule_bytes,
+                        .fault_around_bytes = touch.fault_around_bytes,
                         .memory_bytes = kTouchBytes,
                         // Nothing is made private before it is touched.
                         .retained_pages_limit = 0})) {}
@@ -72,19 +72,19 @@ class ByKernel : public TouchStrategy {
       TouchEachPage(touch_.access, mapping_.base(), kTouchBytes);
       return;
     }
-    for (uint64_t at = 0; at < kTouchBytes; at += touch_.granule_bytes) {
-      std::byte* const granule = mapping_.base() + at;
+    for (uint64_t at = 0; at < kTouchBytes; at += touch_.fault_around_bytes) {
+      std::byte* const around = mapping_.base() + at;
       if (touch_.kind == KernelTouchKind::kPopulate) {
         const int advice = touch_.access == Access::kRead ? MADV_POPULATE_READ
                                                           : MADV_POPULATE_WRITE;
-        if (madvise(granule, touch_.granule_bytes, advice) != 0) {
+        if (madvise(around, touch_.fault_around_bytes, advice) != 0) {
           Die("MADV_POPULATE_* failed (kernel 5.14)");
         }
-        TouchEachPage(touch_.access, granule, touch_.granule_bytes);
+        TouchEachPage(touch_.access, around, touch_.fault_around_bytes);
       } else if (image_ != nullptr) {
-        memcpy(granule, image_->data() + at, touch_.granule_bytes);
+        memcpy(around, image_->data() + at, touch_.fault_around_bytes);
       } else {
-        memset(granule, 0, touch_.granule_bytes);
+        memset(around, 0, touch_.fault_around_bytes);
       }
     }
   }
@@ -95,7 +95,7 @@ class ByKernel : public TouchStrategy {
   Mapping mapping_;
 };
 
-constexpr uint64_t kGranules[] = {4 << 10, 64 << 10, 2 << 20};
+constexpr uint64_t kFaultAroundSizes[] = {4 << 10, 64 << 10, 2 << 20};
 
 }  // namespace
 
@@ -110,7 +110,7 @@ std::unique_ptr<TouchStrategy> MakePoolTouch(const PoolTouch& touch) {
 
 std::string PoolTouchName(const PoolTouch& touch) {
   return absl::StrCat(ContentName(touch.content), "/", AccessName(touch.access),
-                      "/", BytesName(touch.granule_bytes), "/",
+                      "/", BytesName(touch.fault_around_bytes), "/",
                       BackingName(touch.backing), "/",
                       ResolveName(touch.resolve));
 }
@@ -128,11 +128,11 @@ std::string KernelTouchName(const KernelTouch& touch) {
       return absl::StrCat(start, "kernel/",
                           image ? "private-file" : "anonymous");
     case KernelTouchKind::kPopulate:
-      return absl::StrCat(start, BytesName(touch.granule_bytes),
+      return absl::StrCat(start, BytesName(touch.fault_around_bytes),
                           "/kernel/populate");
     case KernelTouchKind::kCopy:
-      return absl::StrCat(start, BytesName(touch.granule_bytes), "/kernel/",
-                          image ? "memcpy-fresh" : "memset-fresh");
+      return absl::StrCat(start, BytesName(touch.fault_around_bytes),
+                          "/kernel/", image ? "memcpy-fresh" : "memset-fresh");
   }
   return start;
 }
@@ -146,15 +146,15 @@ std::vector<NamedTouchStrategy> AllTouchStrategies() {
   for (Content content : {Content::kImage, Content::kZero}) {
     for (Access access : {Access::kRead, Access::kWrite}) {
       add_kernel({KernelTouchKind::kFault, content, access});
-      for (uint64_t granule : kGranules) {
-        add_kernel({KernelTouchKind::kPopulate, content, access, granule});
+      for (uint64_t around : kFaultAroundSizes) {
+        add_kernel({KernelTouchKind::kPopulate, content, access, around});
         if (access == Access::kWrite) {
-          add_kernel({KernelTouchKind::kCopy, content, access, granule});
+          add_kernel({KernelTouchKind::kCopy, content, access, around});
         }
         for (Backing backing : {Backing::kShared, Backing::kCopied}) {
           for (Resolve resolve :
                {Resolve::kInThread, Resolve::kHandlerThread}) {
-            const PoolTouch touch{content, access, granule, backing, resolve};
+            const PoolTouch touch{content, access, around, backing, resolve};
             strategies.push_back({PoolTouchName(touch),
                                   [touch] { return MakePoolTouch(touch); }});
           }

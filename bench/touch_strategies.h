@@ -33,11 +33,11 @@ class TouchStrategy {
 struct PoolTouch {
   Content content = Content::kImage;
   Access access = Access::kRead;
-  uint64_t granule_bytes = 64 << 10;
+  uint64_t fault_around_bytes = 64 << 10;
   Backing backing = Backing::kShared;
   Resolve resolve = Resolve::kInThread;
-  // Backing kCopied and content kImage: all granules lie ready in a staging
-  // area when they are touched.
+  // Backing kCopied and content kImage: all fault-around ranges lie ready in a
+  // staging area when they are touched.
   bool staged = false;
 };
 std::unique_ptr<TouchStrategy> MakePoolTouch(const PoolTouch& touch);
@@ -49,10 +49,12 @@ enum class KernelTouchKind {
   // Anonymous memory, or a private mapping of the image's file (which the
   // kernel maps 64 KiB at a time around a read).
   kFault,
-  // The same, but MADV_POPULATE_READ or _WRITE of each granule before it is
+  // The same, but MADV_POPULATE_READ or _WRITE of each fault-around range
+  // before it is
   // touched (5.14).
   kPopulate,
-  // memcpy from the image, or memset, of each granule into fresh anonymous
+  // memcpy from the image, or memset, of each fault-around range into fresh
+  // anonymous
   // memory.
   kCopy,
 };
@@ -60,7 +62,7 @@ struct KernelTouch {
   KernelTouchKind kind = KernelTouchKind::kFault;
   Content content = Content::kImage;
   Access access = Access::kRead;
-  uint64_t granule_bytes = 64 << 10;
+  uint64_t fault_around_bytes = 64 << 10;
 };
 std::unique_ptr<TouchStrategy> MakeKernelTouch(const KernelTouch& touch);
 std::string KernelTouchName(const KernelTouch& touch);

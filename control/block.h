@@ -113,7 +113,7 @@ struct ControlHeader {
   uint64_t max_memory_bytes;
   uint64_t guard_before_bytes;
   uint64_t guard_after_bytes;
-  uint64_t granule_bytes;
+  uint64_t fault_around_bytes;
   uint64_t page_bytes;
   uint32_t instances;
   uint32_t memories_per_instance;

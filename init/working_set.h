@@ -16,9 +16,9 @@
 // learned. A page that was made private because the set said so is not: it has
 // to be found changed first, or is forgotten again once no tenant writes it any
 // more. A page that a tenant read first is learned together with what was
-// mapped along with it (a granule: that costs less than a fault). A page that
-// was mapped because the set said so teaches nothing; nobody can tell whether
-// it is read, so it stays in the set until Replace().
+// mapped along with it (fault-around: that costs less than a fault). A page
+// that was mapped because the set said so teaches nothing; nobody can tell
+// whether it is read, so it stays in the set until Replace().
 //
 // Threads: all methods from any thread. Not async-signal-safe: a lock, and
 // memory is allocated.

@@ -90,16 +90,16 @@ absl::Status CheckOptions(const LayoutOptions& options) {
         "raise guard_after_bytes to ",
         SizeText(options.guard_before_bytes), " or lower guard_before_bytes"));
   }
-  if (!std::has_single_bit(options.granule_bytes)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("granule_bytes ", SizeText(options.granule_bytes),
-                     " is not a power of two"));
+  if (!std::has_single_bit(options.fault_around_bytes)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "fault_around_bytes ", SizeText(options.fault_around_bytes),
+        " is not a power of two"));
   }
-  if (options.granule_bytes < options.page_bytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("granule_bytes ", SizeText(options.granule_bytes),
-                     " is not a multiple of the page size ", options.page_bytes,
-                     "; a fault fills at least one page"));
+  if (options.fault_around_bytes < options.page_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "fault_around_bytes ", SizeText(options.fault_around_bytes),
+        " is not a multiple of the page size ", options.page_bytes,
+        "; a fault fills at least one page"));
   }
   return absl::OkStatus();
 }

@@ -60,8 +60,8 @@ struct LayoutOptions {
   // instances * memories_per_instance must fit 32 bits.
   uint32_t memories_per_instance = 1;
   // The most a memory can grow to. A multiple of page_bytes (not necessarily of
-  // a Wasm page or of granule_bytes), at least one page. A memory's size at run
-  // time is any number of bytes up to this.
+  // a Wasm page or of fault_around_bytes), at least one page. A memory's size
+  // at run time is any number of bytes up to this.
   uint64_t max_memory_bytes = 0;
   // Guard in front of the first memory. A multiple of page_bytes; 0 for none.
   uint64_t guard_before_bytes = 0;
@@ -76,9 +76,9 @@ struct LayoutOptions {
   uint64_t page_bytes = 4096;
   // What one fault fills at most, but for reads of shared image pages: a guest
   // that reads them upwards gets up to 1 MiB at a time. A power of two, a
-  // multiple of page_bytes. A granule that reaches past a memory's size is cut
-  // there, so it may be larger than the memory.
-  uint64_t granule_bytes = 65536;
+  // multiple of page_bytes. A fault-around range that reaches past a memory's
+  // size is cut there, so it may be larger than the memory.
+  uint64_t fault_around_bytes = 65536;
 
   friend bool operator==(const LayoutOptions&, const LayoutOptions&) = default;
 };
@@ -236,7 +236,8 @@ class PoolLayout {
 // layout; Internal names the first that fails, with the numbers. It works the
 // offsets out anew, in 128 bits, and does not trust Compute:
 //   1. the layout was made for these options;
-//   2. every size and offset is a multiple of the page, the granule is a power
+//   2. every size and offset is a multiple of the page, the fault-around size
+//   is a power
 //      of two and a multiple of the page;
 //   3. no sum or product overflowed;
 //   4. memories do not overlap and lie inside the reservation;

@@ -49,8 +49,8 @@ std::string Describe(const LayoutOptions& options) {
                       " max_memory_bytes ", options.max_memory_bytes,
                       " guard_before_bytes ", options.guard_before_bytes,
                       " guard_after_bytes ", options.guard_after_bytes,
-                      " page_bytes ", options.page_bytes, " granule_bytes ",
-                      options.granule_bytes);
+                      " page_bytes ", options.page_bytes,
+                      " fault_around_bytes ", options.fault_around_bytes);
 }
 
 void ExpectInvariants(const LayoutOptions& options) {
@@ -155,14 +155,14 @@ TEST(LayoutTest, HoldsForAllSmallNumbers) {
         for (uint64_t after = 0; after <= 3; ++after) {
           for (uint64_t before = 0; before <= after; ++before) {
             for (uint64_t page : {4096, 16384}) {
-              for (uint64_t granule : {1, 2, 16}) {
+              for (uint64_t around : {1, 2, 16}) {
                 ExpectInvariants({.instances = instances,
                                   .memories_per_instance = memories,
                                   .max_memory_bytes = memory * page,
                                   .guard_before_bytes = before * page,
                                   .guard_after_bytes = after * page,
                                   .page_bytes = page,
-                                  .granule_bytes = granule * page});
+                                  .fault_around_bytes = around * page});
                 if (HasFatalFailure()) return;
                 ++checked;
               }
@@ -206,17 +206,20 @@ TEST(LayoutTest, HoldsAtTheCorners) {
        .max_memory_bytes = 4096,
        .guard_before_bytes = 4096,
        .guard_after_bytes = 4096},
-      // A granule larger than the memory; the largest granule.
-      {.instances = 2, .max_memory_bytes = 4096, .granule_bytes = 2048 * kKib},
+      // A fault-around size larger than the memory; the largest one.
       {.instances = 2,
        .max_memory_bytes = 4096,
-       .granule_bytes = uint64_t{1} << 63},
+       .fault_around_bytes = 2048 * kKib},
+      {.instances = 2,
+       .max_memory_bytes = 4096,
+       .fault_around_bytes = uint64_t{1} << 63},
       // A large host page.
       {.instances = 2,
        .max_memory_bytes = uint64_t{1} << 63,
        .page_bytes = uint64_t{1} << 62,
-       .granule_bytes = uint64_t{1} << 62},
-      // A memory that is no multiple of a Wasm page or of the granule.
+       .fault_around_bytes = uint64_t{1} << 62},
+      // A memory that is no multiple of a Wasm page or of the fault-around
+      // size.
       {.instances = 7,
        .max_memory_bytes = 65536 + 4096,
        .guard_after_bytes = 4096},
@@ -252,7 +255,7 @@ TEST(LayoutTest, HoldsAtRandomOrSaysWhy) {
   for (int i = 0; i < 4000; ++i) {
     LayoutOptions options;
     options.page_bytes = uint64_t{4096} << magnitude(3);
-    options.granule_bytes = options.page_bytes << magnitude(4);
+    options.fault_around_bytes = options.page_bytes << magnitude(4);
     options.instances = static_cast<uint32_t>(magnitude(20));
     options.memories_per_instance = static_cast<uint32_t>(magnitude(4));
     options.max_memory_bytes = magnitude(50);
@@ -351,12 +354,13 @@ TEST(LayoutTest, ErrorsNameOptionValueRuleAndWayOut) {
       {{.instances = 1, .max_memory_bytes = 65536, .page_bytes = 12288},
        "page_bytes 12288 is not a power of two from 4096 on; take "
        "sysconf(_SC_PAGESIZE)"},
-      {{.instances = 1, .max_memory_bytes = 65536, .granule_bytes = 0},
-       "granule_bytes 0 is not a power of two"},
-      {{.instances = 1, .max_memory_bytes = 65536, .granule_bytes = 12288},
-       "granule_bytes 12288 is not a power of two"},
-      {{.instances = 1, .max_memory_bytes = 65536, .granule_bytes = 2048},
-       "granule_bytes 2048 is not a multiple of the page size 4096; a fault "
+      {{.instances = 1, .max_memory_bytes = 65536, .fault_around_bytes = 0},
+       "fault_around_bytes 0 is not a power of two"},
+      {{.instances = 1, .max_memory_bytes = 65536, .fault_around_bytes = 12288},
+       "fault_around_bytes 12288 is not a power of two"},
+      {{.instances = 1, .max_memory_bytes = 65536, .fault_around_bytes = 2048},
+       "fault_around_bytes 2048 is not a multiple of the page size 4096; a "
+       "fault "
        "fills at least one page"},
       {{.instances = kMax32,
         .memories_per_instance = 2,
@@ -407,7 +411,7 @@ TEST(LayoutTest, CheckerSeesWrongLayouts) {
   ASSERT_TRUE(good.ok()) << good.status();
 
   LayoutOptions other = options;
-  other.granule_bytes = 4096;
+  other.fault_around_bytes = 4096;
   EXPECT_EQ(Text(CheckLayoutInvariants(other, *good)),
             "the layout was made for other options");
 

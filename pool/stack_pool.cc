@@ -58,7 +58,7 @@ absl::StatusOr<PoolLayout> LayoutOf(const StackPoolOptions& options) {
                            .guard_before_bytes = options.guard_bytes,
                            .guard_after_bytes = options.guard_bytes,
                            .page_bytes = page,
-                           .granule_bytes = page});
+                           .fault_around_bytes = page});
   if (!layout.ok()) {
     return absl::InvalidArgumentError(
         absl::StrCat("stacks ", options.stacks, " * (stack_bytes ",

@@ -49,7 +49,7 @@ absl::StatusOr<PoolLayout> LayoutOf(const TablePoolOptions& options) {
       PoolLayout::Compute({.instances = options.tables,
                            .max_memory_bytes = bytes,
                            .page_bytes = page,
-                           .granule_bytes = page});
+                           .fault_around_bytes = page});
   if (!layout.ok()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "tables ", options.tables, " * max_elements ", options.max_elements,

@@ -188,7 +188,7 @@ TEST_P(BudgetTest, ABudgetOfZeroDropsWhatWasOnlyRead) {
 TEST_P(BudgetTest, WhatASteadySlotKeepsIsWhatSmapsSaysOnceMoreIsRead) {
   Make(std::nullopt);
   if (service_ == nullptr) return;
-  const ImageRef image = PatternImage("two granules", kPages);
+  const ImageRef image = PatternImage("two fault-arounds", kPages);
   for (int i = 0; i < 8; ++i) {
     absl::StatusOr<Memory> memory =
         service_->Acquire({.image = image, .size_bytes = kSize});
@@ -289,7 +289,8 @@ TEST_P(BudgetTest, BackgroundReclaimKeepsTheBudgetWhereNothingGrows) {
 }
 
 TEST_P(BudgetTest, KeepsTheSlotsThatWereReleasedLast) {
-  // A slot keeps three pages or, copied, one of each granule that is written.
+  // A slot keeps three pages or, copied, one of each fault-around range that is
+  // written.
   const bool copied =
       !GetParam().mapped() && GetParam().backing == Backing::kCopied;
   // Of 16 slots some five fit.

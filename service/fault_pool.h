@@ -58,7 +58,7 @@ struct FaultPool {
   // has no such call, or would write a line to its log at each touch of such a
   // page, the page is made inaccessible by mprotect(2).
   bool poison = false;
-  uint64_t granule_pages = 16;
+  uint64_t fault_around_pages = 16;
   // A source for pages that start as zeroes: kZeroSourcePages of them, which
   // cost no memory.
   uintptr_t zero_source = 0;

@@ -96,20 +96,20 @@ class Filler {
     }
   }
 
-  // Pages of the granule around `page`, cut at the size, and to what the
-  // image's source gives at once.
-  uint64_t GranuleFirst(uint64_t page) const {
+  // Pages of the fault-around size around `page`, cut at the size, and to what
+  // the image's source gives at once.
+  uint64_t FaultAroundFirst(uint64_t page) const {
     const uint64_t first =
-        page / fault_pool_.granule_pages * fault_pool_.granule_pages;
+        page / fault_pool_.fault_around_pages * fault_pool_.fault_around_pages;
     if (!HasSource()) return first;
     const uint64_t pages = slot_.image_fetch->chunk_pages;
     return std::max(first, page / pages * pages);
   }
-  uint64_t GranuleEnd(uint64_t page) const {
-    const uint64_t end =
-        std::min(page / fault_pool_.granule_pages * fault_pool_.granule_pages +
-                     fault_pool_.granule_pages,
-                 size_pages_);
+  uint64_t FaultAroundEnd(uint64_t page) const {
+    const uint64_t end = std::min(
+        page / fault_pool_.fault_around_pages * fault_pool_.fault_around_pages +
+            fault_pool_.fault_around_pages,
+        size_pages_);
     if (!HasSource()) return end;
     const uint64_t pages = slot_.image_fetch->chunk_pages;
     return std::min(end, page / pages * pages + pages);
@@ -147,7 +147,7 @@ class Filler {
   }
 
   // The run of missing pages around `page`, which counts as one, within its
-  // granule and among the `eligible` bits of its group.
+  // fault-around range and among the `eligible` bits of its group.
   struct PageRange {
     uint64_t first;
     uint64_t pages;
@@ -157,8 +157,8 @@ class Filler {
     const PageGroup& planes = slot_.pages.group(group);
     const uint64_t bit = page % kPagesPerGroup;
     const uint64_t missing =
-        (GroupMask(group, GranuleFirst(page), GranuleEnd(page)) & eligible &
-         ~planes.present.load(std::memory_order_relaxed) &
+        (GroupMask(group, FaultAroundFirst(page), FaultAroundEnd(page)) &
+         eligible & ~planes.present.load(std::memory_order_relaxed) &
          ~planes.dirty.load(std::memory_order_relaxed)) |
         (uint64_t{1} << bit);
     const uint64_t above = std::countr_one(missing >> bit);
@@ -167,13 +167,13 @@ class Filler {
     return {page - below, below + above};
   }
 
-  // Maps image pages, protected, wherever the granule lacks them; more than a
-  // granule for who reads upwards.
-  FaultResult MapImageGranule(uint64_t page);
+  // Maps image pages, protected, wherever the fault-around range lacks them; up
+  // to 1 MiB for a guest that reads upwards.
+  FaultResult MapImageAround(uint64_t page);
   // Maps image pages of one group, protected.
   FaultResult MapRun(uint64_t page, uint64_t pages);
-  // Copies image pages, protected, wherever the granule lacks them.
-  FaultResult CopyImageGranule(uint64_t page);
+  // Copies image pages, protected, wherever the fault-around range lacks them.
+  FaultResult CopyImageAround(uint64_t page);
   // Copies image pages of one group, protected.
   FaultResult CopyRun(uint64_t page, uint64_t pages);
   // What became of a copy from the image: EFAULT says that its page cannot be
@@ -204,7 +204,7 @@ class Filler {
                     std::atomic<uint64_t>& last_pages, uint64_t other,
                     uint64_t most);
 
-  FaultResult ReadZeroGranule(uint64_t page);
+  FaultResult ReadZerosAround(uint64_t page);
   // Maps the zero page to pages of one group and one mapping.
   FaultResult ZeroRun(uint64_t first, uint64_t pages);
   FaultResult WriteImagePage(uint64_t page);
@@ -255,15 +255,15 @@ FaultResult Filler::ForMissingImageRuns(uint64_t page, uint64_t first,
   return result;
 }
 
-FaultResult Filler::MapImageGranule(uint64_t page) {
-  const uint64_t first = GranuleFirst(page);
+FaultResult Filler::MapImageAround(uint64_t page) {
+  const uint64_t first = FaultAroundFirst(page);
   const auto map = [&](uint64_t run, uint64_t run_pages) {
     return MapRun(run, run_pages);
   };
   if (HasSource()) {
-    return ForMissingImageRuns(page, first, GranuleEnd(page), map);
+    return ForMissingImageRuns(page, first, FaultAroundEnd(page), map);
   }
-  uint64_t pages = fault_pool_.granule_pages;
+  uint64_t pages = fault_pool_.fault_around_pages;
   if (slot_.read_run_end.load(std::memory_order_relaxed) == first) {
     pages = std::max(
         pages,
@@ -307,9 +307,9 @@ FaultResult Filler::Fetch(uint64_t page, uint64_t pages) const {
   return {FaultResult::Kind::kNoContents, error, "fetching the image's page"};
 }
 
-FaultResult Filler::CopyImageGranule(uint64_t page) {
+FaultResult Filler::CopyImageAround(uint64_t page) {
   return ForMissingImageRuns(
-      page, GranuleFirst(page), GranuleEnd(page),
+      page, FaultAroundFirst(page), FaultAroundEnd(page),
       [&](uint64_t run, uint64_t pages) { return CopyRun(run, pages); });
 }
 
@@ -330,9 +330,9 @@ FaultResult Filler::CopyRun(uint64_t page, uint64_t pages) {
   return WithoutContents(result);
 }
 
-FaultResult Filler::ReadZeroGranule(uint64_t page) {
+FaultResult Filler::ReadZerosAround(uint64_t page) {
   // Only pages that are zero, missing and neighbours of the touched one: the
-  // run around it within its group and granule.
+  // run around it within its group and the fault-around range.
   const uint64_t group = page / kPagesPerGroup;
   const auto [first, pages] =
       MissingRunAround(page, SameMapping(group, page) & ~ImageWord(group));
@@ -439,7 +439,7 @@ uint64_t Filler::WriteRun(uint64_t page, std::atomic<uint64_t>& last_end,
   uint64_t pages = 1;
   if (last_end.load(std::memory_order_relaxed) == page) {
     pages = std::min({2 * last_pages.load(std::memory_order_relaxed), most,
-                      fault_pool_.granule_pages, size_pages_ - page});
+                      fault_pool_.fault_around_pages, size_pages_ - page});
     const uint64_t group = page / kPagesPerGroup;
     const PageGroup& planes = slot_.pages.group(group);
     const uint64_t taken = other | ~SameMapping(group, page) |
@@ -478,16 +478,16 @@ FaultResult Filler::Read(uint64_t page) {
   if (IsImagePage(page)) {
     if (slot_.image_mapped) {
       Count(slot_.counters.minor_faults);
-      const FaultResult result = MapImageGranule(page);
+      const FaultResult result = MapImageAround(page);
       return MayDoAlone(result) ? MapRun(page, 1) : result;
     }
     AskForMapping();
     Count(slot_.counters.missing_read_faults);
-    const FaultResult result = CopyImageGranule(page);
+    const FaultResult result = CopyImageAround(page);
     return MayDoAlone(result) ? CopyRun(page, 1) : result;
   }
   Count(slot_.counters.missing_read_faults);
-  return ReadZeroGranule(page);
+  return ReadZerosAround(page);
 }
 
 FaultResult Filler::Write(uint64_t page, bool protection) {

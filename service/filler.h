@@ -16,10 +16,10 @@
 namespace firsttouch {
 
 // Makes the touched page appear as the access needs it, and with it neighbours
-// that come for little: of its granule, or of what lies ahead of a guest that
-// goes upwards. Any number of threads may resolve faults of one slot at once,
-// also of one page: each step is idempotent, and whoever comes second finds the
-// page there and completes what is missing.
+// that come for little: of its fault-around range, or of what lies ahead of a
+// guest that goes upwards. Any number of threads may resolve faults of one slot
+// at once, also of one page: each step is idempotent, and whoever comes second
+// finds the page there and completes what is missing.
 //
 // Order that matters: a page is put into the `dirty` or the `untracked` plane
 // before it can be writable. Whatever ends this half-way therefore leaves a

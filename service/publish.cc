@@ -78,7 +78,7 @@ void ServicePool::Publish() {
   header.max_memory_bytes = layout.max_memory_bytes;
   header.guard_before_bytes = layout.guard_before_bytes;
   header.guard_after_bytes = layout.guard_after_bytes;
-  header.granule_bytes = layout.granule_bytes;
+  header.fault_around_bytes = layout.fault_around_bytes;
   header.page_bytes = layout.page_bytes;
   header.instances = layout.instances;
   header.memories_per_instance = layout.memories_per_instance;

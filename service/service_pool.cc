@@ -125,7 +125,8 @@ absl::Status ServicePool::Start(SupplyOpener open_supply) {
   if (absl::Status status = MapBookKeeping(); !status.ok()) return status;
 
   fault_pool_.kernel = &kernel_;
-  fault_pool_.granule_pages = layout_.options().granule_bytes / kPageBytes;
+  fault_pool_.fault_around_pages =
+      layout_.options().fault_around_bytes / kPageBytes;
   fault_pool_.slots = slots_.get();
   fault_pool_.name = options_.name.c_str();
   fault_pool_.trap_callback = options_.trap_callback;

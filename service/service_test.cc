@@ -697,8 +697,8 @@ TEST_P(ServiceTest, WhoeverWritesUpwardsGetsMorePrivatePagesAtAFault) {
   if (settled && GetParam().backing == Backing::kShared &&
       !GetParam().mapped()) {
     const ServiceStats stats = service_->Stats();
-    // The granule that was read is there, and stays shared until each of its
-    // pages is written; nothing else is mapped.
+    // The fault-around range that was read is there, and stays shared until
+    // each of its pages is written; nothing else is mapped.
     EXPECT_EQ(stats.minor_faults, 1u);
     EXPECT_EQ(stats.pages_mapped, 16u);
     EXPECT_EQ(stats.write_protect_faults, 16u);
@@ -996,8 +996,8 @@ TEST_P(ServiceTest, HolesThatWereProtectedAndDroppedAreZeroPagesAgain) {
   }
 }
 
-TEST_P(ServiceTest, AReaderAndAWriterOfOneGranuleLeaveItRestorable) {
-  const ImageRef image = PatternImage("granule", 16);
+TEST_P(ServiceTest, AReaderAndAWriterInOneFaultAroundLeaveItRestorable) {
+  const ImageRef image = PatternImage("around", 16);
   const ImageRef other_image = PatternImage("another", 16);
   const std::vector<uint8_t> initial = InitialBytes(image, kMax);
   // One slot is left, and each round begins with a cold one.

@@ -26,7 +26,8 @@ enum class Backing : uint8_t {
   // the shared page, write-protected; a first write makes a private copy. Clean
   // pages cost nothing per slot. Two mappings per bound slot.
   kShared,
-  // Image pages are copied at first touch, a granule at a time. No mapping per
+  // Image pages are copied at first touch, one fault-around size at a time. No
+  // mapping per
   // slot: for pools near vm.max_map_count, and images that differ per slot.
   kCopied,
 };

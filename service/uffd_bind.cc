@@ -33,7 +33,7 @@ namespace {
 
 // Pages of the read set that are mapped before a holder comes, at most: some
 // milliseconds, where they have to be brought from a file first. What is left
-// is mapped at its first touch, a granule at a time.
+// is mapped at its first touch, one fault-around size at a time.
 constexpr uint64_t kMostMappedPages = 4096;
 
 // With the backing kShared: whether it pays to map the image into a slot that

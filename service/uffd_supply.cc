@@ -256,8 +256,8 @@ std::string UffdSupply::Describe() const {
   std::string text =
       absl::StrCat("supply: ", SupplyName(Supply::kUserfaultfd), " (", reason_,
                    ")\nbacking: ", BackingName(pool_.fault_pool.backing), " (",
-                   backing_reason_, "), granule ",
-                   pool_.layout.options().granule_bytes, " bytes\n");
+                   backing_reason_, "), fault-around ",
+                   pool_.layout.options().fault_around_bytes, " bytes\n");
   absl::StrAppend(
       &text, "faults: resolved ", ResolveName(resolve()),
       handler_threads() != nullptr

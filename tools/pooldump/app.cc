@@ -254,8 +254,9 @@ const std::vector<PoolFlag>& PoolFlags() {
        "--guard-bytes", "SIZE", "Guard behind each memory (guard_after_bytes)"},
       {Flag::kBoth, "guard_before_bytes", "--guard-before-bytes",
        "--guard-before-bytes", "SIZE", "Guard in front of the first memory"},
-      {Flag::kLayout, "granule_bytes", "--granule-bytes", "--granule-bytes",
-       "SIZE", "What one fault fills at most"},
+      {Flag::kLayout, "granule_bytes", "--fault-around-bytes,--granule-bytes",
+       "--fault-around-bytes", "SIZE",
+       "What one fault fills at most (granule_bytes)"},
       {Flag::kLayout, "supply", "--supply", "--supply",
        "NAME:{userfaultfd,mappings-scan,mappings-drop}",
        "userfaultfd, mappings-scan or mappings-drop; otherwise what the "

@@ -26,10 +26,12 @@ absl::Status Misplaced(const FieldPlaces& places, const std::string& field,
   return absl::InvalidArgumentError(absl::StrCat(place->second, ": ", message));
 }
 
-// PoolLayout::Compute's error begins with the field at fault.
+// PoolLayout::Compute's error begins with the option at fault, which is the
+// field's name but for the fault-around size.
 absl::Status WithPlace(const FieldPlaces& places, const absl::Status& status) {
   const std::string message(status.message());
-  const std::string field = message.substr(0, message.find(' '));
+  std::string field = message.substr(0, message.find(' '));
+  if (field == "fault_around_bytes") field = "granule_bytes";
   return Misplaced(places, field, message);
 }
 
@@ -82,7 +84,7 @@ absl::StatusOr<PoolLayout> LayoutOf(const PlacedConfig& config) {
       {"max_memory_bytes", &options.max_memory_bytes},
       {"guard_before_bytes", &options.guard_before_bytes},
       {"guard_after_bytes", &options.guard_after_bytes},
-      {"granule_bytes", &options.granule_bytes},
+      {"granule_bytes", &options.fault_around_bytes},
   };
   for (const auto& [field, value] : sizes) {
     absl::StatusOr<uint64_t> bytes = SizeOf(config, field);

@@ -33,7 +33,7 @@ TEST(PoolConfig, BecomesALayout) {
                                               .max_memory_bytes = 1 << 20,
                                               .guard_before_bytes = 65536,
                                               .guard_after_bytes = 131072,
-                                              .granule_bytes = 8192}));
+                                              .fault_around_bytes = 8192}));
 }
 
 TEST(PoolConfig, HasTheDefaultsOfTheLibrary) {

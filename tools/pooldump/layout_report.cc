@@ -161,7 +161,7 @@ void Analysis::Numbers() {
   report_.set_guard_before_bytes(asked.guard_before_bytes);
   report_.set_guard_after_bytes(asked.guard_after_bytes);
   report_.set_page_bytes(asked.page_bytes);
-  report_.set_granule_bytes(asked.granule_bytes);
+  report_.set_granule_bytes(asked.fault_around_bytes);
   report_.set_reservation_bytes(layout_.reservation_bytes());
   report_.set_slots(layout_.slots());
   report_.set_slot_stride_bytes(layout_.slot_stride_bytes());

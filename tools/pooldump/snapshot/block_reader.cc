@@ -185,7 +185,7 @@ absl::StatusOr<BlockReader> BlockReader::Open(BlockBytes& bytes) {
        .guard_before_bytes = header->guard_before_bytes,
        .guard_after_bytes = header->guard_after_bytes,
        .page_bytes = header->page_bytes,
-       .granule_bytes = header->granule_bytes});
+       .fault_around_bytes = header->fault_around_bytes});
   if (!layout.ok()) {
     return CorruptBlock(name, absl::StrCat(layout.status().message()));
   }
@@ -491,7 +491,7 @@ PoolSnapshot BlockReader::Facts() const {
   layout.set_max_memory_bytes(header_.max_memory_bytes);
   layout.set_guard_before_bytes(header_.guard_before_bytes);
   layout.set_guard_after_bytes(header_.guard_after_bytes);
-  layout.set_granule_bytes(header_.granule_bytes);
+  layout.set_granule_bytes(header_.fault_around_bytes);
   layout.set_page_bytes(header_.page_bytes);
   layout.set_slot_stride_bytes(header_.slot_stride_bytes);
   layout.set_reservation_bytes(header_.reservation_bytes);

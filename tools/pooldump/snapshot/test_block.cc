@@ -119,7 +119,7 @@ std::unique_ptr<ControlBlock> MakeTestBlock() {
   header.max_memory_bytes = layout->memory_bytes();
   header.guard_before_bytes = 2 * 4096;
   header.guard_after_bytes = 4 * 4096;
-  header.granule_bytes = layout->options().granule_bytes;
+  header.fault_around_bytes = layout->options().fault_around_bytes;
   header.page_bytes = 4096;
   header.instances = 3;
   header.memories_per_instance = 1;
