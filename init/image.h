@@ -9,12 +9,12 @@
 // When not to use it: to look at a memory's present contents (an image is how a
 // memory began), or as a general file (only whole pages are kept).
 //
-// Two kinds. A built image has its pages in its sealed memfd. A mapped one
+// Two kinds. A built image has its pages in its sealed memfd. A file-backed one
 // (image_file.h, image_store.h) is a view of pages that are elsewhere: in a
 // file, or in other images. It gets a memfd when somebody asks for one, and
 // each page goes there when it is first wanted (OnDemandMemfd, FetchPages).
-// What a mapped image costs, and what it asks of the file, is said in
-// image_file.h. A mapped image may also have a PageSource (page_source.h),
+// What a file-backed image costs, and what it asks of the file, is said in
+// image_file.h. A file-backed image may also have a PageSource (page_source.h),
 // which makes pages when they are needed: whoever reads it waits for that, and
 // must be ready for a source that fails.
 //
@@ -36,21 +36,22 @@
 // Fork: the child inherits the view and the descriptor (unless it executes
 // another program: the descriptor is close-on-exec). It sees the same bytes as
 // the parent, since nobody can change them; stored pages stay shared between
-// the two, but for those in the memfd of a mapped image, of which the child
-// makes its own when it first asks for it. It may use the image as long as it
-// likes, also after the parent's end. Destroying the child's copy does not
-// disturb the parent. This differs from the memories of a pool, which the child
-// does not have, and from an image with a PageSource: the child can destroy
-// that, but neither PageBytes() nor data() may be read there; FetchPages()
-// gives ECHILD, and the others fail with that, or as CheckProcess() does.
+// the two, but for those in the memfd of a file-backed image, of which the
+// child makes its own when it first asks for it. It may use the image as long
+// as it likes, also after the parent's end. Destroying the child's copy does
+// not disturb the parent. This differs from the memories of a pool, which the
+// child does not have, and from an image with a PageSource: the child can
+// destroy that, but neither PageBytes() nor data() may be read there;
+// FetchPages() gives ECHILD, and the others fail with that, or as
+// CheckProcess() does.
 //
 // Core dumps: the view is MADV_DONTDUMP. A dump of a process with many images
 // does not contain them.
 //
 // Kernel: memfd_create and seals, Linux 3.17. Where the kernel knows it (6.3)
 // the memfd is also sealed against being executed (MFD_NOEXEC_SEAL). The memfd
-// of a mapped image wants F_SEAL_FUTURE_WRITE (5.1) and a userfaultfd on shared
-// memory (4.11), less than the minor faults need that it is for (5.14).
+// of a file-backed image wants F_SEAL_FUTURE_WRITE (5.1) and a userfaultfd on
+// shared memory (4.11), less than the minor faults need that it is for (5.14).
 
 #ifndef FIRSTTOUCH_INIT_IMAGE_H_
 #define FIRSTTOUCH_INIT_IMAGE_H_
@@ -142,15 +143,16 @@ class Image : public std::enable_shared_from_this<Image> {
   // _SHRINK, _GROW and _WRITE: nobody can change or resize it. Borrowed: do not
   // close it.
   //
-  // Of a mapped image: the first call copies every stored page (any thread; not
-  // in a signal handler), and -1 says that it failed; OnDemandMemfd() has the
-  // reason. The two functions that follow do without that copy.
+  // Of a file-backed image: the first call copies every stored page (any
+  // thread; not in a signal handler), and -1 says that it failed;
+  // OnDemandMemfd() has the reason. The two functions that follow do without
+  // that copy.
   int memfd() const;
 
   // The same for who resolves the faults of its mapping, and can bring a page
-  // when one is missing: of a mapped image, a stored page may be a hole still.
-  // FetchPages fills it. So UFFDIO_CONTINUE fails with EFAULT, and succeeds
-  // after FetchPages of the same range. Sealed like the above, with
+  // when one is missing: of a file-backed image, a stored page may be a hole
+  // still. FetchPages fills it. So UFFDIO_CONTINUE fails with EFAULT, and
+  // succeeds after FetchPages of the same range. Sealed like the above, with
   // F_SEAL_FUTURE_WRITE for _WRITE: no new mapping of anybody's can write, nor
   // can write(2); the one way in is FetchPages. Where userfaultfd is not to be
   // had, it is filled in whole.
@@ -209,12 +211,12 @@ class Image : public std::enable_shared_from_this<Image> {
   absl::StatusOr<Mapping> PrivateMapping() const;
 
   // Bytes of memory that the memfds of this image take at present: of a built
-  // image its pages, of a mapped one what has been fetched. 0 where the kernel
-  // does not tell. A system call; not in a signal handler.
+  // image its pages, of a file-backed one what has been fetched. 0 where the
+  // kernel does not tell. A system call; not in a signal handler.
   uint64_t MemfdBytes() const;
 
-  // Whether this is a mapped image.
-  bool is_mapped() const { return on_demand_ != nullptr; }
+  // Whether this is a file-backed image.
+  bool is_file_backed() const { return on_demand_ != nullptr; }
 
   // Of a delta (OpenImageFile, DeltaOf, Memory::SnapshotDelta) the image whose
   // pages it has where it has none of its own; else null.
@@ -262,7 +264,7 @@ class Image : public std::enable_shared_from_this<Image> {
   PageMap stored_;
   const std::byte* data_ = nullptr;  // Unmapped by the destructor.
   int memfd_ = -1;  // Of a built image. Closed by the destructor.
-  // Of a mapped image, else null.
+  // Of a file-backed image, else null.
   std::unique_ptr<OnDemand> on_demand_;
   const ImageFetch* fetch_ = nullptr;  // In *on_demand_.
   // Set before the image is handed out.

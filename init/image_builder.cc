@@ -383,7 +383,7 @@ absl::StatusOr<ImageRef> ImageWithPages(const ImageOptions& options,
   if (base == nullptr) return std::move(*writer).Finish();
   // The base's stored pages, in stretches between changed ones.
   const auto keep = [&](PageIndex first, PageIndex end) {
-    if (base->is_mapped() && first < end) {
+    if (base->is_file_backed() && first < end) {
       return writer->PutStoredOf(*base, {first, end - first});
     }
     return writer->Put(

@@ -1,5 +1,5 @@
-// Brings pages of a mapped image into its memfd: the part of an image that is
-// on the fault path.
+// Brings pages of a file-backed image into its memfd: the part of an image that
+// is on the fault path.
 //
 // Async-signal-safe: takes no lock, allocates nothing, logs nothing, uses no
 // thread-local storage, leaves errno alone. It may wait for a disk. Threads:

@@ -10,9 +10,9 @@
 //       WriteImageFile(**image, "/var/lib/app/guest.ftimg");
 //   absl::StatusOr<ImageRef> image = OpenImageFile("/var/lib/app/guest.ftimg");
 //
-// What an opened image is: by default (Backing::kMapped) a view of the file.
-// Nothing is read until somebody touches it, and two processes that open the
-// same file share its pages in the kernel's cache. Where a pool shares the
+// What an opened image is: by default (Backing::kFileBacked) a view of the
+// file. Nothing is read until somebody touches it, and two processes that open
+// the same file share its pages in the kernel's cache. Where a pool shares the
 // pages of an image (Backing::kShared of a pool) it needs them in shared
 // memory, which a file on a disk is not: userfaultfd has no minor faults for
 // it. For those, the image has a memfd that each page is copied into when it is
@@ -180,10 +180,10 @@ struct OpenImageOptions {
   std::optional<std::string> name;
 
   enum class Backing {
-    kMapped,  // See the top of this file.
+    kFileBacked,  // See the top of this file.
     kCopied,
   };
-  Backing backing = Backing::kMapped;
+  Backing backing = Backing::kFileBacked;
 
   enum class Verify {
     kManifest,  // Header and manifest, whose digests cost nothing to speak of.

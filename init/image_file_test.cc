@@ -172,7 +172,7 @@ TEST_F(ImageFileTest, WhatIsWrittenIsOpenedAgain) {
   const absl::StatusOr<ImageRef> opened = OpenImageFile(Path("a.ftimg"));
   ASSERT_TRUE(opened.ok()) << opened.status();
   ExpectSame(*image, **opened);
-  EXPECT_TRUE((*opened)->is_mapped());
+  EXPECT_TRUE((*opened)->is_file_backed());
   EXPECT_EQ((*opened)->name(), "memory");
   EXPECT_EQ((*opened)->known_digest(), written->content);
   EXPECT_EQ((*opened)->working_set().written(), image->working_set().written());
@@ -204,7 +204,7 @@ TEST_F(ImageFileTest, ACopyOwesTheFileNothing) {
                                 .backing = OpenImageOptions::Backing::kCopied,
                                 .verify = OpenImageOptions::Verify::kAll});
   ASSERT_TRUE(copy.ok()) << copy.status();
-  EXPECT_FALSE((*copy)->is_mapped());
+  EXPECT_FALSE((*copy)->is_file_backed());
   EXPECT_EQ((*copy)->name(), "copy");
   ASSERT_EQ(chmod(Path("a").c_str(), 0644), 0);
   ASSERT_EQ(truncate(Path("a").c_str(), 0), 0);
@@ -551,7 +551,7 @@ TEST_F(DeltaTest, HasOnlyWhatDiffersAndOpensAsTheWhole) {
   EXPECT_EQ(info.content, ContentDigest(*changed_));
   using Backing = OpenImageOptions::Backing;
   using Verify = OpenImageOptions::Verify;
-  for (const Backing backing : {Backing::kMapped, Backing::kCopied}) {
+  for (const Backing backing : {Backing::kFileBacked, Backing::kCopied}) {
     for (const Verify verify : {Verify::kManifest, Verify::kAll}) {
       ExpectSame(*changed_, **OpenImageFile(Path("delta"), {.backing = backing,
                                                             .verify = verify,

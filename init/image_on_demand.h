@@ -1,4 +1,4 @@
-// What a mapped image has beside a built one. Internal to this folder.
+// What a file-backed image has beside a built one. Internal to this folder.
 
 #ifndef FIRSTTOUCH_INIT_IMAGE_ON_DEMAND_H_
 #define FIRSTTOUCH_INIT_IMAGE_ON_DEMAND_H_

@@ -91,8 +91,9 @@ class ImageMapper {
 
   static const std::vector<ImagePiece>* PiecesOf(const Image& image) {
     // One with a source has its pages in its memfd.
-    return image.is_mapped() && !image.has_source() ? &image.on_demand_->pieces
-                                                    : nullptr;
+    return image.is_file_backed() && !image.has_source()
+               ? &image.on_demand_->pieces
+               : nullptr;
   }
 
  private:

@@ -66,8 +66,8 @@ absl::StatusOr<ImageRef> BuiltCopy(const Image& image,
 void NoteParent(const Image& image, ImageRef parent);
 
 // `base` with some pages replaced, as ImageWithPages (which see) makes it, but
-// as a mapped image: only the pages given are copied, and the base's are its
-// own. The base is its parent, and lives as long.
+// as a file-backed image: only the pages given are copied, and the base's are
+// its own. The base is its parent, and lives as long.
 absl::StatusOr<ImageRef> DeltaOf(const ImageOptions& options,
                                  const ImageRef& base,
                                  std::span<const PageData> pages,

@@ -107,7 +107,7 @@ TEST(ImagePiecesTest, ShowsThePagesOfAFileWithoutCopyingAny) {
   const FileOfPages file(4);
   const ImageRef image =
       MakeOrDie(ImageFromPieces(Pages(4), {file.Piece(0, 4, 0)}, {}));
-  EXPECT_TRUE(image->is_mapped());
+  EXPECT_TRUE(image->is_file_backed());
   EXPECT_EQ(image->stored_pages(), 4);
   EXPECT_EQ(FirstByte(*image, 3), 4);
   EXPECT_EQ(image->MemfdBytes(), 0);
@@ -175,7 +175,7 @@ TEST(ImagePiecesTest, MorePiecesThanMappingsAllowAreCopied) {
   }
   const ImageRef image =
       MakeOrDie(ImageFromPieces(Pages(pieces.size()), pieces, {}));
-  EXPECT_FALSE(image->is_mapped());
+  EXPECT_FALSE(image->is_file_backed());
   EXPECT_EQ(FirstByte(*image, 0), 1);
   EXPECT_EQ(FirstByte(*image, kMaxImagePieces - 1), 2);
 }

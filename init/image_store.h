@@ -9,10 +9,10 @@
 // What is kept: the pages that a new image has and no other image of the store
 // has become a segment, an image of just these pages: in memory a sealed memfd,
 // in a directory an image file. An image of the store is a list of runs of
-// pages of segments, and what is handed out is a mapped image (image.h) over
-// them. So 50 images that share 90 % of their pages take the room of one and 49
-// tenths. Two pages are one when their hashes are equal (64 bits of SHA-256)
-// and then their bytes.
+// pages of segments, and what is handed out is a file-backed image (image.h)
+// over them. So 50 images that share 90 % of their pages take the room of one
+// and 49 tenths. Two pages are one when their hashes are equal (64 bits of
+// SHA-256) and then their bytes.
 //
 // A store has a descriptor and a mapping for each segment.
 //

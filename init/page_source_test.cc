@@ -133,7 +133,7 @@ TEST(PageSourceTest, AllAtOnceIsABuiltImage) {
   const ImageRef image =
       MakeOrDie(ImageFromSource({.name = "built", .size_bytes = kSize}, source,
                                 {.when = When::kAllAtOnce}));
-  EXPECT_FALSE(image->is_mapped());
+  EXPECT_FALSE(image->is_file_backed());
   EXPECT_EQ(source.use_count(), 1);
   EXPECT_EQ(source->pages_asked, 100u);
   EXPECT_EQ(BytesOf(*image), Expected());
@@ -149,7 +149,7 @@ TEST(PageSourceTest, WhereThereIsNoUserfaultfdAllIsFetchedAtOnce) {
   const ImageRef image =
       MakeOrDie(ImageFromSource({.name = "no uffd", .size_bytes = kSize},
                                 source, {}, RealMemfdCalls(), kernel));
-  EXPECT_FALSE(image->is_mapped());
+  EXPECT_FALSE(image->is_file_backed());
   EXPECT_EQ(BytesOf(*image), Expected());
 }
 

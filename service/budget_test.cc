@@ -268,7 +268,7 @@ TEST_P(BudgetTest, BackgroundReclaimKeepsTheBudgetByItself) {
 TEST_P(BudgetTest, BackgroundReclaimKeepsTheBudgetWhereNothingGrows) {
   // Enough for either of two slots.
   const bool copied =
-      !GetParam().mapped() && GetParam().backing == Backing::kCopied;
+      !GetParam().by_mappings() && GetParam().backing == Backing::kCopied;
   const uint64_t budget = (copied ? 18 : 4) * kPageBytes;
   Make(budget);
   if (service_ == nullptr) return;
@@ -292,7 +292,7 @@ TEST_P(BudgetTest, KeepsTheSlotsThatWereReleasedLast) {
   // A slot keeps three pages or, copied, one of each fault-around range that is
   // written.
   const bool copied =
-      !GetParam().mapped() && GetParam().backing == Backing::kCopied;
+      !GetParam().by_mappings() && GetParam().backing == Backing::kCopied;
   // Of 16 slots some five fit.
   Make((copied ? 5 * 18 : 5 * 3) * kPageBytes);
   if (service_ == nullptr) return;

@@ -514,7 +514,7 @@ TEST_P(CapacityTest, AtTheMappingLimitForAWhileNoSlotIsLost) {
   }
   const absl::StatusOr<ImageRef> snapshot = held.Snapshot("at the limit");
   std::move(unmap).Invoke();
-  if (GetParam().backing == Backing::kShared || GetParam().mapped()) {
+  if (GetParam().backing == Backing::kShared || GetParam().by_mappings()) {
     EXPECT_FALSE(refusals.empty());
   }
   for (const absl::Status& refusal : refusals) {

@@ -245,7 +245,7 @@ class EnvironmentTest : public testing::TestWithParam<Case> {
     }
     if (ProcessMergesPages()) {
       const std::string mergeable = WithFlag(service, "mg");
-      if (!mergeable.empty() && !way().mapped()) return mergeable;
+      if (!mergeable.empty() && !way().by_mappings()) return mergeable;
     }
     if (service.Stats().slots_quarantined != 0) return "slots are quarantined";
     if (const uint64_t kib = PeakResidentKib(); kib > 512 * 1024) {
@@ -398,7 +398,7 @@ TEST_P(TakenPagesTest, ReleaseAndResetSurvive) {
           absl::Status status = end == 2 ? memory->Reset() : memory->Release();
           if (status.ok() && !taking.is_clean) {
             // Only what is restored page by page is looked at.
-            return way.tracking == Tracking::kSignal && !way.mapped()
+            return way.tracking == Tracking::kSignal && !way.by_mappings()
                        ? when + "nothing was noticed"
                        : "";
           }
@@ -488,7 +488,7 @@ TEST_P(IdleSlotTest, AWriteByTheHostTraps) {
   if (const std::string missing = MissingFor(GetParam()); !missing.empty()) {
     GTEST_SKIP() << "this machine has no " << missing;
   }
-  if (GetParam().mapped() || GetParam().tracking != Tracking::kSignal) {
+  if (GetParam().by_mappings() || GetParam().tracking != Tracking::kSignal) {
     GTEST_SKIP() << "such a slot is writable while nobody has it";
   }
   const ChildResult child = RunInChild([] {

@@ -124,7 +124,7 @@ TEST_P(FailuresTest, ABindThatFailsIsAnErrorAndTheSlotIsMappedAnew) {
   if (GetParam().backing != Backing::kShared) {
     GTEST_SKIP() << "the copied backing maps nothing at bind";
   }
-  const bool mapped = GetParam().mapped();
+  const bool mapped = GetParam().by_mappings();
   const ImageRef image = PatternImage("bind", 8);
   kernel_.Fail(Op::kMmap, 1, CallResult{0, ENOMEM});
   absl::StatusOr<Memory> memory =

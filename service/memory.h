@@ -126,8 +126,9 @@ class Memory {
   // found from what the pool knows of its pages, and copied; the rest is taken
   // from that image. Snapshot() gives an image on its own, in one memfd, as the
   // builders do. SnapshotDelta() copies no other pages than those that differ:
-  // a mapped image (image.h) over the memory's own one, which its parent() is,
-  // and which it keeps alive; WriteImageFile with that parent writes a delta.
+  // a file-backed image (image.h) over the memory's own one, which its parent()
+  // is, and which it keeps alive; WriteImageFile with that parent writes a
+  // delta.
   //
   // WRITERS. Other threads may go on. Whatever a thread has written before that
   // moment is in the snapshot, and nothing that is written after it: no write

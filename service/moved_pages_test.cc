@@ -424,7 +424,7 @@ class MovedPagesTest : public testing::TestWithParam<Case> {
     if (image != nullptr && image->fetch() == nullptr) {
       memfd = image->memfd();
     } else if (image != nullptr && way().backing == Backing::kShared &&
-               !way().mapped()) {
+               !way().by_mappings()) {
       // What is filled on demand is there, where leases have read it.
       memfd = image->OnDemandMemfd().value_or(-1);
     }

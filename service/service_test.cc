@@ -417,7 +417,7 @@ TEST_P(ServiceTest, SystemCallsOnColdPagesFailUnlessKernelFaultsAreServed) {
   ASSERT_EQ(pipe(pipe_fds), 0);
   ASSERT_EQ(write(pipe_fds[1], "hello", 5), 5);
   const ssize_t got = read(pipe_fds[0], memory.base(), 5);
-  EXPECT_TRUE(service_->serves_kernel_faults() || !GetParam().mapped());
+  EXPECT_TRUE(service_->serves_kernel_faults() || !GetParam().by_mappings());
   if (service_->serves_kernel_faults()) {
     EXPECT_EQ(got, 5);
   } else {
@@ -461,7 +461,7 @@ TEST_P(ServiceTest, ATouchAfterReleaseOfAMissingPageTraps) {
   // Mappings stay accessible up to the initial size; beyond, also what was in
   // bounds a moment ago traps.
   uint64_t page = 3;
-  if (GetParam().mapped()) {
+  if (GetParam().by_mappings()) {
     page = 6;
     ASSERT_EQ(memory.Grow(8 * kPageBytes), absl::OkStatus());
     Store(memory, page * kPageBytes, 1);
@@ -616,7 +616,7 @@ TEST_P(ServiceTest, ASteadyHolderFaultsOnlyTheFirstTime) {
   EXPECT_EQ(after.handovers, before.handovers + 100);
   // Mappings: one scan a release, or one call that drops; no mprotect.
   EXPECT_EQ(after.kernel_calls,
-            before.kernel_calls + (GetParam().mapped() ? 100 : 0));
+            before.kernel_calls + (GetParam().by_mappings() ? 100 : 0));
   if (GetParam().supply == Supply::kMappingsDrop) {
     EXPECT_EQ(after.pages_dropped, before.pages_dropped + 100u * 64);
     EXPECT_EQ(after.pages_restored, 0u);
@@ -662,7 +662,7 @@ TEST_P(ServiceTest, WhoeverReadsUpwardsGetsMoreOfTheImageAtAFault) {
   // A handler thread counts after it woke the one that waits.
   const bool settled = GetParam().resolve == Resolve::kInThread;
   if (settled && GetParam().backing == Backing::kShared &&
-      !GetParam().mapped()) {
+      !GetParam().by_mappings()) {
     // 16, 32, 64, 128 and 256 pages, and the last 16; the zero page is
     // none of the image's.
     EXPECT_EQ(stats.minor_faults, 6u);
@@ -695,7 +695,7 @@ TEST_P(ServiceTest, WhoeverWritesUpwardsGetsMorePrivatePagesAtAFault) {
     EXPECT_EQ(memory.CountPages().changed, 120u);
   }
   if (settled && GetParam().backing == Backing::kShared &&
-      !GetParam().mapped()) {
+      !GetParam().by_mappings()) {
     const ServiceStats stats = service_->Stats();
     // The fault-around range that was read is there, and stays shared until
     // each of its pages is written; nothing else is mapped.
@@ -726,7 +726,7 @@ TEST_P(ServiceTest, MoreHotPagesThanAllowedDropTheSlot) {
 }
 
 TEST_P(ServiceTest, APageThatNoLongerChangesIsGivenBack) {
-  if (GetParam().mapped()) GTEST_SKIP() << "nothing is learned";
+  if (GetParam().by_mappings()) GTEST_SKIP() << "nothing is learned";
   MakeService({.retained_cycles = 5});
   if (service_ == nullptr) return;
   if (GetParam().tracking == Tracking::kAsync) {
@@ -752,7 +752,7 @@ TEST_P(ServiceTest, APageThatNoLongerChangesIsGivenBack) {
 }
 
 TEST_P(ServiceTest, ANewSlotHasThePagesReadyThatItsImagesTenantsWrite) {
-  if (GetParam().mapped()) GTEST_SKIP() << "nothing is learned";
+  if (GetParam().by_mappings()) GTEST_SKIP() << "nothing is learned";
   const ImageRef image = PatternImage("known", 32);
   const auto touch = [](const Memory& memory) {
     for (uint64_t page : {1, 5, 9, 10, 33}) {
@@ -805,7 +805,7 @@ TEST_P(ServiceTest, AGuestThatGrowsByTheSameEachTimeFindsItsPagesThere) {
 }
 
 TEST_P(ServiceTest, ChurningGuestsAreTrackedByTheKernelUntilTheySettle) {
-  if (GetParam().mapped()) GTEST_SKIP() << "nothing is learned";
+  if (GetParam().by_mappings()) GTEST_SKIP() << "nothing is learned";
   MakeService({.layout = {.max_memory_bytes = 1024 * kPageBytes},
                .retained_cycles = 20});
   if (service_ == nullptr) return;
@@ -839,7 +839,7 @@ TEST_P(ServiceTest, ChurningGuestsAreTrackedByTheKernelUntilTheySettle) {
 }
 
 TEST_P(ServiceTest, ChurnAllOverASmallMemoryEndsWithAllOfItRetained) {
-  if (GetParam().mapped()) GTEST_SKIP() << "nothing is learned";
+  if (GetParam().by_mappings()) GTEST_SKIP() << "nothing is learned";
   MakeService({.layout = {.max_memory_bytes = 512 * kPageBytes}});
   if (service_ == nullptr) return;
   if (GetParam().tracking.has_value() ||
@@ -867,7 +867,7 @@ TEST_P(ServiceTest, ChurnAllOverASmallMemoryEndsWithAllOfItRetained) {
 }
 
 TEST_P(ServiceTest, ChurnBehindTheImageComesToBeTrackedByTheKernelToo) {
-  if (GetParam().mapped()) GTEST_SKIP() << "nothing is learned";
+  if (GetParam().by_mappings()) GTEST_SKIP() << "nothing is learned";
   MakeService({.layout = {.max_memory_bytes = 1024 * kPageBytes},
                .retained_cycles = 20});
   if (service_ == nullptr) return;
@@ -1052,8 +1052,8 @@ TEST_P(ServiceTest, TheRestOfTheLastPageNeverHangs) {
   // Mapped and protected by now. In-thread a first write there is seen, and is
   // a trap; a handler thread and mprotect tell pages only.
   const bool trapped = TrapOf([&] { Store(tail, 6000, 1); }).has_value();
-  EXPECT_EQ(trapped,
-            GetParam().resolve == Resolve::kInThread && !GetParam().mapped());
+  EXPECT_EQ(trapped, GetParam().resolve == Resolve::kInThread &&
+                         !GetParam().by_mappings());
   Store(tail, 4999, 7);
   EXPECT_EQ(Load(tail, 4999), 7);
 }
@@ -1098,7 +1098,7 @@ TEST_P(ServiceTest, DescribeSaysWhatWasPicked) {
   EXPECT_THAT(
       text, HasSubstr(std::string("supply: ") + SupplyName(GetParam().supply) +
                       " (asked for by ServiceOptions::supply)"));
-  if (GetParam().mapped()) {
+  if (GetParam().by_mappings()) {
     EXPECT_THAT(text, HasSubstr(GetParam().supply == Supply::kMappingsScan
                                     ? "found by one PAGEMAP_SCAN at release"
                                     : "dropped at release"));

@@ -106,7 +106,7 @@ TEST_P(SnapshotTest, ADeltaHasThePagesThatDifferAndKnowsItsParent) {
     absl::StatusOr<ImageRef> whole = memory.Snapshot("whole");
     ASSERT_TRUE(whole.ok()) << whole.status();
     EXPECT_EQ((*whole)->parent(), nullptr);
-    EXPECT_FALSE((*whole)->is_mapped());
+    EXPECT_FALSE((*whole)->is_file_backed());
     EXPECT_EQ(BytesOf(**whole), held);
 
     // Files: the delta, opened with its parent, and merged.

@@ -125,7 +125,7 @@ TEST_P(SourceFaultsTest, EachHolderHasTheSourcesBytes) {
 
 TEST_P(SourceFaultsTest,
        ManyThreadsThatTouchAPageOfASlowSourceWaitForOneFetch) {
-  if (GetParam().mapped()) GTEST_SKIP() << "all pages are there at bind";
+  if (GetParam().by_mappings()) GTEST_SKIP() << "all pages are there at bind";
   absl::Notification go;
   source_->hold = &go;
   Memory memory = MustAcquire();
@@ -153,7 +153,7 @@ TEST_P(SourceFaultsTest,
 }
 
 TEST_P(SourceFaultsTest, AFailureIsATrapInEveryThreadAndLeavesACleanSlot) {
-  if (GetParam().mapped()) GTEST_SKIP() << "all pages are there at bind";
+  if (GetParam().by_mappings()) GTEST_SKIP() << "all pages are there at bind";
   absl::Notification go;
   source_->hold = &go;
   source_->failing = true;
@@ -199,7 +199,7 @@ TEST_P(SourceFaultsTest, AFailureIsATrapInEveryThreadAndLeavesACleanSlot) {
 }
 
 TEST_P(SourceFaultsTest, AHolderThatLeavesAfterAFailureLeavesACleanSlot) {
-  if (GetParam().mapped()) GTEST_SKIP() << "all pages are there at bind";
+  if (GetParam().by_mappings()) GTEST_SKIP() << "all pages are there at bind";
   for (const bool write : {false, true}) {
     MakeImage();
     source_->failing = true;
@@ -221,7 +221,7 @@ TEST_P(SourceFaultsTest, AHolderThatLeavesAfterAFailureLeavesACleanSlot) {
 }
 
 TEST_P(SourceFaultsTest, WhereAllIsNeededAtBindAFailureIsTheAcquires) {
-  if (!GetParam().mapped()) GTEST_SKIP() << "pages come on demand";
+  if (!GetParam().by_mappings()) GTEST_SKIP() << "pages come on demand";
   source_->failing = true;
   const absl::Status refused =
       service_->Acquire({.image = image_, .size_bytes = kMemoryBytes}).status();
@@ -233,7 +233,7 @@ TEST_P(SourceFaultsTest, WhereAllIsNeededAtBindAFailureIsTheAcquires) {
 TEST_P(SourceFaultsTest, AnUnavailableSourceIsUnavailableAndNotUnknown) {
   source_->failing = true;
   absl::Status status;
-  if (GetParam().mapped()) {
+  if (GetParam().by_mappings()) {
     status = service_->Acquire({.image = image_, .size_bytes = kMemoryBytes})
                  .status();
   } else {
@@ -246,7 +246,7 @@ TEST_P(SourceFaultsTest, AnUnavailableSourceIsUnavailableAndNotUnknown) {
 }
 
 TEST_P(SourceFaultsTest, ASnapshotAfterAWriteThatFailedIsAnErrorAndNoDeath) {
-  if (GetParam().mapped()) GTEST_SKIP() << "all pages are there at bind";
+  if (GetParam().by_mappings()) GTEST_SKIP() << "all pages are there at bind";
   source_->failing = true;
   Memory memory = MustAcquire();
   Store(memory, 70 * kPageBytes, 1);
@@ -278,7 +278,7 @@ TEST_P(SourceFaultsTest, ASnapshotAfterAWriteThatFailedIsAnErrorAndNoDeath) {
 }
 
 TEST_P(SourceFaultsTest, NoWriterWaitsForASourceBecauseOfASnapshot) {
-  if (GetParam().mapped()) GTEST_SKIP() << "all pages are there at bind";
+  if (GetParam().by_mappings()) GTEST_SKIP() << "all pages are there at bind";
   absl::Notification go;
   source_->hold = &go;
   Memory memory = MustAcquire();
@@ -316,7 +316,7 @@ TEST_P(SourceFaultsTest, NoWriterWaitsForASourceBecauseOfASnapshot) {
 }
 
 TEST_P(SourceFaultsTest, ABindDoesNotWaitForTheWorkingSet) {
-  if (GetParam().mapped()) GTEST_SKIP() << "all pages are there at bind";
+  if (GetParam().by_mappings()) GTEST_SKIP() << "all pages are there at bind";
   absl::Notification go;
   source_->hold = &go;
   image_->working_set().Replace(std::vector<uint64_t>{1u << 20},

@@ -139,7 +139,7 @@ TEST_P(TakenPagesTest, AReleaseAndAResetRestoreWhatSomebodyTookAway) {
 // A snapshot whose thread looks for changed pages while another one makes a
 // page ready that was written to before.
 TEST_P(TakenPagesTest, ASnapshotHasAWriteToAPageThatIsMadeReadyMeanwhile) {
-  if (GetParam().mapped() || GetParam().resolve != Resolve::kInThread ||
+  if (GetParam().by_mappings() || GetParam().resolve != Resolve::kInThread ||
       GetParam().tracking != Tracking::kSignal) {
     GTEST_SKIP() << "the guest's own thread fills, and signals track";
   }
@@ -201,7 +201,7 @@ class SevensSource : public PageSource {
 };
 
 TEST_P(TakenPagesTest, ASourcesPageIsNeverZeroesAfterAStrayClose) {
-  if (GetParam().mapped()) GTEST_SKIP() << "all pages are there at bind";
+  if (GetParam().by_mappings()) GTEST_SKIP() << "all pages are there at bind";
   const std::vector<int> before = Userfaultfds();
   const ImageRef image =
       *ImageFromSource({.name = "sevens", .size_bytes = 64 * 1024},
@@ -342,7 +342,7 @@ TEST_P(TakenPagesTest, WhatReadsAnImageFileThatIsCutOutlivesIt) {
         image = *OpenImageFile(delta_path, {.parent = image});
       }
       // From private mappings of a file that is cut, changed pages, too.
-      const bool kernel_took_changes = GetParam().mapped() && !of_delta;
+      const bool kernel_took_changes = GetParam().by_mappings() && !of_delta;
       Memory sound = MustAcquire(whole);
       Store(sound, kCut * kPageBytes, 5);
       Memory memory;

@@ -48,7 +48,7 @@ struct Way {
   SupplyOpener open_supply = nullptr;
 
   // The kernel places the pages.
-  bool mapped() const { return IsMappings(supply); }
+  bool by_mappings() const { return IsMappings(supply); }
 };
 
 // What asks a service for `way`.
@@ -133,7 +133,7 @@ inline bool HasPagemapScan() { return MachineFacts().pagemap_scan_error == 0; }
 inline std::string MissingFor(const Way& way) {
   const UffdFacts& facts = MachineFacts();
   constexpr char kNoScan[] = "PAGEMAP_SCAN (Linux 6.7)";
-  if (way.mapped()) {
+  if (way.by_mappings()) {
     return way.supply == Supply::kMappingsScan && !HasPagemapScan() ? kNoScan
                                                                     : "";
   }

@@ -162,7 +162,7 @@ TEST_P(WorkingSetTest, WhoOnlyReadsTeachesToo) {
 }
 
 TEST_P(WorkingSetTest, ReplayedPagesTeachNothing) {
-  if (GetParam().mapped()) GTEST_SKIP() << "nothing is learned here";
+  if (GetParam().by_mappings()) GTEST_SKIP() << "nothing is learned here";
   const ImageRef image = TestImage();
   // More than tenants touch.
   image->working_set().Replace(std::vector<uint64_t>{0b1111'1000},

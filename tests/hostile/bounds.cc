@@ -85,7 +85,7 @@ void ReadAfterRelease(const Setting& setting) {
   HOSTILE_CHECK_OK(tenant.memory.Release());
   // Mappings stay accessible up to the last holder's initial size, and what it
   // grew into does not.
-  const uint64_t initial_pages = setting.mapped() ? 4 : 64;
+  const uint64_t initial_pages = setting.by_mappings() ? 4 : 64;
   Memory next =
       Acquire(*tenant.service, {.size_bytes = initial_pages * kPageBytes});
   HOSTILE_CHECK_OK(next.Grow(64 * kPageBytes));

@@ -245,7 +245,7 @@ void HostHandlerAfter(const Setting& setting) {
   g_seen = Seen();
   UsePool(*service);
   // Only faults that are signals come by.
-  if (setting.resolve == Resolve::kInThread && !setting.mapped()) {
+  if (setting.resolve == Resolve::kInThread && !setting.by_mappings()) {
     HOSTILE_CHECK(g_seen.calls > 0);
   }
 

@@ -97,7 +97,7 @@ using Setting = std::tuple<std::string, std::string>;
 class HostileTest : public testing::TestWithParam<Setting> {
  protected:
   bool in_thread() const { return std::get<1>(GetParam()) == "in-thread"; }
-  bool mapped() const { return std::get<1>(GetParam()).empty(); }
+  bool by_mappings() const { return std::get<1>(GetParam()).empty(); }
 
   // Runs the program in an empty directory of its own.
   Outcome Run(const std::string& name) {
@@ -173,7 +173,7 @@ class HostileTest : public testing::TestWithParam<Setting> {
     const Outcome outcome = Run(name);
     if (outcome.exit_code == kSkipped) GTEST_SKIP() << outcome.out;
     // SIGSEGV where a page had to be made inaccessible (no UFFDIO_POISON).
-    if (mapped()) {
+    if (by_mappings()) {
       EXPECT_EQ(outcome.signal, SIGSEGV) << testing::PrintToString(outcome);
     } else if (in_thread()) {
       EXPECT_EQ(outcome.signal, SIGBUS) << testing::PrintToString(outcome);

@@ -93,7 +93,7 @@ class Tenants {
 }  // namespace
 
 void UserfaultfdClosed(const Setting& setting) {
-  if (setting.mapped()) Skip("a userfaultfd");
+  if (setting.by_mappings()) Skip("a userfaultfd");
   std::unique_ptr<Service> service = MakeService(PoolOptions(setting));
   Memory memory = Acquire(*service, {.image = MakeImage(kPages, 1),
                                      .size_bytes = kPages * kPageBytes});

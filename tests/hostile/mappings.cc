@@ -140,7 +140,7 @@ void ManyLeases(const Setting& setting) {
   for (uint32_t i = 0; i < kSlots; ++i) held.push_back(lease());
   const size_t bound = pool_mappings();
   const int all = CountMappings();
-  if (setting.mapped()) {
+  if (setting.by_mappings()) {
     // An image's mapping, what lies behind it, and what is out of bounds: two
     // mappings where the kernel does not merge them.
     HOSTILE_CHECK(bound <= 1 + 4 * kSlots);
@@ -152,7 +152,7 @@ void ManyLeases(const Setting& setting) {
   }
   // A memory that has its maximum, or no byte behind its image, has one less.
   const auto as_many = [&] {
-    return setting.mapped()
+    return setting.by_mappings()
                ? pool_mappings() <= 1 + 4 * kSlots
                : CountMappings() == all && pool_mappings() == bound;
   };

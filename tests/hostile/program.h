@@ -32,7 +32,7 @@ struct Setting {
   Supply supply = Supply::kUserfaultfd;
 
   // Whether the kernel's own mappings do, without userfaultfd.
-  bool mapped() const { return IsMappings(supply); }
+  bool by_mappings() const { return IsMappings(supply); }
 };
 
 struct Program {
