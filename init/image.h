@@ -244,7 +244,7 @@ class Image : public std::enable_shared_from_this<Image> {
   // not wait for what such a thread may be about to do. One for the process.
   static void SetUnusedHook(void (*hook)(const Image& image));
 
-  // What is known of the pages that tenants touch; the only part of an image
+  // What is known of the pages that guests touch; the only part of an image
   // that changes, and none that they can see. Any thread, not in a signal
   // handler.
   WorkingSet& working_set() const { return working_set_; }

@@ -224,7 +224,7 @@ TEST_F(ImageFileTest, ImagesOfNoPagesAndOfPartsOfAPage) {
              **OpenImageFile(Path("odd"),
                              {.backing = OpenImageOptions::Backing::kCopied}));
 
-  // Bytes behind the memory's end would be a tenant's first memory.grow.
+  // Bytes behind the memory's end would be a guest's first memory.grow.
   std::string file = Slurp(Path("odd"));
   file[file.size() - 1] = 1;
   Spit(Path("odd"), file);

@@ -32,14 +32,14 @@
 // Working sets: Put takes the image's. One that has none and takes its name
 // from another image (a new build of the same thing) begins with what of the
 // other's set still applies: the pages that have the same bytes in both. What a
-// tenant teaches an image that was handed out is kept when the last ImageRef
+// guest teaches an image that was handed out is kept when the last ImageRef
 // goes, and in a directory when Flush() is called.
 //
 // A directory: may be used by many processes at a time, and by many stores of
 // one. It has the folders "segments", "images" and "names", and "lock", which
 // is held (flock) while any of them changes. Files appear by rename, whole. An
 // image in use has a shared lock on its file in "images". The directory must be
-// on a local file system, and who can write to it is trusted with what tenants
+// on a local file system, and who can write to it is trusted with what guests
 // see; image_file.h has more on that. A first Put reads all segments that are
 // there, to know their pages.
 //

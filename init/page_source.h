@@ -23,7 +23,7 @@
 // trap in each thread (TrapInfo::error is the errno that belongs to the status'
 // code: EHOSTDOWN for Unavailable, EIO where none does), MakeReady and
 // Image::Read say it. Nothing of the page is left in the memory, whose slot is
-// as clean for its next holder as any other. Whoever needs the chunk later
+// as clean for its next lease as any other. Whoever needs the chunk later
 // makes the source try again.
 //
 // What waits for a source: a thread that touches the page, in a signal handler;

@@ -1,21 +1,21 @@
-// Which pages the tenants of an image touch: what is worth having ready before
+// Which pages the guests of an image touch: what is worth having ready before
 // the next one asks for it.
 //
 // Two sets of pages, counted from the memory's start and not ending where the
-// image does (a heap lies behind it): those that tenants write, and those that
+// image does (a heap lies behind it): those that guests write, and those that
 // they read or write. Programs write to the same pages every time (the top of
 // the stack, heads of the allocator's lists, globals), so a slot that gets an
 // image for the first time can have them made private in a few calls, where the
-// tenant would take a fault for each.
+// guest would take a fault for each.
 //
 // Every image has one (Image::working_set()). The service learns it and the
 // file format keeps it. It says nothing about the bytes: a wrong set costs
 // time, never contents.
 //
-// What teaches and what does not: a page that a tenant wrote to by itself is
+// What teaches and what does not: a page that a guest wrote to by itself is
 // learned. A page that was made private because the set said so is not: it has
-// to be found changed first, or is forgotten again once no tenant writes it any
-// more. A page that a tenant read first is learned together with what was
+// to be found changed first, or is forgotten again once no guest writes it any
+// more. A page that a guest read first is learned together with what was
 // mapped along with it (fault-around: that costs less than a fault). A page
 // that was mapped because the set said so teaches nothing; nobody can tell
 // whether it is read, so it stays in the set until Replace().
@@ -42,7 +42,7 @@ class WorkingSet {
   // word that is not zero.
   using Words = std::vector<uint64_t>;
 
-  // Whether somebody has learned (or loaded) anything yet. Until then tenants
+  // Whether somebody has learned (or loaded) anything yet. Until then guests
   // of the image are best left alone and looked at when they go.
   bool known() const { return known_.load(std::memory_order_acquire); }
 
@@ -53,12 +53,12 @@ class WorkingSet {
   Words written() const;
   Words read() const;
 
-  // Adds pages that a tenant wrote to, or touched; a set that is known from
+  // Adds pages that a guest wrote to, or touched; a set that is known from
   // here on, even if there were none. Bits behind kMaxPages are dropped.
   void LearnWritten(std::span<const uint64_t> pages);
   void LearnRead(std::span<const uint64_t> pages);
 
-  // Takes pages out that tenants have stopped writing to.
+  // Takes pages out that guests have stopped writing to.
   void ForgetWritten(std::span<const uint64_t> pages);
 
   // Puts sets in place of what was known: from a file, or to start again (with

@@ -7,12 +7,12 @@
 //     \---- restored ---+----- release --- kParking --restored--> kParked
 //
 // kFree: in the allocator; anybody may take it. Pages below kept_pages hold
-// initial bytes, pages above are missing. kLeased: a holder has it. kReturning:
-// one thread has it, between two holders: it restores the slot, at a release or
-// Reset, or prepares it for the next holder. To SlotAllocator a slot that it
-// has handed out is kReturning until it is back. The thread that restores may
-// touch pages that the host took from the memory while it was held
-// (MADV_DONTNEED): such a fault is resolved as a holder's. The same in
+// initial bytes, pages above are missing. kLeased: a lease holds it.
+// kReturning: one thread has it, between two leases: it restores the slot, at a
+// release or Reset, or prepares it for the next lease. To SlotAllocator a slot
+// that it has handed out is kReturning until it is back. The thread that
+// restores may touch pages that the host took from the memory while it was held
+// (MADV_DONTNEED): such a fault is resolved as in a lease. The same in
 // kParking. kParking: the release has decided, or is about to, whether the slot
 // becomes kParked; a few instructions, or a restore of the steady kind. In no
 // other state does a slot become kParked without being kParked before

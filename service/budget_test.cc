@@ -183,7 +183,7 @@ TEST_P(BudgetTest, ABudgetOfZeroDropsWhatWasOnlyRead) {
   }
 }
 
-// Also where the cycle is the shortest one: the holder after many that did
+// Also where the cycle is the shortest one: the lease after many that did
 // the same reads what none of them did.
 TEST_P(BudgetTest, WhatASteadySlotKeepsIsWhatSmapsSaysOnceMoreIsRead) {
   Make(std::nullopt);
@@ -263,7 +263,7 @@ TEST_P(BudgetTest, BackgroundReclaimKeepsTheBudgetByItself) {
   EXPECT_EQ(service_->Stats().slots_quarantined, 0u);
 }
 
-// As above, where holders do the same every time: no slot keeps more than it
+// As above, where guests do the same every time: no slot keeps more than it
 // did before, so that nothing but their releases says that it is too much.
 TEST_P(BudgetTest, BackgroundReclaimKeepsTheBudgetWhereNothingGrows) {
   // Enough for either of two slots.
@@ -401,7 +401,7 @@ TEST_P(BudgetTest, AFailedTrimQuarantinesTheSlotAndTrimsTheOthers) {
   EXPECT_EQ(service_->Stats().slots_quarantined, 1u);
 }
 
-TEST_P(BudgetTest, HoldersNeverSeeTheTrimmingOfOthers) {
+TEST_P(BudgetTest, GuestsNeverSeeTheTrimmingOfOthers) {
   Make(5 * kPageBytes);
   if (service_ == nullptr) return;
   std::atomic<bool> stop{false};
@@ -411,10 +411,10 @@ TEST_P(BudgetTest, HoldersNeverSeeTheTrimmingOfOthers) {
       std::this_thread::yield();
     }
   });
-  std::vector<std::thread> tenants;
+  std::vector<std::thread> guests;
   const std::vector<uint8_t> initial = InitialBytes(image_, kSize);
   for (int t = 0; t < 2; ++t) {
-    tenants.emplace_back([&] {
+    guests.emplace_back([&] {
       for (int i = 0; i < 200; ++i) {
         Memory first = Acquire();
         Memory second = Acquire();
@@ -427,7 +427,7 @@ TEST_P(BudgetTest, HoldersNeverSeeTheTrimmingOfOthers) {
       }
     });
   }
-  for (std::thread& tenant : tenants) tenant.join();
+  for (std::thread& guest : guests) guest.join();
   stop = true;
   trimmer.join();
   EXPECT_EQ(service_->Stats().slots_in_use, 0u);

@@ -180,7 +180,7 @@ void ExpectWhole(Service& service, uint32_t slots, const ImageRef& image,
 // One call that a host makes, and what has happened in the pool before.
 struct Scenario {
   const char* name;
-  // Whether every slot has had a holder that wrote to much of it.
+  // Whether every slot has had a guest that wrote to much of it.
   bool used;
   // Whether a memory is held.
   bool held;

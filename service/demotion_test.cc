@@ -58,7 +58,7 @@ class DemotionTest : public testing::Test {
     return memory.ok() ? *std::move(memory) : Memory();
   }
 
-  // Holds both slots at once; what each holder writes goes by the slot. Slot 0
+  // Holds both slots at once; what each guest writes goes by the slot. Slot 0
   // is released first.
   void Cycle(const std::vector<uint64_t>& of_slot_0,
              const std::vector<uint64_t>& of_slot_1) {

@@ -1,5 +1,5 @@
 // Every call to the kernel may fail. None of it may end in a crash, a hang, or
-// a byte that the next holder should not see.
+// a byte that the next guest should not see.
 
 #include <errno.h>
 #include <signal.h>

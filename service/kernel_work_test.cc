@@ -189,7 +189,7 @@ TEST_P(KernelWorkTest, WhatIsReadAfterTheReleaseIsSeenByNobody) {
   }
 }
 
-TEST_P(KernelWorkTest, WhatIsSentAfterTheReleaseIsOfTheHolderThatSentIt) {
+TEST_P(KernelWorkTest, WhatIsSentAfterTheReleaseIsOfTheLeaseThatSentIt) {
   for (int cycle = 0; cycle < 3; ++cycle) {
     for (uint64_t page : {5, 12}) {
       Ring ring;

@@ -1,4 +1,4 @@
-// The part of ServicePool that gives memories to holders, and what holders do
+// The part of ServicePool that begins leases, and what is done in them
 // with them: acquire, grow, make ready, count. What an acquire does in a steady
 // cycle is in steady_path.cc.
 
@@ -156,7 +156,7 @@ absl::Status ServicePool::PrepareSlot(SlotState& slot,
 void ServicePool::AbandonSlot(SlotState& slot) {
   Abandon(slot);
   slot.initial_bytes = 0;
-  // So that it is prepared for its next holder, whatever is asked for.
+  // So that it is prepared for its next lease, whatever is asked for.
   slot.other_tracking_wanted = true;
   ForgetIdle(slot);
   PublishImage(slot);
@@ -174,7 +174,7 @@ void ServicePool::GiveUp(SlotState& slot) {
 std::shared_ptr<const Image> ServicePool::Unbind(SlotState& slot) {
   std::shared_ptr<const Image> image = slot.image;
   AbandonSlot(slot);
-  // After an error all is mapped anew before the next holder, and only then
+  // After an error all is mapped anew before the next lease, and only then
   // does the kernel let go, too.
   if (supply_->Unbind(slot).ok()) slot.remap_wanted = false;
   return image;

@@ -10,16 +10,16 @@
 // inaccessible again with what never was, so that the third is two there.
 //
 // THE BOUND is where PROT_NONE begins: a touch there is SIGSEGV, and a trap.
-// It moves by mprotect(2): up at growth, back where the next holder is smaller
-// and for what was grown into. So a slot that goes from holder to holder of one
+// It moves by mprotect(2): up at growth, back where the next lease is smaller
+// and for what was grown into. So a slot that goes from lease to lease of one
 // size and one image makes no call for it, and a free slot stays accessible
-// below the size of its last holder, with the initial bytes.
+// below the size of its last lease, with the initial bytes.
 //
 // THE RELEASE, mappings-scan: one PAGEMAP_SCAN (6.7) of the memory reports
 // the pages that are private to this process; the others are the image's own,
 // the kernel's zero page, or not there. Private pages are all that can
 // have changed. Their initial bytes are copied over them and they stay, so that
-// the next holder writes them without a fault. They stay "private" for every
+// the next guest writes them without a fault. They stay "private" for every
 // later scan, too: a page that was ever changed is restored at each release,
 // until there are more than the limit and the slot is dropped.
 // mappings-drop: one MADV_DONTNEED, and all is as first mapped.

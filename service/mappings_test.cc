@@ -268,7 +268,7 @@ std::string UseAPoolOfOnesOwn() {
       Service::Create(Options(std::nullopt));
   if (!service.ok()) return std::string(service.status().message());
   const ImageRef image = PatternImage("child", 4);
-  for (int tenant = 0; tenant < 3; ++tenant) {
+  for (int guest = 0; guest < 3; ++guest) {
     absl::StatusOr<Memory> memory =
         (*service)->Acquire({.image = image, .size_bytes = 8 * kPageBytes});
     if (!memory.ok()) return std::string(memory.status().message());
@@ -383,7 +383,7 @@ uint64_t PrivateBytes(const Service& service) {
   return bytes;
 }
 
-TEST_P(MappingsTest, NothingIsAccessibleButWhatHoldersHaveAndHad) {
+TEST_P(MappingsTest, NothingIsAccessibleButWhatLeasesHaveAndHad) {
   EXPECT_EQ(AccessibleBytes(*service_), 0u);
   const ImageRef image = PatternImage("bounds", 10);
   Memory memory = MustAcquire({.image = image, .size_bytes = 20 * kPageBytes});
@@ -394,7 +394,7 @@ TEST_P(MappingsTest, NothingIsAccessibleButWhatHoldersHaveAndHad) {
   EXPECT_EQ(AccessibleBytes(*service_), 20 * kPageBytes);
   ASSERT_EQ(memory.Grow(kMax), absl::OkStatus());
   ASSERT_EQ(memory.Release(), absl::OkStatus());
-  // The next holder of the same size needs no call for its bounds.
+  // The next lease of the same size needs no call for its bounds.
   EXPECT_EQ(AccessibleBytes(*service_), 20 * kPageBytes);
   memory = MustAcquire({.image = image, .size_bytes = 10 * kPageBytes});
   EXPECT_EQ(AccessibleBytes(*service_), 10 * kPageBytes);

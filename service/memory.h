@@ -15,7 +15,7 @@
 //
 // SIZES are bytes. A size that is no multiple of 4096 leaves the rest of its
 // last page accessible once that page is resident: the bytes behind the end are
-// zero for each new holder, but a touch of them need not trap.
+// zero for each new lease, but a touch of them need not trap.
 //
 // System calls made are those of a pool with userfaultfd; service/supply.h
 // tells what a pool without one does instead.
@@ -180,15 +180,15 @@ class Memory {
   // a memory on which the kernel may still be at work then: pages that an
   // io_uring has registered as buffers, that a MSG_ZEROCOPY send, vmsplice(2)
   // or O_DIRECT request has pinned, or a device by RDMA. They stay the pages of
-  // this holder: what is read into them is seen by nobody, and what is sent
-  // from them is what this holder wrote. It does not help against a request
+  // this lease: what is read into them is seen by nobody, and what is sent
+  // from them is what this guest wrote. It does not help against a request
   // that has only the address and has not begun: such must have ended, or been
   // cancelled, before the release (docs/embedding.md). Costs a system call at
-  // each release, and the next holder its first touches. Any thread that holds
+  // each release, and the next lease its first touches. Any thread that holds
   // the memory; nothing after release.
   void DropAtRelease();
 
-  // Gives the slot back, clean for its next holder. After an error the slot is
+  // Gives the slot back, clean for its next lease. After an error the slot is
   // quarantined: nobody gets it any more. FailedPrecondition when nothing is
   // held.
   absl::Status Release();

@@ -183,7 +183,7 @@ class MemorySupply {
   // does not hold: all of them are to be dropped. May make a system call.
   virtual bool DistrustsPages() { return false; }
 
-  // By holders, any number of threads at once.
+  // By guests and hosts, any number of threads at once.
   // ----------------------------------
 
   // What growths and snapshots of a slot lock; null where they need not.

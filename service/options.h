@@ -100,12 +100,12 @@ struct ServiceOptions {
   TrapCallback trap_callback = nullptr;
   void* trap_user = nullptr;
 
-  // At most this many pages of a slot stay private and writable from one holder
+  // At most this many pages of a slot stay private and writable from one lease
   // to the next; a slot with more is dropped as a whole at release. Unset: a
   // half of the memory's initial size, at least 1024 (4 MiB).
   std::optional<uint64_t> retained_pages_limit;
 
-  // A page that no holder has changed in about so many cycles is no longer
+  // A page that no guest has changed in about so many cycles is no longer
   // kept private: to restore a page sixty times costs as much as one signal.
   uint32_t retained_cycles = 60;
 

@@ -45,7 +45,7 @@ void ServicePool::DropWhatIsDistrusted() {
   for (uint32_t i = 0; i < layout_.slots(); ++i) {
     slots_[i].exceptions.fetch_or(kSlotDropped, std::memory_order_relaxed);
   }
-  // Free ones keep pages for a holder who comes the steady way.
+  // Free ones keep pages for a lease that begins the steady way.
   TrimTo(0, nullptr).IgnoreError();
 }
 

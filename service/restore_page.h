@@ -15,7 +15,7 @@ namespace firsttouch {
 //
 // Written is only what differs, in stretches of at most four cache lines.
 // Reading both pages takes as long as copying one to the other would (the copy
-// reads what it overwrites, too), and it tells for nothing which pages a tenant
+// reads what it overwrites, too), and it tells for nothing which pages a guest
 // has really changed; lines that are not written stay clean and need not go
 // back to memory.
 //

@@ -3,7 +3,7 @@
 //   ./bazelw test --copt=-DFIRSTTOUCH_SABOTAGE=1 //service:model_test
 //
 // must fail, for each number below. 0, the default, leaves the product as it
-// is. Never ship anything else: a released slot shows its last holder's bytes.
+// is. Never ship anything else: a released slot shows the last guest's bytes.
 
 #ifndef FIRSTTOUCH_SERVICE_SABOTAGE_H_
 #define FIRSTTOUCH_SERVICE_SABOTAGE_H_
@@ -18,7 +18,7 @@ enum class Sabotage {
   kNone = 0,
   // Changed pages are not restored at release.
   kRestore = 1,
-  // Pages that a holder grew into are not dropped.
+  // Pages that a guest grew into are not dropped.
   kGrownPages = 2,
   // Image pages are mapped, and asynchronously tracked ones left, without the
   // protection that makes their first write known.

@@ -61,7 +61,7 @@ class ServicePool;
 struct MemoryOptions {
   // What it holds at first; null for zeroes. The memory keeps it alive. Keep an
   // ImageRef of your own for as long as more memories are to start from it:
-  // when the last one has gone, no slot stays bound to it for the next holder
+  // when the last one has gone, no slot stays bound to it for the next lease
   // (see Trim).
   ImageRef image;
   // Bytes that may be touched; at least the image's size, at most the pool's
@@ -116,7 +116,7 @@ class Service {
   // Gives back the private pages of slots that nobody holds, those released
   // longest ago first, until what the rest keep is within
   // ServiceOptions::resident_budget_bytes; unset, all of them. Their next
-  // holders start as ever, but more slowly. Returns the bytes given back. Any
+  // leases begin as ever, but more slowly. Returns the bytes given back. Any
   // thread, at any time; an Acquire that wants a slot which is being trimmed
   // waits for that.
   //

@@ -160,7 +160,7 @@ class ServicePool {
   // Whether a claimed slot can be leased as it is.
   static bool IsReadyFor(const SlotState& slot, const MemoryOptions& options);
   static void Lease(SlotState& slot, const MemoryOptions& options);
-  // Whether the holder left nothing but changes of retained pages.
+  // Whether the guest left nothing but changes of retained pages.
   static bool IsSteady(const SlotState& slot);
   // `surely`: waits for slots of which it is not decided yet whether they are
   // parked. That takes no longer than a steady release, or a trim.
@@ -203,7 +203,7 @@ class ServicePool {
   // was if nothing had been changed, else to be mapped anew; only where that
   // cannot be done it is quarantined.
   void GiveUp(SlotState& slot);
-  // Forgets everything of the slot; it is mapped anew for its next holder.
+  // Forgets everything of the slot; it is mapped anew for its next lease.
   void AbandonSlot(SlotState& slot);
   // Ends a lease: nobody fills pages of the slot from here on. Returns the size
   // that it had.
@@ -225,7 +225,7 @@ class ServicePool {
   // of whose writes nobody may have been told. Called where a system call does
   // no harm: by what is not steady.
   void DropWhatIsDistrusted();
-  // Restores a slot that its holder has left.
+  // Restores a slot whose lease has ended.
   absl::Status Restore(SlotState& slot);
   // The same of a lease that has ended with `size_bytes`.
   absl::Status RestoreAndNote(SlotState& slot, uint64_t size_bytes);

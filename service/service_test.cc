@@ -122,7 +122,7 @@ TEST_P(ServiceTest, AMemoryStartsAsItsImageAndThenZeroes) {
             std::nullopt);
 }
 
-TEST_P(ServiceTest, WritesAreSeenByTheHolderAndNotByTheNextOne) {
+TEST_P(ServiceTest, WritesAreSeenByTheLeaseAndNotByTheNextOne) {
   const ImageRef image = PatternImage("next", 20, {3, 17});
   const std::vector<uint8_t> initial = InitialBytes(image, 40 * kPageBytes);
   for (int cycle = 0; cycle < 20; ++cycle) {
@@ -146,7 +146,7 @@ TEST_P(ServiceTest, WritesAreSeenByTheHolderAndNotByTheNextOne) {
   }
 }
 
-TEST_P(ServiceTest, WritesWithoutAReadBeforeAreNotSeenByTheNextHolder) {
+TEST_P(ServiceTest, WritesWithoutAReadBeforeAreNotSeenByTheNextLease) {
   const ImageRef image = PatternImage("cold", 20, {3, 17});
   const std::vector<uint8_t> initial = InitialBytes(image, 40 * kPageBytes);
   for (uint64_t page = 0; page < 40; ++page) {
@@ -261,7 +261,7 @@ TEST_P(ServiceTest, GrowthShowsZeroesAndMovesTheBound) {
   EXPECT_EQ(*before, 5 * kPageBytes);
 }
 
-TEST_P(ServiceTest, APageThatWasGrownIntoIsGoneForTheNextHolder) {
+TEST_P(ServiceTest, APageThatWasGrownIntoIsGoneForTheNextLease) {
   for (int cycle = 0; cycle < 4; ++cycle) {
     Memory memory = MustAcquire({.size_bytes = 2 * kPageBytes});
     ASSERT_TRUE(TrapOf([&] { Load(memory, 2 * kPageBytes + 3); }).has_value())
@@ -274,7 +274,7 @@ TEST_P(ServiceTest, APageThatWasGrownIntoIsGoneForTheNextHolder) {
   }
 }
 
-TEST_P(ServiceTest, ASmallerHolderCannotReachPastItsSize) {
+TEST_P(ServiceTest, ASmallerLeaseCannotReachPastItsSize) {
   for (int cycle = 0; cycle < 3; ++cycle) {
     {
       Memory large = MustAcquire({.size_bytes = 40 * kPageBytes});
@@ -473,7 +473,7 @@ TEST_P(ServiceTest, ATouchAfterReleaseOfAMissingPageTraps) {
   ASSERT_TRUE(trap.has_value());
   EXPECT_FALSE(trap->leased);
   EXPECT_EQ(trap->size_bytes, 0u);
-  // What the trap left behind does not disturb the next holder.
+  // What the trap left behind does not disturb the next lease.
   std::vector<Memory> next;
   for (int i = 0; i < 3; ++i) {
     next.push_back(MustAcquire({.size_bytes = 4 * kPageBytes}));
@@ -600,7 +600,7 @@ TEST_P(ServiceTest, ThreadsThatTouchTheSamePagesAtOnceAgree) {
   }
 }
 
-TEST_P(ServiceTest, ASteadyHolderFaultsOnlyTheFirstTime) {
+TEST_P(ServiceTest, ASteadyGuestFaultsOnlyTheFirstTime) {
   if (!TracksBySignal()) GTEST_SKIP() << "counts signals";
   const ImageRef image = PatternImage("steady", 32);
   const auto cycle = [&] {
@@ -799,7 +799,7 @@ TEST_P(ServiceTest, AGuestThatGrowsByTheSameEachTimeFindsItsPagesThere) {
   const ServiceStats before = service_->Stats();
   cycle();
   EXPECT_EQ(service_->Stats().faults(), before.faults());
-  // A holder that stays small has nothing behind its bounds.
+  // A lease that stays small has nothing behind its bounds.
   Memory small = MustAcquire({.size_bytes = 8 * kPageBytes});
   EXPECT_TRUE(TrapOf([&] { Load(small, 8 * kPageBytes); }).has_value());
 }

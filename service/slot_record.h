@@ -22,7 +22,7 @@ void SetImage(SlotState& slot, const ImageRef& image);
 
 // Forgets what the slot was bound to and what is known of its pages, so that
 // nothing refers to it: after a step that has failed half-way. The supply maps
-// all of it anew before the next holder (MemorySupply::Bind).
+// all of it anew before the next lease (MemorySupply::Bind).
 void Abandon(SlotState& slot);
 
 // Where a page of the slot is.

@@ -118,7 +118,7 @@ struct alignas(64) SlotState {
   // What keeps the release of a slot from going the steady way: bits of
   // SlotExceptions.
   std::atomic<uint8_t> exceptions{0};
-  // Owner. The pages that the image's tenants write are to be made private
+  // Owner. The pages that the image's guests write are to be made private
   // before the next one comes.
   bool prefill_wanted = false;
   // Owner. The policy asked for another tracking at the last restore that did
@@ -136,10 +136,10 @@ struct alignas(64) SlotState {
   const uint64_t* image_stored = nullptr;
   const std::byte* image_data = nullptr;
   std::shared_ptr<const Image> image;
-  // Owner. The holder's trap callback.
+  // Owner. The lease's trap callback.
   TrapCallback trap_callback = nullptr;
   void* trap_user = nullptr;
-  // Owner. What the holder was given at first.
+  // Owner. The initial size of the lease.
   uint64_t initial_bytes = 0;
 
   // Of this sampling window: pages found changed in all of its cycles together,
@@ -168,7 +168,7 @@ struct alignas(64) SlotState {
   // written. Otherwise they are copied in: always with the backing kCopied, and
   // with kShared as long as a slot has had no fault on a page of its image.
   bool image_mapped = false;
-  // There was such a fault: the image is to be mapped before the next holder.
+  // There was such a fault: the image is to be mapped before the next lease.
   std::atomic<bool> mapping_wanted{false};
   PoisonedPages poisoned_pages{};
 
@@ -187,7 +187,7 @@ struct alignas(64) SlotState {
   // It is kReturning for a Reset: its memory is leased all the while.
   std::atomic<bool> resetting{false};
   // The id() of `image`, for those who look for slots of one; 0 without.
-  // kAbandoned: that of none, but the image of some holder may still be mapped.
+  // kAbandoned: that of none, but the image of some lease may still be mapped.
   static constexpr uint64_t kAbandoned = ~uint64_t{0};
   std::atomic<uint64_t> image_id{0};
   // Brings pages into the memfd that is mapped; null where all are there.
@@ -209,7 +209,7 @@ struct alignas(64) SlotState {
 
   // Owner only from here on. A step that changes what is mapped or registered
   // in the slot has begun and not been completed: all of it is mapped anew
-  // before the next holder gets it.
+  // before the next lease.
   bool remap_wanted = false;
   // Nothing may be mapped there any more (StaysReserved): to be quarantined.
   bool place_lost = false;
@@ -250,8 +250,8 @@ struct alignas(64) SlotState {
   std::atomic<uint64_t> released_ns{0};
   // Owner. Pages were dropped since, so that it may keep fewer.
   bool keeps_fewer = false;
-  // Pages that a holder grew into and touched, at the last release and before:
-  // the smaller one is filled at once when the next holder grows.
+  // Pages that a guest grew into and touched, at the last release and before:
+  // the smaller one is filled at once when the next guest grows.
   uint32_t grown_pages = 0;
   uint32_t grown_pages_before = 0;
 };

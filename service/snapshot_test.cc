@@ -80,7 +80,7 @@ std::vector<uint8_t> BytesOf(const Image& image) {
 
 TEST_P(SnapshotTest, ADeltaHasThePagesThatDifferAndKnowsItsParent) {
   const ImageRef image = PatternImage("parent", 40, {5});
-  for (int tenant = 0; tenant < 3; ++tenant) {
+  for (int guest = 0; guest < 3; ++guest) {
     Memory memory = MustAcquire(image, 60);
     Store(memory, 3 * kPageBytes, 1);
     Store(memory, 55 * kPageBytes, 2);
@@ -234,7 +234,7 @@ TEST_P(SnapshotTest, WritersThatGoOnAreInItOrNotInTheOrderInWhichTheyWrote) {
   stop = true;
   for (std::thread& thread : threads) thread.join();
 
-  // Nothing was lost by it, neither for this holder nor for the next one.
+  // Nothing was lost by it, neither for this lease nor for the next one.
   for (int w = 0; w < kWriters; ++w) {
     EXPECT_EQ(word(w, 0)->load(), rounds[w].load());
     EXPECT_EQ(word(w, kWords - 1)->load(), rounds[w].load());
@@ -360,7 +360,7 @@ TEST_P(SnapshotTest, AMemoryThatCannotBeMadeReadOnlyIsLeftAsItWas) {
   ASSERT_TRUE(memory.Release().ok());
 }
 
-TEST_P(SnapshotTest, AMemoryThatStaysReadOnlyIsMappedAnewForTheNextHolder) {
+TEST_P(SnapshotTest, AMemoryThatStaysReadOnlyIsMappedAnewForTheNextLease) {
   Memory memory = MustAcquire(PatternImage("stuck", 4), 8);
   Store(memory, 0, 1);
   kernel_.Fail(FakeKernel::Op::kMprotect, 3, CallResult{0, ENOMEM});

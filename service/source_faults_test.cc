@@ -88,7 +88,7 @@ class SourceFaultsTest : public testing::TestWithParam<Way> {
     return memory.ok() ? *std::move(memory) : Memory();
   }
 
-  // That the next holder gets what the image says, and all of the pool's slots
+  // That the next lease gets what the image says, and all of the pool's slots
   // are in use.
   void ExpectCleanSlot() {
     Memory memory = MustAcquire();
@@ -109,11 +109,11 @@ class SourceFaultsTest : public testing::TestWithParam<Way> {
 
 INSTANTIATE_TEST_SUITE_P(AllWays, SourceFaultsTest, AllWays(), WayName);
 
-TEST_P(SourceFaultsTest, EachHolderHasTheSourcesBytes) {
-  for (int holder = 0; holder < 3; ++holder) {
+TEST_P(SourceFaultsTest, EachLeaseHasTheSourcesBytes) {
+  for (int lease = 0; lease < 3; ++lease) {
     ExpectCleanSlot();
     Memory memory = MustAcquire();
-    for (uint64_t page = holder; page < 80; page += 3) {
+    for (uint64_t page = lease; page < 80; page += 3) {
       Store(memory, page * kPageBytes + 8, 0xee);
       ASSERT_EQ(Load(memory, page * kPageBytes),
                 page < kImagePages ? ByteAt(page, 0) : 0);
@@ -198,7 +198,7 @@ TEST_P(SourceFaultsTest, AFailureIsATrapInEveryThreadAndLeavesACleanSlot) {
   ExpectCleanSlot();
 }
 
-TEST_P(SourceFaultsTest, AHolderThatLeavesAfterAFailureLeavesACleanSlot) {
+TEST_P(SourceFaultsTest, ALeaseThatEndsAfterAFailureLeavesACleanSlot) {
   if (GetParam().by_mappings()) GTEST_SKIP() << "all pages are there at bind";
   for (const bool write : {false, true}) {
     MakeImage();

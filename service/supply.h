@@ -50,7 +50,7 @@ bool RefusesUserfaultfd(const absl::Status& status);
 
 // Whether PAGEMAP_SCAN on `pagemap_fd` tells private pages from the image's: a
 // scan of scratch memory, for which the answer is known. A kernel, sandbox or
-// filter that answers something else must not decide what the next holder
+// filter that answers something else must not decide what the next lease
 // sees. Errors say what was wrong.
 absl::Status CheckPrivatePagesAreFound(Kernel& kernel, int pagemap_fd);
 

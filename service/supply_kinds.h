@@ -43,7 +43,7 @@ enum class Resolve : uint8_t {
   kHandlerThread,
 };
 
-// How the pages that a holder changes are found out.
+// How the pages that a guest changes are found out.
 enum class Tracking : uint8_t {
   // By the signal (or the event) of the first write to a clean page: nothing to
   // pay where no such write happens.

@@ -40,7 +40,7 @@ namespace firsttouch {
 struct Way {
   Backing backing;
   Resolve resolve;
-  // Unset: chosen by the service, and an image's first holder is not tracked.
+  // Unset: chosen by the service, and an image's first lease is not tracked.
   std::optional<Tracking> tracking = Tracking::kSignal;
   Supply supply = Supply::kUserfaultfd;
 

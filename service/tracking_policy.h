@@ -1,4 +1,4 @@
-// Which tracking is cheapest for the tenants of an image.
+// Which tracking is cheapest for the guests of an image.
 //
 // What a cycle costs beyond its unavoidable part depends on how a guest
 // changes pages. Three numbers, counted over a sampling window of one slot,
@@ -97,7 +97,7 @@ struct ProtectCosts {
   // Pages that the kernel walks over, and those of them that are dirty.
   uint64_t pages = 0;
   uint64_t dirty = 0;
-  // Pages that the last two holders both changed: they will fault anew.
+  // Pages that the last two guests both changed: they will fault anew.
   uint64_t regular = 0;
 };
 

@@ -71,7 +71,7 @@ struct TrapInfo {
   // 0: outside the bounds. Otherwise the touch was in bounds, and the contents
   // of the image's page could not be had: the errno that says why. (EFAULT: the
   // image's file has been cut short, or cannot be read.) Nothing is
-  // wrong with the memory; its holder cannot go on without the page, and may be
+  // wrong with the memory; its guest cannot go on without the page, and may be
   // told to try again (kResume).
   int error;
   // Bytes from the memory's start to the touched byte. An access that begins

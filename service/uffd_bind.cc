@@ -31,7 +31,7 @@
 namespace firsttouch {
 namespace {
 
-// Pages of the read set that are mapped before a holder comes, at most: some
+// Pages of the read set that are mapped before a lease comes, at most: some
 // milliseconds, where they have to be brought from a file first. What is left
 // is mapped at its first touch, one fault-around size at a time.
 constexpr uint64_t kMostMappedPages = 4096;
@@ -161,7 +161,7 @@ void FillWorkingSet(const UffdContext& context, SlotState& slot,
       PageGroup& group = slot.pages.group(index);
       const uint64_t filled = GroupMask(index, page, page + pages) &
                               group.dirty.load(std::memory_order_relaxed);
-      // As if an earlier holder had changed them, so that they are not dropped
+      // As if an earlier guest had changed them, so that they are not dropped
       // before they had the time to be.
       group.retained.fetch_or(filled, std::memory_order_relaxed);
       group.previous.fetch_or(filled, std::memory_order_relaxed);
@@ -169,7 +169,7 @@ void FillWorkingSet(const UffdContext& context, SlotState& slot,
     });
   }
   // Mapped clean is what was read, and has to stay within bounds: more of it
-  // would keep the holder waiting. Where the image is not mapped it is private,
+  // would keep the guest waiting. Where the image is not mapped it is private,
   // too.
   uint64_t left = kMostMappedPages;
   if (!slot.image_mapped) {

@@ -23,7 +23,7 @@ namespace firsttouch {
 absl::Status BindImage(const UffdContext& context, SlotState& slot,
                        const ImageRef& image);
 
-// Makes the pages private that tenants of the slot's image are known to write,
+// Makes the pages private that guests of the slot's image are known to write,
 // and maps those that they read, if the slot was bound or emptied since the
 // last time. What fails is left to the first touch.
 void FillWorkingSet(const UffdContext& context, SlotState& slot,

@@ -32,7 +32,7 @@ absl::Status DropRange(const UffdContext& context, SlotState& slot,
                        uint64_t first_page, uint64_t pages);
 
 // Gives back every page below `end_page`, whether anything is known of it or
-// not: missing again, and the next holder has its working set filled.
+// not: missing again, and the next lease has its working set filled.
 absl::Status DropEveryPage(const UffdContext& context, SlotState& slot,
                            uint64_t end_page);
 
@@ -43,7 +43,7 @@ absl::Status DropPages(const UffdContext& context, SlotState& slot,
 
 // Pages outside the bounds that were made to trap one by one (handler threads)
 // are as untouched ones again. For a slot that nobody holds any more, or not
-// yet: what a holder has grown into since is left alone, since the first touch
+// yet: what a guest has grown into since is left alone, since the first touch
 // there mends the page (HandleFault).
 absl::Status UnpoisonAtRelease(const UffdContext& context, SlotState& slot);
 

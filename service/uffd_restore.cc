@@ -23,7 +23,7 @@
 namespace firsttouch {
 namespace {
 
-// Tells the image which pages tenants write: in each group those of `pages_of`.
+// Tells the image which pages guests write: in each group those of `pages_of`.
 template <typename PagesOf>
 void Teach(const SlotState& slot, PagesOf pages_of) {
   WorkingSet::Words words;
@@ -36,7 +36,7 @@ void Teach(const SlotState& slot, PagesOf pages_of) {
   slot.image->working_set().LearnWritten(words);
 }
 
-// Tells the image which pages below `end_page` tenants touch: those that are
+// Tells the image which pages below `end_page` guests touch: those that are
 // there. Pages that were mapped because the set said so teach nothing, since
 // they are in it.
 void TeachReads(SlotState& slot, uint64_t end_page) {
@@ -144,7 +144,7 @@ absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
   return status;
 }
 
-// How far the holder got, upwards, in what it grew into.
+// How far the guest got, upwards, in what it grew into.
 void NoteGrowth(SlotState& slot, uint64_t keep_pages, uint64_t size_pages) {
   uint64_t page = keep_pages;
   while (page < size_pages) {

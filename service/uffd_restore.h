@@ -17,8 +17,8 @@
 namespace firsttouch {
 
 // Restores the initial bytes of pages below `keep_pages` and drops those up to
-// `size_pages` (pages that the holder grew into). Restored pages stay private
-// and writable, as the next holder's retained set, up to `retained_pages_limit`
+// `size_pages` (pages that the guest grew into). Restored pages stay private
+// and writable, as the next lease's retained set, up to `retained_pages_limit`
 // of them; above that all of the slot is dropped. Pages that were not found
 // changed for two to three sampling windows are put into `cold_pages`, and
 // where it pays to drop them now, `demotion_due` is set.

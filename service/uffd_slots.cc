@@ -91,7 +91,7 @@ absl::Status UffdSupply::Restore(SlotState& slot, uint64_t size_bytes,
   }
   if (status.ok()) status = UnpoisonAtRelease(*context_, slot);
   if (!status.ok()) return status;
-  // Not by the next holder's way of a steady cycle.
+  // Not by the next lease on the steady path.
   slot.other_tracking_wanted =
       slot.policy != nullptr && slot.policy->tracking() != slot.tracking;
   if (slot.mapping_wanted.load(std::memory_order_relaxed)) {

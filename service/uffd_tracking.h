@@ -1,4 +1,4 @@
-// How the pages that a lease changes are found out, where the kernel tracks
+// How the pages that a guest changes are found out, where the kernel tracks
 // them: asynchronous write-protection (Tracking::kAsync), leases that are not
 // tracked at all, and zero pages that were mapped without protection. For
 // pools with a userfaultfd; who chooses is in tracking_policy.h.
@@ -19,7 +19,7 @@
 namespace firsttouch {
 
 // Makes the slot's way of tracking the one that its policy asks for, for a
-// holder that starts with `size_pages` pages; no page below that is resident
+// lease that starts with `size_pages` pages; no page below that is resident
 // outside the new bounds afterwards. No system call where nothing changes.
 absl::Status AdjustTracking(const UffdContext& context, SlotState& slot,
                             uint64_t size_pages);
@@ -48,7 +48,7 @@ absl::Status FindKernelWrites(const UffdContext& context, SlotState& slot);
 absl::Status SettleUntracked(const UffdContext& context, SlotState& slot,
                              uint64_t end_page);
 
-// How far a slot's own holders write, as far as is known: to the image's end,
+// How far a slot's own guests write, as far as is known: to the image's end,
 // or behind it.
 uint64_t WrittenEnd(const SlotState& slot, uint64_t size_pages);
 

@@ -1,4 +1,4 @@
-// What tenants of an image teach, and what the next process has of it.
+// What guests of an image teach, and what the next process has of it.
 
 #include "firsttouch/init/working_set.h"
 
@@ -34,7 +34,7 @@ constexpr uint64_t kHole = 150;
 
 ImageRef TestImage() { return PatternImage("guest", kImagePages, {kHole}); }
 
-// What every tenant does: reads and writes, in the image and behind it.
+// What every guest does: reads and writes, in the image and behind it.
 uint64_t Request(const Memory& memory) {
   uint64_t sum = 0;
   for (uint64_t page : {1, 2, 40, 41, 100, 190, 250}) {
@@ -89,11 +89,11 @@ class WorkingSetTest : public testing::TestWithParam<Way> {
     return (*service)->Stats().faults() - ours + KernelFaults() - kernels;
   }
 
-  // Some tenants, one after the other.
-  void Run(const ImageRef& image, int tenants) {
+  // Some guests, one after the other.
+  void Run(const ImageRef& image, int guests) {
     absl::StatusOr<std::unique_ptr<Service>> service = MakeService();
     ASSERT_TRUE(service.ok()) << service.status();
-    for (int i = 0; i < tenants; ++i) {
+    for (int i = 0; i < guests; ++i) {
       absl::StatusOr<Memory> memory = (*service)->Acquire(
           {.image = image, .size_bytes = kMemoryPages * kPageBytes});
       ASSERT_TRUE(memory.ok()) << memory.status();
@@ -164,7 +164,7 @@ TEST_P(WorkingSetTest, WhoOnlyReadsTeachesToo) {
 TEST_P(WorkingSetTest, ReplayedPagesTeachNothing) {
   if (GetParam().by_mappings()) GTEST_SKIP() << "nothing is learned here";
   const ImageRef image = TestImage();
-  // More than tenants touch.
+  // More than guests touch.
   image->working_set().Replace(std::vector<uint64_t>{0b1111'1000},
                                std::vector<uint64_t>{0xffff'ffff});
   const uint64_t version = image->working_set().version();

@@ -13,7 +13,7 @@
 // does not). ScanRequest::Written therefore always asks for pages that are
 // PRESENT or SWAPPED as well. Neither alone will do: a changed page that was
 // swapped out is WRITTEN|SWAPPED and not PRESENT, and to leave it out is to
-// hand its bytes to the next tenant.
+// hand its bytes to the next guest.
 //
 // Whether pages can be marked at all depends on the registration: on a
 // userfaultfd with WP_ASYNC, or by UFFDIO_WRITEPROTECT. On memory that nobody

@@ -71,7 +71,7 @@ class PageIndex {
   // The number of the page.
   constexpr uint64_t value() const { return value_; }
 
-  // Where the page starts, in bytes from the start of its holder.
+  // Where the page starts, in bytes from the start of what holds it.
   constexpr uint64_t offset_bytes() const { return value_ << kPageShift; }
 
   friend constexpr auto operator<=>(PageIndex, PageIndex) = default;
