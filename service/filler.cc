@@ -211,7 +211,7 @@ class Filler {
   FaultResult WriteZeroRun(uint64_t page);
   // Makes missing image pages of one group private and writable, in the order
   // that page_states.h demands.
-  FaultResult OpenImagePages(PageRange range);
+  FaultResult MakeImagePagesWritable(PageRange range);
   // Copies private, writable pages of one group from `source`, in the order
   // that page_states.h demands.
   FaultResult CopyWritable(PageRange range, uintptr_t source);
@@ -396,11 +396,11 @@ FaultResult Filler::WriteImagePage(uint64_t page) {
         WriteRun(page, slot_.write_run_end, slot_.write_run_pages,
                  ~ImageWord(page / kPagesPerGroup), kMaxWriteRunPages);
   }
-  const FaultResult result = OpenImagePages(range);
-  return MayDoAlone(result) ? OpenImagePages({page, 1}) : result;
+  const FaultResult result = MakeImagePagesWritable(range);
+  return MayDoAlone(result) ? MakeImagePagesWritable({page, 1}) : result;
 }
 
-FaultResult Filler::OpenImagePages(PageRange range) {
+FaultResult Filler::MakeImagePagesWritable(PageRange range) {
   return CopyWritable(range, ImageAddress(range.first));
 }
 
@@ -536,7 +536,7 @@ FaultResult Filler::FillPrivate(uint64_t first, uint64_t end) {
   return ForEachMissingRun(
       first, end,
       [this](uint64_t page, uint64_t pages) {
-        return OpenImagePages({page, pages});
+        return MakeImagePagesWritable({page, pages});
       },
       [this](uint64_t page, uint64_t pages) {
         return CopyWritable({page, pages}, fault_pool_.zero_source);

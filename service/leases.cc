@@ -143,7 +143,7 @@ absl::Status ServicePool::PrepareSlot(SlotState& slot,
   PublishImage(slot);
   slot.kept_pages = size_pages;
   if (slot.prefill_wanted) {
-    supply_->Prefill(slot, size_pages, HotPagesLimit(size_pages));
+    supply_->Prefill(slot, size_pages, RetainedPagesLimit(size_pages));
     NoteIdle(slot);
   }
   slot.initial_bytes = size_bytes;

@@ -427,7 +427,7 @@ TEST_P(MappingsTest, EveryMappingKeepsThePropertiesOfThePool) {
   EXPECT_LE(most, 1u + 4 * 3);
 }
 
-TEST_P(MappingsTest, AFreeSlotKeepsNoMoreThanItsHotPages) {
+TEST_P(MappingsTest, AFreeSlotKeepsNoMoreThanItsRetainedPages) {
   ServiceOptions options = Options(GetParam());
   options.retained_pages_limit = 4;
   MakeService(options);

@@ -23,7 +23,7 @@ namespace {
 
 // 1024 pages, 4 MiB: the least that a slot may keep where no limit is asked
 // for.
-constexpr uint64_t kMinHotPagesLimit = 1024;
+constexpr uint64_t kMinRetainedPagesLimit = 1024;
 
 // Outlives every pool: a release may still be leaving it when another thread
 // deletes the pool.
@@ -34,10 +34,10 @@ Mutex& OrphanMutex() {
 
 }  // namespace
 
-uint64_t ServicePool::HotPagesLimit(uint64_t keep_pages) const {
+uint64_t ServicePool::RetainedPagesLimit(uint64_t keep_pages) const {
   if (options_.resident_budget_bytes == uint64_t{0}) return 0;
   return options_.retained_pages_limit.value_or(
-      std::max(kMinHotPagesLimit, keep_pages / 2));
+      std::max(kMinRetainedPagesLimit, keep_pages / 2));
 }
 
 void ServicePool::DropWhatIsDistrusted() {
@@ -85,7 +85,7 @@ absl::Status ServicePool::RestoreAndNote(SlotState& slot, uint64_t size_bytes) {
   const bool drops =
       (slot.exceptions.load(std::memory_order_relaxed) & kSlotDropped) != 0;
   absl::Status status = supply_->Restore(
-      slot, size_bytes, drops ? 0 : HotPagesLimit(slot.kept_pages));
+      slot, size_bytes, drops ? 0 : RetainedPagesLimit(slot.kept_pages));
   if (status.ok() && slot.demotion_due) {
     status = Demote(slot);
   } else if (status.ok() && !slot.cold_pages.empty()) {

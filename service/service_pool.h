@@ -231,7 +231,7 @@ class ServicePool {
   absl::Status RestoreAndNote(SlotState& slot, uint64_t size_bytes);
   void ReleaseOrphan(SlotState& slot);
   bool AnyHeld() const;
-  uint64_t HotPagesLimit(uint64_t keep_pages) const;
+  uint64_t RetainedPagesLimit(uint64_t keep_pages) const;
 
   // What a steady cycle reads of this object, in one cache line. Written
   // by Create() and, but for the atomics, never again.
