@@ -516,7 +516,7 @@ TEST_P(IdleSlotTest, PagesThatTheHostTouchedAreRestoredLikeOthers) {
   if (const std::string missing = MissingFor(GetParam()); !missing.empty()) {
     GTEST_SKIP() << "this machine has no " << missing;
   }
-  if (GetParam().mapped() || GetParam().tracking != Tracking::kSignal) {
+  if (GetParam().by_mappings() || GetParam().tracking != Tracking::kSignal) {
     GTEST_SKIP() << "such a slot is writable while nobody has it";
   }
   const ChildResult child = RunInChild([]() -> std::string {

@@ -376,7 +376,7 @@ void Analysis::Needs() {
   }
   need("PAGEMAP_SCAN", "6.7", "find changed pages without faults", false, scan);
   if (shared) {
-    feature("WP_ASYNC", "6.7", "follow guests that drift", false);
+    feature("WP_ASYNC", "6.7", "follow dirty-set churn", false);
   }
 }
 
