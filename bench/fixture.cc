@@ -58,7 +58,7 @@ std::unique_ptr<Service> MakePool(const PoolShape& shape) {
 }
 
 Memory ColdMemory(Service& pool, const ImageRef& image, uint64_t size_bytes) {
-  // A holder of nothing leaves nothing.
+  // A lease of no bytes leaves nothing.
   OrDie(OrDie(pool.Acquire({.image = nullptr, .size_bytes = 0})).Release());
   return OrDie(pool.Acquire({.image = image, .size_bytes = size_bytes}));
 }

@@ -89,7 +89,7 @@ class MappingStrategy : public SqliteStrategy, public wasm2c::MemorySource {
  protected:
   // Makes the memory, which is new, start as contents() says.
   virtual void Bind() = 0;
-  // The holder has gone; it had `bytes`, in whole pages, at most.
+  // The lease has ended; it had `bytes`, in whole pages, at most.
   virtual void Clean(uint64_t bytes) = 0;
 
   Mapping& mapping() { return *mapping_; }
@@ -208,7 +208,7 @@ absl::StatusOr<std::unique_ptr<SqliteStrategy>> MakeScanStrategy() {
   return std::make_unique<ScanStrategy>(*std::move(restore));
 }
 
-// The whole image into anonymous memory, for each holder.
+// The whole image into anonymous memory, for each lease.
 class CopyImageStrategy : public MappingStrategy {
  protected:
   void Bind() override { CopyAll(); }

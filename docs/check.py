@@ -7,6 +7,7 @@
   check.py ROOT statistics  docs/statistics.md has the counters and the fields of service/stats.h
   check.py ROOT errors      error texts in docs/embedding.md are in the sources
   check.py ROOT parts       docs/architecture.md draws the arrows that the BUILD files have
+  check.py ROOT words       no source or document has a word that docs/glossary.md replaces
   check.py ROOT commands    runs the blocks of commands that say that they run
 
 Marks in a document, each in a line of its own in front of a fenced block:
@@ -259,6 +260,48 @@ def parts(root):
     return problems
 
 
+# What was said before docs/glossary.md, and what to say. Names of formats (protobuf
+# fields, the control block's counters, JSON) stay as they were, and are no words.
+OLD_WORDS = {
+    r"janitors?": "background reclaim",
+    r"hand-overs?|handing over": "cycle, reset",
+    r"granules?": "fault-around size, chunk",
+    r"drift(?:s|ed|ing)?": "dirty-set churn",
+    r"anchored|descriptor anchors?": "descriptor pin",
+    r"strays": "poisoned pages",
+    r"quiet threads?": "signal-masked thread",
+    r"pages? of zeroes": "zero page",
+    r"learning": "profiling lease",
+    r"hot (?:pages?|sets?|planes?)": "retained pages",
+    r"holders?": "lease, guest",
+    r"crews?|scenes?": "thread pool, fixture",
+}
+# A lock's holder holds no slot; --granule-bytes is an older name of a flag.
+OLD_WORDS_MEANT_OTHERWISE = r"lock's holder|--granule-bytes"
+
+
+def words(root):
+    pattern = re.compile("|".join(rf"(?P<w{i}>\b(?:{old})\b)" for i, old in enumerate(OLD_WORDS)), re.I)
+    instead = list(OLD_WORDS.values())
+    problems, lines = [], 0
+    for path in sorted(root.rglob("*")):
+        parts = path.relative_to(root).parts
+        if (path.suffix not in (".h", ".cc", ".md") or not path.is_file() or path.name == "glossary.md"
+                or any(p.startswith((".", "bazel-")) or p == "node_modules" for p in parts)):
+            continue
+        for number, line in enumerate(path.read_text().split("\n"), 1):
+            lines += 1
+            if path.suffix != ".md":  # Comments and literals; no identifiers.
+                line = " ".join(re.findall(r'//.*|"(?:[^"\\]|\\.)*"', line))
+            for match in pattern.finditer(re.sub(OLD_WORDS_MEANT_OTHERWISE, "", line)):
+                say = instead[int(match.lastgroup[1:])]
+                problems.append(f"{path.relative_to(root)}:{number}: '{match.group()}': "
+                                f"docs/glossary.md says {say}")
+    if lines < 1000:
+        problems.append("found hardly a source: the pattern is out of date")
+    return problems
+
+
 def printed(expected, actual):
     """Whether `actual` is what `expected` describes."""
     pattern = ""
@@ -334,7 +377,7 @@ def commands(root):
 
 def main():
     root = pathlib.Path(sys.argv[1])
-    checks = {check.__name__: check for check in (links, code, statistics, errors, parts, commands)}
+    checks = {check.__name__: check for check in (links, code, statistics, errors, parts, words, commands)}
     problems = checks[sys.argv[2]](root)
     for problem in problems:
         print(problem, file=sys.stderr)

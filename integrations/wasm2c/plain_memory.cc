@@ -293,7 +293,7 @@ absl::Status PlainMemorySource::Prepare(uint32_t index,
     return sized;
   }
   if (options_.method == PlainMethod::kEagerCopy) {
-    // What the last holder's image covered and this one's does not.
+    // What the last lease's image covered and this one's does not.
     if (slot.mapped_bytes > image_bytes) {
       CountCall();
       if (madvise(base + image_bytes, slot.mapped_bytes - image_bytes,

@@ -27,10 +27,10 @@ namespace firsttouch::wasm2c {
 // How a memory gets its contents, and gets rid of them.
 enum class PlainMethod {
   // A private mapping of the image: the kernel copies a page at its first
-  // write. It stays mapped from one holder to the next; MADV_DONTNEED drops
+  // write. It stays mapped from one lease to the next; MADV_DONTNEED drops
   // what was written.
   kPrivateMapping,
-  // The whole image is copied into anonymous memory for each holder.
+  // The whole image is copied into anonymous memory for each lease.
   kEagerCopy,
 };
 
@@ -75,7 +75,7 @@ class PlainMemorySource : public MemorySource {
  private:
   friend class PlainMemory;
 
-  // What a slot has open and what it shows. Belongs to the slot's holder.
+  // What a slot has open and what it shows. Belongs to the slot's lease.
   struct Slot {
     ImageRef image;             // mapped (or copied last) here
     uint64_t mapped_bytes = 0;  // of the image, from offset 0

@@ -83,7 +83,7 @@ void ReadAfterRelease(const Setting& setting) {
   Tenant tenant(setting);
   std::byte* const base = tenant.memory.base();
   HOSTILE_CHECK_OK(tenant.memory.Release());
-  // Mappings stay accessible up to the last holder's initial size, and what it
+  // Mappings stay accessible up to the last lease's initial size, and what it
   // grew into does not.
   const uint64_t initial_pages = setting.by_mappings() ? 4 : 64;
   Memory next =

@@ -340,8 +340,8 @@ class SlowBytes : public BlockBytes {
 };
 
 // The slot changes hands, between two images, in the order in which the service
-// writes: what is read is of one holder, or said to be torn.
-TEST(BlockReaderTest, NoRecordIsAMixtureOfTwoHolders) {
+// writes: what is read is of one lease, or said to be torn.
+TEST(BlockReaderTest, NoRecordIsAMixtureOfTwoLeases) {
   const std::unique_ptr<ControlBlock> block = MakeTestBlock();
   auto& record = *reinterpret_cast<TestRecord*>(block->slot_record(0));
   const auto store = [](auto& field, auto value) {

@@ -128,7 +128,7 @@ TEST(LiveTest, TellsWhatEachSlotIs) {
   auto held = service->Acquire({.image = image, .size_bytes = kMiB});
   auto gone = service->Acquire({.size_bytes = 2 * kMiB});
   ASSERT_TRUE(held.ok() && gone.ok());
-  // The first holder of an image may be tracked by nobody: the second is.
+  // The first lease of an image may be untracked: the second is tracked.
   ASSERT_TRUE(held->Release().ok());
   held = service->Acquire({.image = image, .size_bytes = kMiB});
   ASSERT_TRUE(held.ok());
@@ -253,7 +253,7 @@ TEST(LiveTest, WhatIsResidentIsNeverMissing) {
   const ImageRef image = MakeImage("settled", 64);
   auto service = MakeService(PoolOptionsOf("settled", 1));
   std::optional<Memory> memory;
-  // Several holders alike, so that tracking settles.
+  // Several leases alike, so that tracking settles.
   for (int i = 0; i < 12; ++i) {
     auto acquired = service->Acquire({.image = image, .size_bytes = kMiB});
     ASSERT_TRUE(acquired.ok());
