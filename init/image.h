@@ -1,4 +1,4 @@
-// What the pages of a memory hold before anybody has written to them.
+// What the pages of a memory hold before they are written.
 //
 // An image is a sparse map from page to bytes. Its non-zero pages are stored in
 // a memfd; pages that are all zero are holes there and cost nothing. Once built
@@ -11,12 +11,12 @@
 //
 // Two kinds. A built image has its pages in its sealed memfd. A file-backed one
 // (image_file.h, image_store.h) is a view of pages that are elsewhere: in a
-// file, or in other images. It gets a memfd when somebody asks for one, and
-// each page goes there when it is first wanted (OnDemandMemfd, FetchPages).
-// What a file-backed image costs, and what it asks of the file, is said in
-// image_file.h. A file-backed image may also have a PageSource (page_source.h),
-// which makes pages when they are needed: whoever reads it waits for that, and
-// must be ready for a source that fails.
+// file, or in other images. It gets a memfd at the first call that asks for
+// one, and each page goes there when it is first wanted (OnDemandMemfd,
+// FetchPages). What a file-backed image costs, and what it asks of the file, is
+// said in image_file.h. A file-backed image may also have a PageSource
+// (page_source.h), which makes pages when they are needed: a reader waits for
+// that, and must be ready for a source that fails.
 //
 // Example:
 //   std::vector<std::byte> hello(5, std::byte{'x'});
@@ -149,13 +149,13 @@ class Image : public std::enable_shared_from_this<Image> {
   // that copy.
   int memfd() const;
 
-  // The same for who resolves the faults of its mapping, and can bring a page
-  // when one is missing: of a file-backed image, a stored page may be a hole
-  // still. FetchPages fills it. So UFFDIO_CONTINUE fails with EFAULT, and
-  // succeeds after FetchPages of the same range. Sealed like the above, with
-  // F_SEAL_FUTURE_WRITE for _WRITE: no new mapping of anybody's can write, nor
-  // can write(2); the one way in is FetchPages. Where userfaultfd is not to be
-  // had, it is filled in whole.
+  // Like memfd(), for callers that resolve the mapping's faults themselves, and
+  // so can bring a page that is missing: of a file-backed image, a stored page
+  // may still be a hole. FetchPages fills it. So UFFDIO_CONTINUE fails with
+  // EFAULT, and succeeds after FetchPages of the same range. Sealed like the
+  // above, with F_SEAL_FUTURE_WRITE for _WRITE: no new mapping can be written
+  // to, nor can write(2); the one way in is FetchPages. Where userfaultfd is
+  // not to be had, it is filled in whole.
   //
   // Errors: ResourceExhausted (descriptors, memory, address space) and what
   // else memfd_create and userfaultfd give; the next call tries anew.
@@ -163,10 +163,10 @@ class Image : public std::enable_shared_from_this<Image> {
 
   // Puts the stored pages of [first, first + pages) into OnDemandMemfd() where
   // they are not yet; the range may reach past pages(). A page appears whole or
-  // not at all, whoever looks at it. Gives 0, or an errno; pages before the one
+  // not at all, to every reader. Gives 0, or an errno; pages before the one
   // that failed are there. EFAULT: the file has been cut short. EIO: it cannot
-  // be read. ENOMEM. EBADF: nobody has called OnDemandMemfd(). With a
-  // PageSource what it answered. Of a built image: 0, at once. Any thread;
+  // be read. ENOMEM. EBADF: OnDemandMemfd() was not called. With a PageSource
+  // what it answered. Of a built image: 0, at once. Any thread;
   // async-signal-safe (it may wait for a disk, or for the source).
   int FetchPages(PageIndex first, PageCount pages) const noexcept {
     if (fetch() == nullptr) return 0;
@@ -181,7 +181,7 @@ class Image : public std::enable_shared_from_this<Image> {
   bool has_source() const;
 
   // FailedPrecondition for an image with a PageSource in a child of the process
-  // that made it, where nobody can use it; otherwise OK. Any thread, not in a
+  // that made it, where it cannot be used; otherwise OK. Any thread, not in a
   // signal handler.
   absl::Status CheckProcess() const;
 
@@ -189,9 +189,10 @@ class Image : public std::enable_shared_from_this<Image> {
   // async-signal-safe.
   bool IsFetched(PageIndex page) const noexcept;
 
-  // Of an image with a PageSource: waits until all pages are there, for who is
-  // going to read them through data(). Otherwise OK. Errors: what FetchPages()
-  // gives, with the image's name. Any thread, not in a signal handler.
+  // Of an image with a PageSource: waits until all pages are there, for a
+  // caller that then reads them through data(). Otherwise OK. Errors: what
+  // FetchPages() gives, with the image's name. Any thread, not in a signal
+  // handler.
   absl::Status FetchAll() const;
 
   // FetchPages for a fault path that keeps no Image; null for a built image.
@@ -204,10 +205,10 @@ class Image : public std::enable_shared_from_this<Image> {
     uint64_t offset_bytes = 0;
   };
 
-  // What to map MAP_PRIVATE where nobody resolves faults: complete at any time.
-  // Of an image from one file, that file (not shared memory: fit for no minor
-  // faults); otherwise memfd(), with its copy, or for a built image without.
-  // Borrowed. Errors: as of OnDemandMemfd().
+  // What to map MAP_PRIVATE where faults are not resolved: complete at any
+  // time. Of an image from one file, that file (not shared memory: fit for no
+  // minor faults); otherwise memfd(), with its copy, or for a built image
+  // without. Borrowed. Errors: as of OnDemandMemfd().
   absl::StatusOr<Mapping> PrivateMapping() const;
 
   // Bytes of memory that the memfds of this image take at present: of a built
@@ -222,12 +223,12 @@ class Image : public std::enable_shared_from_this<Image> {
   // pages it has where it has none of its own; else null.
   const std::shared_ptr<const Image>& parent() const { return parent_; }
 
-  // The digest of the contents (image_digest.h), if somebody has computed it or
-  // it came with the file. Any thread, not in a signal handler.
+  // The digest of the contents (image_digest.h), if it has been computed or
+  // came with the file. Any thread, not in a signal handler.
   std::optional<Digest> known_digest() const;
   void NoteDigest(const Digest& digest) const;
 
-  // ---- For a pool that keeps an image for whoever comes next ----
+  // ---- For a pool that keeps an image for the next lease ----
   //
   // An ImageRef that a user has is a handle: the image is in use as long as
   // there is one. What Hold() gives keeps the image alive and does not count:

@@ -11,8 +11,8 @@
 //   absl::StatusOr<ImageRef> image = OpenImageFile("/var/lib/app/guest.ftimg");
 //
 // What an opened image is: by default (Backing::kFileBacked) a view of the
-// file. Nothing is read until somebody touches it, and two processes that open
-// the same file share its pages in the kernel's cache. Where a pool shares the
+// file. Nothing is read until it is touched, and two processes that open the
+// same file share its pages in the kernel's cache. Where a pool shares the
 // pages of an image (Backing::kShared of a pool) it needs them in shared
 // memory, which a file on a disk is not: userfaultfd has no minor faults for
 // it. For those, the image has a memfd that each page is copied into when it is
@@ -22,12 +22,12 @@
 // WHO MAY CHANGE THE FILE. A memfd is sealed, a file is not. Nothing here ever
 // changes a file in place: a writer makes a new one and renames it, files are
 // written with no permission to write, and who has the old one open keeps it.
-// If somebody does overwrite a file in place while it is open, pages not copied
-// yet show the new bytes; if somebody cuts it short, FetchPages fails with
-// EFAULT, and a plain read of a page behind the end is a SIGBUS. (A pool traps
-// with that errno at a touch of such a page, and drops what it cannot restore.)
-// Where others may write to the file, open it with Backing::kCopied and
-// Verify::kAll: what is copied is what was verified, and out of reach.
+// If a file is overwritten in place while it is open, pages not copied yet show
+// the new bytes; if it is cut short, FetchPages fails with EFAULT, and a plain
+// read of a page behind the end is a SIGBUS. (A pool traps with that errno at a
+// touch of such a page, and drops what it cannot restore.) Where others may
+// write to the file, open it with Backing::kCopied and Verify::kAll: what is
+// copied is what was verified, and out of reach.
 //
 // Errors of all functions name the file, the field or the offset, the value and
 // the rule. NotFound, PermissionDenied and others carry the kernel's errno;
@@ -73,7 +73,7 @@ inline constexpr uint64_t kMaxImageExtents = uint64_t{1} << 20;
 // How long a chain of deltas may be, the one that is opened included.
 inline constexpr int kMaxImageChain = 16;
 
-// Where an image came from: for people, checked by nobody. At most
+// Where an image came from: for people, not checked. At most
 // kMaxProvenanceBytes a text.
 inline constexpr size_t kMaxProvenanceBytes = 4096;
 struct ImageProvenance {

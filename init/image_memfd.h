@@ -25,7 +25,7 @@ absl::StatusOr<int> CreateImageMemfd(MemfdCalls& calls,
                                      const std::string& image_name,
                                      uint64_t size_bytes, uint64_t bytes);
 
-// Seals the finished memfd of an image for ever: nobody can write to it any
+// Seals the finished memfd of an image for ever: it cannot be written to any
 // more. The error is ImageCallFailed's. EBUSY from the kernel means that
 // somebody holds a page of it, perhaps the kernel for a moment (a page on its
 // way to another place, or in a list of another processor); then this tries

@@ -903,7 +903,7 @@ class ImageStore::State : public std::enable_shared_from_this<State> {
       if (flock(*in_use, LOCK_SH | LOCK_NB) != 0) {
         return Failed(errno, absl::StrCat("flock of '", path, "'"));
       }
-      // For who evicts. Only the owner may; the order suffers for others.
+      // Updates mtime for LRU eviction. Best effort: only the file's owner can.
       futimens(*in_use, nullptr);
     }
     std::vector<ImagePiece> pieces;

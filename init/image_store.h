@@ -20,7 +20,7 @@
 // for memories that share pages (Image::FetchPages, Image::MemfdBytes), and one
 // mapping for each run. Above kMaxImagePieces runs it is a copy.
 //
-// In use is an image that somebody has an ImageRef of, in this process or, of a
+// An image is in use while there is an ImageRef of it, in this process or, of a
 // directory, in any. It never leaves the store. The others leave, least
 // recently used first, when the store holds more than its budget. The pages of
 // a segment leave together, with the last image that has one of them.
@@ -75,7 +75,7 @@ struct ImageStoreOptions {
   // Where the store lives. Empty: in this process's memory. Made (mode 0777
   // less the umask) if it does not exist; the folder above it must.
   std::string directory;
-  // How many bytes of pages the store may hold when nobody uses them.
+  // How many bytes of pages the store may hold that are not in use.
   uint64_t budget_bytes = std::numeric_limits<uint64_t>::max();
   // The hash of a page; tests give a poor one. Null: of SHA-256.
   uint64_t (*page_hash)(std::span<const std::byte> page) = nullptr;
@@ -140,7 +140,7 @@ class ImageStore {
   // Takes a name away. The image stays until its room is wanted. NotFound.
   absl::Status Remove(const std::string& name);
 
-  // Lets images that nobody uses leave until no more than `budget_bytes` are
+  // Lets images that are not in use leave until no more than `budget_bytes` are
   // held, or all that are left are in use. Gives the bytes that became free.
   absl::StatusOr<uint64_t> Trim(uint64_t budget_bytes);
 

@@ -20,9 +20,10 @@
 //     // run->first == 3, run->length == 2
 //   }
 //
-// Threads: any number may read a map that nobody changes. Signals: Contains,
-// Word and words() only read memory; they take no lock, allocate nothing and
-// may be used in a signal handler. Create and the destructor may not.
+// Threads: any number may read a map that is not changed meanwhile. Signals:
+// Contains, Word and words() only read memory; they take no lock, allocate
+// nothing and may be used in a signal handler. Create and the destructor may
+// not.
 
 #ifndef FIRSTTOUCH_INIT_PAGE_MAP_H_
 #define FIRSTTOUCH_INIT_PAGE_MAP_H_

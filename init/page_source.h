@@ -1,4 +1,4 @@
-// Images whose contents somebody makes when they are asked for: computed,
+// Images whose contents the host makes when they are asked for: computed,
 // decompressed, fetched from elsewhere.
 //
 //   class Fetcher : public PageSource {
@@ -12,12 +12,12 @@
 //       std::make_shared<Fetcher>(...));
 //
 // On demand (the default): nothing is asked for until a memory, or somebody who
-// reads the image, needs a page. The source is then asked for the chunk
-// around it, by a thread of the image's own, while whoever needs it waits. Each
-// chunk is asked for once, however many need it at a time, and stays in the
-// image's memfd. All at once: the image is built as the other builders do, and
-// the source is not kept. Use this for what is needed in whole anyway: it is a
-// built image, with less to do at a fault.
+// reads the image, needs a page. The source is then asked for the chunk around
+// it, by a thread of the image's own, while the thread that needs it waits.
+// Each chunk is asked for once, however many need it at a time, and stays in
+// the image's memfd. All at once: the image is built as the other builders do,
+// and the source is not kept. Use this for what is needed in whole anyway: it
+// is a built image, with less to do at a fault.
 //
 // ERRORS reach all who wait for the chunk at that time: the fault becomes a
 // trap in each thread (TrapInfo::error is the errno that belongs to the status'
@@ -30,7 +30,8 @@
 // with handler threads, also whatever else the same handler thread serves. At
 // bind nobody waits: pages of the working set are asked for early, behind those
 // that somebody waits for. A pool without userfaultfd needs all pages at bind
-// (Image::PrivateMapping), and so does whoever copies or writes the image.
+// (Image::PrivateMapping), and so does a caller that copies or writes the
+// image.
 //
 // Fork: the threads are in the process that made the image. In a child its
 // pages cannot be read (image.h), nor can a memory start from it: the child

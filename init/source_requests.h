@@ -28,7 +28,7 @@ namespace firsttouch {
 struct SourceRequests {
   enum Kind : uint32_t {
     kAbsent = 0,
-    kEarly = 1,  // asked for, by nobody who waits
+    kEarly = 1,  // asked for, and no thread waits
     kWanted = 2,
     kFetching = 3,
     kPresent = 4,

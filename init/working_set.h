@@ -15,10 +15,10 @@
 // What teaches and what does not: a page that a guest wrote to by itself is
 // learned. A page that was made private because the set said so is not: it has
 // to be found changed first, or is forgotten again once no guest writes it any
-// more. A page that a guest read first is learned together with what was
-// mapped along with it (fault-around: that costs less than a fault). A page
-// that was mapped because the set said so teaches nothing; nobody can tell
-// whether it is read, so it stays in the set until Replace().
+// more. A page that a guest read first is learned together with what was mapped
+// along with it (fault-around: that costs less than a fault). A page that was
+// mapped because the set said so teaches nothing; whether it is read is
+// unknown, so it stays in the set until Replace().
 //
 // Threads: all methods from any thread. Not async-signal-safe: a lock, and
 // memory is allocated.
@@ -42,11 +42,11 @@ class WorkingSet {
   // word that is not zero.
   using Words = std::vector<uint64_t>;
 
-  // Whether somebody has learned (or loaded) anything yet. Until then guests
-  // of the image are best left alone and looked at when they go.
+  // Whether anything was learned (or loaded) yet. Until then guests of the
+  // image are best left alone and looked at when they go.
   bool known() const { return known_.load(std::memory_order_acquire); }
 
-  // Changes whenever one of the sets does; for whoever keeps a copy.
+  // Changes whenever one of the sets does; for callers that keep a copy.
   uint64_t version() const { return version_.load(std::memory_order_acquire); }
 
   // The sets as they are now.

@@ -27,7 +27,7 @@
 // < 0) and in the one behind the last (offset_bytes >= max_memory_bytes), and
 // in the lower part of a guard between two memories, which belongs to the
 // memory in front. The upper part, PoolEntry::unowned_guard_bytes, can be
-// reached from both sides and belongs to nobody (Place::kGuardUnowned).
+// reached from both sides and belongs to neither (Place::kGuardUnowned).
 #ifndef FIRSTTOUCH_LOCATOR_LOCATOR_H_
 #define FIRSTTOUCH_LOCATOR_LOCATOR_H_
 

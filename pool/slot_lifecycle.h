@@ -1,12 +1,12 @@
-// The life of a slot: who has it. One state machine for all who hand slots on:
-// SlotAllocator, and the service above it.
+// The life of a slot: free, leased, or in between. One state machine for
+// SlotAllocator and for the service above it.
 //
 //   kFree --take--> kReturning --lease--> kLeased
 //     ^                 ^                    |
 //     |                 |                    v
 //     \---- restored ---+----- release --- kParking --restored--> kParked
 //
-// kFree: in the allocator; anybody may take it. Pages below kept_pages hold
+// kFree: in the allocator; any thread may take it. Pages below kept_pages hold
 // initial bytes, pages above are missing. kLeased: a lease holds it.
 // kReturning: one thread has it, between two leases: it restores the slot, at a
 // release or Reset, or prepares it for the next lease. To SlotAllocator a slot
@@ -17,8 +17,8 @@
 // becomes kParked; a few instructions, or a restore of the steady kind. In no
 // other state does a slot become kParked without being kParked before
 // (service/service_pool.h). kParked: the same as kFree, but not in the
-// allocator: kept for the thread that released it. Whoever moves it on from
-// here by a compare-exchange has it. kTrimming, kTrimmingParked: kFree or
+// allocator: kept for the thread that released it. The thread that moves it on
+// from here by a compare-exchange has it. kTrimming, kTrimmingParked: kFree or
 // kParked, and its pages are being given back; soon what it was before.
 // kQuarantined: a step of the reset failed, nothing is known; never leased
 // again.
@@ -101,7 +101,8 @@ class LifecycleCell {
     return state_.load(order);
   }
 
-  // By who has the slot. What was written to it before, whoever takes it sees.
+  // By the thread that has the slot. The thread that takes it sees what was
+  // written to it before.
   void Move(SlotLifecycle to,
             std::memory_order order = std::memory_order_release) {
     assert(IsSlotTransition(state_.load(std::memory_order_relaxed), to));
@@ -115,20 +116,21 @@ class LifecycleCell {
                                           std::memory_order_relaxed);
   }
 
-  // A parked slot, if it still is; waits for who trims it.
+  // Takes a parked slot, if it still is; waits for a thread that trims it.
   bool TakeParked() {
     return Take(SlotLifecycle::kParked, SlotLifecycle::kTrimmingParked);
   }
 
   // A slot that the allocator gave, or that the caller has taken already; waits
-  // for who trims it. False: that failed, and the slot is quarantined.
+  // for a thread that trims it. False: that failed, and the slot is
+  // quarantined.
   bool TakeFree() {
     return Take(SlotLifecycle::kFree, SlotLifecycle::kTrimming) ||
            state_.load(std::memory_order_relaxed) == SlotLifecycle::kReturning;
   }
 
-  // Takes a slot that nobody has away from everybody, for a moment: what it
-  // was. Move() it back there afterwards, or to kQuarantined.
+  // Takes an idle slot out of use for a moment: what it was. Move() it back
+  // there afterwards, or to kQuarantined.
   std::optional<SlotLifecycle> BeginTrim() {
     SlotLifecycle before = state_.load(std::memory_order_relaxed);
     if (before != SlotLifecycle::kFree && before != SlotLifecycle::kParked) {

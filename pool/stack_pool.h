@@ -1,6 +1,6 @@
 // A pool of stacks for code that must not run on the host's: each with a guard
-// below it that kills whoever overflows, and handed on without a byte of the
-// last owner.
+// below it that ends a process which overflows, and recycled without a byte of
+// the last owner.
 //
 //   absl::StatusOr<std::unique_ptr<StackPool>> pool = StackPool::Create(
 //       RealKernel(), {.name = "fibers", .stacks = 64, .stack_bytes = 1 <<

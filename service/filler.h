@@ -18,8 +18,8 @@ namespace firsttouch {
 // Makes the touched page appear as the access needs it, and with it neighbours
 // that come for little: of its fault-around range, or of what lies ahead of a
 // guest that goes upwards. Any number of threads may resolve faults of one slot
-// at once, also of one page: each step is idempotent, and whoever comes second
-// finds the page there and completes what is missing.
+// at once, also of one page: each step is idempotent, and the thread that comes
+// second finds the page there and completes what is missing.
 //
 // Order that matters: a page is put into the `dirty` or the `untracked` plane
 // before it can be writable. Whatever ends this half-way therefore leaves a
@@ -57,10 +57,10 @@ class FillForOther {
 };
 
 // Makes missing pages of [first_page, first_page + pages), below the slot's
-// size or above it, private and writable with their initial bytes before
-// anybody touches them, as if each had been written to. For the slot's owner,
-// in pages that the kernel does not resolve by itself. A failure leaves pages
-// that a release cleans; what is missing is filled at its first touch, then.
+// size or above it, private and writable with their initial bytes before they
+// are touched, as if each had been written to. For the slot's owner, in pages
+// that the kernel does not resolve by itself. A failure leaves pages that a
+// release cleans; what is missing is filled at its first touch, then.
 FaultResult FillPrivate(FaultPool& fault_pool, uint32_t slot,
                         uint64_t first_page, uint64_t pages) noexcept;
 

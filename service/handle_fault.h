@@ -1,4 +1,5 @@
-// The function that resolves a fault, for whoever owns the signal handler.
+// The function that resolves a fault, for the code that owns the signal
+// handler.
 //
 // ON THE FAULT PATH: async-signal-safe, no lock, no allocation, no logging, no
 // thread-local storage. service/signals.h tells how to use it.

@@ -1,4 +1,4 @@
-// The pools of this process, to be told of images that nobody uses any more.
+// The pools of this process, to be told of images that are no longer in use.
 
 #ifndef FIRSTTOUCH_SERVICE_LIVE_POOLS_H_
 #define FIRSTTOUCH_SERVICE_LIVE_POOLS_H_
@@ -12,8 +12,8 @@ class LivePools {
  public:
   // From here on `pool` is told (ServicePool::LetGoOfImage).
   static void Add(ServicePool* pool);
-  // When this returns, nobody is telling it anything, nor will. Nothing for a
-  // pool that was never added, or not in this process.
+  // When this returns, no call to it is running, nor will one begin. Nothing
+  // for a pool that was never added, or not in this process.
   static void Remove(ServicePool* pool);
 };
 

@@ -31,7 +31,7 @@
 //
 // A zero page is not left out where an image is mapped: nothing but the
 // kernel's merging of equal pages (KSM) puts one there, and only in the place
-// of a page that somebody changed.
+// of a page that was changed.
 
 #ifndef FIRSTTOUCH_SERVICE_MAPPING_SUPPLY_H_
 #define FIRSTTOUCH_SERVICE_MAPPING_SUPPLY_H_

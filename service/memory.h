@@ -1,4 +1,4 @@
-// A sandbox's memory: one slot of a pool, held by whoever holds this.
+// A guest's memory: a lease of one slot of a pool.
 //
 //   absl::StatusOr<Memory> memory =
 //       service->Acquire({.image = image, .size_bytes = 1 << 20});
@@ -10,8 +10,8 @@
 //                                   // scope
 //
 // BEFORE Reset() AND Release() every thread must have left the memory: a thread
-// that still touches it is as wrong as a use after free. (It traps where the
-// page is not resident or not accessible; it need not.)
+// that still touches it is as wrong as a use after free. (Such a touch traps
+// only where the page is not resident or not accessible.)
 //
 // SIZES are bytes. A size that is no multiple of 4096 leaves the rest of its
 // last page accessible once that page is resident: the bytes behind the end are
@@ -138,8 +138,8 @@ class Memory {
   // memory waits, in the signal handler (SIGSEGV; see service/signals.h where
   // the host owns it); one that reads does not. A system call that would write
   // to the memory meanwhile gives EFAULT or a short count, once, whatever
-  // supplies the memory. A write that the caller makes wait must not be one
-  // that the caller waits for.
+  // supplies the memory. DEADLOCK: the caller must not wait for a thread that
+  // is blocked writing to this memory.
   //
   // Errors: FailedPrecondition after release or a failed Reset;
   // ResourceExhausted and others with the errno of mprotect(2) (it may need two
@@ -164,7 +164,7 @@ class Memory {
   // again.
   //
   // OutOfRange when the range does not end within size_bytes(); Unavailable
-  // where somebody else keeps a page from being touched;
+  // where another part of the process keeps a page from being touched;
   // FailedPrecondition after release; the errno of a fill that failed.
   absl::Status MakeReady(uint64_t offset_bytes, uint64_t bytes,
                          Access access) const;
@@ -180,16 +180,16 @@ class Memory {
   // a memory on which the kernel may still be at work then: pages that an
   // io_uring has registered as buffers, that a MSG_ZEROCOPY send, vmsplice(2)
   // or O_DIRECT request has pinned, or a device by RDMA. They stay the pages of
-  // this lease: what is read into them is seen by nobody, and what is sent
-  // from them is what this guest wrote. It does not help against a request
-  // that has only the address and has not begun: such must have ended, or been
+  // this lease: no later guest sees what is read into them, and what is sent
+  // from them is what this guest wrote. It does not help against a request that
+  // has only the address and has not begun: such must have ended, or been
   // cancelled, before the release (docs/embedding.md). Costs a system call at
   // each release, and the next lease its first touches. Any thread that holds
   // the memory; nothing after release.
   void DropAtRelease();
 
   // Gives the slot back, clean for its next lease. After an error the slot is
-  // quarantined: nobody gets it any more. FailedPrecondition when nothing is
+  // quarantined: it is never leased again. FailedPrecondition when nothing is
   // held.
   absl::Status Release();
 

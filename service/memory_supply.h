@@ -1,10 +1,10 @@
 // What gives a pool its memory, behind one interface.
 //
-// The service decides who has which slot, and for how long. A MemorySupply puts
-// the pages there: it makes a slot the memory of an image, moves its bound,
-// restores it, and tells which of its pages may have changed. The service asks
-// it for nothing but that; what kind of supply it is, the service does not
-// know. A new kind is a new class and a line in open_supply.cc.
+// The service decides which slot is leased, and for how long. A MemorySupply
+// puts the pages there: it makes a slot the memory of an image, moves its
+// bound, restores it, and tells which of its pages may have changed. The
+// service asks it for nothing but that; what kind of supply it is, the service
+// does not know. A new kind is a new class and a line in open_supply.cc.
 //
 //   service (service_pool.h)                        fault path (signal_path.cc)
 //     | acquire  Bind, Prefill                 | a signal in bounds
@@ -106,7 +106,7 @@ class MemorySupply {
   // Once, when the locator knows the pool and the signal handler is in place:
   // threads that the supply needs. Errors: likewise.
   virtual absl::Status Start() { return absl::OkStatus(); }
-  // Ends them. Nobody is in a memory of the pool, nor will be.
+  // Ends these threads. No code is in a memory of the pool, nor will be.
   virtual void Stop() {}
 
   // What it is. Constant from Attach() on.
@@ -114,7 +114,7 @@ class MemorySupply {
   // Lines for Service::Describe(), the last one ended.
   virtual std::string Describe() const = 0;
 
-  // By the slot's owner, while nobody is in it.
+  // By the slot's owner, while no guest code runs in it.
   // ---------------------------------
 
   // Whether a slot can be made the memory of `image` at all, found out before

@@ -15,9 +15,10 @@
 
 namespace firsttouch {
 
-// Who installs the signal handlers; see service/signals.h.
+// Which side installs the signal handlers; see service/signals.h.
 enum class SignalOwnership : uint8_t {
-  // The service does, in front of what is there, and undoes it at its end.
+  // The service installs its own, in front of what is there, and removes them
+  // at its end.
   kInstall,
   // The host's own handlers call HandleFault().
   kHost,
@@ -36,7 +37,8 @@ struct InHandlerThreads {
   // Whether faults that the kernel takes (system calls on pool memory) must be
   // served. True needs a privilege, see uffd.h; without it, AnySupply is one of
   // the mappings, where the kernel serves its own faults, and
-  // UserfaultfdOptions are an error. Unset: where it is allowed.
+  // UserfaultfdOptions are an error. Unset: they are served where that is
+  // allowed.
   std::optional<bool> kernel_faults;
 };
 
@@ -47,7 +49,7 @@ struct UserfaultfdOptions {
   // be bound, else kCopied. Describe() says what was picked and why.
   std::optional<Backing> backing;
 
-  // Who resolves faults.
+  // Where faults are resolved.
   std::variant<InFaultingThread, InHandlerThreads> faults;
 
   // How first writes to clean pages are found. Unset: chosen for each image
@@ -90,7 +92,7 @@ struct ServiceOptions {
   // What supplies the memory.
   SupplyChoice supply;
 
-  // Which free slot is handed out.
+  // Which free slot an acquire takes.
   SlotStrategy strategy = SlotStrategy::kAffinity;
 
   SignalOwnership signals = SignalOwnership::kInstall;
@@ -105,8 +107,8 @@ struct ServiceOptions {
   // half of the memory's initial size, at least 1024 (4 MiB).
   std::optional<uint64_t> retained_pages_limit;
 
-  // A page that no guest has changed in about so many cycles is no longer
-  // kept private: to restore a page sixty times costs as much as one signal.
+  // A retained page that no guest has changed in about so many cycles is
+  // demoted: restoring a page sixty times costs as much as one signal.
   uint32_t retained_cycles = 60;
 
   // Idle slots keep private pages up to this many bytes, all slots of the pool
@@ -118,7 +120,7 @@ struct ServiceOptions {
 
   // Whether pooldump may read the pool's records while the process runs
   // (docs/control-block.md): its owner and root may. Costs a descriptor. Where
-  // it cannot be done the pool works all the same, and Describe() says why.
+  // that is impossible the pool works all the same, and Describe() says why.
   bool publish = true;
 
   // Whether a core dump includes the pool (and walks all of its reservation).

@@ -20,7 +20,7 @@
 //                                                 (retained-dirty): must be
 //                                                 restored
 //
-// Who moves a page from which state to which:
+// What moves a page from which state to which:
 //   fault path   kMissing -> kClean      minor fault, or copy with protection
 //   fault path   kMissing -> kUntracked  zero page for a read
 //   fault path   kMissing, kClean, kUntracked -> kDirty   first write
@@ -37,7 +37,7 @@
 // that can be written, and cleared only after the page is gone or protected: a
 // page that can have changed is never missing from both planes. `present` is
 // set after the kernel has mapped the page and may lag behind while a fill is
-// under way, so whoever needs it exactly (release, snapshot) waits for fills
+// under way, so a release or a snapshot, which need it exactly, waits for fills
 // first. A dirty or untracked page that is not present is one whose fill did
 // not come to its end (it failed, or was left by longjmp): a release drops it,
 // since it may be there or not. A clean page can be there without `present`
@@ -200,8 +200,8 @@ class PageStates {
   std::atomic<uint64_t>* summary_ = nullptr;
   PageGroup* groups_ = nullptr;
   uint64_t group_count_ = 0;
-  // Some group was noted at some time. Until then the memory is not looked at:
-  // a slot that is bound to its first image would take a fault there.
+  // Whether some group was ever noted. Until then the memory is not read: a
+  // slot that is bound to its first image would take a fault there.
   alignas(std::atomic_ref<bool>::required_alignment) mutable bool any_noted_ =
       false;
 };

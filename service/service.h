@@ -10,17 +10,18 @@
 //   absl::StatusOr<Memory> memory = (*service)->Acquire({.image = image});
 //
 // WHAT A TOUCH DOES. Inside the memory's size: the page appears, with the
-// image's bytes or zeroes; the code that touched never notices. Outside: a
-// trap, see service/trap.h. Nothing is ever made PROT_NONE for that (but for
-// handler threads before kernel 6.6, and where there is no userfaultfd): out of
-// bounds is "the page is not there and will not come".
+// image's bytes or zeroes, and the guest does not notice. Outside: a trap, see
+// service/trap.h. Nothing is ever made PROT_NONE for that (but for handler
+// threads before kernel 6.6, and where there is no userfaultfd): out of bounds
+// is "the page is not there and will not come".
 //
 // WHEN NOT TO USE IT. Memory shared between processes, or by fork: a pool is
-// not inherited (MADV_DONTFORK). Memory that system calls are given without
+// not inherited (MADV_DONTFORK). Memory that is passed to system calls without
 // Memory::MakeReady, unless faults of the kernel are served.
 //
-// ORDER OF ENDS. Service and Memory may go in any order: the pool stays mapped,
-// and its userfaultfd open, until the last of them is gone.
+// DESTRUCTION ORDER. A Service and its Memories may be destroyed in any order:
+// the pool stays mapped, and its userfaultfd open, until the last of them is
+// gone.
 //
 // Thread-safe. Not for signal handlers. In a child of fork(2) every call fails
 // with FailedPrecondition and touching a memory is SIGSEGV.
@@ -113,19 +114,18 @@ class Service {
   absl::StatusOr<std::vector<Memory>> AcquireInstance(
       std::span<const MemoryOptions> options);
 
-  // Gives back the private pages of slots that nobody holds, those released
-  // longest ago first, until what the rest keep is within
-  // ServiceOptions::resident_budget_bytes; unset, all of them. Their next
-  // leases begin as ever, but more slowly. Returns the bytes given back. Any
-  // thread, at any time; an Acquire that wants a slot which is being trimmed
-  // waits for that.
+  // Gives back the private pages of free slots, the longest free first, until
+  // what the rest keep is within ServiceOptions::resident_budget_bytes; unset,
+  // all of them. Their next leases begin as ever, but more slowly. Returns the
+  // bytes given back. Any thread, at any time; an Acquire that wants a slot
+  // which is being trimmed waits for that.
   //
-  // A slot that nobody holds keeps its image mapped for the next memory that
-  // starts from it, as long as somebody else has an ImageRef of it. When the
-  // last of these goes, such slots let go of the image in the thread that drops
-  // it (some 10 us a slot), and slots that are held do at their release; so the
-  // memory of an image ends with its last user. What could not be unmapped then
-  // (at the mapping limit), Trim and the slot's next use let go of.
+  // A free slot keeps its image mapped for the next lease of it, as long as
+  // there is an ImageRef outside the pool. When the last of these is dropped,
+  // free slots unmap the image in the thread that drops it (some 10 us a slot),
+  // and leased slots do at their release; so the memory of an image ends with
+  // its last user. Trim and the slot's next use unmap what could not be
+  // unmapped then (at the mapping limit).
   //
   // Errors: FailedPrecondition in a forked child; the first one
   // that occurred (the slot is quarantined, the others are trimmed).

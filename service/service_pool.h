@@ -1,16 +1,16 @@
-// A pool with all that serves it: what Service and Memory stand for.
+// A pool with all that serves it: the implementation of Service and Memory.
 //
 // LIFETIME. A ServicePool lives as long as its Service or any memory that is
 // held. Counting references would make every cycle write a line that all
 // threads share; instead each slot says whether it is held, and only once the
 // Service is gone (`orphaned`) do releases look whether they were the last.
 //
-// FREE SLOTS are known in two places: the allocator has those that anybody may
-// take, and each thread that releases steadily keeps its last slot (kParked),
-// which others may take, too. So that an acquire which finds nothing can be
-// sure that there was nothing (TakeInstance):
+// FREE SLOTS are known in two places: the allocator has those that any thread
+// may take, and each thread that releases steadily keeps its last slot
+// (kParked), which others may take, too. So that an acquire which finds nothing
+// can be sure that there was nothing (TakeInstance):
 //   - A slot becomes kParked only from kParking, after the releasing thread has
-//     stored kParking and then read that nobody is `waiting`. A thread that
+//     stored kParking and then read that no thread is `waiting`. A thread that
 //     counts itself as waiting, issues the heavy fence and then sees a slot in
 //     another state than kParking knows that this slot will not be parked until
 //     it stops waiting: a release that had not seen it would be in kParking.
@@ -58,7 +58,7 @@
 
 namespace firsttouch {
 
-// Ends records in memory that is not theirs to free.
+// Destroys records in memory that is not theirs to free.
 struct DestroySlots {
   uint32_t slots = 0;
   void operator()(SlotState* first) const { std::destroy_n(first, slots); }
@@ -121,7 +121,8 @@ class ServicePool {
   ServicePool(ServiceOptions options, Kernel& kernel, const PoolLayout& layout);
 
   absl::Status Start(SupplyOpener open_supply);
-  // In snapshot.cc. Keeps everybody from writing to the memory, or lets them.
+  // In snapshot.cc. Keeps all threads from writing to the memory, or lets them
+  // write again.
   absl::Status Freeze(SlotState& slot);
   absl::Status Thaw(SlotState& slot);
   absl::Status MapBookKeeping();
@@ -152,7 +153,7 @@ class ServicePool {
   // In steady_path.cc, but for ClaimAnyParked, up to ParkInsteadOf.
   //
   // The slot that this thread parked with such an image, claimed; null where
-  // there is none, or somebody else has taken it.
+  // there is none, or another thread has taken it.
   SlotState* ClaimOwn(const MemoryOptions& options) const;
   // Whether this thread, which has parked a slot, may run guest code: it may
   // have released a memory that another thread acquired.
@@ -179,11 +180,11 @@ class ServicePool {
   // An idle slot that was `before` its trim, which failed.
   void QuarantineIdle(SlotState& slot, SlotLifecycle before);
   // Drops the cold pages of a slot that is being restored, together with those
-  // of slots that have put it off and that nobody has.
+  // of free slots that have put it off.
   absl::Status Demote(SlotState& slot);
   void PutOffDemotion(const SlotState& slot);
   // Gives back those of some slots with as few calls as the kernel allows;
-  // leaves out what somebody has by now. Adds to `bytes` what it gave back.
+  // leaves out slots that are leased by now. Adds to `bytes` what it gave back.
   absl::Status TrimSlots(std::span<SlotState* const> slots, uint64_t* bytes);
   // Notes what a slot keeps that was just restored.
   void NoteIdle(SlotState& slot);
@@ -205,14 +206,14 @@ class ServicePool {
   void GiveUp(SlotState& slot);
   // Forgets everything of the slot; it is mapped anew for its next lease.
   void AbandonSlot(SlotState& slot);
-  // Ends a lease: nobody fills pages of the slot from here on. Returns the size
-  // that it had.
+  // Ends a lease: no fill of the slot's pages runs from here on. Returns the
+  // size that it had.
   uint64_t EndLease(SlotState& slot);
   // Makes a slot that the caller has claimed, or is returning, one that was
   // never bound; what its image was. The slot may have lost its place.
   std::shared_ptr<const Image> Unbind(SlotState& slot);
-  // The same for an idle slot whose image nobody uses. Adds to `bytes` what was
-  // private in it.
+  // The same for an idle slot whose image is not in use any more. Adds to
+  // `bytes` what was private in it.
   void UnbindIdle(SlotState& slot,
                   std::vector<std::shared_ptr<const Image>>& dropped,
                   uint64_t* bytes);
@@ -222,8 +223,8 @@ class ServicePool {
   // Gives the slot back to the allocator; `failed`: to be quarantined.
   void LetGo(const SlotState& slot, bool failed);
   // Where the supply distrusts what is known of pages: has every page dropped
-  // of whose writes nobody may have been told. Called where a system call does
-  // no harm: by what is not steady.
+  // of whose writes the supply may not have been told. Called where a system
+  // call does no harm: by what is not steady.
   void DropWhatIsDistrusted();
   // Restores a slot whose lease has ended.
   absl::Status Restore(SlotState& slot);

@@ -45,7 +45,7 @@ absl::Status PagesCallFailed(const FaultPool& fault_pool, const SlotState& slot,
 // Begins a new sampling window: nothing is counted in it yet.
 void BeginSamplingWindow(SlotState& slot);
 
-// Returns at a moment at which no snapshot keeps anybody from writing.
+// Returns at a moment at which no snapshot keeps threads from writing.
 void WaitUntilThawed(const SlotState& slot);
 
 // Waits until no fill is under way in the slot. Spins, then yields: a fill is a

@@ -1,5 +1,5 @@
-// The record of one slot: who holds it, what it is bound to, what is known of
-// its pages.
+// The record of one slot: whether it is leased, what it is bound to, what is
+// known of its pages.
 //
 // ON THE FAULT PATH: plain data and atomics, no lock, no allocation.
 //
@@ -34,7 +34,7 @@
 
 namespace firsttouch {
 
-// What tells the calling thread from all others that live.
+// A value that differs for all threads that live at the same time.
 // Async-signal-safe.
 inline uintptr_t ThisThread() noexcept {
   uintptr_t thread_pointer;
@@ -87,25 +87,25 @@ enum SlotExceptions : uint8_t {
   // may have merged them, and dropped their write-protection: they are dropped,
   // never restored in place.
   kSlotDropped = 2,
-  // The last handle of its image has gone, perhaps.
+  // The last handle of its image may have been dropped.
   kSlotImageUnused = 4,
   // Pages were taken from the memory while it was held (munmap, mprotect by
-  // somebody else), and a restore found out: see HandleFault(). Set by the
-  // fault path; the slot is not used again.
+  // other code), and a restore found out: see HandleFault(). Set by the fault
+  // path; the slot is not used again.
   kSlotLost = 8,
 };
 
 // What a steady cycle touches is in the first three cache lines: a guest
 // that writes to four pages fills a cache of 32 KiB with them and the image's.
 struct alignas(64) SlotState {
-  // The bounds: bytes from the start that may be touched. 0 while nobody holds
-  // the slot.
+  // The bounds: bytes from the start that may be touched. 0 while the slot is
+  // not leased.
   std::atomic<uint64_t> size_bytes{0};
   // Handler threads that are placing pages. A release waits until there is
   // none. (A thread that resolves its own fault is in the memory; it must have
   // left before the release.)
   std::atomic<uint32_t> fills_in_flight{0};
-  // Who has it: pool/slot_lifecycle.h.
+  // Free, leased, or in between: pool/slot_lifecycle.h.
   LifecycleCell lifecycle;
   // First byte of the memory; fixed.
   uintptr_t base = 0;
@@ -119,7 +119,7 @@ struct alignas(64) SlotState {
   // SlotExceptions.
   std::atomic<uint8_t> exceptions{0};
   // Owner. The pages that the image's guests write are to be made private
-  // before the next one comes.
+  // before the next lease.
   bool prefill_wanted = false;
   // Owner. The policy asked for another tracking at the last restore that did
   // not go the steady way.
@@ -172,8 +172,8 @@ struct alignas(64) SlotState {
   std::atomic<bool> mapping_wanted{false};
   PoisonedPages poisoned_pages{};
 
-  // 1 while a snapshot is copied (snapshot.h): whoever writes to the memory
-  // gets SIGSEGV and waits here (a futex) until it is 0 again.
+  // 1 while a snapshot is copied (snapshot.h): a thread that writes to the
+  // memory gets SIGSEGV and waits here (a futex) until it is 0 again.
   std::atomic<uint32_t> frozen{0};
   // Signals of such writes that may still be on their way, at most.
   std::atomic<uint32_t> late_writes{0};
@@ -182,7 +182,7 @@ struct alignas(64) SlotState {
   // that was read before belongs to a lease that has ended.
   std::atomic<uint32_t> lease{0};
 
-  // Releases that have begun and not let go of the pool; see service_pool.h.
+  // Releases that have begun and still use the pool; see service_pool.h.
   std::atomic<uint32_t> returning{0};
   // It is kReturning for a Reset: its memory is leased all the while.
   std::atomic<bool> resetting{false};

@@ -31,7 +31,7 @@ struct SlotCounts {
 struct ServiceStats : SlotCounts {
   uint64_t slots = 0;
   uint64_t slots_in_use = 0;
-  uint64_t idle_private_bytes = 0;  // kept by slots that nobody has
+  uint64_t idle_private_bytes = 0;  // kept by free slots
   uint64_t slots_quarantined = 0;   // a reset failed: never used again
 
   // Resolved faults by latency: bucket i counts [2^i, 2^(i+1)) ns.

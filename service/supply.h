@@ -6,10 +6,10 @@
 //                   without asking the kernel, bounds are pages that never
 //                   come. A steady cycle makes no system call.
 //   kMappingsScan   the kernel's own copy-on-write over a private mapping of
-//                   the image, PROT_NONE outside the size. A cycle is one
-//                   PAGEMAP_SCAN (6.7), and what it finds is copied back.
-//   kMappingsDrop   the same, but at a cycle everything private is given
-//                   back (MADV_DONTNEED) and faults in again: any kernel.
+//                   the image, PROT_NONE outside the size. A release is
+//                   one PAGEMAP_SCAN (6.7), and what it finds is copied back.
+//   kMappingsDrop   the same, but a release gives everything private
+//                   back (MADV_DONTNEED), and it faults in again: any kernel.
 //
 // Both of the mappings need no privilege and no userfaultfd. Growth is one
 // mprotect there, a slot needs up to four mappings (vm.max_map_count), and
@@ -35,7 +35,7 @@ inline constexpr char kSupplyVariable[] = "FIRSTTOUCH_SUPPLY";
 
 // What the environment asks for.
 struct SupplyWish {
-  std::optional<Supply> supply;  // unset: nobody asked for one
+  std::optional<Supply> supply;  // unset: the variable is not set
   std::string reason;            // "asked for by ..."; empty where unset
 };
 

@@ -1,4 +1,4 @@
-// What a memory's owner is told when code leaves the memory's bounds.
+// What the host is told when a guest leaves its memory's bounds.
 //
 // A touch outside a memory's current size is a trap (as is one of a page whose
 // contents cannot be had, see TrapInfo::error): the faulting thread gets
@@ -65,7 +65,7 @@ struct TrapInfo {
   // size_bytes are 0.
   uint32_t instance;
   uint32_t memory;
-  // Whether somebody holds the memory: false for a touch after release.
+  // Whether the slot is leased: false for a touch after release.
   bool leased;
   Access access;
   // 0: outside the bounds. Otherwise the touch was in bounds, and the contents
@@ -93,8 +93,8 @@ struct TrapInfo {
 // What a trap callback answers, where it returns at all.
 enum class TrapAction {
   // Not handled: the next callback is asked (the memory's, then the service's,
-  // then whoever owned the signal before us), and in the end the process dies
-  // by the signal, after a line on stderr that names slot and offset.
+  // then the handler that was there before ours), and in the end the process
+  // dies by the signal, after a line on stderr that names slot and offset.
   kUnhandled,
   // The callback edited the context (or made the touch legal): the interrupted
   // code goes on from it. Without an edit the same instruction runs again.

@@ -42,9 +42,9 @@ absl::Status DropPages(const UffdContext& context, SlotState& slot,
                        uint64_t first_page, uint64_t end_page);
 
 // Pages outside the bounds that were made to trap one by one (handler threads)
-// are as untouched ones again. For a slot that nobody holds any more, or not
-// yet: what a guest has grown into since is left alone, since the first touch
-// there mends the page (HandleFault).
+// are as untouched ones again. For a slot that is no longer leased, or not yet:
+// what a guest has grown into since is left alone, since the first touch there
+// mends the page (HandleFault).
 absl::Status UnpoisonAtRelease(const UffdContext& context, SlotState& slot);
 
 // Demotion: pages of several slots that no longer change are dropped with one

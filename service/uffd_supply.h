@@ -106,7 +106,7 @@ class UffdSupply final : public MemorySupply {
   // read: it is there, or was put there. Where that fails, `failure` says why.
   // Waits for no PageSource.
   bool IsThere(SlotState& slot, uint64_t page, absl::Status* failure);
-  // Resolves a fault that somebody could take on the page.
+  // Resolves a fault that a thread could take on the page.
   absl::Status SupplyPage(SlotState& slot, uint64_t page, Access access,
                           bool protection);
   // Has the kernel say of pages that were supplied that they can be touched,

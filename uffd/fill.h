@@ -22,7 +22,7 @@
 
 namespace firsttouch {
 
-// What to do when the kernel does not get on. The defaults fit a pool whose
+// What to do when the kernel makes no progress. The defaults fit a pool whose
 // userfaultfd asks for no events.
 struct FillPolicy {
   // EAGAIN without progress means "an event is unread" or "mappings change".

@@ -14,8 +14,8 @@
 // populates no PROT_NONE mapping, and mprotect(2) populates one that is locked:
 // so the mapping is made PROT_NONE, unlocked, and opened last.
 //
-// Thread safety: any thread, on ranges that nobody else changes meanwhile. Not
-// for signal handlers.
+// Thread safety: any thread, on ranges that no other thread changes meanwhile.
+// Not for signal handlers.
 #ifndef FIRSTTOUCH_UFFD_MAPPING_PROPERTIES_H_
 #define FIRSTTOUCH_UFFD_MAPPING_PROPERTIES_H_
 

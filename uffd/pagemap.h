@@ -7,7 +7,7 @@
 //                               [&](const PageRegion& region) { ... });
 //
 // PAGES THAT WERE NEVER TOUCHED. "Written" means: has no write-protect mark. A
-// page nobody ever touched has none either, so that a scan for written pages
+// page that was never touched has none either, so that a scan for written pages
 // alone reports whole page tables of nothing as changed (6.7 to 6.18 here; a
 // kernel that has page tables for the range reports them, one that has none
 // does not). ScanRequest::Written therefore always asks for pages that are

@@ -1,5 +1,5 @@
-// Threads that a host does not notice: they take none of its signals, but for
-// those of what they do themselves.
+// Threads that take none of the host's signals, but for those that they raise
+// themselves by a fault.
 
 #ifndef FIRSTTOUCH_UFFD_SIGNAL_MASKED_THREAD_H_
 #define FIRSTTOUCH_UFFD_SIGNAL_MASKED_THREAD_H_
