@@ -51,7 +51,7 @@ uint64_t NextId() {
 Image::Image(MemfdCalls& calls) : calls_(calls), id_(NextId()) {}
 
 Image::~Image() {
-  // First whoever still fills it.
+  // First the threads that may still fill it.
   if (on_demand_ != nullptr) on_demand_->source.reset();
   const bool view_is_data =
       on_demand_ != nullptr &&
@@ -197,8 +197,8 @@ absl::StatusOr<int> Image::OnDemandMemfd() const {
       CreateImageMemfd(calls_, name_, size_bytes_, bytes);
   if (!memfd.ok()) return memfd.status();
   absl::Cleanup close_memfd = [&] { calls_.Close(*memfd); };
-  // userfaultfd may be refused here (seccomp); then nobody resolves faults with
-  // one either, and the copy that is made below is wanted anyway.
+  // userfaultfd may be refused here (seccomp); then no pool resolves faults
+  // with one either, and the copy that is made below is wanted anyway.
   absl::StatusOr<Uffd> uffd = Uffd::Open(
       demand.kernel, {.required_features = kUffdFeatureMissingShmem});
   // A shortage that may be over soon is no reason to copy all of the image.
@@ -252,7 +252,7 @@ absl::StatusOr<int> Image::OnDemandMemfd() const {
     return absl::Status(
         status.code(), absl::StrCat("image '", name_, "': ", status.message()));
   }
-  // A child has no use for it: it is in nobody's registration there.
+  // A child has no use for it: it is in no registration there.
   const MappingResult set =
       SetMappingProperties(demand.kernel, view, bytes, {});
   if (!set.ok()) return ImageCallFailed(name_, set.call, set.error);

@@ -976,8 +976,8 @@ class ImageStore::State : public std::enable_shared_from_this<State> {
            status.st_mtim.tv_nsec;
   }
 
-  // Files of processes that were killed while they wrote. Whoever writes holds
-  // the directory's lock, so that none is in use now.
+  // Files of processes that were killed while they wrote. A process that writes
+  // holds the directory's lock, so that none is in use now.
   void RemoveTemporaries() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     if (!on_disk()) return;
     for (const char* folder : {"segments", "images", "names"}) {

@@ -176,7 +176,7 @@ class SourceThreads : public EarlyFetch {
     return std::max<size_t>(1, requests_.chunks) * 3 * sizeof(uint32_t);
   }
 
-  // The next chunk to fetch: what somebody waits for first, in the order in
+  // The next chunk to fetch: what a thread waits for first, in the order in
   // which it was asked for. Nothing: there is none.
   std::optional<uint64_t> Take() {
     MutexLock lock(&mutex_);
@@ -202,7 +202,7 @@ class SourceThreads : public EarlyFetch {
           return chunk;
         }
       }
-      // Asked for early, and later by somebody who waits: it is under way, or
+      // Asked for early, and later by a thread that waits: it is under way, or
       // over.
     }
   }
@@ -312,7 +312,7 @@ class ImageSourcer {
     if (!memfd.ok()) return memfd.status();
     demand.memfd.store(*memfd, std::memory_order_release);
     // One view for filling and for reading: a page that is not there is a
-    // SIGBUS for who reads it, and EFAULT for the kernel.
+    // SIGBUS for a thread that reads it, and EFAULT for the kernel.
     // Inaccessible at first, so that nothing populates it
     // (mapping_properties.h).
     const CallResult mapped =

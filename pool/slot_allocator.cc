@@ -651,7 +651,7 @@ void SlotAllocator::Quarantine(uint32_t slot) {
   }
   const uint32_t before = quarantined_.fetch_add(1, std::memory_order_acq_rel);
   if (before + 1 == capacity_) {
-    // Whoever waits, waits in vain.
+    // No slot will come back: those that wait are to give up.
     MutexLock lock(&wait_mutex_);
     ++wait_epoch_;
     wait_changed_.SignalAll();

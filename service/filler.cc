@@ -427,8 +427,8 @@ FaultResult Filler::CopyWritable(PageRange range, uintptr_t source) {
   }
   if (result.kind != FaultResult::Kind::kResolved) return result;
   MarkPresent(first, pages);
-  // Whoever made one of them present may have protected it, and all of them are
-  // dirty now.
+  // The thread that made one of them present may have protected it, and all of
+  // them are dirty now.
   if (were_present != 0) return Unprotect(first, pages);
   return {};
 }

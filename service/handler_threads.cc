@@ -55,9 +55,9 @@ struct Noted {
 };
 
 // Makes a page trap that cannot be poisoned as it is: one that is there, or of
-// which a mark has stayed, in a slot that nobody has. The host touches a memory
-// that it has released, or locks all pages of the process (mlockall(2)). The
-// page is given back first, as Trim() does; the slot is nobody else's
+// which a mark has stayed, in a slot that is not leased. The host touches a
+// memory that it has released, or locks all pages of the process (mlockall(2)).
+// The page is given back first, as Trim() does; the slot is nobody else's
 // meanwhile. False where somebody has it by now: the touch is then to be looked
 // at anew.
 bool MakeIdlePageTrapping(FaultPool& fault_pool, uint32_t slot_number,
@@ -90,7 +90,7 @@ void Handle(FaultPool& fault_pool, const Noted& event) {
   const uint32_t slot = LocateIn(fault_pool.entry, event.address).slot;
   const FillForOther fill(fault_pool.slots[slot], event.lease);
   if (!fill.is_current()) {
-    // Whoever waited has left the memory. Should somebody still wait (a host
+    // The thread that waited has left the memory. Should one still wait (a host
     // that released a memory with a guest in it), that touch is looked at anew.
     fault_pool.kernel->Wake(fault_pool.uffd, page_address, kPageBytes);
     return;

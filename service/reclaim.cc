@@ -1,5 +1,4 @@
-// What is done with slots that nobody has: private pages are given back, and
-// counted.
+// What is done with idle slots: private pages are given back, and counted.
 
 #include <sched.h>
 
@@ -284,7 +283,7 @@ void ServicePool::PutOffDemotion(const SlotState& slot) {
 absl::Status ServicePool::Demote(SlotState& slot) {
   struct Cold {
     SlotState* slot;
-    // Of slots that nobody has; not of ours.
+    // Of idle slots; not of the caller's.
     std::optional<SlotLifecycle> before;
   };
   std::vector<Cold> all = {{&slot, std::nullopt}};
@@ -292,7 +291,7 @@ absl::Status ServicePool::Demote(SlotState& slot) {
     const uint32_t name = cell.exchange(0, std::memory_order_relaxed);
     if (name == 0 || name == SlotNumber(slot) + 1) continue;
     SlotState& other = slots_[name - 1];
-    // Whoever has it puts it off again, or comes here himself.
+    // The thread that has it puts it off again, or comes here itself.
     const std::optional<SlotLifecycle> before = other.lifecycle.BeginTrim();
     if (before.has_value()) all.push_back({&other, before});
   }

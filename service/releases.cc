@@ -141,8 +141,8 @@ absl::Status ServicePool::ReleaseAny(SlotState& slot) {
     slot.exceptions.fetch_and(static_cast<uint8_t>(~kSlotDropped),
                               std::memory_order_relaxed);
     slot.lifecycle.Move(SlotLifecycle::kParking);
-    // Whoever waits, or has dropped the image's last handle, does not wait for
-    // this slot unless it is kParking.
+    // A thread that waits, or that has dropped the image's last handle, does
+    // not wait for this slot unless it is kParking.
     steady_.fence.Light();
     if ((slot.exceptions.load(std::memory_order_relaxed) & kSlotImageUnused) !=
         0) {
@@ -163,7 +163,7 @@ void ServicePool::ReturnUnbound(SlotState& slot) {
   slot.lifecycle.Move(SlotLifecycle::kReturning);
   slot.exceptions.fetch_and(static_cast<uint8_t>(~kSlotImageUnused),
                             std::memory_order_relaxed);
-  // Destroyed when the slot is nobody's any more.
+  // Destroyed when the slot is given back.
   std::shared_ptr<const Image> image;
   if (slot.image != nullptr && !slot.image->in_use()) image = Unbind(slot);
   Return(slot,
@@ -175,7 +175,7 @@ void ServicePool::DropAtRelease(SlotState& slot) {
 }
 
 void ServicePool::Return(SlotState& slot, SlotLifecycle lifecycle) {
-  // In this order: whoever sees the slot out of kReturning sees this.
+  // In this order: a thread that sees the slot out of kReturning sees this.
   slot.returning.fetch_add(1, std::memory_order_relaxed);
   if (lifecycle == SlotLifecycle::kQuarantined) ForgetIdle(slot);
   slot.lifecycle.Move(lifecycle);

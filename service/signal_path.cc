@@ -114,8 +114,8 @@ void SayWhatKeepsSignals(RawText& text, const ucontext_t& context) {
   }
 }
 
-// Says of a touch in the part of a guard that two memories can reach that
-// nobody took it.
+// Says of a touch in the part of a guard that two memories can reach that no
+// callback took it.
 void SayUnowned(const FaultPool& fault_pool, const Location& where,
                 const TrapInfo& trap, const ucontext_t& context) {
   const uint32_t per_instance = fault_pool.entry.memories_per_instance;
@@ -225,7 +225,7 @@ FaultOutcome Trap(FaultPool& fault_pool, const Location& where,
 
 // Whether a snapshot had made the memory read-only when it was written to; then
 // it no longer is. Waiting for that holds nothing, and is done with the
-// interrupted code's mask: whoever interrupts it may leave by longjmp.
+// interrupted code's mask: a handler that interrupts it may leave by longjmp.
 bool WasFrozen(SlotState& slot, const ucontext_t& context) {
   bool waited = false;
   while (slot.frozen.load(std::memory_order_acquire) != 0) {

@@ -49,7 +49,7 @@ namespace {
 
 // Signals of writes that came while the memory was read-only and are looked at
 // after it, of all threads: more than there are threads, few enough that a page
-// which somebody else made read-only is found out at once.
+// which other code made read-only is found out at once.
 constexpr uint32_t kLateWrites = 1u << 16;
 
 void WaitForNoOther(std::atomic<uint32_t>& frozen) {

@@ -96,7 +96,7 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
     }
   } else if (touched_pages > 0) {
     // Not only what the planes know of: a copy that failed or was left half-way
-    // may have placed pages of the old image that nobody noted.
+    // may have placed pages of the old image that were not noted.
     Count(slot.counters.kernel_calls);
     const CallResult dropped = DropMappedPages(
         *context.fault_pool.kernel, slot.base, touched_pages * kPageBytes);

@@ -144,7 +144,7 @@ absl::Status UnpoisonAtRelease(const UffdContext& context, SlotState& slot) {
     if (!status.ok()) page.store(address, std::memory_order_release);
   }
   if (count > PoisonedPages::kCapacity && status.ok()) {
-    // More than were noted: everything that nobody's pages are kept in.
+    // More than were noted: all that lies behind the kept pages.
     const uint64_t from = slot.kept_pages * kPageBytes;
     status = reset(slot.base + from, context.stride_bytes - from);
     const PoolEntry& entry = context.fault_pool.entry;

@@ -64,7 +64,7 @@ absl::Status UffdSupply::Unbind(SlotState& slot) {
 }
 
 void UffdSupply::StopFills(SlotState& slot) {
-  // In-thread, whoever fills is in the memory, and everybody has left it. A
+  // In-thread, a thread that fills is in the memory, and all have left it. A
   // handler thread may have read an event, or be filling, for a thread that has
   // gone on: it finds another lease or is waited for.
   if (threads_ == nullptr) return;
@@ -348,7 +348,7 @@ absl::Status UffdSupply::EnsureAccessible(SlotState& slot, uint64_t first_page,
           .ok()) {
     return absl::OkStatus();
   }
-  // A page that somebody takes away again and again is nothing to wait for.
+  // A page that is taken away again and again is not waited for.
   constexpr int kTries = 8;
   for (uint64_t page = first_page; page < end_page; ++page) {
     const uintptr_t address = slot.base + page * kPageBytes;

@@ -68,9 +68,9 @@ bool MayBeNothing(const SlotState& slot, const PageRegion& region) {
   return fresh >= kSuspicious;
 }
 
-// How far the kernel is to track: not behind the image where nobody writes
-// anything. That is a mapping of its own, which each scan would have to walk
-// over in vain.
+// How far the kernel is to track: not behind the image where guests do not
+// write anything. That is a mapping of its own, which each scan would have to
+// walk over in vain.
 uint64_t AsyncEnd(const SlotState& slot, uint64_t size_pages) {
   const uint64_t image_end = std::min(slot.image_pages, size_pages);
   uint64_t end = WrittenEnd(slot, size_pages);
@@ -261,7 +261,7 @@ absl::Status SettleUntracked(const UffdContext& context, SlotState& slot,
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t mask = GroupMask(index, 0, end_page);
     const uint64_t present = group.present.load(std::memory_order_relaxed);
-    // A fill that did not come to its end: what is there nobody knows, and
+    // A fill that did not come to its end: what is there is unknown, and
     // protected it would be a page that only the kernel knows of.
     const uint64_t unsure =
         group.untracked.load(std::memory_order_relaxed) & ~present & mask;

@@ -77,7 +77,7 @@ FillResult Fill(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
         }
         break;
       case EEXIST:
-        // The page where the call stopped is there: somebody was faster.
+        // The page where the call stopped is there: another thread was faster.
         if (result.bytes_done >= bytes) break;
         if (policy.wake_present) {
           kernel.Wake(fd, start + result.bytes_done, kPageBytes);

@@ -15,7 +15,7 @@ namespace {
 // For a kernel that wipes no page.
 constinit std::atomic<uint64_t> g_word_cleared_at_fork{0};
 
-// Null: nobody has made a mark yet. The page that it lies in stays mapped.
+// Null: no mark was made yet. The page that it lies in stays mapped.
 constinit std::atomic<std::atomic<uint64_t>*> g_word{nullptr};
 
 // The last mark that this process, or one that it descends from, has made.
