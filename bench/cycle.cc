@@ -8,14 +8,14 @@
 //   bazel run //bench:cycle -- --quick
 //
 // Time is measured in rounds in which the strategies take turns. System calls
-// and signals are counted in a run of their own (see count_calls.h), page
-// faults and TLB shootdowns by the kernel while time is measured. After each
-// measurement the next tenant's memory is compared with the image: a strategy
-// that is fast and wrong ends the program. It exits with 0 whether a goal was
-// reached or not: a busy machine must not fail a build.
+// and signals are counted in a run of their own (see examples/system_calls.h),
+// page faults and TLB shootdowns by the kernel while time is measured. After
+// each measurement the next tenant's memory is compared with the image: a
+// strategy that is fast and wrong ends the program. It exits with 0 whether a
+// goal was reached or not: a busy machine must not fail a build.
 
+#include <algorithm>
 #include <cstdint>
-#include <iostream>
 #include <optional>
 #include <string>
 #include <vector>
@@ -25,19 +25,17 @@
 #include "absl/flags/usage.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "firsttouch/bench/cycle_goals.h"
 #include "firsttouch/bench/cycle_measure.h"
 #include "firsttouch/bench/cycle_strategies.h"
-#include "firsttouch/bench/cycle_text.h"
 #include "firsttouch/bench/fixture.h"
-#include "firsttouch/bench/machine.h"
+#include "firsttouch/bench/report.h"
 #include "firsttouch/bench/report.pb.h"
-#include "firsttouch/bench/sqlite_measure.h"
 #include "firsttouch/uffd/units.h"
 
-using Words = std::vector<std::string>;
+using firsttouch::bench::Words;
 
-ABSL_FLAG(std::string, format, "text", "text or json");
 ABSL_FLAG(Words, tables,
           Words({"steady", "first", "idle", "threads", "sqlite"}),
           "which tables to make: steady, first, idle, threads, sqlite");
@@ -100,13 +98,22 @@ std::vector<uint32_t> Numbers(const Words& words, const char* flag,
   return numbers;
 }
 
+// `words`, each of which must be one of those that there are.
+Words Checked(Words words, const char* flag, const Words& known) {
+  for (const std::string& word : words) {
+    if (std::find(known.begin(), known.end(), word) == known.end()) {
+      Die(absl::StrCat("--", flag, ": ", word, " is none of ",
+                       absl::StrJoin(known, ", ")));
+    }
+  }
+  return words;
+}
+
 std::vector<uint64_t> TouchedBytes() {
   std::vector<uint64_t> bytes;
   for (const std::string& touched :
-       ValueOr(FLAGS_touched, Words{"image", "memory"}, Words{"image"})) {
-    if (touched != "image" && touched != "memory") {
-      Die(absl::StrCat("--touched: ", touched, " is neither image nor memory"));
-    }
+       Checked(ValueOr(FLAGS_touched, Words{"image", "memory"}, Words{"image"}),
+               "touched", {"image", "memory"})) {
     bytes.push_back(touched == "image" ? kCycleImageBytes : kCycleMemoryBytes);
   }
   return bytes;
@@ -155,21 +162,150 @@ CycleSettings SettingsFromFlags() {
   return settings;
 }
 
+// The text. Rows of one situation stand together, under this.
+std::string Title(const CycleRow& row) {
+  std::string title;
+  switch (row.table()) {
+    case CycleRow::FIRST_KNOWN_IMAGE:
+      title = "first cycle of a slot, image known";
+      break;
+    case CycleRow::FIRST_NEW_IMAGE:
+      title = "first cycle of a slot, image new";
+      break;
+    case CycleRow::THREADS:
+      title = absl::StrCat(row.threads(),
+                           row.threads() == 1 ? " thread" : " threads");
+      break;
+    case CycleRow::IDLE:
+      title = "idle slots, book-keeping included";
+      break;
+    case CycleRow::SQLITE:
+      return absl::StrCat("SQLite, ", row.pages() == "same"
+                                          ? "the same rows each time"
+                                          : "other rows each time");
+    default:
+      title = "steady";
+  }
+  return absl::StrCat(title, ", k=", row.changed_pages(), " ", row.pages(),
+                      " of ", row.touched_bytes() >> 20, " MiB");
+}
+
+struct Column {
+  const char* title;
+  const char* field;
+  bool thousands = false;
+};
+
+// What a table shows. The last column, "x", is added where there is a time.
+std::vector<Column> ColumnsOf(CycleRow::Table table) {
+  const Column kib = {"KiB", "private_kib_per_idle_slot"};
+  if (table == CycleRow::IDLE) return {kib};
+  std::vector<Column> columns = {
+      {"median", "median_ns"}, {"mean", "mean_ns"}, {"p99", "p99_ns"}};
+  const auto add = [&](const std::vector<Column>& more) {
+    columns.insert(columns.end(), more.begin(), more.end());
+  };
+  const Column calls = {"calls", "system_calls"};
+  const Column signals = {"sigs", "signals"};
+  const Column shootdowns = {"TLB", "tlb_shootdowns"};
+  if (table == CycleRow::STEADY) {
+    add({calls, signals, {"faults", "page_faults"}, shootdowns, kib});
+  } else if (table == CycleRow::THREADS) {
+    add({{"1000/s", "cycles_per_second", true},
+         {"scale", "scaling"},
+         {"/lim", "scaling_of_limit"},
+         {"flt", "page_faults"},
+         shootdowns});
+  } else if (table == CycleRow::SQLITE) {
+    add({{"hand", "handover_median_ns"},
+         calls,
+         signals,
+         {"faults", "page_faults"},
+         kib});
+  }
+  return columns;
+}
+
+// Rows with one title: their table.
+std::string TableOf(const std::vector<const CycleRow*>& rows) {
+  const CycleRow::Table table = rows[0]->table();
+  const bool first = table == CycleRow::FIRST_KNOWN_IMAGE ||
+                     table == CycleRow::FIRST_NEW_IMAGE;
+  const char* const unit_name = first                       ? kCopyOnWriteName
+                                : table == CycleRow::SQLITE ? kScanName
+                                                            : kLimitName;
+  const CycleRow* unit = nullptr;
+  for (const CycleRow* row : rows) {
+    if (row->way() == unit_name && row->median_ns() > 0) unit = row;
+  }
+  const std::vector<Column> columns = ColumnsOf(table);
+  std::vector<Words> lines(1, {""});
+  for (const Column& column : columns) lines[0].emplace_back(column.title);
+  if (table != CycleRow::IDLE) lines[0].emplace_back("x");
+  for (const CycleRow* row : rows) {
+    Words& line = lines.emplace_back(Words{row->way()});
+    for (const Column& column : columns) {
+      line.push_back(column.thousands ? Thousandths(*row, column.field)
+                                      : Short(NumberOf(*row, column.field)));
+    }
+    if (table == CycleRow::IDLE) continue;
+    line.push_back(
+        unit == nullptr ? "-" : Short(row->median_ns() / unit->median_ns()));
+  }
+  return absl::StrCat("\n", Title(*rows[0]), "\n", TableText(lines));
+}
+
+std::string ToText(const CycleReport& report) {
+  std::string text = absl::StrCat(
+      MachineText(report.machine()),
+      Wrapped(absl::StrCat(kDefaultName, " here: ", report.default_options())),
+      report.rounds(), " rounds; image ", report.image_bytes() >> 20,
+      " MiB, memory ", report.memory_bytes() >> 20, " MiB; all per cycle\n",
+      Wrapped(absl::StrCat(
+          "calls, sigs: system calls and signals, counted by ",
+          report.counted_by().empty() ? "nothing" : report.counted_by())),
+      "median, mean, p99: ns; faults, flt: page faults (getrusage)\n"
+      "TLB: shootdowns of the whole machine; KiB: private to an idle slot\n"
+      "scale: cycles/s as a multiple of one thread's; /lim: that / the "
+      "limit's\n"
+      "hand: of the median, release and acquire\n"
+      "x: median as a multiple of the limit's (first cycle: of ",
+      kCopyOnWriteName, "'s;\n  SQLite: of ", kScanName, "'s)\n");
+  for (const SkippedStrategy& skipped : report.skipped()) {
+    absl::StrAppend(
+        &text, Wrapped(absl::StrCat("not possible here: ", skipped.way(), ": ",
+                                    skipped.reason())));
+  }
+  std::vector<const CycleRow*> rows;
+  for (const CycleRow& row : report.rows()) {
+    if (!rows.empty() && Title(*rows[0]) != Title(row)) {
+      absl::StrAppend(&text, TableOf(rows));
+      rows.clear();
+    }
+    rows.push_back(&row);
+  }
+  if (!rows.empty()) absl::StrAppend(&text, TableOf(rows));
+  if (!report.goals().empty()) {
+    absl::StrAppend(
+        &text,
+        "\ngoals, all for default options; the median over the rounds, for "
+        "times that of\nthe cycles' medians and that of their means: both must "
+        "be within the bound\n",
+        GoalsText(report.goals()));
+  }
+  return text;
+}
+
 int Main(int argc, char** argv) {
   absl::SetProgramUsageMessage("Acquire, change pages, release.");
   absl::ParseCommandLine(argc, argv);
-  const std::string format = absl::GetFlag(FLAGS_format);
-  if (format != "text" && format != "json") {
-    Die(absl::StrCat("--format=", format, " is neither text nor json"));
-  }
+  CheckFormat();
   const CycleSettings settings = SettingsFromFlags();
-  const Words pages = absl::GetFlag(FLAGS_pages);
-  for (const std::string& choice : pages) {
-    if (choice != "same" && choice != "churning" && choice != "mixed") {
-      Die(absl::StrCat("--pages: ", choice,
-                       " is none of same, churning, mixed"));
-    }
-  }
+  const Words pages = Checked(absl::GetFlag(FLAGS_pages), "pages",
+                              {"same", "churning", "mixed"});
+  const Words tables =
+      Checked(absl::GetFlag(FLAGS_tables), "tables",
+              {"steady", "first", "idle", "threads", "sqlite"});
   const std::vector<uint32_t> k =
       Numbers(ValueOr(FLAGS_k, Words{"0", "1", "4", "16", "64", "256"},
                       Words{"0", "4"}),
@@ -188,7 +324,7 @@ int Main(int argc, char** argv) {
   report.set_image_bytes(kCycleImageBytes);
   report.set_memory_bytes(kCycleMemoryBytes);
   report.set_default_options(DescribeDefaultOptions());
-  for (const std::string& table : absl::GetFlag(FLAGS_tables)) {
+  for (const std::string& table : tables) {
     if (table == "steady") {
       for (const CycleChoice& choice : Choices(pages, k, touched)) {
         MeasureSteady(settings, choice, report);
@@ -210,23 +346,14 @@ int Main(int argc, char** argv) {
         if (choice.k == 0) continue;
         MeasureThreads(settings, choice, threads, report);
       }
-    } else if (table == "sqlite") {
-      for (const char* rows : {"same", "churning"}) {
-        MeasureSqlite(settings, rows, absl::GetFlag(FLAGS_strategies),
-                      kSqliteRows, report);
-      }
     } else {
-      Die(absl::StrCat("--tables: ", table,
-                       " is none of steady, first, idle, threads, sqlite"));
+      for (const char* rows : {"same", "churning"}) {
+        MeasureSqlite(settings, rows, kSqliteRows, report);
+      }
     }
   }
   AddGoals(report);
-  std::cout << (format == "json" ? ToJson(report) : ToText(report));
-  if (!std::cout.flush()) {
-    std::cerr << "standard output cannot be written\n";
-    return 74;  // EX_IOERR
-  }
-  return 0;
+  return Print(report, ToText(report));
 }
 
 }  // namespace

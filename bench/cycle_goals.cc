@@ -1,293 +1,213 @@
 #include "firsttouch/bench/cycle_goals.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "firsttouch/bench/cycle_strategies.h"
-#include "firsttouch/bench/quantiles.h"
+#include "firsttouch/bench/report.h"
 
 namespace firsttouch::bench {
 namespace {
 
-// All strategies in one situation.
-class Situation {
- public:
-  explicit Situation(const CycleRow* first) : rows_({first}) {}
-
-  bool Has(const CycleRow& row) const {
-    const CycleRow& mine = *rows_[0];
-    return row.table() == mine.table() && row.pages() == mine.pages() &&
-           row.touched_bytes() == mine.touched_bytes() &&
-           row.changed_pages() == mine.changed_pages() &&
-           row.threads() == mine.threads();
-  }
-  void Add(const CycleRow* row) { rows_.push_back(row); }
-
-  // Null where that strategy was not measured.
-  const CycleRow* Find(const char* strategy) const {
-    for (const CycleRow* row : rows_) {
-      if (row->way() == strategy) return row;
-    }
-    return nullptr;
-  }
-  const CycleRow* ours() const { return Find(kDefaultName); }
-
-  // The fastest of what is neither ours nor the limit.
-  const CycleRow* BestOther() const {
-    const CycleRow* best = nullptr;
-    for (const char* strategy : {kCopyOnWriteName, kScanName, kCopyImageName}) {
-      const CycleRow* row = Find(strategy);
-      if (row == nullptr) continue;
-      if (best == nullptr || row->mean_ns() < best->mean_ns()) best = row;
-    }
-    return best;
-  }
-
-  CycleRow::Table table() const { return rows_[0]->table(); }
-  const std::string& pages() const { return rows_[0]->pages(); }
-  uint32_t k() const { return rows_[0]->changed_pages(); }
-  uint32_t threads() const { return rows_[0]->threads(); }
-
-  // "same pages", "same pages, 2 threads".
-  std::string Pages() const {
-    return absl::StrCat(
-        pages(), " pages",
-        threads() == 1 ? "" : absl::StrCat(", ", threads(), " threads"));
-  }
-
-  std::string Where() const {
-    const std::string mib =
-        absl::StrCat(rows_[0]->touched_bytes() >> 20, " MiB");
-    switch (table()) {
-      case CycleRow::FIRST_KNOWN_IMAGE:
-      case CycleRow::FIRST_NEW_IMAGE:
-      case CycleRow::IDLE:
-        return absl::StrCat("k=", k());
-      case CycleRow::SQLITE:
-        return pages() == "same" ? "the same rows" : "other rows each time";
-      default:
-        return absl::StrCat("k=", k(), " of ", mib);
-    }
-  }
-
- private:
-  std::vector<const CycleRow*> rows_;
+// What a goal is about.
+enum class Of : uint8_t {
+  // The number itself.
+  kNumber,
+  // By how much it is above the other's, at least 0.
+  kAbove,
+  // A time as a multiple of the other's, by the medians of the cycles and by
+  // their means; and the other's as a multiple of it.
+  kRatio,
+  kInverse,
 };
 
-class Goals {
- public:
-  void AtMost(std::string name, const Situation& situation, double bound,
-              std::optional<double> measured) {
-    CycleGoal& goal = Add(std::move(name), situation, bound);
-    if (!measured.has_value()) return;
-    goal.set_measured(*measured);
-    goal.set_reached(*measured <= bound);
-  }
-  void AtLeast(std::string name, const Situation& situation, double bound,
-               std::optional<double> measured) {
-    CycleGoal& goal = Add(std::move(name), situation, bound);
-    goal.set_at_least(true);
-    if (!measured.has_value()) return;
-    goal.set_measured(*measured);
-    goal.set_reached(*measured >= bound);
-  }
+// The fastest of what is neither ours nor the limit.
+constexpr char kBestOther[] = "the best other";
 
-  void MoveTo(CycleReport& report) {
-    for (std::vector<CycleGoal>& named : goals_) {
-      for (CycleGoal& goal : named) *report.add_goals() = std::move(goal);
-    }
-  }
-
-  // Our time / theirs; nothing where either was not measured.
-  void TimeAtMost(std::string name, const Situation& situation,
-                  const CycleRow* other, double bound) {
-    const CycleRow* const ours = situation.ours();
-    if (ours == nullptr || other == nullptr) return;
-    Compare(std::move(name), situation, *other, bound,
-            MedianRatio(ours->round_median_ns(), other->round_median_ns()),
-            MedianRatio(ours->round_mean_ns(), other->round_mean_ns()));
-  }
-  void RecycleAtMost(std::string name, const Situation& situation,
-                     const CycleRow* other, double bound) {
-    const CycleRow* const ours = situation.ours();
-    if (ours == nullptr || other == nullptr) return;
-    Compare(std::move(name), situation, *other, bound,
-            MedianRatio(ours->round_handover_median_ns(),
-                        other->round_handover_median_ns()),
-            MedianRatio(ours->round_handover_mean_ns(),
-                        other->round_handover_mean_ns()));
-  }
-  // Their time / ours.
-  void FasterAtLeast(std::string name, const Situation& situation,
-                     const CycleRow* other, double bound) {
-    const CycleRow* const ours = situation.ours();
-    if (ours == nullptr || other == nullptr) return;
-    CycleGoal& goal = Add(std::move(name), situation, bound);
-    goal.set_at_least(true);
-    goal.set_other(other->way());
-    const auto medians =
-        MedianRatio(other->round_median_ns(), ours->round_median_ns());
-    const auto means =
-        MedianRatio(other->round_mean_ns(), ours->round_mean_ns());
-    if (!medians.has_value() || !means.has_value()) return;
-    goal.set_measured(*medians);
-    goal.set_measured_by_mean(*means);
-    goal.set_reached(std::min(*medians, *means) >= bound);
-  }
-
- private:
-  CycleGoal& Add(std::string name, const Situation& situation, double bound) {
-    auto named = std::find_if(
-        goals_.begin(), goals_.end(),
-        [&](const auto& goals) { return goals[0].name() == name; });
-    if (named == goals_.end()) named = goals_.emplace(named);
-    CycleGoal& goal = named->emplace_back();
-    goal.set_name(std::move(name));
-    goal.set_where(situation.Where());
-    goal.set_bound(bound);
-    return goal;
-  }
-  void Compare(std::string name, const Situation& situation,
-               const CycleRow& other, double bound,
-               std::optional<double> medians, std::optional<double> means) {
-    CycleGoal& goal = Add(std::move(name), situation, bound);
-    goal.set_other(other.way());
-    if (!medians.has_value() || !means.has_value()) return;
-    goal.set_measured(*medians);
-    goal.set_measured_by_mean(*means);
-    goal.set_reached(std::max(*medians, *means) <= bound);
-  }
-
-  // Those of one name together, in the order in which the names came.
-  std::vector<std::vector<CycleGoal>> goals_;
+struct Rule {
+  const char* name;
+  // The rows that it is for. No pages: any.
+  CycleRow::Table table;
+  const char* pages;
+  uint32_t least_k;
+  uint32_t most_k;
+  // A field of the row; of a ratio "_median_ns" and "_mean_ns" come behind.
+  Of of;
+  const char* field;
+  // Empty: none.
+  const char* other;
+  // At most this, and so much more for each changed page; or, of an inverse
+  // and with `at_least`, at least.
+  double bound;
+  double bound_per_page = 0;
+  bool at_least = false;
 };
 
-std::optional<double> If(bool has, double value) {
-  return has ? std::optional<double>(value) : std::nullopt;
+constexpr uint32_t kAny = UINT32_MAX;
+
+// Of the table THREADS what is asked of two is asked of no more: others have no
+// core here. An idle slot may keep two pages more than it changes, and 4 KiB of
+// book-keeping. Shootdowns of the rest of the machine are in the limit's, too.
+constexpr Rule kRules[] = {
+    {"same pages: system calls", CycleRow::STEADY, "same", 0, kAny, Of::kNumber,
+     "system_calls", "", 0},
+    {"same pages: signals", CycleRow::STEADY, "same", 0, kAny, Of::kNumber,
+     "signals", "", 0},
+    {"same pages: page faults", CycleRow::STEADY, "same", 0, kAny, Of::kNumber,
+     "page_faults", "", 0},
+    {"same pages: time / limit", CycleRow::STEADY, "same", 4, kAny, Of::kRatio,
+     "", kLimitName, 1.15},
+    {"same pages: PAGEMAP_SCAN / ours", CycleRow::STEADY, "same", 1, 4,
+     Of::kInverse, "", kScanName, 10},
+    {"same pages: PAGEMAP_SCAN / ours", CycleRow::STEADY, "same", 16, 16,
+     Of::kInverse, "", kScanName, 2},
+    {"same pages: PAGEMAP_SCAN / ours", CycleRow::STEADY, "same", 64, 64,
+     Of::kInverse, "", kScanName, 1.2},
+    {"churning pages: time / best other", CycleRow::STEADY, "churning", 0, 15,
+     Of::kRatio, "", kBestOther, 1.1},
+    {"churning pages: time / best other", CycleRow::STEADY, "churning", 16,
+     kAny, Of::kRatio, "", kBestOther, 0.75},
+    {"mixed pages: time / best other", CycleRow::STEADY, "mixed", 0, kAny,
+     Of::kRatio, "", kBestOther, 0.6},
+    {"first cycle, known image: time / CoW", CycleRow::FIRST_KNOWN_IMAGE, "", 0,
+     kAny, Of::kRatio, "", kCopyOnWriteName, 0.9},
+    {"first cycle, new image: time / CoW", CycleRow::FIRST_NEW_IMAGE, "", 0,
+     kAny, Of::kRatio, "", kCopyOnWriteName, 1.1},
+    {"same pages, 2 threads: scaling / the limit's", CycleRow::THREADS, "same",
+     0, kAny, Of::kNumber, "scaling_of_limit", "", 0.95, 0, /*at_least=*/true},
+    {"same pages, 2 threads: shootdowns, above the limit's", CycleRow::THREADS,
+     "same", 0, kAny, Of::kAbove, "tlb_shootdowns", kLimitName, 0.01},
+    {"churning pages, 2 threads: time / best other", CycleRow::THREADS,
+     "churning", 0, 15, Of::kRatio, "", kBestOther, 1.1},
+    {"churning pages, 2 threads: time / best other", CycleRow::THREADS,
+     "churning", 16, kAny, Of::kRatio, "", kBestOther, 0.75},
+    {"mixed pages, 2 threads: time / best other", CycleRow::THREADS, "mixed", 0,
+     kAny, Of::kRatio, "", kBestOther, 0.6},
+    {"private KiB of an idle slot", CycleRow::IDLE, "same", 0, kAny,
+     Of::kNumber, "private_kib_per_idle_slot", "", 12, 4},
+    {"SQLite: recycle / PAGEMAP_SCAN", CycleRow::SQLITE, "", 0, kAny,
+     Of::kRatio, "handover_", kScanName, 0.5},
+    {"SQLite: request / PAGEMAP_SCAN", CycleRow::SQLITE, "", 0, kAny,
+     Of::kRatio, "", kScanName, 0.9},
+    {"SQLite: request / MADV_DONTNEED", CycleRow::SQLITE, "", 0, kAny,
+     Of::kRatio, "", kCopyOnWriteName, 0.2},
+};
+
+bool IsFor(const Rule& rule, const CycleRow& row) {
+  return row.way() == kDefaultName && rule.table == row.table() &&
+         (*rule.pages == '\0' || rule.pages == row.pages()) &&
+         row.changed_pages() >= rule.least_k &&
+         row.changed_pages() <= rule.most_k &&
+         (row.table() != CycleRow::THREADS || row.threads() == 2);
 }
 
-void AddSame(const Situation& situation, Goals& goals) {
-  const CycleRow& ours = *situation.ours();
-  goals.AtMost("same pages: system calls", situation, 0,
-               If(ours.has_system_calls(), ours.system_calls()));
-  goals.AtMost("same pages: signals", situation, 0,
-               If(ours.has_signals(), ours.signals()));
-  goals.AtMost("same pages: page faults", situation, 0,
-               If(ours.has_page_faults(), ours.page_faults()));
-  if (situation.k() >= 4) {
-    goals.TimeAtMost("same pages: time / limit", situation,
-                     situation.Find(kLimitName), 1.15);
+// The row of that strategy in the same situation; null where it was not
+// measured.
+const CycleRow* Find(const CycleReport& report, const CycleRow& like,
+                     const std::string& strategy) {
+  for (const CycleRow& row : report.rows()) {
+    if (row.way() == strategy && row.table() == like.table() &&
+        row.pages() == like.pages() &&
+        row.touched_bytes() == like.touched_bytes() &&
+        row.changed_pages() == like.changed_pages() &&
+        row.threads() == like.threads()) {
+      return &row;
+    }
   }
-  const CycleRow* const scan = situation.Find(kScanName);
-  constexpr char kFaster[] = "same pages: PAGEMAP_SCAN / ours";
-  if (situation.k() == 1 || situation.k() == 4) {
-    goals.FasterAtLeast(kFaster, situation, scan, 10);
-  } else if (situation.k() == 16) {
-    goals.FasterAtLeast(kFaster, situation, scan, 2);
-  } else if (situation.k() == 64) {
-    goals.FasterAtLeast(kFaster, situation, scan, 1.2);
+  return nullptr;
+}
+
+const CycleRow* OtherOf(const Rule& rule, const CycleReport& report,
+                        const CycleRow& row) {
+  if (rule.other != std::string(kBestOther)) {
+    return Find(report, row, rule.other);
+  }
+  const CycleRow* best = nullptr;
+  for (const char* strategy : {kCopyOnWriteName, kScanName, kCopyImageName}) {
+    const CycleRow* const other = Find(report, row, strategy);
+    if (other == nullptr) continue;
+    if (best == nullptr || other->mean_ns() < best->mean_ns()) best = other;
+  }
+  return best;
+}
+
+std::string Where(const CycleRow& row) {
+  switch (row.table()) {
+    case CycleRow::STEADY:
+    case CycleRow::THREADS:
+      return absl::StrCat("k=", row.changed_pages(), " of ",
+                          row.touched_bytes() >> 20, " MiB");
+    case CycleRow::SQLITE:
+      return row.pages() == "same" ? "the same rows" : "other rows each time";
+    default:
+      return absl::StrCat("k=", row.changed_pages());
   }
 }
 
-void AddChurningOrMixed(const Situation& situation, Goals& goals) {
-  const double bound = situation.pages() == "mixed" ? 0.6
-                       : situation.k() >= 16        ? 0.75
-                                                    : 1.1;
-  goals.TimeAtMost(absl::StrCat(situation.Pages(), ": time / best other"),
-                   situation, situation.BestOther(), bound);
-}
-
-void AddThreads(const Situation& situation, Goals& goals) {
-  if (situation.pages() != "same") {
-    AddChurningOrMixed(situation, goals);
-    return;
+void AddGoal(const Rule& rule, const CycleRow& row, CycleReport& report) {
+  const CycleRow* const other = OtherOf(rule, report, row);
+  // Nothing is asked beside what is not there.
+  if (*rule.other != '\0' && other == nullptr) return;
+  Goal goal;
+  goal.set_name(rule.name);
+  goal.set_where(Where(row));
+  goal.set_bound(rule.bound + rule.bound_per_page * row.changed_pages());
+  goal.set_at_least(rule.at_least || rule.of == Of::kInverse);
+  const auto ratio = [&](const char* time) {
+    const std::string field = absl::StrCat(rule.field, time);
+    return rule.of == Of::kInverse ? RatioOfRounds(other, &row, field)
+                                   : RatioOfRounds(&row, other, field);
+  };
+  switch (rule.of) {
+    case Of::kNumber:
+      Judge(goal, NumberOf(row, rule.field));
+      break;
+    case Of::kAbove: {
+      std::optional<double> above = NumberOf(row, rule.field);
+      const std::optional<double> others = NumberOf(*other, rule.field);
+      if (above.has_value() && others.has_value()) {
+        Judge(goal, std::max(*above - *others, 0.0));
+      }
+      break;
+    }
+    case Of::kRatio:
+    case Of::kInverse:
+      goal.set_other(other->way());
+      if (const auto means = ratio("mean_ns"); means.has_value()) {
+        Judge(goal, ratio("median_ns"), means);
+      }
+      break;
   }
-  const CycleRow& ours = *situation.ours();
-  const CycleRow* const limit = situation.Find(kLimitName);
-  goals.AtLeast(absl::StrCat(situation.Pages(), ": scaling / the limit's"),
-                situation, 0.95,
-                If(ours.has_scaling_of_limit(), ours.scaling_of_limit()));
-  if (limit != nullptr) {
-    // Those of the rest of the machine are in both.
-    goals.AtMost(
-        absl::StrCat(situation.Pages(), ": shootdowns, above the limit's"),
-        situation, 0.01,
-        If(ours.has_tlb_shootdowns() && limit->has_tlb_shootdowns(),
-           std::max(ours.tlb_shootdowns() - limit->tlb_shootdowns(), 0.0)));
-  }
-}
-
-void AddIdle(const Situation& situation, Goals& goals) {
-  if (situation.pages() != "same") return;
-  const CycleRow& ours = *situation.ours();
-  constexpr double kPageKib = 4;
-  constexpr double kBookKeepingKib = 4;
-  goals.AtMost("private KiB of an idle slot", situation,
-               (situation.k() + 2) * kPageKib + kBookKeepingKib,
-               If(ours.has_private_kib_per_idle_slot(),
-                  ours.private_kib_per_idle_slot()));
-}
-
-void AddSqlite(const Situation& situation, Goals& goals) {
-  const CycleRow* const scan = situation.Find(kScanName);
-  goals.RecycleAtMost("SQLite: recycle / PAGEMAP_SCAN", situation, scan, 0.5);
-  goals.TimeAtMost("SQLite: request / PAGEMAP_SCAN", situation, scan, 0.9);
-  goals.TimeAtMost("SQLite: request / MADV_DONTNEED", situation,
-                   situation.Find(kCopyOnWriteName), 0.2);
+  *report.add_goals() = goal;
 }
 
 }  // namespace
 
 void AddGoals(CycleReport& report) {
-  std::vector<Situation> situations;
+  // Those of one name stand together, in the order in which the tables were
+  // made; and those of one table in the order of the rules.
+  std::vector<std::string> names;
   for (const CycleRow& row : report.rows()) {
-    const auto situation =
-        std::find_if(situations.begin(), situations.end(),
-                     [&](Situation& s) { return s.Has(row); });
-    if (situation == situations.end()) {
-      situations.emplace_back(&row);
-    } else {
-      situation->Add(&row);
+    for (const Rule& rule : kRules) {
+      if (IsFor(rule, row) &&
+          std::find(names.begin(), names.end(), rule.name) == names.end()) {
+        names.emplace_back(rule.name);
+      }
     }
   }
-  Goals goals;
-  for (const Situation& situation : situations) {
-    if (situation.ours() == nullptr) continue;
-    switch (situation.table()) {
-      case CycleRow::STEADY:
-        if (situation.pages() == "same") {
-          AddSame(situation, goals);
-        } else {
-          AddChurningOrMixed(situation, goals);
+  for (const std::string& name : names) {
+    for (int i = 0; i < report.rows_size(); ++i) {
+      for (const Rule& rule : kRules) {
+        if (rule.name == name && IsFor(rule, report.rows(i))) {
+          AddGoal(rule, report.rows(i), report);
         }
-        break;
-      case CycleRow::FIRST_KNOWN_IMAGE:
-        goals.TimeAtMost("first cycle, known image: time / CoW", situation,
-                         situation.Find(kCopyOnWriteName), 0.9);
-        break;
-      case CycleRow::FIRST_NEW_IMAGE:
-        goals.TimeAtMost("first cycle, new image: time / CoW", situation,
-                         situation.Find(kCopyOnWriteName), 1.1);
-        break;
-      case CycleRow::THREADS:
-        // What is asked of two is asked of no more: others have no core here.
-        if (situation.threads() == 2) AddThreads(situation, goals);
-        break;
-      case CycleRow::IDLE:
-        AddIdle(situation, goals);
-        break;
-      case CycleRow::SQLITE:
-        AddSqlite(situation, goals);
-        break;
-      default:
-        break;
+      }
     }
   }
-  goals.MoveTo(report);
 }
 
 }  // namespace firsttouch::bench

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "firsttouch/bench/cycle_strategies.h"
-#include "firsttouch/bench/cycle_text.h"
+#include "firsttouch/bench/report.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -42,7 +42,7 @@ CycleRow& Row(CycleReport& report, CycleRow::Table table,
 // "name | where | other: <= bound, measured, reached".
 std::vector<std::string> Told(const CycleReport& report) {
   std::vector<std::string> told;
-  for (const CycleGoal& goal : report.goals()) {
+  for (const Goal& goal : report.goals()) {
     char text[200];
     snprintf(text, sizeof text, "%s | %s | %s: %s %g, %g, %s",
              goal.name().c_str(), goal.where().c_str(), goal.other().c_str(),
@@ -85,7 +85,7 @@ TEST(CycleGoals, OneAndFourHaveOtherBoundsThanSixteenAndSixtyFour) {
   }
   AddGoals(report);
   std::vector<double> bounds;
-  for (const CycleGoal& goal : report.goals()) {
+  for (const Goal& goal : report.goals()) {
     if (goal.name() == "same pages: PAGEMAP_SCAN / ours") {
       bounds.push_back(goal.bound());
     }
@@ -183,13 +183,13 @@ TEST(CycleGoals, WithoutOurRowsThereAreNone) {
   EXPECT_THAT(report.goals(), IsEmpty());
 }
 
-TEST(CycleText, SaysWhatIsReached) {
+TEST(GoalsText, SaysWhatIsReached) {
   CycleReport report;
   Row(report, CycleRow::STEADY, "same", 4, kDefaultName, 110)
       .set_system_calls(2);
   Row(report, CycleRow::STEADY, "same", 4, kLimitName, 100);
   AddGoals(report);
-  const std::string text = ToText(report);
+  const std::string text = GoalsText(report.goals());
   EXPECT_THAT(text, HasSubstr("same pages: system calls\n"
                               "  k=4 of 1 MiB                                  "
                               " <=0         2.00  NOT REACHED\n"));

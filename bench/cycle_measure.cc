@@ -5,37 +5,42 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <barrier>
 #include <cstddef>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <random>
+#include <thread>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/string_view.h"
-#include "firsttouch/bench/clock.h"
 #include "firsttouch/bench/fixture.h"
 #include "firsttouch/bench/kernel_counters.h"
-#include "firsttouch/bench/quantiles.h"
-#include "firsttouch/bench/thread_pool.h"
+#include "firsttouch/bench/report.h"
+#include "firsttouch/bench/timing.h"
+#include "firsttouch/examples/system_calls.h"
+#include "firsttouch/integrations/wasm2c/pool_memory.h"
+#include "firsttouch/integrations/wasm2c/wasi.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch::bench {
 namespace {
 
-constexpr uint32_t kFirstCycleSlots = 12;
-constexpr uint32_t kPageTouchOffset = 8;
-// A round of threads ends by time: otherwise the short cycles would be over
-// before the second thread begins.
-constexpr int kThreadCycles = 100'000;
+using examples::SqliteGuest;
+using examples::SqliteTemplate;
+using wasm2c::Wasi;
 
 // The lists of changed pages of one thread, made before anything is measured.
 class Lists {
  public:
-  // What stays the same is the same for every seed: tenants of one image.
+  // What stays the same is the same for every seed: guests of one image.
   Lists(const CycleChoice& choice, uint32_t seed) {
     std::vector<uint32_t> all(choice.touched_bytes / kPageBytes);
     std::iota(all.begin(), all.end(), 0);
@@ -68,41 +73,133 @@ class Lists {
 };
 
 void Change(volatile std::byte* base, PageList list) {
-  for (uint32_t page : list) {
-    base[page * kPageBytes + kPageTouchOffset] = std::byte{1};
-  }
+  constexpr uint32_t kOffset = 8;
+  for (uint32_t page : list) base[page * kPageBytes + kOffset] = std::byte{1};
 }
 
-void OneCycle(CycleSlot& slot, const ImageRef& image, PageList list) {
-  Change(slot.Acquire(image), list);
-  slot.Release(list);
-}
+// The guests of one thread, one after the other.
+class Guests {
+ public:
+  virtual ~Guests() = default;
+  // One cycle. Returns the ticks of its acquire and release, or 0 where these
+  // are not told apart.
+  virtual uint64_t Serve() = 0;
+  // Whether the next guest would find the image and zeroes.
+  virtual bool FindsClean() = 0;
+};
 
-// Ends the program if the next tenant would not find the image and zeroes.
-void CheckClean(CycleSlot& slot, const ImageRef& image,
-                const std::string& strategy) {
-  const std::byte* const memory = slot.Acquire(image);
-  bool clean = memcmp(memory, image->data(), kCycleImageBytes) == 0;
-  for (uint64_t i = kCycleImageBytes; i < kCycleMemoryBytes; ++i) {
-    clean &= memory[i] == std::byte{0};
-  }
-  slot.Release({});
-  if (!clean) {
-    Die(absl::StrCat("\"", strategy, "\" passed on bytes that a tenant wrote"));
-  }
-}
+class PageGuests : public Guests {
+ public:
+  PageGuests(std::unique_ptr<CycleSlot> slot, ImageRef image, Lists lists)
+      : slot_(std::move(slot)),
+        image_(std::move(image)),
+        lists_(std::move(lists)) {}
 
-CycleRow& AddRow(CycleReport& report, CycleRow::Table table,
-                 const CycleChoice& choice, const std::string& strategy,
-                 uint32_t threads) {
-  CycleRow& row = *report.add_rows();
+  uint64_t Serve() override {
+    const PageList list = lists_.Next();
+    Change(slot_->Acquire(image_), list);
+    slot_->Release(list, kCycleMemoryBytes);
+    return 0;
+  }
+
+  bool FindsClean() override {
+    const std::byte* const memory = slot_->Acquire(image_);
+    bool clean = memcmp(memory, image_->data(), kCycleImageBytes) == 0;
+    for (uint64_t i = kCycleImageBytes; i < kCycleMemoryBytes; ++i) {
+      clean &= memory[i] == std::byte{0};
+    }
+    slot_->Release(PageList(), kCycleMemoryBytes);
+    return clean;
+  }
+
+  CycleSlot& slot() { return *slot_; }
+
+ private:
+  const std::unique_ptr<CycleSlot> slot_;
+  const ImageRef image_;
+  Lists lists_;
+};
+
+class SqliteGuests : public Guests {
+ public:
+  SqliteGuests(const SqliteTemplate& database,
+               std::unique_ptr<wasm2c::MemorySource> source, bool same,
+               uint32_t rows)
+      : database_(database),
+        source_(std::move(source)),
+        same_(same),
+        rows_(rows) {}
+
+  uint64_t Serve() override {
+    const uint64_t begin = NowTicks();
+    wasi_.Reset();
+    SqliteGuest guest = OrDie(database_.Instantiate(source_.get(), &wasi_));
+    const uint64_t acquired = NowTicks();
+    if (same_) {
+      RequestOrDie(guest, SameFound(rows_), SameUpdated(rows_));
+    } else {
+      // Steps without a pattern that a page could follow.
+      ++guest_;
+      RequestOrDie(guest, guest_ * 7919 % rows_ + 1,
+                   guest_ * 104'729 % rows_ + 1);
+    }
+    const uint64_t done = NowTicks();
+    { const SqliteGuest gone = std::move(guest); }
+    return acquired - begin + (NowTicks() - done);
+  }
+
+  bool FindsClean() override {
+    const SqliteGuest guest =
+        OrDie(database_.Instantiate(source_.get(), &wasi_));
+    const Image& image = *database_.memories().front().image;
+    const auto* const memory =
+        reinterpret_cast<const std::byte*>(guest.memory().data);
+    for (uint64_t page = 0; page < image.pages().value(); ++page) {
+      if (memcmp(memory + page * kPageBytes, image.PageBytes(PageIndex(page)),
+                 kPageBytes) != 0) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+ private:
+  const SqliteTemplate& database_;
+  const std::unique_ptr<wasm2c::MemorySource> source_;
+  const bool same_;
+  const uint64_t rows_;
+  uint64_t guest_ = 0;
+  Wasi wasi_;
+};
+
+// What a measurement is about: rows that are like this one, but for the
+// strategy and the threads; a layout for so many slots; and the guests of a
+// thread.
+struct Subject {
+  CycleRow row;
+  std::function<LayoutOptions(uint32_t)> layout;
+  std::function<std::unique_ptr<Guests>(CycleStrategy&, uint32_t thread)>
+      guests;
+};
+
+CycleRow RowOf(CycleRow::Table table, const CycleChoice& choice) {
+  CycleRow row;
   row.set_table(table);
   row.set_pages(choice.pages);
   row.set_touched_bytes(choice.touched_bytes);
   row.set_changed_pages(choice.k);
-  row.set_way(strategy);
-  row.set_threads(threads);
+  row.set_threads(1);
   return row;
+}
+
+Subject PagesOf(CycleRow::Table table, const CycleChoice& choice) {
+  return {.row = RowOf(table, choice),
+          .layout = CycleLayout,
+          .guests = [choice, image = PatternImage(kCycleImageBytes)](
+                        CycleStrategy& strategy, uint32_t thread) {
+            return std::make_unique<PageGuests>(strategy.NewSlot(), image,
+                                                Lists(choice, thread + 1));
+          }};
 }
 
 // One strategy with a number of threads, with all that was measured of it.
@@ -110,114 +207,303 @@ struct Contender {
   const CycleStrategyFactory* factory = nullptr;
   uint32_t threads = 0;
   std::unique_ptr<CycleStrategy> strategy;
-  std::vector<std::unique_ptr<CycleSlot>> slots;
-  std::vector<Lists> lists;
-
-  RoundSamples times;
-  std::vector<double> faults;  // per cycle, of each round
-  std::vector<double> shootdowns;
-  std::vector<double> cycles_per_second;
-  std::optional<CallCounts> counts;
+  std::vector<std::unique_ptr<Guests>> guests;  // of each thread
+  std::vector<CycleRow> rounds;
 };
 
-std::vector<Contender> MakeContenders(const CycleSettings& settings,
-                                      const CycleChoice& choice,
-                                      uint32_t threads, CycleReport& report) {
+// Notes, once, that a strategy is not possible here.
+void NoteSkipped(const std::string& strategy, const absl::Status& why,
+                 CycleReport& report) {
+  for (const SkippedStrategy& skipped : report.skipped()) {
+    if (skipped.way() == strategy) return;
+  }
+  SkippedStrategy& skipped = *report.add_skipped();
+  skipped.set_way(strategy);
+  skipped.set_reason(std::string(why.message()));
+}
+
+// What the cycles of a strategy ask of the kernel, in a child of its own, after
+// as many as warm it up; into `row`. To call while this process has one thread.
+// Notes in the report what counted.
+void CountCalls(const CycleSettings& settings, const Subject& subject,
+                const CycleStrategyFactory& factory, CycleRow& row,
+                CycleReport& report) {
+  if (settings.counted == 0) {
+    report.set_counted_by("nothing (--counted=0)");
+    return;
+  }
+  // Here, since the child cannot say so.
+  if (!factory.make(subject.layout(1)).ok()) return;
+  const absl::StatusOr<examples::SystemCalls> calls =
+      examples::CountSystemCallsOf([&] {
+        const auto strategy = OrDie(factory.make(subject.layout(1)));
+        const auto guests = subject.guests(*strategy, 0);
+        for (int i = 0; i < settings.warmup; ++i) guests->Serve();
+        examples::WaitUntilOtherThreadsSleep();
+        examples::BeginCountedPart();
+        for (int i = 0; i < settings.counted; ++i) guests->Serve();
+        examples::EndCountedPart();
+      });
+  if (!calls.ok() || calls->exit_status != 0 || calls->parts != 1) {
+    report.set_counted_by(absl::StrCat(
+        "nothing: ", calls.ok() ? "a counted program ended before its time"
+                                : calls.status().ToString()));
+    return;
+  }
+  report.set_counted_by("ptrace");
+  const double cycles = settings.counted;
+  row.set_system_calls(static_cast<double>(calls->total) / cycles);
+  row.set_signals(static_cast<double>(calls->signals) / cycles);
+}
+
+// The cycles of one thread in one round, with the time of each.
+void RunRound(const CycleSettings& settings, Guests& guests,
+              std::vector<uint64_t>& ticks, std::vector<uint64_t>& recycle) {
+  constexpr int kLeast = 5;
+  const auto budget = static_cast<uint64_t>(settings.round_ns * TicksPerNs());
+  const uint64_t start = NowTicks();
+  uint64_t last = start;
+  for (int i = 1; i <= settings.cycles; ++i) {
+    const uint64_t recycle_ticks = guests.Serve();
+    const uint64_t now = NowTicks();
+    ticks.push_back(now - last);
+    last = now;
+    if (recycle_ticks != 0) recycle.push_back(recycle_ticks);
+    if (now - start > budget && i >= kLeast) break;
+  }
+}
+
+// One round of one contender; shared by its threads, which it counts in.
+class Round {
+ public:
+  // The row that the numbers of the round go to, next to what it has.
+  Round(const CycleSettings& settings, Contender& contender, CycleRow row)
+      : settings_(settings),
+        contender_(contender),
+        row_(std::move(row)),
+        ticks_(contender.threads),
+        recycle_(contender.threads) {
+    for (auto* of_threads : {&ticks_, &recycle_}) {
+      for (std::vector<uint64_t>& of_thread : *of_threads) {
+        // There before anything is counted.
+        of_thread.resize(settings.cycles);
+        of_thread.clear();
+      }
+    }
+    shootdowns_ = TlbShootdowns();
+    faults_ = MinorFaults();
+  }
+
+  void Run(uint32_t thread) {
+    // Those that wake up first wait for the others without sleeping.
+    ready_.fetch_add(1, std::memory_order_relaxed);
+    while (ready_.load(std::memory_order_relaxed) != contender_.threads) {
+      std::this_thread::yield();
+    }
+    RunRound(settings_, *contender_.guests[thread], ticks_[thread],
+             recycle_[thread]);
+  }
+
+  void End() {
+    const uint64_t faults = MinorFaults();
+    const std::optional<uint64_t> shootdowns = TlbShootdowns();
+    double cycles = 0;
+    double per_second = 0;
+    for (const std::vector<uint64_t>& of_thread : ticks_) {
+      cycles += static_cast<double>(of_thread.size());
+      // A cycle of nothing may take no time that can be measured.
+      per_second += 1e9 / std::max(MeanCycleNs(of_thread), 0.1);
+    }
+    const RoundTimes times = TimesOfRound(ticks_);
+    row_.set_median_ns(times.median_ns);
+    row_.set_mean_ns(times.mean_ns);
+    row_.set_p99_ns(times.p99_ns);
+    row_.set_cycles_per_second(per_second);
+    if (!recycle_[0].empty()) {
+      const RoundTimes recycle = TimesOfRound(recycle_);
+      row_.set_handover_median_ns(recycle.median_ns);
+      row_.set_handover_mean_ns(recycle.mean_ns);
+      row_.set_handover_p99_ns(recycle.p99_ns);
+    }
+    row_.set_page_faults(static_cast<double>(faults - faults_) / cycles);
+    if (shootdowns.has_value() && shootdowns_.has_value()) {
+      row_.set_tlb_shootdowns(static_cast<double>(*shootdowns - *shootdowns_) /
+                              cycles);
+    }
+    contender_.rounds.push_back(std::move(row_));
+  }
+
+ private:
+  const CycleSettings& settings_;
+  Contender& contender_;
+  CycleRow row_;
+  std::vector<std::vector<uint64_t>> ticks_;
+  std::vector<std::vector<uint64_t>> recycle_;
+  std::optional<uint64_t> shootdowns_;
+  uint64_t faults_ = 0;
+  std::atomic<uint32_t> ready_{0};
+};
+
+// Warms the contenders up and runs their rounds, in turn. A thread stays the
+// same for as long as that takes: what a pool keeps for it is found by it in
+// the next round. The calling thread is the first of them.
+void RunRounds(const CycleSettings& settings, const Subject& subject,
+               std::vector<Contender>& contenders) {
+  uint32_t threads = 1;
+  for (const Contender& contender : contenders) {
+    threads = std::max(threads, contender.threads);
+  }
+  std::barrier together(threads);
+  std::optional<Round> round;
+  const auto work = [&](uint32_t thread) {
+    for (Contender& contender : contenders) {
+      const bool works = thread < contender.threads;
+      for (int i = 0; works && i < settings.warmup; ++i) {
+        contender.guests[thread]->Serve();
+      }
+      together.arrive_and_wait();
+    }
+    for (int i = 0; i < settings.rounds; ++i) {
+      for (Contender& contender : contenders) {
+        if (thread == 0) round.emplace(settings, contender, subject.row);
+        together.arrive_and_wait();
+        if (thread < contender.threads) round->Run(thread);
+        together.arrive_and_wait();
+        if (thread == 0) round->End();
+      }
+    }
+  };
+  std::vector<std::thread> others;
+  for (uint32_t thread = 1; thread < threads; ++thread) {
+    others.emplace_back(work, thread);
+  }
+  work(0);
+  for (std::thread& other : others) other.join();
+}
+
+// How the cycles a second of all threads grow with their number, in each round:
+// beside one thread's, and that beside what it is for the limit.
+void SetScaling(std::vector<Contender>& contenders) {
+  const auto find = [&](auto is) -> Contender* {
+    const auto found = std::find_if(contenders.begin(), contenders.end(), is);
+    return found == contenders.end() ? nullptr : &*found;
+  };
+  for (Contender& contender : contenders) {
+    const Contender* const alone = find([&](const Contender& other) {
+      return other.factory == contender.factory && other.threads == 1;
+    });
+    for (size_t i = 0; alone != nullptr && i < contender.rounds.size(); ++i) {
+      contender.rounds[i].set_scaling(contender.rounds[i].cycles_per_second() /
+                                      alone->rounds[i].cycles_per_second());
+    }
+  }
+  for (Contender& contender : contenders) {
+    const Contender* const limit = find([&](const Contender& other) {
+      return other.factory->traits.is_limit &&
+             other.threads == contender.threads &&
+             other.rounds.front().has_scaling();
+    });
+    for (size_t i = 0; limit != nullptr && i < contender.rounds.size(); ++i) {
+      contender.rounds[i].set_scaling_of_limit(contender.rounds[i].scaling() /
+                                               limit->rounds[i].scaling());
+    }
+  }
+}
+
+// All strategies with each number of threads; adds their rows.
+void Measure(const CycleSettings& settings, const Subject& subject,
+             const std::vector<uint32_t>& threads, CycleReport& report) {
+  const bool count = subject.row.table() != CycleRow::THREADS;
+  std::vector<CycleRow> counts;
+  for (const CycleStrategyFactory& factory : settings.strategies) {
+    CycleRow& row = counts.emplace_back(subject.row);
+    // Before anything of a strategy is there.
+    if (count) CountCalls(settings, subject, factory, row, report);
+  }
   std::vector<Contender> contenders;
   for (const CycleStrategyFactory& factory : settings.strategies) {
-    absl::StatusOr<std::unique_ptr<CycleStrategy>> strategy =
-        factory.make(threads);
-    if (!strategy.ok()) {
-      NoteSkipped(factory.name, strategy.status(), report);
-      continue;
+    for (uint32_t slots : threads) {
+      auto strategy = factory.make(subject.layout(slots));
+      if (!strategy.ok()) {
+        NoteSkipped(factory.name, strategy.status(), report);
+        continue;
+      }
+      Contender& contender = contenders.emplace_back();
+      contender.factory = &factory;
+      contender.threads = slots;
+      contender.strategy = *std::move(strategy);
+      for (uint32_t thread = 0; thread < slots; ++thread) {
+        contender.guests.push_back(subject.guests(*contender.strategy, thread));
+      }
     }
-    Contender contender;
-    contender.factory = &factory;
-    contender.threads = threads;
-    contender.strategy = *std::move(strategy);
-    for (uint32_t t = 0; t < threads; ++t) {
-      contender.slots.push_back(contender.strategy->NewSlot());
-      contender.lists.emplace_back(choice, t + 1);
+  }
+  RunRounds(settings, subject, contenders);
+  if (!count) SetScaling(contenders);
+  for (uint32_t slots : threads) {
+    for (Contender& contender : contenders) {
+      if (contender.threads != slots) continue;
+      CycleRow& row = *report.add_rows();
+      row = MedianRow(contender.rounds);
+      row.MergeFrom(counts[contender.factory - settings.strategies.data()]);
+      row.set_way(contender.factory->name);
+      row.set_threads(slots);
+      const std::optional<uint64_t> idle =
+          contender.strategy->PrivateBytesOfAll();
+      if (idle.has_value()) {
+        row.set_private_kib_per_idle_slot(static_cast<double>(*idle >> 10) /
+                                          slots);
+      }
+      if (!contender.guests[0]->FindsClean()) {
+        Die(absl::StrCat("\"", row.way(),
+                         "\" passed on bytes that a guest wrote"));
+      }
     }
-    contenders.push_back(std::move(contender));
-  }
-  return contenders;
-}
-
-void WarmUp(Contender& contender, uint32_t thread, const ImageRef& image,
-            const CycleSettings& settings) {
-  for (int i = 0; i < settings.warmup; ++i) {
-    OneCycle(*contender.slots[thread], image, contender.lists[thread].Next());
   }
 }
 
-// One round. `on_threads` runs its argument for each thread.
-void MeasureRound(
-    const CycleSettings& settings, const ImageRef& image, Contender& contender,
-    absl::FunctionRef<void(absl::FunctionRef<void(uint32_t)>)> on_threads) {
-  std::vector<std::vector<uint64_t>> ticks(contender.threads);
-  for (std::vector<uint64_t>& of_thread : ticks) {
-    // There before anything is counted.
-    of_thread.resize(settings.cycles);
-    of_thread.clear();
-  }
-  const std::optional<uint64_t> shootdowns = TlbShootdowns();
-  const uint64_t faults = MinorFaults();
-  on_threads([&](uint32_t t) {
-    CycleSlot& slot = *contender.slots[t];
-    Lists& lists = contender.lists[t];
-    RunRound(
-        settings, [&] { OneCycle(slot, image, lists.Next()); }, ticks[t]);
-  });
-  const uint64_t faults_after = MinorFaults();
-  const std::optional<uint64_t> shootdowns_after = TlbShootdowns();
+constexpr uint32_t kFirstSlots = 12;
 
-  double total = 0;
-  double per_second = 0;
-  for (const std::vector<uint64_t>& of_thread : ticks) {
-    total += static_cast<double>(of_thread.size());
-    // A cycle of nothing may take no time that can be measured.
-    per_second += 1e9 / std::max(MeanCycleNs(of_thread), 0.1);
-  }
-  contender.times.Add(ticks);
-  contender.cycles_per_second.push_back(per_second);
-  contender.faults.push_back(static_cast<double>(faults_after - faults) /
-                             total);
-  if (shootdowns.has_value() && shootdowns_after.has_value()) {
-    contender.shootdowns.push_back(
-        static_cast<double>(*shootdowns_after - *shootdowns) / total);
-  }
-}
+// A round of first cycles by one strategy, in slots of their own.
+CycleRow FirstCycles(CycleStrategy& strategy, const std::string& name,
+                     const CycleChoice& choice, CycleRow row, bool image_known,
+                     uint32_t& seed) {
+  // An image that ran in an earlier round would not be new, not even for a pool
+  // that is new.
+  const auto new_image = [&] { return PatternImage(kCycleImageBytes, ++seed); };
+  std::vector<ImageRef> images(kFirstSlots, new_image());
+  if (!image_known) std::generate(images.begin(), images.end(), new_image);
+  const ImageRef other_image = image_known ? images[0] : new_image();
+  // Warms up the program and, with a known image, what is learned of it; then
+  // holds the slot, so that nobody gets it again.
+  PageGuests other(strategy.NewSlot(), other_image, Lists(choice, 1));
+  for (int i = 0; i < 20; ++i) other.Serve();
+  other.slot().Acquire(other_image);
 
-CycleRow& AddMeasured(const CycleSettings& settings, const CycleChoice& choice,
-                      CycleRow::Table table, const ImageRef& image,
-                      Contender& contender, CycleReport& report) {
-  CycleRow& row =
-      AddRow(report, table, choice, contender.factory->name, contender.threads);
-  FillTimes(contender.times, row);
-  FillCounts(settings, contender.counts, row);
-  row.set_cycles_per_second(Median(contender.cycles_per_second));
-  row.set_page_faults(Median(contender.faults));
-  if (!contender.shootdowns.empty()) {
-    row.set_tlb_shootdowns(Median(contender.shootdowns));
+  Lists lists(choice, 1);
+  const PageList list = lists.Next();
+  std::vector<std::unique_ptr<CycleSlot>> slots(kFirstSlots);
+  for (auto& slot : slots) slot = strategy.NewSlot();
+  std::vector<uint64_t> ticks(kFirstSlots);
+  for (uint32_t s = 0; s < kFirstSlots; ++s) {
+    const uint64_t start = NowTicks();
+    Change(slots[s]->Acquire(images[s]), list);
+    ticks[s] = NowTicks() - start;
   }
-  const std::optional<uint64_t> idle = contender.strategy->PrivateBytesOfAll();
-  if (idle.has_value()) {
-    row.set_private_kib_per_idle_slot(static_cast<double>(*idle >> 10) /
-                                      contender.threads);
+  for (uint32_t s = 0; s < kFirstSlots; ++s) {
+    const uint64_t start = NowTicks();
+    slots[s]->Release(list, kCycleMemoryBytes);
+    ticks[s] += NowTicks() - start;
   }
-  CheckClean(*contender.slots[0], image, contender.factory->name);
+  other.slot().Release(PageList(), kCycleMemoryBytes);
+  if (!PageGuests(std::move(slots[0]), images[0], lists).FindsClean()) {
+    Die(absl::StrCat("\"", name, "\" passed on bytes that a guest wrote"));
+  }
+  const RoundTimes times = TimesOfRound({std::move(ticks)});
+  row.set_way(name);
+  row.set_median_ns(times.median_ns);
+  row.set_mean_ns(times.mean_ns);
+  row.set_p99_ns(times.p99_ns);
   return row;
-}
-
-// Element by element.
-std::vector<double> Divide(const std::vector<double>& numerators,
-                           const std::vector<double>& denominators) {
-  std::vector<double> result;
-  for (size_t i = 0; i < numerators.size(); ++i) {
-    result.push_back(numerators[i] / denominators[i]);
-  }
-  return result;
 }
 
 // What `body` returns in a child of its own, so that nothing that was freed
@@ -247,20 +533,19 @@ std::optional<double> BytesWithIdleSlots(const CycleStrategyFactory& factory,
                                          const CycleChoice& choice,
                                          const ImageRef& image,
                                          uint32_t slots_count) {
-  constexpr int kTenants = 30;
+  constexpr int kGuests = 30;
   malloc_trim(0);
   const std::optional<uint64_t> before = PrivateBytesOfProcess();
-  auto strategy = factory.make(slots_count);
+  auto strategy = factory.make(CycleLayout(slots_count));
   if (!strategy.ok() || !before.has_value()) return std::nullopt;
-  std::vector<std::unique_ptr<CycleSlot>> slots;
-  for (uint32_t i = 0; i < slots_count; ++i)
-    slots.push_back((*strategy)->NewSlot());
+  std::vector<std::unique_ptr<CycleSlot>> slots(slots_count);
+  for (auto& slot : slots) slot = (*strategy)->NewSlot();
   Lists lists(choice, 1);
-  for (int i = 0; i < kTenants; ++i) {
+  for (int i = 0; i < kGuests; ++i) {
     const PageList list = lists.Next();
     // All at once: no slot is left out.
     for (const auto& slot : slots) Change(slot->Acquire(image), list);
-    for (const auto& slot : slots) slot->Release(list);
+    for (const auto& slot : slots) slot->Release(list, kCycleMemoryBytes);
   }
   const std::optional<uint64_t> after = PrivateBytesOfProcess();
   if (!after.has_value()) return std::nullopt;
@@ -269,231 +554,71 @@ std::optional<double> BytesWithIdleSlots(const CycleStrategyFactory& factory,
 
 }  // namespace
 
-void RunRound(const CycleSettings& settings, absl::FunctionRef<void()> cycle,
-              std::vector<uint64_t>& ticks) {
-  constexpr int kLeast = 5;
-  const auto budget = static_cast<uint64_t>(settings.round_ns * TicksPerNs());
-  const uint64_t start = NowTicks();
-  uint64_t last = start;
-  for (int i = 1; i <= settings.cycles; ++i) {
-    cycle();
-    const uint64_t now = NowTicks();
-    ticks.push_back(now - last);
-    last = now;
-    if (now - start > budget && i >= kLeast) break;
-  }
-}
-
-std::optional<CallCounts> CountOfCycles(
-    const CycleSettings& settings,
-    absl::FunctionRef<std::function<void()>()> prepare, CycleReport& report) {
-  if (settings.counted == 0) {
-    report.set_counted_by("nothing (--counted=0)");
-    return std::nullopt;
-  }
-  // Here, since the child cannot say so.
-  if (prepare() == nullptr) return std::nullopt;
-  const absl::StatusOr<CallCounts> counts =
-      CountCalls([&](absl::FunctionRef<void()> mark) {
-        const std::function<void()> cycle = prepare();
-        for (int i = 0; i < settings.warmup; ++i) cycle();
-        WaitUntilOtherThreadsSleep();
-        mark();
-        for (int i = 0; i < settings.counted; ++i) cycle();
-        mark();
-      });
-  if (!counts.ok()) {
-    report.set_counted_by(
-        absl::StrCat("nothing: ", counts.status().ToString()));
-    return std::nullopt;
-  }
-  report.set_counted_by("ptrace");
-  return *counts;
-}
-
-void FillTimes(const RoundSamples& samples, CycleRow& row) {
-  row.set_median_ns(Median(samples.median_ns));
-  row.set_mean_ns(Median(samples.mean_ns));
-  row.set_p99_ns(Median(samples.p99_ns));
-  row.mutable_round_median_ns()->Assign(samples.median_ns.begin(),
-                                        samples.median_ns.end());
-  row.mutable_round_mean_ns()->Assign(samples.mean_ns.begin(),
-                                      samples.mean_ns.end());
-}
-
-void FillCounts(const CycleSettings& settings,
-                const std::optional<CallCounts>& counts, CycleRow& row) {
-  if (!counts.has_value()) return;
-  const double cycles = settings.counted;
-  row.set_system_calls(static_cast<double>(counts->system_calls) / cycles);
-  row.set_signals(static_cast<double>(counts->signals) / cycles);
-}
-
-void NoteSkipped(const std::string& strategy, const absl::Status& why,
-                 CycleReport& report) {
-  for (const SkippedWay& skipped : report.skipped()) {
-    if (skipped.way() == strategy) return;
-  }
-  SkippedWay& skipped = *report.add_skipped();
-  skipped.set_way(strategy);
-  const absl::string_view reason = why.message();
-  skipped.set_reason(reason.data(), reason.size());
-}
-
 void MeasureSteady(const CycleSettings& settings, const CycleChoice& choice,
                    CycleReport& report) {
-  const ImageRef image = PatternImage(kCycleImageBytes);
-  // While this process has one thread, and before anything of a strategy is
-  // there.
-  std::vector<std::optional<CallCounts>> counts;
-  for (const CycleStrategyFactory& factory : settings.strategies) {
-    counts.push_back(CountOfCycles(
-        settings,
-        [&]() -> std::function<void()> {
-          auto made = factory.make(1);
-          if (!made.ok()) return nullptr;
-          const std::shared_ptr<CycleStrategy> strategy = *std::move(made);
-          const std::shared_ptr<CycleSlot> slot = strategy->NewSlot();
-          return [=, &image, lists = Lists(choice, 1)]() mutable {
-            OneCycle(*slot, image, lists.Next());
-            static_cast<void>(strategy);  // slot uses it
-          };
-        },
-        report));
-  }
-  std::vector<Contender> contenders =
-      MakeContenders(settings, choice, 1, report);
-  for (Contender& contender : contenders) {
-    contender.counts = counts[contender.factory - settings.strategies.data()];
-    WarmUp(contender, 0, image, settings);
-  }
-  for (int round = 0; round < settings.rounds; ++round) {
-    for (Contender& contender : contenders) {
-      MeasureRound(settings, image, contender,
-                   [](absl::FunctionRef<void(uint32_t)> body) { body(0); });
-    }
-  }
-  for (Contender& contender : contenders) {
-    AddMeasured(settings, choice, CycleRow::STEADY, image, contender, report);
-  }
+  Measure(settings, PagesOf(CycleRow::STEADY, choice), {1}, report);
 }
 
 void MeasureThreads(const CycleSettings& settings, const CycleChoice& choice,
                     const std::vector<uint32_t>& threads, CycleReport& report) {
+  // A round of threads ends by time: otherwise the short cycles would be over
+  // before the second thread begins.
+  constexpr int kThreadCycles = 100'000;
   CycleSettings by_time = settings;
   by_time.cycles = std::max(settings.cycles, kThreadCycles);
-  const ImageRef image = PatternImage(kCycleImageBytes);
-  // For each number of threads, all strategies.
-  std::vector<std::vector<Contender>> groups;
-  for (uint32_t count : threads) {
-    groups.push_back(MakeContenders(settings, choice, count, report));
+  Measure(by_time, PagesOf(CycleRow::THREADS, choice), threads, report);
+}
+
+void MeasureSqlite(const CycleSettings& settings, const std::string& pages,
+                   uint32_t rows, CycleReport& report) {
+  CycleSettings of_sqlite = settings;
+  std::erase_if(of_sqlite.strategies,
+                [](const auto& factory) { return !factory.traits.for_sqlite; });
+  const auto layout = [](uint32_t slots) {
+    return wasm2c::LayoutForGuests(slots, kSqliteMemoryBytes);
+  };
+  // Set up by plain means, so that no strategy has seen it before.
+  std::shared_ptr<const SqliteTemplate> database;
+  for (const CycleStrategyFactory& factory : AllCycleStrategies()) {
+    if (factory.name != kCopyOnWriteName) continue;
+    const auto strategy = OrDie(factory.make(layout(1)));
+    database =
+        OrDie(examples::SetUpDatabase(strategy->NewSource().get(), rows));
   }
-  {
-    ThreadPool pool(*std::max_element(threads.begin(), threads.end()));
-    for (std::vector<Contender>& group : groups) {
-      for (Contender& contender : group) {
-        pool.Run(contender.threads,
-                 [&](uint32_t t) { WarmUp(contender, t, image, settings); });
-      }
-    }
-    for (int round = 0; round < settings.rounds; ++round) {
-      for (size_t strategy = 0; strategy < groups[0].size(); ++strategy) {
-        for (std::vector<Contender>& group : groups) {
-          Contender& contender = group[strategy];
-          MeasureRound(by_time, image, contender,
-                       [&](absl::FunctionRef<void(uint32_t)> body) {
-                         pool.Run(contender.threads, body);
-                       });
-        }
-      }
-    }
-  }
-  // Each strategy's scaling, by rounds.
-  const std::vector<Contender>* alone = nullptr;
-  for (const std::vector<Contender>& group : groups) {
-    if (!group.empty() && group[0].threads == 1) alone = &group;
-  }
-  for (std::vector<Contender>& group : groups) {
-    std::vector<std::vector<double>> scaling;
-    const std::vector<double>* limit = nullptr;
-    for (size_t strategy = 0; alone != nullptr && strategy < group.size();
-         ++strategy) {
-      scaling.push_back(Divide(group[strategy].cycles_per_second,
-                               (*alone)[strategy].cycles_per_second));
-    }
-    for (size_t strategy = 0; strategy < scaling.size(); ++strategy) {
-      if (group[strategy].factory->is_limit) limit = &scaling[strategy];
-    }
-    for (size_t strategy = 0; strategy < group.size(); ++strategy) {
-      CycleRow& row = AddMeasured(settings, choice, CycleRow::THREADS, image,
-                                  group[strategy], report);
-      if (alone == nullptr) continue;
-      row.set_scaling(Median(scaling[strategy]));
-      if (limit != nullptr) {
-        row.set_scaling_of_limit(Median(Divide(scaling[strategy], *limit)));
-      }
-    }
-  }
+  const Subject subject = {
+      .row = RowOf(CycleRow::SQLITE,
+                   {pages, database->memories().front().size_bytes, 0}),
+      .layout = layout,
+      .guests = [&](CycleStrategy& strategy, uint32_t) {
+        return std::make_unique<SqliteGuests>(*database, strategy.NewSource(),
+                                              pages == "same", rows);
+      }};
+  Measure(of_sqlite, subject, {1}, report);
 }
 
 void MeasureFirst(const CycleSettings& settings, const CycleChoice& choice,
                   bool image_known, CycleReport& report) {
-  std::vector<RoundSamples> samples(settings.strategies.size());
+  const CycleRow row = RowOf(
+      image_known ? CycleRow::FIRST_KNOWN_IMAGE : CycleRow::FIRST_NEW_IMAGE,
+      choice);
+  std::vector<std::vector<CycleRow>> rounds(settings.strategies.size());
   uint32_t seed = 1;
   for (int round = 0; round < settings.rounds; ++round) {
-    for (size_t w = 0; w < settings.strategies.size(); ++w) {
-      const CycleStrategyFactory& factory = settings.strategies[w];
-      if (factory.is_limit) continue;
-      const auto strategy = factory.make(kFirstCycleSlots + 1);
+    for (size_t i = 0; i < rounds.size(); ++i) {
+      const CycleStrategyFactory& factory = settings.strategies[i];
+      if (factory.traits.is_limit) continue;
+      // One slot more than are measured.
+      const auto strategy = factory.make(CycleLayout(kFirstSlots + 1));
       if (!strategy.ok()) {
         NoteSkipped(factory.name, strategy.status(), report);
         continue;
       }
-      // An image that ran in an earlier round would not be new, not even for a
-      // pool that is new.
-      std::vector<ImageRef> images(kFirstCycleSlots,
-                                   PatternImage(kCycleImageBytes, ++seed));
-      if (!image_known) {
-        for (ImageRef& image : images) {
-          image = PatternImage(kCycleImageBytes, ++seed);
-        }
-      }
-      Lists lists(choice, 1);
-      const PageList list = lists.Next();
-      // Warms up the program and, with a known image, what is learned of it;
-      // then holds the slot, so that nobody gets it again.
-      const std::unique_ptr<CycleSlot> other = (*strategy)->NewSlot();
-      const ImageRef other_image =
-          image_known ? images[0] : PatternImage(kCycleImageBytes, ++seed);
-      for (int i = 0; i < 20; ++i) OneCycle(*other, other_image, list);
-      other->Acquire(other_image);
-
-      std::vector<std::unique_ptr<CycleSlot>> slots;
-      for (uint32_t s = 0; s < kFirstCycleSlots; ++s) {
-        slots.push_back((*strategy)->NewSlot());
-      }
-      std::vector<uint64_t> ticks(kFirstCycleSlots);
-      for (uint32_t s = 0; s < kFirstCycleSlots; ++s) {
-        const uint64_t start = NowTicks();
-        Change(slots[s]->Acquire(images[s]), list);
-        ticks[s] = NowTicks() - start;
-      }
-      for (uint32_t s = 0; s < kFirstCycleSlots; ++s) {
-        const uint64_t start = NowTicks();
-        slots[s]->Release(list);
-        ticks[s] += NowTicks() - start;
-      }
-      other->Release({});
-      CheckClean(*slots[0], images[0], factory.name);
-      samples[w].Add({std::move(ticks)});
+      rounds[i].push_back(FirstCycles(**strategy, factory.name, choice, row,
+                                      image_known, seed));
     }
   }
-  for (size_t w = 0; w < settings.strategies.size(); ++w) {
-    if (samples[w].median_ns.empty()) continue;
-    FillTimes(samples[w], AddRow(report,
-                                 image_known ? CycleRow::FIRST_KNOWN_IMAGE
-                                             : CycleRow::FIRST_NEW_IMAGE,
-                                 choice, settings.strategies[w].name, 1));
+  for (const std::vector<CycleRow>& of_strategy : rounds) {
+    if (!of_strategy.empty()) *report.add_rows() = MedianRow(of_strategy);
   }
 }
 
@@ -504,8 +629,8 @@ void MeasureIdle(const CycleSettings& settings, const CycleChoice& choice,
   constexpr uint32_t kMany = kFew + 64;
   const ImageRef image = PatternImage(kCycleImageBytes);
   for (const CycleStrategyFactory& factory : settings.strategies) {
-    if (factory.is_limit) continue;
-    if (const auto strategy = factory.make(1); !strategy.ok()) {
+    if (factory.traits.is_limit) continue;
+    if (const auto strategy = factory.make(CycleLayout(1)); !strategy.ok()) {
       NoteSkipped(factory.name, strategy.status(), report);
       continue;
     }
@@ -516,9 +641,23 @@ void MeasureIdle(const CycleSettings& settings, const CycleChoice& choice,
     const std::optional<double> few = bytes(kFew);
     const std::optional<double> many = bytes(kMany);
     if (!few.has_value() || !many.has_value()) continue;
-    AddRow(report, CycleRow::IDLE, choice, factory.name, 1)
-        .set_private_kib_per_idle_slot((*many - *few) / (kMany - kFew) / 1024);
+    CycleRow& row = *report.add_rows();
+    row = RowOf(CycleRow::IDLE, choice);
+    row.set_way(factory.name);
+    row.set_private_kib_per_idle_slot((*many - *few) / (kMany - kFew) / 1024);
   }
+}
+
+void RequestOrDie(SqliteGuest& guest, uint64_t found, uint64_t updated) {
+  constexpr uint64_t kOwner = 4711;
+  const auto got = guest.Run([=](Z_sqlite_guest_instance_t* instance) {
+    if (Z_sqlite_guestZ_find(instance, found) != found) return 1;
+    if (Z_sqlite_guestZ_insert(instance, kOwner, 1) != 0) return 2;
+    if (Z_sqlite_guestZ_update(instance, updated, kOwner) != 0) return 3;
+    return 0;
+  });
+  if (!got.ok()) Die(got.status().ToString());
+  if (*got != 0) Die(absl::StrCat("SQLite's answer ", *got, " is wrong"));
 }
 
 }  // namespace firsttouch::bench

@@ -1,6 +1,6 @@
 // The measurements of bench:cycle: each adds rows to a report.
 //
-// Strategies take turns, in rounds. After the last round the next tenant's
+// Strategies take turns, in rounds. After the last round the next guest's
 // memory is compared with the image: a strategy that is fast and wrong ends the
 // program.
 
@@ -8,16 +8,12 @@
 #define FIRSTTOUCH_BENCH_CYCLE_MEASURE_H_
 
 #include <cstdint>
-#include <functional>
-#include <optional>
 #include <string>
 #include <vector>
 
-#include "absl/functional/function_ref.h"
-#include "firsttouch/bench/count_calls.h"
-#include "firsttouch/bench/cycle_samples.h"
 #include "firsttouch/bench/cycle_strategies.h"
 #include "firsttouch/bench/report.pb.h"
+#include "firsttouch/examples/tenants.h"
 
 namespace firsttouch::bench {
 
@@ -52,6 +48,13 @@ void MeasureSteady(const CycleSettings& settings, const CycleChoice& choice,
 void MeasureThreads(const CycleSettings& settings, const CycleChoice& choice,
                     const std::vector<uint32_t>& threads, CycleReport& report);
 
+// SQLite as the guest, of a database of `rows` rows: each cycle is an instance
+// of one snapshot, a query, an insert and an update, and the release of its
+// memory. `pages`: "same", all ask for the same rows, or "churning", each for
+// others.
+void MeasureSqlite(const CycleSettings& settings, const std::string& pages,
+                   uint32_t rows, CycleReport& report);
+
 // The first cycle of slots that nobody had before.
 void MeasureFirst(const CycleSettings& settings, const CycleChoice& choice,
                   bool image_known, CycleReport& report);
@@ -60,27 +63,17 @@ void MeasureFirst(const CycleSettings& settings, const CycleChoice& choice,
 void MeasureIdle(const CycleSettings& settings, const CycleChoice& choice,
                  CycleReport& report);
 
-// For other measurements of the same kind.
+// What a guest asks of SQLite in every benchmark: a query for the row `found`,
+// an insert, and an update of the row `updated`; both are there. Ends the
+// program on a wrong answer.
+void RequestOrDie(examples::SqliteGuest& guest, uint64_t found,
+                  uint64_t updated);
+// The rows that guests ask for who all ask for the same, of so many.
+inline uint64_t SameFound(uint64_t rows) { return rows / 8 + 1; }
+inline uint64_t SameUpdated(uint64_t rows) { return 7 % rows + 1; }
 
-// Runs `cycle` for as many cycles as a round has and notes the time of each.
-void RunRound(const CycleSettings& settings, absl::FunctionRef<void()> cycle,
-              std::vector<uint64_t>& ticks);
-
-// Counts what `cycle`, made by `prepare` in a child of its own, asks of the
-// kernel, after as many cycles as warm it up. Notes in the report what counted;
-// nullopt where nothing does, and where `prepare` returns null.
-std::optional<CallCounts> CountOfCycles(
-    const CycleSettings& settings,
-    absl::FunctionRef<std::function<void()>()> prepare, CycleReport& report);
-
-// Puts what was measured into the row.
-void FillTimes(const RoundSamples& samples, CycleRow& row);
-void FillCounts(const CycleSettings& settings,
-                const std::optional<CallCounts>& counts, CycleRow& row);
-
-// Notes, once, that a strategy is not possible here.
-void NoteSkipped(const std::string& strategy, const absl::Status& why,
-                 CycleReport& report);
+// The most that SQLite's memory may have.
+inline constexpr uint64_t kSqliteMemoryBytes = 64 << 20;
 
 }  // namespace firsttouch::bench
 

@@ -4,24 +4,29 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string_view>
 #include <utility>
 
-#include "absl/status/statusor.h"
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/bench/fixture.h"
 #include "firsttouch/bench/kernel_counters.h"
-#include "firsttouch/bench/scan_restore.h"
-#include "firsttouch/pool/layout.h"
+#include "firsttouch/init/image_builder.h"
+#include "firsttouch/integrations/wasm2c/pool_memory.h"
 #include "firsttouch/service/memory.h"
 #include "firsttouch/service/options.h"
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/supply.h"
+#include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/pagemap.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch::bench {
 namespace {
 
-constexpr uint64_t kImagePages = kCycleImageBytes / kPageBytes;
+using wasm2c::GuestMemory;
+using wasm2c::MemoryRequest;
 
 // This library.
 
@@ -34,11 +39,13 @@ class PoolSlot : public CycleSlot {
     memory_ = OrDie(pool_.Acquire(wanted_));
     return memory_.base();
   }
-  void Release(PageList) override { OrDie(memory_.Release()); }
+  void Release(std::optional<PageList>, uint64_t) override {
+    OrDie(memory_.Release());
+  }
 
  private:
   Service& pool_;
-  // Kept, as a host would that serves many tenants of one image.
+  // Kept, as a host would that serves many guests of one image.
   MemoryOptions wanted_{.size_bytes = kCycleMemoryBytes};
   Memory memory_;
 };
@@ -50,6 +57,9 @@ class Pool : public CycleStrategy {
   std::unique_ptr<CycleSlot> NewSlot() override {
     return std::make_unique<PoolSlot>(*pool_);
   }
+  std::unique_ptr<wasm2c::MemorySource> NewSource() override {
+    return OrDie(wasm2c::PoolMemorySource::Create(pool_.get()));
+  }
   std::optional<uint64_t> PrivateBytesOfAll() override {
     // NOLINTNEXTLINE: the pool's first address.
     return PrivateBytes(reinterpret_cast<const std::byte*>(pool_->base()),
@@ -60,30 +70,28 @@ class Pool : public CycleStrategy {
   const std::unique_ptr<Service> pool_;
 };
 
-constexpr LayoutOptions Layout(uint32_t slots) {
-  return {.instances = slots,
-          .max_memory_bytes = kCycleMemoryBytes,
-          .guard_after_bytes = 2 << 20};
-}
-
-absl::StatusOr<std::unique_ptr<CycleStrategy>> MakePoolStrategy(
-    uint32_t slots, ServiceOptions options) {
-  options.layout = Layout(slots);
-  absl::StatusOr<std::unique_ptr<Service>> pool =
-      Service::Create(std::move(options));
-  if (!pool.ok()) return pool.status();
-  return std::make_unique<Pool>(*std::move(pool));
+CycleStrategyFactory::Make MakePools(const ServiceOptions& options) {
+  return [options](const LayoutOptions& layout)
+             -> absl::StatusOr<std::unique_ptr<CycleStrategy>> {
+    ServiceOptions laid_out = options;
+    laid_out.layout = layout;
+    auto pool = Service::Create(std::move(laid_out));
+    if (!pool.ok()) return pool.status();
+    return std::make_unique<Pool>(*std::move(pool));
+  };
 }
 
 // The others: memory that is reserved once for each slot, and stays with its
-// image as long as the next tenant has the same.
+// image as long as the next guest has the same.
 
 class MappingSlot : public CycleSlot {
  public:
+  explicit MappingSlot(uint64_t bytes) : mapping_(bytes) {}
+
   std::byte* Acquire(const ImageRef& image) override {
     if (image != image_) {
       image_ = image;
-      Bind(image);
+      if (image != nullptr) Bind(image);
     }
     return base();
   }
@@ -95,22 +103,82 @@ class MappingSlot : public CycleSlot {
  protected:
   virtual void Bind(const ImageRef& image) { mapping_.Bind(image); }
 
+  // Makes [from, to) zero, or the mapped file's, again.
+  void Drop(uint64_t from, uint64_t to) {
+    if (from < to && madvise(base() + from, to - from, MADV_DONTNEED) != 0) {
+      Die("MADV_DONTNEED failed");
+    }
+  }
+
   std::byte* base() const { return mapping_.base(); }
-  const std::byte* image_bytes() const { return image_->data(); }
-  Mapping& mapping() { return mapping_; }
+  // Whole pages; none without an image.
+  std::span<const std::byte> image_bytes() const {
+    if (image_ == nullptr) return {};
+    return {image_->data(), image_->pages().bytes()};
+  }
 
  private:
   ImageRef image_;
-  Mapping mapping_{kCycleMemoryBytes};
+  Mapping mapping_;
+};
+
+// A guest's memory in a slot.
+class SlotSource : public wasm2c::MemorySource {
+ public:
+  SlotSource(std::unique_ptr<CycleSlot> slot, uint64_t max_bytes)
+      : slot_(std::move(slot)), max_bytes_(max_bytes) {}
+
+  absl::StatusOr<std::vector<std::unique_ptr<GuestMemory>>> Acquire(
+      std::span<const MemoryRequest> requests) override {
+    if (requests.size() != 1 || requests[0].size_bytes > max_bytes_) {
+      return absl::OutOfRangeError(absl::StrCat(
+          "one memory of at most ", max_bytes_, " bytes is possible"));
+    }
+    const MemoryRequest& request = requests[0];
+    if (request.image != image_) {
+      image_ = request.image;
+      dense_ = image_ == nullptr ? nullptr : DenseCopy(*image_);
+    }
+    std::vector<std::unique_ptr<GuestMemory>> memories;
+    memories.push_back(MakeMappedMemory(
+        slot_->Acquire(dense_), request.size_bytes, max_bytes_,
+        [this](uint64_t bytes) { slot_->Release(std::nullopt, bytes); }));
+    return memories;
+  }
+
+ private:
+  // Without holes: to map or to read the image's own would fill them, for
+  // everybody.
+  static ImageRef DenseCopy(const Image& image) {
+    std::vector<std::byte> bytes(image.pages().bytes());
+    for (uint64_t page = 0; page < image.pages().value(); ++page) {
+      memcpy(bytes.data() + page * kPageBytes, image.PageBytes(PageIndex(page)),
+             kPageBytes);
+    }
+    ImageRef copy = OrDie(
+        ImageFromBytes({.name = "dense", .size_bytes = bytes.size()}, bytes));
+    ReadEachPage(copy->data(), bytes.size());
+    return copy;
+  }
+
+  const std::unique_ptr<CycleSlot> slot_;
+  const uint64_t max_bytes_;
+  ImageRef image_;
+  ImageRef dense_;
 };
 
 template <typename Slot>
 class Mappings : public CycleStrategy {
  public:
+  explicit Mappings(uint64_t bytes) : bytes_(bytes) {}
+
   std::unique_ptr<CycleSlot> NewSlot() override {
-    auto slot = std::make_unique<Slot>();
+    auto slot = std::make_unique<Slot>(bytes_);
     slots_.push_back(slot.get());
     return slot;
+  }
+  std::unique_ptr<wasm2c::MemorySource> NewSource() override {
+    return std::make_unique<SlotSource>(NewSlot(), bytes_);
   }
   std::optional<uint64_t> PrivateBytesOfAll() override {
     uint64_t sum = 0;
@@ -123,60 +191,93 @@ class Mappings : public CycleStrategy {
   }
 
  private:
+  const uint64_t bytes_;
   std::vector<const MappingSlot*> slots_;
 };
 
 template <typename Slot>
-absl::StatusOr<std::unique_ptr<CycleStrategy>> MakeMappings(uint32_t) {
-  return std::make_unique<Mappings<Slot>>();
+absl::StatusOr<std::unique_ptr<CycleStrategy>> MakeMappings(
+    const LayoutOptions& layout) {
+  return std::make_unique<Mappings<Slot>>(layout.max_memory_bytes);
 }
 
 // Copy-on-write, and the kernel throws all changed pages away.
 class DontNeedSlot : public MappingSlot {
  public:
-  void Release(PageList) override { mapping().Drop(); }
+  using MappingSlot::MappingSlot;
+  void Release(std::optional<PageList>, uint64_t bytes) override {
+    Drop(0, bytes);
+  }
 };
 
 // Copy-on-write, and PAGEMAP_SCAN (6.7) tells which pages are private: they are
-// copied back and stay. As Wasmtime does it.
+// copied back and stay, so that all that was ever written is copied each time.
+// As Wasmtime does it.
 class ScanSlot : public MappingSlot {
  public:
-  void Release(PageList) override {
-    restore_.Restore(base(), kCycleMemoryBytes,
-                     std::span(image_bytes(), kCycleImageBytes));
+  using MappingSlot::MappingSlot;
+
+  void Release(std::optional<PageList>, uint64_t bytes) override {
+    const auto start = reinterpret_cast<uintptr_t>(base());
+    ScanRequest request = ScanRequest::PrivateCopies(start, start + bytes);
+    request.none_of |= kPageIsPfnZero;
+    // Neighbours are one region whatever they are.
+    request.report = 0;
+    const ScanResult scan =
+        ScanPages(RealKernel(), pagemap_.fd(), request, regions_.data(),
+                  regions_.size(), [&](const PageRegion& region) {
+                    PutBack(region.start - start, region.end - start);
+                    return true;
+                  });
+    if (!scan.ok()) Die("PAGEMAP_SCAN failed");
   }
 
  private:
-  ScanRestore restore_ = OrDie(ScanRestore::Open());
-};
-
-// Anonymous memory that the image is copied into.
-class CopySlot : public MappingSlot {
- protected:
-  void Bind(const ImageRef& image) override {
-    memcpy(base(), image->data(), kCycleImageBytes);
+  void PutBack(uint64_t from, uint64_t to) {
+    const std::span<const std::byte> image = image_bytes();
+    const uint64_t end = std::min<uint64_t>(to, image.size());
+    if (from < end) memcpy(base() + from, image.data() + from, end - from);
+    from = std::max(from, end);
+    if (from < to) memset(base() + from, 0, to - from);
   }
+
+  Pagemap pagemap_ = OrDie(Pagemap::Open(RealKernel()));
+  std::vector<PageRegion> regions_ = std::vector<PageRegion>(512);
 };
 
 absl::StatusOr<std::unique_ptr<CycleStrategy>> MakeScanStrategy(
-    uint32_t slots) {
-  if (const auto scan = ScanRestore::Open(); !scan.ok()) return scan.status();
-  return MakeMappings<ScanSlot>(slots);
+    const LayoutOptions& layout) {
+  const absl::StatusOr<Pagemap> pagemap = Pagemap::Open(RealKernel());
+  if (!pagemap.ok()) return pagemap.status();
+  return MakeMappings<ScanSlot>(layout);
 }
+
+// Anonymous memory that the image is copied into.
+class CopySlot : public MappingSlot {
+ public:
+  using MappingSlot::MappingSlot;
+
+ protected:
+  void Bind(const ImageRef&) override { CopyImage(); }
+  void CopyImage() {
+    if (!image_bytes().empty()) {
+      memcpy(base(), image_bytes().data(), image_bytes().size());
+    }
+  }
+};
 
 // All of the image, always. What lies behind it is dropped if anything there
 // can have changed, which (to its advantage) it is told.
 class CopyAllSlot : public CopySlot {
  public:
-  void Release(PageList changed) override {
-    memcpy(base(), image_bytes(), kCycleImageBytes);
-    const bool behind =
-        std::any_of(changed.begin(), changed.end(),
-                    [](uint32_t page) { return page >= kImagePages; });
-    if (behind &&
-        madvise(base() + kCycleImageBytes, kCycleMemoryBytes - kCycleImageBytes,
-                MADV_DONTNEED) != 0) {
-      Die("MADV_DONTNEED failed");
+  using CopySlot::CopySlot;
+  void Release(std::optional<PageList> changed, uint64_t bytes) override {
+    CopyImage();
+    const uint64_t pages = image_bytes().size() / kPageBytes;
+    if (!changed.has_value() ||
+        std::any_of(changed->begin(), changed->end(),
+                    [&](uint32_t page) { return page >= pages; })) {
+      Drop(image_bytes().size(), bytes);
     }
   }
 };
@@ -185,11 +286,15 @@ class CopyAllSlot : public CopySlot {
 // Nobody who has to find them out can be faster.
 class CopyChangedSlot : public CopySlot {
  public:
-  void Release(PageList changed) override {
-    for (uint32_t page : changed) {
+  using CopySlot::CopySlot;
+  void Release(std::optional<PageList> changed, uint64_t) override {
+    if (!changed.has_value()) Die("the limit must be told what has changed");
+    constexpr uint64_t kImagePages = kCycleImageBytes / kPageBytes;
+    const std::byte* const image = image_bytes().data();
+    for (uint32_t page : *changed) {
       std::byte* const to = base() + page * kPageBytes;
       if (page < kImagePages) {
-        memcpy(to, image_bytes() + page * kPageBytes, kPageBytes);
+        memcpy(to, image + page * kPageBytes, kPageBytes);
       } else {
         memset(to, 0, kPageBytes);
       }
@@ -197,76 +302,101 @@ class CopyChangedSlot : public CopySlot {
   }
 };
 
+class MappedMemory : public GuestMemory {
+ public:
+  MappedMemory(std::byte* base, uint64_t size_bytes, uint64_t max_bytes,
+               std::function<void(uint64_t)> clean)
+      : base_(base),
+        initial_bytes_(size_bytes),
+        max_bytes_(max_bytes),
+        clean_(std::move(clean)),
+        size_bytes_(size_bytes) {}
+  ~MappedMemory() override { clean_(RoundUpToPage(size_bytes_)); }
+
+  std::byte* base() const override { return base_; }
+  uint64_t size_bytes() const override { return size_bytes_; }
+  absl::Status Grow(uint64_t new_size_bytes) override {
+    if (new_size_bytes > max_bytes_) {
+      return absl::OutOfRangeError(absl::StrCat("new size ", new_size_bytes,
+                                                " bytes exceeds ", max_bytes_));
+    }
+    size_bytes_ = new_size_bytes;
+    return absl::OkStatus();
+  }
+  // The kernel supplies any page in bounds to a system call, too.
+  absl::Status MakeReady(uint64_t, uint64_t, Access) override {
+    return absl::OkStatus();
+  }
+  absl::Status Reset() override {
+    clean_(RoundUpToPage(size_bytes_));
+    size_bytes_ = initial_bytes_;
+    return absl::OkStatus();
+  }
+  absl::StatusOr<ImageRef> Snapshot(std::string_view name) override {
+    return ImageFromBytes(
+        {.name = std::string(name), .size_bytes = size_bytes_},
+        {base_, size_bytes_});
+  }
+
+ private:
+  std::byte* const base_;
+  const uint64_t initial_bytes_;
+  const uint64_t max_bytes_;
+  const std::function<void(uint64_t)> clean_;
+  uint64_t size_bytes_;
+};
+
+// With userfaultfd, as named.
+CycleStrategyFactory::Make MakeUserfaultfd(const char* name,
+                                           const UserfaultfdOptions& options) {
+  return MakePools({.name = name, .supply = options});
+}
+
 }  // namespace
 
 const std::vector<CycleStrategyFactory>& AllCycleStrategies() {
+  constexpr Backing kShared = Backing::kShared;
+  constexpr Backing kCopied = Backing::kCopied;
+  constexpr InHandlerThreads kThreads = {};
   static const auto* const strategies = new std::vector<CycleStrategyFactory>{
-      {kDefaultName,
-       [](uint32_t slots) {
-         return MakePoolStrategy(slots, {.name = "default"});
-       }},
-      {"not published",
-       [](uint32_t slots) {
-         return MakePoolStrategy(slots, {.name = "private", .publish = false});
-       }},
+      {kDefaultName, MakePools({.name = "default"}), {.for_sqlite = true}},
+      {"not published", MakePools({.name = "private", .publish = false})},
       {"copied, in-thread",
-       [](uint32_t slots) {
-         return MakePoolStrategy(
-             slots,
-             {.name = "copied",
-              .supply = UserfaultfdOptions{.backing = Backing::kCopied}});
-       }},
+       MakeUserfaultfd("copied", {.backing = kCopied}),
+       {.for_sqlite = true}},
       {"shared, handler thread",
-       [](uint32_t slots) {
-         return MakePoolStrategy(slots, {.name = "shared-handler",
-                                         .supply = UserfaultfdOptions{
-                                             .backing = Backing::kShared,
-                                             .faults = InHandlerThreads{}}});
-       }},
+       MakeUserfaultfd("shared-handler",
+                       {.backing = kShared, .faults = kThreads})},
       {"copied, handler thread",
-       [](uint32_t slots) {
-         return MakePoolStrategy(slots, {.name = "copied-handler",
-                                         .supply = UserfaultfdOptions{
-                                             .backing = Backing::kCopied,
-                                             .faults = InHandlerThreads{}}});
-       }},
+       MakeUserfaultfd("copied-handler",
+                       {.backing = kCopied, .faults = kThreads})},
       {"tracking: signal",
-       [](uint32_t slots) {
-         return MakePoolStrategy(slots, {.name = "signal",
-                                         .supply = UserfaultfdOptions{
-                                             .backing = Backing::kShared,
-                                             .tracking = Tracking::kSignal}});
-       }},
+       MakeUserfaultfd("signal",
+                       {.backing = kShared, .tracking = Tracking::kSignal})},
       {"tracking: async",
-       [](uint32_t slots) {
-         return MakePoolStrategy(slots, {.name = "async",
-                                         .supply = UserfaultfdOptions{
-                                             .backing = Backing::kShared,
-                                             .tracking = Tracking::kAsync}});
-       }},
-      {"mappings-drop",
-       [](uint32_t slots) {
-         return MakePoolStrategy(slots,
-                                 {.name = "mappings-drop",
-                                  .supply = MappingOptions{.scan = false}});
-       }},
-      {"mappings-scan",
-       [](uint32_t slots) {
-         return MakePoolStrategy(
-             slots,
-             {.name = "mappings-scan", .supply = MappingOptions{.scan = true}});
-       }},
-      {kCopyOnWriteName, MakeMappings<DontNeedSlot>},
-      {kScanName, MakeScanStrategy},
-      {kCopyImageName, MakeMappings<CopyAllSlot>},
-      {kLimitName, MakeMappings<CopyChangedSlot>, /*is_limit=*/true},
+       MakeUserfaultfd("async",
+                       {.backing = kShared, .tracking = Tracking::kAsync})},
+      {"mappings-drop", MakePools({.name = "mappings-drop",
+                                   .supply = MappingOptions{.scan = false}})},
+      {"mappings-scan", MakePools({.name = "mappings-scan",
+                                   .supply = MappingOptions{.scan = true}})},
+      {kCopyOnWriteName, MakeMappings<DontNeedSlot>, {.for_sqlite = true}},
+      {kScanName, MakeScanStrategy, {.for_sqlite = true}},
+      {kCopyImageName, MakeMappings<CopyAllSlot>, {.for_sqlite = true}},
+      {kLimitName, MakeMappings<CopyChangedSlot>, {.is_limit = true}},
   };
   return *strategies;
 }
 
+LayoutOptions CycleLayout(uint32_t slots) {
+  return {.instances = slots,
+          .max_memory_bytes = kCycleMemoryBytes,
+          .guard_after_bytes = 2 << 20};
+}
+
 std::string DescribeDefaultOptions() {
   const absl::StatusOr<std::unique_ptr<Service>> pool =
-      Service::Create({.layout = Layout(1)});
+      Service::Create({.layout = CycleLayout(1)});
   if (!pool.ok()) return pool.status().ToString();
   if (IsMappings((*pool)->supply())) {
     return SupplyName((*pool)->supply());
@@ -274,6 +404,13 @@ std::string DescribeDefaultOptions() {
   return absl::StrCat(SupplyName((*pool)->supply()), ", ",
                       BackingName((*pool)->backing()), ", ",
                       ResolveName(Resolve::kInThread));
+}
+
+std::unique_ptr<GuestMemory> MakeMappedMemory(
+    std::byte* base, uint64_t size_bytes, uint64_t max_bytes,
+    std::function<void(uint64_t)> clean) {
+  return std::make_unique<MappedMemory>(base, size_bytes, max_bytes,
+                                        std::move(clean));
 }
 
 }  // namespace firsttouch::bench

@@ -9,8 +9,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/image_builder.h"
-#include "firsttouch/pool/layout.h"
-#include "firsttouch/service/supply_choice.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch::bench {
@@ -41,20 +39,11 @@ ImageRef PatternImage(uint64_t bytes, uint32_t seed) {
       }));
 }
 
-std::unique_ptr<Service> MakePool(const PoolShape& shape) {
-  return OrDie(Service::Create(
-      {.name = IsMappings(shape.supply)
-                   ? SupplyName(shape.supply)
-                   : absl::StrCat(BackingName(shape.backing), "-",
-                                  ResolveName(shape.resolve)),
-       .layout = {.instances = shape.slots,
-                  .max_memory_bytes = shape.memory_bytes,
-                  .guard_after_bytes = kHugePageBytes,
-                  .fault_around_bytes = shape.fault_around_bytes},
-       .supply = ChoiceOf(shape.supply, shape.backing, shape.resolve),
-       .strategy = shape.strategy,
-       .trap_callback = shape.trap_callback,
-       .retained_pages_limit = shape.retained_pages_limit}));
+LayoutOptions OneSlot(uint64_t memory_bytes, uint64_t fault_around_bytes) {
+  return {.instances = 1,
+          .max_memory_bytes = memory_bytes,
+          .guard_after_bytes = kHugePageBytes,
+          .fault_around_bytes = fault_around_bytes};
 }
 
 Memory ColdMemory(Service& pool, const ImageRef& image, uint64_t size_bytes) {

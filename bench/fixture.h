@@ -7,15 +7,17 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <string_view>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "firsttouch/init/image.h"
+#include "firsttouch/pool/layout.h"
 #include "firsttouch/service/memory.h"
+#include "firsttouch/service/options.h"
 #include "firsttouch/service/service.h"
+#include "firsttouch/service/supply_choice.h"
 
 namespace firsttouch::bench {
 
@@ -35,20 +37,13 @@ T OrDie(absl::StatusOr<T> value) {
 // it is 0 or 1, so that whoever writes a 1 changes the page.
 ImageRef PatternImage(uint64_t bytes, uint32_t seed = 1);
 
-struct PoolShape {
-  Supply supply = Supply::kUserfaultfd;
-  Backing backing = Backing::kShared;
-  Resolve resolve = Resolve::kInThread;
-  uint64_t fault_around_bytes = 64 << 10;
-  uint32_t slots = 1;
-  uint64_t memory_bytes = 4 << 20;
-  TrapCallback trap_callback = nullptr;
-  SlotStrategy strategy = SlotStrategy::kAffinity;
-  // As in ServiceOptions.
-  std::optional<uint64_t> retained_pages_limit;
-};
+// A layout of one memory, with huge-page guards behind it.
+LayoutOptions OneSlot(uint64_t memory_bytes,
+                      uint64_t fault_around_bytes = 64 << 10);
 
-std::unique_ptr<Service> MakePool(const PoolShape& shape);
+inline std::unique_ptr<Service> MakePool(ServiceOptions options) {
+  return OrDie(Service::Create(std::move(options)));
+}
 
 // A memory without a resident page, in a pool of one slot that is free.
 Memory ColdMemory(Service& pool, const ImageRef& image, uint64_t size_bytes);

@@ -4,24 +4,27 @@
 //   bazel run -c opt //bench:floors
 //
 // copy/...    memcpy of an image of 1 MiB needs to find out nothing; to read
-// the
-//             memory and the image (a word of each cache line) is the least
+//             the memory and the image (a word of each cache line) is the least
 //             that finds out without the kernel which pages changed.
 // kernel/...  with the kernel's help: what the first write to a page costs that
 //             is protected asynchronously (`per page`), a scan for such pages
 //             where none was written, and to protect them all again.
+
+#include <sys/utsname.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <memory>
 #include <span>
+#include <string>
 #include <utility>
+#include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "benchmark/benchmark.h"
-#include "firsttouch/bench/benchmarks.h"
 #include "firsttouch/bench/fixture.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/kernel.h"
@@ -121,47 +124,49 @@ class TrackedPages {
   std::unique_ptr<Mapping> mapping_;
 };
 
-void FirstWrites(benchmark::State& state) {
-  constexpr uint64_t kPages = 256;
-  absl::StatusOr<TrackedPages> tracked = TrackedPages::Make(kPages);
+// Runs `measure` with pages, or says why there are none.
+void WithTrackedPages(benchmark::State& state, uint64_t pages,
+                      absl::FunctionRef<void(TrackedPages&)> measure) {
+  absl::StatusOr<TrackedPages> tracked = TrackedPages::Make(pages);
   if (!tracked.ok()) {
     return state.SkipWithError(tracked.status().ToString().c_str());
   }
-  for (auto _ : state) {
-    tracked->Write();
-    state.PauseTiming();
-    tracked->Protect();
-    state.ResumeTiming();
-  }
+  measure(*tracked);
+}
+
+void FirstWrites(benchmark::State& state) {
+  constexpr uint64_t kPages = 256;
+  WithTrackedPages(state, kPages, [&](TrackedPages& tracked) {
+    for (auto _ : state) {
+      tracked.Write();
+      state.PauseTiming();
+      tracked.Protect();
+      state.ResumeTiming();
+    }
+  });
   state.counters["per page"] =
       benchmark::Counter(kPages, benchmark::Counter::kIsIterationInvariantRate |
                                      benchmark::Counter::kInvert);
 }
 
 void Find(benchmark::State& state, uint64_t pages) {
-  absl::StatusOr<TrackedPages> tracked = TrackedPages::Make(pages);
-  if (!tracked.ok()) {
-    return state.SkipWithError(tracked.status().ToString().c_str());
-  }
-  for (auto _ : state) tracked->Find();
+  WithTrackedPages(state, pages, [&](TrackedPages& tracked) {
+    for (auto _ : state) tracked.Find();
+  });
 }
 
 void Protect(benchmark::State& state, uint64_t pages) {
-  absl::StatusOr<TrackedPages> tracked = TrackedPages::Make(pages);
-  if (!tracked.ok()) {
-    return state.SkipWithError(tracked.status().ToString().c_str());
-  }
-  for (auto _ : state) {
-    state.PauseTiming();
-    tracked->Write();
-    state.ResumeTiming();
-    tracked->Protect();
-  }
+  WithTrackedPages(state, pages, [&](TrackedPages& tracked) {
+    for (auto _ : state) {
+      state.PauseTiming();
+      tracked.Write();
+      state.ResumeTiming();
+      tracked.Protect();
+    }
+  });
 }
 
-}  // namespace
-
-void RegisterBenchmarks() {
+void RegisterFloors() {
   benchmark::RegisterBenchmark("copy/memcpy of image", CopyImage);
   benchmark::RegisterBenchmark("copy/read memory and image", ReadBoth);
   benchmark::RegisterBenchmark("kernel/first writes to 256 pages", FirstWrites);
@@ -175,4 +180,30 @@ void RegisterBenchmarks() {
   }
 }
 
+int Main(int argc, char** argv) {
+  // What is compared takes turns, so that a disturbance meets both. An argument
+  // overrides.
+  std::vector<std::string> arguments = {
+      argv[0], "--benchmark_enable_random_interleaving=true",
+      "--benchmark_repetitions=5", "--benchmark_report_aggregates_only=true",
+      "--benchmark_min_time=0.02"};
+  arguments.insert(arguments.end(), argv + 1, argv + argc);
+  std::vector<char*> pointers;
+  for (std::string& argument : arguments) pointers.push_back(argument.data());
+  int count = static_cast<int>(pointers.size());
+  pointers.push_back(nullptr);
+
+  benchmark::Initialize(&count, pointers.data());
+  if (benchmark::ReportUnrecognizedArguments(count, pointers.data())) return 1;
+  utsname name;
+  if (uname(&name) == 0) benchmark::AddCustomContext("kernel", name.release);
+  RegisterFloors();
+  if (benchmark::RunSpecifiedBenchmarks() == 0) return 1;
+  benchmark::Shutdown();
+  return 0;
+}
+
+}  // namespace
 }  // namespace firsttouch::bench
+
+int main(int argc, char** argv) { return firsttouch::bench::Main(argc, argv); }

@@ -13,10 +13,11 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
-#include "firsttouch/bench/clock.h"
+#include "firsttouch/bench/cycle_measure.h"
+#include "firsttouch/bench/cycle_strategies.h"
 #include "firsttouch/bench/fixture.h"
 #include "firsttouch/bench/kernel_counters.h"
-#include "firsttouch/bench/sqlite_request.h"
+#include "firsttouch/bench/timing.h"
 #include "firsttouch/examples/tenants.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/image_file.h"
@@ -37,40 +38,6 @@ using wasm2c::GuestMemory;
 using wasm2c::MemoryRequest;
 using wasm2c::Wasi;
 
-constexpr uint64_t kMaxMemoryBytes = 64 << 20;
-
-// A memory in one mapping, whose start is a file's.
-class FileMemory : public GuestMemory {
- public:
-  FileMemory(std::byte* base, uint64_t size_bytes)
-      : base_(base), size_bytes_(size_bytes) {}
-  ~FileMemory() override { munmap(base_, kMaxMemoryBytes); }
-
-  std::byte* base() const override { return base_; }
-  uint64_t size_bytes() const override { return size_bytes_; }
-  absl::Status Grow(uint64_t new_size_bytes) override {
-    if (new_size_bytes > kMaxMemoryBytes) {
-      return absl::OutOfRangeError("larger than the mapping");
-    }
-    size_bytes_ = new_size_bytes;
-    return absl::OkStatus();
-  }
-  // The kernel supplies any page in bounds to a system call, too.
-  absl::Status MakeReady(uint64_t, uint64_t, Access) override {
-    return absl::OkStatus();
-  }
-  absl::Status Reset() override {
-    return absl::UnimplementedError("one tenant is all there is");
-  }
-  absl::StatusOr<ImageRef> Snapshot(std::string_view) override {
-    return absl::UnimplementedError("one tenant is all there is");
-  }
-
- private:
-  std::byte* const base_;
-  uint64_t size_bytes_;
-};
-
 // The kernel's own ways with a file: the memory's bytes are at `offset` in it.
 class FileSource : public wasm2c::MemorySource {
  public:
@@ -80,7 +47,7 @@ class FileSource : public wasm2c::MemorySource {
   absl::StatusOr<std::vector<std::unique_ptr<GuestMemory>>> Acquire(
       std::span<const MemoryRequest> requests) override {
     void* const mapped =
-        mmap(nullptr, kMaxMemoryBytes, PROT_READ | PROT_WRITE,
+        mmap(nullptr, kSqliteMemoryBytes, PROT_READ | PROT_WRITE,
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapped == MAP_FAILED) Die("mmap failed");
     auto* const base = static_cast<std::byte*>(mapped);
@@ -97,8 +64,9 @@ class FileSource : public wasm2c::MemorySource {
       Die("mmap of the file failed");
     }
     std::vector<std::unique_ptr<GuestMemory>> memories;
-    memories.push_back(
-        std::make_unique<FileMemory>(base, requests[0].size_bytes));
+    memories.push_back(MakeMappedMemory(
+        base, requests[0].size_bytes, kSqliteMemoryBytes,
+        [base](uint64_t) { munmap(base, kSqliteMemoryBytes); }));
     return memories;
   }
 
@@ -109,15 +77,10 @@ class FileSource : public wasm2c::MemorySource {
   const bool read_;
 };
 
-// A query, an insert and an update. Ends the program on a wrong answer.
-void Request(SqliteGuest& guest, uint64_t rows, Query query) {
-  uint64_t found = rows / 8 + 1;
-  uint64_t updated = 7 % rows + 1;
-  if (query == Query::kOther) {
-    found = rows / 3 + 1;
-    updated = rows / 2 + 1;
-  }
-  RequestOrDie(guest, found, updated);
+void Request(SqliteGuest& guest, uint64_t rows, const std::string& query) {
+  const bool same = query == "same";
+  RequestOrDie(guest, same ? SameFound(rows) : rows / 3 + 1,
+               same ? SameUpdated(rows) : rows / 2 + 1);
 }
 
 struct Pool {
@@ -127,14 +90,13 @@ struct Pool {
 
 Pool MakeGuestPool() {
   Pool pool;
-  pool.service = OrDie(Service::Create(
-      {.name = "starts",
-       .layout = wasm2c::LayoutForGuests(/*instances=*/1, kMaxMemoryBytes)}));
+  pool.service =
+      OrDie(Service::Create({.name = "starts",
+                             .layout = wasm2c::LayoutForGuests(
+                                 /*instances=*/1, kSqliteMemoryBytes)}));
   pool.source = OrDie(wasm2c::PoolMemorySource::Create(pool.service.get()));
   return pool;
 }
-
-double NsSince(uint64_t ticks) { return TicksToNs(NowTicks() - ticks); }
 
 }  // namespace
 
@@ -152,7 +114,7 @@ void WriteSqliteFiles(uint32_t rows, const std::string& with_set,
   for (int tenant = 0; tenant < 10; ++tenant) {
     Wasi wasi;
     SqliteGuest guest = OrDie(database->Instantiate(pool.source.get(), &wasi));
-    Request(guest, rows, Query::kSame);
+    Request(guest, rows, "same");
   }
   const ImageRef image = database->memories().front().image;
   OrDie(WriteImageFile(*image, with_set).status());
@@ -160,8 +122,8 @@ void WriteSqliteFiles(uint32_t rows, const std::string& with_set,
   OrDie(WriteImageFile(*image, without_set).status());
 }
 
-ImageStart StartSqlite(const std::string& strategy, const std::string& file,
-                       uint32_t rows, Query query) {
+StartRow StartSqlite(const std::string& strategy, const std::string& file,
+                     uint32_t rows, const std::string& query) {
   // What has nothing to do with the memory: the program's own pages, and the
   // instance around the memory.
   std::shared_ptr<const SqliteTemplate> fresh;
@@ -169,7 +131,7 @@ ImageStart StartSqlite(const std::string& strategy, const std::string& file,
     const std::unique_ptr<wasm2c::PlainMemorySource> source =
         OrDie(wasm2c::PlainMemorySource::Create(
             {.slots = 1,
-             .max_memory_bytes = kMaxMemoryBytes,
+             .max_memory_bytes = kSqliteMemoryBytes,
              .method = wasm2c::PlainMethod::kEagerCopy}));
     fresh = OrDie(examples::FreshInstance(source.get()));
     constexpr uint32_t kFewRows = 100;
@@ -182,7 +144,9 @@ ImageStart StartSqlite(const std::string& strategy, const std::string& file,
   const ImageFileInfo info = OrDie(ReadImageFileInfo(file));
   TicksToNs(1);  // Calibrates.
 
-  ImageStart start;
+  StartRow start;
+  start.set_query(query);
+  start.set_way(strategy);
   Pool pool;
   UniqueFd fd;
   std::unique_ptr<FileSource> plain;
@@ -192,15 +156,15 @@ ImageStart StartSqlite(const std::string& strategy, const std::string& file,
   uint64_t begin = NowTicks();
   if (ours) {
     pool = MakeGuestPool();
-    start.pool_ns = NsSince(begin);
+    start.set_pool_ns(NsSince(begin));
     begin = NowTicks();
     request.image = OrDie(OpenImageFile(file));
-    start.open_ns = NsSince(begin);
+    start.set_open_ns(NsSince(begin));
     source = pool.source.get();
   } else {
     fd = UniqueFd(open(file.c_str(), O_RDONLY | O_CLOEXEC));
     if (fd.get() < 0) Die(absl::StrCat("cannot open ", file));
-    start.open_ns = NsSince(begin);
+    start.set_open_ns(NsSince(begin));
     plain = std::make_unique<FileSource>(fd.get(), info.data_offset,
                                          RoundUpToPage(info.size_bytes),
                                          strategy == kReadFileName);
@@ -212,43 +176,45 @@ ImageStart StartSqlite(const std::string& strategy, const std::string& file,
   const std::shared_ptr<const SqliteTemplate> database =
       OrDie(fresh->WithMemories({&request, 1}));
   SqliteGuest guest = OrDie(database->Instantiate(source, &wasi));
-  start.bind_ns = NsSince(begin);
+  start.set_bind_ns(NsSince(begin));
 
   const uint64_t faults = ours ? pool.service->Stats().faults() : 0;
   const uint64_t kernel_faults = MinorFaults();
   begin = NowTicks();
   Request(guest, rows, query);
-  start.query_ns = NsSince(begin);
-  start.kernel_faults = static_cast<double>(MinorFaults() - kernel_faults);
+  start.set_query_ns(NsSince(begin));
+  start.set_all_ns(start.open_ns() + start.bind_ns() + start.query_ns());
+  start.set_kernel_faults(static_cast<double>(MinorFaults() - kernel_faults));
   if (ours) {
-    start.faults = static_cast<double>(pool.service->Stats().faults() - faults);
+    start.set_faults(
+        static_cast<double>(pool.service->Stats().faults() - faults));
   }
   return start;
 }
 
-ImageStart StartPlain(const std::string& file) {
+SizeRow StartPlain(const std::string& file) {
   const ImageFileInfo info = OrDie(ReadImageFileInfo(file));
   TicksToNs(1);  // Calibrates.
-  ImageStart start;
-  uint64_t begin = NowTicks();
+  SizeRow row;
   const std::unique_ptr<Service> service = OrDie(Service::Create(
       {.name = "starts",
        .layout = {.instances = 1,
                   .max_memory_bytes = RoundUpToPage(info.size_bytes),
                   .guard_after_bytes = 1 << 20}}));
-  start.pool_ns = NsSince(begin);
-  begin = NowTicks();
+  uint64_t begin = NowTicks();
   const ImageRef image = OrDie(OpenImageFile(file));
-  start.open_ns = NsSince(begin);
+  row.set_open_ns(NsSince(begin));
   begin = NowTicks();
   const Memory memory =
       OrDie(service->Acquire({.image = image, .size_bytes = info.size_bytes}));
-  start.bind_ns = NsSince(begin);
+  row.set_bind_ns(NsSince(begin));
   begin = NowTicks();
   const volatile std::byte* const last = memory.base() + info.size_bytes - 1;
   if (*last == std::byte{0}) Die("the last byte is not the image's");
-  start.query_ns = NsSince(begin);
-  return start;
+  row.set_touch_ns(NsSince(begin));
+  row.set_bytes(info.size_bytes);
+  row.set_open_and_bind_ns(row.open_ns() + row.bind_ns());
+  return row;
 }
 
 }  // namespace firsttouch::bench

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "firsttouch/bench/report.pb.h"
+
 namespace firsttouch::bench {
 
 // How SQLite's memory comes from a file.
@@ -17,19 +19,6 @@ inline constexpr char kReadFileName[] = "read into memory";
 inline constexpr char kPrivateFileName[] = "plain private mapping";
 const std::vector<std::string>& AllStartStrategies();
 
-// What is asked: the rows that the working set was taught with, or others.
-enum class Query : uint8_t { kSame, kOther };
-
-struct ImageStart {
-  double pool_ns = 0;   // making the pool; 0 for strategies without
-  double open_ns = 0;   // the file
-  double bind_ns = 0;   // the memory, and the instance around it
-  double query_ns = 0;  // the first request
-  // Of the request: resolved by the pool, and by the kernel.
-  double faults = 0;
-  double kernel_faults = 0;
-};
-
 // Makes the two image files: SQLite's memory after its set-up with `rows` rows,
 // with what tenants have taught, and without.
 void WriteSqliteFiles(uint32_t rows, const std::string& with_set,
@@ -38,12 +27,13 @@ void WriteSqliteFiles(uint32_t rows, const std::string& with_set,
 // In this process, which should have done nothing else yet: SQLite from `file`
 // by one strategy. Before anything is measured, the same request is made to
 // another database, in other memory: what is measured is memory, not the
-// program's own pages. Ends the program when an answer is wrong.
-ImageStart StartSqlite(const std::string& strategy, const std::string& file,
-                       uint32_t rows, Query query);
+// program's own pages. Ends the program when an answer is wrong. `query`:
+// "same", the rows that the working set was taught with, or "other".
+StartRow StartSqlite(const std::string& strategy, const std::string& file,
+                     uint32_t rows, const std::string& query);
 
 // The same without a guest: open, bind, and a read of the last byte.
-ImageStart StartPlain(const std::string& file);
+SizeRow StartPlain(const std::string& file);
 
 }  // namespace firsttouch::bench
 

@@ -22,6 +22,7 @@
 #include <filesystem>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -29,25 +30,21 @@
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "firsttouch/bench/cycle_strategies.h"
 #include "firsttouch/bench/fixture.h"
 #include "firsttouch/bench/image_starts.h"
-#include "firsttouch/bench/images_text.h"
-#include "firsttouch/bench/machine.h"
-#include "firsttouch/bench/quantiles.h"
+#include "firsttouch/bench/report.h"
 #include "firsttouch/bench/report.pb.h"
+#include "firsttouch/bench/timing.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/image_builder.h"
 #include "firsttouch/init/image_file.h"
 #include "firsttouch/init/image_store.h"
 #include "firsttouch/uffd/units.h"
 
-using Words = std::vector<std::string>;
+using firsttouch::bench::Words;
 
-ABSL_FLAG(std::string, format, "text", "text or json");
 ABSL_FLAG(Words, tables, Words({"start", "cold", "size", "store", "build"}),
           "which tables to make: start, cold, size, store, build");
 ABSL_FLAG(int32_t, rounds, 0, "samples of each strategy; 31 by default");
@@ -99,34 +96,24 @@ std::string OwnProgram() {
   return path;
 }
 
-// What a child prints, and what is read of it.
-std::string Line(const ImageStart& start) {
-  return absl::StrCat(start.pool_ns, " ", start.open_ns, " ", start.bind_ns,
-                      " ", start.query_ns, " ", start.faults, " ",
-                      start.kernel_faults, "\n");
-}
-
-ImageStart RunChild(const Words& flags) {
+// What a child of this program with these flags prints: a row of one sample,
+// as a message.
+template <typename Row>
+Row RunChild(const Words& flags) {
   std::string command = absl::StrCat("'", OwnProgram(), "'");
   for (const std::string& flag : flags) {
     absl::StrAppend(&command, " '--", flag, "'");
   }
   FILE* const pipe = popen(command.c_str(), "r");
   if (pipe == nullptr) Die("cannot start a process");
-  char line[512] = "";
-  const bool read = fgets(line, sizeof line, pipe) != nullptr;
-  if (pclose(pipe) != 0 || !read) {
+  char buffer[4096];
+  const size_t got = fread(buffer, 1, sizeof buffer, pipe);
+  Row row;
+  if (pclose(pipe) != 0 || got == 0 ||
+      !row.ParseFromArray(buffer, static_cast<int>(got))) {
     Die(absl::StrCat("a sample failed: ", command));
   }
-  const Words words = absl::StrSplit(std::string(line), absl::ByAnyChar(" \n"),
-                                     absl::SkipEmpty());
-  double numbers[6] = {};
-  if (words.size() != 6) Die("a sample printed something else");
-  for (size_t i = 0; i < words.size(); ++i) {
-    if (!absl::SimpleAtod(words[i], &numbers[i])) Die("a sample is no number");
-  }
-  return {numbers[0], numbers[1], numbers[2],
-          numbers[3], numbers[4], numbers[5]};
+  return row;
 }
 
 void DropFromPageCache(const std::string& path) {
@@ -136,51 +123,27 @@ void DropFromPageCache(const std::string& path) {
   close(fd);
 }
 
-template <typename Of>
-double MedianOf(const std::vector<ImageStart>& samples, Of of) {
-  std::vector<double> values;
-  for (const ImageStart& sample : samples) values.push_back(of(sample));
-  return Median(std::move(values));
-}
-
-double All(const ImageStart& s) { return s.open_ns + s.bind_ns + s.query_ns; }
-
 void MeasureStarts(const Folder& folder, int rounds, uint32_t rows, bool cold,
                    const Words& queries, ImagesReport& report) {
   const std::string with = folder.File("with.ftimg");
   const std::string without = folder.File("without.ftimg");
   WriteSqliteFiles(rows, with, without);
   for (const std::string& query : queries) {
-    std::vector<std::vector<ImageStart>> samples(AllStartStrategies().size());
+    std::vector<std::vector<StartRow>> samples(AllStartStrategies().size());
     for (int round = 0; round < rounds; ++round) {
       for (size_t i = 0; i < samples.size(); ++i) {
         const std::string& strategy = AllStartStrategies()[i];
         const std::string& file = strategy == kWithSetName ? with : without;
         if (cold) DropFromPageCache(file);
-        samples[i].push_back(RunChild(
+        samples[i].push_back(RunChild<StartRow>(
             {absl::StrCat("child=", strategy), absl::StrCat("file=", file),
              absl::StrCat("query=", query), absl::StrCat("rows=", rows)}));
       }
     }
-    for (size_t i = 0; i < samples.size(); ++i) {
+    for (const std::vector<StartRow>& of_strategy : samples) {
       StartRow& row = *report.add_starts();
+      row = MedianRow(of_strategy);
       row.set_page_cache(cold ? "cold" : "warm");
-      row.set_query(query);
-      row.set_way(AllStartStrategies()[i]);
-      const auto median = [&](auto of) { return MedianOf(samples[i], of); };
-      row.set_open_ns(median([](const ImageStart& s) { return s.open_ns; }));
-      row.set_bind_ns(median([](const ImageStart& s) { return s.bind_ns; }));
-      row.set_query_ns(median([](const ImageStart& s) { return s.query_ns; }));
-      row.set_all_ns(median(All));
-      const double pool = median([](const ImageStart& s) { return s.pool_ns; });
-      if (pool > 0) row.set_pool_ns(pool);
-      row.set_faults(median([](const ImageStart& s) { return s.faults; }));
-      row.set_kernel_faults(
-          median([](const ImageStart& s) { return s.kernel_faults; }));
-      for (const ImageStart& sample : samples[i]) {
-        row.add_round_query_ns(sample.query_ns);
-        row.add_round_all_ns(All(sample));
-      }
     }
   }
 }
@@ -209,7 +172,7 @@ void MeasureSizes(const Folder& folder, int rounds, bool quick,
                   ImagesReport& report) {
   std::vector<uint64_t> sizes = {1 << 20, 64 << 20, uint64_t{1} << 30};
   if (quick) sizes = {1 << 20, 4 << 20};
-  std::vector<std::vector<ImageStart>> samples(sizes.size());
+  std::vector<std::vector<SizeRow>> samples(sizes.size());
   for (const uint64_t size : sizes) {
     OrDie(WriteImageFile(*DenseImage(size, 1),
                          folder.File(absl::StrCat(size, ".ftimg")))
@@ -217,21 +180,13 @@ void MeasureSizes(const Folder& folder, int rounds, bool quick,
   }
   for (int round = 0; round < rounds; ++round) {
     for (size_t i = 0; i < sizes.size(); ++i) {
-      samples[i].push_back(RunChild(
+      samples[i].push_back(RunChild<SizeRow>(
           {"child=size", absl::StrCat("file=", folder.File(absl::StrCat(
                                                    sizes[i], ".ftimg")))}));
     }
   }
   for (size_t i = 0; i < sizes.size(); ++i) {
-    SizeRow& row = *report.add_sizes();
-    row.set_bytes(sizes[i]);
-    const auto median = [&](auto of) { return MedianOf(samples[i], of); };
-    row.set_open_ns(median([](const ImageStart& s) { return s.open_ns; }));
-    row.set_bind_ns(median([](const ImageStart& s) { return s.bind_ns; }));
-    row.set_touch_ns(median([](const ImageStart& s) { return s.query_ns; }));
-    for (const ImageStart& sample : samples[i]) {
-      row.add_round_open_and_bind_ns(sample.open_ns + sample.bind_ns);
-    }
+    *report.add_sizes() = MedianRow(samples[i]);
     unlink(folder.File(absl::StrCat(sizes[i], ".ftimg")).c_str());
   }
 }
@@ -329,24 +284,151 @@ void MeasureBuilds(const Folder& folder, int rounds, bool quick,
 int Child() {
   const std::string child = absl::GetFlag(FLAGS_child);
   const std::string file = absl::GetFlag(FLAGS_file);
-  const ImageStart start =
-      child == "size"
-          ? StartPlain(file)
-          : StartSqlite(child, file, absl::GetFlag(FLAGS_rows),
-                        absl::GetFlag(FLAGS_query) == "other" ? Query::kOther
-                                                              : Query::kSame);
-  std::cout << Line(start);
+  if (child == "size") {
+    std::cout << StartPlain(file).SerializeAsString();
+  } else {
+    std::cout << StartSqlite(child, file, absl::GetFlag(FLAGS_rows),
+                             absl::GetFlag(FLAGS_query))
+                     .SerializeAsString();
+  }
   return 0;
+}
+
+// The row of the plain mapping that goes with `like`.
+const StartRow* PlainOf(const ImagesReport& report, const StartRow& like) {
+  for (const StartRow& row : report.starts()) {
+    if (row.page_cache() == like.page_cache() && row.query() == like.query() &&
+        row.way() == kPrivateFileName) {
+      return &row;
+    }
+  }
+  return nullptr;
+}
+
+std::string Size(uint64_t bytes) {
+  return bytes >= uint64_t{1} << 30 ? absl::StrCat(bytes >> 30, " GiB")
+         : bytes >= 1 << 20         ? absl::StrCat(bytes >> 20, " MiB")
+                                    : absl::StrCat(bytes >> 10, " KiB");
+}
+
+void AddGoal(ImagesReport& report, const std::string& name,
+             const std::string& where, const std::string& other, double bound,
+             std::optional<double> measured) {
+  Goal& goal = *report.add_goals();
+  goal.set_name(name);
+  goal.set_where(where);
+  goal.set_other(other);
+  goal.set_bound(bound);
+  Judge(goal, measured);
+}
+
+// Of what the report has. What was not measured has none.
+void AddGoals(ImagesReport& report) {
+  for (const StartRow& row : report.starts()) {
+    const StartRow* const plain = PlainOf(report, row);
+    // Only of the same rows is it asked: nobody can know of others.
+    if (row.way() == kWithSetName && row.page_cache() == "warm" &&
+        row.query() == "same" && plain != nullptr) {
+      AddGoal(report, "first query / the other's", "same rows",
+              kPrivateFileName, 0.7, RatioOfRounds(&row, plain, "query_ns"));
+    }
+  }
+  for (int i = 1; i < report.sizes_size(); ++i) {
+    const SizeRow& least = report.sizes(0);
+    const SizeRow& row = report.sizes(i);
+    AddGoal(report, "open + bind / that of a small file", Size(row.bytes()),
+            Size(least.bytes()), 1.5,
+            RatioOfRounds(&row, &least, "open_and_bind_ns"));
+  }
+  if (report.has_stored() && report.stored().one_file_bytes() > 0) {
+    const StoredImages& stored = report.stored();
+    AddGoal(report, "bytes stored / those of one image",
+            absl::StrCat(stored.images(), " images"), "one file", 8,
+            static_cast<double>(stored.store_bytes()) /
+                static_cast<double>(stored.one_file_bytes()));
+  }
+}
+
+// The starts with the page cache and the query of `like`.
+std::string StartsText(const ImagesReport& report, const StartRow& like) {
+  std::vector<Words> lines = {
+      {"", "open", "bind", "query", "all", "pool", "faults", "kernel", "x"}};
+  for (const StartRow& row : report.starts()) {
+    if (row.page_cache() != like.page_cache() || row.query() != like.query()) {
+      continue;
+    }
+    Words& line = lines.emplace_back(Words{row.way()});
+    for (const char* field :
+         {"open_ns", "bind_ns", "query_ns", "all_ns", "pool_ns"}) {
+      line.push_back(Thousandths(row, field));
+    }
+    line.push_back(Short(row.faults()));
+    line.push_back(Short(row.kernel_faults()));
+    line.push_back(
+        Short(RatioOfRounds(&row, PlainOf(report, row), "query_ns")));
+  }
+  return absl::StrCat(
+      "\nSQLite from a file, page cache ", like.page_cache(), ", ",
+      like.query() == "same" ? "the rows that taught the working set"
+                             : "other rows than those that taught",
+      "\n", TableText(lines));
+}
+
+std::string ToText(const ImagesReport& report) {
+  std::string text = absl::StrCat(
+      MachineText(report.machine()), report.rounds(),
+      " rounds; a new process for each sample; times in us, medians\n");
+  for (const StartRow& row : report.starts()) {
+    // Each table begins with this strategy.
+    if (row.way() != AllStartStrategies()[0]) continue;
+    absl::StrAppend(&text, StartsText(report, row));
+  }
+  if (report.starts_size() > 0) {
+    absl::StrAppend(
+        &text,
+        "faults, kernel: of the first query, resolved by the pool, by the "
+        "kernel\nx: the first query as a multiple of ",
+        kPrivateFileName, "'s\n");
+  }
+  if (report.sizes_size() > 0) {
+    std::vector<Words> lines = {{"", "open", "bind", "touch"}};
+    for (const SizeRow& row : report.sizes()) {
+      lines.push_back({Size(row.bytes()), Thousandths(row, "open_ns"),
+                       Thousandths(row, "bind_ns"),
+                       Thousandths(row, "touch_ns")});
+    }
+    absl::StrAppend(&text, "\nopen + bind by size, all pages stored\n",
+                    TableText(lines));
+  }
+  if (report.has_stored()) {
+    const StoredImages& stored = report.stored();
+    absl::StrAppend(&text, "\n", stored.images(), " images of ",
+                    Size(stored.image_bytes()), " that share ",
+                    Short(stored.shared_part() * 100), " % of their pages\n",
+                    "one file ", stored.one_file_bytes(), " bytes, ",
+                    stored.images(), " files ", stored.all_files_bytes(),
+                    ", the store ", stored.store_bytes(), "\n");
+  }
+  if (report.builds_size() > 0) {
+    std::vector<Words> lines = {{"making images", "ms a MiB"}};
+    for (const BuildRow& row : report.builds()) {
+      lines.push_back({absl::StrCat(row.what(), ", ", Size(row.bytes())),
+                       Short(row.ms_per_mib())});
+    }
+    absl::StrAppend(&text, "\n", TableText(lines));
+  }
+  if (report.goals_size() > 0) {
+    absl::StrAppend(&text, "\ngoals: medians of the ratios within a round\n",
+                    GoalsText(report.goals()));
+  }
+  return text;
 }
 
 int Main(int argc, char** argv) {
   absl::SetProgramUsageMessage("What image files cost.");
   absl::ParseCommandLine(argc, argv);
   if (!absl::GetFlag(FLAGS_child).empty()) return Child();
-  const std::string format = absl::GetFlag(FLAGS_format);
-  if (format != "text" && format != "json") {
-    Die(absl::StrCat("--format=", format, " is neither text nor json"));
-  }
+  CheckFormat();
   const bool quick = absl::GetFlag(FLAGS_quick);
   int rounds = absl::GetFlag(FLAGS_rounds);
   if (rounds < 0) Die("--rounds must be at least 1");
@@ -379,12 +461,7 @@ int Main(int argc, char** argv) {
     }
   }
   AddGoals(report);
-  std::cout << (format == "json" ? ToJson(report) : ToText(report));
-  if (!std::cout.flush()) {
-    std::cerr << "standard output cannot be written\n";
-    return 74;  // EX_IOERR
-  }
-  return 0;
+  return Print(report, ToText(report));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -9,7 +10,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <filesystem>
+#include <fstream>
 #include <set>
 #include <string>
 #include <vector>
@@ -193,12 +197,37 @@ class Tracer {
   SystemCalls calls_;
 };
 
+// Whether the thread sleeps; also true when it has ended.
+bool Sleeps(const std::string& directory) {
+  std::ifstream stat(absl::StrCat(directory, "/stat"));
+  std::string text;
+  std::getline(stat, text);
+  // "<id> (<name>) <state> ...", where a name may have parentheses.
+  const size_t name_end = text.rfind(") ");
+  return name_end == std::string::npos || text[name_end + 2] == 'S';
+}
+
 absl::Status ForkFailed() {
   return absl::ErrnoToStatus(errno,
                              absl::StrCat("fork failed (errno ", errno, ")"));
 }
 
 }  // namespace
+
+void WaitUntilOtherThreadsSleep() {
+  const std::string self = absl::StrCat(syscall(SYS_gettid));
+  // Twice in a row: a thread may sleep for a moment on its way.
+  for (int quiet = 0; quiet < 2; ++quiet) {
+    for (const auto& task :
+         std::filesystem::directory_iterator("/proc/self/task")) {
+      if (task.path().filename() == self) continue;
+      if (Sleeps(task.path().string())) continue;
+      quiet = -1;
+      break;
+    }
+    sched_yield();
+  }
+}
 
 void BeginCountedPart() { prctl(static_cast<int>(kBeginMark), 0, 0, 0, 0); }
 void EndCountedPart() { prctl(static_cast<int>(kEndMark), 0, 0, 0, 0); }

@@ -15,6 +15,13 @@
 
 namespace firsttouch::examples {
 
+// Returns when every other thread of this process sleeps in the kernel. Threads
+// that serve what was done before a counted part may still be at it, and one
+// that was just made may not have begun: their calls would be counted. For
+// threads that have nothing to do then but to wait; otherwise it may never
+// return.
+void WaitUntilOtherThreadsSleep();
+
 // For what is counted: what lies between the two is counted, the rest is not;
 // from whichever thread. Both are system calls themselves, which do nothing.
 void BeginCountedPart();

@@ -94,6 +94,41 @@ TEST_F(SystemCallsTest, CountsWhatAFunctionDoes) {
   EXPECT_EQ(calls->exit_status, 0);
 }
 
+TEST_F(SystemCallsTest, WaitsForThreadsThatAreStillBusy) {
+  const absl::StatusOr<SystemCalls> calls = CountSystemCallsOf([] {
+    int ends[2];
+    if (pipe(ends) != 0) return;
+    std::thread other([&] {
+      for (int i = 0; i < 300; ++i) getppid();
+      char byte;
+      static_cast<void>(!read(ends[0], &byte, 1));
+    });
+    WaitUntilOtherThreadsSleep();
+    BeginCountedPart();
+    EndCountedPart();
+    static_cast<void>(!write(ends[1], "", 1));
+    other.join();
+  });
+  ASSERT_TRUE(calls.ok()) << calls.status();
+  EXPECT_EQ(calls->parts, 1u);
+  EXPECT_EQ(calls->total, 0u);
+}
+
+TEST_F(SystemCallsTest, AFunctionThatDiesIsAnError) {
+  const absl::Status status = CountSystemCallsOf([] {
+                                BeginCountedPart();
+                                raise(SIGKILL);
+                              }).status();
+  EXPECT_EQ(status, absl::AbortedError("the counted program died by signal 9"));
+}
+
+TEST_F(SystemCallsTest, APartThatNeverEndsIsNoPart) {
+  const absl::StatusOr<SystemCalls> calls =
+      CountSystemCallsOf([] { BeginCountedPart(); });
+  ASSERT_TRUE(calls.ok()) << calls.status();
+  EXPECT_EQ(calls->parts, 0u);
+}
+
 TEST_F(SystemCallsTest, AProgramThatDiesIsAnError) {
   const absl::Status status = Count("dies").status();
   EXPECT_EQ(status, absl::AbortedError("the counted program died by signal 9"));

@@ -20,8 +20,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
-#include "firsttouch/bench/count_calls.h"
 #include "firsttouch/bench/fixture.h"
+#include "firsttouch/examples/system_calls.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/service/memory.h"
 #include "firsttouch/service/options.h"
@@ -33,9 +33,8 @@
 namespace firsttouch {
 namespace {
 
-using bench::CallCounts;
-using bench::CountCalls;
 using bench::OrDie;
+using examples::SystemCalls;
 
 constexpr uint64_t kImageBytes = 1 << 20;
 constexpr uint64_t kMemoryBytes = 4 << 20;
@@ -46,7 +45,7 @@ constexpr int kWarmup = 150;
 constexpr int kCycles = 200;
 
 struct Counted {
-  CallCounts calls;
+  SystemCalls calls;
   int64_t page_faults = 0;
   // Whether the tenant after the last one found the image and zeroes.
   bool clean = false;
@@ -85,25 +84,29 @@ absl::StatusOr<Counted> CountCycles(absl::FunctionRef<bool(Count)> body) {
                             MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (shared == MAP_FAILED) return absl::ErrnoToStatus(errno, "mmap");
   auto* const told = new (shared) Told{};
-  absl::StatusOr<CallCounts> calls =
-      CountCalls([&](absl::FunctionRef<void()> mark) {
-        told->clean = body([&](absl::FunctionRef<void(int)> cycle) {
-          PageFaults();  // whose own first call writes to a page
-          TouchStack();
-          bench::WaitUntilOtherThreadsSleep();
-          mark();
-          const int64_t before = PageFaults();
-          for (int i = 0; i < kCycles; ++i) cycle(i);
-          const int64_t after = PageFaults();
-          mark();
-          told->page_faults = after - before;
-        });
-      });
+  absl::StatusOr<SystemCalls> calls = examples::CountSystemCallsOf([&] {
+    told->clean = body([&](absl::FunctionRef<void(int)> cycle) {
+      PageFaults();  // whose own first call writes to a page
+      TouchStack();
+      examples::WaitUntilOtherThreadsSleep();
+      examples::BeginCountedPart();
+      const int64_t before = PageFaults();
+      for (int i = 0; i < kCycles; ++i) cycle(i);
+      const int64_t after = PageFaults();
+      examples::EndCountedPart();
+      told->page_faults = after - before;
+    });
+  });
   Counted counted{.page_faults = told->page_faults, .clean = told->clean};
   munmap(shared, sizeof(Told));
   if (!calls.ok()) return calls.status();
+  if (calls->exit_status != 0 || calls->parts != 1) {
+    return absl::AbortedError(absl::StrCat("exit status ", calls->exit_status,
+                                           ", counted ", calls->parts,
+                                           " times instead of once"));
+  }
   counted.calls = *calls;
-  counted.calls.system_calls -= 2;  // PageFaults() itself
+  counted.calls.total -= 2;  // PageFaults() itself
   return counted;
 }
 
@@ -209,7 +212,7 @@ TEST_P(SteadyCycle, MakesNoCallAndTakesNoFault) {
   };
   const absl::StatusOr<Counted> counted = CountCycles(measure);
   SKIP_IF_PTRACE_IS_REFUSED(counted);
-  EXPECT_EQ(counted->calls.system_calls, 0u) << "in " << kCycles << " cycles";
+  EXPECT_EQ(counted->calls.total, 0u) << "in " << kCycles << " cycles";
   EXPECT_EQ(counted->calls.signals, 0u) << "in " << kCycles << " cycles";
   EXPECT_EQ(counted->page_faults, 0) << "in " << kCycles << " cycles";
   EXPECT_TRUE(counted->clean) << "the next tenant saw what the last one wrote";
@@ -231,7 +234,7 @@ TEST(Counters, SeeTheCallAndTheFaultOfEachCycleOfCopyOnWrite) {
     return memcmp(mapping.base(), image->data(), kImageBytes) == 0;
   });
   SKIP_IF_PTRACE_IS_REFUSED(counted);
-  EXPECT_EQ(counted->calls.system_calls, uint64_t{kCycles});
+  EXPECT_EQ(counted->calls.total, uint64_t{kCycles});
   EXPECT_EQ(counted->calls.signals, 0u);
   EXPECT_GE(counted->page_faults, kCycles);
   EXPECT_TRUE(counted->clean);
@@ -260,7 +263,7 @@ TEST(Counters, SeeTheSignalOfEachCycleInASlotWithoutPages) {
   SKIP_IF_PTRACE_IS_REFUSED(counted);
   EXPECT_GE(counted->calls.signals, uint64_t{kCycles});
   // The return from each signal is a call, too.
-  EXPECT_GE(counted->calls.system_calls, uint64_t{kCycles});
+  EXPECT_GE(counted->calls.total, uint64_t{kCycles});
   EXPECT_TRUE(counted->clean);
 }
 
@@ -273,7 +276,7 @@ TEST(Counters, SeeAWayThatHandsOnWhatWasWritten) {
     return memcmp(mapping.base(), image->data(), kImageBytes) == 0;
   });
   SKIP_IF_PTRACE_IS_REFUSED(counted);
-  EXPECT_EQ(counted->calls.system_calls, 0u);
+  EXPECT_EQ(counted->calls.total, 0u);
   EXPECT_EQ(counted->page_faults, 0);
   EXPECT_FALSE(counted->clean);
 }
