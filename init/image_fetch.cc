@@ -11,12 +11,12 @@
 
 #include "firsttouch/init/source_requests.h"
 #include "firsttouch/uffd/fill.h"
+#include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
 namespace {
 
 constexpr uint64_t kPagesPerWord = 64;
-constexpr uint64_t kBytesPerPage = 4096;
 
 }  // namespace
 
@@ -60,12 +60,12 @@ int FetchImagePages(const ImageFetch& fetch, uint64_t first, uint64_t pages,
       continue;
     }
     const uint64_t run = std::min<uint64_t>(std::countr_one(word), end - page);
-    const uint64_t offset = page * kBytesPerPage;
+    const uint64_t offset = page * kPageBytes;
     // A source that cannot be read gives EFAULT here, where a plain read of it
     // would be a SIGBUS. Somebody else's page (EEXIST) is as good as ours.
     const FillResult fill =
         CopyRange(*fetch.kernel, fetch.uffd, fetch.view + offset,
-                  fetch.source + offset, run * kBytesPerPage, 0, {});
+                  fetch.source + offset, run * kPageBytes, 0, {});
     if (!fill.ok()) return fill.error;
     page += run;
   }

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "firsttouch/locator/table.h"
+#include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
 namespace locator_internal {
@@ -20,8 +21,6 @@ constinit std::atomic<PoolRecord*> g_chunks[kChunks];
 }  // namespace locator_internal
 
 namespace {
-
-constexpr uint64_t kPageBytes = 4096;
 
 __extension__ typedef unsigned __int128 Uint128;
 

@@ -76,7 +76,7 @@ struct Location {
   uint32_t memory = 0;
   // From the start of the memory in `slot`; negative in kGuardBefore only.
   int64_t offset_bytes = 0;
-  // offset_bytes / 4096; 0 in kGuardBefore.
+  // offset_bytes / kPageBytes; 0 in kGuardBefore.
   uint64_t page = 0;
   // The memory's size when looked at.
   uint64_t size_bytes = 0;

@@ -14,6 +14,7 @@
 #include "firsttouch/locator/lookup.h"
 #include "firsttouch/locator/table.h"
 #include "firsttouch/uffd/mutex.h"
+#include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
 namespace {
@@ -22,7 +23,6 @@ using locator_internal::g_chunks;
 using locator_internal::kChunks;
 using locator_internal::PoolRecord;
 
-constexpr uint64_t kPageBytes = 4096;
 constexpr uint64_t kAddressSpaceBytes = uint64_t{1} << kLocatorAddressBits;
 
 struct Registry {

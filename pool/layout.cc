@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "firsttouch/pool/ids.h"
 #include "firsttouch/pool/size_text.h"
+#include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
 namespace {
@@ -20,7 +21,6 @@ namespace {
 // Wide enough for any product of three option values that we form.
 __extension__ typedef unsigned __int128 Uint128;
 
-constexpr uint64_t kSmallestPageBytes = 4096;
 constexpr uint64_t kMax = std::numeric_limits<uint64_t>::max();
 
 std::optional<uint64_t> Add(uint64_t a, uint64_t b) {
@@ -51,11 +51,11 @@ absl::Status CheckMultiple(std::string_view name, uint64_t value,
 }
 
 absl::Status CheckOptions(const LayoutOptions& options) {
-  if (options.page_bytes < kSmallestPageBytes ||
+  if (options.page_bytes < kPageBytes ||
       !std::has_single_bit(options.page_bytes)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "page_bytes ", options.page_bytes, " is not a power of two from ",
-        kSmallestPageBytes, " on; take sysconf(_SC_PAGESIZE)"));
+        kPageBytes, " on; take sysconf(_SC_PAGESIZE)"));
   }
   if (options.instances == 0) {
     return absl::InvalidArgumentError(

@@ -49,6 +49,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "firsttouch/pool/ids.h"
+#include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
 
@@ -72,8 +73,8 @@ struct LayoutOptions {
   // what code can reach by unowned_guard_bytes(): guard_before_bytes, or a
   // page.
   uint64_t guard_after_bytes = 0;
-  // The host's page. A power of two from 4096 on.
-  uint64_t page_bytes = 4096;
+  // The host's page. A power of two from kPageBytes on.
+  uint64_t page_bytes = kPageBytes;
   // What one fault fills at most, but for reads of shared image pages: a guest
   // that reads them upwards gets up to 1 MiB at a time. A power of two, a
   // multiple of page_bytes. A fault-around range that reaches past a memory's

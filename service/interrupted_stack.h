@@ -22,7 +22,8 @@ using SignalFunction = void (*)(int signal, siginfo_t* info, void* ucontext);
 //
 // Comes back, with nothing done, where the handler has to be called in place:
 // the interrupted code was on the same stack, or its stack is used up or not
-// writable (a stack overflow), or a shadow stack is in use.
+// writable (a stack overflow), or a shadow stack is in use, or the machine is
+// not an x86-64.
 //
 // `info` and `ucontext` must be the kernel's own, as given to the handler that
 // the kernel itself called, and the signal mask already what `handler` expects.

@@ -15,6 +15,7 @@
 #include "firsttouch/service/service_pool.h"
 #include "firsttouch/service/slot_record.h"
 #include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/this_thread.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/units.h"
 

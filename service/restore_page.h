@@ -37,9 +37,9 @@ bool DiffersFrom(const std::byte* page, const std::byte* initial);
 // The pages of an image may be those of a file, and a file can be cut short at
 // any time: to read them is a SIGBUS then. The instructions by which the
 // functions above read (and, in CopyGuarded(), write) are guarded: a fault
-// handler that finds one of them interrupted for good sets the program counter
-// to the end of its block, which this function returns, and RAX to 1. 0 for any
-// other instruction.
+// handler that finds one of them interrupted for good makes it fail
+// (FailGuardedRead() of fault_registers.h) and go on at the end of its block,
+// which this function returns. 0 for any other instruction.
 //
 // Any thread; async-signal-safe.
 uintptr_t EndOfGuardedRead(uintptr_t instruction) noexcept;

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "firsttouch/service/fault_registers.h"
 #include "firsttouch/uffd/units.h"
 #include "gtest/gtest.h"
 
@@ -81,13 +82,10 @@ TEST(RestorePageTest, ACopyIsWholeAndADifferenceIsFound) {
 
 // What the fault handler of a service does.
 void EndGuardedRead(int, siginfo_t*, void* ucontext) {
-  greg_t* const registers =
-      static_cast<ucontext_t*>(ucontext)->uc_mcontext.gregs;
-  const uintptr_t end =
-      EndOfGuardedRead(static_cast<uintptr_t>(registers[REG_RIP]));
+  auto& context = *static_cast<ucontext_t*>(ucontext);
+  const uintptr_t end = EndOfGuardedRead(ProgramCounter(context));
   if (end == 0) _exit(1);
-  registers[REG_RIP] = static_cast<greg_t>(end);
-  registers[REG_RAX] = 1;
+  FailGuardedRead(context, end);
 }
 
 TEST(RestorePageTest, AReadThatCannotBeDoneIsEndedAndReported) {

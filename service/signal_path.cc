@@ -15,17 +15,15 @@
 
 #include "firsttouch/locator/lookup.h"
 #include "firsttouch/service/fault_pool.h"
+#include "firsttouch/service/fault_registers.h"
 #include "firsttouch/service/handle_fault.h"
 #include "firsttouch/service/raw_text.h"
 #include "firsttouch/service/restore_page.h"
+#include "firsttouch/service/this_thread.h"
 #include "firsttouch/service/trap.h"
 #include "firsttouch/service/trap_guard.h"
 #include "firsttouch/uffd/signal_mask.h"
 #include "firsttouch/uffd/units.h"
-
-#ifndef __x86_64__
-#error "The fault's access and program counter are read from the x86-64 context"
-#endif
 
 namespace firsttouch {
 namespace {
@@ -33,17 +31,6 @@ namespace {
 using TrapGuard = void (*)(const TrapInfo& trap);
 std::atomic<TrapGuard> g_trap_guard{nullptr};
 static_assert(std::atomic<TrapGuard>::is_always_lock_free);
-
-// Bits of the page-fault error code (Intel SDM volume 3, 4.7).
-constexpr greg_t kFaultProtection = 1;
-constexpr greg_t kFaultWrite = 2;
-constexpr greg_t kFaultInstruction = 16;
-
-Access AccessOf(const ucontext_t& context) {
-  const greg_t error = context.uc_mcontext.gregs[REG_ERR];
-  if ((error & kFaultInstruction) != 0) return Access::kExecute;
-  return (error & kFaultWrite) != 0 ? Access::kWrite : Access::kRead;
-}
 
 // Gives the interrupted code's signal mask back, where what follows may take
 // long or leave by longjmp: in a callback, or in a wait.
@@ -168,8 +155,7 @@ FaultOutcome Trap(FaultPool& fault_pool, const Location& where,
   trap.offset_bytes = owned ? where.offset_bytes : 0;
   trap.size_bytes = owned ? where.size_bytes : 0;
   trap.address = address;
-  trap.program_counter =
-      static_cast<uintptr_t>(context.uc_mcontext.gregs[REG_RIP]);
+  trap.program_counter = ProgramCounter(context);
   trap.ucontext = &context;
   RestoreMask(context);
   KeepAlternateStack(context);
@@ -285,11 +271,9 @@ bool GoesOnWithoutPage(FaultPool& fault_pool, SlotState& slot,
 // Ends a guarded read (restore_page.h) that faults, where it is one: of a page
 // of an image whose file was cut short.
 bool EndGuardedRead(ucontext_t& context) {
-  greg_t& instruction = context.uc_mcontext.gregs[REG_RIP];
-  const uintptr_t end = EndOfGuardedRead(static_cast<uintptr_t>(instruction));
+  const uintptr_t end = EndOfGuardedRead(ProgramCounter(context));
   if (end == 0) return false;
-  instruction = static_cast<greg_t>(end);
-  context.uc_mcontext.gregs[REG_RAX] = 1;
+  FailGuardedRead(context, end);
   return true;
 }
 
@@ -354,8 +338,7 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
          .touch = {.slot = where.slot,
                    .offset_bytes = static_cast<uint64_t>(where.offset_bytes),
                    .access = AccessOf(context),
-                   .protection = (context.uc_mcontext.gregs[REG_ERR] &
-                                  kFaultProtection) != 0,
+                   .protection = IsProtectionFault(context),
                    .interrupted_mask = &interrupted_mask}});
   }
   if (result.kind != FaultResult::Kind::kResolved &&

@@ -34,14 +34,6 @@
 
 namespace firsttouch {
 
-// A value that differs for all threads that live at the same time.
-// Async-signal-safe.
-inline uintptr_t ThisThread() noexcept {
-  uintptr_t thread_pointer;
-  asm("mov %%fs:0, %0" : "=r"(thread_pointer));
-  return thread_pointer;
-}
-
 class Image;
 class TrackingPolicy;
 struct ImageFetch;

@@ -29,6 +29,7 @@
 #include "firsttouch/service/restore_groups.h"
 #include "firsttouch/service/service_pool.h"
 #include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/this_thread.h"
 
 namespace firsttouch {
 namespace {

@@ -19,6 +19,7 @@
 #include <cstdint>
 
 #include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
 
@@ -67,7 +68,7 @@ struct FillResult {
   constexpr bool ok() const { return error == 0; }
   // Pages that this call put there.
   constexpr uint64_t pages_filled() const {
-    return bytes_done / 4096 - pages_present;
+    return bytes_done / kPageBytes - pages_present;
   }
 };
 

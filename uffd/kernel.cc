@@ -1,6 +1,6 @@
 // The real kernel. On the fault path: async-signal-safe, no lock, no
 // allocation, no logging, no thread-local storage (not even errno, which is
-// why the calls are made without libc).
+// why the calls are made without libc where the machine is known).
 
 #include "firsttouch/uffd/kernel.h"
 
@@ -11,9 +11,16 @@
 
 #include <cerrno>
 #include <climits>
+#include <ctime>
 #include <type_traits>
 
 #include "firsttouch/uffd/mutex.h"
+
+#if defined(__x86_64__)
+#include "firsttouch/uffd/raw_call_x86_64.h"
+#else
+#include "firsttouch/uffd/raw_call_portable.h"
+#endif
 
 #ifdef FIRSTTOUCH_THREAD_SANITIZER
 #include <sys/mman.h>
@@ -21,25 +28,6 @@
 
 namespace firsttouch {
 namespace {
-
-// One system call: the result, or a negative errno.
-#if defined(__x86_64__)
-inline int64_t RawCall(int64_t number, int64_t a = 0, int64_t b = 0,
-                       int64_t c = 0, int64_t d = 0, int64_t e = 0,
-                       int64_t f = 0) {
-  int64_t result;
-  register int64_t r10 asm("r10") = d;
-  register int64_t r8 asm("r8") = e;
-  register int64_t r9 asm("r9") = f;
-  asm volatile("syscall"
-               : "=a"(result)
-               : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-               : "rcx", "r11", "memory");
-  return result;
-}
-#else
-#error "firsttouch knows the page size and the system calls of x86-64 only"
-#endif
 
 template <typename T>
 int64_t Word(T value) {
@@ -172,7 +160,10 @@ class MachineKernel final : public Kernel {
   }
 
   CallResult Poll(pollfd* fds, size_t count, int timeout_ms) noexcept override {
-    return ToResult(RawCall(SYS_poll, Word(fds), Word(count), timeout_ms));
+    // Not poll(2), which newer machines do not have.
+    timespec timeout{timeout_ms / 1000, timeout_ms % 1000 * 1'000'000};
+    return ToResult(RawCall(SYS_ppoll, Word(fds), Word(count),
+                            timeout_ms < 0 ? 0 : Word(&timeout), 0, 0));
   }
 
   CallResult PagemapScan(int pagemap_fd, PmScanArg* arg) noexcept override {

@@ -36,6 +36,7 @@
 #include "firsttouch/tools/pooldump/snapshot/pool_choice.h"
 #include "firsttouch/tools/pooldump/snapshot/processes.h"
 #include "firsttouch/tools/pooldump/stream.h"
+#include "firsttouch/uffd/units.h"
 #include "re2/re2.h"
 
 namespace firsttouch::pooldump {
@@ -381,7 +382,7 @@ Location OnPaper(const PoolLayout& layout, const std::string& name,
     location.set_size_bytes(size_bytes);
     const auto offset = static_cast<uint64_t>(location.offset_bytes());
     location.set_in_bounds(offset < size_bytes);
-    location.set_page_in_bounds(offset / 4096 * 4096 < size_bytes);
+    location.set_page_in_bounds(RoundDownToPage(offset) < size_bytes);
   }
   return location;
 }

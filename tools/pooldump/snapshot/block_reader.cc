@@ -14,11 +14,11 @@
 #include "absl/strings/str_cat.h"
 #include "firsttouch/control/counters.h"
 #include "firsttouch/tools/pooldump/snapshot/locate.h"
+#include "firsttouch/uffd/units.h"
 
 namespace firsttouch::pooldump {
 namespace {
 
-constexpr uint64_t kPage = 4096;
 // More than fit an address space with any guard.
 constexpr uint64_t kMaxSlots = uint64_t{1} << 20;
 constexpr uint64_t kMaxFields = 1024;
@@ -196,12 +196,12 @@ absl::StatusOr<BlockReader> BlockReader::Open(BlockBytes& bytes) {
     return CorruptBlock(name,
                         "its offsets are not those of its layout options");
   }
-  if (header->page_bytes != kPage) {
-    return CorruptBlock(
-        name, absl::StrCat("page_bytes is ", header->page_bytes, ", not 4096"));
+  if (header->page_bytes != kPageBytes) {
+    return CorruptBlock(name, absl::StrCat("page_bytes is ", header->page_bytes,
+                                           ", not ", kPageBytes));
   }
   constexpr uint64_t kAddressSpace = uint64_t{1} << 57;
-  if (header->base % kPage != 0 || header->base >= kAddressSpace ||
+  if (header->base % kPageBytes != 0 || header->base >= kAddressSpace ||
       header->reservation_bytes > kAddressSpace - header->base) {
     return CorruptBlock(
         name, absl::StrCat("its reservation of ", header->reservation_bytes,
@@ -244,7 +244,7 @@ absl::Status BlockReader::CheckSections() const {
     uint64_t most_records;
   };
   const uint64_t slots = layout_.slots();
-  const uint64_t groups = (layout_.memory_bytes() / kPage + 63) / 64;
+  const uint64_t groups = (layout_.memory_bytes() / kPageBytes + 63) / 64;
   const ControlPlanes& planes = header_.planes;
   const Rule rules[] = {
       {"fields", header_.fields, sizeof(ControlField), kMaxFields},
@@ -283,7 +283,7 @@ absl::Status BlockReader::CheckSections() const {
                              " bytes"));
   }
   bool fit = planes.groups == groups && planes.group_bytes % 8 == 0 &&
-             planes.group_bytes >= 8 && planes.group_bytes <= kPage &&
+             planes.group_bytes >= 8 && planes.group_bytes <= kPageBytes &&
              planes.group_offset_bytes % 8 == 0 &&
              Fits(planes.group_offset_bytes, planes.group_bytes, planes.groups,
                   header_.pages.record_bytes);
@@ -455,7 +455,7 @@ absl::StatusOr<Slot> BlockReader::ReadSlot(uint32_t number) {
   slot.set_initial_bytes(
       std::min(ValueOf(record, initial_bytes_), header_.max_memory_bytes));
   slot.set_kernel_pages(std::min(ValueOf(record, kernel_pages_),
-                                 header_.max_memory_bytes / kPage));
+                                 header_.max_memory_bytes / kPageBytes));
   for (const CounterField& counter : counters_) {
     (slot.mutable_counters()->*counter.set)(ValueOf(record, counter.field));
   }
@@ -657,9 +657,9 @@ absl::StatusOr<PageMap> BlockReader::ReadPages(uint32_t number) {
   if (!slot.ok()) return slot.status();
   *map.mutable_slot() = *std::move(slot);
 
-  const uint64_t size_pages = (map.slot().size_bytes() + kPage - 1) / kPage;
+  const uint64_t size_pages = PagesRoundedUp(map.slot().size_bytes()).value();
   const uint64_t image_pages =
-      (map.slot().image().size_bytes() + kPage - 1) / kPage;
+      PagesRoundedUp(map.slot().image().size_bytes()).value();
   std::map<uint64_t, Group> groups;
   const uint64_t from =
       header_.pages.offset_bytes + number * header_.pages.record_bytes;
@@ -679,7 +679,7 @@ absl::StatusOr<PageMap> BlockReader::ReadPages(uint32_t number) {
   const uint64_t group_end =
       groups.empty() ? 0 : (groups.rbegin()->first + 1) * 64;
   const uint64_t end = std::min(std::max({size_pages, image_pages, group_end}),
-                                header_.max_memory_bytes / kPage);
+                                header_.max_memory_bytes / kPageBytes);
 
   PageRun run;
   const auto flush = [&] {
@@ -758,8 +758,9 @@ absl::StatusOr<Location> BlockReader::Locate(uint64_t address) {
   if (where.place() != Location::MEMORY) return where;
   const auto offset = static_cast<uint64_t>(where.offset_bytes());
   where.set_in_bounds(offset < slot->size_bytes());
-  where.set_page_in_bounds(where.page() * kPage < slot->size_bytes());
-  const uint64_t image_pages = (slot->image().size_bytes() + kPage - 1) / kPage;
+  where.set_page_in_bounds(where.page() * kPageBytes < slot->size_bytes());
+  const uint64_t image_pages =
+      PagesRoundedUp(slot->image().size_bytes()).value();
   if (!where.page_in_bounds()) {
     where.set_page_source(PAGE_OUTSIDE);
   } else if (where.page() < image_pages) {

@@ -26,6 +26,7 @@
 #include "firsttouch/tools/pooldump/snapshot/pool_choice.h"
 #include "firsttouch/tools/pooldump/snapshot/proc_memory.h"
 #include "firsttouch/uffd/unique_fd.h"
+#include "firsttouch/uffd/units.h"
 
 namespace firsttouch::pooldump {
 namespace {
@@ -516,11 +517,10 @@ struct LiveProcess::Impl {
   // The same of one page. Where the kernel does not tell, it stays unknown.
   void AddResidency(Location& where) const {
     if (where.place() != Location::MEMORY) return;
-    constexpr uint64_t kPage = 4096;
-    const uint64_t page = where.address() / kPage * kPage;
+    const uint64_t page = RoundDownToPage(where.address());
     int kind = 0;
     const absl::Status scanned = ForEachResidentRun(
-        proc.get(), page, page + kPage,
+        proc.get(), page, page + kPageBytes,
         [&](const ResidentRun& run) { kind = run.is_private ? 2 : 1; });
     if (!scanned.ok()) return;
     where.set_resident(kind);
@@ -649,7 +649,6 @@ absl::StatusOr<PageMap> LiveProcess::Pages(const std::string& pool,
     map->add_warnings(absl::StrCat(scanned.message()));
     return map;
   }
-  constexpr uint64_t kPage = 4096;
   size_t next = 0;
   const auto add = [&](const PageRun& like, uint64_t from, uint64_t to,
                        int kind) {
@@ -667,15 +666,15 @@ absl::StatusOr<PageMap> LiveProcess::Pages(const std::string& pool,
     const uint64_t end = page + run.pages();
     while (page < end) {
       while (next < resident.size() &&
-             (resident[next].end - base) / kPage <= page) {
+             (resident[next].end - base) / kPageBytes <= page) {
         ++next;
       }
       if (next == resident.size()) {
         add(run, page, end, 0);
         break;
       }
-      const uint64_t from = (resident[next].start - base) / kPage;
-      const uint64_t to = (resident[next].end - base) / kPage;
+      const uint64_t from = (resident[next].start - base) / kPageBytes;
+      const uint64_t to = (resident[next].end - base) / kPageBytes;
       if (from > page) {
         add(run, page, std::min(from, end), 0);
         page = std::min(from, end);

@@ -2,11 +2,12 @@
 
 #include <algorithm>
 
+#include "firsttouch/uffd/units.h"
+
 namespace firsttouch::pooldump {
 
 Location LocateInLayout(const PoolLayout& layout, uint64_t base,
                         uint64_t address) {
-  constexpr uint64_t kPage = 4096;
   Location where;
   where.set_address(address);
   if (address - base >= layout.reservation_bytes()) {
@@ -29,7 +30,7 @@ Location LocateInLayout(const PoolLayout& layout, uint64_t base,
   where.set_offset_bytes(static_cast<int64_t>(offset));
   if (offset < layout.memory_bytes()) {
     where.set_place(Location::MEMORY);
-    where.set_page(offset / kPage);
+    where.set_page(offset / kPageBytes);
   } else if (slot + 1 < layout.slots() &&
              offset >=
                  layout.slot_stride_bytes() - layout.unowned_guard_bytes()) {

@@ -1,4 +1,6 @@
-#include "firsttouch/service/interrupted_stack.h"
+// On the fault path: see interrupted_stack.h.
+
+#if defined(__x86_64__)
 
 #include <errno.h>
 #include <sys/syscall.h>
@@ -9,11 +11,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "firsttouch/service/interrupted_stack.h"
 #include "firsttouch/uffd/units.h"
-
-#ifndef __x86_64__
-#error "The kernel's signal frame is that of x86-64"
-#endif
 
 namespace firsttouch {
 namespace {
@@ -136,3 +135,5 @@ void CallOnInterruptedStack(SignalFunction handler, int signal, siginfo_t* info,
 }
 
 }  // namespace firsttouch
+
+#endif  // __x86_64__

@@ -1,4 +1,6 @@
-#include "firsttouch/service/restore_page.h"
+// On the steady path: see restore_page.h.
+
+#if defined(__x86_64__) && !defined(FIRSTTOUCH_PORTABLE)
 
 #include <immintrin.h>
 
@@ -6,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "firsttouch/service/restore_page.h"
 #include "firsttouch/uffd/units.h"
 
 // A block of instructions that EndOfGuardedRead() knows, with RAX as an operand
@@ -154,3 +157,5 @@ uintptr_t EndOfGuardedRead(uintptr_t instruction) noexcept {
 }
 
 }  // namespace firsttouch
+
+#endif  // __x86_64__

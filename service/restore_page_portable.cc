@@ -1,0 +1,61 @@
+// On the steady path: see restore_page.h. For a machine without a file of its
+// own beside this one. The kernel reads what may be unreadable, one call a
+// page: right everywhere, and slow.
+
+#if !defined(__x86_64__) || defined(FIRSTTOUCH_PORTABLE)
+
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "firsttouch/service/restore_page.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+
+bool RestorePage(std::byte* to, const std::byte* from, bool* unreadable) {
+  std::byte wanted[kPageBytes];
+  if (!CopyGuarded(wanted, from, kPageBytes)) {
+    *unreadable = true;
+    return true;
+  }
+  if (std::memcmp(to, wanted, kPageBytes) == 0) return false;
+  std::memcpy(to, wanted, kPageBytes);
+  return true;
+}
+
+bool RestoreZeroPage(std::byte* to) {
+  if (std::all_of(to, to + kPageBytes,
+                  [](std::byte byte) { return byte == std::byte{0}; })) {
+    return false;
+  }
+  std::memset(to, 0, kPageBytes);
+  return true;
+}
+
+bool CopyGuarded(std::byte* to, const std::byte* from, size_t bytes) {
+  const int saved_errno = errno;
+  const iovec local = {to, bytes};
+  const iovec remote = {const_cast<std::byte*>(from), bytes};
+  const ssize_t copied = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
+  errno = saved_errno;
+  return copied == static_cast<ssize_t>(bytes);
+}
+
+bool DiffersFrom(const std::byte* page, const std::byte* initial) {
+  std::byte copy[kPageBytes];
+  return !CopyGuarded(copy, initial, kPageBytes) ||
+         std::memcmp(page, copy, kPageBytes) != 0;
+}
+
+// Nothing here faults for good.
+uintptr_t EndOfGuardedRead(uintptr_t) noexcept { return 0; }
+
+}  // namespace firsttouch
+
+#endif  // !__x86_64__ || FIRSTTOUCH_PORTABLE
