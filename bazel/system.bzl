@@ -172,10 +172,10 @@ def _system_program_impl(ctx):
     program = ctx.which(ctx.attr.program)
     ctx.file("WORKSPACE", "workspace(name = \"{}\")\n".format(ctx.name), executable = False)
     if program:
-        ctx.symlink(program, "program")
+        ctx.symlink(program, "bin/" + ctx.attr.program)
     ctx.file(
         "BUILD.bazel",
-        "filegroup(\n    name = \"program\",\n    srcs = glob([\"program*\"], allow_empty = True),\n" +
+        "filegroup(\n    name = \"program\",\n    srcs = glob([\"bin/*\"], allow_empty = True),\n" +
         "    visibility = [\"//visibility:public\"],\n)\n",
         executable = False,
     )

@@ -41,9 +41,7 @@ constexpr uint64_t kWasmPage = 65536;
 absl::StatusOr<std::unique_ptr<Service>> MakePool() {
   return Service::Create({
       .name = "tenants",
-      .layout = {.instances = 64,
-                 .max_memory_bytes = uint64_t{4} << 30,
-                 .guard_after_bytes = uint64_t{2} << 30},
+      .layout = LayoutOptions::ForWasm32(64),
   });
 }
 // create: end

@@ -17,9 +17,7 @@ int main() {
                                  std::as_bytes(std::span(greeting)));
   auto service = firsttouch::Service::Create(
       {.name = "tenants",
-       .layout = {.instances = 1000,
-                  .max_memory_bytes = uint64_t{1} << 30,
-                  .guard_after_bytes = uint64_t{1} << 30}});
+       .layout = firsttouch::LayoutOptions::ForWasm32(1000)});
   if (!image.ok() || !service.ok()) return 1;
 
   for (int tenant = 1; tenant <= 3; ++tenant) {

@@ -18,6 +18,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/digest.h"
+#include "firsttouch/init/image_fetch.h"
 #include "firsttouch/init/image_memfd.h"
 #include "firsttouch/init/image_on_demand.h"
 #include "firsttouch/init/memfd.h"
@@ -68,6 +69,11 @@ Image::~Image() {
   }
   const int memfd = on_demand_->memfd.load(std::memory_order_relaxed);
   if (memfd >= 0) calls_.Close(memfd);
+}
+
+int Image::FetchPages(PageIndex first, PageCount pages) const noexcept {
+  if (fetch() == nullptr) return 0;
+  return FetchImagePages(*fetch(), first.value(), pages.value());
 }
 
 const std::byte* Image::PageBytes(PageIndex page) const {

@@ -68,7 +68,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "firsttouch/init/digest.h"
-#include "firsttouch/init/image_fetch.h"
 #include "firsttouch/init/page_map.h"
 #include "firsttouch/init/working_set.h"
 #include "firsttouch/uffd/mutex.h"
@@ -78,6 +77,7 @@ namespace firsttouch {
 
 class ImageWriter;
 class MemfdCalls;
+struct ImageFetch;
 
 // The largest image: 1 TiB of memory (not of stored pages).
 inline constexpr uint64_t kMaxImageBytes = PageMap::kMaxPages * kPageBytes;
@@ -168,10 +168,7 @@ class Image : public std::enable_shared_from_this<Image> {
   // be read. ENOMEM. EBADF: OnDemandMemfd() was not called. With a PageSource
   // what it answered. Of a built image: 0, at once. Any thread;
   // async-signal-safe (it may wait for a disk, or for the source).
-  int FetchPages(PageIndex first, PageCount pages) const noexcept {
-    if (fetch() == nullptr) return 0;
-    return FetchImagePages(*fetch(), first.value(), pages.value());
-  }
+  int FetchPages(PageIndex first, PageCount pages) const noexcept;
 
   // Of an image with a PageSource: asks for these pages, and does not wait.
   // Otherwise nothing. Any thread, not in a signal handler.

@@ -18,6 +18,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/image.h"
+#include "firsttouch/init/image_builder_with_kernel.h"
 #include "firsttouch/init/image_memfd.h"
 #include "firsttouch/init/memfd.h"
 #include "firsttouch/init/page_map.h"
@@ -403,6 +404,36 @@ absl::StatusOr<ImageRef> ImageWithPages(const ImageOptions& options,
     if (!status.ok()) return status;
   }
   return std::move(*writer).Finish();
+}
+
+absl::StatusOr<ImageRef> ImageFromSegments(
+    const ImageOptions& options, std::span<const DataSegment> segments) {
+  return ImageFromSegments(options, segments, RealMemfdCalls());
+}
+
+absl::StatusOr<ImageRef> ImageFromBytes(const ImageOptions& options,
+                                        std::span<const std::byte> bytes) {
+  return ImageFromBytes(options, bytes, RealMemfdCalls());
+}
+
+absl::StatusOr<ImageRef> ImageFromCallback(
+    const ImageOptions& options,
+    absl::FunctionRef<absl::Status(PageIndex page,
+                                   std::span<std::byte, kPageBytes> bytes)>
+        fill) {
+  return ImageFromCallback(options, fill, RealMemfdCalls());
+}
+
+absl::StatusOr<ImageRef> ImageFromWriter(
+    const ImageOptions& options,
+    absl::FunctionRef<absl::Status(ImagePut put)> write) {
+  return ImageFromWriter(options, write, RealMemfdCalls());
+}
+
+absl::StatusOr<ImageRef> ImageWithPages(const ImageOptions& options,
+                                        const Image* base,
+                                        std::span<const PageData> pages) {
+  return ImageWithPages(options, base, pages, RealMemfdCalls());
 }
 
 }  // namespace firsttouch

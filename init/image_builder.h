@@ -42,7 +42,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "firsttouch/init/image.h"
-#include "firsttouch/init/memfd.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -81,15 +80,13 @@ inline constexpr size_t kMaxSegments = 100'000;
 // arithmetic that cannot wrap): "image 'm': segment 3: offset 65535 + 2 bytes
 // exceeds memory size 65536 ..."; InvalidArgument for more than kMaxSegments.
 absl::StatusOr<ImageRef> ImageFromSegments(
-    const ImageOptions& options, std::span<const DataSegment> segments,
-    MemfdCalls& calls = RealMemfdCalls());
+    const ImageOptions& options, std::span<const DataSegment> segments);
 
 // `bytes` from offset 0, zeroes after them.
 //
 // Errors: OutOfRange when there are more bytes than size_bytes.
 absl::StatusOr<ImageRef> ImageFromBytes(const ImageOptions& options,
-                                        std::span<const std::byte> bytes,
-                                        MemfdCalls& calls = RealMemfdCalls());
+                                        std::span<const std::byte> bytes);
 
 // Calls `fill` once for each page, in ascending order, with kPageBytes zeroed,
 // page-aligned bytes to write the page into. What it leaves past size_bytes in
@@ -102,8 +99,7 @@ absl::StatusOr<ImageRef> ImageFromCallback(
     const ImageOptions& options,
     absl::FunctionRef<absl::Status(PageIndex page,
                                    std::span<std::byte, kPageBytes> bytes)>
-        fill,
-    MemfdCalls& calls = RealMemfdCalls());
+        fill);
 
 // Puts bytes at an offset, over what is there.
 using ImagePut = absl::FunctionRef<absl::Status(
@@ -116,8 +112,7 @@ using ImagePut = absl::FunctionRef<absl::Status(
 // that does not end within size_bytes is OutOfRange and changes nothing.
 absl::StatusOr<ImageRef> ImageFromWriter(
     const ImageOptions& options,
-    absl::FunctionRef<absl::Status(ImagePut put)> write,
-    MemfdCalls& calls = RealMemfdCalls());
+    absl::FunctionRef<absl::Status(ImagePut put)> write);
 
 // `base` (null: zeroes) with some pages replaced: the snapshot of a live
 // memory. Pages may come in any order; a page that comes twice is as given
@@ -130,8 +125,7 @@ absl::StatusOr<ImageRef> ImageFromWriter(
 // naming the index, for a page at or past the image's end.
 absl::StatusOr<ImageRef> ImageWithPages(const ImageOptions& options,
                                         const Image* base,
-                                        std::span<const PageData> pages,
-                                        MemfdCalls& calls = RealMemfdCalls());
+                                        std::span<const PageData> pages);
 
 }  // namespace firsttouch
 

@@ -28,6 +28,7 @@
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/fake_memfd.h"
 #include "firsttouch/init/image.h"
+#include "firsttouch/init/image_builder_with_kernel.h"
 #include "firsttouch/init/image_memfd.h"
 #include "firsttouch/init/memfd.h"
 #include "firsttouch/uffd/units.h"

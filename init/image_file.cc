@@ -24,6 +24,7 @@
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/image_digest.h"
 #include "firsttouch/init/image_file_io.h"
+#include "firsttouch/init/image_file_with_kernel.h"
 #include "firsttouch/init/image_format.h"
 #include "firsttouch/init/image_pieces.h"
 #include "firsttouch/init/memfd.h"
@@ -381,21 +382,28 @@ absl::StatusOr<ImageFileInfo> PendingImageFile::Commit() && {
       .Publish(std::move(state_->info), state_->replace);
 }
 
-absl::StatusOr<PendingImageFile> PrepareImageFile(
+class PendingImageFileMaker {
+ public:
+  static absl::StatusOr<PendingImageFile> Prepare(
+      const Image& image, const std::string& path,
+      const WriteImageFileOptions& options, MemfdCalls& calls);
+};
+
+absl::StatusOr<PendingImageFile> PendingImageFileMaker::Prepare(
     const Image& image, const std::string& path,
     const WriteImageFileOptions& options, MemfdCalls& calls) {
   const std::string prefix = absl::StrCat("image file '", path, "': ");
   if (image.has_source()) {
     absl::StatusOr<ImageRef> built = BuiltCopy(image, calls);
     if (!built.ok()) return built.status();
-    return PrepareImageFile(**built, path, options, calls);
+    return Prepare(**built, path, options, calls);
   }
   if (options.parent != nullptr && options.parent->has_source()) {
     absl::StatusOr<ImageRef> built = BuiltCopy(*options.parent, calls);
     if (!built.ok()) return built.status();
     WriteImageFileOptions with_built = options;
     with_built.parent = *std::move(built);
-    return PrepareImageFile(image, path, with_built, calls);
+    return Prepare(image, path, with_built, calls);
   }
   ImageFileInfo info;
   info.name = image.name();
@@ -484,34 +492,44 @@ absl::StatusOr<ImageFileInfo> WriteImageFile(
     const Image& image, const std::string& path,
     const WriteImageFileOptions& options, MemfdCalls& calls) {
   absl::StatusOr<PendingImageFile> file =
-      PrepareImageFile(image, path, options, calls);
+      PendingImageFileMaker::Prepare(image, path, options, calls);
   if (!file.ok()) return file.status();
   return std::move(*file).Commit();
 }
 
-absl::StatusOr<ImageRef> OpenImageFile(const std::string& path,
-                                       const OpenImageOptions& options,
-                                       MemfdCalls& calls) {
-  return Opener(options, calls).Open(path);
+absl::StatusOr<PendingImageFile> PrepareImageFile(
+    const Image& image, const std::string& path,
+    const WriteImageFileOptions& options) {
+  return PendingImageFileMaker::Prepare(image, path, options, RealMemfdCalls());
 }
 
-absl::StatusOr<ImageFileInfo> ReadImageFileInfo(const std::string& path,
-                                                MemfdCalls& calls) {
-  absl::StatusOr<OpenedImageFile> file = OpenAndCheck(path, calls);
+absl::StatusOr<ImageFileInfo> WriteImageFile(
+    const Image& image, const std::string& path,
+    const WriteImageFileOptions& options) {
+  return WriteImageFile(image, path, options, RealMemfdCalls());
+}
+
+absl::StatusOr<ImageRef> OpenImageFile(const std::string& path,
+                                       const OpenImageOptions& options) {
+  return Opener(options, RealMemfdCalls()).Open(path);
+}
+
+absl::StatusOr<ImageFileInfo> ReadImageFileInfo(const std::string& path) {
+  absl::StatusOr<OpenedImageFile> file = OpenAndCheck(path, RealMemfdCalls());
   if (!file.ok()) return file.status();
   return std::move(file->info);
 }
 
 absl::StatusOr<ImageFileInfo> VerifyImageFile(const std::string& path,
-                                              const OpenImageOptions& options,
-                                              MemfdCalls& calls) {
+                                              const OpenImageOptions& options) {
+  MemfdCalls& calls = RealMemfdCalls();
   absl::StatusOr<OpenedImageFile> file = OpenAndCheck(path, calls);
   if (!file.ok()) return file.status();
   if (file->info.parent.has_value() &&
       (options.parent != nullptr || options.find_parent)) {
     OpenImageOptions all = options;
     all.verify = OpenImageOptions::Verify::kAll;
-    absl::StatusOr<ImageRef> image = OpenImageFile(path, all, calls);
+    absl::StatusOr<ImageRef> image = OpenImageFile(path, all);
     if (!image.ok()) return image.status();
     return std::move(file->info);
   }

@@ -57,7 +57,6 @@
 #include "firsttouch/init/digest.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/image_digest.h"
-#include "firsttouch/init/memfd.h"
 #include "firsttouch/init/page_map.h"
 #include "firsttouch/init/working_set.h"
 
@@ -143,8 +142,7 @@ struct WriteImageFileOptions {
 // reader would be told.
 absl::StatusOr<ImageFileInfo> WriteImageFile(
     const Image& image, const std::string& path,
-    const WriteImageFileOptions& options = {},
-    MemfdCalls& calls = RealMemfdCalls());
+    const WriteImageFileOptions& options = {});
 
 // A file that is written, and whose name is still to be given: for several
 // files of which all are to appear, or none. Whatever can be known to fail has
@@ -158,9 +156,7 @@ class PendingImageFile {
   ~PendingImageFile();
 
  private:
-  friend absl::StatusOr<PendingImageFile> PrepareImageFile(
-      const Image&, const std::string&, const WriteImageFileOptions&,
-      MemfdCalls&);
+  friend class PendingImageFileMaker;
   struct State;
   explicit PendingImageFile(std::unique_ptr<State> state);
 
@@ -170,8 +166,7 @@ class PendingImageFile {
 // WriteImageFile without the last step. Dropping the result leaves nothing.
 absl::StatusOr<PendingImageFile> PrepareImageFile(
     const Image& image, const std::string& path,
-    const WriteImageFileOptions& options = {},
-    MemfdCalls& calls = RealMemfdCalls());
+    const WriteImageFileOptions& options = {});
 
 // --- Opening -----------------------------------------------------------------
 
@@ -203,19 +198,16 @@ struct OpenImageOptions {
 
 // Opens a file. FailedPrecondition: a delta, and no parent to be had.
 absl::StatusOr<ImageRef> OpenImageFile(const std::string& path,
-                                       const OpenImageOptions& options = {},
-                                       MemfdCalls& calls = RealMemfdCalls());
+                                       const OpenImageOptions& options = {});
 
 // Header and manifest, checked as for opening. No parent is needed.
-absl::StatusOr<ImageFileInfo> ReadImageFileInfo(
-    const std::string& path, MemfdCalls& calls = RealMemfdCalls());
+absl::StatusOr<ImageFileInfo> ReadImageFileInfo(const std::string& path);
 
 // Whether everything in the file matches its digest, and nothing lies where the
 // file says that there are only zeroes. Of a delta without a parent in the
 // options: only what the file has itself. With one, the whole.
 absl::StatusOr<ImageFileInfo> VerifyImageFile(
-    const std::string& path, const OpenImageOptions& options = {},
-    MemfdCalls& calls = RealMemfdCalls());
+    const std::string& path, const OpenImageOptions& options = {});
 
 // Joins a delta with its parents into a file that needs none. Provenance and
 // working set are the delta's.
@@ -236,8 +228,7 @@ struct PackOptions {
 // (.ftimg.zst). Memory: a few MiB whatever the file.
 absl::Status PackImageFile(const std::string& path,
                            const std::string& packed_path,
-                           const PackOptions& options = {},
-                           MemfdCalls& calls = RealMemfdCalls());
+                           const PackOptions& options = {});
 
 struct UnpackOptions {
   // Refused when more pages than this are stored: what a few KiB unpack to is
@@ -251,7 +242,7 @@ struct UnpackOptions {
 // match. Memory: as for packing, and the manifest.
 absl::StatusOr<ImageFileInfo> UnpackImageFile(
     const std::string& packed_path, const std::string& path,
-    const UnpackOptions& options = {}, MemfdCalls& calls = RealMemfdCalls());
+    const UnpackOptions& options = {});
 
 }  // namespace firsttouch
 

@@ -32,6 +32,7 @@
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/image_builder.h"
 #include "firsttouch/init/image_digest.h"
+#include "firsttouch/init/image_file_with_kernel.h"
 #include "firsttouch/init/image_format.h"
 #include "firsttouch/init/image_manifest.pb.h"
 #include "firsttouch/init/page_map.h"

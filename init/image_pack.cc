@@ -248,7 +248,8 @@ class PackedReader {
 
 absl::Status PackImageFile(const std::string& path,
                            const std::string& packed_path,
-                           const PackOptions& options, MemfdCalls& calls) {
+                           const PackOptions& options) {
+  MemfdCalls& calls = RealMemfdCalls();
   if (options.level < 1 || options.level > kMaxLevel) {
     return absl::InvalidArgumentError(
         absl::StrCat("packed image '", packed_path, "': level ", options.level,
@@ -284,8 +285,8 @@ absl::Status PackImageFile(const std::string& path,
 
 absl::StatusOr<ImageFileInfo> UnpackImageFile(const std::string& packed_path,
                                               const std::string& path,
-                                              const UnpackOptions& options,
-                                              MemfdCalls& calls) {
+                                              const UnpackOptions& options) {
+  MemfdCalls& calls = RealMemfdCalls();
   absl::StatusOr<PackedReader> packed =
       PackedReader::Create(packed_path, calls);
   if (!packed.ok()) return packed.status();

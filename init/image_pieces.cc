@@ -19,6 +19,7 @@
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/image_builder.h"
+#include "firsttouch/init/image_builder_with_kernel.h"
 #include "firsttouch/init/image_fetch.h"
 #include "firsttouch/init/image_memfd.h"
 #include "firsttouch/init/image_on_demand.h"

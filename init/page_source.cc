@@ -19,13 +19,17 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/init/image_builder_with_kernel.h"
 #include "firsttouch/init/image_memfd.h"
 #include "firsttouch/init/image_on_demand.h"
+#include "firsttouch/init/memfd.h"
 #include "firsttouch/init/page_map.h"
+#include "firsttouch/init/page_source_with_kernel.h"
 #include "firsttouch/init/source_requests.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/descriptor_pin.h"
 #include "firsttouch/uffd/fill.h"
+#include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/process_mark.h"
@@ -447,6 +451,13 @@ absl::StatusOr<ImageRef> ImageFromSource(
     if (!image.ok() || *image != nullptr) return image;
   }
   return FetchAll(options, *source, source_options.stored, calls);
+}
+
+absl::StatusOr<ImageRef> ImageFromSource(
+    const ImageOptions& options, std::shared_ptr<PageSource> source,
+    const PageSourceOptions& source_options) {
+  return ImageFromSource(options, std::move(source), source_options,
+                         RealMemfdCalls(), RealKernel());
 }
 
 }  // namespace firsttouch

@@ -53,8 +53,6 @@
 #include "absl/status/statusor.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/image_builder.h"
-#include "firsttouch/init/memfd.h"
-#include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -98,8 +96,7 @@ struct PageSourceOptions {
 // The last ImageRef to go waits for a Fetch that is under way.
 absl::StatusOr<ImageRef> ImageFromSource(
     const ImageOptions& options, std::shared_ptr<PageSource> source,
-    const PageSourceOptions& source_options = {},
-    MemfdCalls& calls = RealMemfdCalls(), Kernel& kernel = RealKernel());
+    const PageSourceOptions& source_options = {});
 
 }  // namespace firsttouch
 

@@ -26,6 +26,7 @@
 #include "firsttouch/init/image_file.h"
 #include "firsttouch/init/image_pieces.h"
 #include "firsttouch/init/image_store.h"
+#include "firsttouch/init/page_source_with_kernel.h"
 #include "firsttouch/uffd/fake_kernel.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/test_util.h"

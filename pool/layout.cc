@@ -118,6 +118,16 @@ std::string_view LayoutRangeKindName(LayoutRangeKind kind) {
   return "unknown";
 }
 
+LayoutOptions LayoutOptions::ForWasm32(uint32_t instances) {
+  constexpr uint64_t kReach32 = uint64_t{1} << 32;
+  // The widest access that begins at the last byte, and what belongs to neither
+  // neighbour: a Wasm page holds both.
+  constexpr uint64_t kBeyond = 65536;
+  return {.instances = instances,
+          .max_memory_bytes = kReach32,
+          .guard_after_bytes = kReach32 + kBeyond};
+}
+
 absl::StatusOr<PoolLayout> PoolLayout::Compute(const LayoutOptions& options) {
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
 

@@ -456,5 +456,21 @@ TEST(LayoutTest, CheckerSeesWrongLayouts) {
             "(overflowed)");
 }
 
+// What code without checks reaches: an address and an offset, both of 32 bits,
+// and the widest access there.
+TEST(LayoutOptionsTest, TheGuardForWasm32EndsEveryAccessAsTheMemorysOwn) {
+  constexpr uint64_t kLastByte = 2 * uint64_t{kMax32} + 15;
+  for (const uint32_t instances : {1u, 2u, 16'000u}) {
+    const absl::StatusOr<PoolLayout> layout =
+        PoolLayout::Compute(LayoutOptions::ForWasm32(instances));
+    ASSERT_TRUE(layout.ok()) << layout.status();
+    EXPECT_EQ(layout->slots(), instances);
+    EXPECT_EQ(layout->memory_bytes(), 4 * kGib);
+    EXPECT_LT(kLastByte,
+              layout->slot_stride_bytes() - layout->unowned_guard_bytes());
+    EXPECT_LT(layout->reservation_bytes(), uint64_t{1} << 47);
+  }
+}
+
 }  // namespace
 }  // namespace firsttouch

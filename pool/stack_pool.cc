@@ -26,6 +26,7 @@
 #include "firsttouch/pool/sanitizer.h"
 #include "firsttouch/pool/size_text.h"
 #include "firsttouch/pool/slot_allocator.h"
+#include "firsttouch/pool/stack_pool_with_kernel.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mapping_properties.h"
 
@@ -126,6 +127,11 @@ absl::StatusOr<StackPool::Guards> InstallGuards(
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<StackPool>> StackPool::Create(
+    const StackPoolOptions& options) {
+  return CreateStackPool(RealKernel(), options);
+}
+
+absl::StatusOr<std::unique_ptr<StackPool>> CreateStackPool(
     Kernel& kernel, const StackPoolOptions& options) {
   absl::StatusOr<PoolLayout> layout = LayoutOf(options);
   if (!layout.ok()) return layout.status();
@@ -136,7 +142,8 @@ absl::StatusOr<std::unique_ptr<StackPool>> StackPool::Create(
                            .inherit_on_fork = true,
                            .alignment_bytes = layout->options().page_bytes});
   if (!reservation.ok()) return reservation.status();
-  absl::StatusOr<Guards> guards = InstallGuards(kernel, *layout, *reservation);
+  absl::StatusOr<StackPool::Guards> guards =
+      InstallGuards(kernel, *layout, *reservation);
   if (!guards.ok()) return guards.status();
   return absl::WrapUnique(new StackPool(
       kernel, *layout, *std::move(reservation), *guards, options));
@@ -147,29 +154,31 @@ StackPool::StackPool(Kernel& kernel, const PoolLayout& layout,
                      const StackPoolOptions& options)
     : kernel_(kernel),
       layout_(layout),
-      reservation_(std::move(reservation)),
+      reservation_(std::make_unique<const Reservation>(std::move(reservation))),
       guards_(guards),
       keep_resident_bytes_(std::min(
           options.keep_resident_bytes & ~(layout.options().page_bytes - 1),
           layout.memory_bytes())),
-      slots_(options.stacks, options.strategy, SlotAllocator::kDefaultSeed,
-             SlotAllocator::kShardPerCore, "StackPoolOptions::stacks") {}
+      slots_(std::make_unique<SlotAllocator>(
+          options.stacks, options.strategy, SlotAllocator::kDefaultSeed,
+          SlotAllocator::kShardPerCore, "StackPoolOptions::stacks")) {}
 
 StackPool::~StackPool() {
-  if (slots_.in_use() != 0) {
+  if (slots_->in_use() != 0) {
     std::fprintf(stderr,
                  "firsttouch: a StackPool is destroyed while %u of its stacks "
                  "are leased\n",
-                 slots_.in_use());
+                 slots_->in_use());
     std::abort();
   }
 }
 
 absl::StatusOr<StackLease> StackPool::Acquire(absl::Time deadline) {
-  const absl::StatusOr<SlotAllocator::Pick> pick = slots_.Acquire(0, deadline);
+  const absl::StatusOr<SlotAllocator::Pick> pick = slots_->Acquire(0, deadline);
   if (!pick.ok()) return pick.status();
   std::byte* base = reinterpret_cast<std::byte*>(
-      reservation_.base() + layout_.memory_offset_bytes(SlotIndex(pick->slot)));
+      reservation_->base() +
+      layout_.memory_offset_bytes(SlotIndex(pick->slot)));
   return StackLease(this, pick->slot, base, layout_.memory_bytes());
 }
 
@@ -181,10 +190,10 @@ void StackPool::Release(uint32_t slot, std::byte* base) {
   if (dropped != 0 &&
       !DropMappedPages(kernel_, reinterpret_cast<uintptr_t>(base), dropped)
            .ok()) {
-    slots_.Quarantine(slot);
+    slots_->Quarantine(slot);
     return;
   }
-  slots_.Release(slot, 0);
+  slots_->Release(slot, 0);
 }
 
 StackLease::StackLease(StackLease&& other) noexcept
@@ -209,5 +218,13 @@ void StackLease::Release() {
   std::exchange(pool_, nullptr)->Release(slot_, std::exchange(base_, nullptr));
   bytes_ = 0;
 }
+
+uintptr_t StackPool::base() const { return reservation_->base(); }
+
+uint32_t StackPool::capacity() const { return slots_->capacity(); }
+
+uint32_t StackPool::in_use() const { return slots_->in_use(); }
+
+uint32_t StackPool::quarantined() const { return slots_->quarantined(); }
 
 }  // namespace firsttouch

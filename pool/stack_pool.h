@@ -3,7 +3,7 @@
 // the last owner.
 //
 //   absl::StatusOr<std::unique_ptr<StackPool>> pool = StackPool::Create(
-//       RealKernel(), {.name = "fibers", .stacks = 64, .stack_bytes = 1 <<
+//       {.name = "fibers", .stacks = 64, .stack_bytes = 1 <<
 //       20});
 //   absl::StatusOr<StackLease> stack = (*pool)->Acquire();
 //   ... makecontext, or a switch of your own, with stack->top() ...
@@ -37,11 +37,13 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "firsttouch/pool/layout.h"
-#include "firsttouch/pool/reservation.h"
-#include "firsttouch/pool/slot_allocator.h"
-#include "firsttouch/uffd/kernel.h"
+#include "firsttouch/pool/slot_strategy.h"
 
 namespace firsttouch {
+
+class Kernel;
+class Reservation;
+class SlotAllocator;
 
 struct StackPoolOptions {
   // Shown in /proc/PID/maps, as ReservationOptions::name.
@@ -106,10 +108,9 @@ class StackPool {
   // Maps all stacks and installs their guards. Errors: InvalidArgument for
   // options (the text names the option, its value and the rule);
   // ResourceExhausted as Reservation::Create, and for guards by mprotect when
-  // vm.max_map_count is too low; others with the call and its errno. `kernel`
-  // must outlive the pool.
+  // vm.max_map_count is too low; others with the call and its errno.
   static absl::StatusOr<std::unique_ptr<StackPool>> Create(
-      Kernel& kernel, const StackPoolOptions& options);
+      const StackPoolOptions& options);
 
   StackPool(const StackPool&) = delete;
   StackPool& operator=(const StackPool&) = delete;
@@ -124,13 +125,16 @@ class StackPool {
 
   // max_memory_bytes of the layout is stack_bytes, both guards are guard_bytes.
   const PoolLayout& layout() const { return layout_; }
-  const Reservation& reservation() const { return reservation_; }
+  // The first address of the pool.
+  uintptr_t base() const;
   Guards guards() const { return guards_; }
-  uint32_t capacity() const { return slots_.capacity(); }
-  uint32_t in_use() const { return slots_.in_use(); }
-  uint32_t quarantined() const { return slots_.quarantined(); }
+  uint32_t capacity() const;
+  uint32_t in_use() const;
+  uint32_t quarantined() const;
 
  private:
+  friend absl::StatusOr<std::unique_ptr<StackPool>> CreateStackPool(
+      Kernel& kernel, const StackPoolOptions& options);
   friend class StackLease;
   StackPool(Kernel& kernel, const PoolLayout& layout, Reservation reservation,
             Guards guards, const StackPoolOptions& options);
@@ -138,10 +142,10 @@ class StackPool {
 
   Kernel& kernel_;
   const PoolLayout layout_;
-  const Reservation reservation_;
+  const std::unique_ptr<const Reservation> reservation_;
   const Guards guards_;
   const uint64_t keep_resident_bytes_;
-  SlotAllocator slots_;
+  const std::unique_ptr<SlotAllocator> slots_;
 };
 
 }  // namespace firsttouch

@@ -20,6 +20,7 @@
 #include "absl/time/time.h"
 #include "firsttouch/pool/layout.h"
 #include "firsttouch/pool/limits.h"
+#include "firsttouch/pool/stack_pool_with_kernel.h"
 #include "firsttouch/uffd/fake_kernel.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/probe.h"
@@ -49,7 +50,7 @@ std::string Text(const absl::Status& status) {
 std::unique_ptr<StackPool> MakePool(Kernel& kernel,
                                     const StackPoolOptions& options) {
   absl::StatusOr<std::unique_ptr<StackPool>> pool =
-      StackPool::Create(kernel, options);
+      CreateStackPool(kernel, options);
   EXPECT_TRUE(pool.ok()) << pool.status();
   return pool.ok() ? *std::move(pool) : nullptr;
 }
@@ -79,7 +80,7 @@ TEST(StackPoolTest, StacksLieBetweenGuards) {
     absl::StatusOr<StackLease> lease = pool->Acquire();
     ASSERT_TRUE(lease.ok()) << lease.status();
     EXPECT_EQ(reinterpret_cast<uintptr_t>(lease->base()),
-              pool->reservation().base() + 8192 + i * (65536 + 8192));
+              pool->base() + 8192 + i * (65536 + 8192));
     EXPECT_EQ(lease->bytes(), 65536u);
     EXPECT_EQ(lease->top(), lease->base() + 65536);
     leases.push_back(*std::move(lease));
@@ -180,8 +181,7 @@ TEST(StackPoolTest, WaitsForAStack) {
 
 TEST(StackPoolTest, ErrorsNameTheOption) {
   auto error = [](const StackPoolOptions& options) {
-    const absl::Status status =
-        StackPool::Create(RealKernel(), options).status();
+    const absl::Status status = CreateStackPool(RealKernel(), options).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
     return Text(status);
   };
@@ -200,8 +200,8 @@ TEST(StackPoolTest, ErrorsNameTheOption) {
              .guard_bytes = kPage}),
       "stacks 4000000000 * (stack_bytes 1099511627776 (1 TiB) + guard_bytes "
       "4096) does not fit 64 bits; lower one of them");
-  EXPECT_EQ(StackPool::Create(RealKernel(),
-                              {.stacks = 1'000'000'000, .stack_bytes = 1 << 20})
+  EXPECT_EQ(CreateStackPool(RealKernel(),
+                            {.stacks = 1'000'000'000, .stack_bytes = 1 << 20})
                 .status()
                 .code(),
             absl::StatusCode::kResourceExhausted);
@@ -215,7 +215,7 @@ TEST(StackPoolTest, AKernelThatRefusesAGuardByMarker) {
   FakeKernel kernel;
   kernel.Fail(Op::kMadvise, 5, CallResult{0, ENOMEM});
   const absl::Status status =
-      StackPool::Create(kernel, {.stacks = 4, .stack_bytes = kPage}).status();
+      CreateStackPool(kernel, {.stacks = 4, .stack_bytes = kPage}).status();
   EXPECT_THAT(Text(status),
               ContainsRegex("madvise\\(MADV_GUARD_INSTALL\\) of the guard "
                             "above stack 1 \\[0x[0-9a-f]+, 0x[0-9a-f]+\\): "
@@ -230,17 +230,16 @@ TEST(StackPoolTest, AKernelThatRefusesAGuardByMprotect) {
   // The first opens the reservation.
   old_kernel.Fail(Op::kMprotect, 2, CallResult{0, ENOMEM});
   absl::Status status =
-      StackPool::Create(old_kernel, {.stacks = 4, .stack_bytes = kPage})
-          .status();
+      CreateStackPool(old_kernel, {.stacks = 4, .stack_bytes = kPage}).status();
   EXPECT_THAT(Text(status),
               ContainsRegex("mprotect\\(PROT_NONE\\) of the guard below stack "
                             "0 \\[.*\\): Cannot allocate memory"));
   // More of them than there are mappings.
   FakeKernel small_kernel;
   small_kernel.Fail(Op::kMadvise, 3, CallResult{0, EINVAL});
-  status = StackPool::Create(small_kernel, {.stacks = 1'000'000,
-                                            .stack_bytes = kPage,
-                                            .guard_bytes = kPage})
+  status = CreateStackPool(small_kernel, {.stacks = 1'000'000,
+                                          .stack_bytes = kPage,
+                                          .guard_bytes = kPage})
                .status();
   if (ReadLimitFacts().max_map_count < 2'000'000) {
     EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);

@@ -19,6 +19,7 @@
 #include "firsttouch/pool/layout.h"
 #include "firsttouch/pool/reservation.h"
 #include "firsttouch/pool/slot_allocator.h"
+#include "firsttouch/pool/table_pool_with_kernel.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mapping_properties.h"
 
@@ -62,6 +63,11 @@ absl::StatusOr<PoolLayout> LayoutOf(const TablePoolOptions& options) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<TablePool>> TablePool::Create(
+    const TablePoolOptions& options) {
+  return CreateTablePool(RealKernel(), options);
+}
+
+absl::StatusOr<std::unique_ptr<TablePool>> CreateTablePool(
     Kernel& kernel, const TablePoolOptions& options) {
   absl::StatusOr<PoolLayout> layout = LayoutOf(options);
   if (!layout.ok()) return layout.status();
@@ -77,27 +83,28 @@ TablePool::TablePool(Kernel& kernel, const PoolLayout& layout,
                      Reservation reservation, const TablePoolOptions& options)
     : kernel_(kernel),
       layout_(layout),
-      reservation_(std::move(reservation)),
+      reservation_(std::make_unique<const Reservation>(std::move(reservation))),
       max_elements_(options.max_elements),
       element_bytes_(options.element_bytes),
       keep_resident_bytes_(options.keep_resident_bytes &
                            ~(layout.options().page_bytes - 1)),
-      slots_(options.tables, options.strategy, SlotAllocator::kDefaultSeed,
-             SlotAllocator::kShardPerCore, "TablePoolOptions::tables") {}
+      slots_(std::make_unique<SlotAllocator>(
+          options.tables, options.strategy, SlotAllocator::kDefaultSeed,
+          SlotAllocator::kShardPerCore, "TablePoolOptions::tables")) {}
 
 TablePool::~TablePool() {
-  if (!reservation_.IsMappedHere()) return;
-  if (slots_.in_use() != 0) {
+  if (!reservation_->IsMappedHere()) return;
+  if (slots_->in_use() != 0) {
     std::fprintf(stderr,
                  "firsttouch: a TablePool is destroyed while %u of its tables "
                  "are leased\n",
-                 slots_.in_use());
+                 slots_->in_use());
     std::abort();
   }
 }
 
 absl::Status TablePool::Check(uint64_t elements) const {
-  if (!reservation_.IsMappedHere()) {
+  if (!reservation_->IsMappedHere()) {
     return absl::FailedPreconditionError(
         "the tables belong to the process that made the TablePool; this is a "
         "child of fork(2), which does not have them: make a TablePool of its "
@@ -112,10 +119,11 @@ absl::Status TablePool::Check(uint64_t elements) const {
 absl::StatusOr<TableLease> TablePool::Acquire(uint64_t elements,
                                               absl::Time deadline) {
   if (absl::Status status = Check(elements); !status.ok()) return status;
-  const absl::StatusOr<SlotAllocator::Pick> pick = slots_.Acquire(0, deadline);
+  const absl::StatusOr<SlotAllocator::Pick> pick = slots_->Acquire(0, deadline);
   if (!pick.ok()) return pick.status();
   std::byte* data = reinterpret_cast<std::byte*>(
-      reservation_.base() + layout_.memory_offset_bytes(SlotIndex(pick->slot)));
+      reservation_->base() +
+      layout_.memory_offset_bytes(SlotIndex(pick->slot)));
   return TableLease(this, pick->slot, data, elements);
 }
 
@@ -129,11 +137,11 @@ void TablePool::Release(uint32_t slot, std::byte* data, uint64_t elements) {
     if (!DropMappedPages(kernel_, reinterpret_cast<uintptr_t>(data + kept),
                          dropped)
              .ok()) {
-      slots_.Quarantine(slot);
+      slots_->Quarantine(slot);
       return;
     }
   }
-  slots_.Release(slot, 0);
+  slots_->Release(slot, 0);
 }
 
 TableLease::TableLease(TableLease&& other) noexcept
@@ -179,5 +187,13 @@ void TableLease::Release() {
   // destroyed, and a lock of it may be held for ever.
   if (made_by_.IsHere()) pool->Release(slot_, data, elements);
 }
+
+uintptr_t TablePool::base() const { return reservation_->base(); }
+
+uint32_t TablePool::capacity() const { return slots_->capacity(); }
+
+uint32_t TablePool::in_use() const { return slots_->in_use(); }
+
+uint32_t TablePool::quarantined() const { return slots_->quarantined(); }
 
 }  // namespace firsttouch

@@ -3,7 +3,7 @@
 // checks against their length. Handed out with every byte zero.
 //
 //   absl::StatusOr<std::unique_ptr<TablePool>> pool = TablePool::Create(
-//       RealKernel(), {.name = "funcrefs", .tables = 64, .max_elements =
+//       {.name = "funcrefs", .tables = 64, .max_elements =
 //       10'000});
 //   absl::StatusOr<TableLease> table = (*pool)->Acquire(/*elements=*/100);
 //   void** functions = reinterpret_cast<void**>(table->data());
@@ -28,12 +28,14 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "firsttouch/pool/layout.h"
-#include "firsttouch/pool/reservation.h"
-#include "firsttouch/pool/slot_allocator.h"
-#include "firsttouch/uffd/kernel.h"
+#include "firsttouch/pool/slot_strategy.h"
 #include "firsttouch/uffd/process_mark.h"
 
 namespace firsttouch {
+
+class Kernel;
+class Reservation;
+class SlotAllocator;
 
 struct TablePoolOptions {
   // Shown in /proc/PID/maps, as ReservationOptions::name.
@@ -95,10 +97,9 @@ class TableLease {
 class TablePool {
  public:
   // Errors: InvalidArgument for options (the text names the option, its value
-  // and the rule); others as Reservation::Create. `kernel` must outlive the
-  // pool.
+  // and the rule); others as Reservation::Create.
   static absl::StatusOr<std::unique_ptr<TablePool>> Create(
-      Kernel& kernel, const TablePoolOptions& options);
+      const TablePoolOptions& options);
 
   TablePool(const TablePool&) = delete;
   TablePool& operator=(const TablePool&) = delete;
@@ -115,14 +116,17 @@ class TablePool {
 
   // max_memory_bytes of the layout is a table's bytes, rounded up to a page.
   const PoolLayout& layout() const { return layout_; }
-  const Reservation& reservation() const { return reservation_; }
+  // The first address of the pool.
+  uintptr_t base() const;
   uint64_t max_elements() const { return max_elements_; }
   uint64_t element_bytes() const { return element_bytes_; }
-  uint32_t capacity() const { return slots_.capacity(); }
-  uint32_t in_use() const { return slots_.in_use(); }
-  uint32_t quarantined() const { return slots_.quarantined(); }
+  uint32_t capacity() const;
+  uint32_t in_use() const;
+  uint32_t quarantined() const;
 
  private:
+  friend absl::StatusOr<std::unique_ptr<TablePool>> CreateTablePool(
+      Kernel& kernel, const TablePoolOptions& options);
   friend class TableLease;
   TablePool(Kernel& kernel, const PoolLayout& layout, Reservation reservation,
             const TablePoolOptions& options);
@@ -132,11 +136,11 @@ class TablePool {
 
   Kernel& kernel_;
   const PoolLayout layout_;
-  const Reservation reservation_;
+  const std::unique_ptr<const Reservation> reservation_;
   const uint64_t max_elements_;
   const uint64_t element_bytes_;
   const uint64_t keep_resident_bytes_;
-  SlotAllocator slots_;
+  const std::unique_ptr<SlotAllocator> slots_;
 };
 
 }  // namespace firsttouch

@@ -16,6 +16,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "firsttouch/pool/layout.h"
+#include "firsttouch/pool/table_pool_with_kernel.h"
 #include "firsttouch/uffd/fake_kernel.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/test_util.h"
@@ -35,7 +36,7 @@ std::string Text(const absl::Status& status) {
 std::unique_ptr<TablePool> MakePool(Kernel& kernel,
                                     const TablePoolOptions& options) {
   absl::StatusOr<std::unique_ptr<TablePool>> pool =
-      TablePool::Create(kernel, options);
+      CreateTablePool(kernel, options);
   EXPECT_TRUE(pool.ok()) << pool.status();
   return pool.ok() ? *std::move(pool) : nullptr;
 }
@@ -54,7 +55,7 @@ TEST(TablePoolTest, TablesLieSideBySide) {
       CheckLayoutInvariants(pool->layout().options(), pool->layout()).ok());
   TableLease a = *pool->Acquire(1000);
   TableLease b = *pool->Acquire(0);
-  EXPECT_EQ(reinterpret_cast<uintptr_t>(a.data()), pool->reservation().base());
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(a.data()), pool->base());
   EXPECT_EQ(b.data(), a.data() + 2 * kPage);
   EXPECT_EQ(a.elements(), 1000u);
   EXPECT_EQ(b.elements(), 0u);
@@ -177,8 +178,7 @@ TEST(TablePoolTest, AChildOfForkIsToldAndKeepsWhatLiesWhereTheTablesWere) {
 
 TEST(TablePoolTest, ErrorsNameTheOption) {
   auto error = [](const TablePoolOptions& options) {
-    const absl::Status status =
-        TablePool::Create(RealKernel(), options).status();
+    const absl::Status status = CreateTablePool(RealKernel(), options).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
     return Text(status);
   };
@@ -200,8 +200,8 @@ TEST(TablePoolTest, ErrorsNameTheOption) {
   EXPECT_EQ(error({.tables = 4'000'000'000, .max_elements = uint64_t{1} << 40}),
             "tables 4000000000 * max_elements 1099511627776 * element_bytes 8 "
             "does not fit 64 bits; lower one of them");
-  EXPECT_EQ(TablePool::Create(RealKernel(), {.tables = 1'000'000'000,
-                                             .max_elements = 1 << 20})
+  EXPECT_EQ(CreateTablePool(RealKernel(),
+                            {.tables = 1'000'000'000, .max_elements = 1 << 20})
                 .status()
                 .code(),
             absl::StatusCode::kResourceExhausted);

@@ -94,7 +94,7 @@ class BudgetTest : public testing::TestWithParam<Way> {
     }
     absl::StatusOr<std::unique_ptr<Service>> service =
         kernel == nullptr ? Service::Create(options)
-                          : Service::Create(options, *kernel);
+                          : CreateService(options, *kernel);
     ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
   }

@@ -59,7 +59,7 @@ class CapacityTest : public testing::TestWithParam<Way> {
   }
   std::unique_ptr<Service> MakeService(uint32_t slots, FakeKernel& kernel) {
     absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create(Options(GetParam(), slots), kernel);
+        CreateService(Options(GetParam(), slots), kernel);
     if (!service.ok()) reason_ = service.status().ToString();
     return service.ok() ? *std::move(service) : nullptr;
   }

@@ -43,7 +43,7 @@ class DemotionTest : public testing::Test {
     options.retained_cycles = kRetainedCycles;
     options.trap_callback = JumpOutOfTrap;
     absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create(options, kernel_);
+        CreateService(options, kernel_);
     ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
     if (service_->Describe().find("userfaultfd:") == std::string::npos) {

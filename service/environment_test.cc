@@ -282,7 +282,7 @@ TEST_P(PopulatedTest, PoolsOfAPopulatingProcessHoldTheirBounds) {
               kMadvPopulateWrite);
     });
     absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create(PoolOptions(GetParam()), kernel);
+        CreateService(PoolOptions(GetParam()), kernel);
     if (!service.ok()) return "skip: " + service.status().ToString();
     const ImageRef image = PatternImage("image", 9);
     for (int cycle = 0; cycle < 4; ++cycle) {
@@ -561,7 +561,7 @@ TEST(PopulatedReservationTest, APoolThatIsPopulatedIsRefused) {
               0);
     *reinterpret_cast<volatile char*>(last) = 1;
   });
-  const absl::StatusOr<std::unique_ptr<Service>> service = Service::Create(
+  const absl::StatusOr<std::unique_ptr<Service>> service = CreateService(
       PoolOptions({Backing::kCopied, Resolve::kInThread}), kernel);
   if (kernel.Calls(FakeKernel::Op::kRegister) == 0) {
     GTEST_SKIP() << service.status();

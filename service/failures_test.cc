@@ -49,7 +49,7 @@ class FailuresTest : public testing::TestWithParam<Way> {
       GTEST_SKIP() << "this machine has no " << missing;
     }
     absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create(Options(GetParam()), kernel_);
+        CreateService(Options(GetParam()), kernel_);
     ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
   }
@@ -358,7 +358,7 @@ TEST_P(FailuresTest, WithoutPagemapScanPagesThatMayHaveChangedAreDropped) {
   service_.reset();
   kernel_.Fail(Op::kPagemapScan, FakeKernel::kEvery, CallResult{0, ENOTTY});
   absl::StatusOr<std::unique_ptr<Service>> service =
-      Service::Create(Options(GetParam()), kernel_);
+      CreateService(Options(GetParam()), kernel_);
   ASSERT_TRUE(service.ok()) << service.status();
   EXPECT_THAT((*service)->Describe(), HasSubstr("dropped at release"));
   for (int cycle = 0; cycle < 3; ++cycle) {
@@ -389,7 +389,7 @@ TEST_P(FailuresTest, BeforePoisonAPageIsMadeInaccessibleInstead) {
           kUffdFeatureExactAddress | kUffdFeatureWpUnpopulated,
       ~uint64_t{0});
   absl::StatusOr<std::unique_ptr<Service>> service =
-      Service::Create(Options(GetParam()), old_kernel);
+      CreateService(Options(GetParam()), old_kernel);
   ASSERT_TRUE(service.ok()) << service.status();
   for (int cycle = 0; cycle < 3; ++cycle) {
     Memory memory = *(*service)->Acquire({.size_bytes = kSize});
@@ -422,7 +422,7 @@ TEST_P(FailuresTest, CreateUndoesWhatItDidWhateverStepFails) {
     FakeKernel kernel;
     kernel.Fail(step.op, step.nth, CallResult{0, EPERM});
     absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create(Options(GetParam()), kernel);
+        CreateService(Options(GetParam()), kernel);
     // Some of these calls are not made here, or only wished for.
     if (service.ok()) {
       Memory memory = *(*service)->Acquire({.size_bytes = kSize});
@@ -433,7 +433,7 @@ TEST_P(FailuresTest, CreateUndoesWhatItDidWhateverStepFails) {
   }
   // Nothing is left: the next one finds all it needs.
   absl::StatusOr<std::unique_ptr<Service>> service =
-      Service::Create(Options(GetParam()), kernel_);
+      CreateService(Options(GetParam()), kernel_);
   EXPECT_TRUE(service.ok()) << service.status();
 }
 
@@ -447,7 +447,7 @@ class AsyncFailuresTest : public testing::Test {
     ServiceOptions options = Options(kWay);
     options.retained_cycles = 5;
     absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create(options, kernel_);
+        CreateService(options, kernel_);
     ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
   }
@@ -511,7 +511,7 @@ TEST(OptionsTest, AsyncTrackingWhereItIsNotToBeHadSaysWhatItNeeds) {
   FakeKernel kernel;
   kernel.Fail(Op::kPagemapScan, FakeKernel::kEvery, CallResult{0, ENOTTY});
   const absl::Status status =
-      Service::Create(
+      CreateService(
           Options({Backing::kShared, Resolve::kInThread, Tracking::kAsync}),
           kernel)
           .status();
@@ -542,11 +542,11 @@ TEST(OptionsTest, AKernelWithoutTheSharedBackingGetsTheCopiedOne) {
                          kUffdFeatureMissingShmem,
                      ~uint64_t{0});
   ServiceOptions options = Options({Backing::kShared, Resolve::kInThread});
-  EXPECT_EQ(Service::Create(options, kernel).status().code(),
+  EXPECT_EQ(CreateService(options, kernel).status().code(),
             absl::StatusCode::kFailedPrecondition);
   options.supply = AnySupply{};
   absl::StatusOr<std::unique_ptr<Service>> service =
-      Service::Create(options, kernel);
+      CreateService(options, kernel);
   ASSERT_TRUE(service.ok()) << service.status();
   EXPECT_EQ((*service)->backing(), Backing::kCopied);
   EXPECT_THAT((*service)->Describe(),
@@ -609,7 +609,7 @@ TEST(FailuresDeathTest, AFillThatFailsUnderAGuestDiesInsteadOfShowingZeroes) {
         {
           FakeKernel kernel;
           auto service =
-              Service::Create(Options({Backing::kCopied, resolve}), kernel);
+              CreateService(Options({Backing::kCopied, resolve}), kernel);
           auto memory = (*service)->Acquire({.size_bytes = kSize});
           kernel.Fail(Op::kCopy, FakeKernel::kEvery, RangeResult{0, ENOMEM});
           Store(*memory, 5 * kPageBytes + 7, 1);

@@ -177,14 +177,14 @@ class InterruptedTest : public testing::TestWithParam<std::tuple<Way, Deed>> {
       GTEST_SKIP() << "this machine has no " << missing;
     }
     absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create({.name = "interrupted",
-                         .layout = {.instances = 1,
-                                    .max_memory_bytes = kMaxPages * kPageBytes,
-                                    .guard_after_bytes = 65536},
-                         .supply = Asking(way),
-                         .signals = signals,
-                         .trap_callback = JumpOutOfTrap},
-                        kernel_);
+        CreateService({.name = "interrupted",
+                       .layout = {.instances = 1,
+                                  .max_memory_bytes = kMaxPages * kPageBytes,
+                                  .guard_after_bytes = 65536},
+                       .supply = Asking(way),
+                       .signals = signals,
+                       .trap_callback = JumpOutOfTrap},
+                      kernel_);
     ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
   }
@@ -387,10 +387,10 @@ TEST(InterruptedWaitTest, ForTheEndOfASnapshotMayBeLeft) {
   absl::Notification frozen;
   absl::Notification thaw;
   absl::StatusOr<std::unique_ptr<Service>> service =
-      Service::Create({.name = "waiting",
-                       .layout = {.instances = 1, .max_memory_bytes = 65536},
-                       .supply = AnySupply{{.tracking = Tracking::kSignal}}},
-                      kernel);
+      CreateService({.name = "waiting",
+                     .layout = {.instances = 1, .max_memory_bytes = 65536},
+                     .supply = AnySupply{{.tracking = Tracking::kSignal}}},
+                    kernel);
   ASSERT_TRUE(service.ok()) << service.status();
   Memory memory = *(*service)->Acquire({.size_bytes = 65536});
   Store(memory, 0, 1);

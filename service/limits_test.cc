@@ -74,7 +74,7 @@ TEST_P(ManyInstancesTest, AreRefusedBeforeAnythingIsAllocatedForThem) {
   const ChildResult child = RunInChild([]() -> std::string {
     const int64_t before_kib = PeakKib();
     const std::string text =
-        TextOf(Service::Create(Options(GetParam()), RealKernel()));
+        TextOf(CreateService(Options(GetParam()), RealKernel()));
     const int64_t grown_kib = PeakKib() - before_kib;
     return absl::StrCat(grown_kib < 65536 ? "small " : "large ", text);
   });
@@ -92,7 +92,7 @@ TEST(CreateTest, AtTheMappingLimitNamesIt) {
   const ChildResult child = RunInChild([]() -> std::string {
     const MappingWall wall;
     if (!wall.at_limit()) return kSkipped;
-    return TextOf(Service::Create(Options(4), RealKernel()));
+    return TextOf(CreateService(Options(4), RealKernel()));
   });
   if (child.output == kSkipped) GTEST_SKIP() << "vm.max_map_count is higher";
   EXPECT_EQ(child.signal, 0);
@@ -122,7 +122,7 @@ TEST(SnapshotTest, AtTheMappingLimitNamesIt) {
     options.layout.guard_before_bytes = 65536;
     options.layout.guard_after_bytes = 65536;
     const absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create(options, RealKernel());
+        CreateService(options, RealKernel());
     if (!service.ok()) return TextOf(service);
     absl::StatusOr<Memory> memory =
         (*service)->Acquire({.size_bytes = kPageBytes});
@@ -170,7 +170,7 @@ TEST(DataLimitTest, CreateNamesIt) {
     if (!LimitData()) return kSkipped;
     ServiceOptions options = Options(1 << 15);
     options.supply = UserfaultfdOptions{};
-    return TextOf(Service::Create(options, RealKernel()));
+    return TextOf(CreateService(options, RealKernel()));
   });
   if (child.output == kSkipped) GTEST_SKIP() << "setrlimit is refused";
   EXPECT_THAT(
@@ -189,7 +189,7 @@ TEST(DataLimitTest, AcquireOfMappingsNamesIt) {
     options.layout.max_memory_bytes = uint64_t{128} << 20;
     options.supply = MappingOptions{.scan = false};
     const absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create(options, RealKernel());
+        CreateService(options, RealKernel());
     if (!service.ok()) return TextOf(service);
     return (*service)
         ->Acquire({.size_bytes = uint64_t{128} << 20})
@@ -215,14 +215,14 @@ TEST(PagemapTest, WhereItCannotBeOpenedDescribeSaysSo) {
   ServiceOptions options = Options(1);
   options.supply = UserfaultfdOptions{};
   const absl::StatusOr<std::unique_ptr<Service>> service =
-      Service::Create(options, kernel);
+      CreateService(options, kernel);
   ASSERT_TRUE(service.ok()) << service.status();
   EXPECT_THAT((*service)->Describe(),
               AllOf(HasSubstr("untracked pages: dropped at release "
                               "(/proc/self/pagemap cannot be opened: EACCES"),
                     HasSubstr("PR_SET_DUMPABLE"), Not(HasSubstr("6.7"))));
   options.supply = UserfaultfdOptions{.tracking = Tracking::kAsync};
-  EXPECT_THAT(TextOf(Service::Create(options, kernel)),
+  EXPECT_THAT(TextOf(CreateService(options, kernel)),
               HasSubstr("(/proc/self/pagemap cannot be opened: EACCES"));
 }
 
@@ -235,7 +235,7 @@ TEST(PagemapTest, AProcessThatIsNotDumpableIsToldSo) {
   const ChildResult child = RunInChild([]() -> std::string {
     if (!BecomeNobody() || prctl(PR_SET_DUMPABLE, 0) != 0) return kSkipped;
     const absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create(Options(1), RealKernel());
+        CreateService(Options(1), RealKernel());
     return service.ok() ? (*service)->Describe() : TextOf(service);
   });
   if (child.output == kSkipped) GTEST_SKIP() << "there is no nobody";

@@ -123,7 +123,7 @@ TEST(SupplyTest, WhereUserfaultfdIsRefusedMappingsServeAndDescribeSaysWhy) {
     FakeKernel kernel;
     RefuseUserfaultfd(kernel, error);
     absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create(Options(std::nullopt), kernel);
+        CreateService(Options(std::nullopt), kernel);
     ASSERT_TRUE(service.ok()) << service.status();
     EXPECT_TRUE(IsMappings((*service)->supply()));
     EXPECT_THAT(
@@ -137,7 +137,7 @@ TEST(SupplyTest, WhereUserfaultfdIsRefusedMappingsServeAndDescribeSaysWhy) {
             Not(HasSubstr("backing"))));
     // Whoever insists gets the error.
     const absl::Status status =
-        Service::Create(Options(Supply::kUserfaultfd), kernel).status();
+        CreateService(Options(Supply::kUserfaultfd), kernel).status();
     EXPECT_THAT(std::string(status.message()),
                 StartsWith("no way to open a userfaultfd works"));
   }
@@ -148,7 +148,7 @@ TEST(SupplyTest, AKernelWhoseUserfaultfdIsTooOldGetsMappings) {
   kernel.SetApiReply(kUffdFeatureMissingShmem, ~uint64_t{0});
   ServiceOptions options = Options(std::nullopt);
   absl::StatusOr<std::unique_ptr<Service>> service =
-      Service::Create(options, kernel);
+      CreateService(options, kernel);
   ASSERT_TRUE(service.ok()) << service.status();
   EXPECT_TRUE(IsMappings((*service)->supply()));
   EXPECT_THAT((*service)->Describe(), HasSubstr("PAGEFAULT_FLAG_WP"));
@@ -165,7 +165,7 @@ TEST(SupplyTest, WhoMustHaveKernelFaultsAndMayNotGetsMappings) {
     kernel.Fail(Op::kOpenUserfaultfdDevice, FakeKernel::kEvery,
                 CallResult{0, EACCES});
     absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create(options, kernel);
+        CreateService(options, kernel);
     if (!service.ok()) return std::string(service.status().message());
     return absl::StrCat((*service)->serves_kernel_faults(), " ",
                         (*service)->Describe());
@@ -181,7 +181,7 @@ TEST(SupplyTest, WhoMustHaveKernelFaultsAndMayNotGetsMappings) {
 TEST(SupplyTest, AFullTableOfDescriptorsIsNoReasonToBeSlow) {
   FakeKernel kernel;
   RefuseUserfaultfd(kernel, EMFILE);
-  EXPECT_EQ(Service::Create(Options(std::nullopt), kernel).status().code(),
+  EXPECT_EQ(CreateService(Options(std::nullopt), kernel).status().code(),
             absl::StatusCode::kResourceExhausted);
 }
 
@@ -190,14 +190,14 @@ TEST(SupplyTest, WithoutAScanMappingsDropAndDescribeSaysWhy) {
   RefuseUserfaultfd(kernel, EPERM);
   kernel.Fail(Op::kPagemapScan, FakeKernel::kEvery, CallResult{0, ENOTTY});
   absl::StatusOr<std::unique_ptr<Service>> service =
-      Service::Create(Options(std::nullopt), kernel);
+      CreateService(Options(std::nullopt), kernel);
   ASSERT_TRUE(service.ok()) << service.status();
   EXPECT_EQ((*service)->supply(), Supply::kMappingsDrop);
   EXPECT_THAT((*service)->Describe(),
               HasSubstr("mappings-scan is not possible: this kernel has no "
                         "PAGEMAP_SCAN (Linux 6.7)"));
   EXPECT_EQ(
-      std::string(Service::Create(Options(Supply::kMappingsScan), kernel)
+      std::string(CreateService(Options(Supply::kMappingsScan), kernel)
                       .status()
                       .message()),
       absl::StrCat("supply mappings-scan, asked for by ServiceOptions::supply, "
@@ -242,16 +242,15 @@ TEST(SupplyTest, AScanThatMissesPagesDecidesNothing) {
             "6)");
   FakeKernel kernel;
   kernel.Fail(Op::kOpenPagemap, 1, CallResult{pagemap.release(), 0});
-  EXPECT_THAT(
-      std::string(Service::Create(Options(Supply::kMappingsScan), kernel)
-                      .status()
-                      .message()),
-      HasSubstr("PAGEMAP_SCAN took the wrong pages"));
+  EXPECT_THAT(std::string(CreateService(Options(Supply::kMappingsScan), kernel)
+                              .status()
+                              .message()),
+              HasSubstr("PAGEMAP_SCAN took the wrong pages"));
   // Nor what a snapshot or a count sees.
   kernel.Fail(Op::kOpenPagemap, 1,
               CallResult{other.OpenPagemap().release(), 0});
   absl::StatusOr<std::unique_ptr<Service>> service =
-      Service::Create(Options(Supply::kMappingsDrop), kernel);
+      CreateService(Options(Supply::kMappingsDrop), kernel);
   ASSERT_TRUE(service.ok()) << service.status();
   Memory memory = *(*service)->Acquire({.size_bytes = kMax});
   Store(memory, 5 * kPageBytes, 1);
@@ -308,7 +307,7 @@ class MappingsTest : public testing::TestWithParam<Supply> {
       GTEST_SKIP() << "this machine has no PAGEMAP_SCAN (Linux 6.7)";
     }
     absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create(options, kernel_);
+        CreateService(options, kernel_);
     ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
   }

@@ -9,7 +9,7 @@
 #include <variant>
 
 #include "firsttouch/pool/layout.h"
-#include "firsttouch/pool/slot_allocator.h"
+#include "firsttouch/pool/slot_strategy.h"
 #include "firsttouch/service/supply_kinds.h"
 #include "firsttouch/service/trap.h"
 
@@ -85,7 +85,8 @@ struct ServiceOptions {
   // finds the pool. 1 to 128 bytes, no control characters. Need not be unique.
   std::string name = "pool";
 
-  // The pool: how many instances, how large, which guards. No default fits.
+  // The pool: how many instances, how large, which guards.
+  // LayoutOptions::ForWasm32() fits most. There is no default.
   // page_bytes must be this machine's 4096.
   LayoutOptions layout;
 

@@ -5,17 +5,30 @@
 #include <utility>
 #include <vector>
 
+#include "firsttouch/service/memory_supply.h"
 #include "firsttouch/service/open_supply.h"
 #include "firsttouch/service/service_pool.h"
+#include "firsttouch/service/service_with_kernel.h"
+#include "firsttouch/uffd/kernel.h"
 
 namespace firsttouch {
 
-absl::StatusOr<std::unique_ptr<Service>> Service::Create(ServiceOptions options,
-                                                         Kernel& kernel) {
+absl::StatusOr<std::unique_ptr<Service>> ServiceMaker::Create(
+    ServiceOptions options, Kernel& kernel, SupplyOpener open_supply) {
   absl::StatusOr<std::unique_ptr<ServicePool>> pool =
-      ServicePool::Create(std::move(options), kernel, &OpenSupply);
+      ServicePool::Create(std::move(options), kernel, open_supply);
   if (!pool.ok()) return pool.status();
   return std::unique_ptr<Service>(new Service(pool->release()));
+}
+
+absl::StatusOr<std::unique_ptr<Service>> CreateService(ServiceOptions options,
+                                                       Kernel& kernel) {
+  return ServiceMaker::Create(std::move(options), kernel, &OpenSupply);
+}
+
+absl::StatusOr<std::unique_ptr<Service>> Service::Create(
+    ServiceOptions options) {
+  return CreateService(std::move(options), RealKernel());
 }
 
 Service::~Service() {

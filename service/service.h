@@ -3,9 +3,7 @@
 //
 //   absl::StatusOr<std::unique_ptr<Service>> service = Service::Create(
 //       {.name = "tenants",
-//        .layout = {.instances = 1000,
-//                   .max_memory_bytes = uint64_t{4} << 30,
-//                   .guard_after_bytes = uint64_t{2} << 30}});
+//        .layout = LayoutOptions::ForWasm32(1000)});
 //   if (!service.ok()) return service.status();
 //   absl::StatusOr<Memory> memory = (*service)->Acquire({.image = image});
 //
@@ -50,9 +48,8 @@
 #include "firsttouch/service/memory.h"
 #include "firsttouch/service/options.h"
 #include "firsttouch/service/stats.h"
-#include "firsttouch/service/supply.h"
+#include "firsttouch/service/supply_kinds.h"
 #include "firsttouch/service/trap.h"
-#include "firsttouch/uffd/kernel.h"
 
 namespace firsttouch {
 
@@ -90,10 +87,9 @@ class Service {
   // options, ResourceExhausted for a limit of this process or machine,
   // PermissionDenied or Unimplemented where userfaultfd is refused and `supply`
   // asks for it (lists each way that was tried), FailedPrecondition where the
-  // kernel lacks a feature that an option needs. `kernel` must outlive the
-  // service and its memories.
+  // kernel lacks a feature that an option needs.
   static absl::StatusOr<std::unique_ptr<Service>> Create(
-      ServiceOptions options, Kernel& kernel = RealKernel());
+      ServiceOptions options);
 
   Service(const Service&) = delete;
   Service& operator=(const Service&) = delete;
@@ -149,7 +145,7 @@ class Service {
   uint32_t pool_id() const;
 
  private:
-  friend class ServiceWithSupply;  // test_fixture.h
+  friend class ServiceMaker;  // service_with_kernel.h
   explicit Service(ServicePool* pool) : pool_(pool) {}
 
   ServicePool* pool_;

@@ -74,7 +74,7 @@ class StaleEventsTest : public testing::TestWithParam<bool> {
               kUffdFeatureExactAddress | kUffdFeatureWpUnpopulated,
           ~uint64_t{0});
     }
-    absl::StatusOr<std::unique_ptr<Service>> service = Service::Create(
+    absl::StatusOr<std::unique_ptr<Service>> service = CreateService(
         {.name = "stale",
          .layout = {.instances = 2,
                     .max_memory_bytes = 32 * kPageBytes,

@@ -63,7 +63,7 @@ class TakenPagesTest : public testing::TestWithParam<Way> {
       GTEST_SKIP() << "this machine has no " << missing;
     }
     absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create(options, kernel_);
+        CreateService(options, kernel_);
     ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
   }
@@ -327,7 +327,7 @@ TEST_P(TakenPagesTest, WhatReadsAnImageFileThatIsCutOutlivesIt) {
   const std::string path = testing::TempDir() + "/cut_before_release.ftimg";
   const std::string delta_path = testing::TempDir() + "/over_the_cut.ftimg";
   options_.layout.instances = 3;
-  service_ = *Service::Create(options_, kernel_);
+  service_ = *CreateService(options_, kernel_);
   for (const Then then : {Then::kRelease, Then::kReset, Then::kSnapshot,
                           Then::kDelta, Then::kCount}) {
     for (const int leases_before : {0, 1, 8, 1 + kOfDelta}) {

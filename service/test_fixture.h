@@ -24,6 +24,7 @@
 #include "firsttouch/service/plain_supply.h"
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/service_pool.h"
+#include "firsttouch/service/service_with_kernel.h"
 #include "firsttouch/service/supply_choice.h"
 #include "firsttouch/service/trap.h"
 #include "firsttouch/uffd/abi.h"
@@ -67,24 +68,12 @@ inline constexpr Way kPlainWay{Backing::kShared, Resolve::kInThread,
                                std::nullopt, Supply::kMappingsDrop,
                                &OpenPlainSupply};
 
-// A service over any supply.
-class ServiceWithSupply {
- public:
-  static absl::StatusOr<std::unique_ptr<Service>> Create(
-      ServiceOptions options, Kernel& kernel, SupplyOpener open_supply) {
-    absl::StatusOr<std::unique_ptr<ServicePool>> pool =
-        ServicePool::Create(std::move(options), kernel, open_supply);
-    if (!pool.ok()) return pool.status();
-    return std::unique_ptr<Service>(new Service(pool->release()));
-  }
-};
-
 inline absl::StatusOr<std::unique_ptr<Service>> CreateService(
     const Way& way, ServiceOptions options, Kernel& kernel = RealKernel()) {
   if (way.open_supply == nullptr) {
-    return Service::Create(std::move(options), kernel);
+    return CreateService(std::move(options), kernel);
   }
-  return ServiceWithSupply::Create(std::move(options), kernel, way.open_supply);
+  return ServiceMaker::Create(std::move(options), kernel, way.open_supply);
 }
 
 inline std::string WayName(const testing::TestParamInfo<Way>& info) {

@@ -59,13 +59,13 @@ class TrappingPagesTest : public testing::TestWithParam<Param> {
           ~uint64_t{0});
     }
     absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create({.name = "trapping",
-                         .layout = {.instances = 2,
-                                    .max_memory_bytes = kMax,
-                                    .guard_after_bytes = kGuard},
-                         .supply = Asking(way, 2),
-                         .trap_callback = JumpOutOfTrap},
-                        kernel_);
+        CreateService({.name = "trapping",
+                       .layout = {.instances = 2,
+                                  .max_memory_bytes = kMax,
+                                  .guard_after_bytes = kGuard},
+                       .supply = Asking(way, 2),
+                       .trap_callback = JumpOutOfTrap},
+                      kernel_);
     ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
   }

@@ -429,8 +429,7 @@ absl::Status Reader::CheckOptions() const {
 }  // namespace
 
 absl::StatusOr<WasmImages> ImagesFromWasm(const WasmImageOptions& options,
-                                          std::span<const std::byte> module,
-                                          MemfdCalls& calls) {
+                                          std::span<const std::byte> module) {
   wabt::Features features;
   features.EnableAll();
   wabt::ReadBinaryOptions read(features, /*log_stream=*/nullptr,
@@ -460,7 +459,7 @@ absl::StatusOr<WasmImages> ImagesFromWasm(const WasmImageOptions& options,
     absl::StatusOr<ImageRef> image = ImageFromSegments(
         {.name = i == 0 ? options.name : absl::StrCat(options.name, "#", i),
          .size_bytes = memory.initial_pages * memory.page_bytes},
-        segments, calls);
+        segments);
     if (!image.ok()) return image.status();
     memory.image = *std::move(image);
   }

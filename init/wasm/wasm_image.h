@@ -53,7 +53,6 @@
 
 #include "absl/status/statusor.h"
 #include "firsttouch/init/image.h"
-#include "firsttouch/init/memfd.h"
 
 namespace firsttouch {
 
@@ -123,8 +122,7 @@ struct WasmImages {
 // Builds an image of each memory. A module without memories is fine, and has
 // none. `module` is borrowed during the call only.
 absl::StatusOr<WasmImages> ImagesFromWasm(const WasmImageOptions& options,
-                                          std::span<const std::byte> module,
-                                          MemfdCalls& calls = RealMemfdCalls());
+                                          std::span<const std::byte> module);
 
 }  // namespace firsttouch
 

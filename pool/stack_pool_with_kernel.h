@@ -1,0 +1,20 @@
+// StackPool::Create() with the kernel passed in: for tests that have it fail.
+
+#ifndef FIRSTTOUCH_POOL_STACK_POOL_WITH_KERNEL_H_
+#define FIRSTTOUCH_POOL_STACK_POOL_WITH_KERNEL_H_
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "firsttouch/pool/stack_pool.h"
+#include "firsttouch/uffd/kernel.h"
+
+namespace firsttouch {
+
+// `kernel` must outlive the pool.
+absl::StatusOr<std::unique_ptr<StackPool>> CreateStackPool(
+    Kernel& kernel, const StackPoolOptions& options);
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_POOL_STACK_POOL_WITH_KERNEL_H_
