@@ -71,7 +71,7 @@ QUESTIONS = {
              'tenants { image: "small.wasm" size_bytes: "64KiB" write_pages: 1 times: 4 leaves: true }',
              instances=1),
         r"(?m)^ +0 .* 12 +3 +\d+ +0\.0 +0\.0$|^ +0 .* 12 +3 +\d+ +- +0\.0$"),
-    "Which pages does a tenant change?": (
+    "Which pages does a guest change?": (
         pool('tenants { image: "small.wasm" size_bytes: "64KiB" write_pages: 3 }',
              supply="userfaultfd"),
         r"dirty: 3\b"),
