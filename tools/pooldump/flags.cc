@@ -47,15 +47,15 @@ constexpr int32_t kMostPid = 4 << 20;
 
 // What a pool needs to be told of, for `locate` without a process.
 bool DescribesPool(const Words& words, const Options& options) {
-  return !options.config().empty() || words.pool.count("instances") != 0 ||
-         words.pool.count("max_memory_bytes") != 0;
+  return !options.config().empty() || words.pool.contains("instances") ||
+         words.pool.contains("max_memory_bytes");
 }
 
 // Empty: the options and what is to be located go together.
 std::string CheckOnPaper(const Words& words, const Options& options) {
   if (!DescribesPool(words, options)) {
     for (const PoolFlag& flag : PoolFlags()) {
-      if (words.pool.count(flag.field) == 0) continue;
+      if (!words.pool.contains(flag.field)) continue;
       return absl::StrCat(
           flag.shown,
           ": it belongs to a pool that --config=FILE or --instances, "
