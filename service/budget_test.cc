@@ -21,6 +21,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/match.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/test_fixture.h"
@@ -222,16 +224,18 @@ TEST_P(BudgetTest, TrimEndsWhenThePoolsOwnThreadHasGivenItsPagesBack) {
     GTEST_SKIP() << "nothing is kept that could be trimmed";
   }
   constexpr uint64_t kBudget = 10 * kPageBytes;
-  std::atomic<bool> dropping = false;
-  std::atomic<bool> trimming = false;
+  std::atomic<bool> held_up = false;
+  absl::Notification dropping;
+  absl::Notification trimming;
   const auto hold_up = [&](const FakeKernel::Call&) {
     // Not the handler threads, for which this thread waits.
     char name[16] = {};
     pthread_getname_np(pthread_self(), name, sizeof(name));
     if (!absl::StartsWith(name, "ft-trim:")) return;
-    dropping = true;
-    dropping.notify_all();
-    trimming.wait(false);
+    if (!held_up.exchange(true)) dropping.Notify();
+    // Not for ever: a release that parks its slot may wait for the slot
+    // in whose place it comes.
+    trimming.WaitForNotificationWithTimeout(absl::Milliseconds(100));
     // Long enough for a Trim() that does not wait to come to its end.
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   };
@@ -240,12 +244,12 @@ TEST_P(BudgetTest, TrimEndsWhenThePoolsOwnThreadHasGivenItsPagesBack) {
   kernel_.Hook(FakeKernel::Op::kMadvise, hold_up);
   kernel_.Hook(FakeKernel::Op::kProcessMadvise, hold_up);
   UseAll();
-  dropping.wait(false);
-  trimming = true;
-  trimming.notify_all();
+  dropping.WaitForNotification();
+  trimming.Notify();
   ASSERT_TRUE(service_->Trim().ok());
   EXPECT_LE(service_->Stats().idle_private_bytes, kBudget);
   EXPECT_LE(InSmaps(), kBudget);
+  service_.reset();  // Its thread calls the hook.
 }
 
 // Nobody calls Trim(): the test ends when the pool's own thread has been here.

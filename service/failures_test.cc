@@ -333,20 +333,21 @@ TEST_P(FailuresTest, TheServiceEndsInTheMiddleOfAReset) {
   Memory memory = *service_->Acquire({.size_bytes = kSize});
   ASSERT_EQ(memory.Grow(kSize + kPageBytes), absl::OkStatus());
   Store(memory, kSize, 0x66);
-  std::atomic<bool> resetting = false;
+  std::atomic<bool> held_up = false;
+  absl::Notification resetting;
   absl::Notification ended;
   bool ended_meanwhile = false;
   const pid_t here = gettid();
   kernel_.Hook(Op::kMadvise, [&](const FakeKernel::Call&) {
-    if (gettid() == here || resetting.exchange(true)) return;
-    resetting.notify_all();
+    if (gettid() == here || held_up.exchange(true)) return;
+    resetting.Notify();
     ended_meanwhile = ended.WaitForNotificationWithTimeout(absl::Seconds(20));
   });
   std::thread holder([&] {
     EXPECT_EQ(memory.Reset(), absl::OkStatus());
     EXPECT_EQ(memory.Release(), absl::OkStatus());
   });
-  resetting.wait(false);
+  resetting.WaitForNotification();
   service_.reset();
   ended.Notify();
   holder.join();
