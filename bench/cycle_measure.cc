@@ -21,6 +21,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "firsttouch/bench/fixture.h"
 #include "firsttouch/bench/kernel_counters.h"
 #include "firsttouch/bench/report.h"
@@ -219,7 +220,8 @@ void NoteSkipped(const std::string& strategy, const absl::Status& why,
   }
   SkippedStrategy& skipped = *report.add_skipped();
   skipped.set_way(strategy);
-  skipped.set_reason(std::string(why.message()));
+  const absl::string_view reason = why.message();
+  skipped.set_reason(reason.data(), reason.size());
 }
 
 // What the cycles of a strategy ask of the kernel, in a child of its own, after

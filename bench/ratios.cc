@@ -357,8 +357,8 @@ Measure WithoutMask(Measure measure) {
 }
 
 std::vector<Contest> Contests() {
-  constexpr double kPages = kTouchBytes / kPageBytes;
-  constexpr double kFills = kTouchBytes / kFillBytes;
+  constexpr uint64_t kPages = kTouchBytes / kPageBytes;
+  constexpr uint64_t kFills = kTouchBytes / kFillBytes;
   std::vector<Contest> contests;
 
   contests.push_back({"read image pages, shared", "CONTINUE, up to 1 MiB",

@@ -83,9 +83,10 @@ struct LayoutOptions {
 
   // For WebAssembly guests with 32-bit addresses whose generated code checks
   // nothing: one memory an instance, up to 4 GiB, and behind it a guard that
-  // ends an access at any address with any offset, which go up to 8 GiB. Address
-  // space, 47 bits of it, holds 16,000 of them. Guests that are compiled to check
-  // more, or that have several memories, change the fields that say so.
+  // ends an access at any address with any offset, which go up to 8 GiB.
+  // Address space, 47 bits of it, holds 16,000 of them. Guests that are
+  // compiled to check more, or that have several memories, change the fields
+  // that say so.
   static LayoutOptions ForWasm32(uint32_t instances);
 
   friend bool operator==(const LayoutOptions&, const LayoutOptions&) = default;

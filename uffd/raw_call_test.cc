@@ -3,8 +3,8 @@
 
 #include <cerrno>
 
-#include "gtest/gtest.h"
 #include "firsttouch/uffd/raw_call_portable.h"
+#include "gtest/gtest.h"
 
 namespace firsttouch {
 namespace {
