@@ -4,6 +4,8 @@ WebAssembly's test suite is published there, and in no registry that has fewer
 files of others in between. No Rust is compiled.
 """
 
+load("//bazel:repository.bzl", "finish_package")
+
 def _crate_impl(ctx):
     package = "{}-{}".format(ctx.attr.package, ctx.attr.version)
     url = "https://static.crates.io/crates/{}/{}.crate".format(ctx.attr.package, package)
@@ -19,9 +21,7 @@ def _crate_impl(ctx):
         fail("@{}: could not download {}".format(ctx.name, url))
     ctx.extract(archive, stripPrefix = package)
     ctx.delete(archive)
-    ctx.file("WORKSPACE", "workspace(name = \"{}\")\n".format(ctx.name), executable = False)
-    ctx.delete("BUILD.bazel")
-    ctx.symlink(ctx.attr.build_file, "BUILD.bazel")
+    finish_package(ctx, ctx.attr.build_file)
 
 crate = repository_rule(
     implementation = _crate_impl,

@@ -4,6 +4,8 @@ The packages are taken apart, not installed: an installed kernel would become
 one that the machine may boot.
 """
 
+load("//bazel:repository.bzl", "name_repository")
+
 # Prints the newest package of the series "$1", or nothing. Debian signs some
 # packages and leaves others unsigned; a virtual machine takes both.
 _NEWEST = """
@@ -38,7 +40,7 @@ def _debian_kernels_impl(ctx):
             # buildifier: disable=print
             print("@{}: no Linux {}, so its tests are skipped: {}".format(ctx.name, series, why))
         build.append("filegroup(\n    name = \"{0}\",\n    srcs = glob([\"{0}/vmlinuz\"], allow_empty = True),\n)\n".format(series))
-    ctx.file("WORKSPACE", "workspace(name = \"{}\")\n".format(ctx.name), executable = False)
+    name_repository(ctx)
     ctx.file(
         "BUILD.bazel",
         "package(default_visibility = [\"//visibility:public\"])\n\n" + "\n".join(build),

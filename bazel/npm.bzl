@@ -5,6 +5,8 @@ behind a mirror can be relied on to reach: SQLite as one C file, and a
 buildifier that runs. No JavaScript is run.
 """
 
+load("//bazel:repository.bzl", "finish_package")
+
 def _fetch(ctx, archive):
     """Fetches the package's archive; returns None, or why that failed."""
     package = ctx.attr.package
@@ -70,9 +72,7 @@ def _npm_package_impl(ctx):
     else:
         ctx.extract(archive, stripPrefix = ctx.attr.strip_prefix)
         ctx.delete(archive)
-    ctx.file("WORKSPACE", "workspace(name = \"{}\")\n".format(ctx.name), executable = False)
-    ctx.delete("BUILD.bazel")
-    ctx.symlink(ctx.attr.build_file, "BUILD.bazel")
+    finish_package(ctx, ctx.attr.build_file)
 
 npm_package = repository_rule(
     implementation = _npm_package_impl,

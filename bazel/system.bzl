@@ -4,6 +4,7 @@
 they say when the package is missing; these rules say what to install.
 """
 
+load("//bazel:repository.bzl", "name_repository")
 load("//bazel/third_party:absl.bzl", "ABSL_PACKAGES")
 
 def _check_packages(ctx, packages):
@@ -67,7 +68,7 @@ debian_repository = repository_rule(
 
 def _system_repository_impl(ctx):
     _check_packages(ctx, ctx.attr.packages)
-    ctx.file("WORKSPACE", "workspace(name = \"{}\")\n".format(ctx.name), executable = False)
+    name_repository(ctx)
     ctx.symlink(ctx.attr.build_file, "BUILD.bazel")
     for label, path in ctx.attr.files.items():
         ctx.symlink(label, path)
@@ -114,7 +115,7 @@ def system_repository(name, build_file, files = {}, **kwargs):
 
 def _system_abseil_impl(ctx):
     _check_packages(ctx, {"libabsl-dev": "/usr/include/absl/base/config.h"})
-    ctx.file("WORKSPACE", "workspace(name = \"{}\")\n".format(ctx.name), executable = False)
+    name_repository(ctx)
 
     # One library that is all of abseil: its archives refer to one another, the
     # linker takes from them what is used, and their set changes by release.
@@ -170,7 +171,7 @@ system_abseil = repository_rule(
 
 def _system_program_impl(ctx):
     program = ctx.which(ctx.attr.program)
-    ctx.file("WORKSPACE", "workspace(name = \"{}\")\n".format(ctx.name), executable = False)
+    name_repository(ctx)
     if program:
         ctx.symlink(program, "bin/" + ctx.attr.program)
     ctx.file(

@@ -6,6 +6,7 @@ compiler there are no reports, and the test skips itself.
 """
 
 load("@rules_cc//cc:defs.bzl", "CcInfo")
+load("//bazel:compile_flags.bzl", "compile_flags")
 
 CrossCompileReportsInfo = provider(
     "What the compiler for aarch64 says of a target and all that it uses.",
@@ -22,16 +23,7 @@ def _cross_compile_aspect_impl(target, ctx):
     if CcInfo not in target or target.label.workspace_root or not compiler:
         return [CrossCompileReportsInfo(files = depset(transitive = below))]
 
-    context = target[CcInfo].compilation_context
-    flags = list(ctx.fragments.cpp.cxxopts)
-    flags += [flag for flag in getattr(ctx.rule.attr, "copts", []) if flag.startswith(("-W", "-D", "-f"))]
-    flags.append("-Wno-error")
-    flags += ["-D" + define for define in context.defines.to_list()]
-    flags += ["-D" + define for define in context.local_defines.to_list()]
-    flags += ["-I" + path for path in context.includes.to_list()]
-    flags += ["-iquote" + path for path in context.quote_includes.to_list()]
-    flags += ["-isystem" + path for path in context.system_includes.to_list()]
-
+    flags = compile_flags(target, ctx, ("-W", "-D", "-f"))
     reports = []
     for source in getattr(ctx.rule.files, "srcs", []):
         if source.extension != "cc" or not source.is_source:
@@ -41,7 +33,7 @@ def _cross_compile_aspect_impl(target, ctx):
         ctx.actions.run(
             executable = ctx.executable._compile,
             arguments = [report.path] + flags + [source.path],
-            inputs = depset([source] + compiler, transitive = [context.headers]),
+            inputs = depset([source] + compiler, transitive = [target[CcInfo].compilation_context.headers]),
             mnemonic = "CrossCompile",
             outputs = [report],
             progress_message = "Compiling for aarch64 " + source.short_path,

@@ -8,6 +8,7 @@ itself, as if it were one.
 """
 
 load("@rules_cc//cc:defs.bzl", "CcInfo")
+load("//bazel:compile_flags.bzl", "compile_flags")
 
 ClangTidyReportsInfo = provider(
     "What clang-tidy says of a target.",
@@ -36,16 +37,8 @@ def _clang_tidy_aspect_impl(target, ctx):
     stems = {_without_extension(source): True for source in sources}
     alone = [header for header in headers if _without_extension(header) not in stems]
 
-    context = target[CcInfo].compilation_context
-    flags = ["-x", "c++"] + ctx.fragments.cpp.cxxopts
-    flags += ["-Wall", "-Wextra", "-Wthread-safety", "-Wno-unknown-warning-option"]
-    flags += [flag for flag in ctx.rule.attr.copts if flag.startswith(("-W", "-D", "-m", "-f"))]
-    flags.append("-Wno-error")
-    flags += ["-D" + define for define in context.defines.to_list()]
-    flags += ["-D" + define for define in context.local_defines.to_list()]
-    flags += ["-I" + path for path in context.includes.to_list()]
-    flags += ["-iquote" + path for path in context.quote_includes.to_list()]
-    flags += ["-isystem" + path for path in context.system_includes.to_list()]
+    flags = ["-x", "c++", "-Wall", "-Wextra", "-Wthread-safety", "-Wno-unknown-warning-option"]
+    flags += compile_flags(target, ctx, ("-W", "-D", "-m", "-f"))
 
     # Findings in headers count if the header is the target's own. With
     # include_prefix they are read from elsewhere, by a path of the same ending.
@@ -76,7 +69,7 @@ def _clang_tidy_aspect_impl(target, ctx):
                 report.path,
                 "--config-file=" + ctx.file._config.path,
             ] + arguments + [file.path, "--"] + flags,
-            inputs = depset([file, ctx.file._config], transitive = [context.headers]),
+            inputs = depset([file, ctx.file._config], transitive = [target[CcInfo].compilation_context.headers]),
             mnemonic = "ClangTidy",
             outputs = [report],
             progress_message = "Running clang-tidy on " + file.short_path,
