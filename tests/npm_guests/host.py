@@ -108,6 +108,22 @@ def main():
   # How many results there are, and which of them are not those of functions
   # without one.
   done, numbers = 0, []
+
+  def add_call(export, thunk, before, call, result, arguments, wanted, more=''):
+    nonlocal done
+    thunks[thunk] = before + (
+        call + ';' if result == 'void' else
+        'firsttouch::wasm2c::Put(%s, out);' % call)
+    steps.append(
+        '{.name = "%s", .call = &Call_%s, %s.in = {%s}, '
+        '.has_wanted = %s, .wanted = %s}' % (
+            export, thunk, more,
+            ', '.join(value(word, numbers) for word in arguments),
+            *wanted.split(', ')))
+    done += 1
+    if result != 'void':
+      numbers.append(done)
+
   for words in lines:
     if not words or words[0] == 'returns':
       continue
@@ -141,17 +157,7 @@ def main():
       call = '%s(static_cast<Z_%s_instance_t*>(it)%s)' % (
           symbol, name, ''.join(', firsttouch::wasm2c::Get<%s>(in[%d])' % (
               TYPES[kind], i) for i, kind in enumerate(types)))
-      thunks[symbol] = call + ';' if declared[1] == 'void' else (
-          'firsttouch::wasm2c::Put(%s, out);' % call)
-      steps.append(
-          '{.name = "%s", .call = &Call_%s, .in = {%s}, '
-          '.has_wanted = %s, .wanted = %s}' % (
-              words[1], symbol,
-              ', '.join(value(word, numbers) for word in words[2:]),
-              *wanted.split(', ')))
-      done += 1
-      if declared[1] != 'void':
-        numbers.append(done)
+      add_call(words[1], symbol, '', call, declared[1], words[2:], wanted)
     elif words[0] == 'table':
       symbol = 'Z_%s%s' % (name, mangle(words[1]))
       if not re.search(r'^wasm_rt_funcref_table_t\* %s\(' % re.escape(symbol),
@@ -165,22 +171,12 @@ def main():
           ', '.join(['function.module_instance'] +
                     ['firsttouch::wasm2c::Get<%s>(in[%d])' % (kind, i + 1)
                      for i, kind in enumerate(types)])))
-      thunk = '%s_%s' % (symbol, words[2])
-      thunks[thunk] = (
+      add_call(
+          words[1], '%s_%s' % (symbol, words[2]),
           'const wasm_rt_funcref_t function = firsttouch::npm::Element(\n'
           '      *%s(static_cast<Z_%s_instance_t*>(it)), in[0]);\n  ' % (
-              symbol, name) +
-          (call + ';' if result == 'void' else
-           'firsttouch::wasm2c::Put(%s, out);' % call))
-      steps.append(
-          '{.name = "%s", .call = &Call_%s, .in_table = true, .in = {%s}, '
-          '.has_wanted = %s, .wanted = %s}' % (
-              words[1], thunk,
-              ', '.join(value(word, numbers) for word in words[3:]),
-              *wanted.split(', ')))
-      done += 1
-      if result != 'void':
-        numbers.append(done)
+              symbol, name),
+          call, result, words[3:], wanted, more='.in_table = true, ')
     else:
       sys.exit('host.py: %r is no step' % ' '.join(words))
   if ready is None:
