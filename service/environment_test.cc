@@ -43,12 +43,9 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
-// <linux/prctl.h>, <linux/mman.h>, <linux/mempolicy.h>.
-constexpr int kPrSetMdwe = 65;         // 6.3
-constexpr int kPrSetMemoryMerge = 67;  // 6.4
-constexpr int kMadvCold = 20;          // 5.4
-constexpr int kMadvPageout = 21;       // 5.4
-constexpr int kMadvCollapse = 25;      // 6.1
+// <linux/mman.h>, <linux/mempolicy.h>.
+constexpr int kMadvCold = 20;     // 5.4
+constexpr int kMadvPageout = 21;  // 5.4
 constexpr int kMpolInterleave = 3;
 
 constexpr uint64_t kMemoryPages = 64;
@@ -119,7 +116,7 @@ constexpr Environment kEnvironments[] = {
     {"merge_later", When::kAfterCreate, Prctl<kPrSetMemoryMerge, 1>},
     {"merge_while_held", When::kWhileHeld, Prctl<kPrSetMemoryMerge, 1>},
     {"thp_disable", When::kBeforeCreate, Prctl<PR_SET_THP_DISABLE, 1>},
-    {"mdwe", When::kBeforeCreate, Prctl<kPrSetMdwe, 1>},
+    {"mdwe", When::kBeforeCreate, Prctl<kPrSetMdwe, kPrMdweRefuseExecGain>},
     {"read_implies_exec", When::kBeforeCreate, ImplyExec},
     {"interleave", When::kBeforeCreate, Interleave},
     {"migrate", When::kEachLease, BindToNode},

@@ -119,10 +119,8 @@ std::string AsCode(const std::vector<Step>& steps) {
   return code.str();
 }
 
-// <linux/prctl.h>, <linux/mman.h>, <linux/mempolicy.h>.
-constexpr int kPrSetMemoryMerge = 67;  // 6.4
-constexpr int kMadvCold = 20;          // 5.4
-constexpr int kMadvCollapse = 25;      // 6.1
+// <linux/mman.h>.
+constexpr int kMadvCold = 20;  // 5.4
 
 // What a process sets for all of its mappings, or a host does to those of a
 // memory that it holds, none of which changes what a memory shows. Where this

@@ -55,11 +55,9 @@
 namespace firsttouch {
 namespace {
 
-// <linux/mman.h>, <linux/prctl.h>.
+// <linux/mman.h>.
 constexpr int kMadvPageout = 21;       // 5.4
-constexpr int kMadvCollapse = 25;      // 6.1
 constexpr int kMadvSoftOffline = 101;  // CONFIG_MEMORY_FAILURE
-constexpr int kPrSetMemoryMerge = 67;  // 6.4
 
 constexpr uint64_t kHugePageBytes = uint64_t{2} << 20;
 // Two huge pages, and a rest.

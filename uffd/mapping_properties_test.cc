@@ -29,7 +29,6 @@ using ::testing::Not;
 using Op = FakeKernel::Op;
 
 constexpr size_t kBytes = 16 * kPageBytes;
-constexpr int kPrSetMemoryMerge = 67;
 
 uintptr_t Map(int protection) {
   const CallResult mapped =

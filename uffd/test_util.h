@@ -12,6 +12,13 @@
 
 namespace firsttouch {
 
+// Numbers that Debian 12's headers do not have yet: of prctl(2) and madvise(2),
+// and the kernels that know them.
+inline constexpr int kPrSetMdwe = 65;  // 6.3
+inline constexpr unsigned long kPrMdweRefuseExecGain = 1;
+inline constexpr int kPrSetMemoryMerge = 67;  // 6.4
+inline constexpr int kMadvCollapse = 25;      // 6.1
+
 // How a child of RunInChild ended.
 struct ChildResult {
   bool timed_out = false;

@@ -1,8 +1,5 @@
 #include "firsttouch/tests/hostile/environment.h"
 
-#include <linux/audit.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -15,7 +12,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -26,15 +22,12 @@
 
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "firsttouch/uffd/test_util.h"
 
 namespace firsttouch::hostile {
 namespace {
 
-// <linux/prctl.h>, <linux/mempolicy.h>.
-constexpr int kPrSetMdwe = 65;  // 6.3
-constexpr unsigned long kRefuseExecGain = 1;
-constexpr int kPrSetMemoryMerge = 67;  // 6.4
-constexpr int kMpolInterleave = 3;
+constexpr int kMpolInterleave = 3;  // <linux/mempolicy.h>
 
 bool SetLimit(__rlimit_resource which, rlim_t most) {
   rlimit limit = {};
@@ -43,26 +36,12 @@ bool SetLimit(__rlimit_resource which, rlim_t most) {
   return setrlimit(which, &limit) == 0;
 }
 
-// A filter, as container runtimes install one: calls that came late or are
-// rarely wanted are refused by EPERM. None is of a kind without which a pool
-// cannot be.
+// Calls that came late or are rarely wanted, as under a container's profile.
+// None is of a kind without which a pool cannot be.
 bool RefuseCalls() {
-  constexpr uint32_t kRefused[] = {SYS_membarrier, SYS_process_madvise,
-                                   SYS_mbind, SYS_set_mempolicy};
-  constexpr uint8_t kCount = static_cast<uint8_t>(std::size(kRefused));
-  std::vector<sock_filter> program = {
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr))};
-  for (uint8_t i = 0; i < kCount; ++i) {
-    // To the last instruction of all.
-    program.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, kRefused[i],
-                               static_cast<uint8_t>(kCount - i), 0));
-  }
-  program.push_back(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW));
-  program.push_back(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM));
-  const sock_fprog filter = {static_cast<uint16_t>(program.size()),
-                             program.data()};
-  return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
-         prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter, 0, 0) == 0;
+  return RefuseSystemCalls(
+      {SYS_membarrier, SYS_process_madvise, SYS_mbind, SYS_set_mempolicy},
+      EPERM, /*refuse_uffd_device=*/false);
 }
 
 // Every millisecond of the process's time some thread is in a signal handler.
@@ -124,7 +103,7 @@ constexpr Choice kChoices[] = {
      true},
     {"merged", [] { return prctl(kPrSetMemoryMerge, 1, 0, 0, 0) == 0; }},
     {"no-exec-gain",
-     [] { return prctl(kPrSetMdwe, kRefuseExecGain, 0, 0, 0) == 0; }},
+     [] { return prctl(kPrSetMdwe, kPrMdweRefuseExecGain, 0, 0, 0) == 0; }},
     {"no-huge-pages",
      [] { return prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0; }},
     {"one-processor", UseOneProcessor},
