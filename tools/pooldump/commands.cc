@@ -289,6 +289,13 @@ Answer AnswerPs(const Options& options) {
   return answer;
 }
 
+// The process of a report of live or core; null of any other.
+ProcessSnapshot* ProcessOf(Report* report) {
+  if (report->has_live()) return report->mutable_live();
+  if (report->has_core()) return report->mutable_core()->mutable_process();
+  return nullptr;
+}
+
 // Leaves the pools of a saved process that --pool means.
 absl::Status ChoosePools(const Options& options, const std::string& path,
                          ProcessSnapshot* process) {
@@ -312,11 +319,8 @@ absl::Status ChoosePools(const Options& options, const std::string& path,
 Answer AnswerShow(const Options& options) {
   absl::StatusOr<Report> saved = ReadReport(options.file());
   if (!saved.ok()) return CannotRead(saved.status());
-  if (saved->has_live() || saved->has_core()) {
-    const absl::Status chosen = ChoosePools(
-        options, options.file(),
-        saved->has_live() ? saved->mutable_live()
-                          : saved->mutable_core()->mutable_process());
+  if (ProcessSnapshot* const process = ProcessOf(&*saved)) {
+    const absl::Status chosen = ChoosePools(options, options.file(), process);
     if (!chosen.ok()) return CannotRead(chosen);
   } else if (!options.pool_name().empty()) {
     return WrongUsage(absl::InvalidArgumentError(
@@ -341,15 +345,14 @@ absl::StatusOr<ProcessSnapshot> SavedProcess(const Options& options,
                                              const std::string& path) {
   absl::StatusOr<Report> saved = ReadReport(path);
   if (!saved.ok()) return saved.status();
-  if (!saved->has_live() && !saved->has_core()) {
+  ProcessSnapshot* const found = ProcessOf(&*saved);
+  if (found == nullptr) {
     return absl::InvalidArgumentError(
         absl::StrCat(cli::Printable(path),
                      " is no report of live or core, which are what diff "
                      "compares"));
   }
-  ProcessSnapshot process =
-      std::move(saved->has_live() ? *saved->mutable_live()
-                                  : *saved->mutable_core()->mutable_process());
+  ProcessSnapshot process = std::move(*found);
   absl::Status chosen = ChoosePools(options, path, &process);
   if (!chosen.ok()) return chosen;
   return process;
