@@ -245,9 +245,8 @@ class PoolLayout {
 // layout; Internal names the first that fails, with the numbers. It works the
 // offsets out anew, in 128 bits, and does not trust Compute:
 //   1. the layout was made for these options;
-//   2. every size and offset is a multiple of the page, the fault-around size
-//   is a power
-//      of two and a multiple of the page;
+//   2. every size and offset is a multiple of the page, and the fault-around
+//      size is a power of two and a multiple of the page;
 //   3. no sum or product overflowed;
 //   4. memories do not overlap and lie inside the reservation;
 //   5. from any memory, at least guard_before_bytes downwards and at least

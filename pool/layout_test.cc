@@ -360,8 +360,7 @@ TEST(LayoutTest, ErrorsNameOptionValueRuleAndWayOut) {
        "fault_around_bytes 12288 is not a power of two"},
       {{.instances = 1, .max_memory_bytes = 65536, .fault_around_bytes = 2048},
        "fault_around_bytes 2048 is not a multiple of the page size 4096; a "
-       "fault "
-       "fills at least one page"},
+       "fault fills at least one page"},
       {{.instances = kMax32,
         .memories_per_instance = 2,
         .max_memory_bytes = 4096},
@@ -379,18 +378,16 @@ TEST(LayoutTest, ErrorsNameOptionValueRuleAndWayOut) {
        "guard_before_bytes 0 + 4000000000 memories (instances 4000000000 * "
        "memories_per_instance 1) * (max_memory_bytes 4294967296 (4 GiB) + "
        "guard_after_bytes 4294967296 (4 GiB)) does not fit 64 bits; at most "
-       "2147483647 "
-       "memories of this size do"},
+       "2147483647 memories of this size do"},
       {{.instances = 1,
         .max_memory_bytes = 4096,
         .guard_before_bytes = uint64_t{1} << 63,
         .guard_after_bytes = uint64_t{1} << 63},
        "guard_before_bytes 9223372036854775808 (8 EiB) + 1 memories (instances "
-       "1 * "
-       "memories_per_instance 1) * (max_memory_bytes 4096 + guard_after_bytes "
-       "9223372036854775808 (8 EiB)) does not fit 64 bits; at most 0 memories "
-       "of this "
-       "size do"},
+       "1 * memories_per_instance 1) * (max_memory_bytes 4096 + "
+       "guard_after_bytes 9223372036854775808 (8 EiB)) does not fit 64 bits; "
+       "at "
+       "most 0 memories of this size do"},
   };
   for (const BadOptions& bad : table) {
     const absl::StatusOr<PoolLayout> layout = PoolLayout::Compute(bad.options);

@@ -35,8 +35,7 @@ namespace firsttouch {
 // Calls `run` and returns OK when it returns. When it traps:
 //
 //   OutOfRange           the touch was outside the bounds; names the access,
-//   the
-//                        offset in bytes, the memory and its size
+//                        the offset in bytes, the memory and its size
 //   of TrapInfo::error   the touch was inside, and the contents of the page
 //                        could not be had; the code is that of the errno
 //

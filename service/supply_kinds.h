@@ -27,8 +27,8 @@ enum class Backing : uint8_t {
   // pages cost nothing per slot. Two mappings per bound slot.
   kShared,
   // Image pages are copied at first touch, one fault-around size at a time. No
-  // mapping per
-  // slot: for pools near vm.max_map_count, and images that differ per slot.
+  // mapping per slot: for pools near vm.max_map_count, and images that differ
+  // per slot.
   kCopied,
 };
 

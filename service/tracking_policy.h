@@ -19,10 +19,9 @@
 // written any more are restored unchanged, d B / 2 on the average: the waste.
 //   cost = scan + d (f + g) + (r f + p) / B + r q + d B / 2 q
 // with f = kKernelFaultNs, g = kFirstRestoreNs, p what protecting costs, and B
-// at its best, the
-// square root of (r f + p) / (d q / 2). That B is not computed:
-// protecting again as soon as the waste exceeds what protecting costs amortises
-// it and is equivalent (ski rental; ShouldProtectAll).
+// at its best, the square root of (r f + p) / (d q / 2). That B is not
+// computed: protecting again as soon as the waste exceeds what protecting costs
+// amortises it and is equivalent (ski rental; ShouldProtectAll).
 //
 // A guest that always writes the same pages has d = 0, and then nothing beats
 // kSignal: no system call at all. When most of an image changes, h is the whole
