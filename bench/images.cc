@@ -41,11 +41,9 @@
 #include "firsttouch/init/image_builder.h"
 #include "firsttouch/init/image_file.h"
 #include "firsttouch/init/image_store.h"
-#include "firsttouch/tools/cli/table.h"
 #include "firsttouch/uffd/units.h"
 
 using firsttouch::bench::Words;
-using firsttouch::cli::BytesText;
 
 ABSL_FLAG(Words, tables, Words({"start", "cold", "size", "store", "build"}),
           "which tables to make: start, cold, size, store, build");
@@ -307,6 +305,12 @@ const StartRow* PlainOf(const ImagesReport& report, const StartRow& like) {
   return nullptr;
 }
 
+std::string Size(uint64_t bytes) {
+  return bytes >= uint64_t{1} << 30 ? absl::StrCat(bytes >> 30, " GiB")
+         : bytes >= 1 << 20         ? absl::StrCat(bytes >> 20, " MiB")
+                                    : absl::StrCat(bytes >> 10, " KiB");
+}
+
 void AddGoal(ImagesReport& report, const std::string& name,
              const std::string& where, const std::string& other, double bound,
              std::optional<double> measured) {
@@ -332,8 +336,8 @@ void AddGoals(ImagesReport& report) {
   for (int i = 1; i < report.sizes_size(); ++i) {
     const SizeRow& least = report.sizes(0);
     const SizeRow& row = report.sizes(i);
-    AddGoal(report, "open + bind / that of a small file",
-            BytesText(row.bytes(), {}), BytesText(least.bytes(), {}), 1.5,
+    AddGoal(report, "open + bind / that of a small file", Size(row.bytes()),
+            Size(least.bytes()), 1.5,
             RatioOfRounds(&row, &least, "open_and_bind_ns"));
   }
   if (report.has_stored() && report.stored().one_file_bytes() > 0) {
@@ -389,7 +393,7 @@ std::string ToText(const ImagesReport& report) {
   if (report.sizes_size() > 0) {
     std::vector<Words> lines = {{"", "open", "bind", "touch"}};
     for (const SizeRow& row : report.sizes()) {
-      lines.push_back({BytesText(row.bytes(), {}), Thousandths(row, "open_ns"),
+      lines.push_back({Size(row.bytes()), Thousandths(row, "open_ns"),
                        Thousandths(row, "bind_ns"),
                        Thousandths(row, "touch_ns")});
     }
@@ -399,7 +403,7 @@ std::string ToText(const ImagesReport& report) {
   if (report.has_stored()) {
     const StoredImages& stored = report.stored();
     absl::StrAppend(&text, "\n", stored.images(), " images of ",
-                    BytesText(stored.image_bytes(), {}), " that share ",
+                    Size(stored.image_bytes()), " that share ",
                     Short(stored.shared_part() * 100), " % of their pages\n",
                     "one file ", stored.one_file_bytes(), " bytes, ",
                     stored.images(), " files ", stored.all_files_bytes(),
@@ -408,9 +412,8 @@ std::string ToText(const ImagesReport& report) {
   if (report.builds_size() > 0) {
     std::vector<Words> lines = {{"making images", "ms a MiB"}};
     for (const BuildRow& row : report.builds()) {
-      lines.push_back(
-          {absl::StrCat(row.what(), ", ", BytesText(row.bytes(), {})),
-           Short(row.ms_per_mib())});
+      lines.push_back({absl::StrCat(row.what(), ", ", Size(row.bytes())),
+                       Short(row.ms_per_mib())});
     }
     absl::StrAppend(&text, "\n", TableText(lines));
   }
