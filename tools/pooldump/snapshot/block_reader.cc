@@ -12,8 +12,10 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "firsttouch/control/counters.h"
 #include "firsttouch/tools/pooldump/snapshot/locate.h"
+#include "firsttouch/tools/pooldump/snapshot/page_groups.h"
+#include "firsttouch/tools/pooldump/snapshot/printable.h"
+#include "firsttouch/tools/pooldump/snapshot/totals.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch::pooldump {
@@ -32,40 +34,6 @@ std::string_view View(const char (&text)[kBytes]) {
   return {text, strnlen(text, kBytes)};
 }
 
-// What of a UTF-8 sequence begins `text`: its length, 0 for none. Leaves out
-// overlong forms, surrogates, and controls of C0 and C1.
-size_t PrintableSequence(std::string_view text) {
-  const auto byte = [&](size_t i) {
-    return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u;
-  };
-  const auto tail = [&](size_t i) { return (byte(i) & 0xc0) == 0x80; };
-  const unsigned first = byte(0);
-  if (first < 0x80) return first >= 0x20 && first != 0x7f ? 1 : 0;
-  if (first >= 0xc2 && first < 0xe0) {
-    if (!tail(1)) return 0;
-    return first == 0xc2 && byte(1) < 0xa0 ? 0 : 2;
-  }
-  if (first >= 0xe0 && first < 0xf0) {
-    if (!tail(1) || !tail(2)) return 0;
-    if (first == 0xe0 && byte(1) < 0xa0) return 0;
-    if (first == 0xed && byte(1) >= 0xa0) return 0;
-    // Marks that turn the direction of writing, and separators of lines.
-    if (first == 0xe2 && byte(1) == 0x80 &&
-        ((byte(2) >= 0x8e && byte(2) <= 0x8f) ||
-         (byte(2) >= 0xa8 && byte(2) <= 0xae))) {
-      return 0;
-    }
-    return 3;
-  }
-  if (first >= 0xf0 && first < 0xf5) {
-    if (!tail(1) || !tail(2) || !tail(3)) return 0;
-    if (first == 0xf0 && byte(1) < 0x90) return 0;
-    if (first == 0xf4 && byte(1) >= 0x90) return 0;
-    return 4;
-  }
-  return 0;
-}
-
 Slot::State StateOf(std::string_view name) {
   static const auto* const states =
       new std::map<std::string, Slot::State, std::less<>>{
@@ -75,18 +43,6 @@ Slot::State StateOf(std::string_view name) {
   const auto found = states->find(name);
   return found == states->end() ? Slot::STATE_UNSPECIFIED : found->second;
 }
-
-struct NamedCounter {
-  const char* name;
-  void (Counters::*set)(uint64_t);
-  uint64_t (Counters::*get)() const;
-};
-
-constexpr NamedCounter kCounters[] = {
-#define FIRSTTOUCH_NAMED(name) {#name, &Counters::set_##name, &Counters::name},
-    FIRSTTOUCH_SLOT_COUNTERS(FIRSTTOUCH_NAMED)
-#undef FIRSTTOUCH_NAMED
-};
 
 // Bytes of whole words.
 uint64_t Words(uint64_t bytes) { return (bytes + 7) / 8; }
@@ -110,34 +66,11 @@ bool Fits(uint64_t offset, uint64_t each, uint64_t count, uint64_t bytes) {
 
 }  // namespace
 
-std::string Printable(std::string_view text, bool lines) {
-  text = text.substr(0, text.find('\0'));
-  std::string out;
-  while (!text.empty()) {
-    size_t length = PrintableSequence(text);
-    if (length == 0 && lines && text[0] == '\n') length = 1;
-    if (length == 0) {
-      out += '?';
-      length = 1;
-    } else {
-      out.append(text.substr(0, length));
-    }
-    text.remove_prefix(length);
-  }
-  return out;
-}
-
 absl::Status CorruptBlock(std::string_view pool, std::string_view what) {
   return absl::DataLossError(
       absl::StrCat("the control block of pool \"", Printable(pool),
                    "\" cannot be right: ", std::string(what),
                    "; it was overwritten, or is not one that firsttouch made"));
-}
-
-PageState PageStateOf(bool present, bool untracked, bool dirty, bool retained) {
-  if (dirty) return retained ? PAGE_HOT : PAGE_DIRTY;
-  if (!present) return PAGE_MISSING;
-  return untracked ? PAGE_UNTRACKED : PAGE_CLEAN;
 }
 
 absl::StatusOr<BlockReader> BlockReader::Open(BlockBytes& bytes) {
@@ -548,88 +481,10 @@ absl::StatusOr<PoolSnapshot> BlockReader::ReadPool(
   return pool;
 }
 
-BlockReader::Group BlockReader::GroupAt(std::span<const uint64_t> words,
-                                        uint64_t offset) const {
-  const ControlPlanes& planes = header_.planes;
-  const auto plane = [&](uint32_t at) { return words[(offset + at) / 8]; };
-  return {.present = plane(planes.present),
-          .untracked = plane(planes.untracked),
-          .dirty = plane(planes.dirty),
-          .retained = plane(planes.retained),
-          .lately = plane(planes.recent) | plane(planes.previous)};
-}
-
-absl::StatusOr<BlockReader::Group> BlockReader::ReadGroup(uint32_t slot,
-                                                          uint64_t group) {
-  const ControlPlanes& planes = header_.planes;
-  std::vector<uint64_t> words(planes.group_bytes / 8);
-  const uint64_t at = header_.pages.offset_bytes +
-                      slot * header_.pages.record_bytes +
-                      planes.group_offset_bytes + group * planes.group_bytes;
-  if (absl::Status status = bytes_->Read(at, words); !status.ok()) {
-    return status;
-  }
-  return GroupAt(words, 0);
-}
-
-template <typename Visit>
-absl::Status BlockReader::ForEachGroup(uint64_t offset, uint64_t end,
-                                       Visit visit) {
-  const ControlPlanes& planes = header_.planes;
-  const uint64_t section = header_.pages.offset_bytes;
-  const uint64_t per_slot = header_.pages.record_bytes;
-  std::vector<uint64_t> words;
-  while (offset < end) {
-    absl::StatusOr<BlockBytes::Part> part = bytes_->NextData(offset, end);
-    if (!part.ok()) return part.status();
-    if (part->offset >= part->end) break;
-    // Group by group: from the first that the part touches.
-    uint64_t at = part->offset;
-    while (at < part->end) {
-      const uint64_t slot = (at - section) / per_slot;
-      const uint64_t slot_at = section + slot * per_slot;
-      const uint64_t groups_at = slot_at + planes.group_offset_bytes;
-      const uint64_t first =
-          at <= groups_at ? 0 : (at - groups_at) / planes.group_bytes;
-      if (first >= planes.groups) {
-        at = slot_at + per_slot;
-        continue;
-      }
-      // As many as the part reaches into, but not too many at once.
-      constexpr uint64_t kAtOnce = 4096;
-      const uint64_t begin = groups_at + first * planes.group_bytes;
-      if (begin >= part->end) {
-        // The part ends in the summary.
-        at = part->end;
-        continue;
-      }
-      const uint64_t reach =
-          (part->end - begin + planes.group_bytes - 1) / planes.group_bytes;
-      const uint64_t count = std::min({reach, planes.groups - first, kAtOnce});
-      words.resize(count * planes.group_bytes / 8);
-      if (absl::Status status = bytes_->Read(begin, words); !status.ok()) {
-        return status;
-      }
-      for (uint64_t i = 0; i < count; ++i) {
-        visit(static_cast<uint32_t>(slot), first + i,
-              GroupAt(words, i * planes.group_bytes));
-      }
-      at = first + count == planes.groups ? slot_at + per_slot
-                                          : begin + count * planes.group_bytes;
-    }
-    // The last group may reach further than the part did.
-    offset = std::max(at, part->end);
-  }
-  return absl::OkStatus();
-}
-
 absl::Status BlockReader::CountPages(PoolSnapshot& pool) {
   for (Slot& slot : *pool.mutable_slots()) slot.mutable_pages();
-  const uint64_t section = header_.pages.offset_bytes;
-  return ForEachGroup(
-      section, section + header_.pages.record_bytes * header_.pages.records,
-      [&](uint32_t slot, uint64_t, const Group& group) {
-        if ((group.present | group.dirty) == 0) return;
+  return PageGroups(*bytes_, header_)
+      .ForEach([&](uint32_t slot, uint64_t, const PageGroup& group) {
         PageCounts& pages =
             *pool.mutable_slots(static_cast<int>(slot))->mutable_pages();
         const auto add = [](uint64_t before, uint64_t bits) {
@@ -657,90 +512,20 @@ absl::StatusOr<PageMap> BlockReader::ReadPages(uint32_t number) {
   if (!slot.ok()) return slot.status();
   *map.mutable_slot() = *std::move(slot);
 
-  const uint64_t size_pages = PagesRoundedUp(map.slot().size_bytes()).value();
-  const uint64_t image_pages =
-      PagesRoundedUp(map.slot().image().size_bytes()).value();
-  std::map<uint64_t, Group> groups;
-  const uint64_t from =
-      header_.pages.offset_bytes + number * header_.pages.record_bytes;
-  const absl::Status read =
-      ForEachGroup(from, from + header_.pages.record_bytes,
-                   [&](uint32_t, uint64_t index, const Group& group) {
-                     if ((group.present | group.dirty) == 0) return;
-                     groups.emplace(index, group);
-                   });
-  const bool known = read.ok() && has_page_states();
+  std::map<uint64_t, PageGroup> groups;
+  const absl::Status read = PageGroups(*bytes_, header_)
+                                .ForEachOf(number, [&](uint32_t, uint64_t index,
+                                                       const PageGroup& group) {
+                                  groups.emplace(index, group);
+                                });
   if (!read.ok()) {
     if (absl::IsDataLoss(read)) return read;
     map.add_warnings(
         absl::StrCat("no page states: ", absl::StrCat(read.message())));
     groups.clear();
   }
-  const uint64_t group_end =
-      groups.empty() ? 0 : (groups.rbegin()->first + 1) * 64;
-  const uint64_t end = std::min(std::max({size_pages, image_pages, group_end}),
-                                header_.max_memory_bytes / kPageBytes);
-
-  PageRun run;
-  const auto flush = [&] {
-    if (run.pages() != 0) *map.add_runs() = run;
-  };
-  const auto add = [&](uint64_t page, uint64_t pages, PageState state) {
-    while (pages > 0) {
-      // Up to where the source changes.
-      uint64_t stop = page + pages;
-      PageSource source = PAGE_OUTSIDE;
-      if (page < size_pages) {
-        stop = std::min(stop, size_pages);
-        source = PAGE_OF_ZEROES;
-        if (page < image_pages) {
-          stop = std::min(stop, image_pages);
-          source = PAGE_OF_IMAGE;
-        }
-      }
-      if (run.pages() != 0 && run.state() == state && run.source() == source) {
-        run.set_pages(run.pages() + stop - page);
-      } else {
-        flush();
-        run.set_first_page(page);
-        run.set_pages(stop - page);
-        run.set_state(state);
-        run.set_source(source);
-        run.set_resident(-1);
-      }
-      pages -= stop - page;
-      page = stop;
-    }
-  };
-  // Of the first pages only what was touched before is known.
-  const uint64_t kernel_pages = map.slot().kernel_pages();
-  const auto add_missing = [&](uint64_t page, uint64_t pages) {
-    const uint64_t of_kernel =
-        page < kernel_pages ? std::min(pages, kernel_pages - page) : 0;
-    const uint64_t unknown = known ? of_kernel : pages;
-    add(page, unknown, PAGE_STATE_UNSPECIFIED);
-    add(page + unknown, pages - unknown, PAGE_MISSING);
-  };
-  uint64_t page = 0;
-  for (const auto& [index, group] : groups) {
-    if (page < index * 64) add_missing(page, index * 64 - page);
-    const uint64_t stop = std::min((index + 1) * 64, end);
-    for (page = index * 64; page < stop; ++page) {
-      const auto bit = [&, shift = page % 64](uint64_t plane) {
-        return (plane >> shift & 1) != 0;
-      };
-      const PageState state =
-          PageStateOf(bit(group.present), bit(group.untracked),
-                      bit(group.dirty), bit(group.retained));
-      if (state == PAGE_MISSING) {
-        add_missing(page, 1);
-      } else {
-        add(page, 1, state);
-      }
-    }
-  }
-  if (page < end) add_missing(page, end - page);
-  flush();
+  SetRuns(groups, read.ok() && has_page_states(),
+          header_.max_memory_bytes / kPageBytes, map);
   return map;
 }
 
@@ -770,14 +555,10 @@ absl::StatusOr<Location> BlockReader::Locate(uint64_t address) {
   }
   if (where.page() < image_pages) where.set_image_page(where.page());
   if (!has_page_states()) return where;
-  const absl::StatusOr<Group> group =
-      ReadGroup(where.slot(), where.page() / 64);
+  const absl::StatusOr<PageGroup> group =
+      PageGroups(*bytes_, header_).Read(where.slot(), where.page() / 64);
   if (group.ok()) {
-    const auto bit = [&](uint64_t plane) {
-      return (plane >> (where.page() % 64) & 1) != 0;
-    };
-    where.set_page_state(PageStateOf(bit(group->present), bit(group->untracked),
-                                     bit(group->dirty), bit(group->retained)));
+    where.set_page_state(group->StateOf(where.page() % 64));
     if (where.page_state() == PAGE_MISSING &&
         where.page() < slot->kernel_pages()) {
       where.clear_page_state();
@@ -786,54 +567,6 @@ absl::StatusOr<Location> BlockReader::Locate(uint64_t address) {
     return group.status();
   }
   return where;
-}
-
-void AddToTotals(const Slot& slot, Totals& totals) {
-  totals.set_slots(totals.slots() + 1);
-  switch (slot.state()) {
-    case Slot::TRIMMING:
-      totals.set_trimming(totals.trimming() + 1);
-      [[fallthrough]];
-    case Slot::FREE:
-      totals.set_free(totals.free() + 1);
-      break;
-    case Slot::HELD:
-      totals.set_held(totals.held() + 1);
-      break;
-    case Slot::RETURNING:
-      totals.set_returning(totals.returning() + 1);
-      break;
-    case Slot::PARKED:
-      totals.set_parked(totals.parked() + 1);
-      break;
-    case Slot::QUARANTINED:
-      totals.set_quarantined(totals.quarantined() + 1);
-      break;
-    default:
-      break;
-  }
-  totals.set_size_bytes(totals.size_bytes() + slot.size_bytes());
-  if (slot.has_resident_bytes()) {
-    totals.set_resident_bytes(totals.resident_bytes() + slot.resident_bytes());
-    totals.set_private_bytes(totals.private_bytes() + slot.private_bytes());
-    totals.set_shared_bytes(totals.shared_bytes() + slot.shared_bytes());
-  }
-  if (slot.has_pages()) {
-    PageCounts& pages = *totals.mutable_pages();
-    pages.set_clean(pages.clean() + slot.pages().clean());
-    pages.set_untracked(pages.untracked() + slot.pages().untracked());
-    pages.set_dirty(pages.dirty() + slot.pages().dirty());
-    pages.set_hot(pages.hot() + slot.pages().hot());
-    pages.set_changed_lately(pages.changed_lately() +
-                             slot.pages().changed_lately());
-  }
-  Counters& sums = *totals.mutable_counters();
-  if (slot.counters().faults_unknown()) sums.set_faults_unknown(true);
-  for (const NamedCounter& counter : kCounters) {
-    (sums.*counter.set)((sums.*counter.get)() +
-                        (slot.counters().*counter.get)());
-  }
-  if (slot.torn()) totals.set_torn(totals.torn() + 1);
 }
 
 }  // namespace firsttouch::pooldump

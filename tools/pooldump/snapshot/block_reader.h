@@ -23,35 +23,10 @@
 #include "absl/status/statusor.h"
 #include "firsttouch/control/block.h"
 #include "firsttouch/pool/layout.h"
+#include "firsttouch/tools/pooldump/snapshot/block_bytes.h"
 #include "firsttouch/tools/pooldump/snapshot/snapshot.pb.h"
 
 namespace firsttouch::pooldump {
-
-// The bytes of a block. Offsets are multiples of 8.
-class BlockBytes {
- public:
-  virtual ~BlockBytes() = default;
-
-  // Of the whole block.
-  virtual uint64_t bytes() const = 0;
-
-  // Reads [offset, offset + 8 * into.size()), which lies within bytes(), in
-  // ascending order and after all that was read before. Each word is of one
-  // moment; all of them together need not be.
-  virtual absl::Status Read(uint64_t offset, std::span<uint64_t> into) = 0;
-
-  // The next part of [offset, end) that may hold anything but zeroes, in whole
-  // words; an empty one at `end`: there is none.
-  struct Part {
-    uint64_t offset = 0;
-    uint64_t end = 0;
-  };
-  virtual absl::StatusOr<Part> NextData(uint64_t offset, uint64_t end) = 0;
-};
-
-// `text` up to its first zero, with '?' for what is not UTF-8 or would move a
-// terminal's cursor; line ends are kept if `lines`.
-std::string Printable(std::string_view text, bool lines = false);
 
 class BlockReader {
  public:
@@ -108,21 +83,6 @@ class BlockReader {
   absl::Status ReadDescription();
   absl::Status CountPages(PoolSnapshot& pool);
   uint64_t ValueOf(std::span<const uint64_t> record, Field field) const;
-  // The groups of a slot's planes, by plane; missing ones are zero.
-  struct Group {
-    uint64_t present = 0;
-    uint64_t untracked = 0;
-    uint64_t dirty = 0;
-    uint64_t retained = 0;
-    uint64_t lately = 0;
-  };
-  Group GroupAt(std::span<const uint64_t> words, uint64_t offset) const;
-  absl::StatusOr<Group> ReadGroup(uint32_t slot, uint64_t group);
-  // Calls visit(slot, group number, group) for each in [offset, end) of the
-  // section of page states that may have a bit set.
-  template <typename Visit>
-  absl::Status ForEachGroup(uint64_t offset, uint64_t end, Visit visit);
-
   BlockBytes* bytes_;
   ControlHeader header_ = {};
   PoolLayout layout_;
@@ -138,12 +98,6 @@ class BlockReader {
   Field handovers_;
   std::vector<CounterField> counters_;
 };
-
-// Adds a slot to the sums, all of its fields that are set.
-void AddToTotals(const Slot& slot, Totals& totals);
-
-// The state of a page by its planes.
-PageState PageStateOf(bool present, bool untracked, bool dirty, bool retained);
 
 // One line for each error that can end in a message: what is wrong with a
 // block.

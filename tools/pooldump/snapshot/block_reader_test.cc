@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "firsttouch/control/block.h"
 #include "firsttouch/control/control_block.h"
+#include "firsttouch/tools/pooldump/snapshot/printable.h"
 #include "firsttouch/tools/pooldump/snapshot/test_block.h"
 #include "gmock/gmock.h"
 #include "google/protobuf/text_format.h"

@@ -23,8 +23,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "firsttouch/control/block.h"
+#include "firsttouch/tools/pooldump/snapshot/block_bytes.h"
 #include "firsttouch/tools/pooldump/snapshot/block_reader.h"
 #include "firsttouch/tools/pooldump/snapshot/pool_choice.h"
+#include "firsttouch/tools/pooldump/snapshot/printable.h"
 #include "firsttouch/uffd/unique_fd.h"
 
 namespace firsttouch::pooldump {

@@ -3,7 +3,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -17,13 +16,14 @@
 #include <vector>
 
 #include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "firsttouch/control/block.h"
 #include "firsttouch/tools/pooldump/snapshot/block_reader.h"
+#include "firsttouch/tools/pooldump/snapshot/live_bytes.h"
 #include "firsttouch/tools/pooldump/snapshot/pool_choice.h"
+#include "firsttouch/tools/pooldump/snapshot/printable.h"
 #include "firsttouch/tools/pooldump/snapshot/proc_memory.h"
 #include "firsttouch/uffd/unique_fd.h"
 #include "firsttouch/uffd/units.h"
@@ -37,162 +37,10 @@ int64_t Nanos(clockid_t clock) {
   return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
 }
 
-// The block of a process that goes on writing it. Records of slots and images,
-// which are always there, are mapped, so that each word is read by one
-// instruction; the rest is read by calls, since a touch of a hole would
-// allocate a page for it. Page states of small memories are read many at once,
-// holes and all, and remembered: for one reading of the pool.
-class LiveBytes : public BlockBytes {
- public:
-  // `fd` is a memfd that cannot shrink.
-  LiveBytes(UniqueFd fd, uint64_t bytes) : fd_(std::move(fd)), bytes_(bytes) {}
-  ~LiveBytes() override {
-    if (mapping_ != nullptr) munmap(mapping_, mapped_bytes_);
-  }
-  LiveBytes(const LiveBytes&) = delete;
-  LiveBytes& operator=(const LiveBytes&) = delete;
-
-  uint64_t bytes() const override { return bytes_; }
-
-  // Maps the records, once the header has been checked.
-  absl::Status MapRecords(const ControlHeader& header) {
-    slots_ = SpanOf(header.slots);
-    images_ = SpanOf(header.images);
-    if (header.pages.record_bytes <= kSmallRecordBytes) {
-      ahead_ = SpanOf(header.pages);
-    }
-    const uint64_t end = std::max(slots_.end, images_.end);
-    void* const mapped =
-        mmap(nullptr, end, PROT_READ, MAP_SHARED, fd_.get(), 0);
-    if (mapped == MAP_FAILED) {
-      return absl::ErrnoToStatus(
-          errno, absl::StrCat("mmap of ", end, " bytes of a control block"));
-    }
-    mapping_ = mapped;
-    mapped_bytes_ = end;
-    return absl::OkStatus();
-  }
-
-  absl::Status Read(uint64_t offset, std::span<uint64_t> into) override {
-    const uint64_t end = offset + into.size_bytes();
-    if (slots_.Contains(offset, end) || images_.Contains(offset, end)) {
-      const auto* from = reinterpret_cast<const uint64_t*>(
-          static_cast<const std::byte*>(mapping_) + offset);
-      for (uint64_t& word : into) {
-        word = __atomic_load_n(from++, __ATOMIC_ACQUIRE);
-      }
-      return absl::OkStatus();
-    }
-    if (!ahead_.Contains(offset, end) || into.size_bytes() > kAheadBytes) {
-      return Pread(offset, into);
-    }
-    if (!read_.Contains(offset, end)) {
-      read_ = {offset, std::min(offset + kAheadBytes, ahead_.end)};
-      buffer_.resize((read_.end - read_.offset) / 8);
-      if (absl::Status status = Pread(offset, buffer_); !status.ok()) {
-        read_ = {};
-        return status;
-      }
-    }
-    std::copy_n(buffer_.begin() +
-                    static_cast<std::ptrdiff_t>((offset - read_.offset) / 8),
-                into.size(), into.begin());
-    return absl::OkStatus();
-  }
-
-  absl::StatusOr<Part> NextData(uint64_t offset, uint64_t end) override {
-    if (ahead_.Contains(offset, end)) return Part{offset, end};
-    const off_t data = lseek(fd_.get(), static_cast<off_t>(offset), SEEK_DATA);
-    if (data < 0 && errno == ENXIO) return Part{end, end};
-    if (data < 0) {
-      return absl::ErrnoToStatus(errno, "lseek in a control block");
-    }
-    const auto from = static_cast<uint64_t>(data);
-    if (from >= end) return Part{end, end};
-    const off_t hole = lseek(fd_.get(), data, SEEK_HOLE);
-    if (hole < 0) {
-      return absl::ErrnoToStatus(errno, "lseek in a control block");
-    }
-    return Part{from, std::min(static_cast<uint64_t>(hole), end)};
-  }
-
- private:
-  // Where to look for holes costs less than to read them, above.
-  static constexpr uint64_t kSmallRecordBytes = 32768;
-  static constexpr uint64_t kAheadBytes = uint64_t{1} << 18;
-
-  struct Span {
-    uint64_t offset = 0;
-    uint64_t end = 0;
-    bool Contains(uint64_t from, uint64_t to) const {
-      return from >= offset && to <= end;
-    }
-  };
-  static Span SpanOf(const ControlSection& section) {
-    return {section.offset_bytes,
-            section.offset_bytes + section.record_bytes * section.records};
-  }
-
-  absl::Status Pread(uint64_t offset, std::span<uint64_t> into) const {
-    auto* to = reinterpret_cast<char*>(into.data());
-    size_t left = into.size_bytes();
-    while (left > 0) {
-      const ssize_t got =
-          pread(fd_.get(), to, left, static_cast<off_t>(offset));
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) {
-        return absl::ErrnoToStatus(errno, "reading a control block");
-      }
-      if (got == 0) return absl::DataLossError("a control block has shrunk");
-      to += got;
-      offset += static_cast<uint64_t>(got);
-      left -= static_cast<size_t>(got);
-    }
-    return absl::OkStatus();
-  }
-
-  const UniqueFd fd_;
-  const uint64_t bytes_;
-  void* mapping_ = nullptr;
-  uint64_t mapped_bytes_ = 0;
-  Span slots_;
-  Span images_;
-  // What is read ahead, and what buffer_ has of it.
-  Span ahead_;
-  Span read_;
-  std::vector<uint64_t> buffer_;
-};
-
 struct Pool {
   std::unique_ptr<LiveBytes> bytes;
   BlockReader reader;
 };
-
-// The value of a line "Name:\tvalue" of /proc/PID/status.
-std::string StatusValue(std::string_view status, std::string_view name) {
-  const std::string start = absl::StrCat("\n", std::string(name), ":");
-  size_t at = status.find(start);
-  if (at == std::string_view::npos) return "";
-  status.remove_prefix(at + start.size());
-  status = status.substr(0, status.find('\n'));
-  status.remove_prefix(
-      std::min(status.find_first_not_of(" \t"), status.size()));
-  return std::string(status);
-}
-
-// The number at `index` of those in `text`, counted from the end if negative.
-std::optional<uint64_t> NumberAt(const std::string& text, int index) {
-  const std::vector<std::string> words =
-      absl::StrSplit(text, absl::ByAnyChar(" \t"), absl::SkipEmpty());
-  const int count = static_cast<int>(words.size());
-  if (index < 0) index += count;
-  uint64_t value = 0;
-  if (index < 0 || index >= count ||
-      !absl::SimpleAtoi(words[static_cast<size_t>(index)], &value)) {
-    return std::nullopt;
-  }
-  return value;
-}
 
 }  // namespace
 

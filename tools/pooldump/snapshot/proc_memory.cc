@@ -8,8 +8,10 @@
 #include <charconv>
 #include <memory>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "firsttouch/tools/pooldump/snapshot/block_reader.h"
+#include "absl/strings/str_split.h"
+#include "firsttouch/tools/pooldump/snapshot/printable.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/pagemap.h"
@@ -75,6 +77,30 @@ absl::StatusOr<std::string> ReadProcFile(int proc, const char* name) {
     if (got == 0) return text;
     text.append(chunk.get(), static_cast<size_t>(got));
   }
+}
+
+std::string StatusValue(std::string_view status, std::string_view name) {
+  const std::string start = absl::StrCat("\n", std::string(name), ":");
+  size_t at = status.find(start);
+  if (at == std::string_view::npos) return "";
+  status.remove_prefix(at + start.size());
+  status = status.substr(0, status.find('\n'));
+  status.remove_prefix(
+      std::min(status.find_first_not_of(" \t"), status.size()));
+  return std::string(status);
+}
+
+std::optional<uint64_t> NumberAt(const std::string& text, int index) {
+  const std::vector<std::string> words =
+      absl::StrSplit(text, absl::ByAnyChar(" \t"), absl::SkipEmpty());
+  const int count = static_cast<int>(words.size());
+  if (index < 0) index += count;
+  uint64_t value = 0;
+  if (index < 0 || index >= count ||
+      !absl::SimpleAtoi(words[static_cast<size_t>(index)], &value)) {
+    return std::nullopt;
+  }
+  return value;
 }
 
 absl::Status ForEachResidentRun(

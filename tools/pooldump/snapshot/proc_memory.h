@@ -24,6 +24,12 @@ namespace firsttouch::pooldump {
 // Unavailable where the process has ended, else the errno of the call.
 absl::StatusOr<std::string> ReadProcFile(int proc, const char* name);
 
+// The value of a line "Name:\tvalue" of /proc/PID/status; empty: there is none.
+std::string StatusValue(std::string_view status, std::string_view name);
+
+// The number at `index` of those in `text`, counted from the end if negative.
+std::optional<uint64_t> NumberAt(const std::string& text, int index);
+
 // Resident pages [start, end) that are alike. Pages of the kernel's page of
 // zeroes are left out, as smaps does.
 struct ResidentRun {
