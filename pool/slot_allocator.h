@@ -40,6 +40,9 @@
 
 namespace firsttouch {
 
+struct SlotNode;  // slot_shard.h
+class SlotShard;
+
 class SlotAllocator {
  public:
   static constexpr uint64_t kDefaultSeed = 0x9e3779b97f4a7c15;
@@ -104,34 +107,23 @@ class SlotAllocator {
   uint32_t ever_used() const;
 
  private:
-  struct Node;
-  struct Shard;
-
   uint32_t CoreShard() const;
   // The shards in the order of a walk that begins at `home`.
-  Shard& ShardFrom(uint32_t home, uint32_t distance) const;
+  SlotShard& ShardFrom(uint32_t home, uint32_t distance) const;
 
   // One attempt, following the strategy; nullopt: saw nothing.
   std::optional<Pick> TryAcquire(uint64_t key);
   std::optional<Pick> TryNextAvailable();
   std::optional<Pick> TryAffinity(uint64_t key);
   std::optional<Pick> TryRandom();
-  // From one shard, if it has such a slot.
-  std::optional<Pick> TakeNewest(Shard& shard);
-  std::optional<Pick> TakeWithKey(Shard& shard, uint64_t key);
-  std::optional<Pick> TakeKeyless(Shard& shard);
-  std::optional<Pick> TakeOldest(Shard& shard);
-  std::optional<Pick> TakeRandom(Shard& shard, uint64_t random);
-  std::optional<Pick> TakeAny(Shard& shard, uint64_t key);
   std::optional<Pick> TakeFresh();
   // Looks into every shard. nullopt only if there was a moment at which no slot
   // was free.
   std::optional<Pick> TryExhaustively(uint64_t key);
-  static uint64_t ReleasesOf(Shard& shard);
   std::optional<Pick> WaitUntil(uint64_t key, absl::Time deadline);
-  void ChangeWaiters(int change);
   void WakeOne();
-  Pick Hand(uint32_t slot);
+  // Of a slot that was taken out of its shard; nullopt of kNoSlot.
+  std::optional<Pick> Hand(uint32_t slot);
   absl::Status ExhaustedError() const;
 
   const uint32_t capacity_;
@@ -145,8 +137,8 @@ class SlotAllocator {
   // which shards compare their oldest slots.
   std::atomic<uint32_t> takeovers_{0};
   std::atomic<uint32_t> quarantined_{0};
-  std::unique_ptr<Node[]> nodes_;
-  std::unique_ptr<Shard[]> shards_;
+  std::unique_ptr<SlotNode[]> nodes_;
+  std::unique_ptr<SlotShard[]> shards_;
   // kRandom: the shards' arrays of free slots, one after the other.
   std::unique_ptr<uint32_t[]> random_slots_;
 
