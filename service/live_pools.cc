@@ -7,6 +7,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "firsttouch/init/image.h"
+#include "firsttouch/service/reclaim.h"
 #include "firsttouch/service/service_pool.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/process_mark.h"
@@ -44,7 +45,7 @@ void TellAll(const Image& image) {
   std::vector<std::shared_ptr<const Image>> dropped;
   MutexLock lock(&list->mutex);
   for (ServicePool* const pool : list->pools)
-    pool->LetGoOfImage(image, dropped);
+    LetGoOfImage(*pool, image, dropped);
 }
 
 }  // namespace

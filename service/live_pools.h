@@ -5,12 +5,12 @@
 
 namespace firsttouch {
 
-class ServicePool;
+struct ServicePool;
 
 // Any thread; not in a signal handler.
 class LivePools {
  public:
-  // From here on `pool` is told (ServicePool::LetGoOfImage).
+  // From here on `pool` is told (LetGoOfImage(), reclaim.h).
   static void Add(ServicePool* pool);
   // When this returns, no call to it is running, nor will one begin. Nothing
   // for a pool that was never added, or not in this process.

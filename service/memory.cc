@@ -5,7 +5,12 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/service/held_memory.h"
+#include "firsttouch/service/releases.h"
 #include "firsttouch/service/service_pool.h"
+#include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/snapshot.h"
+#include "firsttouch/service/steady_path.h"
 
 namespace firsttouch {
 namespace {
@@ -25,19 +30,19 @@ uint64_t Memory::size_bytes() const {
 }
 
 uint64_t Memory::max_bytes() const {
-  return slot_ == nullptr ? 0 : pool_->layout().memory_bytes();
+  return slot_ == nullptr ? 0 : pool_->layout.memory_bytes();
 }
 
 uint32_t Memory::instance() const {
   if (slot_ == nullptr) return kNoMemory;
   return pool_->SlotNumber(*slot_) /
-         pool_->layout().options().memories_per_instance;
+         pool_->layout.options().memories_per_instance;
 }
 
 uint32_t Memory::memory_index() const {
   if (slot_ == nullptr) return kNoMemory;
   return pool_->SlotNumber(*slot_) %
-         pool_->layout().options().memories_per_instance;
+         pool_->layout.options().memories_per_instance;
 }
 
 SlotCounts Memory::stats() const {
@@ -48,48 +53,49 @@ SlotCounts Memory::stats() const {
 
 absl::Status Memory::Grow(uint64_t new_size_bytes) {
   if (slot_ == nullptr) return Released("Grow");
-  return pool_->GrowTo(*slot_, new_size_bytes);
+  return GrowTo(*pool_, *slot_, new_size_bytes);
 }
 
 absl::StatusOr<uint64_t> Memory::GrowBy(uint64_t delta_bytes) {
   if (slot_ == nullptr) return Released("GrowBy");
-  return pool_->GrowBy(*slot_, delta_bytes);
+  return firsttouch::GrowBy(*pool_, *slot_, delta_bytes);
 }
 
 absl::Status Memory::Reset() {
   if (slot_ == nullptr) return Released("Reset");
-  return pool_->Reset(*slot_);
+  return ResetSlot(*pool_, *slot_);
 }
 
 absl::StatusOr<ImageRef> Memory::Snapshot(std::string name) const {
   if (slot_ == nullptr) return Released("Snapshot");
-  return pool_->Snapshot(*slot_, std::move(name), /*delta=*/false);
+  return SnapshotSlot(*pool_, *slot_, std::move(name), /*delta=*/false);
 }
 
 absl::StatusOr<ImageRef> Memory::SnapshotDelta(std::string name) const {
   if (slot_ == nullptr) return Released("SnapshotDelta");
-  return pool_->Snapshot(*slot_, std::move(name), /*delta=*/true);
+  return SnapshotSlot(*pool_, *slot_, std::move(name), /*delta=*/true);
 }
 
 absl::Status Memory::MakeReady(uint64_t offset_bytes, uint64_t bytes,
                                Access access) const {
   if (slot_ == nullptr) return Released("MakeReady");
-  return pool_->MakeReady(*slot_, offset_bytes, bytes, access);
+  return MakeSlotReady(*pool_, *slot_, offset_bytes, bytes, access);
 }
 
 MemoryPages Memory::CountPages() const {
-  return slot_ == nullptr ? MemoryPages{} : pool_->CountPages(*slot_);
+  return slot_ == nullptr ? MemoryPages{} : CountSlotPages(*pool_, *slot_);
 }
 
 void Memory::DropAtRelease() {
-  if (slot_ != nullptr) ServicePool::DropAtRelease(*slot_);
+  if (slot_ == nullptr) return;
+  slot_->exceptions.fetch_or(kSlotDropped, std::memory_order_relaxed);
 }
 
 absl::Status Memory::Release() {
   if (slot_ == nullptr) return Released("Release");
   ServicePool* const pool = std::exchange(pool_, nullptr);
   base_ = nullptr;
-  return pool->Release(*std::exchange(slot_, nullptr));
+  return ReleaseSlot(*pool, *std::exchange(slot_, nullptr));
 }
 
 }  // namespace firsttouch

@@ -46,7 +46,7 @@
 
 namespace firsttouch {
 
-class ServicePool;
+struct ServicePool;
 class Memory;
 struct SlotState;
 
@@ -194,7 +194,7 @@ class Memory {
   absl::Status Release();
 
  private:
-  friend class ServicePool;
+  friend struct ServicePool;
   friend absl::Status RunTrapped(const Memory& memory,
                                  absl::FunctionRef<void()> run, TrapInfo* trap);
   Memory(ServicePool* pool, SlotState* slot, std::byte* base)

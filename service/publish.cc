@@ -1,6 +1,4 @@
-// The part of ServicePool that tells readers in other processes of the pool:
-// what the records are that it works with, and where they are
-// (control/block.h).
+#include "firsttouch/service/publish.h"
 
 #include <algorithm>
 #include <cstddef>
@@ -67,14 +65,14 @@ std::vector<ControlName> NamesUpTo(Enum last, const char* (*name_of)(Enum)) {
 
 }  // namespace
 
-void ServicePool::Publish() {
+void PublishPool(ServicePool& pool) {
   ControlHeader header = {};
-  header.pool_id = fault_pool_.entry.pool_id;
-  header.base = reservation_->base();
-  header.reservation_bytes = layout_.reservation_bytes();
-  header.first_memory_offset_bytes = layout_.first_memory_offset_bytes();
-  header.slot_stride_bytes = layout_.slot_stride_bytes();
-  const LayoutOptions& layout = layout_.options();
+  header.pool_id = pool.fault_pool.entry.pool_id;
+  header.base = pool.reservation->base();
+  header.reservation_bytes = pool.layout.reservation_bytes();
+  header.first_memory_offset_bytes = pool.layout.first_memory_offset_bytes();
+  header.slot_stride_bytes = pool.layout.slot_stride_bytes();
+  const LayoutOptions& layout = pool.layout.options();
   header.max_memory_bytes = layout.max_memory_bytes;
   header.guard_before_bytes = layout.guard_before_bytes;
   header.guard_after_bytes = layout.guard_after_bytes;
@@ -82,20 +80,20 @@ void ServicePool::Publish() {
   header.page_bytes = layout.page_bytes;
   header.instances = layout.instances;
   header.memories_per_instance = layout.memories_per_instance;
-  const SupplyTraits supply = supply_->traits();
+  const SupplyTraits supply = pool.supply->traits();
   header.handler_threads = supply.handler_threads;
-  header.retained_cycles = options_.retained_cycles;
+  header.retained_cycles = pool.options.retained_cycles;
   header.retained_pages_limit =
-      options_.retained_pages_limit.value_or(kControlNone);
+      pool.options.retained_pages_limit.value_or(kControlNone);
   header.resident_budget_bytes =
-      options_.resident_budget_bytes.value_or(kControlNone);
+      pool.options.resident_budget_bytes.value_or(kControlNone);
   PutText(SupplyName(supply.kind), header.supply);
   PutText(supply.backing, header.backing);
   PutText(supply.resolve, header.resolve);
-  PutText(SlotStrategyName(options_.strategy), header.strategy);
-  PutText(options_.name, header.name);
+  PutText(SlotStrategyName(pool.options.strategy), header.strategy);
+  PutText(pool.options.name, header.name);
 
-  const SlotState& first = slots_[0];
+  const SlotState& first = pool.slots[0];
   static constexpr PageGroup kGroup = {};
   header.planes = {
       .group_offset_bytes = first.pages.groups_offset_bytes(),
@@ -113,17 +111,17 @@ void ServicePool::Publish() {
       NamesUpTo(SlotLifecycle::kParking, &SlotLifecycleName);
   const std::vector<ControlName> trackings =
       NamesUpTo(Tracking::kProfiling, &TrackingName);
-  const std::string description = Describe();
-  control_->Publish(header, {.fields = fields,
-                             .states = states,
-                             .trackings = trackings,
-                             .description = description});
+  const std::string description = pool.Describe();
+  pool.control->Publish(header, {.fields = fields,
+                                 .states = states,
+                                 .trackings = trackings,
+                                 .description = description});
 }
 
-void ServicePool::PublishImage(const SlotState& slot) {
+void PublishImage(ServicePool& pool, const SlotState& slot) {
   ControlBlock::ImageFacts facts;
   if (slot.image != nullptr) facts.id = slot.image->id();
-  if (control_->image_id(SlotNumber(slot)) == facts.id) return;
+  if (pool.control->image_id(pool.SlotNumber(slot)) == facts.id) return;
   std::optional<Digest> digest;
   if (slot.image != nullptr) {
     facts.size_bytes = slot.image->size_bytes();
@@ -132,7 +130,7 @@ void ServicePool::PublishImage(const SlotState& slot) {
     digest = slot.image->known_digest();
     if (digest.has_value()) facts.digest.emplace(digest->bytes);
   }
-  control_->NoteImage(SlotNumber(slot), facts);
+  pool.control->NoteImage(pool.SlotNumber(slot), facts);
 }
 
 }  // namespace firsttouch

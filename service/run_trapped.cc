@@ -109,11 +109,11 @@ absl::Status RunTrapped(const Memory& memory, absl::FunctionRef<void()> run,
     SetTrapGuard(&LeaveRun);
     t_is_prepared = true;
   }
-  const PoolLayout& layout = memory.pool_->layout();
+  const PoolLayout& layout = memory.pool_->layout;
   const SlotIndex slot(memory.pool_->SlotNumber(*memory.slot_));
   const auto base = reinterpret_cast<uintptr_t>(memory.base());
   Run here = {
-      .pool_id = memory.pool_->fault_pool().entry.pool_id,
+      .pool_id = memory.pool_->fault_pool.entry.pool_id,
       .instance = memory.instance(),
       .memory = memory.memory_index(),
       .begin = base - layout.guard_in_front_bytes(slot),

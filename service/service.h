@@ -53,7 +53,7 @@
 
 namespace firsttouch {
 
-class ServicePool;
+struct ServicePool;
 
 // What a memory is to be.
 struct MemoryOptions {

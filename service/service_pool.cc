@@ -16,6 +16,8 @@
 #include "firsttouch/pool/limits.h"
 #include "firsttouch/service/live_pools.h"
 #include "firsttouch/service/memory_supply.h"
+#include "firsttouch/service/publish.h"
+#include "firsttouch/service/reclaim.h"
 #include "firsttouch/service/signals.h"
 #include "firsttouch/uffd/units.h"
 
@@ -42,19 +44,19 @@ void ForgetPoolsOfParent(const PoolEntry& entry) {
 
 }  // namespace
 
-std::string ServicePool::InPages(uint64_t bytes) {
+std::string InPages(uint64_t bytes) {
   return absl::StrCat(bytes, " (", PagesRoundedUp(bytes).value(), " pages)");
 }
 
-ServicePool::ServicePool(ServiceOptions options, Kernel& kernel,
-                         const PoolLayout& layout)
-    : steady_(g_next_pool_number.fetch_add(1, std::memory_order_relaxed),
-              kernel),
-      options_(std::move(options)),
-      kernel_(kernel),
-      layout_(layout) {
-  steady_.parks = options_.strategy == SlotStrategy::kAffinity &&
-                  layout.options().memories_per_instance == 1;
+ServicePool::ServicePool(ServiceOptions pool_options, Kernel& pool_kernel,
+                         const PoolLayout& pool_layout)
+    : steady(g_next_pool_number.fetch_add(1, std::memory_order_relaxed),
+             pool_kernel),
+      options(std::move(pool_options)),
+      kernel(pool_kernel),
+      layout(pool_layout) {
+  steady.parks = options.strategy == SlotStrategy::kAffinity &&
+                 layout.options().memories_per_instance == 1;
 }
 
 absl::StatusOr<std::unique_ptr<ServicePool>> ServicePool::Create(
@@ -72,113 +74,111 @@ absl::StatusOr<std::unique_ptr<ServicePool>> ServicePool::Create(
 }
 
 absl::Status ServicePool::MapBookKeeping() {
-  const PageCount pages = PagesRoundedUp(layout_.memory_bytes());
-  absl::StatusOr<std::unique_ptr<ControlBlock>> control =
-      ControlBlock::Create(kernel_, RealMemfdCalls(), options_.name,
-                           {.slots = layout_.slots(),
+  const PageCount pages = PagesRoundedUp(layout.memory_bytes());
+  absl::StatusOr<std::unique_ptr<ControlBlock>> created =
+      ControlBlock::Create(kernel, RealMemfdCalls(), options.name,
+                           {.slots = layout.slots(),
                             .slot_bytes = sizeof(SlotState),
                             .page_states_bytes = PageStates::BytesFor(pages)},
-                           options_.publish);
-  if (!control.ok()) return control.status();
-  control_ = *std::move(control);
+                           options.publish);
+  if (!created.ok()) return created.status();
+  control = *std::move(created);
 
-  for (uint32_t i = 0; i < layout_.slots(); ++i) {
-    new (control_->slot_record(i)) SlotState;
+  for (uint32_t i = 0; i < layout.slots(); ++i) {
+    new (control->slot_record(i)) SlotState;
   }
-  slots_ = {
-      std::launder(reinterpret_cast<SlotState*>(control_->slot_record(0))),
-      DestroySlots{layout_.slots()}};
-  for (uint32_t i = 0; i < layout_.slots(); ++i) {
-    SlotState& slot = slots_[i];
-    slot.base =
-        reservation_->base() + layout_.memory_offset_bytes(SlotIndex(i));
-    slot.pages = PageStates(control_->page_states(i), pages);
+  slots = {std::launder(reinterpret_cast<SlotState*>(control->slot_record(0))),
+           DestroySlots{layout.slots()}};
+  for (uint32_t i = 0; i < layout.slots(); ++i) {
+    SlotState& slot = slots[i];
+    slot.base = reservation->base() + layout.memory_offset_bytes(SlotIndex(i));
+    slot.pages = PageStates(control->page_states(i), pages);
   }
   return absl::OkStatus();
 }
 
 absl::Status ServicePool::Start(SupplyOpener open_supply) {
-  absl::StatusOr<std::unique_ptr<MemorySupply>> supply =
-      open_supply({.options = options_,
-                   .layout = layout_,
-                   .kernel = kernel_,
-                   .fault_pool = fault_pool_});
-  if (!supply.ok()) return supply.status();
-  supply_ = *std::move(supply);
+  absl::StatusOr<std::unique_ptr<MemorySupply>> opened =
+      open_supply({.options = options,
+                   .layout = layout,
+                   .kernel = kernel,
+                   .fault_pool = fault_pool});
+  if (!opened.ok()) return opened.status();
+  supply = *std::move(opened);
   // What is written below, whatever the memories' size.
-  const uint64_t memories = layout_.options().memories_per_instance;
+  const uint64_t memories = layout.options().memories_per_instance;
   const uint64_t record_bytes =
       SlotAllocator::kBytesPerSlot + memories * sizeof(SlotState);
   if (absl::Status status =
-          CheckBookKeeping(layout_, record_bytes, ReadMemoryFacts());
+          CheckBookKeeping(layout, record_bytes, ReadMemoryFacts());
       !status.ok()) {
     return status;
   }
-  allocator_.emplace(layout_.options().instances, options_.strategy);
-  absl::StatusOr<Reservation> reservation = Reservation::Create(
-      kernel_, layout_,
-      {.name = options_.name,
-       .include_in_core_dump = options_.include_in_core_dump,
-       .inaccessible = true});
-  if (!reservation.ok()) return reservation.status();
-  reservation_.emplace(*std::move(reservation));
+  allocator.emplace(layout.options().instances, options.strategy);
+  absl::StatusOr<Reservation> reserved =
+      Reservation::Create(kernel, layout,
+                          {.name = options.name,
+                           .include_in_core_dump = options.include_in_core_dump,
+                           .inaccessible = true});
+  if (!reserved.ok()) return reserved.status();
+  reservation.emplace(*std::move(reserved));
   if (absl::Status status = MapBookKeeping(); !status.ok()) return status;
 
-  fault_pool_.kernel = &kernel_;
-  fault_pool_.fault_around_pages =
-      layout_.options().fault_around_bytes / kPageBytes;
-  fault_pool_.slots = slots_.get();
-  fault_pool_.name = options_.name.c_str();
-  fault_pool_.trap_callback = options_.trap_callback;
-  fault_pool_.trap_user = options_.trap_user;
-  if (absl::Status status = supply_->Attach(*reservation_); !status.ok()) {
+  fault_pool.kernel = &kernel;
+  fault_pool.fault_around_pages =
+      layout.options().fault_around_bytes / kPageBytes;
+  fault_pool.slots = slots.get();
+  fault_pool.name = options.name.c_str();
+  fault_pool.trap_callback = options.trap_callback;
+  fault_pool.trap_user = options.trap_user;
+  if (absl::Status status = supply->Attach(*reservation); !status.ok()) {
     return status;
   }
-  if (absl::Status status = reservation_->CheckEmpty(); !status.ok()) {
+  if (absl::Status status = reservation->CheckEmpty(); !status.ok()) {
     return status;
   }
-  steady_.max_cycles = supply_->traits().steady_cycles;
+  steady.max_cycles = supply->traits().steady_cycles;
 
-  PoolEntry& entry = fault_pool_.entry;
-  entry.base = reservation_->base();
-  entry.bytes = reservation_->bytes();
-  entry.first_memory_offset_bytes = layout_.first_memory_offset_bytes();
-  entry.slot_stride_bytes = layout_.slot_stride_bytes();
-  entry.max_memory_bytes = layout_.memory_bytes();
-  entry.unowned_guard_bytes = layout_.unowned_guard_bytes();
-  entry.slots = layout_.slots();
-  entry.memories_per_instance = layout_.options().memories_per_instance;
-  entry.first_size_bytes = &slots_[0].size_bytes;
+  PoolEntry& entry = fault_pool.entry;
+  entry.base = reservation->base();
+  entry.bytes = reservation->bytes();
+  entry.first_memory_offset_bytes = layout.first_memory_offset_bytes();
+  entry.slot_stride_bytes = layout.slot_stride_bytes();
+  entry.max_memory_bytes = layout.memory_bytes();
+  entry.unowned_guard_bytes = layout.unowned_guard_bytes();
+  entry.slots = layout.slots();
+  entry.memories_per_instance = layout.options().memories_per_instance;
+  entry.first_size_bytes = &slots[0].size_bytes;
   entry.size_stride_bytes = sizeof(SlotState);
-  entry.owner = &fault_pool_;
+  entry.owner = &fault_pool;
   entry.pool_id = g_next_pool_id.fetch_add(1, std::memory_order_relaxed);
   ForgetPoolsOfParent(entry);
   if (absl::Status status = RegisterPool(&entry); !status.ok()) return status;
-  registered_ = true;
+  registered = true;
 
   if (absl::Status status = CheckSignalsUnblocked(); !status.ok()) {
     return status;
   }
-  if (options_.signals == SignalOwnership::kInstall) {
+  if (options.signals == SignalOwnership::kInstall) {
     if (absl::Status status = InstallFaultHandler(); !status.ok()) {
       return status;
     }
-    handler_installed_ = true;
+    handler_installed = true;
   }
-  if (absl::Status status = supply_->Start(); !status.ok()) return status;
-  if (options_.resident_budget_bytes.value_or(0) > 0) {
+  if (absl::Status status = supply->Start(); !status.ok()) return status;
+  if (options.resident_budget_bytes.value_or(0) > 0) {
     absl::StatusOr<std::unique_ptr<BackgroundReclaim>> reclaim =
-        BackgroundReclaim::Start(options_.name, [this] {
-          const uint64_t budget = *options_.resident_budget_bytes;
+        BackgroundReclaim::Start(options.name, [this] {
+          const uint64_t budget = *options.resident_budget_bytes;
           bool more = false;
-          TrimTo(budget, &more).IgnoreError();
+          TrimTo(*this, budget, &more).IgnoreError();
           return more;
         });
     if (!reclaim.ok()) return reclaim.status();
-    background_reclaim_ = *std::move(reclaim);
-    steady_.has_background_reclaim = true;
+    background_reclaim = *std::move(reclaim);
+    steady.has_background_reclaim = true;
   }
-  Publish();
+  PublishPool(*this);
   LivePools::Add(this);
   return absl::OkStatus();
 }
@@ -189,20 +189,20 @@ ServicePool::~ServicePool() {
     // A forked child: the mappings are not there, and neither are the threads.
     // Whatever these objects hold is left; what a supply has of it, the supply
     // leaves.
-    static_cast<void>(background_reclaim_.release());
-    static_cast<void>(slots_.release());
-    static_cast<void>(control_.release());
-    if (registered_) UnregisterPool(&fault_pool_.entry);
+    static_cast<void>(background_reclaim.release());
+    static_cast<void>(slots.release());
+    static_cast<void>(control.release());
+    if (registered) UnregisterPool(&fault_pool.entry);
     return;
   }
   // First nobody places pages any more (no guest code runs either), then the
   // memory goes, and only then what guards it.
-  background_reclaim_.reset();
-  if (supply_ != nullptr) supply_->Stop();
-  if (registered_) UnregisterPool(&fault_pool_.entry);
-  reservation_.reset();
-  supply_.reset();
-  if (handler_installed_) {
+  background_reclaim.reset();
+  if (supply != nullptr) supply->Stop();
+  if (registered) UnregisterPool(&fault_pool.entry);
+  reservation.reset();
+  supply.reset();
+  if (handler_installed) {
     // Refused when somebody has installed a handler in front of ours: ours
     // stays, as the one he chains to.
     UninstallFaultHandler().IgnoreError();
@@ -212,7 +212,7 @@ ServicePool::~ServicePool() {
 absl::Status ServicePool::CheckProcess() const {
   if (InOwnerProcess()) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
-      "pool \"", options_.name,
+      "pool \"", options.name,
       "\" belongs to the process that made it; this is a child of fork(2), "
       "which has neither its memory nor its userfaultfd: make a Service of "
       "its own in the child"));
@@ -221,47 +221,47 @@ absl::Status ServicePool::CheckProcess() const {
 ServiceStats ServicePool::Stats() const {
   ServiceStats stats;
   uint64_t parked = 0;
-  for (uint32_t i = 0; i < layout_.slots(); ++i) {
-    AddSlotCounters(slots_[i].counters, stats);
+  for (uint32_t i = 0; i < layout.slots(); ++i) {
+    AddSlotCounters(slots[i].counters, stats);
     const SlotLifecycle lifecycle =
-        slots_[i].lifecycle.Load(std::memory_order_relaxed);
+        slots[i].lifecycle.Load(std::memory_order_relaxed);
     const bool is_parked = lifecycle == SlotLifecycle::kParked ||
                            lifecycle == SlotLifecycle::kTrimmingParked;
     parked += is_parked;
     if (is_parked || lifecycle == SlotLifecycle::kFree ||
         lifecycle == SlotLifecycle::kTrimming) {
       stats.idle_private_bytes +=
-          slots_[i].idle_pages.load(std::memory_order_relaxed) * kPageBytes;
+          slots[i].idle_pages.load(std::memory_order_relaxed) * kPageBytes;
     }
   }
-  for (const FaultPool::Shard& shard : fault_pool_.shards) {
+  for (const FaultPool::Shard& shard : fault_pool.shards) {
     for (int i = 0; i < LatencyHistogram::kBuckets; ++i) {
       stats.fault_latency[i] +=
           shard.latency.bucket[i].load(std::memory_order_relaxed);
     }
   }
-  stats.slots = layout_.slots();
-  const uint64_t per_instance = layout_.options().memories_per_instance;
-  const uint64_t in_use = allocator_->in_use() * per_instance;
+  stats.slots = layout.slots();
+  const uint64_t per_instance = layout.options().memories_per_instance;
+  const uint64_t in_use = allocator->in_use() * per_instance;
   // The counts are of slightly different moments.
   stats.slots_in_use = in_use - std::min(in_use, parked);
-  stats.slots_quarantined = allocator_->quarantined() * per_instance;
+  stats.slots_quarantined = allocator->quarantined() * per_instance;
   return stats;
 }
 
 std::string ServicePool::Describe() const {
-  const LayoutOptions& layout = layout_.options();
+  const LayoutOptions& asked = layout.options();
   return absl::StrCat(
-      "pool \"", options_.name, "\" at 0x", absl::Hex(reservation_->base()),
-      ": ", layout.instances, " instances of ", layout.memories_per_instance,
-      " memories of at most ", InPages(layout.max_memory_bytes), ", ",
-      layout_.reservation_bytes(), " bytes reserved\n",
-      control_->published()
+      "pool \"", options.name, "\" at 0x", absl::Hex(reservation->base()), ": ",
+      asked.instances, " instances of ", asked.memories_per_instance,
+      " memories of at most ", InPages(asked.max_memory_bytes), ", ",
+      layout.reservation_bytes(), " bytes reserved\n",
+      control->published()
           ? std::string("control block: pooldump finds the pool\n")
           : absl::StrCat("control block: pooldump does not find the pool (",
-                         control_->why(), ")\n"),
-      supply_->Describe(),
-      "slots: ", std::string(SlotStrategyName(options_.strategy)), "\n");
+                         control->why(), ")\n"),
+      supply->Describe(),
+      "slots: ", std::string(SlotStrategyName(options.strategy)), "\n");
 }
 
 }  // namespace firsttouch

@@ -12,6 +12,8 @@
 // zeroes and pages that the kernel tracks, a scan finds. Unlike at a release,
 // nothing is settled: planes that the fault path is using stay as they are.
 
+#include "firsttouch/service/snapshot.h"
+
 #include <linux/futex.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -35,6 +37,7 @@
 #include "firsttouch/init/image_builder.h"
 #include "firsttouch/init/image_pieces.h"
 #include "firsttouch/init/page_map.h"
+#include "firsttouch/service/held_memory.h"
 #include "firsttouch/service/memory_supply.h"
 #include "firsttouch/service/restore_page.h"
 #include "firsttouch/service/service_pool.h"
@@ -66,18 +69,9 @@ void LetAllGo(std::atomic<uint32_t>& frozen) {
   syscall(SYS_futex, &frozen, FUTEX_WAKE_PRIVATE, INT_MAX);
 }
 
-}  // namespace
-
-absl::Status ServicePool::Freeze(SlotState& slot) {
-  WaitForNoOther(slot.frozen);
-  absl::Status status = supply_->SetWritable(slot, false);
-  // A call that fails may have done a part.
-  if (!status.ok()) Thaw(slot).IgnoreError();
-  return status;
-}
-
-absl::Status ServicePool::Thaw(SlotState& slot) {
-  absl::Status status = supply_->SetWritable(slot, true);
+// Lets all threads write to the memory again.
+absl::Status Thaw(ServicePool& pool, SlotState& slot) {
+  absl::Status status = pool.supply->SetWritable(slot, true);
   if (status.ok()) {
     slot.late_writes.store(kLateWrites, std::memory_order_relaxed);
   } else {
@@ -89,9 +83,20 @@ absl::Status ServicePool::Thaw(SlotState& slot) {
   return status;
 }
 
-absl::StatusOr<ImageRef> ServicePool::Snapshot(SlotState& slot,
-                                               std::string name, bool delta) {
-  if (absl::Status status = CheckProcess(); !status.ok()) return status;
+// Keeps all threads from writing to the memory.
+absl::Status Freeze(ServicePool& pool, SlotState& slot) {
+  WaitForNoOther(slot.frozen);
+  absl::Status status = pool.supply->SetWritable(slot, false);
+  // A call that fails may have done a part.
+  if (!status.ok()) Thaw(pool, slot).IgnoreError();
+  return status;
+}
+
+}  // namespace
+
+absl::StatusOr<ImageRef> SnapshotSlot(ServicePool& pool, SlotState& slot,
+                                      std::string name, bool delta) {
+  if (absl::Status status = pool.CheckProcess(); !status.ok()) return status;
   if (absl::Status status = CheckUsable(slot); !status.ok()) return status;
   // A page that was taken away behind our back is read below, and faults.
   if (absl::Status status = EnsureAlternateStack(); !status.ok()) {
@@ -101,17 +106,18 @@ absl::StatusOr<ImageRef> ServicePool::Snapshot(SlotState& slot,
   uintptr_t copies = 0;
   uint64_t room_bytes = 0;
   absl::Cleanup unmap = [&] {
-    if (copies != 0) kernel_.Munmap(copies, room_bytes);
+    if (copies != 0) pool.kernel.Munmap(copies, room_bytes);
   };
   uint64_t size_bytes = slot.size_bytes.load(std::memory_order_seq_cst);
   {
     // Memory is allocated before others have to wait, who may hold a lock: room
     // for a copy of every page, of which what is used counts.
-    const MemorySupply::GrowthLock lock(*supply_, slot);
+    const MemorySupply::GrowthLock lock(*pool.supply, slot);
     while (true) {
       size_bytes = slot.size_bytes.load(std::memory_order_seq_cst);
       if (size_bytes > room_bytes) {
-        if (copies != 0) kernel_.Munmap(std::exchange(copies, 0), room_bytes);
+        if (copies != 0)
+          pool.kernel.Munmap(std::exchange(copies, 0), room_bytes);
         room_bytes = RoundUpToPage(size_bytes);
         const auto refused = [&](int error, const char* call) {
           return absl::ErrnoToStatus(
@@ -123,28 +129,28 @@ absl::StatusOr<ImageRef> ServicePool::Snapshot(SlotState& slot,
         };
         // In the order that mapping_properties.h gives. They are bytes of the
         // memory, which neither a core dump nor a child of fork(2) has.
-        const CallResult mapped =
-            kernel_.Mmap(0, room_bytes, PROT_NONE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        const CallResult mapped = pool.kernel.Mmap(
+            0, room_bytes, PROT_NONE,
+            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (!mapped.ok()) return refused(mapped.error, "mmap");
         copies = static_cast<uintptr_t>(mapped.value);
         const MappingResult set = SetMappingProperties(
-            kernel_, copies, room_bytes,
-            {.include_in_core_dump = options_.include_in_core_dump});
+            pool.kernel, copies, room_bytes,
+            {.include_in_core_dump = pool.options.include_in_core_dump});
         if (!set.ok()) return refused(set.error, set.call);
         const CallResult opened =
-            kernel_.Mprotect(copies, room_bytes, PROT_READ | PROT_WRITE);
+            pool.kernel.Mprotect(copies, room_bytes, PROT_READ | PROT_WRITE);
         if (!opened.ok()) return refused(opened.error, "mprotect");
         differs = PageMap::Create(PagesRoundedUp(room_bytes));
         if (!differs.ok()) return differs.status();
       }
-      if (absl::Status status = Freeze(slot); !status.ok()) {
+      if (absl::Status status = Freeze(pool, slot); !status.ok()) {
         return status;
       }
       size_bytes = slot.size_bytes.load(std::memory_order_seq_cst);
       absl::Status status;
       if (size_bytes <= room_bytes) {
-        status = supply_->ForEachChangedPage(
+        status = pool.supply->ForEachChangedPage(
             slot, PagesRoundedUp(size_bytes).value(), [&](uint64_t page) {
               static constexpr std::byte kZeroPage[kPageBytes] = {};
               const std::byte* const before =
@@ -160,7 +166,7 @@ absl::StatusOr<ImageRef> ServicePool::Snapshot(SlotState& slot,
               differs->Insert(PageIndex(page));
             });
       }
-      status.Update(Thaw(slot));
+      status.Update(Thaw(pool, slot));
       if (!status.ok()) return status;
       if (size_bytes <= room_bytes) break;
       // Somebody has grown it, faster than we were.

@@ -17,17 +17,23 @@
 //     lease                                    `other_tracking_wanted`,
 //                                              `has_poisoned_pages`
 
+#include "firsttouch/service/steady_path.h"
+
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "firsttouch/service/fault_pool.h"
+#include "firsttouch/service/leases.h"
 #include "firsttouch/service/memory.h"
 #include "firsttouch/service/page_states.h"
+#include "firsttouch/service/pool_end.h"
+#include "firsttouch/service/reclaim.h"
+#include "firsttouch/service/releases.h"
 #include "firsttouch/service/restore_groups.h"
 #include "firsttouch/service/service_pool.h"
+#include "firsttouch/service/slot_returns.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/service/this_thread.h"
 
@@ -69,111 +75,119 @@ bool RestoreSteady(uint32_t steady_cycles, SlotState& slot) {
   return true;
 }
 
-}  // namespace
-
-void ServicePool::NoteThreadReady() {
-  for (ParkedSlot& parked : t_parked) parked.thread_is_ready = true;
-}
-
-void ServicePool::Lease(SlotState& slot, const MemoryOptions& options) {
-  slot.trap_callback = options.trap_callback;
-  slot.trap_user = options.trap_user;
-  slot.lifecycle.Move(SlotLifecycle::kLeased);
-  slot.size_bytes.store(slot.initial_bytes, std::memory_order_release);
-}
-
-SlotState* ServicePool::ClaimOwn(const MemoryOptions& options) const {
-  ParkedSlot& parked = t_parked[steady_.number % kParkedSlots];
-  if (parked.pool != steady_.number || parked.image != options.image.get()) {
-    return nullptr;
-  }
-  parked.pool = 0;
-  return parked.slot->lifecycle.TakeParked() ? parked.slot : nullptr;
-}
-
-inline bool ServicePool::ThisThreadIsReady() const {
+// Whether this thread, which has parked a slot, may run guest code: it may have
+// released a memory that another thread acquired.
+bool ThisThreadIsReady(const ServicePool& pool) {
   // In the line that ClaimOwn() has just looked at.
-  return t_parked[steady_.number % kParkedSlots].thread_is_ready;
+  return t_parked[pool.steady.number % kParkedSlots].thread_is_ready;
 }
 
-inline bool ServicePool::IsReadyFor(const SlotState& slot,
-                                    const MemoryOptions& options) {
+// Whether a claimed slot can be leased as it is.
+bool IsReadyFor(const SlotState& slot, const MemoryOptions& options) {
   return slot.image == options.image &&
          slot.initial_bytes == options.initial_bytes() &&
          !slot.prefill_wanted && !slot.other_tracking_wanted &&
          !slot.has_poisoned_pages.load(std::memory_order_acquire);
 }
 
-absl::StatusOr<Memory> ServicePool::AcquireOne(const MemoryOptions& options) {
-  // In a steady cycle this is all.
-  SlotState* own = nullptr;
-  if (InOwnerProcess()) [[likely]] {
-    own = ClaimOwn(options);
-    if (own != nullptr && IsReadyFor(*own, options) && ThisThreadIsReady())
-        [[likely]] {
-      Lease(*own, options);
-      return MemoryOf(*own);
-    }
-  }
-  return AcquireAny(options, own);
-}
-
-inline bool ServicePool::IsSteady(const SlotState& slot) {
+// Whether the guest left nothing but changes of retained pages.
+bool IsSteady(const SlotState& slot) {
   return slot.exceptions.load(std::memory_order_relaxed) == 0 &&
          !slot.filled.load(std::memory_order_relaxed) &&
          slot.size_bytes.load(std::memory_order_relaxed) == slot.initial_bytes;
 }
 
-void ServicePool::Park(SlotState& slot) {
-  ParkedSlot& parked = t_parked[steady_.number % kParkedSlots];
-  if (parked.pool == steady_.number && parked.slot != &slot) [[unlikely]] {
-    ParkInsteadOf(*parked.slot, slot);
-    return;
-  }
-  parked.pool = steady_.number;
-  parked.image = slot.image.get();
-  parked.slot = &slot;
-  // The last touch of this object, as in Return().
-  slot.lifecycle.Move(SlotLifecycle::kParked);
-}
-
-void ServicePool::ParkInsteadOf(SlotState& before, SlotState& slot) {
+// ParkSlot() for a thread that has parked `before`, which goes to everybody.
+void ParkInsteadOf(ServicePool& pool, SlotState& before, SlotState& slot) {
   // The pool must live until `before` is returned: see Orphan().
   slot.returning.fetch_add(1, std::memory_order_relaxed);
-  t_parked[steady_.number % kParkedSlots] = {
-      .pool = steady_.number, .image = slot.image.get(), .slot = &slot};
+  t_parked[pool.steady.number % kParkedSlots] = {
+      .pool = pool.steady.number, .image = slot.image.get(), .slot = &slot};
   // In this order: at no moment does the thread keep both from others.
   slot.lifecycle.Move(SlotLifecycle::kParked);
-  if (before.lifecycle.TakeParked()) Return(before, SlotLifecycle::kFree);
+  if (before.lifecycle.TakeParked())
+    ReturnSlot(pool, before, SlotLifecycle::kFree);
   slot.returning.fetch_sub(1, std::memory_order_release);
 }
 
-absl::Status ServicePool::Release(SlotState& slot) {
-  // In a child the slot is not ours to touch; forgetting it is all there is.
-  if (!InOwnerProcess()) [[unlikely]] {
-    return CheckProcess();
+}  // namespace
+
+void NoteThreadReady() {
+  for (ParkedSlot& parked : t_parked) parked.thread_is_ready = true;
+}
+
+void BeginLease(SlotState& slot, const MemoryOptions& options) {
+  slot.trap_callback = options.trap_callback;
+  slot.trap_user = options.trap_user;
+  slot.lifecycle.Move(SlotLifecycle::kLeased);
+  slot.size_bytes.store(slot.initial_bytes, std::memory_order_release);
+}
+
+SlotState* ClaimOwn(const ServicePool& pool, const MemoryOptions& options) {
+  ParkedSlot& parked = t_parked[pool.steady.number % kParkedSlots];
+  if (parked.pool != pool.steady.number ||
+      parked.image != options.image.get()) {
+    return nullptr;
   }
-  if (steady_.has_background_reclaim) {
+  parked.pool = 0;
+  return parked.slot->lifecycle.TakeParked() ? parked.slot : nullptr;
+}
+
+absl::StatusOr<Memory> AcquireOne(ServicePool& pool,
+                                  const MemoryOptions& options) {
+  // In a steady cycle this is all.
+  SlotState* own = nullptr;
+  if (pool.InOwnerProcess()) [[likely]] {
+    own = ClaimOwn(pool, options);
+    if (own != nullptr && IsReadyFor(*own, options) && ThisThreadIsReady(pool))
+        [[likely]] {
+      BeginLease(*own, options);
+      return pool.MemoryOf(*own);
+    }
+  }
+  return AcquireAny(pool, options, own);
+}
+
+void ParkSlot(ServicePool& pool, SlotState& slot) {
+  ParkedSlot& parked = t_parked[pool.steady.number % kParkedSlots];
+  if (parked.pool == pool.steady.number && parked.slot != &slot) [[unlikely]] {
+    ParkInsteadOf(pool, *parked.slot, slot);
+    return;
+  }
+  parked.pool = pool.steady.number;
+  parked.image = slot.image.get();
+  parked.slot = &slot;
+  // The last touch of this object, as in ReturnSlot().
+  slot.lifecycle.Move(SlotLifecycle::kParked);
+}
+
+absl::Status ReleaseSlot(ServicePool& pool, SlotState& slot) {
+  // In a child the slot is not ours to touch; forgetting it is all there is.
+  if (!pool.InOwnerProcess()) [[unlikely]] {
+    return pool.CheckProcess();
+  }
+  if (pool.steady.has_background_reclaim) {
     slot.released_ns.store(MonotonicNanos(), std::memory_order_relaxed);
   }
   slot.restorer.store(ThisThread(), std::memory_order_relaxed);
   // Orphan() and TakeInstance() wait for releases that did not see them coming.
   slot.lifecycle.Move(SlotLifecycle::kParking);
-  steady_.fence.Light();
-  if (steady_.orphaned.load(std::memory_order_acquire)) [[unlikely]] {
-    ReleaseOrphan(slot);
+  pool.steady.fence.Light();
+  if (pool.steady.orphaned.load(std::memory_order_acquire)) [[unlikely]] {
+    ReleaseOrphan(pool, slot);
     return absl::OkStatus();
   }
-  if (steady_.parks && steady_.waiting.load(std::memory_order_relaxed) == 0 &&
-      IsSteady(slot) && RestoreSteady(steady_.max_cycles, slot) &&
+  if (pool.steady.parks &&
+      pool.steady.waiting.load(std::memory_order_relaxed) == 0 &&
+      IsSteady(slot) && RestoreSteady(pool.steady.max_cycles, slot) &&
       slot.exceptions.load(std::memory_order_relaxed) == 0) [[likely]] {
     slot.size_bytes.store(0, std::memory_order_relaxed);
     CountOwned(slot.counters.handovers);
-    MindBudget();
-    Park(slot);
+    MindBudget(pool);
+    ParkSlot(pool, slot);
     return absl::OkStatus();
   }
-  return ReleaseAny(slot);
+  return ReleaseAny(pool, slot);
 }
 
 }  // namespace firsttouch
