@@ -10,7 +10,6 @@
 
 #include "firsttouch/init/image_fetch.h"
 #include "firsttouch/service/fault_pool.h"
-#include "firsttouch/service/sabotage.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/units.h"
 
@@ -283,8 +282,7 @@ FaultResult Filler::MapRun(uint64_t page, uint64_t pages) {
   const auto map = [&] {
     const FillResult fill = ContinueRange(
         *fault_pool_.kernel, fault_pool_.uffd, Address(page),
-        pages * kPageBytes,
-        Sabotaged(Sabotage::kProtection) ? 0 : kUffdContinueWp, policy_);
+        pages * kPageBytes, kUffdContinueWp, policy_);
     CountFilled(slot_.counters.pages_mapped, fill);
     MarkPresent(page, fill.bytes_done / kPageBytes);
     return Outcome(fill, "UFFDIO_CONTINUE");

@@ -14,7 +14,6 @@
 
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/restore_page.h"
-#include "firsttouch/service/sabotage.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/uffd/units.h"
 
@@ -38,7 +37,6 @@ struct Restored {
 // Restores these pages of one group; which of them had changed.
 inline uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits,
                              Restored& restored) {
-  if (Sabotaged(Sabotage::kRestore)) return bits;
   const uint64_t first_page = index * kPagesPerGroup;
   const uint64_t stored =
       first_page < slot.image_pages ? slot.image_stored[index] : 0;

@@ -12,7 +12,6 @@
 #include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/restore_groups.h"
-#include "firsttouch/service/sabotage.h"
 #include "firsttouch/service/slot_record.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/service/tracking_policy.h"
@@ -171,7 +170,7 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
     TeachReads(slot, keep_pages);
   }
   // What was grown into goes first, so that nothing below has to look at it.
-  if (size_pages > keep_pages && !Sabotaged(Sabotage::kGrownPages)) {
+  if (size_pages > keep_pages) {
     NoteGrowth(slot, keep_pages, size_pages);
     if (absl::Status status = DropPages(context, slot, keep_pages, size_pages);
         !status.ok()) {

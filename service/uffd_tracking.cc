@@ -12,7 +12,6 @@
 #include "firsttouch/init/working_set.h"
 #include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/page_states.h"
-#include "firsttouch/service/sabotage.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/service/tracking_policy.h"
 #include "firsttouch/service/uffd_drop.h"
@@ -161,9 +160,8 @@ absl::Status FindKernelWrites(const UffdContext& context, SlotState& slot) {
 
 void ProtectAll(const UffdContext& context, SlotState& slot) {
   // All, whether there is a page or not: see SlotState::all_marked.
-  ScanRequest request = ScanRequest::UnmarkedAndProtect(
+  const ScanRequest request = ScanRequest::UnmarkedAndProtect(
       slot.base, AddressOf(slot, slot.kernel_pages));
-  if (Sabotaged(Sabotage::kProtection)) request.end = request.start;
   const ScanResult scan =
       ScanPages(*context.fault_pool.kernel, context.pagemap_fd, request,
                 nullptr, 0, [](const PageRegion&) { return true; });

@@ -46,6 +46,10 @@ void FakeKernel::Clear(Op op) {
   Of(op).script_count.store(0, std::memory_order_release);
 }
 
+void FakeKernel::WithholdMode(Op op, uint64_t bits) {
+  Of(op).withheld_mode = bits;
+}
+
 void FakeKernel::Hook(Op op, CallHook hook) { Of(op).before = std::move(hook); }
 
 void FakeKernel::HookAfter(Op op, CallHook hook) {
@@ -216,14 +220,16 @@ CallResult FakeKernel::Unregister(int fd, uintptr_t start,
 
 RangeResult FakeKernel::Copy(int fd, uintptr_t dst, uintptr_t src, size_t bytes,
                              uint64_t mode) noexcept {
-  return Range(
-      {.op = Op::kCopy,
-       .fd = fd,
-       .start = dst,
-       .source = src,
-       .bytes = bytes,
-       .mode = mode},
-      [&](size_t part) { return real_->Copy(fd, dst, src, part, mode); });
+  return Range({.op = Op::kCopy,
+                .fd = fd,
+                .start = dst,
+                .source = src,
+                .bytes = bytes,
+                .mode = mode},
+               [&](size_t part) {
+                 return real_->Copy(fd, dst, src, part,
+                                    ModeToldOf(Op::kCopy, mode));
+               });
 }
 
 RangeResult FakeKernel::ZeroPage(int fd, uintptr_t start, size_t bytes,
@@ -239,13 +245,15 @@ RangeResult FakeKernel::ZeroPage(int fd, uintptr_t start, size_t bytes,
 
 RangeResult FakeKernel::Continue(int fd, uintptr_t start, size_t bytes,
                                  uint64_t mode) noexcept {
-  return Range(
-      {.op = Op::kContinue,
-       .fd = fd,
-       .start = start,
-       .bytes = bytes,
-       .mode = mode},
-      [&](size_t part) { return real_->Continue(fd, start, part, mode); });
+  return Range({.op = Op::kContinue,
+                .fd = fd,
+                .start = start,
+                .bytes = bytes,
+                .mode = mode},
+               [&](size_t part) {
+                 return real_->Continue(fd, start, part,
+                                        ModeToldOf(Op::kContinue, mode));
+               });
 }
 
 RangeResult FakeKernel::Poison(int fd, uintptr_t start, size_t bytes,
@@ -314,8 +322,14 @@ CallResult FakeKernel::PagemapScan(int pagemap_fd, PmScanArg* arg) noexcept {
                 .start = static_cast<uintptr_t>(arg->start),
                 .bytes = static_cast<size_t>(arg->end - arg->start),
                 .mode = arg->flags},
-               {0, ENOTTY},
-               [&] { return real_->PagemapScan(pagemap_fd, arg); });
+               {0, ENOTTY}, [&] {
+                 PmScanArg told = *arg;
+                 told.flags = ModeToldOf(Op::kPagemapScan, arg->flags);
+                 const CallResult result =
+                     real_->PagemapScan(pagemap_fd, &told);
+                 arg->walk_end = told.walk_end;
+                 return result;
+               });
 }
 
 CallResult FakeKernel::Mmap(uintptr_t addr, size_t bytes, int prot, int flags,

@@ -103,6 +103,11 @@ class FakeKernel final : public Kernel {
   // Drops every script of `op`.
   void Clear(Op op);
 
+  // From now on the real kernel is not told of these bits of the mode (of
+  // PagemapScan: of the flags): it does less than it was asked for, and says
+  // that all is done. Copy, Continue and PagemapScan only.
+  void WithholdMode(Op op, uint64_t bits);
+
   // Runs `hook` before (HookAfter: after) each call of `op`, in the calling
   // thread: it may block (a slow kernel), make other calls (re-entry), or
   // change memory (a race lost). An empty function takes the hook off.
@@ -180,9 +185,13 @@ class FakeKernel final : public Kernel {
     std::array<Script, kMaxScripts> scripts;
     CallHook before;
     CallHook after;
+    uint64_t withheld_mode = 0;
   };
 
   PerOp& Of(Op op) { return ops_[static_cast<size_t>(op)]; }
+  uint64_t ModeToldOf(Op op, uint64_t mode) {
+    return mode & ~Of(op).withheld_mode;
+  }
   void Add(Op op, uint64_t nth, int64_t value, int error, bool shorten);
   // Counts the call, runs the hook, and returns the script for it, or null.
   const Script* Begin(Call& call) noexcept;

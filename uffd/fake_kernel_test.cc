@@ -3,7 +3,10 @@
 #include <cerrno>
 #include <cstring>
 #include <thread>
+#include <vector>
 
+#include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/test_util.h"
 #include "firsttouch/uffd/uffd.h"
 #include "gtest/gtest.h"
@@ -59,6 +62,28 @@ TEST(FakeKernel, AShortenedCallReallyDoesItsFirstBytes) {
   copied = kernel.Copy(uffd->fd(), memory.address() + 8192, source.address(),
                        8192, 0);
   EXPECT_TRUE(copied.ok()) << "the rest was not there yet: " << copied.error;
+}
+
+TEST(FakeKernel, AWithheldModeDoesNotReachTheKernel) {
+  FakeKernel inner(FakeKernel::kScripted);
+  FakeKernel kernel(static_cast<Kernel&>(inner));
+  std::vector<uint64_t> modes;
+  const auto note = [&](const FakeKernel::Call& call) {
+    modes.push_back(call.mode);
+  };
+  inner.Hook(Op::kCopy, note);
+  inner.Hook(Op::kContinue, note);
+  inner.Hook(Op::kPagemapScan, note);
+  kernel.WithholdMode(Op::kCopy, kUffdCopyWp);
+  kernel.WithholdMode(Op::kContinue, kUffdContinueWp);
+  kernel.WithholdMode(Op::kPagemapScan, kPmScanWpMatching);
+  kernel.Copy(3, 0, 0, 4096, kUffdCopyWp | kUffdCopyDontWake);
+  kernel.Continue(3, 0, 4096, kUffdContinueWp);
+  PmScanArg scan = {.flags = kPmScanWpMatching | kPmScanCheckWpAsync};
+  kernel.PagemapScan(3, &scan);
+  EXPECT_EQ(modes,
+            (std::vector<uint64_t>{kUffdCopyDontWake, 0, kPmScanCheckWpAsync}));
+  EXPECT_EQ(scan.flags, kPmScanWpMatching | kPmScanCheckWpAsync);
 }
 
 TEST(FakeKernel, HooksRunAroundTheCallAndMayMakeCalls) {
