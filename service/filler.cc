@@ -55,25 +55,16 @@ class Filler {
   template <typename FillImage, typename FillZeroes>
   FaultResult ForEachMissingRun(uint64_t first, uint64_t end,
                                 FillImage fill_image, FillZeroes fill_zeroes);
-  bool IsImagePage(uint64_t page) const {
-    return page < slot_.image_pages &&
-           (slot_.image_stored[page / 64] >> (page % 64) & 1) != 0;
-  }
   // Whether image pages may be nowhere yet.
   bool HasSource() const {
     return slot_.image_fetch != nullptr &&
            slot_.image_fetch->requests != nullptr;
   }
-  uint64_t ImageWord(uint64_t group) const {
-    return group * kPagesPerGroup < slot_.image_pages
-               ? slot_.image_stored[group]
-               : 0;
-  }
   uintptr_t Address(uint64_t page) const {
     return slot_.base + page * kPageBytes;
   }
   uintptr_t ImageAddress(uint64_t page) const {
-    return reinterpret_cast<uintptr_t>(slot_.image_data) + page * kPageBytes;
+    return reinterpret_cast<uintptr_t>(StoredPage(slot_, page));
   }
 
   // The bits of `group` whose pages are in the same mapping as `page`: where an
@@ -129,14 +120,11 @@ class Filler {
   // Sets the bits of [page, page + pages) in one plane.
   void Mark(std::atomic<uint64_t> PageGroup::*plane, uint64_t page,
             uint64_t pages) const {
-    for (uint64_t end = page + pages; page < end;) {
-      const uint64_t group = page / kPagesPerGroup;
-      const uint64_t mask = GroupMask(group, page, end);
+    ForEachGroupOf(page, page + pages, [&](uint64_t group, uint64_t mask) {
       (slot_.pages.group(group).*plane)
           .fetch_or(mask, std::memory_order_release);
       slot_.pages.NoteGroup(group);
-      page = (group + 1) * kPagesPerGroup;
-    }
+    });
   }
   void MarkDirty(uint64_t page, uint64_t pages) const {
     Mark(&PageGroup::dirty, page, pages);
@@ -237,7 +225,7 @@ FaultResult Filler::ForMissingImageRuns(uint64_t page, uint64_t first,
        result.kind == FaultResult::Kind::kResolved;
        ++group) {
     const PageGroup& planes = slot_.pages.group(group);
-    uint64_t want = ImageWord(group) & GroupMask(group, first, end) &
+    uint64_t want = StoredPages(slot_, group) & GroupMask(group, first, end) &
                     ~planes.present.load(std::memory_order_relaxed) &
                     ~planes.dirty.load(std::memory_order_relaxed);
     if (group == page / kPagesPerGroup) {
@@ -280,9 +268,9 @@ FaultResult Filler::MapRun(uint64_t page, uint64_t pages) {
     FetchImagePages(*slot_.image_fetch, page, pages, interrupted_mask_);
   }
   const auto map = [&] {
-    const FillResult fill = ContinueRange(
-        *fault_pool_.kernel, fault_pool_.uffd, Address(page),
-        pages * kPageBytes, kUffdContinueWp, policy_);
+    const FillResult fill =
+        ContinueRange(*fault_pool_.kernel, fault_pool_.uffd, Address(page),
+                      pages * kPageBytes, kUffdContinueWp, policy_);
     CountFilled(slot_.counters.pages_mapped, fill);
     MarkPresent(page, fill.bytes_done / kPageBytes);
     return Outcome(fill, "UFFDIO_CONTINUE");
@@ -332,8 +320,8 @@ FaultResult Filler::ReadZerosAround(uint64_t page) {
   // Only pages that are zero, missing and neighbours of the touched one: the
   // run around it within its group and the fault-around range.
   const uint64_t group = page / kPagesPerGroup;
-  const auto [first, pages] =
-      MissingRunAround(page, SameMapping(group, page) & ~ImageWord(group));
+  const auto [first, pages] = MissingRunAround(
+      page, SameMapping(group, page) & ~StoredPages(slot_, group));
   return ZeroRun(first, pages);
 }
 
@@ -388,11 +376,11 @@ FaultResult Filler::WriteImagePage(uint64_t page) {
   if (fault_pool_.backing == Backing::kCopied) {
     // The whole run of missing pages around it in one copy; all of them count
     // as changed, which costs less than to protect the others.
-    range = MissingRunAround(page, ImageWord(page / kPagesPerGroup));
+    range = MissingRunAround(page, StoredPages(slot_, page / kPagesPerGroup));
   } else if (!HasSource()) {
     range.pages =
         WriteRun(page, slot_.write_run_end, slot_.write_run_pages,
-                 ~ImageWord(page / kPagesPerGroup), kMaxWriteRunPages);
+                 ~StoredPages(slot_, page / kPagesPerGroup), kMaxWriteRunPages);
   }
   const FaultResult result = MakeImagePagesWritable(range);
   return MayDoAlone(result) ? MakeImagePagesWritable({page, 1}) : result;
@@ -459,7 +447,7 @@ uint64_t Filler::WriteRun(uint64_t page, std::atomic<uint64_t>& last_end,
 FaultResult Filler::WriteZeroRun(uint64_t page) {
   const uint64_t pages =
       WriteRun(page, slot_.zero_run_end, slot_.zero_run_pages,
-               ImageWord(page / kPagesPerGroup), kMaxZeroRunPages);
+               StoredPages(slot_, page / kPagesPerGroup), kMaxZeroRunPages);
   return CopyWritable({page, pages}, fault_pool_.zero_source);
 }
 
@@ -473,7 +461,7 @@ FaultResult Filler::Read(uint64_t page) {
   if (!slot_.reads_to_teach.load(std::memory_order_relaxed)) {
     slot_.reads_to_teach.store(true, std::memory_order_relaxed);
   }
-  if (IsImagePage(page)) {
+  if (IsStored(slot_, page)) {
     if (slot_.image_mapped) {
       Count(slot_.counters.minor_faults);
       const FaultResult result = MapImageAround(page);
@@ -498,7 +486,7 @@ FaultResult Filler::Write(uint64_t page, bool protection) {
   // our back, or swapped out while protected. COPY tells: EEXIST, and then it
   // is unprotected.
   Count(slot_.counters.missing_write_faults);
-  return IsImagePage(page) ? WriteImagePage(page) : WriteZeroRun(page);
+  return IsStored(slot_, page) ? WriteImagePage(page) : WriteZeroRun(page);
 }
 
 template <typename FillImage, typename FillZeroes>
@@ -520,7 +508,7 @@ FaultResult Filler::ForEachMissingRun(uint64_t first, uint64_t end,
         result = fill(group * kPagesPerGroup + bit, pages);
       };
     };
-    const uint64_t image = missing & ImageWord(group);
+    const uint64_t image = missing & StoredPages(slot_, group);
     ForEachRun(image, fill_with(fill_image));
     // No call may cross the end of the image's mapping.
     const uint64_t in_image = GroupMask(group, 0, slot_.image_pages);

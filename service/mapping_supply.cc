@@ -35,16 +35,12 @@ constexpr size_t kRegions = 512;
 // Pages of a working set that are populated at most, as with userfaultfd.
 constexpr uint64_t kMostPopulatedPages = 4096;
 
-constexpr std::byte kZeroPage[kPageBytes] = {};
-
 void AddRun(WorkingSet::Words& words, uint64_t first_page, uint64_t pages) {
-  const uint64_t end = first_page + pages;
-  for (uint64_t page = first_page; page < end;) {
-    const uint64_t index = page / kPagesPerGroup;
-    if (words.size() <= index) words.resize(index + 1);
-    words[index] |= GroupMask(index, page, end);
-    page = (index + 1) * kPagesPerGroup;
-  }
+  ForEachGroupOf(first_page, first_page + pages,
+                 [&](uint64_t index, uint64_t bits) {
+                   if (words.size() <= index) words.resize(index + 1);
+                   words[index] |= bits;
+                 });
 }
 
 // NOLINTNEXTLINE(performance-no-int-to-ptr): addresses of slots are numbers.
@@ -61,16 +57,6 @@ absl::Status Failed(const FaultPool& fault_pool, const SlotState& slot,
        .mappings = " (without userfaultfd a slot needs three mappings)"});
 }
 
-bool IsStored(const SlotState& slot, uint64_t page) {
-  return page < slot.image_pages &&
-         (slot.image_stored[page / kPagesPerGroup] >> (page % kPagesPerGroup) &
-          1) != 0;
-}
-
-const std::byte* InitialPage(const SlotState& slot, uint64_t page) {
-  return IsStored(slot, page) ? slot.image_data + page * kPageBytes : kZeroPage;
-}
-
 // Copies the initial bytes over pages that are there. Never reads a hole of
 // the image, which would make the kernel fill it. False where the image's file
 // was cut short.
@@ -82,8 +68,7 @@ bool RestoreBytes(const SlotState& slot, uint64_t first_page, uint64_t pages) {
     while (run_end < end && IsStored(slot, run_end) == stored) ++run_end;
     const size_t bytes = (run_end - page) * kPageBytes;
     if (stored) {
-      if (!CopyGuarded(PointerTo(slot, page),
-                       slot.image_data + page * kPageBytes, bytes)) {
+      if (!CopyGuarded(PointerTo(slot, page), StoredPage(slot, page), bytes)) {
         return false;
       }
     } else {
@@ -537,10 +522,8 @@ MemoryPages MappingSupply::CountPages(SlotState& slot) {
     count.writable += run.pages;
     for (uint64_t page = run.first_page; page < run.first_page + run.pages;
          ++page) {
-      const std::byte* before = page < slot.image_pages
-                                    ? slot.image->PageBytes(PageIndex(page))
-                                    : kZeroPage;
-      count.changed += DiffersFrom(PointerTo(slot, page), before);
+      count.changed +=
+          DiffersFrom(PointerTo(slot, page), InitialPage(slot, page));
     }
   }
   return count;

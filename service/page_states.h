@@ -228,6 +228,17 @@ constexpr uint64_t GroupMask(uint64_t group_index, uint64_t first_page,
   return upto & (~uint64_t{0} << from);
 }
 
+// Calls visit(index, bits) for each group that has some of the pages
+// [first_page, end_page), ascending, with the bits of those.
+template <typename Visit>
+void ForEachGroupOf(uint64_t first_page, uint64_t end_page, Visit visit) {
+  while (first_page < end_page) {
+    const uint64_t index = first_page / kPagesPerGroup;
+    visit(index, GroupMask(index, first_page, end_page));
+    first_page = (index + 1) * kPagesPerGroup;
+  }
+}
+
 // Calls visit(first_bit, length) for each run of ones in `bits`, ascending.
 template <typename Visit>
 void ForEachRun(uint64_t bits, Visit visit) {

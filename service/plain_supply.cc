@@ -156,7 +156,6 @@ class PlainSupply final : public MemorySupply {
 
  private:
   static constexpr int kAccessible = PROT_READ | PROT_WRITE;
-  static constexpr std::byte kZeroPage[kPageBytes] = {};
 
   struct PlainSlot {
     Mutex growth;
@@ -171,11 +170,6 @@ class PlainSupply final : public MemorySupply {
   static std::byte* PageOf(const SlotState& slot, uint64_t page) {
     // NOLINTNEXTLINE(performance-no-int-to-ptr): addresses of slots are numbers
     return reinterpret_cast<std::byte*>(slot.base + page * kPageBytes);
-  }
-
-  static const std::byte* InitialPage(const SlotState& slot, uint64_t page) {
-    return page < slot.image_pages ? slot.image->PageBytes(PageIndex(page))
-                                   : kZeroPage;
   }
 
   static bool HasChanged(const SlotState& slot, uint64_t page) {

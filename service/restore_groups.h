@@ -38,8 +38,7 @@ struct Restored {
 inline uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits,
                              Restored& restored) {
   const uint64_t first_page = index * kPagesPerGroup;
-  const uint64_t stored =
-      first_page < slot.image_pages ? slot.image_stored[index] : 0;
+  const uint64_t stored = StoredPages(slot, index);
   auto* const memory =
       reinterpret_cast<std::byte*>(slot.base + first_page * kPageBytes);
   uint64_t changed = 0;
@@ -50,9 +49,7 @@ inline uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits,
     std::byte* const page = memory + bit * kPageBytes;
     const bool was_changed =
         (stored >> bit & 1) != 0
-            ? RestorePage(page,
-                          slot.image_data + (first_page + bit) * kPageBytes,
-                          &unreadable)
+            ? RestorePage(page, StoredPage(slot, first_page + bit), &unreadable)
             : RestoreZeroPage(page);
     changed |= uint64_t{was_changed} << bit;
     ++restored.pages;

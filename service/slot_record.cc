@@ -31,6 +31,12 @@ void SetImage(SlotState& slot, const ImageRef& image) {
   CountOwned(slot.counters.binds);
 }
 
+const std::byte* InitialPage(const SlotState& slot, uint64_t page) {
+  static constexpr std::byte kZeroPage[kPageBytes] = {};
+  return page < slot.image_pages ? slot.image->PageBytes(PageIndex(page))
+                                 : kZeroPage;
+}
+
 void Abandon(SlotState& slot) {
   slot.remap_wanted = true;
   slot.pages.Forget(0, slot.pages.group_count() * kPagesPerGroup);

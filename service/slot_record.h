@@ -7,12 +7,15 @@
 #ifndef FIRSTTOUCH_SERVICE_SLOT_RECORD_H_
 #define FIRSTTOUCH_SERVICE_SLOT_RECORD_H_
 
+#include <cstddef>
 #include <cstdint>
 
 #include "absl/status/status.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/service/fault_pool.h"
+#include "firsttouch/service/page_states.h"
 #include "firsttouch/service/slot_state.h"
+#include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -25,9 +28,22 @@ void SetImage(SlotState& slot, const ImageRef& image);
 // all of it anew before the next lease (MemorySupply::Bind).
 void Abandon(SlotState& slot);
 
+// The initial bytes of any page of the slot, as Image::PageBytes() gives them:
+// waits for the image's PageSource.
+const std::byte* InitialPage(const SlotState& slot, uint64_t page);
+
 // Where a page of the slot is.
 inline uintptr_t AddressOf(const SlotState& slot, uint64_t page) {
   return slot.base + page * kPageBytes;
+}
+
+// Calls visit(index, bits) for each group that has pages of the region, which a
+// scan of the slot found, with the bits of those.
+template <typename Visit>
+void ForEachGroupIn(const SlotState& slot, const PageRegion& region,
+                    Visit visit) {
+  ForEachGroupOf((region.start - slot.base) / kPageBytes,
+                 (region.end - slot.base) / kPageBytes, visit);
 }
 
 // What the error of a system call on pages of a slot says where there is no

@@ -31,6 +31,7 @@
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/supply_kinds.h"
 #include "firsttouch/service/trap.h"
+#include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
 
@@ -247,6 +248,23 @@ struct alignas(64) SlotState {
   uint32_t grown_pages = 0;
   uint32_t grown_pages_before = 0;
 };
+
+// The initial bytes of a page are those that the image stores, or zeroes.
+//
+// Which pages of a group the image stores, and whether it stores one.
+inline uint64_t StoredPages(const SlotState& slot, uint64_t group) {
+  return group * kPagesPerGroup < slot.image_pages ? slot.image_stored[group]
+                                                   : 0;
+}
+inline bool IsStored(const SlotState& slot, uint64_t page) {
+  return (StoredPages(slot, page / kPagesPerGroup) >> (page % kPagesPerGroup) &
+          1) != 0;
+}
+// The bytes of a page that the image stores. They may be those of a file that
+// is cut short, or of a page source that has not given them yet.
+inline const std::byte* StoredPage(const SlotState& slot, uint64_t page) {
+  return slot.image_data + page * kPageBytes;
+}
 
 // The lines that the steady path touches, as the order above says.
 static_assert(offsetof(SlotState, image_pages) == 64);

@@ -42,6 +42,7 @@
 #include "firsttouch/service/restore_page.h"
 #include "firsttouch/service/service_pool.h"
 #include "firsttouch/service/signals.h"
+#include "firsttouch/service/slot_record.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/proc.h"
@@ -152,15 +153,10 @@ absl::StatusOr<ImageRef> SnapshotSlot(ServicePool& pool, SlotState& slot,
       if (size_bytes <= room_bytes) {
         status = pool.supply->ForEachChangedPage(
             slot, PagesRoundedUp(size_bytes).value(), [&](uint64_t page) {
-              static constexpr std::byte kZeroPage[kPageBytes] = {};
-              const std::byte* const before =
-                  page < slot.image_pages
-                      ? slot.image->PageBytes(PageIndex(page))
-                      : kZeroPage;
               const uint64_t offset = page * kPageBytes;
               const auto* const now =
                   reinterpret_cast<const std::byte*>(slot.base + offset);
-              if (!DiffersFrom(now, before)) return;
+              if (!DiffersFrom(now, InitialPage(slot, page))) return;
               std::memcpy(reinterpret_cast<std::byte*>(copies + offset), now,
                           kPageBytes);
               differs->Insert(PageIndex(page));

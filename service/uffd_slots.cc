@@ -105,9 +105,9 @@ uint64_t UffdSupply::KeptPages(SlotState& slot) {
   const bool copied = !slot.image_mapped;
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     uint64_t own = group.dirty.load(std::memory_order_relaxed);
-    if (copied && index * kPagesPerGroup < slot.image_pages) {
+    if (copied) {
       own |= group.present.load(std::memory_order_relaxed) &
-             slot.image_stored[index];
+             StoredPages(slot, index);
     }
     pages += std::popcount(own);
   });
@@ -248,19 +248,12 @@ absl::Status UffdSupply::ForEachChangedPage(
   const ScanResult scan = ScanPages(
       pool_.kernel, pagemap_->fd(), request, regions, 64,
       [&](const PageRegion& region) {
-        uint64_t page = (region.start - slot.base) / kPageBytes;
-        const uint64_t end = (region.end - slot.base) / kPageBytes;
-        while (page < end) {
-          const uint64_t index = page / kPagesPerGroup;
-          const PageGroup& group = slot.pages.group(index);
-          // Also those that are dirty by now: MakeReady() may have opened a
-          // page since it was looked at above. What is visited twice does no
-          // harm.
-          visit_bits(index,
-                     GroupMask(index, page, end) &
-                         group.untracked.load(std::memory_order_relaxed));
-          page = (index + 1) * kPagesPerGroup;
-        }
+        // Also those that are dirty by now: MakeReady() may have opened a page
+        // since it was looked at above. What is visited twice does no harm.
+        ForEachGroupIn(slot, region, [&](uint64_t index, uint64_t bits) {
+          visit_bits(index, bits & slot.pages.group(index).untracked.load(
+                                       std::memory_order_relaxed));
+        });
         return true;
       });
   Count(slot.counters.kernel_calls, scan.calls);
@@ -414,11 +407,7 @@ MemoryPages UffdSupply::CountPages(SlotState& slot) {
            ++page, --pages) {
         const auto* now =
             reinterpret_cast<const std::byte*>(slot.base + page * kPageBytes);
-        static constexpr std::byte kZeroPage[kPageBytes] = {};
-        const std::byte* before = page < slot.image_pages
-                                      ? slot.image->PageBytes(PageIndex(page))
-                                      : kZeroPage;
-        count.changed += DiffersFrom(now, before);
+        count.changed += DiffersFrom(now, InitialPage(slot, page));
       }
     });
   });

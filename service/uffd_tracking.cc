@@ -28,19 +28,14 @@ namespace {
 // Sets the bits of a region's pages in one plane.
 void Note(SlotState& slot, const PageRegion& region,
           std::atomic<uint64_t> PageGroup::*plane) {
-  uint64_t page = (region.start - slot.base) / kPageBytes;
-  const uint64_t end = (region.end - slot.base) / kPageBytes;
-  while (page < end) {
-    const uint64_t index = page / kPagesPerGroup;
+  ForEachGroupIn(slot, region, [&](uint64_t index, uint64_t pages) {
     std::atomic<uint64_t>& word = slot.pages.group(index).*plane;
-    const uint64_t pages = GroupMask(index, page, end);
     // Most were found before.
     if ((pages & ~word.load(std::memory_order_relaxed)) != 0) {
       word.fetch_or(pages, std::memory_order_relaxed);
       slot.pages.NoteGroup(index);
     }
-    page = (index + 1) * kPagesPerGroup;
-  }
+  });
 }
 
 // Notes the pages of a region that a scan found as written.
@@ -53,17 +48,12 @@ void NoteWritten(SlotState& slot, const PageRegion& region) {
 // may be a page table that came since all was marked, with nothing in it.
 bool MayBeNothing(const SlotState& slot, const PageRegion& region) {
   constexpr uint64_t kSuspicious = 32;
-  uint64_t page = (region.start - slot.base) / kPageBytes;
-  const uint64_t end = (region.end - slot.base) / kPageBytes;
-  if (end - page < kSuspicious) return false;
+  if (region.end - region.start < kSuspicious * kPageBytes) return false;
   uint64_t fresh = 0;
-  while (page < end) {
-    const uint64_t index = page / kPagesPerGroup;
+  ForEachGroupIn(slot, region, [&](uint64_t index, uint64_t pages) {
     fresh += std::popcount(
-        GroupMask(index, page, end) &
-        ~slot.pages.group(index).dirty.load(std::memory_order_relaxed));
-    page = (index + 1) * kPagesPerGroup;
-  }
+        pages & ~slot.pages.group(index).dirty.load(std::memory_order_relaxed));
+  });
   return fresh >= kSuspicious;
 }
 
@@ -295,18 +285,13 @@ absl::Status SettleUntracked(const UffdContext& context, SlotState& slot,
     const ScanResult scan = ScanPages(
         *context.fault_pool.kernel, context.pagemap_fd, request, regions, 64,
         [&](const PageRegion& region) {
-          uint64_t page = (region.start - slot.base) / kPageBytes;
-          const uint64_t end = (region.end - slot.base) / kPageBytes;
-          while (page < end) {
-            const uint64_t index = page / kPagesPerGroup;
+          ForEachGroupIn(slot, region, [&](uint64_t index, uint64_t pages) {
             PageGroup& group = slot.pages.group(index);
             const uint64_t written =
-                GroupMask(index, page, end) &
-                group.untracked.load(std::memory_order_relaxed);
+                pages & group.untracked.load(std::memory_order_relaxed);
             group.dirty.fetch_or(written, std::memory_order_relaxed);
             group.untracked.fetch_and(~written, std::memory_order_relaxed);
-            page = (index + 1) * kPagesPerGroup;
-          }
+          });
           return true;
         });
     Count(slot.counters.kernel_calls, scan.calls);
