@@ -187,8 +187,7 @@ class Filler {
   // How many pages from `page` on to fill for a write: one, or, for a guest
   // that fills upwards page by page, twice as many as last time, up to `most`
   // and to the next page that is there or in `other`, bits of its group.
-  uint64_t WriteRun(uint64_t page, std::atomic<uint64_t>& last_end,
-                    std::atomic<uint64_t>& last_pages, uint64_t other,
+  uint64_t WriteRun(uint64_t page, FillRun& last, uint64_t other,
                     uint64_t most);
 
   FaultResult ReadZerosAround(uint64_t page);
@@ -251,14 +250,14 @@ FaultResult Filler::MapImageAround(uint64_t page) {
     return ForMissingImageRuns(page, first, FaultAroundEnd(page), map);
   }
   uint64_t pages = fault_pool_.fault_around_pages;
-  if (slot_.read_run_end.load(std::memory_order_relaxed) == first) {
+  if (slot_.read_run.end.load(std::memory_order_relaxed) == first) {
     pages = std::max(
         pages,
-        std::min(2 * slot_.read_run_pages.load(std::memory_order_relaxed),
+        std::min(2 * slot_.read_run.pages.load(std::memory_order_relaxed),
                  kMaxReadRunPages));
   }
-  slot_.read_run_end.store(first + pages, std::memory_order_relaxed);
-  slot_.read_run_pages.store(pages, std::memory_order_relaxed);
+  slot_.read_run.end.store(first + pages, std::memory_order_relaxed);
+  slot_.read_run.pages.store(pages, std::memory_order_relaxed);
   return ForMissingImageRuns(page, first, std::min(first + pages, size_pages_),
                              map);
 }
@@ -379,7 +378,7 @@ FaultResult Filler::WriteImagePage(uint64_t page) {
     range = MissingRunAround(page, StoredPages(slot_, page / kPagesPerGroup));
   } else if (!HasSource()) {
     range.pages =
-        WriteRun(page, slot_.write_run_end, slot_.write_run_pages,
+        WriteRun(page, slot_.write_run,
                  ~StoredPages(slot_, page / kPagesPerGroup), kMaxWriteRunPages);
   }
   const FaultResult result = MakeImagePagesWritable(range);
@@ -419,12 +418,11 @@ FaultResult Filler::CopyWritable(PageRange range, uintptr_t source) {
   return {};
 }
 
-uint64_t Filler::WriteRun(uint64_t page, std::atomic<uint64_t>& last_end,
-                          std::atomic<uint64_t>& last_pages, uint64_t other,
+uint64_t Filler::WriteRun(uint64_t page, FillRun& last, uint64_t other,
                           uint64_t most) {
   uint64_t pages = 1;
-  if (last_end.load(std::memory_order_relaxed) == page) {
-    pages = std::min({2 * last_pages.load(std::memory_order_relaxed), most,
+  if (last.end.load(std::memory_order_relaxed) == page) {
+    pages = std::min({2 * last.pages.load(std::memory_order_relaxed), most,
                       fault_pool_.fault_around_pages, size_pages_ - page});
     const uint64_t group = page / kPagesPerGroup;
     const PageGroup& planes = slot_.pages.group(group);
@@ -439,15 +437,15 @@ uint64_t Filler::WriteRun(uint64_t page, std::atomic<uint64_t>& last_end,
     }
     pages = free;
   }
-  last_end.store(page + pages, std::memory_order_relaxed);
-  last_pages.store(pages, std::memory_order_relaxed);
+  last.end.store(page + pages, std::memory_order_relaxed);
+  last.pages.store(pages, std::memory_order_relaxed);
   return pages;
 }
 
 FaultResult Filler::WriteZeroRun(uint64_t page) {
   const uint64_t pages =
-      WriteRun(page, slot_.zero_run_end, slot_.zero_run_pages,
-               StoredPages(slot_, page / kPagesPerGroup), kMaxZeroRunPages);
+      WriteRun(page, slot_.zero_run, StoredPages(slot_, page / kPagesPerGroup),
+               kMaxZeroRunPages);
   return CopyWritable({page, pages}, fault_pool_.zero_source);
 }
 

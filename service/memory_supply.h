@@ -166,7 +166,7 @@ class MemorySupply {
   virtual absl::Status NoteDropped(SlotState& slot, const PageSpan& span,
                                    int error) = 0;
 
-  // Pages that have stopped changing (`cold_pages`) and are to be given back,
+  // Pages that have stopped changing (`demotion`) and are to be given back,
   // with those of other slots: adds them, and takes note of what became of it.
   virtual void AddColdPages(SlotState& /*slot*/, DropBatch& /*batch*/) {}
   virtual absl::Status NoteDemoted(SlotState& /*slot*/,

@@ -44,7 +44,7 @@ std::vector<ControlField> SlotFields(const SlotState& slot) {
   add("size_bytes", slot.size_bytes);
   add("initial_bytes", slot.initial_bytes);
   add("kernel_pages", slot.kernel_pages);
-  add("idle_pages", slot.idle_pages);
+  add("idle_pages", slot.idle.pages);
 #define FIRSTTOUCH_ADD(name) add(#name, slot.counters.name);
   FIRSTTOUCH_SLOT_COUNTERS(FIRSTTOUCH_ADD)
 #undef FIRSTTOUCH_ADD

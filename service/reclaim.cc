@@ -115,7 +115,7 @@ void UnbindIdle(ServicePool& pool, SlotState& slot,
   slot.exceptions.fetch_and(static_cast<uint8_t>(~kSlotImageUnused),
                             std::memory_order_relaxed);
   if (slot.remap_wanted || (slot.image != nullptr && !slot.image->in_use())) {
-    const uint64_t pages = slot.idle_pages.load(std::memory_order_relaxed);
+    const uint64_t pages = slot.idle.pages.load(std::memory_order_relaxed);
     dropped.push_back(UnbindSlot(pool, slot));
     if (slot.place_lost) {
       QuarantineIdle(pool, slot, *before);
@@ -137,15 +137,15 @@ uint64_t RetainedPagesLimit(const ServicePool& pool, uint64_t keep_pages) {
 
 void NoteIdle(ServicePool& pool, SlotState& slot) {
   const uint64_t pages = pool.supply->KeptPages(slot);
-  const uint64_t before = slot.idle_pages.load(std::memory_order_relaxed);
+  const uint64_t before = slot.idle.pages.load(std::memory_order_relaxed);
   if (pages == before) return;
-  slot.idle_pages.store(pages, std::memory_order_relaxed);
+  slot.idle.pages.store(pages, std::memory_order_relaxed);
   pool.kept_by_slots.fetch_add(static_cast<int64_t>(pages - before),
                                std::memory_order_relaxed);
 }
 
 uint64_t ForgetIdle(ServicePool& pool, SlotState& slot) {
-  const uint64_t pages = slot.idle_pages.exchange(0, std::memory_order_relaxed);
+  const uint64_t pages = slot.idle.pages.exchange(0, std::memory_order_relaxed);
   if (pages != 0) {
     pool.kept_by_slots.fetch_sub(static_cast<int64_t>(pages),
                                  std::memory_order_relaxed);
@@ -313,7 +313,7 @@ absl::StatusOr<uint64_t> TrimTo(ServicePool& pool, uint64_t budget,
     // In one order with BackgroundReclaim::Wake.
     const SlotLifecycle lifecycle =
         slot.lifecycle.Load(std::memory_order_seq_cst);
-    const uint64_t pages = slot.idle_pages.load(std::memory_order_relaxed);
+    const uint64_t pages = slot.idle.pages.load(std::memory_order_relaxed);
     if (lifecycle == SlotLifecycle::kReturning ||
         lifecycle == SlotLifecycle::kParking) {
       returning += pages * kPageBytes;
@@ -323,7 +323,7 @@ absl::StatusOr<uint64_t> TrimTo(ServicePool& pool, uint64_t budget,
       continue;
     }
     idle.push_back(
-        {slot.released_ns.load(std::memory_order_relaxed), pages, &slot});
+        {slot.idle.released_ns.load(std::memory_order_relaxed), pages, &slot});
     kept += pages * kPageBytes;
   }
   if (more != nullptr) *more = returning != 0 && kept + returning > budget;

@@ -43,15 +43,15 @@ absl::Status RestoreAndNote(ServicePool& pool, SlotState& slot,
       (slot.exceptions.load(std::memory_order_relaxed) & kSlotDropped) != 0;
   absl::Status status = pool.supply->Restore(
       slot, size_bytes, drops ? 0 : RetainedPagesLimit(pool, slot.kept_pages));
-  if (status.ok() && slot.demotion_due) {
+  if (status.ok() && slot.demotion.due) {
     status = Demote(pool, slot);
-  } else if (status.ok() && !slot.cold_pages.empty()) {
+  } else if (status.ok() && !slot.demotion.cold_pages.empty()) {
     PutOffDemotion(pool, slot);
   }
   if (!status.ok()) return status;
   NoteIdle(pool, slot);
   if (pool.options.resident_budget_bytes == uint64_t{0} &&
-      slot.idle_pages.load(std::memory_order_relaxed) != 0) {
+      slot.idle.pages.load(std::memory_order_relaxed) != 0) {
     // Copied, and only read.
     status = DropKept(pool, slot);
     NoteIdle(pool, slot);

@@ -231,7 +231,7 @@ ServiceStats ServicePool::Stats() const {
     if (is_parked || lifecycle == SlotLifecycle::kFree ||
         lifecycle == SlotLifecycle::kTrimming) {
       stats.idle_private_bytes +=
-          slots[i].idle_pages.load(std::memory_order_relaxed) * kPageBytes;
+          slots[i].idle.pages.load(std::memory_order_relaxed) * kPageBytes;
     }
   }
   for (const FaultPool::Shard& shard : fault_pool.shards) {

@@ -41,8 +41,8 @@ void Abandon(SlotState& slot) {
   slot.remap_wanted = true;
   slot.pages.Forget(0, slot.pages.group_count() * kPagesPerGroup);
   slot.pages.ForgetHistory();
-  slot.cold_pages.clear();
-  slot.demotion_due = false;
+  slot.demotion.cold_pages.clear();
+  slot.demotion.due = false;
   slot.any_untracked.store(false, std::memory_order_relaxed);
   slot.reads_to_teach.store(false, std::memory_order_relaxed);
   slot.filled.store(false, std::memory_order_relaxed);
@@ -59,13 +59,13 @@ void Abandon(SlotState& slot) {
   slot.other_tracking_wanted = false;
   slot.tracking = Tracking::kSignal;
   slot.kernel_pages = 0;
-  slot.all_marked = false;
+  slot.async.all_marked = false;
   slot.kept_pages = 0;
-  slot.keeps_fewer = false;
-  slot.grown_pages = 0;
-  slot.grown_pages_before = 0;
+  slot.idle.keeps_fewer = false;
+  slot.growth.pages = 0;
+  slot.growth.pages_before = 0;
   BeginSamplingWindow(slot);
-  slot.last_noted_at = ~uint32_t{0};
+  slot.window.last_noted_at = ~uint32_t{0};
 }
 
 absl::Status PagesCallFailed(const FaultPool& fault_pool, const SlotState& slot,
@@ -85,10 +85,10 @@ absl::Status PagesCallFailed(const FaultPool& fault_pool, const SlotState& slot,
 void BeginSamplingWindow(SlotState& slot) {
   slot.window_cycles = 0;
   slot.window_changed = 0;
-  slot.window_regular = 0;
-  slot.window_pairs = 0;
-  slot.window_faulted = 0;
-  slot.window_signals = 0;
+  slot.window.regular = 0;
+  slot.window.pairs = 0;
+  slot.window.faulted = 0;
+  slot.window.signals = 0;
 }
 
 void WaitUntilThawed(const SlotState& slot) {

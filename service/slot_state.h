@@ -72,6 +72,72 @@ struct PoisonedPages {
   std::atomic<uint32_t> count;
 };
 
+// Where the last fill of one kind ended, and how many pages it had: a guest
+// that goes upwards gets more at a time. Fault path.
+struct FillRun {
+  std::atomic<uint64_t> end{0};
+  std::atomic<uint64_t> pages{0};
+};
+
+// What a sampling window has seen besides the changes that the steady path
+// counts. Owner.
+struct SamplingWindow {
+  // Pages whose first write took a fault.
+  uint64_t faulted = 0;
+  // kAsync: those of them that took a signal, since the kernel does not track
+  // behind the image.
+  uint64_t signals = 0;
+  // Pairs of cycles in a row of which it is known what both changed, and how
+  // many pages these were in all; and window_cycles as the last one left it
+  // that put down what it changed (PageGroup::last).
+  uint64_t pairs = 0;
+  uint64_t regular = 0;
+  uint32_t last_noted_at = ~uint32_t{0};
+  // Windows after which the image still has to be told what is written again
+  // and again.
+  uint32_t windows_to_teach = 0;
+};
+
+// Pages that have stopped changing. Owner.
+struct Demotion {
+  // As of the end of the last window: bit i of word w is page 64 w + i.
+  std::vector<uint64_t> cold_pages;
+  // Whether they are to be dropped now, and windows in a row in which they were
+  // too few to be worth a call.
+  bool due = false;
+  uint32_t windows_put_off = 0;
+};
+
+// What is known of the kernel's tracking, with kAsync. Owner.
+struct AsyncTracking {
+  // The waste: what restoring unchanged pages has cost since the last time that
+  // all were protected.
+  uint64_t wasted_ns = 0;
+  // Every page below kernel_pages that was not written since it was protected
+  // has the kernel's mark, also where there is no page; but for page tables
+  // that came since.
+  bool all_marked = false;
+  // Regions that the last scan found.
+  uint32_t found_regions = 0;
+};
+
+// What the slot keeps while it is idle; the service's.
+struct IdleFacts {
+  // Private pages at the last release, and when that was (CLOCK_MONOTONIC; only
+  // with a budget).
+  std::atomic<uint64_t> pages{0};
+  std::atomic<uint64_t> released_ns{0};
+  // Owner. Pages were dropped since, so that it may keep fewer.
+  bool keeps_fewer = false;
+};
+
+// Pages that a guest grew into and touched, at the last release and before: the
+// smaller one is filled at once when the next guest grows. Owner.
+struct GrowthHistory {
+  uint32_t pages = 0;
+  uint32_t pages_before = 0;
+};
+
 // Why a release of a leased slot has more to do than to restore retained pages.
 enum SlotExceptions : uint8_t {
   // A Reset or a Snapshot failed: nothing is known of the pages.
@@ -135,8 +201,8 @@ struct alignas(64) SlotState {
   // Owner. The initial size of the lease.
   uint64_t initial_bytes = 0;
 
-  // Of this sampling window: pages found changed in all of its cycles together,
-  // and how many cycles there were.
+  // Of this sampling window (see `window`): pages found changed in all of its
+  // cycles together, and how many cycles there were.
   uint64_t window_changed = 0;
   uint32_t window_cycles = 0;
   // Guards against a fault that is resolved without end: how often in a row
@@ -190,15 +256,11 @@ struct alignas(64) SlotState {
   // (kAsync: all, or those of the image). 0 with kSignal. Never above
   // kept_pages.
   uint64_t kernel_pages = 0;
-  // Where the last fill of zero pages for writing ended, and how many pages it
-  // had: a guest that fills its heap upwards gets more at a time.
-  std::atomic<uint64_t> zero_run_end{0};
-  std::atomic<uint64_t> zero_run_pages{0};
-  // The same for reads of image pages that are mapped, and for writes to them.
-  std::atomic<uint64_t> read_run_end{0};
-  std::atomic<uint64_t> read_run_pages{0};
-  std::atomic<uint64_t> write_run_end{0};
-  std::atomic<uint64_t> write_run_pages{0};
+  // Fills of zero pages for writing, reads of image pages that are mapped, and
+  // writes to them.
+  FillRun zero_run;
+  FillRun read_run;
+  FillRun write_run;
 
   // Owner only from here on. A step that changes what is mapped or registered
   // in the slot has begun and not been completed: all of it is mapped anew
@@ -208,45 +270,11 @@ struct alignas(64) SlotState {
   bool place_lost = false;
   // Pages from the start that may be resident while the slot is free.
   uint64_t kept_pages = 0;
-  // Pages in this window whose first write took a fault.
-  uint64_t window_faulted = 0;
-  // kAsync: those of them that took a signal, since the kernel does not track
-  // behind the image.
-  uint64_t window_signals = 0;
-  // Pairs of cycles in a row in this window of which it is known what both
-  // changed, and how many pages these were in all; and window_cycles as the
-  // last one left it that put down what it changed (PageGroup::last).
-  uint64_t window_pairs = 0;
-  uint64_t window_regular = 0;
-  uint32_t last_noted_at = ~uint32_t{0};
-  // Pages that have stopped changing, as of the end of the last window: bit i
-  // of word w is page 64 w + i. Whether they are to be dropped now, and windows
-  // in a row in which they were too few to be worth a call.
-  std::vector<uint64_t> cold_pages;
-  bool demotion_due = false;
-  uint32_t windows_put_off = 0;
-  // Windows after which the image still has to be told what is written again
-  // and again.
-  uint32_t windows_to_teach = 0;
-  // kAsync: the waste, which is what restoring unchanged pages has cost since
-  // the last time that all were protected.
-  uint64_t wasted_ns = 0;
-  // kAsync: every page below kernel_pages that was not written since it was
-  // protected has the kernel's mark, also where there is no page; but for page
-  // tables that came since.
-  bool all_marked = false;
-  // Regions that the last scan found.
-  uint32_t found_regions = 0;
-  // Private pages that the slot kept at its last release, and when that was
-  // (CLOCK_MONOTONIC; only with a budget).
-  std::atomic<uint64_t> idle_pages{0};
-  std::atomic<uint64_t> released_ns{0};
-  // Owner. Pages were dropped since, so that it may keep fewer.
-  bool keeps_fewer = false;
-  // Pages that a guest grew into and touched, at the last release and before:
-  // the smaller one is filled at once when the next guest grows.
-  uint32_t grown_pages = 0;
-  uint32_t grown_pages_before = 0;
+  SamplingWindow window;
+  Demotion demotion;
+  AsyncTracking async;
+  IdleFacts idle;
+  GrowthHistory growth;
 };
 
 // The initial bytes of a page are those that the image stores, or zeroes.

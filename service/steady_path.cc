@@ -167,7 +167,7 @@ absl::Status ReleaseSlot(ServicePool& pool, SlotState& slot) {
     return pool.CheckProcess();
   }
   if (pool.steady.has_background_reclaim) {
-    slot.released_ns.store(MonotonicNanos(), std::memory_order_relaxed);
+    slot.idle.released_ns.store(MonotonicNanos(), std::memory_order_relaxed);
   }
   slot.restorer.store(ThisThread(), std::memory_order_relaxed);
   // Orphan() and TakeInstance() wait for releases that did not see them coming.

@@ -110,7 +110,7 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
   slot.mapping_wanted.store(false, std::memory_order_relaxed);
   slot.pages.Forget(0, touched_pages);
   slot.pages.ForgetHistory();
-  slot.cold_pages.clear();
+  slot.demotion.cold_pages.clear();
   if (profiling) {
     slot.tracking = Tracking::kProfiling;
     slot.kernel_pages = new_pages;
@@ -119,9 +119,9 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
   slot.policy = std::move(policy);
   slot.prefill_wanted = image != nullptr;
   BeginSamplingWindow(slot);
-  slot.last_noted_at = ~uint32_t{0};
-  slot.grown_pages = 0;
-  slot.grown_pages_before = 0;
+  slot.window.last_noted_at = ~uint32_t{0};
+  slot.growth.pages = 0;
+  slot.growth.pages_before = 0;
   SetImage(slot, image);
   return absl::OkStatus();
 }

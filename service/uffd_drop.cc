@@ -25,7 +25,7 @@ namespace {
 
 // What is dropped loses its mark.
 void NoteUnmarked(SlotState& slot, uint64_t first_page) {
-  if (first_page < slot.kernel_pages) slot.all_marked = false;
+  if (first_page < slot.kernel_pages) slot.async.all_marked = false;
 }
 
 }  // namespace
@@ -64,7 +64,7 @@ absl::Status NoteDropped(const UffdContext& context, SlotState& slot,
     return CallFailed(context, slot, error, "MADV_DONTNEED", span.first_page,
                       span.end_page - span.first_page);
   }
-  if (span.first_page < slot.kept_pages) slot.keeps_fewer = true;
+  if (span.first_page < slot.kept_pages) slot.idle.keeps_fewer = true;
   NoteUnmarked(slot, span.first_page);
   CountOwned(slot.counters.pages_dropped, span.known_pages);
   slot.pages.Forget(span.first_page, span.end_page);
@@ -100,9 +100,9 @@ absl::Status DropPages(const UffdContext& context, SlotState& slot,
 
 absl::Status DropEveryPage(const UffdContext& context, SlotState& slot,
                            uint64_t end_page) {
-  slot.cold_pages.clear();
-  slot.demotion_due = false;
-  slot.keeps_fewer = true;
+  slot.demotion.cold_pages.clear();
+  slot.demotion.due = false;
+  slot.idle.keeps_fewer = true;
   slot.prefill_wanted = slot.image != nullptr;
   return DropRange(context, slot, 0, end_page);
 }
@@ -161,28 +161,30 @@ absl::Status UnpoisonAtRelease(const UffdContext& context, SlotState& slot) {
 }
 
 void AddColdPages(const SlotState& slot, DropBatch& batch) {
-  for (uint64_t index = 0; index < slot.cold_pages.size(); ++index) {
-    ForEachRun(slot.cold_pages[index], [&](uint64_t bit, uint64_t pages) {
-      batch.Add(AddressOf(slot, index * kPagesPerGroup + bit),
-                pages * kPageBytes);
-    });
+  for (uint64_t index = 0; index < slot.demotion.cold_pages.size(); ++index) {
+    ForEachRun(slot.demotion.cold_pages[index],
+               [&](uint64_t bit, uint64_t pages) {
+                 batch.Add(AddressOf(slot, index * kPagesPerGroup + bit),
+                           pages * kPageBytes);
+               });
   }
 }
 
 void LeaveOutWarmPages(SlotState& slot) {
-  for (uint64_t index = 0; index < slot.cold_pages.size(); ++index) {
+  for (uint64_t index = 0; index < slot.demotion.cold_pages.size(); ++index) {
     const PageGroup& group = slot.pages.group(index);
-    slot.cold_pages[index] &= group.dirty.load(std::memory_order_relaxed) &
-                              ~group.recent.load(std::memory_order_relaxed) &
-                              ~GroupMask(index, 0, slot.kernel_pages);
+    slot.demotion.cold_pages[index] &=
+        group.dirty.load(std::memory_order_relaxed) &
+        ~group.recent.load(std::memory_order_relaxed) &
+        ~GroupMask(index, 0, slot.kernel_pages);
   }
 }
 
 absl::Status NoteDemoted(const UffdContext& context, SlotState& slot,
                          const DropBatch::Result& dropped) {
-  const WorkingSet::Words cold = std::exchange(slot.cold_pages, {});
-  slot.demotion_due = false;
-  slot.windows_put_off = 0;
+  const WorkingSet::Words cold = std::exchange(slot.demotion.cold_pages, {});
+  slot.demotion.due = false;
+  slot.demotion.windows_put_off = 0;
   absl::Status status;
   uint64_t demoted = 0;
   for (uint64_t index = 0; index < cold.size(); ++index) {

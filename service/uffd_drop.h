@@ -52,9 +52,10 @@ absl::Status UnpoisonAtRelease(const UffdContext& context, SlotState& slot);
 // clean or, if that is a write, filled as private pages: neither makes a TLB
 // shootdown, whereas protecting them one by one makes one for each.
 //
-// Takes those out of `cold_pages` that changed since they were put there.
+// Takes those out of `demotion.cold_pages` that changed since they were put
+// there.
 void LeaveOutWarmPages(SlotState& slot);
-// Adds the slot's `cold_pages` to what is dropped.
+// Adds the slot's `demotion.cold_pages` to what is dropped.
 void AddColdPages(const SlotState& slot, DropBatch& batch);
 // Takes note that they were, and has the image's working set forget them.
 absl::Status NoteDemoted(const UffdContext& context, SlotState& slot,

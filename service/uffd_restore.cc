@@ -89,7 +89,7 @@ absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
   uint64_t retained_pages = 0;
   double retained_ns = 0;
   uint64_t demotable = 0;
-  slot.cold_pages.clear();
+  slot.demotion.cold_pages.clear();
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t dirty = group.dirty.load(std::memory_order_relaxed);
     const uint64_t recent = group.recent.load(std::memory_order_relaxed);
@@ -102,37 +102,37 @@ absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
     const uint64_t cold =
         dirty & ~known & ~GroupMask(index, 0, slot.kernel_pages);
     if (cold != 0) {
-      slot.cold_pages.resize(index + 1);
-      slot.cold_pages[index] = cold;
+      slot.demotion.cold_pages.resize(index + 1);
+      slot.demotion.cold_pages[index] = cold;
       demotable += std::popcount(cold);
     }
   });
   const auto cycles = static_cast<double>(slot.window_cycles);
   if (slot.policy != nullptr && !slot.policy->fixed() &&
-      slot.window_pairs != 0) {
+      slot.window.pairs != 0) {
     slot.policy->Vote(
         {.changed = static_cast<double>(slot.window_changed) / cycles,
-         .regular = static_cast<double>(slot.window_regular) /
-                    static_cast<double>(slot.window_pairs),
-         .faulted = static_cast<double>(slot.window_faulted) / cycles,
+         .regular = static_cast<double>(slot.window.regular) /
+                    static_cast<double>(slot.window.pairs),
+         .faulted = static_cast<double>(slot.window.faulted) / cycles,
          .retained = static_cast<double>(retained_pages),
          .restore_ns = retained_pages == 0
                            ? kRestoreNs
                            : retained_ns / static_cast<double>(retained_pages),
          .pages = static_cast<double>(WrittenEnd(slot, keep_pages))});
   }
-  slot.demotion_due =
+  slot.demotion.due =
       demotable >= kWorthDemoting ||
-      (demotable != 0 && ++slot.windows_put_off >= kPutOffWindows);
+      (demotable != 0 && ++slot.demotion.windows_put_off >= kPutOffWindows);
   absl::Status status;
   if (slot.tracking == Tracking::kAsync && slot.kernel_pages < keep_pages &&
-      slot.window_signals * kSignalNs >
+      slot.window.signals * kSignalNs >
           cycles * (kScanNs + static_cast<double>(keep_pages) * kScanPageNs)) {
     // The dirty set churns behind the image, too.
     status = EnterAsync(context, slot, keep_pages);
   }
-  if (slot.windows_to_teach > 0 && slot.image != nullptr) {
-    --slot.windows_to_teach;
+  if (slot.window.windows_to_teach > 0 && slot.image != nullptr) {
+    --slot.window.windows_to_teach;
     Teach(slot, [](const PageGroup& group) {
       return group.recent.load(std::memory_order_relaxed) &
              group.previous.load(std::memory_order_relaxed);
@@ -155,8 +155,8 @@ void NoteGrowth(SlotState& slot, uint64_t keep_pages, uint64_t size_pages) {
     page += run;
     if (bit + run < kPagesPerGroup) break;
   }
-  slot.grown_pages_before = slot.grown_pages;
-  slot.grown_pages =
+  slot.growth.pages_before = slot.growth.pages;
+  slot.growth.pages =
       static_cast<uint32_t>(std::min(page, size_pages) - keep_pages);
 }
 
@@ -258,7 +258,7 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
         }
       });
   if (first_writes != 0 && slot.image != nullptr) {
-    slot.windows_to_teach = 2;
+    slot.window.windows_to_teach = 2;
     if (!slot.image->working_set().known()) {
       Teach(slot, [](const PageGroup& group) {
         return group.dirty.load(std::memory_order_relaxed);
@@ -266,26 +266,26 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
     }
   }
   slot.window_changed += changed_pages;
-  if (slot.last_noted_at == slot.window_cycles) {
-    slot.window_regular += regular_pages;
-    ++slot.window_pairs;
+  if (slot.window.last_noted_at == slot.window_cycles) {
+    slot.window.regular += regular_pages;
+    ++slot.window.pairs;
   }
   if (async) {
-    slot.window_faulted += late_writes;
-    slot.window_signals += first_writes_by_signal;
-    slot.wasted_ns +=
-        static_cast<uint64_t>(wasted_ns + (slot.all_marked ? 0 : kExactScanNs));
-    if (ShouldProtectAll(slot.wasted_ns, protect_costs)) {
+    slot.window.faulted += late_writes;
+    slot.window.signals += first_writes_by_signal;
+    slot.async.wasted_ns += static_cast<uint64_t>(
+        wasted_ns + (slot.async.all_marked ? 0 : kExactScanNs));
+    if (ShouldProtectAll(slot.async.wasted_ns, protect_costs)) {
       ProtectAll(context, slot);
     }
   } else {
-    slot.window_faulted += first_writes;
+    slot.window.faulted += first_writes;
   }
   absl::Status status;
   if (++slot.window_cycles >= context.window_cycles) {
     status = EndSamplingWindow(context, slot, keep_pages);
   }
-  slot.last_noted_at = slot.window_cycles;
+  slot.window.last_noted_at = slot.window_cycles;
   return status;
 }
 

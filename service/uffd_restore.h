@@ -20,8 +20,8 @@ namespace firsttouch {
 // `size_pages` (pages that the guest grew into). Restored pages stay private
 // and writable, as the next lease's retained set, up to `retained_pages_limit`
 // of them; above that all of the slot is dropped. Pages that were not found
-// changed for two to three sampling windows are put into `cold_pages`, and
-// where it pays to drop them now, `demotion_due` is set.
+// changed for two to three sampling windows are put into `demotion.cold_pages`,
+// and where it pays to drop them now, `demotion.due` is set.
 absl::Status RestorePages(const UffdContext& context, SlotState& slot,
                           uint64_t keep_pages, uint64_t size_pages,
                           uint64_t retained_pages_limit);

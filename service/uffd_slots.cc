@@ -114,10 +114,10 @@ uint64_t UffdSupply::KeptPages(SlotState& slot) {
   if (slot.tracking == Tracking::kAsync) {
     // Protected pages stay private, and not all that are dirty are: counted
     // where there may be more than before, or fewer.
-    const uint64_t least = slot.idle_pages.load(std::memory_order_relaxed);
-    pages = pages > least || slot.keeps_fewer ? CountPrivate(slot) : least;
+    const uint64_t least = slot.idle.pages.load(std::memory_order_relaxed);
+    pages = pages > least || slot.idle.keeps_fewer ? CountPrivate(slot) : least;
   }
-  slot.keeps_fewer = false;
+  slot.idle.keeps_fewer = false;
   return pages;
 }
 
@@ -180,7 +180,8 @@ void UffdSupply::NoteGrown(SlotState& slot, uint64_t before, uint64_t after) {
                         PagesRoundedUp(before).value(),
                         PagesRoundedUp(after).value());
   }
-  const uint64_t expected = std::min(slot.grown_pages, slot.grown_pages_before);
+  const uint64_t expected =
+      std::min(slot.growth.pages, slot.growth.pages_before);
   if (expected == 0 || before != slot.initial_bytes) return;
   const uint64_t pages =
       std::min<uint64_t>({expected, kZeroSourcePages,

@@ -81,12 +81,12 @@ absl::Status FindKernelWrites(const UffdContext& context, SlotState& slot) {
   Kernel& kernel = *context.fault_pool.kernel;
   PageRegion regions[256];
   // The kernel allocates as much as it is offered.
-  const size_t capacity = slot.found_regions < 12   ? 16
-                          : slot.found_regions < 48 ? 64
-                                                    : std::size(regions);
+  const size_t capacity = slot.async.found_regions < 12   ? 16
+                          : slot.async.found_regions < 48 ? 64
+                                                          : std::size(regions);
   const auto note = [&](const ScanResult& scan) {
     Count(slot.counters.kernel_calls, scan.calls);
-    slot.found_regions = static_cast<uint32_t>(
+    slot.async.found_regions = static_cast<uint32_t>(
         std::min<uint64_t>(scan.regions, std::size(regions)));
   };
   const auto failed = [&](const ScanResult& scan) {
@@ -94,7 +94,7 @@ absl::Status FindKernelWrites(const UffdContext& context, SlotState& slot) {
                       slot.kernel_pages);
   };
 
-  if (slot.tracking == Tracking::kAsync && slot.all_marked) {
+  if (slot.tracking == Tracking::kAsync && slot.async.all_marked) {
     bool sure = true;
     ScanRequest unmarked = ScanRequest::Unmarked(slot.base, end);
     unmarked.flags = kPmScanCheckWpAsync;
@@ -114,7 +114,7 @@ absl::Status FindKernelWrites(const UffdContext& context, SlotState& slot) {
       Count(slot.counters.pages_found, scan.pages);
       return absl::OkStatus();
     }
-    slot.all_marked = false;
+    slot.async.all_marked = false;
   }
 
   ScanRequest request = ScanRequest::Written(slot.base, end);
@@ -149,16 +149,16 @@ absl::Status FindKernelWrites(const UffdContext& context, SlotState& slot) {
 }
 
 void ProtectAll(const UffdContext& context, SlotState& slot) {
-  // All, whether there is a page or not: see SlotState::all_marked.
+  // All, whether there is a page or not: see SlotState::async.
   const ScanRequest request = ScanRequest::UnmarkedAndProtect(
       slot.base, AddressOf(slot, slot.kernel_pages));
   const ScanResult scan =
       ScanPages(*context.fault_pool.kernel, context.pagemap_fd, request,
                 nullptr, 0, [](const PageRegion&) { return true; });
   Count(slot.counters.kernel_calls, scan.calls);
-  slot.wasted_ns = 0;
+  slot.async.wasted_ns = 0;
   if (!scan.ok()) return;
-  slot.all_marked = true;
+  slot.async.all_marked = true;
   slot.pages.Forget(0, slot.kernel_pages);
 }
 
@@ -194,7 +194,7 @@ absl::Status EnterAsync(const UffdContext& context, SlotState& slot,
     CountOwned(slot.counters.tracking_changes);
   }
   slot.kernel_pages = end;
-  slot.keeps_fewer = true;
+  slot.idle.keeps_fewer = true;
   ProtectAll(context, slot);
   return absl::OkStatus();
 }
