@@ -121,8 +121,8 @@ class alignas(64) SlotShard {
   // One with the key if there is one, as the strategy has it; else any.
   uint32_t TakeAny(SlotStrategy strategy, uint64_t key);
 
-  // Puts a slot in whose node has its key. `takeovers` is the allocator's clock,
-  // for SlotNode::released_at. Whether a waiter wants to hear of it.
+  // Puts a slot in whose node has its key. `takeovers` is the allocator's
+  // clock, for SlotNode::released_at. Whether a waiter wants to hear of it.
   bool Put(SlotStrategy strategy, uint32_t slot,
            const std::atomic<uint32_t>& takeovers);
 

@@ -5,7 +5,7 @@
 #define FIRSTTOUCH_TOOLS_POOLDUMP_BATCH_H_
 
 #include "firsttouch/tools/cli/table.h"
-#include "firsttouch/tools/pooldump/commands.h"
+#include "firsttouch/tools/pooldump/answer.h"
 #include "firsttouch/tools/pooldump/pooldump.pb.h"
 #include "firsttouch/tools/pooldump/stream.h"
 

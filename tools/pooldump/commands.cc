@@ -1,143 +1,34 @@
 #include "firsttouch/tools/pooldump/commands.h"
 
-#include <cstddef>
 #include <cstdint>
-#include <functional>
-#include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
-#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "firsttouch/tools/cli/table.h"
-#include "firsttouch/tools/cli/text_file.h"
 #include "firsttouch/tools/imagetool/commands.h"
-#include "firsttouch/tools/pooldump/columns.h"
-#include "firsttouch/tools/pooldump/config.h"
+#include "firsttouch/tools/pooldump/answer.h"
 #include "firsttouch/tools/pooldump/diff.h"
-#include "firsttouch/tools/pooldump/layout_report.h"
-#include "firsttouch/tools/pooldump/machine.h"
+#include "firsttouch/tools/pooldump/layout_command.h"
+#include "firsttouch/tools/pooldump/locate_command.h"
+#include "firsttouch/tools/pooldump/location_text.h"
 #include "firsttouch/tools/pooldump/print.h"
 #include "firsttouch/tools/pooldump/rates.h"
 #include "firsttouch/tools/pooldump/saved.h"
 #include "firsttouch/tools/pooldump/snapshot/core_file.h"
 #include "firsttouch/tools/pooldump/snapshot/live.h"
-#include "firsttouch/tools/pooldump/snapshot/locate.h"
 #include "firsttouch/tools/pooldump/snapshot/pool_choice.h"
 #include "firsttouch/tools/pooldump/snapshot/processes.h"
 #include "firsttouch/tools/pooldump/stream.h"
-#include "firsttouch/uffd/units.h"
-#include "re2/re2.h"
 
 namespace firsttouch::pooldump {
 namespace {
-
-constexpr size_t kMostLogBytes = size_t{256} << 20;
-
-std::string OneLine(const absl::Status& status) {
-  std::string text(status.message());
-  for (char& c : text) {
-    if (c == '\n' || c == '\r') c = ' ';
-  }
-  return text;
-}
-
-// Fit for JSON, with its lines.
-std::string PrintableLines(const std::string& text) {
-  std::vector<std::string> lines = absl::StrSplit(text, '\n');
-  for (std::string& line : lines) line = cli::Printable(line);
-  return absl::StrJoin(lines, "\n");
-}
-
-// The pool of --config and of the flags that are put over it.
-absl::StatusOr<PlacedConfig> ConfigOf(const CommandLine& line) {
-  PlacedConfig config;
-  if (!line.options.config().empty()) {
-    absl::StatusOr<PlacedConfig> file = ReadPoolConfig(line.options.config());
-    if (!file.ok()) {
-      return absl::Status(file.status().code(),
-                          absl::StrCat("--config: ", OneLine(file.status())));
-    }
-    config = *std::move(file);
-  }
-  Overlay({line.options.pool(), line.pool_places}, config);
-  if (line.options.config().empty() && config.places.empty()) {
-    return absl::InvalidArgumentError(
-        "no pool is described: give --config=FILE, or --instances=N "
-        "--memory-bytes=SIZE --guard-bytes=SIZE");
-  }
-  return config;
-}
-
-// What a layout is asked about.
-struct LayoutQuestion {
-  PlacedConfig config;
-  Machine machine;
-};
-
-absl::StatusOr<LayoutQuestion> QuestionOf(const CommandLine& line,
-                                          Kernel& kernel) {
-  absl::StatusOr<PlacedConfig> config = ConfigOf(line);
-  if (!config.ok()) return config.status();
-  if (line.options.machine().empty()) {
-    return LayoutQuestion{*std::move(config), ThisMachine(kernel)};
-  }
-  absl::StatusOr<Machine> other = ReadMachine(line.options.machine());
-  if (!other.ok()) return other.status();
-  return LayoutQuestion{*std::move(config), *std::move(other)};
-}
-
-Answer AnswerLayout(const CommandLine& line, Kernel& kernel) {
-  const absl::StatusOr<LayoutQuestion> question = QuestionOf(line, kernel);
-  if (!question.ok()) return WrongUsage(question.status());
-  LayoutReportOptions options{.all = line.options.all()};
-  // Here already, so that a few of very many slots can be listed.
-  absl::StatusOr<Filter> filter = MakeFilter(line.options);
-  if (!filter.ok()) return WrongUsage(filter.status());
-  options.wanted = *std::move(filter);
-  absl::StatusOr<LayoutReport> report =
-      MakeLayoutReport(question->config, question->machine, options);
-  if (!report.ok()) return WrongUsage(report.status());
-  Answer answer;
-  answer.exit_code = report->fits() ? kExitOk : kExitBadNews;
-  *answer.report.mutable_layout() = *std::move(report);
-  return answer;
-}
-
-// Prints all ranges of a layout, none of which is kept.
-Answer StreamLayout(const CommandLine& line, Kernel& kernel,
-                    const cli::TextStyle& style, const Sink& sink) {
-  const absl::StatusOr<LayoutQuestion> question = QuestionOf(line, kernel);
-  if (!question.ok()) return WrongUsage(question.status());
-  const absl::StatusOr<PoolLayout> layout = LayoutOf(question->config);
-  if (!layout.ok()) return WrongUsage(layout.status());
-  absl::StatusOr<Filter> filter = MakeFilter(line.options);
-  if (!filter.ok()) return WrongUsage(filter.status());
-  const absl::StatusOr<LayoutReport> report =
-      MakeLayoutReport(question->config, question->machine,
-                       {.all = true, .wanted = *filter, .leave_out = true});
-  if (!report.ok()) return WrongUsage(report.status());
-  Answer answer;
-  answer.exit_code = report->fits() ? kExitOk : kExitBadNews;
-  answer.error = StreamRanges(
-      *report, line.options.format(), style,
-      [&](const std::function<bool(const LayoutReport::Range&)>& visit) {
-        ForEachRange(*layout, report->name(), *filter, visit);
-      },
-      sink);
-  if (!answer.error.empty()) answer.exit_code = cli::kExitCannotPrint;
-  return answer;
-}
 
 Answer AnswerLive(const Options& options) {
   absl::StatusOr<LiveProcess> process = LiveProcess::Open(options.pid());
@@ -373,317 +264,7 @@ Answer AnswerDiff(const Options& options) {
   return answer;
 }
 
-// A location on paper: nothing is known of the slot, but for the size that the
-// configuration may give.
-Location OnPaper(const PoolLayout& layout, const std::string& name,
-                 uint64_t base, uint64_t size_bytes, uint64_t address) {
-  Location location = LocateInLayout(layout, base, address);
-  if (location.place() != Location::NO_POOL) location.set_pool(name);
-  if (size_bytes != 0 && location.place() == Location::MEMORY) {
-    location.set_has_slot(true);
-    location.set_slot_state(Slot::HELD);
-    location.set_size_bytes(size_bytes);
-    const auto offset = static_cast<uint64_t>(location.offset_bytes());
-    location.set_in_bounds(offset < size_bytes);
-    location.set_page_in_bounds(RoundDownToPage(offset) < size_bytes);
-  }
-  return location;
-}
-
-// What addresses are.
-struct Locator {
-  std::function<absl::StatusOr<Location>(uint64_t)> locate;
-  // To be called where time may have passed since.
-  std::function<void()> look_anew = [] {};
-};
-
-bool ReadsLog(const Options& options) {
-  return options.addresses().empty() ||
-         (options.addresses_size() == 1 && options.addresses(0) == "-");
-}
-
-absl::StatusOr<LocateReport::Found> FindOne(const Locator& locator,
-                                            const AddressInText& one) {
-  absl::StatusOr<Location> location = locator.locate(one.address);
-  if (!location.ok()) return location.status();
-  LocateReport::Found found;
-  found.set_line(one.line);
-  found.set_text(LocationText(*location));
-  *found.mutable_location() = *std::move(location);
-  return found;
-}
-
-Answer LocateAll(const Options& options, const Locator& locator,
-                 const std::string& source) {
-  Answer answer;
-  LocateReport& report = *answer.report.mutable_locate();
-  report.set_source(cli::Printable(source));
-  std::vector<AddressInText> wanted;
-  const bool reads_log = ReadsLog(options);
-  if (reads_log) {
-    absl::StatusOr<std::string> log = cli::ReadFile("-", kMostLogBytes);
-    if (!log.ok()) return CannotRead(log.status());
-    wanted = AddressesIn(*log);
-    report.set_log(PrintableLines(*log));
-  }
-  for (int i = 0; !reads_log && i < options.addresses_size(); ++i) {
-    const absl::StatusOr<uint64_t> address = ParseAddress(options.addresses(i));
-    if (!address.ok()) return WrongUsage(address.status());
-    wanted.push_back({*address, 0});
-  }
-  bool some = false;
-  for (const AddressInText& one : wanted) {
-    absl::StatusOr<LocateReport::Found> found = FindOne(locator, one);
-    if (!found.ok()) return CannotRead(found.status());
-    some |= found->location().place() != Location::NO_POOL;
-    *report.add_found() = *std::move(found);
-  }
-  answer.exit_code = some ? kExitOk : kExitBadNews;
-  return answer;
-}
-
-// What is printed of a log, line by line.
-class LogPrinter {
- public:
-  virtual ~LogPrinter() = default;
-  // Appends what is to be printed of a line and of what was found in it.
-  virtual absl::Status Add(const std::string& line,
-                           const std::vector<LocateReport::Found>& found,
-                           std::string* out) = 0;
-  // Appends what Add has kept to print it with more.
-  virtual absl::Status Print(std::string*) { return absl::OkStatus(); }
-  // Prints what is left, `out` first.
-  virtual absl::Status Finish(const std::string& out, const Sink& sink,
-                              std::string* wrong) {
-    if (!out.empty()) *wrong = sink(out);
-    return absl::OkStatus();
-  }
-};
-
-class TextLog : public LogPrinter {
- public:
-  explicit TextLog(const cli::TextStyle& style) : style_(style) {}
-  absl::Status Add(const std::string& line,
-                   const std::vector<LocateReport::Found>& found,
-                   std::string* out) override {
-    absl::StrAppend(out, line, "\n");
-    for (const LocateReport::Found& one : found) {
-      if (one.location().place() != Location::NO_POOL) {
-        *out += FoundBelow(one, style_);
-      }
-    }
-    return absl::OkStatus();
-  }
-
- private:
-  const cli::TextStyle style_;
-};
-
-class CsvLog : public LogPrinter {
- public:
-  absl::Status Add(const std::string&,
-                   const std::vector<LocateReport::Found>& found,
-                   std::string* out) override {
-    *out += std::exchange(titles_, "");
-    for (const LocateReport::Found& one : found) {
-      *out += CsvLineOf(FoundColumns(), one);
-    }
-    return absl::OkStatus();
-  }
-  absl::Status Finish(const std::string& out, const Sink& sink,
-                      std::string* wrong) override {
-    return LogPrinter::Finish(std::exchange(titles_, "") + out, sink, wrong);
-  }
-
- private:
-  std::string titles_ = CsvTitlesOf(FoundColumns());
-};
-
-class MessageLog : public LogPrinter {
- public:
-  explicit MessageLog(LocateStream stream) : stream_(std::move(stream)) {}
-  absl::Status Add(const std::string& line,
-                   const std::vector<LocateReport::Found>& found,
-                   std::string* out) override {
-    return stream_.Add(cli::Printable(line), found, out);
-  }
-  absl::Status Print(std::string* out) override { return stream_.Print(out); }
-  absl::Status Finish(const std::string& out, const Sink& sink,
-                      std::string* wrong) override {
-    if (!out.empty()) *wrong = sink(out);
-    return wrong->empty() ? stream_.Finish(sink, wrong) : absl::OkStatus();
-  }
-
- private:
-  LocateStream stream_;
-};
-
-absl::StatusOr<std::unique_ptr<LogPrinter>> MakeLogPrinter(
-    Format format, const std::string& source, const cli::TextStyle& style) {
-  if (format == TEXT) return std::make_unique<TextLog>(style);
-  if (format == CSV) return std::make_unique<CsvLog>();
-  absl::StatusOr<LocateStream> stream =
-      LocateStream::Open(format, cli::Printable(source));
-  if (!stream.ok()) return stream.status();
-  return std::make_unique<MessageLog>(*std::move(stream));
-}
-
-// Reads a log line by line, and prints what is known of each before the next is
-// read.
-Answer StreamLog(const Options& options, const Locator& locator,
-                 const std::string& source, const cli::TextStyle& style,
-                 const Sink& sink) {
-  const absl::StatusOr<Filter> filter = MakeFilter(options);
-  if (!filter.ok()) return WrongUsage(filter.status());
-  const absl::StatusOr<std::unique_ptr<LogPrinter>> printer =
-      MakeLogPrinter(options.format(), source, style);
-  if (!printer.ok()) return CannotRead(printer.status());
-  Answer answer;
-  bool some = false;
-  uint64_t number = 0;
-  std::string out;
-  const auto take_line = [&](const std::string& line) -> absl::Status {
-    ++number;
-    std::vector<LocateReport::Found> kept;
-    for (AddressInText& one : AddressesIn(line)) {
-      one.line = number;
-      absl::StatusOr<LocateReport::Found> found = FindOne(locator, one);
-      if (!found.ok()) return found.status();
-      some |= found->location().place() != Location::NO_POOL;
-      if (Keeps(*filter, found->location())) kept.push_back(*std::move(found));
-    }
-    return (*printer)->Add(line, kept, &out);
-  };
-  std::string wrong;
-  absl::Status read = cli::ForEachLineOfInput(
-      [&](const std::string& line, bool more_is_read) -> absl::Status {
-        absl::Status taken = take_line(line);
-        // What is there already is printed before it waits for more.
-        if (taken.ok() && !more_is_read) {
-          taken = (*printer)->Print(&out);
-          wrong = sink(out);
-          locator.look_anew();
-          out.clear();
-          if (!wrong.empty()) return absl::UnavailableError(wrong);
-        }
-        return taken;
-      });
-  if (wrong.empty() && read.ok()) {
-    read = (*printer)->Finish(out, sink, &wrong);
-  } else if (wrong.empty() && !out.empty()) {
-    wrong = sink(out);
-  }
-  if (!wrong.empty()) {
-    answer.exit_code = cli::kExitCannotPrint;
-    answer.error = wrong;
-    return answer;
-  }
-  if (!read.ok()) return CannotRead(read);
-  answer.exit_code = some ? kExitOk : kExitBadNews;
-  return answer;
-}
-
-// Calls `run` with what locates addresses, and what it is called.
-Answer WithLocator(
-    const CommandLine& line,
-    const std::function<Answer(const Locator&, const std::string&)>& run) {
-  const Options& options = line.options;
-  if (options.pid() != 0) {
-    absl::StatusOr<LiveProcess> process = LiveProcess::Open(options.pid());
-    if (!process.ok()) return CannotRead(process.status());
-    return run(
-        {.locate = [&](uint64_t address) { return process->Locate(address); },
-         .look_anew = [&] { process->LookAnew(); }},
-        absl::StrCat("process ", options.pid()));
-  }
-  const absl::StatusOr<PlacedConfig> config = ConfigOf(line);
-  if (!config.ok()) return WrongUsage(config.status());
-  const absl::StatusOr<PoolLayout> layout = LayoutOf(*config);
-  if (!layout.ok()) return WrongUsage(layout.status());
-  const absl::StatusOr<uint64_t> size = SizeOf(*config, "size_bytes");
-  if (!size.ok()) return WrongUsage(size.status());
-  if (config->config.base().empty()) {
-    return WrongUsage(absl::InvalidArgumentError(
-        "where the pool began is not known: give --base=ADDRESS, or base in "
-        "the file of --config (a crash log has it, or /proc/PID/maps)"));
-  }
-  const absl::StatusOr<uint64_t> base = ParseAddress(config->config.base());
-  if (!base.ok()) {
-    const auto place = config->places.find("base");
-    return WrongUsage(absl::InvalidArgumentError(
-        absl::StrCat(place == config->places.end() ? "base" : place->second,
-                     ": ", base.status().message())));
-  }
-  const std::string name = config->config.name().empty()
-                               ? kUnnamed
-                               : cli::Printable(config->config.name());
-  return run({.locate = [&](uint64_t address) -> absl::StatusOr<Location> {
-               return OnPaper(*layout, name, *base, *size, address);
-             }},
-             options.config().empty() ? "the command line" : options.config());
-}
-
-Answer AnswerLocate(const CommandLine& line) {
-  return WithLocator(
-      line, [&line](const Locator& locator, const std::string& source) {
-        return LocateAll(line.options, locator, source);
-      });
-}
-
 }  // namespace
-
-Answer CannotRead(const absl::Status& status) {
-  Answer answer;
-  answer.exit_code = kExitCannotRead;
-  answer.error = OneLine(status);
-  return answer;
-}
-
-Answer WrongUsage(const absl::Status& status) {
-  Answer answer;
-  answer.exit_code = kExitUsage;
-  answer.error = OneLine(status);
-  return answer;
-}
-
-absl::StatusOr<uint64_t> ParseAddress(const std::string& word) {
-  const bool prefixed =
-      absl::StartsWith(word, "0x") || absl::StartsWith(word, "0X");
-  const std::string digits = prefixed ? word.substr(2) : word;
-  uint64_t address = 0;
-  // SimpleHexAtoi would take signs, blanks and a second prefix.
-  if (digits.empty() || digits.size() > 16 ||
-      digits.find_first_not_of("0123456789abcdefABCDEF") != std::string::npos ||
-      !absl::SimpleHexAtoi(digits, &address)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("\"", word,
-                     "\" is not an address: hexadecimal digits, as in "
-                     "0x7f0000011004"));
-  }
-  return address;
-}
-
-std::vector<AddressInText> AddressesIn(const std::string& text) {
-  static const auto& pattern =
-      *new RE2("\\b(?:0[xX]([0-9a-fA-F]{1,16})|([0-9a-fA-F]{9,16}))\\b");
-  std::vector<AddressInText> found;
-  re2::StringPiece rest(text);
-  const char* counted = text.data();
-  uint64_t line = 1;
-  std::string prefixed;
-  std::string bare;
-  std::set<std::pair<uint64_t, uint64_t>> seen;
-  while (RE2::FindAndConsume(&rest, pattern, &prefixed, &bare)) {
-    for (; counted < rest.data(); ++counted) line += *counted == '\n' ? 1 : 0;
-    uint64_t address = 0;
-    if (!absl::SimpleHexAtoi(prefixed.empty() ? bare : prefixed, &address)) {
-      continue;
-    }
-    // Once a line is enough.
-    if (seen.insert({line, address}).second) found.push_back({address, line});
-  }
-  return found;
-}
 
 std::optional<Answer> Stream(const CommandLine& line, Kernel& kernel,
                              const cli::TextStyle& style, const Sink& sink) {
@@ -693,11 +274,8 @@ std::optional<Answer> Stream(const CommandLine& line, Kernel& kernel,
   if (options.command() == Options::LAYOUT && options.all()) {
     return StreamLayout(line, kernel, style, sink);
   }
-  if (options.command() == Options::LOCATE && ReadsLog(options)) {
-    return WithLocator(
-        line, [&](const Locator& locator, const std::string& source) {
-          return StreamLog(options, locator, source, style, sink);
-        });
+  if (options.command() == Options::LOCATE) {
+    return StreamLocate(line, style, sink);
   }
   return std::nullopt;
 }

@@ -7,7 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "firsttouch/tools/cli/table.h"
-#include "firsttouch/tools/pooldump/columns.h"
+#include "firsttouch/tools/pooldump/snapshot/totals.h"
 #include "firsttouch/tools/pooldump/text_lines.h"
 
 namespace firsttouch::pooldump {

@@ -12,10 +12,12 @@
 #include "absl/strings/str_cat.h"
 #include "firsttouch/pool/ids.h"
 #include "firsttouch/pool/limits.h"
+#include "firsttouch/pool/slot_allocator.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/tools/cli/table.h"
-#include "firsttouch/tools/pooldump/columns.h"
+#include "firsttouch/tools/pooldump/blocks_touched.h"
+#include "firsttouch/tools/pooldump/location_text.h"
 #include "firsttouch/tools/pooldump/machine.h"
 #include "firsttouch/uffd/units.h"
 
@@ -29,36 +31,11 @@ constexpr uint64_t kMappingsCopied = 0;
 constexpr uint64_t kMappingsMapped = 3;
 constexpr uint64_t kMappingsAsync = 4;
 
-// pool/slot_allocator.h.
-constexpr uint64_t kAllocatorBytesPerSlot = 64;
-
 constexpr uint64_t kMostRanges = 4'000'000;
 
 // Page tables of x86-64: one of 4 KiB for each of these.
 constexpr std::array<uint64_t, 3> kTableSpans = {
     uint64_t{1} << 21, uint64_t{1} << 30, uint64_t{1} << 39};
-
-// The sum of floor((a * i + b) / m) for i below n.
-unsigned __int128 FloorSum(unsigned __int128 n, unsigned __int128 m,
-                           unsigned __int128 a, unsigned __int128 b) {
-  unsigned __int128 sum = 0;
-  while (n > 0) {
-    if (a >= m) {
-      sum += n * (n - 1) / 2 * (a / m);
-      a %= m;
-    }
-    if (b >= m) {
-      sum += n * (b / m);
-      b %= m;
-    }
-    const unsigned __int128 reach = a * n + b;
-    if (reach < m) break;
-    n = reach / m;
-    b = reach % m;
-    std::swap(m, a);
-  }
-  return sum;
-}
 
 bool Has(const Machine& machine, const std::string& feature) {
   return std::find(machine.features().begin(), machine.features().end(),
@@ -304,7 +281,7 @@ void Analysis::Costs() {
   report_.set_page_table_bytes_full(full * kPageBytes);
 
   report_.set_record_bytes(slots *
-                           (sizeof(SlotState) + kAllocatorBytesPerSlot));
+                           (sizeof(SlotState) + SlotAllocator::kBytesPerSlot));
   const uint64_t states =
       PageStates::BytesFor(PagesRoundedUp(layout_.memory_bytes()));
   report_.set_page_state_reserved_bytes(slots * states);
@@ -570,24 +547,6 @@ void ForEachRange(
     line.set_slot_name(slot);
     if (!visit(line)) return;
   }
-}
-
-uint64_t BlocksTouched(uint64_t first, uint64_t stride, uint64_t count,
-                       uint64_t bytes, uint64_t span) {
-  if (count == 0 || bytes == 0) return 0;
-  using Wide = unsigned __int128;
-  const Wide last_byte = Wide{first} + bytes - 1;
-  const Wide firsts = FloorSum(count, span, stride, first);
-  const Wide lasts = FloorSum(count, span, stride, last_byte);
-  Wide blocks = lasts - firsts + count;
-  // Where the gap is smaller than a block, a piece may begin in the block in
-  // which the one before ends: the distance of the two is 0, else 1.
-  if (stride - bytes < span && count > 1) {
-    const Wide apart = FloorSum(count - 1, span, stride, Wide{first} + stride) -
-                       FloorSum(count - 1, span, stride, last_byte);
-    blocks -= Wide{count} - 1 - apart;
-  }
-  return static_cast<uint64_t>(blocks);
 }
 
 absl::StatusOr<LayoutReport> MakeLayoutReport(

@@ -40,11 +40,6 @@ void ForEachRange(const PoolLayout& layout, const std::string& name,
 // How a slot is named everywhere: "tenants/7".
 std::string SlotName(const std::string& pool, uint32_t slot);
 
-// Blocks of `span` bytes (a power of two) that `count` pieces of `bytes` bytes
-// touch, the first at `first`, then one every `stride` (at least `bytes`).
-uint64_t BlocksTouched(uint64_t first, uint64_t stride, uint64_t count,
-                       uint64_t bytes, uint64_t span);
-
 }  // namespace firsttouch::pooldump
 
 #endif  // FIRSTTOUCH_TOOLS_POOLDUMP_LAYOUT_REPORT_H_

@@ -16,6 +16,7 @@
 #include "firsttouch/tools/picture/picture.h"
 #include "firsttouch/tools/pooldump/columns.h"
 #include "firsttouch/tools/pooldump/layout_report.h"
+#include "firsttouch/tools/pooldump/location_text.h"
 #include "firsttouch/tools/pooldump/process_text.h"
 #include "firsttouch/tools/pooldump/slot_picture.h"
 #include "firsttouch/tools/pooldump/text_lines.h"

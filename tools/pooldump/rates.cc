@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "firsttouch/tools/pooldump/columns.h"
+#include "firsttouch/tools/pooldump/snapshot/totals.h"
 
 namespace firsttouch::pooldump {
 namespace {

@@ -281,7 +281,7 @@ absl::Status BlockReader::ReadFields() {
                           "\"handovers\"");
     }
   }
-  for (const NamedCounter& counter : kCounters) {
+  for (const NamedCounter& counter : kSlotCounters) {
     const Field field = take(counter.name);
     if (field.bytes != 0) counters_.push_back({field, counter.set});
   }

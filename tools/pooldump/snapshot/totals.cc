@@ -1,8 +1,15 @@
 #include "firsttouch/tools/pooldump/snapshot/totals.h"
 
+#include <cstdint>
+
 #include "firsttouch/tools/pooldump/snapshot/snapshot.pb.h"
 
 namespace firsttouch::pooldump {
+
+uint64_t Faults(const Counters& counters) {
+  return counters.minor_faults() + counters.missing_read_faults() +
+         counters.missing_write_faults() + counters.write_protect_faults();
+}
 
 void AddToTotals(const Slot& slot, Totals& totals) {
   totals.set_slots(totals.slots() + 1);
@@ -45,7 +52,7 @@ void AddToTotals(const Slot& slot, Totals& totals) {
   }
   Counters& sums = *totals.mutable_counters();
   if (slot.counters().faults_unknown()) sums.set_faults_unknown(true);
-  for (const NamedCounter& counter : kCounters) {
+  for (const NamedCounter& counter : kSlotCounters) {
     (sums.*counter.set)((sums.*counter.get)() +
                         (slot.counters().*counter.get)());
   }

@@ -1,4 +1,4 @@
-// The counters of slots by their names, and the sums over slots.
+// The counters of slots by their names, and sums of them.
 //
 // Threads: any.
 
@@ -19,11 +19,14 @@ struct NamedCounter {
   uint64_t (Counters::*get)() const;
 };
 
-inline constexpr NamedCounter kCounters[] = {
+inline constexpr NamedCounter kSlotCounters[] = {
 #define FIRSTTOUCH_NAMED(name) {#name, &Counters::set_##name, &Counters::name},
     FIRSTTOUCH_SLOT_COUNTERS(FIRSTTOUCH_NAMED)
 #undef FIRSTTOUCH_NAMED
 };
+
+// Faults of all kinds.
+uint64_t Faults(const Counters& counters);
 
 // Adds a slot to the sums, all of its fields that are set.
 void AddToTotals(const Slot& slot, Totals& totals);
