@@ -4,14 +4,21 @@
 #include <cstddef>
 #include <cstdio>
 #include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
+#include "firsttouch/tools/cli/completions.h"
+#include "firsttouch/tools/cli/manual_page.h"
 #include "firsttouch/tools/cli/nearest.h"
+#include "firsttouch/tools/cli/program_facts.h"
 #include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/cli/terminal.h"
 
@@ -41,25 +48,6 @@ class DescribedApp : public CLI::App {
   const Program program_;
   std::map<std::string, std::string> examples_;
 };
-
-// `text` broken at blanks; its first line begins at column `first`.
-std::string Wrap(const std::string& text, size_t first, size_t indent) {
-  std::string out;
-  size_t column = first;
-  for (const std::string& word :
-       std::vector<std::string>(absl::StrSplit(text, ' ', absl::SkipEmpty()))) {
-    if (column > indent && column + 1 + word.size() > kHelpColumns) {
-      absl::StrAppend(&out, "\n", std::string(indent, ' '));
-      column = indent;
-    } else if (!out.empty()) {
-      out += ' ';
-      ++column;
-    }
-    out += word;
-    column += word.size();
-  }
-  return out;
-}
 
 bool IsPositional(const CLI::Option& option) {
   return option.get_lnames().empty() && option.get_snames().empty();
@@ -109,12 +97,6 @@ std::string OperandName(const CLI::Option& option) {
   return absl::StrContains(kind, '|') ? kind : option.get_name(true);
 }
 
-std::string FirstSentence(const std::string& text) {
-  const size_t end = text.find(". ");
-  if (end != std::string::npos) return text.substr(0, end);
-  return absl::EndsWith(text, ".") ? text.substr(0, text.size() - 1) : text;
-}
-
 // The program's own first, then those that all programs have.
 std::vector<const CLI::App*> Commands(const CLI::App& app) {
   std::vector<const CLI::App*> commands = app.get_subcommands(
@@ -152,7 +134,7 @@ class HelpFormatter : public CLI::Formatter {
                  FirstSentence(command->get_description()));
   }
   std::string make_description(const CLI::App* app) const override {
-    return Wrap(app->get_description(), 0, 0) + "\n\n";
+    return WrappedAt(kHelpColumns, 0, app->get_description()) + "\n\n";
   }
 
  private:
@@ -163,7 +145,7 @@ class HelpFormatter : public CLI::Formatter {
     } else {
       line.resize(kHelpIndent, ' ');
     }
-    return absl::StrCat(line, Wrap(text, kHelpIndent, kHelpIndent), "\n");
+    return absl::StrCat(line, WrappedAt(kHelpColumns, kHelpIndent, text), "\n");
   }
 };
 
@@ -181,14 +163,45 @@ std::vector<const CLI::Option*> OptionsOf(const CLI::App& app) {
       [](const CLI::Option* option) { return !option->get_group().empty(); });
 }
 
-std::vector<std::string> FlagsOf(const CLI::App& app) {
-  std::vector<std::string> flags;
-  for (const CLI::Option* option : OptionsOf(app)) {
-    for (const std::string& name : option->get_lnames()) {
-      flags.push_back("--" + name);
-    }
+// Those of all programs too, in order.
+std::vector<std::pair<int, std::string>> ExitCodes(const Program& program) {
+  std::vector<std::pair<int, std::string>> codes = program.exit_codes;
+  codes.emplace_back(kExitUsage, "the command line is wrong");
+  codes.emplace_back(kExitCannotPrint, "standard output cannot be written");
+  std::sort(codes.begin(), codes.end());
+  return codes;
+}
+
+CommandFacts FactsOf(const CLI::App& command) {
+  CommandFacts facts;
+  facts.name = command.get_name();
+  facts.description = command.get_description();
+  for (const CLI::Option* option : OptionsOf(command)) {
+    facts.options.push_back(
+        {.names = option->get_lnames(),
+         .head = IsPositional(*option) ? OperandName(*option) : Head(*option),
+         .kind = KindOf(*option),
+         .values = ValuesOf(*option),
+         .description = option->get_description(),
+         .is_operand = IsPositional(*option),
+         .takes_value = TakesValue(*option),
+         .is_required = option->get_required(),
+         .may_repeat = option->get_expected_max() > 1});
   }
-  return flags;
+  return facts;
+}
+
+ProgramFacts FactsOfAll(const CLI::App& app) {
+  const auto& described = static_cast<const DescribedApp&>(app);
+  ProgramFacts facts = {.program = described.program(),
+                        .itself = FactsOf(app),
+                        .exit_codes = ExitCodes(described.program())};
+  for (const CLI::App* command : Commands(app)) {
+    facts.commands.push_back(FactsOf(*command));
+    facts.commands.back().examples =
+        described.examples().at(command->get_name());
+  }
+  return facts;
 }
 
 // The first word that is no option.
@@ -233,7 +246,7 @@ std::string Explain(const CLI::App& app, const std::vector<std::string>& words,
   const std::string help = command == nullptr
                                ? app.get_name()
                                : absl::StrCat(app.get_name(), " ", *word);
-  const std::vector<std::string> flags = FlagsOf(scope);
+  const std::vector<std::string> flags = FlagsOf(FactsOf(scope));
   for (const std::string& flag : words) {
     if (flag == "--") break;
     if (!absl::StartsWith(flag, "--")) continue;
@@ -261,258 +274,6 @@ std::string HelpOf(const CLI::App& app, const CLI::App* command) {
   return absl::StrReplaceAll(help, {{"\n\n\n", "\n\n"}});
 }
 
-// What completes a value, as words of compgen.
-std::string BashAction(const CLI::Option& option) {
-  const std::vector<std::string> values = ValuesOf(option);
-  if (!values.empty()) {
-    return absl::StrCat("-W '", absl::StrJoin(values, " "), "'");
-  }
-  const std::string kind = KindOf(option);
-  if (kind == "FILE") return "-f";
-  if (kind == "PID") return "-W \"$(cd /proc && echo [0-9]*)\"";
-  return kind == "DIRECTORY" ? "-d" : "";
-}
-
-std::string BashCompletions(const CLI::App& app) {
-  std::string options;
-  std::string operands;
-  std::string flags;
-  std::string valued;
-  std::vector<const CLI::App*> all = Commands(app);
-  // Options without a command, of a program that needs none.
-  all.push_back(&app);
-  for (const CLI::App* command : all) {
-    const std::string name = command == &app ? "*" : command->get_name();
-    std::vector<std::string> with_value;
-    size_t operand = 0;
-    for (const CLI::Option* option : OptionsOf(*command)) {
-      const std::string action = BashAction(*option);
-      if (IsPositional(*option)) {
-        const std::string number =
-            option->get_expected_max() > 1 ? "*" : absl::StrCat(operand++);
-        if (action.empty()) continue;
-        absl::StrAppend(&operands, "        ", name, ":", number, ") action=(",
-                        action, ") ;;\n");
-        continue;
-      }
-      if (!TakesValue(*option)) continue;
-      for (const std::string& flag : option->get_lnames()) {
-        with_value.push_back("--" + flag);
-        // Some values nobody can guess; they are no operands either.
-        absl::StrAppend(&options, "    ", name, ":--", flag, ") ",
-                        action.empty() ? std::string("return")
-                                       : absl::StrCat("action=(", action, ")"),
-                        " ;;\n");
-      }
-    }
-    absl::StrAppend(&flags, "        ", name, ") action=(-W '",
-                    absl::StrJoin(FlagsOf(*command), " "), "') ;;\n");
-    absl::StrAppend(&valued, "    ", name, ") valued=' ",
-                    absl::StrJoin(with_value, " "), " ' ;;\n");
-  }
-  return absl::StrReplaceAll(
-      R"(# bash completions of NAME. Source them, or put them into
-# ~/.local/share/bash-completion/completions/NAME
-_NAME() {
-  local current="${COMP_WORDS[COMP_CWORD]}"
-  local previous="${COMP_WORDS[COMP_CWORD-1]}"
-  local command="${COMP_WORDS[1]}"
-  local valued=''
-  local -a action=()
-  local -i i operand=0
-  COMPREPLY=()
-  # "--format=js" comes as three words where "=" breaks words.
-  if [[ "$current" == "=" ]]; then
-    current=""
-  elif [[ "$previous" == "=" ]]; then
-    previous="${COMP_WORDS[COMP_CWORD-2]}"
-  fi
-  case "$command:$previous" in
-OPTIONS  esac
-  # Options that take a value: the next word is no operand.
-  case "$command" in
-VALUED  esac
-  for (( i = 2; i < COMP_CWORD; ++i )); do
-    [[ "${COMP_WORDS[i]}" == [-=]* || "${COMP_WORDS[i-1]}" == "=" ||
-       "$valued" == *" ${COMP_WORDS[i-1]} "* ]] || (( ++operand ))
-  done
-  if (( ${#action[@]} == 0 )); then
-    if (( COMP_CWORD == 1 )); then
-      action=(-W 'COMMANDS TOP')
-      [[ "$current" == -* ]] || action=(-W 'COMMANDS')
-    elif [[ "$current" == -* ]]; then
-      case "$command" in
-FLAGS      esac
-    else
-      case "$command:$operand" in
-OPERANDS      esac
-    fi
-  fi
-  (( ${#action[@]} == 0 )) ||
-    mapfile -t COMPREPLY < <(compgen "${action[@]}" -- "$current")
-}
-complete -o filenames -F _NAME NAME
-)",
-      {{"OPTIONS", options},
-       {"OPERANDS", operands},
-       {"FLAGS", flags},
-       {"VALUED", valued},
-       {"COMMANDS", absl::StrJoin(CommandNames(app), " ")},
-       {"TOP", absl::StrJoin(FlagsOf(app), " ")},
-       {"NAME", app.get_name()}});
-}
-
-// For a string in single quotes inside [...] of _arguments.
-std::string ZshText(const std::string& text) {
-  return absl::StrReplaceAll(
-      text, {{"'", "'\\''"}, {"[", "\\["}, {"]", "\\]"}, {":", "\\:"}});
-}
-
-std::string ZshAction(const CLI::Option& option) {
-  const std::vector<std::string> values = ValuesOf(option);
-  if (!values.empty()) {
-    return absl::StrCat("(", absl::StrJoin(values, " "), ")");
-  }
-  const std::string kind = KindOf(option);
-  if (kind == "FILE") return "_files";
-  if (kind == "PID") return "_pids";
-  return kind == "DIRECTORY" ? "_files -/" : " ";
-}
-
-// The arguments of _arguments for a command.
-std::string ZshArguments(const CLI::App& command) {
-  std::string out;
-  for (const CLI::Option* option : OptionsOf(command)) {
-    const std::string value =
-        absl::StrCat(":", KindOf(*option), ":", ZshAction(*option));
-    if (IsPositional(*option)) {
-      absl::StrAppend(&out, "      '",
-                      option->get_expected_max() > 1 ? "*" : "", value, "'\n");
-    }
-    for (const std::string& name : option->get_lnames()) {
-      absl::StrAppend(&out, "      '--", name, TakesValue(*option) ? "=[" : "[",
-                      ZshText(option->get_description()), "]",
-                      TakesValue(*option) ? value : "", "'\n");
-    }
-  }
-  return out;
-}
-
-std::string ZshCompletions(const CLI::App& app) {
-  std::string commands;
-  std::string cases;
-  for (const CLI::App* command : Commands(app)) {
-    absl::StrAppend(&commands, "    '", command->get_name(), ":",
-                    ZshText(FirstSentence(command->get_description())), "'\n");
-    absl::StrAppend(&cases, "    ", command->get_name(), ") arguments=(\n",
-                    ZshArguments(*command), "    ) ;;\n");
-  }
-  return absl::StrReplaceAll(
-      R"(#compdef NAME
-# zsh completions of NAME. Put them into a folder of $fpath, as _NAME
-_NAME() {
-  local -a commands arguments
-  commands=(
-COMMANDS  )
-  if (( CURRENT == 2 )) && [[ ${words[2]} != -* ]]; then
-    _describe command commands
-    return
-  fi
-  case ${words[2]} in
-CASES    *) _arguments \
-TOP      && return ;;
-  esac
-  (( ${#arguments} )) || return 1
-  shift words
-  (( CURRENT-- ))
-  _arguments $arguments
-}
-# Loaded by its name, this file is the body of _NAME; sourced, it is not.
-if [[ "${funcstack[1]}" == _NAME ]]; then
-  _NAME "$@"
-else
-  compdef _NAME NAME
-fi
-)",
-      {{"COMMANDS", commands},
-       {"CASES", cases},
-       {"TOP", absl::StrReplaceAll(ZshArguments(app), {{"'\n", "' \\\n"}})},
-       {"NAME", app.get_name()}});
-}
-
-// --- The manual page ---
-
-std::string Roff(const std::string& text) {
-  std::string out = absl::StrReplaceAll(
-      text, {{"\\", "\\e"}, {"-", "\\-"}, {"'", "\\(aq"}, {"\n.", "\n\\&."}});
-  if (!out.empty() && out.front() == '.') out.insert(0, "\\&");
-  return out;
-}
-
-std::string Upper(std::string text) {
-  absl::AsciiStrToUpper(&text);
-  return text;
-}
-
-// As the title of a manual page begins.
-std::string Lower(std::string text) {
-  if (!text.empty()) {
-    text.front() =
-        absl::ascii_tolower(static_cast<unsigned char>(text.front()));
-  }
-  return text;
-}
-
-std::string Operands(const CLI::App& command) {
-  std::string out;
-  for (const CLI::Option* option : OptionsOf(command)) {
-    if (!IsPositional(*option)) continue;
-    const std::string name =
-        absl::StrCat("\\fI", Roff(OperandName(*option)), "\\fR",
-                     option->get_expected_max() > 1 ? "..." : "");
-    absl::StrAppend(
-        &out, " ",
-        option->get_required() ? name : absl::StrCat("[", name, "]"));
-  }
-  return out;
-}
-
-// Operands, then options.
-std::string ManualOptions(const CLI::App& command) {
-  std::string out;
-  std::vector<const CLI::Option*> options = OptionsOf(command);
-  std::stable_partition(
-      options.begin(), options.end(),
-      [](const CLI::Option* option) { return IsPositional(*option); });
-  for (const CLI::Option* option : options) {
-    const std::vector<std::string> values = ValuesOf(*option);
-    const std::string head =
-        IsPositional(*option) ? OperandName(*option) : Head(*option);
-    absl::StrAppend(&out, ".TP\n\\fB", Roff(head), "\\fR\n",
-                    Roff(option->get_description()), ".\n");
-    // Where the head does not show them.
-    if (!values.empty() && !absl::StrContains(KindOf(*option), '|')) {
-      absl::StrAppend(&out, "One of: ", Roff(absl::StrJoin(values, ", ")),
-                      ".\n");
-    }
-  }
-  return out;
-}
-
-std::string Example(const std::string& text) {
-  if (text.empty()) return "";
-  return absl::StrCat(".PP\nExamples:\n.PP\n.nf\n", Roff(text), ".fi\n");
-}
-
-// Those of all programs too, in order.
-std::vector<std::pair<int, std::string>> ExitCodes(const Program& program) {
-  std::vector<std::pair<int, std::string>> codes = program.exit_codes;
-  codes.emplace_back(kExitUsage, "the command line is wrong");
-  codes.emplace_back(kExitCannotPrint, "standard output cannot be written");
-  std::sort(codes.begin(), codes.end());
-  return codes;
-}
-
 }  // namespace
 
 std::unique_ptr<CLI::App> MakeApp(const Program& program) {
@@ -530,7 +291,7 @@ std::unique_ptr<CLI::App> MakeApp(const Program& program) {
   std::string codes = "\nExit codes:\n";
   for (const auto& [code, meaning] : ExitCodes(program)) {
     absl::StrAppend(&codes, "  ", code, std::string(code < 10 ? 3 : 2, ' '),
-                    Wrap(meaning, 6, 6), "\n");
+                    WrappedAt(kHelpColumns, 6, meaning), "\n");
   }
   const std::string more =
       program.single
@@ -642,68 +403,11 @@ int End(const std::string& program, const Ending& ending) {
 }
 
 std::string ManualPage(const CLI::App& app) {
-  const auto& described = static_cast<const DescribedApp&>(app);
-  const Program& program = described.program();
-  std::string out = absl::StrCat(
-      ".TH ", Upper(program.name), " 1 \"\" \"firsttouch ", program.version,
-      "\" \"User Commands\"\n.SH NAME\n", program.name, " \\- ",
-      Roff(Lower(FirstSentence(program.description))), "\n.SH SYNOPSIS\n");
-  std::vector<std::string> synopses;
-  if (program.single) {
-    synopses.push_back(
-        absl::StrCat(".B ", program.name, "\n[\\fIOPTION\\fR...]\n"));
-  }
-  for (const CLI::App* command : Commands(app)) {
-    synopses.push_back(
-        absl::StrCat(".B ", program.name, " ", command->get_name(),
-                     "\n[\\fIOPTION\\fR...]", Operands(*command), "\n"));
-  }
-  out += absl::StrJoin(synopses, ".br\n");
-  absl::StrAppend(&out, ".SH DESCRIPTION\n", Roff(program.description), "\n",
-                  ".SH OPTIONS\n", ManualOptions(app),
-                  Example(program.examples));
-  for (const CLI::App* command : Commands(app)) {
-    absl::StrAppend(&out, ".SH \"",
-                    Upper(absl::StrCat(program.name, " ", command->get_name())),
-                    "\"\n", Roff(command->get_description()), "\n",
-                    ManualOptions(*command),
-                    Example(described.examples().at(command->get_name())));
-  }
-  for (const auto& [title, text] : program.manual) {
-    absl::StrAppend(&out, ".SH \"", title, "\"\n");
-    bool first = true;
-    for (const std::string& paragraph : std::vector<std::string>(
-             absl::StrSplit(text, "\n\n", absl::SkipEmpty()))) {
-      const size_t colon = paragraph.find(": ");
-      if (colon != std::string::npos && paragraph.find(' ') > colon) {
-        absl::StrAppend(&out, ".TP\n\\fB", Roff(paragraph.substr(0, colon)),
-                        "\\fR\n", Roff(paragraph.substr(colon + 2)), "\n");
-      } else {
-        absl::StrAppend(&out, first ? "" : ".PP\n", Roff(paragraph), "\n");
-      }
-      first = false;
-    }
-  }
-  out += ".SH \"EXIT STATUS\"\n";
-  for (const auto& [code, meaning] : ExitCodes(program)) {
-    absl::StrAppend(&out, ".TP\n", code, "\n", Roff(meaning), ".\n");
-  }
-  out += ".SH ENVIRONMENT\n";
-  std::vector<std::pair<std::string, std::string>> variables =
-      program.environment;
-  variables.emplace_back("NO_COLOR",
-                         "If it is set and not empty, there are no colours, "
-                         "unless --color=always asks for them");
-  variables.emplace_back(
-      "TERM", "If it is not set, or dumb, a terminal gets no colours");
-  for (const auto& [name, text] : variables) {
-    absl::StrAppend(&out, ".TP\n", Roff(name), "\n", Roff(text), ".\n");
-  }
-  return out;
+  return ManualPageOf(FactsOfAll(app));
 }
 
 std::string Completions(const CLI::App& app, const std::string& shell) {
-  return shell == "zsh" ? ZshCompletions(app) : BashCompletions(app);
+  return CompletionsOf(FactsOfAll(app), shell);
 }
 
 }  // namespace firsttouch::cli

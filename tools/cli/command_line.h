@@ -21,10 +21,10 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "firsttouch/tools/cli/program_facts.h"
 
 namespace firsttouch::cli {
 
@@ -32,23 +32,6 @@ namespace firsttouch::cli {
 inline constexpr int kExitUsage = 64;
 // What there is to say cannot be printed (EX_IOERR).
 inline constexpr int kExitCannotPrint = 74;
-
-struct Program {
-  std::string name;
-  std::string version;
-  std::string description;  // A sentence or two.
-  std::string examples;     // Lines, indented by two.
-  // Code and meaning. Those of this header are added.
-  std::vector<std::pair<int, std::string>> exit_codes;
-  // Further sections of the manual page: title and text, whose paragraphs are
-  // separated by empty lines. A paragraph "NAME: text" is an item of a list.
-  std::vector<std::pair<std::string, std::string>> manual;
-  // Variables that the program reads, for the manual page. Those that all of
-  // ours read are added.
-  std::vector<std::pair<std::string, std::string>> environment;
-  // The program does one thing, for which no command is given.
-  bool single = false;
-};
 
 struct Command {
   std::string name;
