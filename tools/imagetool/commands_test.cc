@@ -10,6 +10,7 @@
 #include "firsttouch/init/image_file.h"
 #include "firsttouch/init/working_set.h"
 #include "firsttouch/tools/imagetool/map_picture.h"
+#include "firsttouch/tools/imagetool/page_map_report.h"
 #include "firsttouch/tools/imagetool/text.h"
 #include "firsttouch/uffd/units.h"
 #include "gmock/gmock.h"

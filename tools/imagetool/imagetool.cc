@@ -6,10 +6,7 @@
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
-#include <ctime>
 #include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,8 +16,6 @@
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
@@ -29,9 +24,12 @@
 #include "firsttouch/tools/cli/json.h"
 #include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/cli/terminal.h"
+#include "firsttouch/tools/imagetool/build.h"
 #include "firsttouch/tools/imagetool/commands.h"
 #include "firsttouch/tools/imagetool/imagetool.pb.h"
 #include "firsttouch/tools/imagetool/map_picture.h"
+#include "firsttouch/tools/imagetool/output_path.h"
+#include "firsttouch/tools/imagetool/page_map_report.h"
 #include "firsttouch/tools/imagetool/text.h"
 #include "firsttouch/tools/picture/picture.h"
 
@@ -140,38 +138,6 @@ int Print(const absl::StatusOr<Report>& report, const Words& words,
                         : TextFor(*report, words);
   if (!text.ok()) return Fail(text.status());
   return cli::End(kName, {.exit_code = exit_code, .out = *text});
-}
-
-// "NAME=NUMBER", a number as C writes it: 1024, -8, 0x400. False: it is not.
-bool ParseGlobal(const std::string& text,
-                 std::map<std::string, uint64_t>* out) {
-  const size_t equals = text.rfind('=');
-  if (equals == std::string::npos || equals == 0) return false;
-  const std::string value = text.substr(equals + 1);
-  uint64_t number = 0;
-  int64_t negative = 0;
-  if (absl::StartsWith(value, "-") && absl::SimpleAtoi(value, &negative)) {
-    number = static_cast<uint64_t>(negative);
-  } else if (!absl::SimpleAtoi(value, &number) &&
-             !(absl::StartsWith(value, "0x") &&
-               absl::SimpleHexAtoi(value, &number))) {
-    return false;
-  }
-  (*out)[text.substr(0, equals)] = number;
-  return true;
-}
-
-// Now, unless the environment says when (reproducible-builds.org).
-absl::StatusOr<int64_t> BuildTime() {
-  const char* epoch = std::getenv("SOURCE_DATE_EPOCH");
-  if (epoch == nullptr || *epoch == '\0') {
-    return static_cast<int64_t>(std::time(nullptr));
-  }
-  int64_t seconds = 0;
-  if (absl::SimpleAtoi(epoch, &seconds)) return seconds;
-  return absl::InvalidArgumentError(
-      absl::StrCat("SOURCE_DATE_EPOCH=", epoch,
-                   " is not a number of seconds; correct it or unset it"));
 }
 
 int RunBuild(const Words& words) {
@@ -341,6 +307,11 @@ int RunMap(const Words& words) {
 
 using Run = std::function<int(const Words&)>;
 
+void AddRequiredFile(CLI::App* command, const char* name, std::string* path,
+                     const char* what) {
+  command->add_option(name, *path, what)->required()->type_name("FILE");
+}
+
 void AddParents(CLI::App* command, Words* words, const char* what) {
   command->add_option("--parent", words->parents, what)
       ->type_name("FILE")
@@ -353,18 +324,13 @@ void AddNoReplace(CLI::App* command, Words* words) {
                     "Fail if the file to write exists");
 }
 
+constexpr char kWritten[] = "The image file to write; - is standard output";
 constexpr char kParentOfDelta[] =
     "Where the parent of a delta may be; may be given several times";
 
 void AddBuild(CLI::App* command, Words* words) {
-  command->add_option("SOURCE", words->in, "What to make an image of")
-      ->required()
-      ->type_name("FILE");
-  command
-      ->add_option("OUT", words->out,
-                   "The image file to write; - is standard output")
-      ->required()
-      ->type_name("FILE");
+  AddRequiredFile(command, "SOURCE", &words->in, "What to make an image of");
+  AddRequiredFile(command, "OUT", &words->out, kWritten);
   command
       ->add_option("--from", words->from,
                    "What SOURCE is: a WebAssembly module, the bytes "
@@ -411,9 +377,7 @@ void AddBuild(CLI::App* command, Words* words) {
 }
 
 void AddFile(CLI::App* command, Words* words) {
-  command->add_option("FILE", words->in, "The image file")
-      ->required()
-      ->type_name("FILE");
+  AddRequiredFile(command, "FILE", &words->in, "The image file");
 }
 
 void AddFiles(CLI::App* command, Words* words) {
@@ -424,24 +388,14 @@ void AddFiles(CLI::App* command, Words* words) {
 }
 
 void AddDiff(CLI::App* command, Words* words) {
-  command->add_option("A", words->in, "An image file")
-      ->required()
-      ->type_name("FILE");
-  command->add_option("B", words->out, "Another")
-      ->required()
-      ->type_name("FILE");
+  AddRequiredFile(command, "A", &words->in, "An image file");
+  AddRequiredFile(command, "B", &words->out, "Another");
   AddParents(command, words, kParentOfDelta);
 }
 
 void AddMerge(CLI::App* command, Words* words) {
-  command->add_option("DELTA", words->in, "The delta")
-      ->required()
-      ->type_name("FILE");
-  command
-      ->add_option("OUT", words->out,
-                   "The image file to write; - is standard output")
-      ->required()
-      ->type_name("FILE");
+  AddRequiredFile(command, "DELTA", &words->in, "The delta");
+  AddRequiredFile(command, "OUT", &words->out, kWritten);
   AddParents(command, words, kParentOfDelta);
   AddNoReplace(command, words);
 }
@@ -460,9 +414,7 @@ void AddPack(CLI::App* command, Words* words) {
 }
 
 void AddUnpack(CLI::App* command, Words* words) {
-  command->add_option("PACKED", words->in, "The packed file")
-      ->required()
-      ->type_name("FILE");
+  AddRequiredFile(command, "PACKED", &words->in, "The packed file");
   command
       ->add_option("OUT", words->out,
                    "The file to write, - for standard output; otherwise PACKED "

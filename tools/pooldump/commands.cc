@@ -12,7 +12,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "firsttouch/tools/cli/table.h"
-#include "firsttouch/tools/imagetool/commands.h"
+#include "firsttouch/tools/imagetool/page_map_report.h"
 #include "firsttouch/tools/pooldump/answer.h"
 #include "firsttouch/tools/pooldump/diff.h"
 #include "firsttouch/tools/pooldump/layout_command.h"

@@ -14,7 +14,7 @@
 #include "firsttouch/tools/cli/command_line.h"
 #include "firsttouch/tools/cli/table.h"
 #include "firsttouch/tools/cli/terminal.h"
-#include "firsttouch/tools/imagetool/commands.h"
+#include "firsttouch/tools/imagetool/output_path.h"
 #include "firsttouch/tools/pooldump/batch.h"
 #include "firsttouch/tools/pooldump/commands.h"
 #include "firsttouch/tools/pooldump/flags.h"
