@@ -1,0 +1,366 @@
+// Memories in C. Acquire and release are thin: what they do in a steady cycle
+// beside service/steady_path.cc is to look two handles up, to fill one struct
+// and to move a Memory in or out of its entry. No system call, lock or
+// allocation, and no atomic instruction that is more than a load or a store.
+
+#include "firsttouch/service/memory.h"
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "firsttouch/capi/firsttouch.h"
+#include "firsttouch/capi/registry.h"
+#include "firsttouch/capi/stats_json.h"
+#include "firsttouch/capi/status.h"
+#include "firsttouch/capi/trap.h"
+#include "firsttouch/capi/versioned.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/service/memory_pages.h"
+#include "firsttouch/service/run_trapped.h"
+#include "firsttouch/service/service.h"
+#include "firsttouch/service/trap.h"
+
+namespace firsttouch::capi {
+namespace {
+
+constexpr ft_memory_options kNoOptions = FT_MEMORY_OPTIONS_INIT;
+
+// Fills `asked` from options of this library's version.
+inline ft_status FillOptions(const char* function,
+                             const ft_memory_options& options,
+                             PoolRecord& record, MemoryOptions& asked,
+                             ft_error* error) {
+  if ((options.image.entry | options.image.serial) != 0) {
+    const ImageRef* const image = FindImage(options.image);
+    if (image == nullptr) [[unlikely]] {
+      return FailHandle(error, function, "image", options.image.entry,
+                        options.image.serial);
+    }
+    // A reference without a share in the count, which would be two locked
+    // instructions a cycle: the handle keeps the image during this call, and a
+    // slot that keeps it makes a reference of its own (Image::Hold()).
+    asked.image = ImageRef(ImageRef(), image->get());
+  }
+  if (options.size_bytes != 0) asked.size_bytes = options.size_bytes;
+  if (options.trap_callback != nullptr) {
+    asked.trap_callback = &PoolRecord::OnMemoryTrap;
+    asked.trap_user = &record;
+  }
+  if (options.wait_ns != 0) [[unlikely]] {
+    asked.deadline = options.wait_ns < 0
+                         ? absl::InfiniteFuture()
+                         : absl::Now() + absl::Nanoseconds(options.wait_ns);
+  }
+  return FT_OK;
+}
+
+inline uint32_t IndexOf(ft_pool pool) {
+  return static_cast<uint32_t>(pool.entry);
+}
+
+ft_status AcquireInstance(ft_pool pool, PoolRecord& record,
+                          const ft_memory_options* const* options, size_t count,
+                          ft_memory* memories, ft_error* error) {
+  constexpr const char* kFunction = "ft_memory_acquire_instance";
+  std::vector<ft_memory_options> rooms(count);
+  std::vector<const ft_memory_options*> known(options, options + count);
+  std::vector<MemoryOptions> asked(count);
+  for (size_t i = 0; i < count; ++i) {
+    if (known[i] == nullptr) known[i] = &kNoOptions;
+    ft_status status = TakeStruct(kFunction, rooms[i], &known[i], error);
+    if (status == FT_OK) {
+      status = FillOptions(kFunction, *known[i], record, asked[i], error);
+    }
+    if (status != FT_OK) return status;
+  }
+  absl::StatusOr<std::vector<Memory>> acquired =
+      record.service().AcquireInstance(asked);
+  if (!acquired.ok()) return Fail(error, acquired.status());
+  for (size_t i = 0; i < count; ++i) {
+    memories[i] = HoldMemory(record, IndexOf(pool), std::move((*acquired)[i]),
+                             known[i]->trap_callback, known[i]->trap_user);
+  }
+  return FT_OK;
+}
+
+[[gnu::cold]] ft_status FailMemory(ft_error* error, const char* function,
+                                   ft_memory memory) {
+  return FailHandle(error, function, "memory", memory.entry, memory.serial);
+}
+
+// Calls body(Memory&) with the memory of a handle.
+template <typename Body>
+ft_status WithMemory(const char* function, ft_memory memory, ft_error* error,
+                     Body body) {
+  MemoryEntry* const entry = FindMemory(memory);
+  if (entry == nullptr) return FailMemory(error, function, memory);
+  return Call(error, [&] { return body(entry->memory()); });
+}
+
+[[gnu::noinline]] ft_status ReleaseOrphan(ft_memory memory, ft_error* error) {
+  return Call(error, [&] {
+    bool found = false;
+    const absl::Status status = ReleaseOfOrphan(memory, &found);
+    if (!found) return FailMemory(error, "ft_memory_release", memory);
+    return Finish(error, status);
+  });
+}
+
+}  // namespace
+}  // namespace firsttouch::capi
+
+using firsttouch::ImageRef;
+using firsttouch::Memory;
+using firsttouch::MemoryOptions;
+using firsttouch::TrapInfo;
+using firsttouch::capi::Call;
+using firsttouch::capi::Fail;
+using firsttouch::capi::FailHandle;
+using firsttouch::capi::FailMemory;
+using firsttouch::capi::FailNull;
+using firsttouch::capi::FindMemory;
+using firsttouch::capi::FindPool;
+using firsttouch::capi::FindRecord;
+using firsttouch::capi::Finish;
+using firsttouch::capi::GiveStruct;
+using firsttouch::capi::GiveText;
+using firsttouch::capi::HoldMemory;
+using firsttouch::capi::IndexOf;
+using firsttouch::capi::MemoryEntry;
+using firsttouch::capi::PoolRecord;
+using firsttouch::capi::TakeMemory;
+using firsttouch::capi::TakeStruct;
+using firsttouch::capi::ToJson;
+using firsttouch::capi::WithMemory;
+
+ft_status ft_memory_acquire(ft_pool pool, const ft_memory_options* options,
+                            ft_memory* memory, void** base,
+                            ft_error* error) noexcept {
+  if (memory == nullptr) [[unlikely]] {
+    return FailNull(error, __func__, "memory");
+  }
+  PoolRecord* const record = FindPool(pool);
+  if (record == nullptr) [[unlikely]] {
+    return FailHandle(error, __func__, "pool", pool.entry, pool.serial);
+  }
+  if (options == nullptr) options = &firsttouch::capi::kNoOptions;
+  ft_memory_options room;
+  if (const ft_status status = TakeStruct(__func__, room, &options, error);
+      status != FT_OK) [[unlikely]] {
+    return status;
+  }
+  const char* const function = __func__;
+  return Call(error, [&] {
+    MemoryOptions asked;
+    if (const ft_status status = firsttouch::capi::FillOptions(
+            function, *options, *record, asked, error);
+        status != FT_OK) [[unlikely]] {
+      return status;
+    }
+    absl::StatusOr<Memory> acquired = record->service().Acquire(asked);
+    if (!acquired.ok()) [[unlikely]] {
+      return Fail(error, acquired.status());
+    }
+    if (base != nullptr) *base = acquired->base();
+    *memory = HoldMemory(*record, IndexOf(pool), *std::move(acquired),
+                         options->trap_callback, options->trap_user);
+    return ft_status{FT_OK};
+  });
+}
+
+ft_status ft_memory_acquire_instance(ft_pool pool,
+                                     const ft_memory_options* const* options,
+                                     size_t count, ft_memory* memories,
+                                     ft_error* error) noexcept {
+  if (options == nullptr) return FailNull(error, __func__, "options");
+  if (memories == nullptr) return FailNull(error, __func__, "memories");
+  PoolRecord* const record = FindPool(pool);
+  if (record == nullptr) {
+    return FailHandle(error, __func__, "pool", pool.entry, pool.serial);
+  }
+  // Before `count` is believed; Service says the rest.
+  const uint32_t per_instance =
+      record->service().layout().options().memories_per_instance;
+  if (count != per_instance) {
+    return Call(error, [&] {
+      return Fail(error, FT_ERROR_INVALID_ARGUMENT,
+                  absl::StrCat("ft_memory_acquire_instance: count is ", count,
+                               " and memories_per_instance of the pool is ",
+                               per_instance, ": give as many options"));
+    });
+  }
+  return Call(error, [&] {
+    return firsttouch::capi::AcquireInstance(pool, *record, options, count,
+                                             memories, error);
+  });
+}
+
+ft_status ft_memory_release(ft_memory memory, ft_error* error) noexcept {
+  PoolRecord* const record = FindRecord(memory);
+  if (record == nullptr) [[unlikely]] {
+    return FailMemory(error, __func__, memory);
+  }
+  MemoryEntry& entry = record->entry(static_cast<uint32_t>(memory.entry));
+  if (!firsttouch::capi::Fits(*record, entry, memory)) [[unlikely]] {
+    return FailMemory(error, __func__, memory);
+  }
+  if (record->is_orphan.load(std::memory_order_relaxed)) [[unlikely]] {
+    return firsttouch::capi::ReleaseOrphan(memory, error);
+  }
+  // From here on another thread may lease the slot, and the record may go.
+  Memory held = TakeMemory(entry);
+  return Call(error, [&] { return Finish(error, held.Release()); });
+}
+
+ft_status ft_memory_reset(ft_memory memory, ft_error* error) noexcept {
+  return WithMemory(__func__, memory, error,
+                    [&](Memory& held) { return Finish(error, held.Reset()); });
+}
+
+void* ft_memory_base(ft_memory memory) noexcept {
+  MemoryEntry* const entry = FindMemory(memory);
+  return entry == nullptr ? nullptr : entry->memory().base();
+}
+
+uint64_t ft_memory_size(ft_memory memory) noexcept {
+  MemoryEntry* const entry = FindMemory(memory);
+  return entry == nullptr ? 0 : entry->memory().size_bytes();
+}
+
+ft_status ft_memory_get_info(ft_memory memory, ft_memory_info* info,
+                             ft_error* error) noexcept {
+  if (info == nullptr) return FailNull(error, __func__, "info");
+  const char* const function = __func__;
+  return WithMemory(function, memory, error, [&](const Memory& held) {
+    const ft_memory_info told = {
+        .struct_size = sizeof(ft_memory_info),
+        .base = reinterpret_cast<uintptr_t>(held.base()),
+        .size_bytes = held.size_bytes(),
+        .max_bytes = held.max_bytes(),
+        .instance = held.instance(),
+        .memory_index = held.memory_index(),
+    };
+    return GiveStruct(function, told, info, error);
+  });
+}
+
+ft_status ft_memory_grow(ft_memory memory, uint64_t size_bytes,
+                         ft_error* error) noexcept {
+  return WithMemory(__func__, memory, error, [&](Memory& held) {
+    return Finish(error, held.Grow(size_bytes));
+  });
+}
+
+ft_status ft_memory_grow_by(ft_memory memory, uint64_t delta_bytes,
+                            uint64_t* size_before, ft_error* error) noexcept {
+  return WithMemory(__func__, memory, error, [&](Memory& held) {
+    const absl::StatusOr<uint64_t> before = held.GrowBy(delta_bytes);
+    if (!before.ok()) return Fail(error, before.status());
+    if (size_before != nullptr) *size_before = *before;
+    return ft_status{FT_OK};
+  });
+}
+
+ft_status ft_memory_make_ready(ft_memory memory, uint64_t offset_bytes,
+                               uint64_t length, int32_t access,
+                               ft_error* error) noexcept {
+  return WithMemory(__func__, memory, error, [&](const Memory& held) {
+    if (access != FT_READ && access != FT_WRITE) {
+      return Fail(error, FT_ERROR_INVALID_ARGUMENT,
+                  absl::StrCat("ft_memory_make_ready: access is ", access,
+                               " and must be FT_READ or FT_WRITE"));
+    }
+    return Finish(error,
+                  held.MakeReady(offset_bytes, length,
+                                 static_cast<firsttouch::Access>(access)));
+  });
+}
+
+ft_status ft_memory_snapshot(ft_memory memory, const char* name, uint64_t flags,
+                             ft_image* image, ft_error* error) noexcept {
+  if (image == nullptr) return FailNull(error, __func__, "image");
+  return WithMemory(__func__, memory, error, [&](const Memory& held) {
+    if ((flags & ~uint64_t{FT_SNAPSHOT_DELTA}) != 0) {
+      return Fail(error, FT_ERROR_INVALID_ARGUMENT,
+                  absl::StrCat("ft_memory_snapshot: flags has bits ",
+                               absl::Hex(flags & ~uint64_t{FT_SNAPSHOT_DELTA}),
+                               " that this library does not know"));
+    }
+    std::string called = name == nullptr ? "" : name;
+    absl::StatusOr<ImageRef> taken = (flags & FT_SNAPSHOT_DELTA) != 0
+                                         ? held.SnapshotDelta(std::move(called))
+                                         : held.Snapshot(std::move(called));
+    if (!taken.ok()) return Fail(error, taken.status());
+    const absl::StatusOr<ft_image> added =
+        firsttouch::capi::AddImage(*std::move(taken));
+    if (!added.ok()) return Fail(error, added.status());
+    *image = *added;
+    return ft_status{FT_OK};
+  });
+}
+
+ft_status ft_memory_drop_at_release(ft_memory memory,
+                                    ft_error* error) noexcept {
+  return WithMemory(__func__, memory, error, [&](Memory& held) {
+    held.DropAtRelease();
+    return ft_status{FT_OK};
+  });
+}
+
+ft_status ft_memory_count_pages(ft_memory memory, ft_memory_pages* pages,
+                                ft_error* error) noexcept {
+  if (pages == nullptr) return FailNull(error, __func__, "pages");
+  const char* const function = __func__;
+  return WithMemory(function, memory, error, [&](const Memory& held) {
+    const firsttouch::MemoryPages counted = held.CountPages();
+    const ft_memory_pages told = {
+        .struct_size = sizeof(ft_memory_pages),
+        .touched = counted.touched,
+        .writable = counted.writable,
+        .changed = counted.changed,
+    };
+    return GiveStruct(function, told, pages, error);
+  });
+}
+
+ft_status ft_memory_stats_json(ft_memory memory, char* buffer, size_t capacity,
+                               size_t* length, ft_error* error) noexcept {
+  const char* const function = __func__;
+  return WithMemory(function, memory, error, [&](const Memory& held) {
+    return GiveText(error, function, ToJson(held.stats()), buffer, capacity,
+                    length);
+  });
+}
+
+ft_status ft_run_guarded(ft_memory memory, void (*run)(void* argument),
+                         void* argument, ft_trap* trap,
+                         ft_error* error) noexcept {
+  if (run == nullptr) return FailNull(error, __func__, "run");
+  if (trap != nullptr && !firsttouch::capi::CanGiveStruct(*trap)) {
+    return firsttouch::capi::FailSize(error, __func__, trap->struct_size,
+                                      sizeof(ft_trap));
+  }
+  return WithMemory(__func__, memory, error, [&](const Memory& held) {
+    TrapInfo told = {};
+    const absl::Status ended = RunTrapped(
+        held, [&] { run(argument); }, &told);
+    if (ended.ok()) return ft_status{FT_OK};
+    // Only a trap has an address.
+    if (told.address == 0) return Fail(error, ended);
+    if (trap != nullptr) {
+      firsttouch::capi::CopyStruct(firsttouch::capi::ToC(told), trap);
+    }
+    return Fail(error, FT_ERROR_TRAPPED,
+                {ended.message().data(), ended.message().size()});
+  });
+}
