@@ -46,6 +46,19 @@ class Section:
         self.blocks = []
 
 
+def without_marks(code):
+    """Declarations as callers see them, without what is for compilers."""
+    out, moved = [], False
+    for line in code.replace(" FT_NOEXCEPT", "").split("\n"):
+        if line.startswith("FT_API "):
+            line, moved = line[len("FT_API "):], True
+        elif moved and line.startswith(" " * (len("FT_API ") + 4)):
+            line = line[len("FT_API "):]
+        moved = moved and not line.endswith(";")
+        out.append(line)
+    return "\n".join(out)
+
+
 def without_comments(code):
     return re.sub(r"//[^\n]*", "", code)
 
@@ -113,11 +126,6 @@ def roff_code(code):
     return [".PP", ".nf", ".RS 4", roff(code), ".RE", ".fi"]
 
 
-def first_sentence(text):
-    sentence = re.split(r"[.:](?:\s|$)", " ".join(text.split()), maxsplit=1)[0]
-    return sentence[0].lower() + sentence[1:]
-
-
 def page(name, number, version, what, body, also):
     also = ", ".join(".BR %s (%s)" % pair for pair in also).replace(", .BR", " ,\n.BR")
     return "\n".join(
@@ -141,8 +149,7 @@ def man(header, folder):
         body += [".fi", ".SH DESCRIPTION"]
         for block in section.blocks:
             if block.code:
-                code = re.sub(r"FT_API ", "", block.code).replace(" FT_NOEXCEPT", "")
-                body += roff_code(code)
+                body += roff_code(without_marks(block.code))
             body += roff_comment(block.comment) if block.comment else []
         write["man3/%s.3" % section.page] = page(
             section.page, 3, header.version, section.title.lower(), body,
@@ -174,7 +181,7 @@ def markdown(header):
             if names:
                 out.extend(["### %s" % ", ".join(names), ""])
             if block.code:
-                out.extend(["```c", block.code.replace("FT_API ", "").replace(" FT_NOEXCEPT", ""), "```", ""])
+                out.extend(["```c", without_marks(block.code), "```", ""])
             if block.comment:
                 comment(block.comment)
     return "\n".join(out)
