@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -35,37 +37,105 @@ namespace {
 
 constexpr ft_memory_options kNoOptions = FT_MEMORY_OPTIONS_INIT;
 
-// Fills `asked` from options of this library's version.
-inline ft_status FillOptions(const char* function,
-                             const ft_memory_options& options,
-                             PoolRecord& record, MemoryOptions& asked,
-                             ft_error* error) {
+// What the service is asked for, from options of this library's version. Made
+// in place, and destroyed by nobody: it owns nothing, see below.
+union AskedRoom {
+  AskedRoom() {}
+  AskedRoom(const AskedRoom&) = delete;
+  AskedRoom& operator=(const AskedRoom&) = delete;
+  ~AskedRoom() {}
+  MemoryOptions options;
+};
+
+// A reference without a share in the count, which would be two locked
+// instructions a cycle: the handle keeps the image during the call, and a slot
+// that keeps it makes a reference of its own (Image::Hold()).
+inline ImageRef Borrow(const Image* image) {
+  return ImageRef(ImageRef(), image);
+}
+
+// False for an image's handle that is not valid.
+[[gnu::always_inline]] inline bool FillOptions(const ft_memory_options& options,
+                                               PoolRecord& record,
+                                               AskedRoom& asked) {
+  const Image* image = nullptr;
   if ((options.image.entry | options.image.serial) != 0) {
-    const ImageRef* const image = FindImage(options.image);
-    if (image == nullptr) [[unlikely]] {
-      return FailHandle(error, function, "image", options.image.entry,
-                        options.image.serial);
+    const ImageRef* const found = FindImage(options.image);
+    if (found == nullptr) [[unlikely]] {
+      return false;
     }
-    // A reference without a share in the count, which would be two locked
-    // instructions a cycle: the handle keeps the image during this call, and a
-    // slot that keeps it makes a reference of its own (Image::Hold()).
-    asked.image = ImageRef(ImageRef(), image->get());
+    image = found->get();
   }
-  if (options.size_bytes != 0) asked.size_bytes = options.size_bytes;
-  if (options.trap_callback != nullptr) {
-    asked.trap_callback = &PoolRecord::OnMemoryTrap;
-    asked.trap_user = &record;
-  }
+  new (&asked.options) MemoryOptions{
+      .image = Borrow(image),
+      .size_bytes = options.size_bytes != 0
+                        ? std::optional<uint64_t>(options.size_bytes)
+                        : std::nullopt,
+      .trap_callback = options.trap_callback != nullptr
+                           ? &PoolRecord::OnMemoryTrap
+                           : nullptr,
+      .trap_user = &record,
+  };
   if (options.wait_ns != 0) [[unlikely]] {
-    asked.deadline = options.wait_ns < 0
-                         ? absl::InfiniteFuture()
-                         : absl::Now() + absl::Nanoseconds(options.wait_ns);
+    asked.options.deadline =
+        options.wait_ns < 0 ? absl::InfiniteFuture()
+                            : absl::Now() + absl::Nanoseconds(options.wait_ns);
   }
-  return FT_OK;
+  return true;
 }
 
 inline uint32_t IndexOf(ft_pool pool) {
   return static_cast<uint32_t>(pool.entry);
+}
+
+[[gnu::cold]] ft_status FailImage(ft_error* error, const char* function,
+                                  ft_image image) {
+  return FailHandle(error, function, "image", image.entry, image.serial);
+}
+
+// A result that is destroyed only where it is an error: a memory in it has been
+// moved out, and then there is nothing to do.
+union AcquiredRoom {
+  AcquiredRoom() {}
+  AcquiredRoom(const AcquiredRoom&) = delete;
+  AcquiredRoom& operator=(const AcquiredRoom&) = delete;
+  ~AcquiredRoom() {}
+  absl::StatusOr<Memory> memory;
+};
+
+// `options` has this library's size.
+[[gnu::always_inline]] inline ft_status Acquire(
+    PoolRecord& record, ft_pool pool, const ft_memory_options& options,
+    ft_memory* memory, void** base, ft_error* error) {
+  AskedRoom asked;
+  if (!FillOptions(options, record, asked)) [[unlikely]] {
+    return FailImage(error, "ft_memory_acquire", options.image);
+  }
+  AcquiredRoom acquired;
+  new (&acquired.memory)
+      absl::StatusOr<Memory>(record.service().Acquire(asked.options));
+  if (!acquired.memory.ok()) [[unlikely]] {
+    const ft_status status = Fail(error, acquired.memory.status());
+    std::destroy_at(&acquired.memory);
+    return status;
+  }
+  if (base != nullptr) *base = acquired.memory->base();
+  HoldMemory(record, IndexOf(pool), *std::move(acquired.memory),
+             options.trap_callback, options.trap_user, memory);
+  return FT_OK;
+}
+
+// With options of another version, or none.
+[[gnu::noinline]] ft_status AcquireOther(PoolRecord& record, ft_pool pool,
+                                         const ft_memory_options* options,
+                                         ft_memory* memory, void** base,
+                                         ft_error* error) {
+  if (options == nullptr) options = &kNoOptions;
+  ft_memory_options room;
+  const ft_status status =
+      TakeStruct("ft_memory_acquire", room, &options, error);
+  if (status != FT_OK) return status;
+  return Acquire(record, pool, *options, memory, base, error);
 }
 
 ft_status AcquireInstance(ft_pool pool, PoolRecord& record,
@@ -74,21 +144,24 @@ ft_status AcquireInstance(ft_pool pool, PoolRecord& record,
   constexpr const char* kFunction = "ft_memory_acquire_instance";
   std::vector<ft_memory_options> rooms(count);
   std::vector<const ft_memory_options*> known(options, options + count);
-  std::vector<MemoryOptions> asked(count);
+  std::vector<MemoryOptions> asked;
+  asked.reserve(count);
   for (size_t i = 0; i < count; ++i) {
     if (known[i] == nullptr) known[i] = &kNoOptions;
-    ft_status status = TakeStruct(kFunction, rooms[i], &known[i], error);
-    if (status == FT_OK) {
-      status = FillOptions(kFunction, *known[i], record, asked[i], error);
-    }
+    const ft_status status = TakeStruct(kFunction, rooms[i], &known[i], error);
     if (status != FT_OK) return status;
+    AskedRoom room;
+    if (!FillOptions(*known[i], record, room)) {
+      return FailImage(error, kFunction, known[i]->image);
+    }
+    asked.push_back(room.options);
   }
   absl::StatusOr<std::vector<Memory>> acquired =
       record.service().AcquireInstance(asked);
   if (!acquired.ok()) return Fail(error, acquired.status());
   for (size_t i = 0; i < count; ++i) {
-    memories[i] = HoldMemory(record, IndexOf(pool), std::move((*acquired)[i]),
-                             known[i]->trap_callback, known[i]->trap_user);
+    HoldMemory(record, IndexOf(pool), std::move((*acquired)[i]),
+               known[i]->trap_callback, known[i]->trap_user, &memories[i]);
   }
   return FT_OK;
 }
@@ -107,6 +180,15 @@ ft_status WithMemory(const char* function, ft_memory memory, ft_error* error,
   return Call(error, [&] { return body(entry->memory()); });
 }
 
+// A memory that is taken out of its entry to be released; empty afterwards.
+union HeldRoom {
+  explicit HeldRoom(MemoryEntry& entry) : memory(TakeMemory(entry)) {}
+  HeldRoom(const HeldRoom&) = delete;
+  HeldRoom& operator=(const HeldRoom&) = delete;
+  ~HeldRoom() {}
+  Memory memory;
+};
+
 [[gnu::noinline]] ft_status ReleaseOrphan(ft_memory memory, ft_error* error) {
   return Call(error, [&] {
     bool found = false;
@@ -121,7 +203,6 @@ ft_status WithMemory(const char* function, ft_memory memory, ft_error* error,
 
 using firsttouch::ImageRef;
 using firsttouch::Memory;
-using firsttouch::MemoryOptions;
 using firsttouch::TrapInfo;
 using firsttouch::capi::Call;
 using firsttouch::capi::Fail;
@@ -134,8 +215,7 @@ using firsttouch::capi::FindRecord;
 using firsttouch::capi::Finish;
 using firsttouch::capi::GiveStruct;
 using firsttouch::capi::GiveText;
-using firsttouch::capi::HoldMemory;
-using firsttouch::capi::IndexOf;
+using firsttouch::capi::HeldRoom;
 using firsttouch::capi::MemoryEntry;
 using firsttouch::capi::PoolRecord;
 using firsttouch::capi::TakeMemory;
@@ -153,28 +233,14 @@ ft_status ft_memory_acquire(ft_pool pool, const ft_memory_options* options,
   if (record == nullptr) [[unlikely]] {
     return FailHandle(error, __func__, "pool", pool.entry, pool.serial);
   }
-  if (options == nullptr) options = &firsttouch::capi::kNoOptions;
-  ft_memory_options room;
-  if (const ft_status status = TakeStruct(__func__, room, &options, error);
-      status != FT_OK) [[unlikely]] {
-    return status;
-  }
-  const char* const function = __func__;
-  return Call(error, [&] {
-    MemoryOptions asked;
-    if (const ft_status status = firsttouch::capi::FillOptions(
-            function, *options, *record, asked, error);
-        status != FT_OK) [[unlikely]] {
-      return status;
+  return Call(error, [&]() -> ft_status {
+    if (options == nullptr || options->struct_size != sizeof *options)
+        [[unlikely]] {
+      return firsttouch::capi::AcquireOther(*record, pool, options, memory,
+                                            base, error);
     }
-    absl::StatusOr<Memory> acquired = record->service().Acquire(asked);
-    if (!acquired.ok()) [[unlikely]] {
-      return Fail(error, acquired.status());
-    }
-    if (base != nullptr) *base = acquired->base();
-    *memory = HoldMemory(*record, IndexOf(pool), *std::move(acquired),
-                         options->trap_callback, options->trap_user);
-    return ft_status{FT_OK};
+    return firsttouch::capi::Acquire(*record, pool, *options, memory, base,
+                                     error);
   });
 }
 
@@ -218,8 +284,8 @@ ft_status ft_memory_release(ft_memory memory, ft_error* error) noexcept {
     return firsttouch::capi::ReleaseOrphan(memory, error);
   }
   // From here on another thread may lease the slot, and the record may go.
-  Memory held = TakeMemory(entry);
-  return Call(error, [&] { return Finish(error, held.Release()); });
+  HeldRoom held(entry);
+  return Call(error, [&] { return Finish(error, held.memory.Release()); });
 }
 
 ft_status ft_memory_reset(ft_memory memory, ft_error* error) noexcept {

@@ -19,6 +19,7 @@ static void check(ft_status status) {
 
 static void write_far(void* base) { ((volatile char*)base)[1 << 20] = 1; }
 
+// quickstart: begin
 int main(void) {
   ft_layout_options layout = FT_LAYOUT_OPTIONS_INIT;
   check(ft_layout_wasm32(100, &layout, &error));
@@ -57,3 +58,4 @@ int main(void) {
   check(ft_pool_destroy(pool, &error));
   return 0;
 }
+// quickstart: end

@@ -186,10 +186,11 @@ inline MemoryEntry* FindMemory(ft_memory memory) {
   return Fits(*record, entry, memory) ? &entry : nullptr;
 }
 
-// Puts a memory into its entry, and gives the handle.
-inline ft_memory HoldMemory(PoolRecord& record, uint32_t pool_index,
-                            Memory memory, ft_trap_callback trap_callback,
-                            void* trap_user) {
+// Puts a memory into its entry, and gives the handle. What is passed by
+// reference is left empty.
+inline void HoldMemory(PoolRecord& record, uint32_t pool_index, Memory&& memory,
+                       ft_trap_callback trap_callback, void* trap_user,
+                       ft_memory* handle) {
   const uint32_t slot = record.SlotAt(memory.base());
   MemoryEntry& entry = record.entry(slot);
   new (&entry.place) Memory(std::move(memory));
@@ -197,15 +198,15 @@ inline ft_memory HoldMemory(PoolRecord& record, uint32_t pool_index,
   entry.trap_user = trap_user;
   const uint64_t serial = entry.serial.load(std::memory_order_relaxed) + 1;
   entry.serial.store(serial, std::memory_order_release);
-  return {.entry = kMemoryTag | uint64_t{pool_index} << 32 | slot,
-          .serial = serial + record.first_serial};
+  handle->entry = kMemoryTag | uint64_t{pool_index} << 32 | slot;
+  handle->serial = serial + record.first_serial;
 }
 
 // Takes a memory out of its entry, whose handle is not valid from then on.
 // Before the memory is released: then the entry is its next lease's.
 inline Memory TakeMemory(MemoryEntry& entry) {
+  // What is left is empty, and has nothing to be destroyed.
   Memory memory = std::move(entry.memory());
-  entry.memory().~Memory();
   entry.serial.store(entry.serial.load(std::memory_order_relaxed) + 1,
                      std::memory_order_release);
   return memory;

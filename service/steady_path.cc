@@ -38,7 +38,7 @@
 #include "firsttouch/service/this_thread.h"
 
 namespace firsttouch {
-namespace {
+namespace steady_path_internal {
 
 // What this thread has released last in a pool, and acquires again before
 // anything else. Only valid for the pool whose number it carries; that pool
@@ -53,7 +53,24 @@ struct alignas(32) ParkedSlot {
   bool thread_is_ready = false;
 };
 constexpr size_t kParkedSlots = 4;
-thread_local ParkedSlot t_parked[kParkedSlots];
+
+// In the thread's own block from the start, also in a shared library, where
+// each look at it would be a call otherwise; with external linkage for the
+// reason that run_trapped.cc has.
+// clang-format off
+[[gnu::tls_model("initial-exec")]]
+extern constinit thread_local ParkedSlot t_parked[kParkedSlots];
+[[gnu::tls_model("initial-exec")]]
+constinit thread_local ParkedSlot t_parked[kParkedSlots] = {};
+// clang-format on
+
+}  // namespace steady_path_internal
+
+namespace {
+
+using steady_path_internal::kParkedSlots;
+using steady_path_internal::ParkedSlot;
+using steady_path_internal::t_parked;
 
 // Restores the slot's dirty pages. Nothing that can fail, for a slot in which
 // nothing was filled since the last restore. False where there is more to do,
