@@ -11,6 +11,13 @@ using firsttouch::wasm2c::kWasiBadf;
 using firsttouch::wasm2c::kWasiSuccess;
 using firsttouch::wasm2c::Wasi;
 
+namespace {
+
+using U32 = uint32_t;
+using U64 = uint64_t;
+
+}  // namespace
+
 // What generated code calls.
 extern "C" {
 
@@ -44,16 +51,6 @@ uint32_t Z_wasi_snapshot_preview1Z_environ_sizes_get(Wasi* wasi, uint32_t a0,
   return wasi->EnvironSizesGet(a0, a1);
 }
 
-uint32_t Z_wasi_snapshot_preview1Z_fd_advise(Wasi* wasi, uint32_t a0, uint64_t,
-                                             uint64_t, uint32_t) {
-  return wasi->UnimplementedFd(a0);
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_fd_allocate(Wasi* wasi, uint32_t a0,
-                                               uint64_t, uint64_t) {
-  return wasi->UnimplementedFd(a0);
-}
-
 uint32_t Z_wasi_snapshot_preview1Z_fd_close(Wasi* wasi, uint32_t a0) {
   return wasi->FdClose(a0);
 }
@@ -67,35 +64,9 @@ uint32_t Z_wasi_snapshot_preview1Z_fd_fdstat_get(Wasi* wasi, uint32_t a0,
   return wasi->FdFdstatGet(a0, a1);
 }
 
-uint32_t Z_wasi_snapshot_preview1Z_fd_fdstat_set_flags(Wasi* wasi, uint32_t a0,
-                                                       uint32_t) {
-  return wasi->UnimplementedFd(a0);
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_fd_fdstat_set_rights(Wasi* wasi, uint32_t a0,
-                                                        uint64_t, uint64_t) {
-  return wasi->UnimplementedFd(a0);
-}
-
 uint32_t Z_wasi_snapshot_preview1Z_fd_filestat_get(Wasi* wasi, uint32_t a0,
                                                    uint32_t a1) {
   return wasi->FdFilestatGet(a0, a1);
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_fd_filestat_set_size(Wasi* wasi, uint32_t a0,
-                                                        uint64_t) {
-  return wasi->UnimplementedFd(a0);
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_fd_filestat_set_times(Wasi* wasi,
-                                                         uint32_t a0, uint64_t,
-                                                         uint64_t, uint32_t) {
-  return wasi->UnimplementedFd(a0);
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_fd_pread(Wasi* wasi, uint32_t a0, uint32_t,
-                                            uint32_t, uint64_t, uint32_t) {
-  return wasi->UnimplementedFd(a0);
 }
 
 // There are no directories that were opened beforehand.
@@ -109,24 +80,9 @@ uint32_t Z_wasi_snapshot_preview1Z_fd_prestat_get(Wasi*, uint32_t, uint32_t) {
   return kWasiBadf;
 }
 
-uint32_t Z_wasi_snapshot_preview1Z_fd_pwrite(Wasi* wasi, uint32_t a0, uint32_t,
-                                             uint32_t, uint64_t, uint32_t) {
-  return wasi->UnimplementedFd(a0);
-}
-
 uint32_t Z_wasi_snapshot_preview1Z_fd_read(Wasi* wasi, uint32_t a0, uint32_t a1,
                                            uint32_t a2, uint32_t a3) {
   return wasi->FdRead(a0, a1, a2, a3);
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_fd_readdir(Wasi* wasi, uint32_t a0, uint32_t,
-                                              uint32_t, uint64_t, uint32_t) {
-  return wasi->UnimplementedFd(a0);
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_fd_renumber(Wasi* wasi, uint32_t a0,
-                                               uint32_t) {
-  return wasi->UnimplementedFd(a0);
 }
 
 uint32_t Z_wasi_snapshot_preview1Z_fd_seek(Wasi* wasi, uint32_t a0, uint64_t,
@@ -148,75 +104,8 @@ uint32_t Z_wasi_snapshot_preview1Z_fd_write(Wasi* wasi, uint32_t a0,
   return wasi->FdWrite(a0, a1, a2, a3);
 }
 
-uint32_t Z_wasi_snapshot_preview1Z_path_create_directory(Wasi* wasi, uint32_t,
-                                                         uint32_t, uint32_t) {
-  return wasi->Unimplemented();
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_path_filestat_get(Wasi* wasi, uint32_t,
-                                                     uint32_t, uint32_t,
-                                                     uint32_t, uint32_t) {
-  return wasi->Unimplemented();
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_path_filestat_set_times(Wasi* wasi, uint32_t,
-                                                           uint32_t, uint32_t,
-                                                           uint32_t, uint64_t,
-                                                           uint64_t, uint32_t) {
-  return wasi->Unimplemented();
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_path_link(Wasi* wasi, uint32_t, uint32_t,
-                                             uint32_t, uint32_t, uint32_t,
-                                             uint32_t, uint32_t) {
-  return wasi->Unimplemented();
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_path_open(Wasi* wasi, uint32_t, uint32_t,
-                                             uint32_t, uint32_t, uint32_t,
-                                             uint64_t, uint64_t, uint32_t,
-                                             uint32_t) {
-  return wasi->Unimplemented();
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_path_readlink(Wasi* wasi, uint32_t, uint32_t,
-                                                 uint32_t, uint32_t, uint32_t,
-                                                 uint32_t) {
-  return wasi->Unimplemented();
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_path_remove_directory(Wasi* wasi, uint32_t,
-                                                         uint32_t, uint32_t) {
-  return wasi->Unimplemented();
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_path_rename(Wasi* wasi, uint32_t, uint32_t,
-                                               uint32_t, uint32_t, uint32_t,
-                                               uint32_t) {
-  return wasi->Unimplemented();
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_path_symlink(Wasi* wasi, uint32_t, uint32_t,
-                                                uint32_t, uint32_t, uint32_t) {
-  return wasi->Unimplemented();
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_path_unlink_file(Wasi* wasi, uint32_t,
-                                                    uint32_t, uint32_t) {
-  return wasi->Unimplemented();
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_poll_oneoff(Wasi* wasi, uint32_t, uint32_t,
-                                               uint32_t, uint32_t) {
-  return wasi->Unimplemented();
-}
-
 void Z_wasi_snapshot_preview1Z_proc_exit(Wasi*, uint32_t code) {
   firsttouch::wasm2c::ExitGuest(code);
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_proc_raise(Wasi* wasi, uint32_t) {
-  return wasi->Unimplemented();
 }
 
 uint32_t Z_wasi_snapshot_preview1Z_random_get(Wasi* wasi, uint32_t a0,
@@ -229,27 +118,6 @@ uint32_t Z_wasi_snapshot_preview1Z_sched_yield(Wasi*) {
   return kWasiSuccess;
 }
 
-uint32_t Z_wasi_snapshot_preview1Z_sock_accept(Wasi* wasi, uint32_t, uint32_t,
-                                               uint32_t) {
-  return wasi->Unimplemented();
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_sock_recv(Wasi* wasi, uint32_t, uint32_t,
-                                             uint32_t, uint32_t, uint32_t,
-                                             uint32_t) {
-  return wasi->Unimplemented();
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_sock_send(Wasi* wasi, uint32_t, uint32_t,
-                                             uint32_t, uint32_t, uint32_t) {
-  return wasi->Unimplemented();
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_sock_shutdown(Wasi* wasi, uint32_t,
-                                                 uint32_t) {
-  return wasi->Unimplemented();
-}
-
 // The same, legalized.
 
 uint32_t Z_wasi_snapshot_preview1Z_clock_time_get_legalized(Wasi* wasi,
@@ -259,74 +127,68 @@ uint32_t Z_wasi_snapshot_preview1Z_clock_time_get_legalized(Wasi* wasi,
   return wasi->ClockTimeGet(a0, a3);
 }
 
-uint32_t Z_wasi_snapshot_preview1Z_fd_advise_legalized(Wasi* wasi, uint32_t a0,
-                                                       uint32_t, uint32_t,
-                                                       uint32_t, uint32_t,
-                                                       uint32_t) {
-  return wasi->UnimplementedFd(a0);
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_fd_allocate_legalized(Wasi* wasi,
-                                                         uint32_t a0, uint32_t,
-                                                         uint32_t, uint32_t,
-                                                         uint32_t) {
-  return wasi->UnimplementedFd(a0);
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_fd_fdstat_set_rights_legalized(
-    Wasi* wasi, uint32_t a0, uint32_t, uint32_t, uint32_t, uint32_t) {
-  return wasi->UnimplementedFd(a0);
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_fd_filestat_set_size_legalized(Wasi* wasi,
-                                                                  uint32_t a0,
-                                                                  uint32_t,
-                                                                  uint32_t) {
-  return wasi->UnimplementedFd(a0);
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_fd_filestat_set_times_legalized(
-    Wasi* wasi, uint32_t a0, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t) {
-  return wasi->UnimplementedFd(a0);
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_fd_pread_legalized(Wasi* wasi, uint32_t a0,
-                                                      uint32_t, uint32_t,
-                                                      uint32_t, uint32_t,
-                                                      uint32_t) {
-  return wasi->UnimplementedFd(a0);
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_fd_pwrite_legalized(Wasi* wasi, uint32_t a0,
-                                                       uint32_t, uint32_t,
-                                                       uint32_t, uint32_t,
-                                                       uint32_t) {
-  return wasi->UnimplementedFd(a0);
-}
-
-uint32_t Z_wasi_snapshot_preview1Z_fd_readdir_legalized(Wasi* wasi, uint32_t a0,
-                                                        uint32_t, uint32_t,
-                                                        uint32_t, uint32_t,
-                                                        uint32_t) {
-  return wasi->UnimplementedFd(a0);
-}
-
 uint32_t Z_wasi_snapshot_preview1Z_fd_seek_legalized(Wasi* wasi, uint32_t a0,
                                                      uint32_t, uint32_t,
                                                      uint32_t, uint32_t) {
   return wasi->FdSeek(a0);
 }
 
-uint32_t Z_wasi_snapshot_preview1Z_path_filestat_set_times_legalized(
-    Wasi* wasi, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t,
-    uint32_t, uint32_t, uint32_t) {
-  return wasi->Unimplemented();
-}
+// What is not implemented, by name and types behind the first argument; of
+// calls that take a descriptor, behind that.
 
-uint32_t Z_wasi_snapshot_preview1Z_path_open_legalized(
-    Wasi* wasi, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t,
-    uint32_t, uint32_t, uint32_t, uint32_t, uint32_t) {
-  return wasi->Unimplemented();
-}
+#define UNIMPLEMENTED(name, ...)                                       \
+  uint32_t Z_wasi_snapshot_preview1Z_##name(Wasi* wasi, __VA_ARGS__) { \
+    return wasi->Unimplemented();                                      \
+  }
+#define UNIMPLEMENTED_FD(name, ...)                                  \
+  uint32_t Z_wasi_snapshot_preview1Z_##name(Wasi* wasi, uint32_t fd, \
+                                            __VA_ARGS__) {           \
+    return wasi->UnimplementedFd(fd);                                \
+  }
+
+UNIMPLEMENTED_FD(fd_advise, U64, U64, U32)
+UNIMPLEMENTED_FD(fd_allocate, U64, U64)
+UNIMPLEMENTED_FD(fd_fdstat_set_flags, U32)
+UNIMPLEMENTED_FD(fd_fdstat_set_rights, U64, U64)
+UNIMPLEMENTED_FD(fd_filestat_set_size, U64)
+UNIMPLEMENTED_FD(fd_filestat_set_times, U64, U64, U32)
+UNIMPLEMENTED_FD(fd_pread, U32, U32, U64, U32)
+UNIMPLEMENTED_FD(fd_pwrite, U32, U32, U64, U32)
+UNIMPLEMENTED_FD(fd_readdir, U32, U32, U64, U32)
+UNIMPLEMENTED_FD(fd_renumber, U32)
+UNIMPLEMENTED(path_create_directory, U32, U32, U32)
+UNIMPLEMENTED(path_filestat_get, U32, U32, U32, U32, U32)
+UNIMPLEMENTED(path_filestat_set_times, U32, U32, U32, U32, U64, U64, U32)
+UNIMPLEMENTED(path_link, U32, U32, U32, U32, U32, U32, U32)
+UNIMPLEMENTED(path_open, U32, U32, U32, U32, U32, U64, U64, U32, U32)
+UNIMPLEMENTED(path_readlink, U32, U32, U32, U32, U32, U32)
+UNIMPLEMENTED(path_remove_directory, U32, U32, U32)
+UNIMPLEMENTED(path_rename, U32, U32, U32, U32, U32, U32)
+UNIMPLEMENTED(path_symlink, U32, U32, U32, U32, U32)
+UNIMPLEMENTED(path_unlink_file, U32, U32, U32)
+UNIMPLEMENTED(poll_oneoff, U32, U32, U32, U32)
+UNIMPLEMENTED(proc_raise, U32)
+UNIMPLEMENTED(sock_accept, U32, U32, U32)
+UNIMPLEMENTED(sock_recv, U32, U32, U32, U32, U32, U32)
+UNIMPLEMENTED(sock_send, U32, U32, U32, U32, U32)
+UNIMPLEMENTED(sock_shutdown, U32, U32)
+
+// The same, legalized.
+
+UNIMPLEMENTED_FD(fd_advise_legalized, U32, U32, U32, U32, U32)
+UNIMPLEMENTED_FD(fd_allocate_legalized, U32, U32, U32, U32)
+UNIMPLEMENTED_FD(fd_fdstat_set_rights_legalized, U32, U32, U32, U32)
+UNIMPLEMENTED_FD(fd_filestat_set_size_legalized, U32, U32)
+UNIMPLEMENTED_FD(fd_filestat_set_times_legalized, U32, U32, U32, U32, U32)
+UNIMPLEMENTED_FD(fd_pread_legalized, U32, U32, U32, U32, U32)
+UNIMPLEMENTED_FD(fd_pwrite_legalized, U32, U32, U32, U32, U32)
+UNIMPLEMENTED_FD(fd_readdir_legalized, U32, U32, U32, U32, U32)
+UNIMPLEMENTED(path_filestat_set_times_legalized, U32, U32, U32, U32, U32, U32,
+              U32, U32, U32)
+UNIMPLEMENTED(path_open_legalized, U32, U32, U32, U32, U32, U32, U32, U32, U32,
+              U32, U32)
+
+#undef UNIMPLEMENTED
+#undef UNIMPLEMENTED_FD
 
 }  // extern "C"
