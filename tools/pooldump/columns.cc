@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "absl/strings/ascii.h"
 #include "firsttouch/tools/cli/table.h"
@@ -23,6 +24,21 @@ Value StateValue(const Slot& slot) {
   return Value::Text(
       slot.torn() ? slot.state_name() + "~" : slot.state_name(),
       slot.state() == Slot::QUARANTINED ? Tint::kBad : Tint::kNone);
+}
+
+// In the order of numbers, the smallest first.
+Value Rising(uint64_t number) {
+  Value value = Value::Count(number);
+  value.rising = true;
+  return value;
+}
+
+Value Known(bool is_known, Value value) {
+  return is_known ? std::move(value) : Value::Unknown();
+}
+
+Value TextOrUnknown(const std::string& text) {
+  return Known(!text.empty(), Value::Text(text));
 }
 
 Value CountOrDim(uint64_t number, Tint tint = Tint::kNone) {
@@ -65,8 +81,7 @@ template <uint64_t (PageCounts::*count)() const>
 Column<Slot> PagesColumn(const char* name, int rank) {
   return {name, "",
           [](const Slot& slot) {
-            return slot.has_pages() ? CountOrDim((slot.pages().*count)())
-                                    : Value::Unknown();
+            return Known(slot.has_pages(), CountOrDim((slot.pages().*count)()));
           },
           rank};
 }
@@ -88,14 +103,11 @@ const Columns<LayoutReport::Range>& RangeColumns() {
        [](const Range& range) { return Value::Count(range.count()); }},
       {"every", "",
        [](const Range& range) {
-         return range.stride_bytes() == 0 ? Value::Unknown()
-                                          : Value::Bytes(range.stride_bytes());
+         return Known(range.stride_bytes() != 0,
+                      Value::Bytes(range.stride_bytes()));
        }},
       {"slot", "",
-       [](const Range& range) {
-         return range.slot_name().empty() ? Value::Unknown()
-                                          : Value::Text(range.slot_name());
-       }},
+       [](const Range& range) { return TextOrUnknown(range.slot_name()); }},
       {"purpose", "",
        [](const Range& range) { return Value::Text(range.purpose()); }},
       {"option", "",
@@ -106,38 +118,27 @@ const Columns<LayoutReport::Range>& RangeColumns() {
 
 const Columns<Slot>& SlotColumns() {
   static const auto& columns = *new Columns<Slot>{
-      // In the order of their numbers, the smallest first.
-      {"slot", "",
-       [](const Slot& slot) {
-         Value value = Value::Count(slot.slot());
-         value.rising = true;
-         return value;
-       }},
+      {"slot", "", [](const Slot& slot) { return Rising(slot.slot()); }},
       {"state", "", StateValue},
       {"image", "",
-       [](const Slot& slot) {
-         return slot.image_name().empty() ? Value::Unknown()
-                                          : Value::Text(slot.image_name());
-       },
-       4},
+       [](const Slot& slot) { return TextOrUnknown(slot.image_name()); }, 4},
       {"size", "",
        [](const Slot& slot) { return BytesOrDim(slot.size_bytes()); }, 6},
       {"resident", "",
        [](const Slot& slot) {
-         return slot.has_resident_bytes() ? BytesOrDim(slot.resident_bytes())
-                                          : Value::Unknown();
+         return Known(slot.has_resident_bytes(),
+                      BytesOrDim(slot.resident_bytes()));
        },
        5},
       {"private", "",
        [](const Slot& slot) {
-         return slot.has_private_bytes() ? BytesOrDim(slot.private_bytes())
-                                         : Value::Unknown();
+         return Known(slot.has_private_bytes(),
+                      BytesOrDim(slot.private_bytes()));
        },
        2},
       {"shared", "",
        [](const Slot& slot) {
-         return slot.has_shared_bytes() ? BytesOrDim(slot.shared_bytes())
-                                        : Value::Unknown();
+         return Known(slot.has_shared_bytes(), BytesOrDim(slot.shared_bytes()));
        },
        8},
       PagesColumn<&PageCounts::clean>("clean", 15),
@@ -174,20 +175,19 @@ const Columns<Slot>& RatedSlotColumns() {
         of_slot("state"),
         {"faults/s", "",
          [](const Slot& slot) {
-           return slot.rates().has_faults() ? RateOrDim(slot.rates().faults())
-                                            : Value::Unknown();
+           return Known(slot.rates().has_faults(),
+                        RateOrDim(slot.rates().faults()));
          },
          1},
         {"traps/s", "",
          [](const Slot& slot) {
-           return slot.has_rates() ? RateOrDim(slot.rates().traps(), Tint::kBad)
-                                   : Value::Unknown();
+           return Known(slot.has_rates(),
+                        RateOrDim(slot.rates().traps(), Tint::kBad));
          },
          1},
         {"handovers/s", "",
          [](const Slot& slot) {
-           return slot.has_rates() ? RateOrDim(slot.rates().handovers())
-                                   : Value::Unknown();
+           return Known(slot.has_rates(), RateOrDim(slot.rates().handovers()));
          },
          1},
     };
@@ -218,11 +218,7 @@ const Columns<Image>& ImageColumns() {
       {"held", "",
        [](const Image& image) { return Value::Count(image.held()); }},
       {"digest", "",
-       [](const Image& image) {
-         return image.digest().empty() ? Value::Unknown()
-                                       : Value::Text(image.digest());
-       },
-       1},
+       [](const Image& image) { return TextOrUnknown(image.digest()); }, 1},
   };
   return columns;
 }
@@ -232,9 +228,7 @@ const Columns<PsReport::Process>& PsColumns() {
   static const auto& columns = *new Columns<Process>{
       {"pid", "",
        [](const Process& process) {
-         Value value = Value::Count(static_cast<uint64_t>(process.pid()));
-         value.rising = true;
-         return value;
+         return Rising(static_cast<uint64_t>(process.pid()));
        }},
       {"user", "",
        [](const Process& process) { return Value::Text(process.user()); }, 5},
@@ -248,16 +242,14 @@ const Columns<PsReport::Process>& PsColumns() {
        [](const Process& process) { return CountOrDim(process.held()); }, 2},
       {"resident", "",
        [](const Process& process) {
-         return process.has_resident_bytes()
-                    ? BytesOrDim(process.resident_bytes())
-                    : Value::Unknown();
+         return Known(process.has_resident_bytes(),
+                      BytesOrDim(process.resident_bytes()));
        },
        1},
       {"private", "",
        [](const Process& process) {
-         return process.has_private_bytes()
-                    ? BytesOrDim(process.private_bytes())
-                    : Value::Unknown();
+         return Known(process.has_private_bytes(),
+                      BytesOrDim(process.private_bytes()));
        },
        3},
       {"traps", "",
@@ -267,9 +259,8 @@ const Columns<PsReport::Process>& PsColumns() {
        7},
       {"traps/s", "",
        [](const Process& process) {
-         return process.has_traps_per_second()
-                    ? RateOrDim(process.traps_per_second(), Tint::kBad)
-                    : Value::Unknown();
+         return Known(process.has_traps_per_second(),
+                      RateOrDim(process.traps_per_second(), Tint::kBad));
        },
        2},
       {"quarantined", "",
@@ -290,21 +281,12 @@ const Columns<PsReport::Process>& PsColumns() {
 
 const Columns<DiffReport::Change>& DiffColumns() {
   using Change = DiffReport::Change;
-  const auto text = [](const std::string& now) {
-    return now.empty() ? Value::Unknown() : Value::Text(now);
-  };
   static const auto& columns = *new Columns<Change>{
-      {"slot", "",
-       [](const Change& change) {
-         Value value = Value::Count(change.slot());
-         value.rising = true;
-         return value;
-       }},
+      {"slot", "", [](const Change& change) { return Rising(change.slot()); }},
       {"was", "",
        [](const Change& change) {
-         return change.state_before() == change.state()
-                    ? Value::Unknown()
-                    : Value::Text(change.state_before());
+         return Known(change.state_before() != change.state(),
+                      Value::Text(change.state_before()));
        }},
       {"state", "",
        [](const Change& change) {
@@ -314,49 +296,45 @@ const Columns<DiffReport::Change>& DiffColumns() {
        }},
       {"private", "",
        [](const Change& change) {
-         return change.has_private_bytes() ? GrownBytes(change.private_bytes())
-                                           : Value::Unknown();
+         return Known(change.has_private_bytes(),
+                      GrownBytes(change.private_bytes()));
        },
        1},
       {"resident", "",
        [](const Change& change) {
-         return change.has_resident_bytes()
-                    ? GrownBytes(change.resident_bytes())
-                    : Value::Unknown();
+         return Known(change.has_resident_bytes(),
+                      GrownBytes(change.resident_bytes()));
        },
        3},
       {"image-was", "",
-       [text](const Change& change) {
-         return change.image_before() == change.image()
-                    ? Value::Unknown()
-                    : text(change.image_before());
+       [](const Change& change) {
+         return Known(change.image_before() != change.image(),
+                      TextOrUnknown(change.image_before()));
        },
        12},
       {"image", "",
-       [text](const Change& change) { return text(change.image()); }, 5},
+       [](const Change& change) { return TextOrUnknown(change.image()); }, 5},
       {"size", "",
        [](const Change& change) { return GrownBytes(change.size_bytes()); }, 6},
       {"shared", "",
        [](const Change& change) {
-         return change.has_shared_bytes() ? GrownBytes(change.shared_bytes())
-                                          : Value::Unknown();
+         return Known(change.has_shared_bytes(),
+                      GrownBytes(change.shared_bytes()));
        },
        8},
       {"dirty", "",
        [](const Change& change) {
-         return change.has_dirty_pages() ? Grown(change.dirty_pages())
-                                         : Value::Unknown();
+         return Known(change.has_dirty_pages(), Grown(change.dirty_pages()));
        },
        9},
       {"hot", "",
        [](const Change& change) {
-         return change.has_hot_pages() ? Grown(change.hot_pages())
-                                       : Value::Unknown();
+         return Known(change.has_hot_pages(), Grown(change.hot_pages()));
        },
        10},
       {"faults", "",
        [](const Change& change) {
-         return change.has_faults() ? Grown(change.faults()) : Value::Unknown();
+         return Known(change.has_faults(), Grown(change.faults()));
        },
        7},
       {"traps", "",
@@ -381,38 +359,32 @@ const Columns<LocateReport::Found>& FoundColumns() {
        }},
       {"line", "",
        [](const Found& found) {
-         return found.line() == 0 ? Value::Unknown()
-                                  : Value::Count(found.line());
+         return Known(found.line() != 0, Value::Count(found.line()));
        }},
       {"pool", "",
        [](const Found& found) {
-         return found.location().place() == Location::NO_POOL
-                    ? Value::Unknown()
-                    : Value::Text(found.location().pool());
+         return Known(found.location().place() != Location::NO_POOL,
+                      Value::Text(found.location().pool()));
        }},
       {"pool-number", "",
        [](const Found& found) {
-         return found.location().pool_id() == 0
-                    ? Value::Unknown()
-                    : Value::Count(found.location().pool_id());
+         return Known(found.location().pool_id() != 0,
+                      Value::Count(found.location().pool_id()));
        }},
       {"slot", "",
        [](const Found& found) {
-         return found.location().place() == Location::NO_POOL
-                    ? Value::Unknown()
-                    : Value::Count(found.location().slot());
+         return Known(found.location().place() != Location::NO_POOL,
+                      Value::Count(found.location().slot()));
        }},
       {"offset", "",
        [](const Found& found) {
-         return found.location().place() == Location::NO_POOL
-                    ? Value::Unknown()
-                    : Value::Signed(found.location().offset_bytes());
+         return Known(found.location().place() != Location::NO_POOL,
+                      Value::Signed(found.location().offset_bytes()));
        }},
       {"page", "",
        [](const Found& found) {
-         return found.location().place() == Location::MEMORY
-                    ? Value::Count(found.location().page())
-                    : Value::Unknown();
+         return Known(found.location().place() == Location::MEMORY,
+                      Value::Count(found.location().page()));
        }},
       {"what", "",
        [](const Found& found) { return Value::Text(found.text()); }},
@@ -423,11 +395,7 @@ const Columns<LocateReport::Found>& FoundColumns() {
 const Columns<PageRun>& PageRunColumns() {
   static const auto& columns = *new Columns<PageRun>{
       {"first-page", "",
-       [](const PageRun& run) {
-         Value value = Value::Count(run.first_page());
-         value.rising = true;
-         return value;
-       }},
+       [](const PageRun& run) { return Rising(run.first_page()); }},
       {"pages", "",
        [](const PageRun& run) { return Value::Count(run.pages()); }},
       {"state", "",
@@ -460,11 +428,7 @@ const Columns<imagetool::MapReport::Run>& ImageRunColumns() {
   using Run = MapReport::Run;
   static const auto& columns = *new Columns<Run>{
       {"first-page", "",
-       [](const Run& run) {
-         Value value = Value::Count(run.range().first_page());
-         value.rising = true;
-         return value;
-       }},
+       [](const Run& run) { return Rising(run.range().first_page()); }},
       {"pages", "",
        [](const Run& run) { return Value::Count(run.range().pages()); }},
       {"state", "",
