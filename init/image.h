@@ -82,6 +82,9 @@ struct ImageFetch;
 // The largest image: 1 TiB of memory (not of stored pages).
 inline constexpr uint64_t kMaxImageBytes = PageMap::kMaxPages * kPageBytes;
 
+// One class because builders, files and stores make the same thing, and
+// everybody who has one may ask it for each of its pages, wherever they are:
+// most methods are a line, and say what the image is.
 class Image : public std::enable_shared_from_this<Image> {
  public:
   Image(const Image&) = delete;

@@ -58,7 +58,8 @@ struct Active {
   DataSegment segment;
 };
 
-// Takes from the module what makes up its memories.
+// Takes from the module what makes up its memories. One class because wabt
+// tells one object of everything that it reads.
 class Reader : public wabt::BinaryReaderNop {
  public:
   Reader(const WasmImageOptions& options, std::span<const std::byte> module)
