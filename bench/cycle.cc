@@ -16,16 +16,13 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
-#include "absl/flags/usage.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "firsttouch/bench/cycle_goals.h"
 #include "firsttouch/bench/cycle_measure.h"
 #include "firsttouch/bench/cycle_strategies.h"
@@ -42,111 +39,68 @@ ABSL_FLAG(Words, tables,
 ABSL_FLAG(Words, pages, Words({"same", "churning", "mixed"}),
           "which pages a cycle changes: the same ones each time, others each "
           "time, or mixed (28 the same and 4 others)");
-ABSL_FLAG(std::optional<Words>, k, std::nullopt,
-          "pages changed per cycle (mixed always changes 32); "
-          "0,1,4,16,64,256 by default");
-ABSL_FLAG(std::optional<Words>, touched, std::nullopt,
-          "of what the changed pages are taken: image (1 MiB), memory (4 MiB); "
-          "both by default");
-ABSL_FLAG(std::optional<Words>, threads, std::nullopt,
-          "numbers of threads for the table threads; 1,2,4 by default");
+ABSL_FLAG(Words, k, Words({"0", "1", "4", "16", "64", "256"}),
+          "pages changed per cycle (mixed always changes 32)");
+ABSL_FLAG(Words, touched, Words({"image", "memory"}),
+          "of what the changed pages are taken: image (1 MiB), memory (4 MiB)");
+ABSL_FLAG(Words, threads, Words({"1", "2", "4"}),
+          "numbers of threads for the table threads");
 ABSL_FLAG(std::string, strategies, "",
           "only strategies whose name contains this");
 ABSL_FLAG(bool, quick, false,
           "to see that everything works: what is not asked for otherwise is as "
           "little as possible, and the numbers mean nothing");
-ABSL_FLAG(std::optional<int32_t>, rounds, std::nullopt,
-          "rounds in which the strategies take turns; 11 by default");
-ABSL_FLAG(std::optional<int32_t>, cycles, std::nullopt,
-          "cycles of each strategy in a round, at most; 2000 by default");
-ABSL_FLAG(
-    std::optional<int32_t>, round_ms, std::nullopt,
-    "a round of a strategy ends after this time even with fewer cycles; 10 by "
-    "default");
-ABSL_FLAG(
-    std::optional<int32_t>, warmup, std::nullopt,
-    "cycles before the first that counts, until what a strategy learns is "
-    "settled; 400 by default");
-ABSL_FLAG(std::optional<int32_t>, counted, std::nullopt,
+ABSL_FLAG(int32_t, rounds, 11, "rounds in which the strategies take turns");
+ABSL_FLAG(int32_t, cycles, 2000, "cycles of each strategy in a round, at most");
+ABSL_FLAG(int32_t, round_ms, 10,
+          "a round of a strategy ends after this time even with fewer cycles");
+ABSL_FLAG(int32_t, warmup, 400,
+          "cycles before the first that counts, until what a strategy learns "
+          "is settled");
+ABSL_FLAG(int32_t, counted, 100,
           "cycles in which system calls and signals are counted, 0: they are "
-          "not; 100 by default");
+          "not");
 
 namespace firsttouch::bench {
 namespace {
 
-constexpr uint32_t kSqliteRows = 20'000;
-
-// The flag's value, or what is meant without one.
-template <typename T, typename Default>
-T ValueOr(const absl::Flag<std::optional<T>>& flag, const Default& usual,
-          const Default& quick) {
-  const std::optional<T> value = absl::GetFlag(flag);
-  if (value.has_value()) return *value;
-  return absl::GetFlag(FLAGS_quick) ? quick : usual;
-}
-
+// What the words of a flag say.
 std::vector<uint32_t> Numbers(const Words& words, const char* flag,
-                              uint32_t most) {
+                              uint32_t least, uint32_t most) {
   std::vector<uint32_t> numbers;
   for (const std::string& word : words) {
-    uint32_t number = 0;
-    if (!absl::SimpleAtoi(word, &number) || number > most) {
-      Die(absl::StrCat("--", flag, ": ", word, " is not in 0 to ", most));
+    uint32_t& number = numbers.emplace_back();
+    if (!absl::SimpleAtoi(word, &number) || number < least || number > most) {
+      Die(absl::StrCat("--", flag, ": ", word, " is not in ", least, " to ",
+                       most));
     }
-    numbers.push_back(number);
   }
   return numbers;
 }
 
-// `words`, each of which must be one of those that there are.
-Words Checked(Words words, const char* flag, const Words& known) {
-  for (const std::string& word : words) {
-    if (std::find(known.begin(), known.end(), word) == known.end()) {
-      Die(absl::StrCat("--", flag, ": ", word, " is none of ",
-                       absl::StrJoin(known, ", ")));
-    }
-  }
-  return words;
-}
-
-std::vector<uint64_t> TouchedBytes() {
-  std::vector<uint64_t> bytes;
-  for (const std::string& touched :
-       Checked(ValueOr(FLAGS_touched, Words{"image", "memory"}, Words{"image"}),
-               "touched", {"image", "memory"})) {
-    bytes.push_back(touched == "image" ? kCycleImageBytes : kCycleMemoryBytes);
-  }
-  return bytes;
-}
-
-// What a table measures one after the other.
-std::vector<CycleChoice> Choices(const Words& pages_flag,
-                                 const std::vector<uint32_t>& k,
-                                 const std::vector<uint64_t>& touched) {
-  std::vector<CycleChoice> choices;
-  for (const std::string& pages : pages_flag) {
-    for (uint64_t bytes : touched) {
-      if (pages == "mixed") {
-        choices.push_back({pages, bytes, kMixedSame + kMixedChurning});
-        continue;
-      }
-      for (uint32_t pages_changed : k) {
-        // No page cannot churn.
-        if (pages_changed == 0 && pages == "churning") continue;
-        choices.push_back({pages, bytes, pages_changed});
-      }
-    }
-  }
-  return choices;
+void ParseCycleFlags(int argc, char** argv) {
+  ParseFlags(argc, argv, "Acquire, change pages, release.");
+  if (!absl::GetFlag(FLAGS_quick)) return;
+  absl::SetFlag(&FLAGS_k, {"0", "4"});
+  absl::SetFlag(&FLAGS_touched, {"image"});
+  absl::SetFlag(&FLAGS_threads, {"1", "2"});
+  absl::SetFlag(&FLAGS_rounds, 1);
+  absl::SetFlag(&FLAGS_cycles, 5);
+  absl::SetFlag(&FLAGS_round_ms, 1);
+  absl::SetFlag(&FLAGS_warmup, 3);
+  absl::SetFlag(&FLAGS_counted, 4);
+  // What is asked for stays.
+  absl::ParseCommandLine(argc, argv);
 }
 
 CycleSettings SettingsFromFlags() {
   CycleSettings settings;
-  settings.rounds = ValueOr(FLAGS_rounds, 11, 1);
-  settings.cycles = ValueOr(FLAGS_cycles, 2000, 5);
-  settings.warmup = ValueOr(FLAGS_warmup, 400, 3);
-  settings.counted = ValueOr(FLAGS_counted, 100, 4);
-  settings.round_ns = ValueOr(FLAGS_round_ms, 10, 1) * 1e6;
+  settings.rounds = absl::GetFlag(FLAGS_rounds);
+  settings.cycles = absl::GetFlag(FLAGS_cycles);
+  settings.warmup = absl::GetFlag(FLAGS_warmup);
+  settings.counted = absl::GetFlag(FLAGS_counted);
+  settings.round_ns = absl::GetFlag(FLAGS_round_ms) * 1e6;
+  settings.threads = Numbers(absl::GetFlag(FLAGS_threads), "threads", 1, 64);
   if (settings.rounds < 1 || settings.cycles < 1 || settings.warmup < 1 ||
       settings.counted < 0) {
     Die("--rounds, --cycles and --warmup must be at least 1, --counted 0");
@@ -157,110 +111,104 @@ CycleSettings SettingsFromFlags() {
       settings.strategies.push_back(factory);
     }
   }
-  if (settings.strategies.empty())
+  if (settings.strategies.empty()) {
     Die("--strategies: there is no such strategy");
+  }
   return settings;
 }
 
-// The text. Rows of one situation stand together, under this.
-std::string Title(const CycleRow& row) {
-  std::string title;
-  switch (row.table()) {
-    case CycleRow::FIRST_KNOWN_IMAGE:
-      title = "first cycle of a slot, image known";
-      break;
-    case CycleRow::FIRST_NEW_IMAGE:
-      title = "first cycle of a slot, image new";
-      break;
-    case CycleRow::THREADS:
-      title = absl::StrCat(row.threads(),
-                           row.threads() == 1 ? " thread" : " threads");
-      break;
-    case CycleRow::IDLE:
-      title = "idle slots, book-keeping included";
-      break;
-    case CycleRow::SQLITE:
-      return absl::StrCat("SQLite, ", row.pages() == "same"
-                                          ? "the same rows each time"
-                                          : "other rows each time");
-    default:
-      title = "steady";
+// What the tables measure one after the other, in rows without a strategy.
+std::vector<CycleRow> RowsFromFlags() {
+  const Words pages = Checked(absl::GetFlag(FLAGS_pages), "pages",
+                              {"same", "churning", "mixed"});
+  const Words touched =
+      Checked(absl::GetFlag(FLAGS_touched), "touched", {"image", "memory"});
+  const std::vector<uint32_t> k =
+      Numbers(absl::GetFlag(FLAGS_k), "k", 0, kCycleImageBytes / kPageBytes);
+  std::vector<CycleRow> rows;
+  CycleRow row;
+  row.set_threads(1);
+  const auto add_pages = [&](CycleRow::Table table, const std::string& which,
+                             const std::string& bytes) {
+    row.set_table(table);
+    row.set_pages(which);
+    row.set_touched_bytes(bytes == "image" ? kCycleImageBytes
+                                           : kCycleMemoryBytes);
+    for (uint32_t changed : k) {
+      if (which == "mixed") changed = kMixedSame + kMixedChurning;
+      row.set_changed_pages(changed);
+      // No page cannot churn, and is nothing to do at once.
+      if (changed > 0 || (which == "same" && table != CycleRow::THREADS)) {
+        rows.push_back(row);
+      }
+      if (which == "mixed") break;
+    }
+  };
+  const auto add = [&](CycleRow::Table table) {
+    for (const std::string& which : pages) {
+      for (const std::string& bytes : touched) add_pages(table, which, bytes);
+    }
+  };
+  for (const std::string& table :
+       Checked(absl::GetFlag(FLAGS_tables), "tables",
+               {"steady", "first", "idle", "threads", "sqlite"})) {
+    if (table == "steady") add(CycleRow::STEADY);
+    if (table == "threads") add(CycleRow::THREADS);
+    if (table == "idle") add_pages(CycleRow::IDLE, "same", "image");
+    if (table == "first") {
+      add_pages(CycleRow::FIRST_KNOWN_IMAGE, "same", "image");
+      add_pages(CycleRow::FIRST_NEW_IMAGE, "same", "image");
+    }
+    if (table == "sqlite") {
+      row.set_table(CycleRow::SQLITE);
+      row.set_changed_pages(0);
+      for (const char* requests : {"same", "churning"}) {
+        row.set_pages(requests);
+        rows.push_back(row);
+      }
+    }
   }
-  return absl::StrCat(title, ", k=", row.changed_pages(), " ", row.pages(),
-                      " of ", row.touched_bytes() >> 20, " MiB");
+  return rows;
 }
 
-struct Column {
-  const char* title;
-  const char* field;
-  bool thousands = false;
-};
-
-// What a table shows. The last column, "x", is added where there is a time.
+// What a table shows. The last column, "x", is there where there is a time.
 std::vector<Column> ColumnsOf(CycleRow::Table table) {
-  const Column kib = {"KiB", "private_kib_per_idle_slot"};
-  if (table == CycleRow::IDLE) return {kib};
-  std::vector<Column> columns = {
-      {"median", "median_ns"}, {"mean", "mean_ns"}, {"p99", "p99_ns"}};
-  const auto add = [&](const std::vector<Column>& more) {
-    columns.insert(columns.end(), more.begin(), more.end());
-  };
+  const Column median = {"median", "median_ns"};
+  const Column mean = {"mean", "mean_ns"};
+  const Column p99 = {"p99", "p99_ns"};
   const Column calls = {"calls", "system_calls"};
   const Column signals = {"sigs", "signals"};
+  const Column faults = {"faults", "page_faults"};
   const Column shootdowns = {"TLB", "tlb_shootdowns"};
-  if (table == CycleRow::STEADY) {
-    add({calls, signals, {"faults", "page_faults"}, shootdowns, kib});
-  } else if (table == CycleRow::THREADS) {
-    add({{"1000/s", "cycles_per_second", true},
-         {"scale", "scaling"},
-         {"/lim", "scaling_of_limit"},
-         {"flt", "page_faults"},
-         shootdowns});
-  } else if (table == CycleRow::SQLITE) {
-    add({{"hand", "handover_median_ns"},
-         calls,
-         signals,
-         {"faults", "page_faults"},
-         kib});
+  const Column kib = {"KiB", "private_kib_per_idle_slot"};
+  switch (table) {
+    case CycleRow::IDLE:
+      return {kib};
+    case CycleRow::STEADY:
+      return {median, mean, p99, calls, signals, faults, shootdowns, kib};
+    case CycleRow::THREADS:
+      return {median,
+              mean,
+              p99,
+              {"1000/s", "cycles_per_second", 1000},
+              {"scale", "scaling"},
+              {"/lim", "scaling_of_limit"},
+              {"flt", "page_faults"},
+              shootdowns};
+    case CycleRow::SQLITE:
+      return {median, mean,    p99,    {"hand", "handover_median_ns"},
+              calls,  signals, faults, kib};
+    default:
+      return {median, mean, p99};
   }
-  return columns;
-}
-
-// Rows with one title: their table.
-std::string TableOf(const std::vector<const CycleRow*>& rows) {
-  const CycleRow::Table table = rows[0]->table();
-  const bool first = table == CycleRow::FIRST_KNOWN_IMAGE ||
-                     table == CycleRow::FIRST_NEW_IMAGE;
-  const char* const unit_name = first                       ? kCopyOnWriteName
-                                : table == CycleRow::SQLITE ? kScanName
-                                                            : kLimitName;
-  const CycleRow* unit = nullptr;
-  for (const CycleRow* row : rows) {
-    if (row->way() == unit_name && row->median_ns() > 0) unit = row;
-  }
-  const std::vector<Column> columns = ColumnsOf(table);
-  std::vector<Words> lines(1, {""});
-  for (const Column& column : columns) lines[0].emplace_back(column.title);
-  if (table != CycleRow::IDLE) lines[0].emplace_back("x");
-  for (const CycleRow* row : rows) {
-    Words& line = lines.emplace_back(Words{row->way()});
-    for (const Column& column : columns) {
-      line.push_back(column.thousands ? Thousandths(*row, column.field)
-                                      : Short(NumberOf(*row, column.field)));
-    }
-    if (table == CycleRow::IDLE) continue;
-    line.push_back(
-        unit == nullptr ? "-" : Short(row->median_ns() / unit->median_ns()));
-  }
-  return absl::StrCat("\n", Title(*rows[0]), "\n", TableText(lines));
 }
 
 std::string ToText(const CycleReport& report) {
   std::string text = absl::StrCat(
       MachineText(report.machine()),
       Wrapped(absl::StrCat(kDefaultName, " here: ", report.default_options())),
-      report.rounds(), " rounds; image ", report.image_bytes() >> 20,
-      " MiB, memory ", report.memory_bytes() >> 20, " MiB; all per cycle\n",
+      report.rounds(), " rounds; image ", Size(report.image_bytes()),
+      ", memory ", Size(report.memory_bytes()), "; all per cycle\n",
       Wrapped(absl::StrCat(
           "calls, sigs: system calls and signals, counted by ",
           report.counted_by().empty() ? "nothing" : report.counted_by())),
@@ -276,82 +224,33 @@ std::string ToText(const CycleReport& report) {
         &text, Wrapped(absl::StrCat("not possible here: ", skipped.way(), ": ",
                                     skipped.reason())));
   }
-  std::vector<const CycleRow*> rows;
-  for (const CycleRow& row : report.rows()) {
-    if (!rows.empty() && Title(*rows[0]) != Title(row)) {
-      absl::StrAppend(&text, TableOf(rows));
-      rows.clear();
-    }
-    rows.push_back(&row);
-  }
-  if (!rows.empty()) absl::StrAppend(&text, TableOf(rows));
-  if (!report.goals().empty()) {
-    absl::StrAppend(
-        &text,
-        "\ngoals, all for default options; the median over the rounds, for "
-        "times that of\nthe cycles' medians and that of their means: both must "
-        "be within the bound\n",
-        GoalsText(report.goals()));
-  }
-  return text;
+  const auto line = [&](const CycleRow& row) -> Line {
+    const bool first = row.table() == CycleRow::FIRST_KNOWN_IMAGE ||
+                       row.table() == CycleRow::FIRST_NEW_IMAGE;
+    return {Situation(row), row.way(), ColumnsOf(row.table()),
+            row.table() == CycleRow::IDLE ? "" : "median_ns",
+            RowBeside(report.rows(), row,
+                      first                             ? kCopyOnWriteName
+                      : row.table() == CycleRow::SQLITE ? kScanName
+                                                        : kLimitName)};
+  };
+  return absl::StrCat(
+      text, TablesText<CycleRow>(report.rows(), line),
+      GoalsText("goals, all for default options; the median over the rounds, "
+                "for times that of\nthe cycles' medians and that of their "
+                "means: both must be within the bound",
+                report.goals()));
 }
 
 int Main(int argc, char** argv) {
-  absl::SetProgramUsageMessage("Acquire, change pages, release.");
-  absl::ParseCommandLine(argc, argv);
-  CheckFormat();
+  ParseCycleFlags(argc, argv);
   const CycleSettings settings = SettingsFromFlags();
-  const Words pages = Checked(absl::GetFlag(FLAGS_pages), "pages",
-                              {"same", "churning", "mixed"});
-  const Words tables =
-      Checked(absl::GetFlag(FLAGS_tables), "tables",
-              {"steady", "first", "idle", "threads", "sqlite"});
-  const std::vector<uint32_t> k =
-      Numbers(ValueOr(FLAGS_k, Words{"0", "1", "4", "16", "64", "256"},
-                      Words{"0", "4"}),
-              "k", kCycleImageBytes / kPageBytes);
-  const std::vector<uint32_t> threads =
-      Numbers(ValueOr(FLAGS_threads, Words{"1", "2", "4"}, Words{"1", "2"}),
-              "threads", 64);
-  for (uint32_t count : threads) {
-    if (count == 0) Die("--threads: 0 threads do nothing");
-  }
-  const std::vector<uint64_t> touched = TouchedBytes();
-
-  CycleReport report;
-  *report.mutable_machine() = ThisMachine();
-  report.set_rounds(settings.rounds);
+  const std::vector<CycleRow> rows = RowsFromFlags();
+  CycleReport report = NewReport<CycleReport>(settings.rounds);
   report.set_image_bytes(kCycleImageBytes);
   report.set_memory_bytes(kCycleMemoryBytes);
   report.set_default_options(DescribeDefaultOptions());
-  for (const std::string& table : tables) {
-    if (table == "steady") {
-      for (const CycleChoice& choice : Choices(pages, k, touched)) {
-        MeasureSteady(settings, choice, report);
-      }
-    } else if (table == "first") {
-      for (bool known : {true, false}) {
-        for (const CycleChoice& choice :
-             Choices({"same"}, k, {kCycleImageBytes})) {
-          MeasureFirst(settings, choice, known, report);
-        }
-      }
-    } else if (table == "idle") {
-      for (const CycleChoice& choice :
-           Choices({"same"}, k, {kCycleImageBytes})) {
-        MeasureIdle(settings, choice, report);
-      }
-    } else if (table == "threads") {
-      for (const CycleChoice& choice : Choices(pages, k, touched)) {
-        if (choice.k == 0) continue;
-        MeasureThreads(settings, choice, threads, report);
-      }
-    } else {
-      for (const char* rows : {"same", "churning"}) {
-        MeasureSqlite(settings, rows, kSqliteRows, report);
-      }
-    }
-  }
+  for (const CycleRow& row : rows) MeasureRows(settings, row, report);
   AddGoals(report);
   return Print(report, ToText(report));
 }

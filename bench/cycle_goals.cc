@@ -28,73 +28,76 @@ enum class Of : uint8_t {
 // The fastest of what is neither ours nor the limit.
 constexpr char kBestOther[] = "the best other";
 
+constexpr uint32_t kAny = UINT32_MAX;
+
 struct Rule {
   const char* name;
   // The rows that it is for. No pages: any.
   CycleRow::Table table;
   const char* pages;
-  uint32_t least_k;
-  uint32_t most_k;
-  // A field of the row; of a ratio "_median_ns" and "_mean_ns" come behind.
   Of of;
+  // A field of the row; of a ratio "_median_ns" and "_mean_ns" come behind.
   const char* field;
   // Empty: none.
   const char* other;
   // At most this, and so much more for each changed page; or, of an inverse
   // and with `at_least`, at least.
   double bound;
+  uint32_t least_k = 0;
+  uint32_t most_k = kAny;
   double bound_per_page = 0;
   bool at_least = false;
 };
 
-constexpr uint32_t kAny = UINT32_MAX;
+constexpr CycleRow::Table kSteady = CycleRow::STEADY;
+constexpr CycleRow::Table kThreads = CycleRow::THREADS;
+constexpr CycleRow::Table kSqlite = CycleRow::SQLITE;
 
 // Of the table THREADS what is asked of two is asked of no more: others have no
 // core here. An idle slot may keep two pages more than it changes, and 4 KiB of
 // book-keeping. Shootdowns of the rest of the machine are in the limit's, too.
 constexpr Rule kRules[] = {
-    {"same pages: system calls", CycleRow::STEADY, "same", 0, kAny, Of::kNumber,
-     "system_calls", "", 0},
-    {"same pages: signals", CycleRow::STEADY, "same", 0, kAny, Of::kNumber,
-     "signals", "", 0},
-    {"same pages: page faults", CycleRow::STEADY, "same", 0, kAny, Of::kNumber,
-     "page_faults", "", 0},
-    {"same pages: time / limit", CycleRow::STEADY, "same", 4, kAny, Of::kRatio,
-     "", kLimitName, 1.15},
-    {"same pages: PAGEMAP_SCAN / ours", CycleRow::STEADY, "same", 1, 4,
-     Of::kInverse, "", kScanName, 10},
-    {"same pages: PAGEMAP_SCAN / ours", CycleRow::STEADY, "same", 16, 16,
-     Of::kInverse, "", kScanName, 2},
-    {"same pages: PAGEMAP_SCAN / ours", CycleRow::STEADY, "same", 64, 64,
-     Of::kInverse, "", kScanName, 1.2},
-    {"churning pages: time / best other", CycleRow::STEADY, "churning", 0, 15,
-     Of::kRatio, "", kBestOther, 1.1},
-    {"churning pages: time / best other", CycleRow::STEADY, "churning", 16,
-     kAny, Of::kRatio, "", kBestOther, 0.75},
-    {"mixed pages: time / best other", CycleRow::STEADY, "mixed", 0, kAny,
-     Of::kRatio, "", kBestOther, 0.6},
-    {"first cycle, known image: time / CoW", CycleRow::FIRST_KNOWN_IMAGE, "", 0,
-     kAny, Of::kRatio, "", kCopyOnWriteName, 0.9},
-    {"first cycle, new image: time / CoW", CycleRow::FIRST_NEW_IMAGE, "", 0,
-     kAny, Of::kRatio, "", kCopyOnWriteName, 1.1},
-    {"same pages, 2 threads: scaling / the limit's", CycleRow::THREADS, "same",
-     0, kAny, Of::kNumber, "scaling_of_limit", "", 0.95, 0, /*at_least=*/true},
-    {"same pages, 2 threads: shootdowns, above the limit's", CycleRow::THREADS,
-     "same", 0, kAny, Of::kAbove, "tlb_shootdowns", kLimitName, 0.01},
-    {"churning pages, 2 threads: time / best other", CycleRow::THREADS,
-     "churning", 0, 15, Of::kRatio, "", kBestOther, 1.1},
-    {"churning pages, 2 threads: time / best other", CycleRow::THREADS,
-     "churning", 16, kAny, Of::kRatio, "", kBestOther, 0.75},
-    {"mixed pages, 2 threads: time / best other", CycleRow::THREADS, "mixed", 0,
-     kAny, Of::kRatio, "", kBestOther, 0.6},
-    {"private KiB of an idle slot", CycleRow::IDLE, "same", 0, kAny,
-     Of::kNumber, "private_kib_per_idle_slot", "", 12, 4},
-    {"SQLite: recycle / PAGEMAP_SCAN", CycleRow::SQLITE, "", 0, kAny,
-     Of::kRatio, "handover_", kScanName, 0.5},
-    {"SQLite: request / PAGEMAP_SCAN", CycleRow::SQLITE, "", 0, kAny,
-     Of::kRatio, "", kScanName, 0.9},
-    {"SQLite: request / MADV_DONTNEED", CycleRow::SQLITE, "", 0, kAny,
-     Of::kRatio, "", kCopyOnWriteName, 0.2},
+    {"same pages: system calls", kSteady, "same", Of::kNumber, "system_calls",
+     "", 0},
+    {"same pages: signals", kSteady, "same", Of::kNumber, "signals", "", 0},
+    {"same pages: page faults", kSteady, "same", Of::kNumber, "page_faults", "",
+     0},
+    {"same pages: time / limit", kSteady, "same", Of::kRatio, "", kLimitName,
+     1.15, 4},
+    {"same pages: PAGEMAP_SCAN / ours", kSteady, "same", Of::kInverse, "",
+     kScanName, 10, 1, 4},
+    {"same pages: PAGEMAP_SCAN / ours", kSteady, "same", Of::kInverse, "",
+     kScanName, 2, 16, 16},
+    {"same pages: PAGEMAP_SCAN / ours", kSteady, "same", Of::kInverse, "",
+     kScanName, 1.2, 64, 64},
+    {"churning pages: time / best other", kSteady, "churning", Of::kRatio, "",
+     kBestOther, 1.1, 0, 15},
+    {"churning pages: time / best other", kSteady, "churning", Of::kRatio, "",
+     kBestOther, 0.75, 16},
+    {"mixed pages: time / best other", kSteady, "mixed", Of::kRatio, "",
+     kBestOther, 0.6},
+    {"first cycle, known image: time / CoW", CycleRow::FIRST_KNOWN_IMAGE, "",
+     Of::kRatio, "", kCopyOnWriteName, 0.9},
+    {"first cycle, new image: time / CoW", CycleRow::FIRST_NEW_IMAGE, "",
+     Of::kRatio, "", kCopyOnWriteName, 1.1},
+    {"same pages, 2 threads: scaling / the limit's", kThreads, "same",
+     Of::kNumber, "scaling_of_limit", "", 0.95, 0, kAny, 0, /*at_least=*/true},
+    {"same pages, 2 threads: shootdowns, above the limit's", kThreads, "same",
+     Of::kAbove, "tlb_shootdowns", kLimitName, 0.01},
+    {"churning pages, 2 threads: time / best other", kThreads, "churning",
+     Of::kRatio, "", kBestOther, 1.1, 0, 15},
+    {"churning pages, 2 threads: time / best other", kThreads, "churning",
+     Of::kRatio, "", kBestOther, 0.75, 16},
+    {"mixed pages, 2 threads: time / best other", kThreads, "mixed", Of::kRatio,
+     "", kBestOther, 0.6},
+    {"private KiB of an idle slot", CycleRow::IDLE, "same", Of::kNumber,
+     "private_kib_per_idle_slot", "", 12, 0, kAny, 4},
+    {"SQLite: recycle / PAGEMAP_SCAN", kSqlite, "", Of::kRatio, "handover_",
+     kScanName, 0.5},
+    {"SQLite: request / PAGEMAP_SCAN", kSqlite, "", Of::kRatio, "", kScanName,
+     0.9},
+    {"SQLite: request / MADV_DONTNEED", kSqlite, "", Of::kRatio, "",
+     kCopyOnWriteName, 0.2},
 };
 
 bool IsFor(const Rule& rule, const CycleRow& row) {
@@ -105,42 +108,31 @@ bool IsFor(const Rule& rule, const CycleRow& row) {
          (row.table() != CycleRow::THREADS || row.threads() == 2);
 }
 
-// The row of that strategy in the same situation; null where it was not
-// measured.
-const CycleRow* Find(const CycleReport& report, const CycleRow& like,
-                     const std::string& strategy) {
-  for (const CycleRow& row : report.rows()) {
-    if (row.way() == strategy && row.table() == like.table() &&
-        row.pages() == like.pages() &&
-        row.touched_bytes() == like.touched_bytes() &&
-        row.changed_pages() == like.changed_pages() &&
-        row.threads() == like.threads()) {
-      return &row;
-    }
-  }
-  return nullptr;
-}
-
 const CycleRow* OtherOf(const Rule& rule, const CycleReport& report,
                         const CycleRow& row) {
   if (rule.other != std::string(kBestOther)) {
-    return Find(report, row, rule.other);
+    return RowBeside(report.rows(), row, rule.other);
   }
   const CycleRow* best = nullptr;
-  for (const char* strategy : {kCopyOnWriteName, kScanName, kCopyImageName}) {
-    const CycleRow* const other = Find(report, row, strategy);
+  for (const char* way : {kCopyOnWriteName, kScanName, kCopyImageName}) {
+    const CycleRow* const other = RowBeside(report.rows(), row, way);
     if (other == nullptr) continue;
     if (best == nullptr || other->mean_ns() < best->mean_ns()) best = other;
   }
   return best;
 }
 
+// "k=4 of 1 MiB", with the name of the pages in between.
+std::string Changed(const CycleRow& row, const std::string& pages) {
+  return absl::StrCat("k=", row.changed_pages(), pages, " of ",
+                      Size(row.touched_bytes()));
+}
+
 std::string Where(const CycleRow& row) {
   switch (row.table()) {
     case CycleRow::STEADY:
     case CycleRow::THREADS:
-      return absl::StrCat("k=", row.changed_pages(), " of ",
-                          row.touched_bytes() >> 20, " MiB");
+      return Changed(row, "");
     case CycleRow::SQLITE:
       return row.pages() == "same" ? "the same rows" : "other rows each time";
     default:
@@ -152,40 +144,53 @@ void AddGoal(const Rule& rule, const CycleRow& row, CycleReport& report) {
   const CycleRow* const other = OtherOf(rule, report, row);
   // Nothing is asked beside what is not there.
   if (*rule.other != '\0' && other == nullptr) return;
-  Goal goal;
-  goal.set_name(rule.name);
-  goal.set_where(Where(row));
-  goal.set_bound(rule.bound + rule.bound_per_page * row.changed_pages());
-  goal.set_at_least(rule.at_least || rule.of == Of::kInverse);
+  const bool is_ratio = rule.of == Of::kRatio || rule.of == Of::kInverse;
   const auto ratio = [&](const char* time) {
     const std::string field = absl::StrCat(rule.field, time);
     return rule.of == Of::kInverse ? RatioOfRounds(other, &row, field)
                                    : RatioOfRounds(&row, other, field);
   };
-  switch (rule.of) {
-    case Of::kNumber:
-      Judge(goal, NumberOf(row, rule.field));
-      break;
-    case Of::kAbove: {
-      std::optional<double> above = NumberOf(row, rule.field);
+  std::optional<double> measured;
+  std::optional<double> by_mean;
+  if (is_ratio) {
+    measured = ratio("median_ns");
+    by_mean = ratio("mean_ns");
+  } else {
+    measured = NumberOf(row, rule.field);
+    if (rule.of == Of::kAbove) {
       const std::optional<double> others = NumberOf(*other, rule.field);
-      if (above.has_value() && others.has_value()) {
-        Judge(goal, std::max(*above - *others, 0.0));
-      }
-      break;
+      if (!others.has_value()) measured.reset();
+      if (measured.has_value()) measured = std::max(*measured - *others, 0.0);
     }
-    case Of::kRatio:
-    case Of::kInverse:
-      goal.set_other(other->way());
-      if (const auto means = ratio("mean_ns"); means.has_value()) {
-        Judge(goal, ratio("median_ns"), means);
-      }
-      break;
   }
-  *report.add_goals() = goal;
+  AddGoal(rule.name, Where(row), is_ratio ? other->way() : "",
+          rule.bound + rule.bound_per_page * row.changed_pages(),
+          rule.at_least || rule.of == Of::kInverse, measured, by_mean,
+          report.mutable_goals());
 }
 
 }  // namespace
+
+std::string Situation(const CycleRow& row) {
+  const std::string changed = Changed(row, absl::StrCat(" ", row.pages()));
+  switch (row.table()) {
+    case CycleRow::FIRST_KNOWN_IMAGE:
+      return absl::StrCat("first cycle of a slot, image known, ", changed);
+    case CycleRow::FIRST_NEW_IMAGE:
+      return absl::StrCat("first cycle of a slot, image new, ", changed);
+    case CycleRow::THREADS:
+      return absl::StrCat(row.threads(),
+                          row.threads() == 1 ? " thread, " : " threads, ",
+                          changed);
+    case CycleRow::IDLE:
+      return absl::StrCat("idle slots, book-keeping included, ", changed);
+    case CycleRow::SQLITE:
+      return absl::StrCat("SQLite, ", Where(row),
+                          row.pages() == "same" ? " each time" : "");
+    default:
+      return absl::StrCat("steady, ", changed);
+  }
+}
 
 void AddGoals(CycleReport& report) {
   // Those of one name stand together, in the order in which the tables were

@@ -3,9 +3,15 @@
 #ifndef FIRSTTOUCH_BENCH_CYCLE_GOALS_H_
 #define FIRSTTOUCH_BENCH_CYCLE_GOALS_H_
 
+#include <string>
+
 #include "firsttouch/bench/report.pb.h"
 
 namespace firsttouch::bench {
+
+// What rows have in common that differ in their strategy only, for people:
+// "steady, k=4 same of 1 MiB".
+std::string Situation(const CycleRow& row);
 
 // Adds to the report the goals that its rows can tell of, all of them for
 // default options. A ratio of two strategies is taken within each round; what

@@ -1,6 +1,7 @@
 #include "firsttouch/bench/cycle_measure.h"
 
 #include <malloc.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -23,9 +24,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "firsttouch/bench/fixture.h"
-#include "firsttouch/bench/kernel_counters.h"
+#include "firsttouch/bench/readings.h"
 #include "firsttouch/bench/report.h"
-#include "firsttouch/bench/timing.h"
 #include "firsttouch/examples/system_calls.h"
 #include "firsttouch/integrations/wasm2c/pool_memory.h"
 #include "firsttouch/integrations/wasm2c/wasi.h"
@@ -42,16 +42,15 @@ using wasm2c::Wasi;
 class Lists {
  public:
   // What stays the same is the same for every seed: guests of one image.
-  Lists(const CycleChoice& choice, uint32_t seed) {
-    std::vector<uint32_t> all(choice.touched_bytes / kPageBytes);
+  Lists(const CycleRow& like, uint32_t seed) : per_list_(like.changed_pages()) {
+    std::vector<uint32_t> all(like.touched_bytes() / kPageBytes);
     std::iota(all.begin(), all.end(), 0);
     std::mt19937 same(0);
     std::shuffle(all.begin(), all.end(), same);
-    per_list_ = choice.k;
-    const uint32_t fixed = choice.pages == "same"    ? choice.k
-                           : choice.pages == "mixed" ? kMixedSame
+    const uint32_t fixed = like.pages() == "same"    ? per_list_
+                           : like.pages() == "mixed" ? kMixedSame
                                                      : 0;
-    lists_ = choice.pages == "same" ? 1 : kChurningLists;
+    lists_ = like.pages() == "same" ? 1 : kChurningLists;
     std::mt19937 random(seed);
     for (uint32_t list = 0; list < lists_; ++list) {
       if (lists_ > 1) std::shuffle(all.begin() + fixed, all.end(), random);
@@ -67,7 +66,7 @@ class Lists {
 
  private:
   static constexpr uint32_t kChurningLists = 499;
-  uint32_t per_list_ = 0;
+  uint32_t per_list_;
   uint32_t lists_ = 0;
   uint32_t next_ = 0;
   std::vector<uint32_t> flat_;
@@ -150,18 +149,8 @@ class SqliteGuests : public Guests {
   }
 
   bool FindsClean() override {
-    const SqliteGuest guest =
-        OrDie(database_.Instantiate(source_.get(), &wasi_));
-    const Image& image = *database_.memories().front().image;
-    const auto* const memory =
-        reinterpret_cast<const std::byte*>(guest.memory().data);
-    for (uint64_t page = 0; page < image.pages().value(); ++page) {
-      if (memcmp(memory + page * kPageBytes, image.PageBytes(PageIndex(page)),
-                 kPageBytes) != 0) {
-        return false;
-      }
-    }
-    return true;
+    return OrDie(examples::CompareSlots(database_, source_.get(), /*slots=*/1))
+               .differing_bytes == 0;
   }
 
  private:
@@ -173,63 +162,44 @@ class SqliteGuests : public Guests {
   Wasi wasi_;
 };
 
-// What a measurement is about: rows that are like this one, but for the
-// strategy and the threads; a layout for so many slots; and the guests of a
-// thread.
+// A layout for so many slots, and the guests of a thread.
 struct Subject {
-  CycleRow row;
   std::function<LayoutOptions(uint32_t)> layout;
   std::function<std::unique_ptr<Guests>(CycleStrategy&, uint32_t thread)>
       guests;
 };
 
-CycleRow RowOf(CycleRow::Table table, const CycleChoice& choice) {
-  CycleRow row;
-  row.set_table(table);
-  row.set_pages(choice.pages);
-  row.set_touched_bytes(choice.touched_bytes);
-  row.set_changed_pages(choice.k);
-  row.set_threads(1);
-  return row;
-}
-
-Subject PagesOf(CycleRow::Table table, const CycleChoice& choice) {
-  return {.row = RowOf(table, choice),
-          .layout = CycleLayout,
-          .guests = [choice, image = PatternImage(kCycleImageBytes)](
-                        CycleStrategy& strategy, uint32_t thread) {
-            return std::make_unique<PageGuests>(strategy.NewSlot(), image,
-                                                Lists(choice, thread + 1));
-          }};
-}
-
-// One strategy with a number of threads, with all that was measured of it.
+// One strategy with a number of threads.
 struct Contender {
   const CycleStrategyFactory* factory = nullptr;
-  uint32_t threads = 0;
   std::unique_ptr<CycleStrategy> strategy;
   std::vector<std::unique_ptr<Guests>> guests;  // of each thread
-  std::vector<CycleRow> rounds;
+  CycleRow row;                                 // what is known without rounds
 };
 
-// Notes, once, that a strategy is not possible here.
-void NoteSkipped(const std::string& strategy, const absl::Status& why,
-                 CycleReport& report) {
+// The strategy, or null and a note in the report, made once, that it is not
+// possible here.
+std::unique_ptr<CycleStrategy> MakeOrNote(const CycleStrategyFactory& factory,
+                                          const LayoutOptions& layout,
+                                          CycleReport& report) {
+  auto strategy = factory.make(layout);
+  if (strategy.ok()) return *std::move(strategy);
   for (const SkippedStrategy& skipped : report.skipped()) {
-    if (skipped.way() == strategy) return;
+    if (skipped.way() == factory.name) return nullptr;
   }
   SkippedStrategy& skipped = *report.add_skipped();
-  skipped.set_way(strategy);
-  const absl::string_view reason = why.message();
+  skipped.set_way(factory.name);
+  const absl::string_view reason = strategy.status().message();
   skipped.set_reason(reason.data(), reason.size());
+  return nullptr;
 }
 
 // What the cycles of a strategy ask of the kernel, in a child of its own, after
-// as many as warm it up; into `row`. To call while this process has one thread.
-// Notes in the report what counted.
+// as many as warm it up; into its row. To call while this process has one
+// thread. Notes in the report what counted.
 void CountCalls(const CycleSettings& settings, const Subject& subject,
-                const CycleStrategyFactory& factory, CycleRow& row,
-                CycleReport& report) {
+                Contender& contender, CycleReport& report) {
+  const CycleStrategyFactory& factory = *contender.factory;
   if (settings.counted == 0) {
     report.set_counted_by("nothing (--counted=0)");
     return;
@@ -254,13 +224,59 @@ void CountCalls(const CycleSettings& settings, const Subject& subject,
   }
   report.set_counted_by("ptrace");
   const double cycles = settings.counted;
-  row.set_system_calls(static_cast<double>(calls->total) / cycles);
-  row.set_signals(static_cast<double>(calls->signals) / cycles);
+  contender.row.set_system_calls(static_cast<double>(calls->total) / cycles);
+  contender.row.set_signals(static_cast<double>(calls->signals) / cycles);
 }
 
+// Threads that stay the same for as long as this is there: what a pool keeps
+// for one is found by it in the next round. The calling thread is the first.
+class Crew {
+ public:
+  explicit Crew(uint32_t threads) : together_(threads) {
+    for (uint32_t thread = 1; thread < threads; ++thread) {
+      others_.emplace_back([this, thread] {
+        for (together_.arrive_and_wait(); body_; together_.arrive_and_wait()) {
+          if (thread < at_work_) body_(thread);
+          together_.arrive_and_wait();
+        }
+      });
+    }
+  }
+  Crew(const Crew&) = delete;
+  Crew& operator=(const Crew&) = delete;
+  ~Crew() {
+    body_ = nullptr;
+    together_.arrive_and_wait();
+    for (std::thread& other : others_) other.join();
+  }
+
+  // Calls body(thread) in so many of them at once. Those that wake up first
+  // wait for the others without sleeping.
+  void Run(uint32_t threads, absl::FunctionRef<void(uint32_t)> body) {
+    std::atomic<uint32_t> ready = 0;
+    at_work_ = threads;
+    body_ = [&](uint32_t thread) {
+      ready.fetch_add(1, std::memory_order_relaxed);
+      while (ready.load(std::memory_order_relaxed) != threads) {
+        std::this_thread::yield();
+      }
+      body(thread);
+    };
+    together_.arrive_and_wait();
+    body_(0);
+    together_.arrive_and_wait();
+  }
+
+ private:
+  std::barrier<> together_;
+  uint32_t at_work_ = 0;
+  std::function<void(uint32_t)> body_;
+  std::vector<std::thread> others_;
+};
+
 // The cycles of one thread in one round, with the time of each.
-void RunRound(const CycleSettings& settings, Guests& guests,
-              std::vector<uint64_t>& ticks, std::vector<uint64_t>& recycle) {
+void RunRound(const CycleSettings& settings, Guests& guests, Ticks& ticks,
+              Ticks& recycle) {
   constexpr int kLeast = 5;
   const auto budget = static_cast<uint64_t>(settings.round_ns * TicksPerNs());
   const uint64_t start = NowTicks();
@@ -275,200 +291,137 @@ void RunRound(const CycleSettings& settings, Guests& guests,
   }
 }
 
-// One round of one contender; shared by its threads, which it counts in.
-class Round {
- public:
-  // The row that the numbers of the round go to, next to what it has.
-  Round(const CycleSettings& settings, Contender& contender, CycleRow row)
-      : settings_(settings),
-        contender_(contender),
-        row_(std::move(row)),
-        ticks_(contender.threads),
-        recycle_(contender.threads) {
-    for (auto* of_threads : {&ticks_, &recycle_}) {
-      for (std::vector<uint64_t>& of_thread : *of_threads) {
-        // There before anything is counted.
-        of_thread.resize(settings.cycles);
-        of_thread.clear();
-      }
-    }
-    shootdowns_ = TlbShootdowns();
-    faults_ = MinorFaults();
-  }
+void SetTimes(const RoundTimes& times, CycleRow& row) {
+  row.set_median_ns(times.median_ns);
+  row.set_mean_ns(times.mean_ns);
+  row.set_p99_ns(times.p99_ns);
+}
 
-  void Run(uint32_t thread) {
-    // Those that wake up first wait for the others without sleeping.
-    ready_.fetch_add(1, std::memory_order_relaxed);
-    while (ready_.load(std::memory_order_relaxed) != contender_.threads) {
-      std::this_thread::yield();
-    }
-    RunRound(settings_, *contender_.guests[thread], ticks_[thread],
-             recycle_[thread]);
+// One round of one contender.
+CycleRow RoundOf(const CycleSettings& settings, Contender& contender,
+                 Crew& crew) {
+  // There before anything is counted.
+  std::vector<Ticks> ticks(contender.row.threads(), Ticks(settings.cycles));
+  std::vector<Ticks> recycle = ticks;
+  for (Ticks& of_thread : ticks) of_thread.clear();
+  for (Ticks& of_thread : recycle) of_thread.clear();
+  const std::optional<uint64_t> shootdowns_before = TlbShootdowns();
+  const uint64_t faults_before = MinorFaults();
+  crew.Run(contender.row.threads(), [&](uint32_t thread) {
+    RunRound(settings, *contender.guests[thread], ticks[thread],
+             recycle[thread]);
+  });
+  const uint64_t faults = MinorFaults() - faults_before;
+  const std::optional<uint64_t> shootdowns = TlbShootdowns();
+  CycleRow row = contender.row;
+  const RoundTimes times = TimesOfRound(ticks);
+  SetTimes(times, row);
+  row.set_cycles_per_second(times.cycles_per_second);
+  if (!recycle[0].empty()) {
+    const RoundTimes handover = TimesOfRound(recycle);
+    row.set_handover_median_ns(handover.median_ns);
+    row.set_handover_mean_ns(handover.mean_ns);
+    row.set_handover_p99_ns(handover.p99_ns);
   }
-
-  void End() {
-    const uint64_t faults = MinorFaults();
-    const std::optional<uint64_t> shootdowns = TlbShootdowns();
-    double cycles = 0;
-    double per_second = 0;
-    for (const std::vector<uint64_t>& of_thread : ticks_) {
-      cycles += static_cast<double>(of_thread.size());
-      // A cycle of nothing may take no time that can be measured.
-      per_second += 1e9 / std::max(MeanCycleNs(of_thread), 0.1);
-    }
-    const RoundTimes times = TimesOfRound(ticks_);
-    row_.set_median_ns(times.median_ns);
-    row_.set_mean_ns(times.mean_ns);
-    row_.set_p99_ns(times.p99_ns);
-    row_.set_cycles_per_second(per_second);
-    if (!recycle_[0].empty()) {
-      const RoundTimes recycle = TimesOfRound(recycle_);
-      row_.set_handover_median_ns(recycle.median_ns);
-      row_.set_handover_mean_ns(recycle.mean_ns);
-      row_.set_handover_p99_ns(recycle.p99_ns);
-    }
-    row_.set_page_faults(static_cast<double>(faults - faults_) / cycles);
-    if (shootdowns.has_value() && shootdowns_.has_value()) {
-      row_.set_tlb_shootdowns(static_cast<double>(*shootdowns - *shootdowns_) /
-                              cycles);
-    }
-    contender_.rounds.push_back(std::move(row_));
+  row.set_page_faults(static_cast<double>(faults) / times.cycles);
+  if (shootdowns.has_value() && shootdowns_before.has_value()) {
+    row.set_tlb_shootdowns(
+        static_cast<double>(*shootdowns - *shootdowns_before) / times.cycles);
   }
-
- private:
-  const CycleSettings& settings_;
-  Contender& contender_;
-  CycleRow row_;
-  std::vector<std::vector<uint64_t>> ticks_;
-  std::vector<std::vector<uint64_t>> recycle_;
-  std::optional<uint64_t> shootdowns_;
-  uint64_t faults_ = 0;
-  std::atomic<uint32_t> ready_{0};
-};
-
-// Warms the contenders up and runs their rounds, in turn. A thread stays the
-// same for as long as that takes: what a pool keeps for it is found by it in
-// the next round. The calling thread is the first of them.
-void RunRounds(const CycleSettings& settings, const Subject& subject,
-               std::vector<Contender>& contenders) {
-  uint32_t threads = 1;
-  for (const Contender& contender : contenders) {
-    threads = std::max(threads, contender.threads);
-  }
-  std::barrier together(threads);
-  std::optional<Round> round;
-  const auto work = [&](uint32_t thread) {
-    for (Contender& contender : contenders) {
-      const bool works = thread < contender.threads;
-      for (int i = 0; works && i < settings.warmup; ++i) {
-        contender.guests[thread]->Serve();
-      }
-      together.arrive_and_wait();
-    }
-    for (int i = 0; i < settings.rounds; ++i) {
-      for (Contender& contender : contenders) {
-        if (thread == 0) round.emplace(settings, contender, subject.row);
-        together.arrive_and_wait();
-        if (thread < contender.threads) round->Run(thread);
-        together.arrive_and_wait();
-        if (thread == 0) round->End();
-      }
-    }
-  };
-  std::vector<std::thread> others;
-  for (uint32_t thread = 1; thread < threads; ++thread) {
-    others.emplace_back(work, thread);
-  }
-  work(0);
-  for (std::thread& other : others) other.join();
+  return row;
 }
 
 // How the cycles a second of all threads grow with their number, in each round:
 // beside one thread's, and that beside what it is for the limit.
-void SetScaling(std::vector<Contender>& contenders) {
-  const auto find = [&](auto is) -> Contender* {
-    const auto found = std::find_if(contenders.begin(), contenders.end(), is);
-    return found == contenders.end() ? nullptr : &*found;
+void SetScaling(const std::vector<Contender>& contenders,
+                std::vector<std::vector<CycleRow>>& samples) {
+  const auto for_pairs = [&](auto set) {
+    for (size_t i = 0; i < contenders.size(); ++i) {
+      for (size_t j = 0; j < contenders.size(); ++j) {
+        for (size_t round = 0; round < samples[i].size(); ++round) {
+          set(contenders[i], contenders[j], samples[i][round],
+              samples[j][round]);
+        }
+      }
+    }
   };
-  for (Contender& contender : contenders) {
-    const Contender* const alone = find([&](const Contender& other) {
-      return other.factory == contender.factory && other.threads == 1;
-    });
-    for (size_t i = 0; alone != nullptr && i < contender.rounds.size(); ++i) {
-      contender.rounds[i].set_scaling(contender.rounds[i].cycles_per_second() /
-                                      alone->rounds[i].cycles_per_second());
+  for_pairs([](const Contender& of, const Contender& one, CycleRow& row,
+               const CycleRow& alone) {
+    if (of.factory != one.factory || one.row.threads() != 1) return;
+    row.set_scaling(row.cycles_per_second() / alone.cycles_per_second());
+  });
+  for_pairs([](const Contender& of, const Contender& other, CycleRow& row,
+               const CycleRow& limit) {
+    if (!other.factory->traits.is_limit ||
+        of.row.threads() != other.row.threads())
+      return;
+    if (limit.has_scaling()) {
+      row.set_scaling_of_limit(row.scaling() / limit.scaling());
     }
-  }
-  for (Contender& contender : contenders) {
-    const Contender* const limit = find([&](const Contender& other) {
-      return other.factory->traits.is_limit &&
-             other.threads == contender.threads &&
-             other.rounds.front().has_scaling();
-    });
-    for (size_t i = 0; limit != nullptr && i < contender.rounds.size(); ++i) {
-      contender.rounds[i].set_scaling_of_limit(contender.rounds[i].scaling() /
-                                               limit->rounds[i].scaling());
-    }
-  }
+  });
+}
+
+[[noreturn]] void DieOfBytes(const std::string& strategy) {
+  Die(absl::StrCat("\"", strategy, "\" passed on bytes that a guest wrote"));
 }
 
 // All strategies with each number of threads; adds their rows.
-void Measure(const CycleSettings& settings, const Subject& subject,
-             const std::vector<uint32_t>& threads, CycleReport& report) {
-  const bool count = subject.row.table() != CycleRow::THREADS;
-  std::vector<CycleRow> counts;
-  for (const CycleStrategyFactory& factory : settings.strategies) {
-    CycleRow& row = counts.emplace_back(subject.row);
-    // Before anything of a strategy is there.
-    if (count) CountCalls(settings, subject, factory, row, report);
-  }
+void Measure(const CycleSettings& settings, const CycleRow& like,
+             const Subject& subject, CycleReport& report) {
+  const bool count = like.table() != CycleRow::THREADS;
+  const std::vector<uint32_t> threads =
+      count ? std::vector<uint32_t>{1} : settings.threads;
   std::vector<Contender> contenders;
-  for (const CycleStrategyFactory& factory : settings.strategies) {
-    for (uint32_t slots : threads) {
-      auto strategy = factory.make(subject.layout(slots));
-      if (!strategy.ok()) {
-        NoteSkipped(factory.name, strategy.status(), report);
-        continue;
-      }
+  for (uint32_t slots : threads) {
+    for (const CycleStrategyFactory& factory : settings.strategies) {
       Contender& contender = contenders.emplace_back();
       contender.factory = &factory;
-      contender.threads = slots;
-      contender.strategy = *std::move(strategy);
-      for (uint32_t thread = 0; thread < slots; ++thread) {
-        contender.guests.push_back(subject.guests(*contender.strategy, thread));
-      }
+      contender.row = like;
+      contender.row.set_way(factory.name);
+      contender.row.set_threads(slots);
+      // Before anything of a strategy is there.
+      if (count) CountCalls(settings, subject, contender, report);
     }
   }
-  RunRounds(settings, subject, contenders);
-  if (!count) SetScaling(contenders);
-  for (uint32_t slots : threads) {
-    for (Contender& contender : contenders) {
-      if (contender.threads != slots) continue;
-      CycleRow& row = *report.add_rows();
-      row = MedianRow(contender.rounds);
-      row.MergeFrom(counts[contender.factory - settings.strategies.data()]);
-      row.set_way(contender.factory->name);
-      row.set_threads(slots);
-      const std::optional<uint64_t> idle =
-          contender.strategy->PrivateBytesOfAll();
-      if (idle.has_value()) {
-        row.set_private_kib_per_idle_slot(static_cast<double>(*idle >> 10) /
-                                          slots);
-      }
-      if (!contender.guests[0]->FindsClean()) {
-        Die(absl::StrCat("\"", row.way(),
-                         "\" passed on bytes that a guest wrote"));
-      }
+  for (Contender& contender : contenders) {
+    const uint32_t slots = contender.row.threads();
+    contender.strategy =
+        MakeOrNote(*contender.factory, subject.layout(slots), report);
+    for (uint32_t i = 0; contender.strategy != nullptr && i < slots; ++i) {
+      contender.guests.push_back(subject.guests(*contender.strategy, i));
     }
+  }
+  std::erase_if(contenders, [](const auto& c) { return !c.strategy; });
+  Crew crew(*std::max_element(threads.begin(), threads.end()));
+  for (Contender& contender : contenders) {
+    crew.Run(contender.row.threads(), [&](uint32_t thread) {
+      for (int i = 0; i < settings.warmup; ++i) {
+        contender.guests[thread]->Serve();
+      }
+    });
+  }
+  auto samples = TakeTurns<CycleRow>(
+      settings.rounds, contenders.size(),
+      [&](size_t i) { return RoundOf(settings, contenders[i], crew); });
+  if (!count) SetScaling(contenders, samples);
+  for (size_t i = 0; i < contenders.size(); ++i) {
+    CycleRow& row = *report.add_rows();
+    row = MedianRow(samples[i]);
+    const std::optional<uint64_t> idle =
+        contenders[i].strategy->PrivateBytesOfAll();
+    if (idle.has_value()) {
+      row.set_private_kib_per_idle_slot(static_cast<double>(*idle >> 10) /
+                                        contenders[i].row.threads());
+    }
+    if (!contenders[i].guests[0]->FindsClean()) DieOfBytes(row.way());
   }
 }
 
 constexpr uint32_t kFirstSlots = 12;
 
 // A round of first cycles by one strategy, in slots of their own.
-CycleRow FirstCycles(CycleStrategy& strategy, const std::string& name,
-                     const CycleChoice& choice, CycleRow row, bool image_known,
-                     uint32_t& seed) {
+CycleRow FirstCycles(CycleStrategy& strategy, CycleRow row, uint32_t& seed) {
+  const bool image_known = row.table() == CycleRow::FIRST_KNOWN_IMAGE;
   // An image that ran in an earlier round would not be new, not even for a pool
   // that is new.
   const auto new_image = [&] { return PatternImage(kCycleImageBytes, ++seed); };
@@ -477,15 +430,15 @@ CycleRow FirstCycles(CycleStrategy& strategy, const std::string& name,
   const ImageRef other_image = image_known ? images[0] : new_image();
   // Warms up the program and, with a known image, what is learned of it; then
   // holds the slot, so that nobody gets it again.
-  PageGuests other(strategy.NewSlot(), other_image, Lists(choice, 1));
+  PageGuests other(strategy.NewSlot(), other_image, Lists(row, 1));
   for (int i = 0; i < 20; ++i) other.Serve();
   other.slot().Acquire(other_image);
 
-  Lists lists(choice, 1);
+  Lists lists(row, 1);
   const PageList list = lists.Next();
   std::vector<std::unique_ptr<CycleSlot>> slots(kFirstSlots);
   for (auto& slot : slots) slot = strategy.NewSlot();
-  std::vector<uint64_t> ticks(kFirstSlots);
+  Ticks ticks(kFirstSlots);
   for (uint32_t s = 0; s < kFirstSlots; ++s) {
     const uint64_t start = NowTicks();
     Change(slots[s]->Acquire(images[s]), list);
@@ -498,41 +451,55 @@ CycleRow FirstCycles(CycleStrategy& strategy, const std::string& name,
   }
   other.slot().Release(PageList(), kCycleMemoryBytes);
   if (!PageGuests(std::move(slots[0]), images[0], lists).FindsClean()) {
-    Die(absl::StrCat("\"", name, "\" passed on bytes that a guest wrote"));
+    DieOfBytes(row.way());
   }
-  const RoundTimes times = TimesOfRound({std::move(ticks)});
-  row.set_way(name);
-  row.set_median_ns(times.median_ns);
-  row.set_mean_ns(times.mean_ns);
-  row.set_p99_ns(times.p99_ns);
+  SetTimes(TimesOfRound({std::move(ticks)}), row);
   return row;
+}
+
+// The first cycle of slots that nobody had before.
+void MeasureFirst(const CycleSettings& settings, const CycleRow& like,
+                  CycleReport& report) {
+  uint32_t seed = 1;
+  const auto sample = [&](size_t i) -> std::optional<CycleRow> {
+    const CycleStrategyFactory& factory = settings.strategies[i];
+    if (factory.traits.is_limit) return std::nullopt;
+    // One slot more than are measured.
+    const auto strategy =
+        MakeOrNote(factory, CycleLayout(kFirstSlots + 1), report);
+    if (strategy == nullptr) return std::nullopt;
+    CycleRow row = like;
+    row.set_way(factory.name);
+    return FirstCycles(*strategy, row, seed);
+  };
+  AddMedians(
+      TakeTurns<CycleRow>(settings.rounds, settings.strategies.size(), sample),
+      report.mutable_rows());
 }
 
 // What `body` returns in a child of its own, so that nothing that was freed
 // before is used again; nullopt when it returns that, or fails.
 std::optional<double> InChild(absl::FunctionRef<std::optional<double>()> body) {
-  int ends[2];
-  if (pipe(ends) != 0) return std::nullopt;
-  const pid_t child = fork();
+  void* const shared = mmap(nullptr, sizeof(double), PROT_READ | PROT_WRITE,
+                            MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  const pid_t child = shared == MAP_FAILED ? -1 : fork();
   if (child < 0) Die("fork failed");
   if (child == 0) {
     const std::optional<double> value = body();
-    const bool told = value.has_value() &&
-                      write(ends[1], &*value, sizeof *value) == sizeof *value;
-    _exit(told ? 0 : 1);
+    if (value.has_value()) *static_cast<double*>(shared) = *value;
+    _exit(value.has_value() ? 0 : 1);
   }
-  close(ends[1]);
-  double value = 0;
-  const bool got = read(ends[0], &value, sizeof value) == sizeof value;
-  close(ends[0]);
-  waitpid(child, nullptr, 0);
-  return got ? std::optional<double>(value) : std::nullopt;
+  int status = 0;
+  waitpid(child, &status, 0);
+  const double value = *static_cast<double*>(shared);
+  munmap(shared, sizeof value);
+  return status == 0 ? std::optional<double>(value) : std::nullopt;
 }
 
 // Private bytes of a process beyond what it had, with so many slots all of
 // which were used and are idle.
 std::optional<double> BytesWithIdleSlots(const CycleStrategyFactory& factory,
-                                         const CycleChoice& choice,
+                                         const CycleRow& like,
                                          const ImageRef& image,
                                          uint32_t slots_count) {
   constexpr int kGuests = 30;
@@ -542,7 +509,7 @@ std::optional<double> BytesWithIdleSlots(const CycleStrategyFactory& factory,
   if (!strategy.ok() || !before.has_value()) return std::nullopt;
   std::vector<std::unique_ptr<CycleSlot>> slots(slots_count);
   for (auto& slot : slots) slot = (*strategy)->NewSlot();
-  Lists lists(choice, 1);
+  Lists lists(like, 1);
   for (int i = 0; i < kGuests; ++i) {
     const PageList list = lists.Next();
     // All at once: no slot is left out.
@@ -554,27 +521,35 @@ std::optional<double> BytesWithIdleSlots(const CycleStrategyFactory& factory,
   return static_cast<double>(*after) - static_cast<double>(*before);
 }
 
-}  // namespace
-
-void MeasureSteady(const CycleSettings& settings, const CycleChoice& choice,
-                   CycleReport& report) {
-  Measure(settings, PagesOf(CycleRow::STEADY, choice), {1}, report);
+// What an idle slot keeps for itself, all included. Makes no rounds.
+void MeasureIdle(const CycleSettings& settings, const CycleRow& like,
+                 CycleReport& report) {
+  // What is there once for all slots cancels out.
+  constexpr uint32_t kFew = 8;
+  constexpr uint32_t kMany = kFew + 64;
+  const ImageRef image = PatternImage(kCycleImageBytes);
+  for (const CycleStrategyFactory& factory : settings.strategies) {
+    if (factory.traits.is_limit) continue;
+    if (MakeOrNote(factory, CycleLayout(1), report) == nullptr) continue;
+    const auto bytes = [&](uint32_t slots) {
+      return InChild(
+          [&] { return BytesWithIdleSlots(factory, like, image, slots); });
+    };
+    const std::optional<double> few = bytes(kFew);
+    const std::optional<double> many = bytes(kMany);
+    if (!few.has_value() || !many.has_value()) continue;
+    CycleRow& row = *report.add_rows();
+    row = like;
+    row.set_way(factory.name);
+    row.set_private_kib_per_idle_slot((*many - *few) / (kMany - kFew) / 1024);
+  }
 }
 
-void MeasureThreads(const CycleSettings& settings, const CycleChoice& choice,
-                    const std::vector<uint32_t>& threads, CycleReport& report) {
-  // A round of threads ends by time: otherwise the short cycles would be over
-  // before the second thread begins.
-  constexpr int kThreadCycles = 100'000;
-  CycleSettings by_time = settings;
-  by_time.cycles = std::max(settings.cycles, kThreadCycles);
-  Measure(by_time, PagesOf(CycleRow::THREADS, choice), threads, report);
-}
-
-void MeasureSqlite(const CycleSettings& settings, const std::string& pages,
-                   uint32_t rows, CycleReport& report) {
-  CycleSettings of_sqlite = settings;
-  std::erase_if(of_sqlite.strategies,
+// SQLite as the guest: each cycle is an instance of one snapshot, a query, an
+// insert and an update, and the release of its memory.
+void MeasureSqlite(CycleSettings settings, CycleRow like, CycleReport& report) {
+  constexpr uint32_t kRows = 20'000;
+  std::erase_if(settings.strategies,
                 [](const auto& factory) { return !factory.traits.for_sqlite; });
   const auto layout = [](uint32_t slots) {
     return wasm2c::LayoutForGuests(slots, kSqliteMemoryBytes);
@@ -585,68 +560,47 @@ void MeasureSqlite(const CycleSettings& settings, const std::string& pages,
     if (factory.name != kCopyOnWriteName) continue;
     const auto strategy = OrDie(factory.make(layout(1)));
     database =
-        OrDie(examples::SetUpDatabase(strategy->NewSource().get(), rows));
+        OrDie(examples::SetUpDatabase(strategy->NewSource().get(), kRows));
   }
-  const Subject subject = {
-      .row = RowOf(CycleRow::SQLITE,
-                   {pages, database->memories().front().size_bytes, 0}),
-      .layout = layout,
-      .guests = [&](CycleStrategy& strategy, uint32_t) {
-        return std::make_unique<SqliteGuests>(*database, strategy.NewSource(),
-                                              pages == "same", rows);
-      }};
-  Measure(of_sqlite, subject, {1}, report);
+  like.set_touched_bytes(database->memories().front().size_bytes);
+  const auto guests = [&](CycleStrategy& strategy, uint32_t) {
+    return std::make_unique<SqliteGuests>(*database, strategy.NewSource(),
+                                          like.pages() == "same", kRows);
+  };
+  Measure(settings, like, {layout, guests}, report);
 }
 
-void MeasureFirst(const CycleSettings& settings, const CycleChoice& choice,
-                  bool image_known, CycleReport& report) {
-  const CycleRow row = RowOf(
-      image_known ? CycleRow::FIRST_KNOWN_IMAGE : CycleRow::FIRST_NEW_IMAGE,
-      choice);
-  std::vector<std::vector<CycleRow>> rounds(settings.strategies.size());
-  uint32_t seed = 1;
-  for (int round = 0; round < settings.rounds; ++round) {
-    for (size_t i = 0; i < rounds.size(); ++i) {
-      const CycleStrategyFactory& factory = settings.strategies[i];
-      if (factory.traits.is_limit) continue;
-      // One slot more than are measured.
-      const auto strategy = factory.make(CycleLayout(kFirstSlots + 1));
-      if (!strategy.ok()) {
-        NoteSkipped(factory.name, strategy.status(), report);
-        continue;
-      }
-      rounds[i].push_back(FirstCycles(**strategy, factory.name, choice, row,
-                                      image_known, seed));
-    }
+// One thread, everything warm; or several, each with a slot of its own.
+void MeasurePages(CycleSettings settings, const CycleRow& like,
+                  CycleReport& report) {
+  // A round of threads ends by time: otherwise the short cycles would be over
+  // before the second thread begins.
+  constexpr int kThreadCycles = 100'000;
+  if (like.table() == CycleRow::THREADS) {
+    settings.cycles = std::max(settings.cycles, kThreadCycles);
   }
-  for (const std::vector<CycleRow>& of_strategy : rounds) {
-    if (!of_strategy.empty()) *report.add_rows() = MedianRow(of_strategy);
-  }
+  const auto guests = [&, image = PatternImage(kCycleImageBytes)](
+                          CycleStrategy& strategy, uint32_t thread) {
+    return std::make_unique<PageGuests>(strategy.NewSlot(), image,
+                                        Lists(like, thread + 1));
+  };
+  Measure(settings, like, {CycleLayout, guests}, report);
 }
 
-void MeasureIdle(const CycleSettings& settings, const CycleChoice& choice,
+}  // namespace
+
+void MeasureRows(const CycleSettings& settings, const CycleRow& like,
                  CycleReport& report) {
-  // What is there once for all slots cancels out.
-  constexpr uint32_t kFew = 8;
-  constexpr uint32_t kMany = kFew + 64;
-  const ImageRef image = PatternImage(kCycleImageBytes);
-  for (const CycleStrategyFactory& factory : settings.strategies) {
-    if (factory.traits.is_limit) continue;
-    if (const auto strategy = factory.make(CycleLayout(1)); !strategy.ok()) {
-      NoteSkipped(factory.name, strategy.status(), report);
-      continue;
-    }
-    const auto bytes = [&](uint32_t slots) {
-      return InChild(
-          [&] { return BytesWithIdleSlots(factory, choice, image, slots); });
-    };
-    const std::optional<double> few = bytes(kFew);
-    const std::optional<double> many = bytes(kMany);
-    if (!few.has_value() || !many.has_value()) continue;
-    CycleRow& row = *report.add_rows();
-    row = RowOf(CycleRow::IDLE, choice);
-    row.set_way(factory.name);
-    row.set_private_kib_per_idle_slot((*many - *few) / (kMany - kFew) / 1024);
+  switch (like.table()) {
+    case CycleRow::FIRST_KNOWN_IMAGE:
+    case CycleRow::FIRST_NEW_IMAGE:
+      return MeasureFirst(settings, like, report);
+    case CycleRow::IDLE:
+      return MeasureIdle(settings, like, report);
+    case CycleRow::SQLITE:
+      return MeasureSqlite(settings, like, report);
+    default:
+      return MeasurePages(settings, like, report);
   }
 }
 

@@ -8,7 +8,6 @@
 #define FIRSTTOUCH_BENCH_CYCLE_MEASURE_H_
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "firsttouch/bench/cycle_strategies.h"
@@ -28,39 +27,16 @@ struct CycleSettings {
   // Cycles in which system calls are counted; 0: they are not.
   int counted = 0;
   std::vector<CycleStrategyFactory> strategies;
+  // How many threads are at it at once, in the table THREADS.
+  std::vector<uint32_t> threads;
 };
 
 inline constexpr uint32_t kMixedSame = 28;
 inline constexpr uint32_t kMixedChurning = 4;
 
-// What one measurement changes.
-struct CycleChoice {
-  std::string pages;  // "same", "churning", "mixed"
-  uint64_t touched_bytes = 0;
-  uint32_t k = 0;
-};
-
-// One thread, everything warm.
-void MeasureSteady(const CycleSettings& settings, const CycleChoice& choice,
-                   CycleReport& report);
-
-// As many threads at once as each of the numbers says, in turn in each round.
-void MeasureThreads(const CycleSettings& settings, const CycleChoice& choice,
-                    const std::vector<uint32_t>& threads, CycleReport& report);
-
-// SQLite as the guest, of a database of `rows` rows: each cycle is an instance
-// of one snapshot, a query, an insert and an update, and the release of its
-// memory. `pages`: "same", all ask for the same rows, or "churning", each for
-// others.
-void MeasureSqlite(const CycleSettings& settings, const std::string& pages,
-                   uint32_t rows, CycleReport& report);
-
-// The first cycle of slots that nobody had before.
-void MeasureFirst(const CycleSettings& settings, const CycleChoice& choice,
-                  bool image_known, CycleReport& report);
-
-// What an idle slot keeps for itself, all included. Makes no rounds.
-void MeasureIdle(const CycleSettings& settings, const CycleChoice& choice,
+// Adds the rows of all strategies that are like this one, which has neither a
+// strategy nor, in the table THREADS, a number of these.
+void MeasureRows(const CycleSettings& settings, const CycleRow& like,
                  CycleReport& report);
 
 // What a guest asks of SQLite in every benchmark: a query for the row `found`,

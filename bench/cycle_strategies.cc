@@ -1,7 +1,5 @@
 #include "firsttouch/bench/cycle_strategies.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstring>
 #include <string_view>
@@ -10,7 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/bench/fixture.h"
-#include "firsttouch/bench/kernel_counters.h"
+#include "firsttouch/bench/readings.h"
 #include "firsttouch/init/image_builder.h"
 #include "firsttouch/integrations/wasm2c/pool_memory.h"
 #include "firsttouch/service/memory.h"
@@ -70,12 +68,13 @@ class Pool : public CycleStrategy {
   const std::unique_ptr<Service> pool_;
 };
 
-CycleStrategyFactory::Make MakePools(const ServiceOptions& options) {
-  return [options](const LayoutOptions& layout)
+CycleStrategyFactory::Make MakePools(const char* name,
+                                     const SupplyChoice& supply = AnySupply(),
+                                     bool publish = true) {
+  return [=](const LayoutOptions& layout)
              -> absl::StatusOr<std::unique_ptr<CycleStrategy>> {
-    ServiceOptions laid_out = options;
-    laid_out.layout = layout;
-    auto pool = Service::Create(std::move(laid_out));
+    auto pool = Service::Create(
+        {.name = name, .layout = layout, .supply = supply, .publish = publish});
     if (!pool.ok()) return pool.status();
     return std::make_unique<Pool>(*std::move(pool));
   };
@@ -105,9 +104,7 @@ class MappingSlot : public CycleSlot {
 
   // Makes [from, to) zero, or the mapped file's, again.
   void Drop(uint64_t from, uint64_t to) {
-    if (from < to && madvise(base() + from, to - from, MADV_DONTNEED) != 0) {
-      Die("MADV_DONTNEED failed");
-    }
+    if (from < to) mapping_.Drop(from, to);
   }
 
   std::byte* base() const { return mapping_.base(); }
@@ -122,51 +119,6 @@ class MappingSlot : public CycleSlot {
   Mapping mapping_;
 };
 
-// A guest's memory in a slot.
-class SlotSource : public wasm2c::MemorySource {
- public:
-  SlotSource(std::unique_ptr<CycleSlot> slot, uint64_t max_bytes)
-      : slot_(std::move(slot)), max_bytes_(max_bytes) {}
-
-  absl::StatusOr<std::vector<std::unique_ptr<GuestMemory>>> Acquire(
-      std::span<const MemoryRequest> requests) override {
-    if (requests.size() != 1 || requests[0].size_bytes > max_bytes_) {
-      return absl::OutOfRangeError(absl::StrCat(
-          "one memory of at most ", max_bytes_, " bytes is possible"));
-    }
-    const MemoryRequest& request = requests[0];
-    if (request.image != image_) {
-      image_ = request.image;
-      dense_ = image_ == nullptr ? nullptr : DenseCopy(*image_);
-    }
-    std::vector<std::unique_ptr<GuestMemory>> memories;
-    memories.push_back(MakeMappedMemory(
-        slot_->Acquire(dense_), request.size_bytes, max_bytes_,
-        [this](uint64_t bytes) { slot_->Release(std::nullopt, bytes); }));
-    return memories;
-  }
-
- private:
-  // Without holes: to map or to read the image's own would fill them, for
-  // everybody.
-  static ImageRef DenseCopy(const Image& image) {
-    std::vector<std::byte> bytes(image.pages().bytes());
-    for (uint64_t page = 0; page < image.pages().value(); ++page) {
-      memcpy(bytes.data() + page * kPageBytes, image.PageBytes(PageIndex(page)),
-             kPageBytes);
-    }
-    ImageRef copy = OrDie(
-        ImageFromBytes({.name = "dense", .size_bytes = bytes.size()}, bytes));
-    ReadEachPage(copy->data(), bytes.size());
-    return copy;
-  }
-
-  const std::unique_ptr<CycleSlot> slot_;
-  const uint64_t max_bytes_;
-  ImageRef image_;
-  ImageRef dense_;
-};
-
 template <typename Slot>
 class Mappings : public CycleStrategy {
  public:
@@ -178,7 +130,7 @@ class Mappings : public CycleStrategy {
     return slot;
   }
   std::unique_ptr<wasm2c::MemorySource> NewSource() override {
-    return std::make_unique<SlotSource>(NewSlot(), bytes_);
+    return SourceOf(NewSlot(), bytes_);
   }
   std::optional<uint64_t> PrivateBytesOfAll() override {
     uint64_t sum = 0;
@@ -302,16 +254,19 @@ class CopyChangedSlot : public CopySlot {
   }
 };
 
-class MappedMemory : public GuestMemory {
+// A guest's memory in a slot.
+class SlotMemory : public GuestMemory {
  public:
-  MappedMemory(std::byte* base, uint64_t size_bytes, uint64_t max_bytes,
-               std::function<void(uint64_t)> clean)
-      : base_(base),
+  SlotMemory(CycleSlot& slot, std::byte* base, uint64_t size_bytes,
+             uint64_t max_bytes)
+      : slot_(slot),
+        base_(base),
         initial_bytes_(size_bytes),
         max_bytes_(max_bytes),
-        clean_(std::move(clean)),
         size_bytes_(size_bytes) {}
-  ~MappedMemory() override { clean_(RoundUpToPage(size_bytes_)); }
+  ~SlotMemory() override {
+    slot_.Release(std::nullopt, RoundUpToPage(size_bytes_));
+  }
 
   std::byte* base() const override { return base_; }
   uint64_t size_bytes() const override { return size_bytes_; }
@@ -328,7 +283,7 @@ class MappedMemory : public GuestMemory {
     return absl::OkStatus();
   }
   absl::Status Reset() override {
-    clean_(RoundUpToPage(size_bytes_));
+    slot_.Release(std::nullopt, RoundUpToPage(size_bytes_));
     size_bytes_ = initial_bytes_;
     return absl::OkStatus();
   }
@@ -339,47 +294,84 @@ class MappedMemory : public GuestMemory {
   }
 
  private:
+  CycleSlot& slot_;
   std::byte* const base_;
   const uint64_t initial_bytes_;
   const uint64_t max_bytes_;
-  const std::function<void(uint64_t)> clean_;
   uint64_t size_bytes_;
 };
 
-// With userfaultfd, as named.
-CycleStrategyFactory::Make MakeUserfaultfd(const char* name,
-                                           const UserfaultfdOptions& options) {
-  return MakePools({.name = name, .supply = options});
-}
+class SlotSource : public wasm2c::MemorySource {
+ public:
+  SlotSource(std::unique_ptr<CycleSlot> slot, uint64_t max_bytes)
+      : slot_(std::move(slot)), max_bytes_(max_bytes) {}
+
+  absl::StatusOr<std::vector<std::unique_ptr<GuestMemory>>> Acquire(
+      std::span<const MemoryRequest> requests) override {
+    if (requests.size() != 1 || requests[0].size_bytes > max_bytes_) {
+      return absl::OutOfRangeError(absl::StrCat(
+          "one memory of at most ", max_bytes_, " bytes is possible"));
+    }
+    if (requests[0].image != image_) {
+      image_ = requests[0].image;
+      dense_ = image_ == nullptr ? nullptr : DenseCopy(*image_);
+    }
+    std::vector<std::unique_ptr<GuestMemory>> memories;
+    memories.push_back(std::make_unique<SlotMemory>(
+        *slot_, slot_->Acquire(dense_), requests[0].size_bytes, max_bytes_));
+    return memories;
+  }
+
+ private:
+  // Without holes: to map or to read the image's own would fill them, for
+  // everybody.
+  static ImageRef DenseCopy(const Image& image) {
+    std::vector<std::byte> bytes(image.pages().bytes());
+    for (uint64_t page = 0; page < image.pages().value(); ++page) {
+      memcpy(bytes.data() + page * kPageBytes, image.PageBytes(PageIndex(page)),
+             kPageBytes);
+    }
+    ImageRef copy = OrDie(
+        ImageFromBytes({.name = "dense", .size_bytes = bytes.size()}, bytes));
+    ReadEachPage(copy->data(), bytes.size());
+    return copy;
+  }
+
+  const std::unique_ptr<CycleSlot> slot_;
+  const uint64_t max_bytes_;
+  ImageRef image_;
+  ImageRef dense_;
+};
 
 }  // namespace
 
 const std::vector<CycleStrategyFactory>& AllCycleStrategies() {
+  using Ufd = UserfaultfdOptions;
   constexpr Backing kShared = Backing::kShared;
   constexpr Backing kCopied = Backing::kCopied;
   constexpr InHandlerThreads kThreads = {};
   static const auto* const strategies = new std::vector<CycleStrategyFactory>{
-      {kDefaultName, MakePools({.name = "default"}), {.for_sqlite = true}},
-      {"not published", MakePools({.name = "private", .publish = false})},
+      {kDefaultName, MakePools("default"), {.for_sqlite = true}},
+      {"not published", MakePools("private", AnySupply(), false)},
       {"copied, in-thread",
-       MakeUserfaultfd("copied", {.backing = kCopied}),
+       MakePools("copied", Ufd{.backing = kCopied}),
        {.for_sqlite = true}},
       {"shared, handler thread",
-       MakeUserfaultfd("shared-handler",
-                       {.backing = kShared, .faults = kThreads})},
+       MakePools("shared-handler",
+                 Ufd{.backing = kShared, .faults = kThreads})},
       {"copied, handler thread",
-       MakeUserfaultfd("copied-handler",
-                       {.backing = kCopied, .faults = kThreads})},
+       MakePools("copied-handler",
+                 Ufd{.backing = kCopied, .faults = kThreads})},
       {"tracking: signal",
-       MakeUserfaultfd("signal",
-                       {.backing = kShared, .tracking = Tracking::kSignal})},
+       MakePools("signal",
+                 Ufd{.backing = kShared, .tracking = Tracking::kSignal})},
       {"tracking: async",
-       MakeUserfaultfd("async",
-                       {.backing = kShared, .tracking = Tracking::kAsync})},
-      {"mappings-drop", MakePools({.name = "mappings-drop",
-                                   .supply = MappingOptions{.scan = false}})},
-      {"mappings-scan", MakePools({.name = "mappings-scan",
-                                   .supply = MappingOptions{.scan = true}})},
+       MakePools("async",
+                 Ufd{.backing = kShared, .tracking = Tracking::kAsync})},
+      {"mappings-drop",
+       MakePools("mappings-drop", MappingOptions{.scan = false})},
+      {"mappings-scan",
+       MakePools("mappings-scan", MappingOptions{.scan = true})},
       {kCopyOnWriteName, MakeMappings<DontNeedSlot>, {.for_sqlite = true}},
       {kScanName, MakeScanStrategy, {.for_sqlite = true}},
       {kCopyImageName, MakeMappings<CopyAllSlot>, {.for_sqlite = true}},
@@ -406,11 +398,9 @@ std::string DescribeDefaultOptions() {
                       ResolveName(Resolve::kInThread));
 }
 
-std::unique_ptr<GuestMemory> MakeMappedMemory(
-    std::byte* base, uint64_t size_bytes, uint64_t max_bytes,
-    std::function<void(uint64_t)> clean) {
-  return std::make_unique<MappedMemory>(base, size_bytes, max_bytes,
-                                        std::move(clean));
+std::unique_ptr<wasm2c::MemorySource> SourceOf(std::unique_ptr<CycleSlot> slot,
+                                               uint64_t max_bytes) {
+  return std::make_unique<SlotSource>(std::move(slot), max_bytes);
 }
 
 }  // namespace firsttouch::bench

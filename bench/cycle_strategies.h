@@ -89,11 +89,11 @@ LayoutOptions CycleLayout(uint32_t slots);
 // What a pool with default options is on this machine, in a few words.
 std::string DescribeDefaultOptions();
 
-// A guest's memory in a private mapping of `max_bytes`. `clean` is called with
-// the size in whole pages when the guest is gone, or the memory reset.
-std::unique_ptr<wasm2c::GuestMemory> MakeMappedMemory(
-    std::byte* base, uint64_t size_bytes, uint64_t max_bytes,
-    std::function<void(uint64_t)> clean);
+// Memories of at most `max_bytes` for guests of wasm2c that stay in their
+// bounds, one at a time, in a slot that is told the size in whole pages when a
+// guest is gone.
+std::unique_ptr<wasm2c::MemorySource> SourceOf(std::unique_ptr<CycleSlot> slot,
+                                               uint64_t max_bytes);
 
 }  // namespace firsttouch::bench
 

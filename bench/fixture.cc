@@ -52,8 +52,6 @@ Memory ColdMemory(Service& pool, const ImageRef& image, uint64_t size_bytes) {
   return OrDie(pool.Acquire({.image = image, .size_bytes = size_bytes}));
 }
 
-Mapping::Mapping(uint64_t bytes) : Mapping(bytes, nullptr) {}
-
 Mapping::Mapping(uint64_t bytes, const ImageRef& image)
     : reservation_bytes_(bytes + kHugePageBytes), bytes_(bytes), image_(image) {
   void* const mapped = mmap(nullptr, reservation_bytes_, PROT_READ | PROT_WRITE,
@@ -87,8 +85,10 @@ void Mapping::Bind(const ImageRef& image) {
   }
 }
 
-void Mapping::Drop() {
-  if (madvise(base_, bytes_, MADV_DONTNEED) != 0) Die("MADV_DONTNEED failed");
+void Mapping::Drop(uint64_t from, uint64_t to) {
+  if (madvise(base_ + from, to - from, MADV_DONTNEED) != 0) {
+    Die("MADV_DONTNEED failed");
+  }
 }
 
 void ReadEachPage(const std::byte* base, uint64_t bytes) {

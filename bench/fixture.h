@@ -41,20 +41,14 @@ ImageRef PatternImage(uint64_t bytes, uint32_t seed = 1);
 LayoutOptions OneSlot(uint64_t memory_bytes,
                       uint64_t fault_around_bytes = 64 << 10);
 
-inline std::unique_ptr<Service> MakePool(ServiceOptions options) {
-  return OrDie(Service::Create(std::move(options)));
-}
-
 // A memory without a resident page, in a pool of one slot that is free.
 Memory ColdMemory(Service& pool, const ImageRef& image, uint64_t size_bytes);
 
 // Memory from the kernel, private and never in huge pages, as the pool's.
 class Mapping {
  public:
-  // Of zeroes, aligned to 2 MiB.
-  explicit Mapping(uint64_t bytes);
-  // The same, but from the start as the image's file is.
-  Mapping(uint64_t bytes, const ImageRef& image);
+  // Of zeroes, aligned to 2 MiB; but from the start as the image's file is.
+  explicit Mapping(uint64_t bytes, const ImageRef& image = nullptr);
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
   ~Mapping();
@@ -67,8 +61,10 @@ class Mapping {
   // From now on the start is as this image's file is. Where the one before was
   // larger, what lies behind this one stays the other's.
   void Bind(const ImageRef& image);
-  // Without a page, by MADV_DONTNEED.
-  void Drop();
+  // Without a page in [from, to), all of it without arguments, by
+  // MADV_DONTNEED.
+  void Drop(uint64_t from, uint64_t to);
+  void Drop() { Drop(0, bytes_); }
 
  private:
   std::byte* reservation_;

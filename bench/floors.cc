@@ -15,13 +15,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <span>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "benchmark/benchmark.h"
@@ -49,134 +47,111 @@ uint64_t SumOfLines(const std::byte* bytes, uint64_t size) {
   return sum;
 }
 
-void ReadBoth(benchmark::State& state) {
-  const ImageRef image = PatternImage(kImageBytes);
-  Mapping mapping(kImageBytes, image);
-  WriteEachPage(mapping.base(), kImageBytes);
-  for (auto _ : state) {
-    benchmark::DoNotOptimize(SumOfLines(mapping.base(), kImageBytes) +
-                             SumOfLines(image->data(), kImageBytes));
-  }
-}
-
-void CopyImage(benchmark::State& state) {
+// Times body(memory, image).
+template <typename Body>
+void TimeCopies(benchmark::State& state, Body body) {
   const ImageRef image = PatternImage(kImageBytes);
   const Mapping mapping(kImageBytes, image);
-  for (auto _ : state) {
-    memcpy(mapping.base(), image->data(), kImageBytes);
-    benchmark::ClobberMemory();
-  }
+  WriteEachPage(mapping.base(), kImageBytes);
+  for (auto _ : state) body(mapping.base(), image->data());
 }
 
-// Private pages, all protected asynchronously.
+// Private pages that are protected asynchronously; or why there are none.
 class TrackedPages {
  public:
-  static absl::StatusOr<TrackedPages> Make(uint64_t pages) {
-    absl::StatusOr<Pagemap> pagemap = Pagemap::Open(RealKernel());
-    if (!pagemap.ok()) return pagemap.status();
-    absl::StatusOr<Uffd> uffd = Uffd::Open(
-        RealKernel(), {.required_features = kUffdFeaturePagefaultFlagWp |
-                                            kUffdFeatureWpAsync |
-                                            kUffdFeatureWpHugetlbfsShmem});
-    if (!uffd.ok()) return uffd.status();
-    TrackedPages tracked(pages, *std::move(uffd), *std::move(pagemap));
-    const absl::Status status =
-        tracked.uffd_.Register(tracked.start(), tracked.bytes(),
-                               kUffdRegisterWp, kUffdIoctlWriteProtect);
-    if (!status.ok()) return status;
-    tracked.Write();
-    tracked.Protect();
-    return tracked;
+  explicit TrackedPages(uint64_t pages)
+      : pagemap_(Pagemap::Open(RealKernel())),
+        uffd_(Uffd::Open(RealKernel(),
+                         {.required_features = kUffdFeaturePagefaultFlagWp |
+                                               kUffdFeatureWpAsync |
+                                               kUffdFeatureWpHugetlbfsShmem})),
+        mapping_(pages * kPageBytes, PatternImage(pages * kPageBytes)) {
+    status_ = pagemap_.status();
+    status_.Update(uffd_.status());
+    if (!status_.ok()) return;
+    status_ = uffd_->Register(start(), mapping_.bytes(), kUffdRegisterWp,
+                              kUffdIoctlWriteProtect);
   }
 
-  void Write() { WriteEachPage(mapping_->base(), bytes()); }
-  void Protect() {
-    Scan(ScanRequest::UnmarkedAndProtect(start(), start() + bytes()), {});
-  }
+  const absl::Status& status() const { return status_; }
+  void Write() { WriteEachPage(mapping_.base(), mapping_.bytes()); }
+  void Protect() { Scan(ScanRequest::UnmarkedAndProtect(start(), end()), {}); }
   void Find() {
     PageRegion regions[16];
-    Scan(ScanRequest::Unmarked(start(), start() + bytes()), regions);
+    Scan(ScanRequest::Unmarked(start(), end()), regions);
   }
 
  private:
-  TrackedPages(uint64_t pages, Uffd uffd, Pagemap pagemap)
-      : uffd_(std::move(uffd)),
-        pagemap_(std::move(pagemap)),
-        mapping_(std::make_unique<Mapping>(pages * kPageBytes,
-                                           PatternImage(pages * kPageBytes))) {}
-
   uintptr_t start() const {
-    return reinterpret_cast<uintptr_t>(mapping_->base());
+    return reinterpret_cast<uintptr_t>(mapping_.base());
   }
-  uint64_t bytes() const { return mapping_->bytes(); }
+  uintptr_t end() const { return start() + mapping_.bytes(); }
 
   void Scan(const ScanRequest& request, std::span<PageRegion> regions) {
-    if (!ScanPages(RealKernel(), pagemap_.fd(), request, regions.data(),
+    if (!ScanPages(RealKernel(), pagemap_->fd(), request, regions.data(),
                    regions.size(), [](const PageRegion&) { return true; })
              .ok()) {
       Die("PAGEMAP_SCAN failed");
     }
   }
 
+  absl::StatusOr<Pagemap> pagemap_;
   // Before the memory that it guards: that is unmapped first.
-  Uffd uffd_;
-  Pagemap pagemap_;
-  std::unique_ptr<Mapping> mapping_;
+  absl::StatusOr<Uffd> uffd_;
+  Mapping mapping_;
+  absl::Status status_;
 };
 
-// Runs `measure` with pages, or says why there are none.
-void WithTrackedPages(benchmark::State& state, uint64_t pages,
-                      absl::FunctionRef<void(TrackedPages&)> measure) {
-  absl::StatusOr<TrackedPages> tracked = TrackedPages::Make(pages);
-  if (!tracked.ok()) {
+// Times `measured`, before each of which is `prepare`, or nothing (null).
+template <auto prepare, auto measured>
+void TimePages(benchmark::State& state, uint64_t pages) {
+  TrackedPages tracked(pages);
+  if (!tracked.status().ok()) {
     return state.SkipWithError(tracked.status().ToString().c_str());
   }
-  measure(*tracked);
-}
-
-void FirstWrites(benchmark::State& state) {
-  constexpr uint64_t kPages = 256;
-  WithTrackedPages(state, kPages, [&](TrackedPages& tracked) {
-    for (auto _ : state) {
-      tracked.Write();
+  tracked.Write();
+  tracked.Protect();
+  for (auto _ : state) {
+    if constexpr (prepare != nullptr) {
       state.PauseTiming();
-      tracked.Protect();
+      (tracked.*prepare)();
       state.ResumeTiming();
     }
-  });
-  state.counters["per page"] =
-      benchmark::Counter(kPages, benchmark::Counter::kIsIterationInvariantRate |
-                                     benchmark::Counter::kInvert);
-}
-
-void Find(benchmark::State& state, uint64_t pages) {
-  WithTrackedPages(state, pages, [&](TrackedPages& tracked) {
-    for (auto _ : state) tracked.Find();
-  });
-}
-
-void Protect(benchmark::State& state, uint64_t pages) {
-  WithTrackedPages(state, pages, [&](TrackedPages& tracked) {
-    for (auto _ : state) {
-      state.PauseTiming();
-      tracked.Write();
-      state.ResumeTiming();
-      tracked.Protect();
-    }
-  });
+    (tracked.*measured)();
+  }
 }
 
 void RegisterFloors() {
-  benchmark::RegisterBenchmark("copy/memcpy of image", CopyImage);
-  benchmark::RegisterBenchmark("copy/read memory and image", ReadBoth);
-  benchmark::RegisterBenchmark("kernel/first writes to 256 pages", FirstWrites);
+  const auto add = [](const std::string& name, auto body) {
+    benchmark::RegisterBenchmark(name.c_str(), body);
+  };
+  add("copy/memcpy of image", [](benchmark::State& state) {
+    TimeCopies(state, [](std::byte* memory, const std::byte* image) {
+      memcpy(memory, image, kImageBytes);
+      benchmark::ClobberMemory();
+    });
+  });
+  add("copy/read memory and image", [](benchmark::State& state) {
+    TimeCopies(state, [](const std::byte* memory, const std::byte* image) {
+      benchmark::DoNotOptimize(SumOfLines(memory, kImageBytes) +
+                               SumOfLines(image, kImageBytes));
+    });
+  });
+  add("kernel/first writes to 256 pages", [](benchmark::State& state) {
+    TimePages<&TrackedPages::Protect, &TrackedPages::Write>(state, 256);
+    state.counters["per page"] =
+        benchmark::Counter(256, benchmark::Counter::kIsIterationInvariantRate |
+                                    benchmark::Counter::kInvert);
+  });
   for (uint64_t pages : {256, 1024}) {
-    benchmark::RegisterBenchmark(
-        absl::StrCat("kernel/scan of ", pages, " pages").c_str(),
-        [pages](benchmark::State& state) { Find(state, pages); });
-    benchmark::RegisterBenchmark(
-        absl::StrCat("kernel/protect ", pages, " pages").c_str(),
-        [pages](benchmark::State& state) { Protect(state, pages); });
+    add(absl::StrCat("kernel/scan of ", pages, " pages"),
+        [pages](benchmark::State& state) {
+          TimePages<nullptr, &TrackedPages::Find>(state, pages);
+        });
+    add(absl::StrCat("kernel/protect ", pages, " pages"),
+        [pages](benchmark::State& state) {
+          TimePages<&TrackedPages::Write, &TrackedPages::Protect>(state, pages);
+        });
   }
 }
 

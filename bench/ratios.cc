@@ -28,15 +28,13 @@
 #include <vector>
 
 #include "absl/flags/flag.h"
-#include "absl/flags/parse.h"
-#include "absl/flags/usage.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "benchmark/benchmark.h"
 #include "firsttouch/bench/fixture.h"
+#include "firsttouch/bench/readings.h"
 #include "firsttouch/bench/report.h"
 #include "firsttouch/bench/report.pb.h"
-#include "firsttouch/bench/timing.h"
 #include "firsttouch/locator/locator.h"
 #include "firsttouch/service/signals.h"
 #include "firsttouch/service/trap.h"
@@ -58,65 +56,58 @@ using Measure = std::function<double()>;
 constexpr uint64_t kTouchBytes = 4 << 20;
 constexpr uint64_t kFillBytes = 64 << 10;
 
-// What is there at the first touch.
-enum class Content : uint8_t { kImage, kZero };
-
-// Pages of a pool.
-struct PoolTouch {
-  Content content = Content::kImage;
+// A first touch of memory of an image, or of zeroes; in a pool, or of what the
+// kernel does by itself: anonymous memory, or a private mapping of the image's
+// file (which the kernel maps 64 KiB at a time around a read).
+struct Touch {
   Access access = Access::kRead;
+  bool zeroes = false;
   uint64_t fault_around_bytes = kFillBytes;
   Backing backing = Backing::kShared;
   Resolve resolve = Resolve::kInThread;
 };
 
-// What the kernel does by itself: anonymous memory, or a private mapping of the
-// image's file (which the kernel maps 64 KiB at a time around a read).
-struct KernelTouch {
-  Content content = Content::kImage;
-  Access access = Access::kRead;
-};
-
-ImageRef ImageFor(Content content) {
-  return content == Content::kImage ? PatternImage(kTouchBytes) : nullptr;
-}
-
-void TouchEachPage(Access access, std::byte* base, uint64_t bytes) {
-  if (access == Access::kRead) {
-    ReadEachPage(base, bytes);
+double TimeOf(const Touch& touch, std::byte* base) {
+  const uint64_t start = NowTicks();
+  if (touch.access == Access::kRead) {
+    ReadEachPage(base, kTouchBytes);
   } else {
-    WriteEachPage(base, bytes);
+    WriteEachPage(base, kTouchBytes);
   }
+  return NsSince(start);
 }
 
-Measure MeasureTouch(const PoolTouch& touch) {
-  const std::shared_ptr<Service> pool = MakePool(
+std::shared_ptr<Service> MakePool(ServiceOptions options) {
+  return OrDie(Service::Create(std::move(options)));
+}
+
+ImageRef ImageOf(const Touch& touch) {
+  return touch.zeroes ? nullptr : PatternImage(kTouchBytes);
+}
+
+Measure InPool(const Touch& touch) {
+  const auto pool = MakePool(
       {.name = "touch",
        .layout = OneSlot(kTouchBytes, touch.fault_around_bytes),
        .supply = ChoiceOf(Supply::kUserfaultfd, touch.backing, touch.resolve),
        // Nothing is made private before it is touched.
        .retained_pages_limit = 0});
-  return [=, image = ImageFor(touch.content)] {
+  return [=, image = ImageOf(touch)] {
     const Memory memory = ColdMemory(*pool, image, kTouchBytes);
-    const uint64_t start = NowTicks();
-    TouchEachPage(touch.access, memory.base(), kTouchBytes);
-    return NsSince(start);
+    return TimeOf(touch, memory.base());
   };
 }
 
-Measure MeasureTouch(const KernelTouch& touch) {
-  const auto mapping =
-      std::make_shared<Mapping>(kTouchBytes, ImageFor(touch.content));
+Measure InMapping(const Touch& touch) {
+  const auto mapping = std::make_shared<Mapping>(kTouchBytes, ImageOf(touch));
   return [=] {
     mapping->MapAnew();
-    const uint64_t start = NowTicks();
-    TouchEachPage(touch.access, mapping->base(), kTouchBytes);
-    return NsSince(start);
+    return TimeOf(touch, mapping->base());
   };
 }
 
 // memcpy from an image into fresh anonymous memory, 64 KiB at a time.
-Measure MeasureCopy() {
+Measure Copy() {
   const auto mapping = std::make_shared<Mapping>(kTouchBytes);
   return [=, image = PatternImage(kTouchBytes)] {
     mapping->MapAnew();
@@ -170,12 +161,12 @@ double TimeOfTraps(volatile std::byte* address, Access access) {
 }
 
 // By a touch behind the size of a memory in a pool.
-Measure MeasurePoolTrap(Resolve resolve, Access access) {
-  const std::shared_ptr<Service> pool = MakePool(
-      {.name = "traps",
-       .layout = OneSlot(kTouchBytes),
-       .supply = ChoiceOf(Supply::kUserfaultfd, Backing::kShared, resolve),
-       .trap_callback = JumpBack});
+Measure TrapInPool(Access access) {
+  const auto pool =
+      MakePool({.name = "traps",
+                .layout = OneSlot(kTouchBytes),
+                .supply = ChoiceOf(Supply::kUserfaultfd, Backing::kShared),
+                .trap_callback = JumpBack});
   const auto memory = std::make_shared<Memory>(
       OrDie(pool->Acquire({.size_bytes = kPageBytes})));
   return [=] {
@@ -190,7 +181,7 @@ Measure MeasurePoolTrap(Resolve resolve, Access access) {
 // to save or restore. With `restore_mask` it also puts back the interrupted
 // code's mask before it jumps, as a pool does: a host's handler may have been
 // in front of it.
-Measure MeasureKernelTrap(Access access, bool restore_mask) {
+Measure TrapInMapping(Access access, bool restore_mask) {
   const auto mapping = std::make_shared<Mapping>(4 * kPageBytes);
   OrDie(EnsureAlternateStack());
   std::byte* const guard = mapping->base() + 2 * kPageBytes;
@@ -214,77 +205,62 @@ Measure MeasureKernelTrap(Access access, bool restore_mask) {
 // Lookups: from an address to the memory that it lies in.
 constexpr int kLookups = 100 * 1024;
 
-// Pools that exist in the locator only: nothing is mapped, nobody touches them.
-class LocatorFixture {
- public:
-  explicit LocatorFixture(uint32_t pools) : sizes_(pools * kSlots) {
-    constexpr uint64_t kStrideBytes = (uint64_t{6} << 30) + (64 << 10);
-    std::mt19937_64 random(1);
-    uintptr_t next = uintptr_t{1} << 44;
-    for (uint32_t p = 0; p < pools; ++p) {
-      auto entry = std::make_unique<PoolEntry>();
-      entry->base = next;
-      entry->first_memory_offset_bytes = 2 << 20;
-      entry->slot_stride_bytes = kStrideBytes;
-      entry->max_memory_bytes = uint64_t{4} << 30;
-      entry->slots = kSlots;
-      entry->memories_per_instance = 2;
-      entry->bytes = entry->first_memory_offset_bytes + kSlots * kStrideBytes;
-      entry->first_size_bytes = &sizes_[p * kSlots];
-      entry->size_stride_bytes = sizeof sizes_[0];
-      OrDie(RegisterPool(entry.get()));
-      next += (entry->bytes / kLocatorChunkBytes + 1) * kLocatorChunkBytes;
-      pools_.push_back(std::move(entry));
-    }
-    for (std::atomic<uint64_t>& size : sizes_) size = random() >> 32;
-    for (int i = 0; i < 1024; ++i) {
-      const PoolEntry& entry = *pools_[random() % pools];
-      addresses_.push_back(entry.base + random() % entry.bytes);
-    }
+// Pools that exist in the locator only, for as long as the program runs:
+// nothing is mapped, nobody touches them. Returns addresses in them.
+std::vector<uintptr_t> AddressesInPools(uint32_t pools) {
+  constexpr uint32_t kSlots = 64;
+  constexpr uint64_t kStrideBytes = (uint64_t{6} << 30) + (64 << 10);
+  auto* const sizes = new std::vector<std::atomic<uint64_t>>(pools * kSlots);
+  std::mt19937_64 random(1);
+  for (std::atomic<uint64_t>& size : *sizes) size = random() >> 32;
+  std::vector<const PoolEntry*> entries;
+  uintptr_t next = uintptr_t{1} << 44;
+  for (uint32_t p = 0; p < pools; ++p) {
+    auto* const entry = new PoolEntry;
+    entry->base = next;
+    entry->first_memory_offset_bytes = 2 << 20;
+    entry->slot_stride_bytes = kStrideBytes;
+    entry->max_memory_bytes = uint64_t{4} << 30;
+    entry->slots = kSlots;
+    entry->memories_per_instance = 2;
+    entry->bytes = entry->first_memory_offset_bytes + kSlots * kStrideBytes;
+    entry->first_size_bytes = &(*sizes)[p * kSlots];
+    entry->size_stride_bytes = sizeof(*sizes)[0];
+    OrDie(RegisterPool(entry));
+    next += (entry->bytes / kLocatorChunkBytes + 1) * kLocatorChunkBytes;
+    entries.push_back(entry);
   }
-  LocatorFixture(const LocatorFixture&) = delete;
-  LocatorFixture& operator=(const LocatorFixture&) = delete;
-  ~LocatorFixture() {
-    for (const auto& pool : pools_) UnregisterPool(pool.get());
+  std::vector<uintptr_t> addresses(1024);
+  for (uintptr_t& address : addresses) {
+    const PoolEntry& entry = *entries[random() % pools];
+    address = entry.base + random() % entry.bytes;
   }
-
-  // Calls `look_up` with each address, kLookups times in all; in ns.
-  template <typename LookUp>
-  double Time(LookUp look_up) const {
-    const uint64_t start = NowTicks();
-    for (int done = 0; done < kLookups; done += addresses_.size()) {
-      for (uintptr_t address : addresses_) look_up(address);
-    }
-    return NsSince(start);
-  }
-
- private:
-  static constexpr uint32_t kSlots = 64;
-  std::vector<std::atomic<uint64_t>> sizes_;
-  std::vector<std::unique_ptr<PoolEntry>> pools_;
-  std::vector<uintptr_t> addresses_;
-};
-
-// Where none waits for the one before: the processor overlaps them.
-Measure MeasureOverlapping(std::shared_ptr<LocatorFixture> fixture) {
-  return [=] {
-    return fixture->Time(
-        [](uintptr_t address) { benchmark::DoNotOptimize(Locate(address)); });
-  };
+  return addresses;
 }
 
-// Where each waits for the one before.
-Measure MeasureOneByOne(std::shared_ptr<LocatorFixture> fixture) {
+// Looks them up, where none waits for the one before, so that the processor
+// overlaps them; or where each does.
+Measure LookUp(const std::vector<uintptr_t>& addresses, bool one_by_one) {
   return [=] {
     // Always zero, which the compiler cannot know: the next address waits for
     // the last result.
     uint64_t none = 0;
     benchmark::DoNotOptimize(none);
     uint64_t last = 0;
-    const double ns = fixture->Time([&](uintptr_t address) {
-      const Location location = Locate(address + (last & none));
-      last = location.in_bounds ? location.page : location.size_bytes;
-    });
+    const uint64_t start = NowTicks();
+    for (int done = 0; done < kLookups; done += addresses.size()) {
+      if (one_by_one) {
+        for (uintptr_t address : addresses) {
+          const Location location = Locate(address + (last & none));
+          last = location.in_bounds ? location.page : location.size_bytes;
+        }
+      } else {
+        for (uintptr_t address : addresses) {
+          benchmark::DoNotOptimize(Locate(address));
+        }
+      }
+    }
+    const double ns = NsSince(start);
     benchmark::DoNotOptimize(last);
     return ns;
   };
@@ -295,23 +271,31 @@ Measure MeasureOneByOne(std::shared_ptr<LocatorFixture> fixture) {
 constexpr uint64_t kSteps = 32;
 constexpr uint64_t kGrownBytes = (kSteps + 1) * kFillBytes;
 
-Measure MeasureGrow() {
-  const std::shared_ptr<Service> pool =
+// grow(size) makes what begins at `size` larger.
+template <typename Grow>
+double TimeOfGrowing(std::byte* base, Grow grow) {
+  const uint64_t start = NowTicks();
+  for (uint64_t size = kFillBytes; size < kGrownBytes; size += kFillBytes) {
+    grow(size);
+    WriteEachPage(base + size, kFillBytes);
+  }
+  return NsSince(start);
+}
+
+Measure GrowMemory() {
+  const auto pool =
       MakePool({.name = "grow",
                 .layout = OneSlot(kGrownBytes),
                 .supply = ChoiceOf(Supply::kUserfaultfd, Backing::kShared)});
   return [=] {
     Memory memory = ColdMemory(*pool, nullptr, kFillBytes);
-    const uint64_t start = NowTicks();
-    for (uint64_t size = kFillBytes; size < kGrownBytes; size += kFillBytes) {
+    return TimeOfGrowing(memory.base(), [&](uint64_t size) {
       OrDie(memory.Grow(size + kFillBytes));
-      WriteEachPage(memory.base() + size, kFillBytes);
-    }
-    return NsSince(start);
+    });
   };
 }
 
-Measure MeasureGrowByMprotect() {
+Measure GrowMapping() {
   const auto mapping = std::make_shared<Mapping>(kGrownBytes);
   return [=] {
     mapping->MapAnew();
@@ -321,26 +305,32 @@ Measure MeasureGrowByMprotect() {
       }
     };
     set(kFillBytes, kGrownBytes - kFillBytes, PROT_NONE);
-    const uint64_t start = NowTicks();
-    for (uint64_t size = kFillBytes; size < kGrownBytes; size += kFillBytes) {
+    return TimeOfGrowing(mapping->base(), [&](uint64_t size) {
       set(size, kFillBytes, PROT_READ | PROT_WRITE);
-      WriteEachPage(mapping->base() + size, kFillBytes);
-    }
-    return NsSince(start);
+    });
   };
 }
 
+// What is compared, how many units a measurement does, and both sides of it.
 struct Contest {
-  std::string name;
-  std::string ours_name;
-  std::string theirs_name;
-  // What a cost is told for, and how many of these a measurement does.
-  std::string unit;
+  Ratio row;
   double units;
   Measure ours;
-  Measure theirs;  // may be empty: `goal` is in ns then
-  std::optional<double> goal;
+  Measure theirs;  // may be empty
 };
+
+// With what is to be reached: a ratio, or ns where there is no other.
+Ratio Row(const std::string& name, const std::string& ours,
+          const std::string& theirs, const std::string& unit,
+          std::optional<double> goal = std::nullopt) {
+  Ratio row;
+  row.set_name(name);
+  row.set_ours(ours);
+  row.set_theirs(theirs);
+  row.set_unit(unit);
+  if (goal.has_value()) row.set_goal(*goal);
+  return row;
+}
 
 // The same with a fault handler that blocks no signal while it works.
 Measure WithoutMask(Measure measure) {
@@ -359,78 +349,58 @@ Measure WithoutMask(Measure measure) {
 std::vector<Contest> Contests() {
   constexpr uint64_t kPages = kTouchBytes / kPageBytes;
   constexpr uint64_t kFills = kTouchBytes / kFillBytes;
+  constexpr char kPage[] = "4 KiB page";
+  constexpr char kPrivate[] = "copy-on-write fault";
+  constexpr char kFresh[] = "anonymous fault";
+  constexpr Touch kRead, kWrite{Access::kWrite}, kZeroes{Access::kWrite, true};
+  constexpr Touch kSingle{Access::kWrite, false, kPageBytes};
+  constexpr Touch kSingleZeroes{Access::kWrite, true, kPageBytes};
   std::vector<Contest> contests;
-
-  contests.push_back({"read image pages, shared", "CONTINUE, up to 1 MiB",
-                      "private file mapping", "4 KiB page", kPages,
-                      MeasureTouch(PoolTouch{}), MeasureTouch(KernelTouch{}),
-                      1.3});
-  contests.push_back(
-      {"write image pages, shared", "COPY, up to 64 KiB", "copy-on-write fault",
-       "4 KiB page", kPages, MeasureTouch(PoolTouch{.access = Access::kWrite}),
-       MeasureTouch(KernelTouch{.access = Access::kWrite}), std::nullopt});
-
+  const auto add = [&](const Ratio& row, double units, const Measure& ours,
+                       const Measure& theirs) {
+    contests.push_back({row, units, ours, theirs});
+  };
+  add(Row("read image pages, shared", "CONTINUE, up to 1 MiB",
+          "private file mapping", kPage, 1.3),
+      kPages, InPool(kRead), InMapping(kRead));
+  add(Row("write image pages, shared", "COPY, up to 64 KiB", kPrivate, kPage),
+      kPages, InPool(kWrite), InMapping(kWrite));
   for (Access access : {Access::kRead, Access::kWrite}) {
     const std::string name =
         absl::StrCat("fill 64 KiB by ", AccessName(access), ", copied");
-    const PoolTouch copied{.access = access, .backing = Backing::kCopied};
-    PoolTouch handler = copied;
+    const Touch copied = {.access = access, .backing = Backing::kCopied};
+    Touch handler = copied;
     handler.resolve = Resolve::kHandlerThread;
-    contests.push_back({name, "COPY in-thread", "memcpy into fresh memory",
-                        "64 KiB", kFills, MeasureTouch(copied), MeasureCopy(),
-                        0.8});
-    contests.push_back({name, "COPY in-thread", "COPY by handler thread",
-                        "64 KiB", kFills, MeasureTouch(copied),
-                        MeasureTouch(handler), 0.45});
+    add(Row(name, "COPY in-thread", "memcpy into fresh memory", "64 KiB", 0.8),
+        kFills, InPool(copied), Copy());
+    add(Row(name, "COPY in-thread", "COPY by handler thread", "64 KiB", 0.45),
+        kFills, InPool(copied), InPool(handler));
   }
-  contests.push_back({"write zero pages", "COPY, up to 64 KiB",
-                      "anonymous fault", "4 KiB page", kPages,
-                      MeasureTouch(PoolTouch{.content = Content::kZero,
-                                             .access = Access::kWrite}),
-                      MeasureTouch(KernelTouch{.content = Content::kZero,
-                                               .access = Access::kWrite}),
-                      std::nullopt});
-
-  const PoolTouch single_pages{.access = Access::kWrite,
-                               .fault_around_bytes = kPageBytes};
-  PoolTouch single_zeroes = single_pages;
-  single_zeroes.content = Content::kZero;
-  contests.push_back(
-      {"write image pages, one by one", "COPY of a page", "copy-on-write fault",
-       "4 KiB page", kPages, MeasureTouch(single_pages),
-       MeasureTouch(KernelTouch{.access = Access::kWrite}), std::nullopt});
-  contests.push_back({"write zero pages, one by one", "a fault for each",
-                      "anonymous fault", "4 KiB page", kPages,
-                      MeasureTouch(single_zeroes),
-                      MeasureTouch(KernelTouch{.content = Content::kZero,
-                                               .access = Access::kWrite}),
-                      std::nullopt});
-  contests.push_back({"write image pages, one by one", "with sa_mask",
-                      "without sa_mask", "fault", kPages,
-                      MeasureTouch(single_pages),
-                      WithoutMask(MeasureTouch(single_pages)), std::nullopt});
-
+  add(Row("write zero pages", "COPY, up to 64 KiB", kFresh, kPage), kPages,
+      InPool(kZeroes), InMapping(kZeroes));
+  add(Row("write image pages, one by one", "COPY of a page", kPrivate, kPage),
+      kPages, InPool(kSingle), InMapping(kWrite));
+  add(Row("write zero pages, one by one", "a fault for each", kFresh, kPage),
+      kPages, InPool(kSingleZeroes), InMapping(kZeroes));
+  add(Row("write image pages, one by one", "with sa_mask", "without sa_mask",
+          "fault"),
+      kPages, InPool(kSingle), WithoutMask(InPool(kSingle)));
   for (Access access : {Access::kRead, Access::kWrite}) {
-    for (bool restore_mask : {false, true}) {
-      contests.push_back(
-          {absl::StrCat("trap by ", AccessName(access)), "SIGBUS, in-thread",
-           restore_mask ? "the same, mask restored" : "mprotect + SIGSEGV",
-           "trap and siglongjmp", kTraps,
-           MeasurePoolTrap(Resolve::kInThread, access),
-           MeasureKernelTrap(access, restore_mask), 1.2});
+    for (bool mask : {false, true}) {
+      add(Row(absl::StrCat("trap by ", AccessName(access)), "SIGBUS, in-thread",
+              mask ? "the same, mask restored" : "mprotect + SIGSEGV",
+              "trap and siglongjmp", 1.2),
+          kTraps, TrapInPool(access), TrapInMapping(access, mask));
     }
   }
-
-  const auto fixture = std::make_shared<LocatorFixture>(16);
-  contests.push_back({"locate an address", "16 pools, overlapping", "",
-                      "lookup", kLookups, MeasureOverlapping(fixture), nullptr,
-                      5.0});
-  contests.push_back({"locate an address", "16 pools, one by one", "", "lookup",
-                      kLookups, MeasureOneByOne(fixture), nullptr,
-                      std::nullopt});
-  contests.push_back({"grow, and write to what is new", "Memory::Grow",
-                      "mprotect", "64 KiB", kSteps, MeasureGrow(),
-                      MeasureGrowByMprotect(), std::nullopt});
+  const std::vector<uintptr_t> addresses = AddressesInPools(16);
+  add(Row("locate an address", "16 pools, overlapping", "", "lookup", 5),
+      kLookups, LookUp(addresses, false), nullptr);
+  add(Row("locate an address", "16 pools, one by one", "", "lookup"), kLookups,
+      LookUp(addresses, true), nullptr);
+  add(Row("grow, and write to what is new", "Memory::Grow", "mprotect",
+          "64 KiB"),
+      kSteps, GrowMemory(), GrowMapping());
   return contests;
 }
 
@@ -441,41 +411,31 @@ double BestOf(const Measure& measure, int repeats, double units) {
   return best / units;
 }
 
-RatioReport Run(int rounds, int repeats) {
-  RatioReport report;
-  *report.mutable_machine() = ThisMachine();
-  report.set_rounds(rounds);
+void Run(int repeats, RatioReport& report) {
   const std::vector<Contest> contests = Contests();
-  std::vector<std::vector<Ratio>> samples(contests.size());
-  for (int round = 0; round < rounds; ++round) {
-    for (size_t i = 0; i < contests.size(); ++i) {
-      const Contest& contest = contests[i];
-      Ratio& sample = samples[i].emplace_back();
-      sample.set_name(contest.name);
-      sample.set_ours(contest.ours_name);
-      sample.set_theirs(contest.theirs_name);
-      sample.set_unit(contest.unit);
-      const double ours = BestOf(contest.ours, repeats, contest.units);
-      sample.set_ours_ns(ours);
-      sample.set_ratio(ours);
-      if (contest.theirs == nullptr) continue;
-      const double theirs = BestOf(contest.theirs, repeats, contest.units);
-      sample.set_theirs_ns(theirs);
-      sample.set_ratio(ours / theirs);
-    }
-  }
+  const auto measure = [&](size_t i) -> std::optional<Ratio> {
+    const Contest& contest = contests[i];
+    Ratio sample = contest.row;
+    const double ours = BestOf(contest.ours, repeats, contest.units);
+    sample.set_ours_ns(ours);
+    sample.set_ratio(ours);
+    if (contest.theirs == nullptr) return sample;
+    const double theirs = BestOf(contest.theirs, repeats, contest.units);
+    sample.set_theirs_ns(theirs);
+    sample.set_ratio(ours / theirs);
+    return sample;
+  };
+  const auto samples =
+      TakeTurns<Ratio>(report.rounds(), contests.size(), measure);
+  AddMedians(samples, report.mutable_ratios());
   for (size_t i = 0; i < contests.size(); ++i) {
-    Ratio& ratio = *report.add_ratios();
-    ratio = MedianRow(samples[i]);
+    Ratio& ratio = *report.mutable_ratios(static_cast<int>(i));
     std::vector<double> ratios;
     for (const Ratio& sample : samples[i]) ratios.push_back(sample.ratio());
     ratio.set_lower_quartile(Quantile(ratios, 0.25));
     ratio.set_upper_quartile(Quantile(ratios, 0.75));
-    if (!contests[i].goal.has_value()) continue;
-    ratio.set_goal(*contests[i].goal);
-    ratio.set_reached(ratio.ratio() <= ratio.goal());
+    if (ratio.has_goal()) ratio.set_reached(ratio.ratio() <= ratio.goal());
   }
-  return report;
 }
 
 std::string ToText(const RatioReport& report) {
@@ -485,17 +445,18 @@ std::string ToText(const RatioReport& report) {
       report.rounds());
   for (const Ratio& ratio : report.ratios()) {
     const bool alone = !ratio.has_theirs_ns();
+    const auto line = [&](const std::string& name, double value) {
+      absl::StrAppendFormat(&text, "  %-24s %8s ", name, Short(value));
+    };
     absl::StrAppend(&text, ratio.name(), ", per ", ratio.unit(), "\n");
-    absl::StrAppendFormat(&text, "  %-24s %8s ns\n", ratio.ours(),
-                          Short(ratio.ours_ns()));
-    if (!alone) {
-      absl::StrAppendFormat(&text, "  %-24s %8s ns\n", ratio.theirs(),
-                            Short(ratio.theirs_ns()));
-    }
-    absl::StrAppendFormat(&text, "  %-24s %8s %s (%s to %s)",
-                          alone ? "time" : "ratio", Short(ratio.ratio()),
-                          alone ? "ns" : "  ", Short(ratio.lower_quartile()),
-                          Short(ratio.upper_quartile()));
+    line(ratio.ours(), ratio.ours_ns());
+    absl::StrAppend(&text, "ns\n");
+    if (!alone) line(ratio.theirs(), ratio.theirs_ns());
+    if (!alone) absl::StrAppend(&text, "ns\n");
+    line(alone ? "time" : "ratio", ratio.ratio());
+    absl::StrAppend(&text, alone ? "ns" : "  ", " (",
+                    Short(ratio.lower_quartile()), " to ",
+                    Short(ratio.upper_quartile()), ")");
     if (ratio.has_goal()) {
       absl::StrAppend(&text, "  goal ", Short(ratio.goal()), ": ",
                       ratio.reached() ? "reached" : "NOT reached");
@@ -506,16 +467,15 @@ std::string ToText(const RatioReport& report) {
 }
 
 int Main(int argc, char** argv) {
-  absl::SetProgramUsageMessage(
-      "Costs of firsttouch as multiples of the kernel's own.");
-  absl::ParseCommandLine(argc, argv);
-  CheckFormat();
+  ParseFlags(argc, argv,
+             "Costs of firsttouch as multiples of the kernel's own.");
   const int rounds = absl::GetFlag(FLAGS_rounds);
   const int repeats = absl::GetFlag(FLAGS_repeats);
   if (rounds < 1 || repeats < 1) {
     Die("--rounds and --repeats must be at least 1");
   }
-  const RatioReport report = Run(rounds, repeats);
+  auto report = NewReport<RatioReport>(rounds);
+  Run(repeats, report);
   return Print(report, ToText(report));
 }
 
