@@ -7,12 +7,8 @@
 //   bazel run -c opt //bench:cycle -- --pages=mixed --tables=steady
 //   bazel run //bench:cycle -- --quick
 //
-// Time is measured in rounds in which the strategies take turns. System calls
-// and signals are counted in a run of their own (see examples/system_calls.h),
-// page faults and TLB shootdowns by the kernel while time is measured. After
-// each measurement the next tenant's memory is compared with the image: a
-// strategy that is fast and wrong ends the program. It exits with 0 whether a
-// goal was reached or not: a busy machine must not fail a build.
+// README.md says how it is measured and what the tables are. It exits with 0
+// whether a goal was reached or not: a busy machine must not fail a build.
 
 #include <algorithm>
 #include <cstdint>
@@ -23,7 +19,6 @@
 #include "absl/flags/parse.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "firsttouch/bench/cycle_goals.h"
 #include "firsttouch/bench/cycle_measure.h"
 #include "firsttouch/bench/cycle_strategies.h"
 #include "firsttouch/bench/fixture.h"
@@ -126,47 +121,42 @@ std::vector<CycleRow> RowsFromFlags() {
   const std::vector<uint32_t> k =
       Numbers(absl::GetFlag(FLAGS_k), "k", 0, kCycleImageBytes / kPageBytes);
   std::vector<CycleRow> rows;
-  CycleRow row;
-  row.set_threads(1);
-  const auto add_pages = [&](CycleRow::Table table, const std::string& which,
-                             const std::string& bytes) {
-    row.set_table(table);
-    row.set_pages(which);
-    row.set_touched_bytes(bytes == "image" ? kCycleImageBytes
-                                           : kCycleMemoryBytes);
-    for (uint32_t changed : k) {
-      if (which == "mixed") changed = kMixedSame + kMixedChurning;
-      row.set_changed_pages(changed);
-      // No page cannot churn, and is nothing to do at once.
-      if (changed > 0 || (which == "same" && table != CycleRow::THREADS)) {
-        rows.push_back(row);
-      }
-      if (which == "mixed") break;
-    }
-  };
   const auto add = [&](CycleRow::Table table) {
-    for (const std::string& which : pages) {
-      for (const std::string& bytes : touched) add_pages(table, which, bytes);
+    const bool sqlite = table == CycleRow::SQLITE;
+    const bool chosen = table == CycleRow::STEADY || table == CycleRow::THREADS;
+    for (const std::string& which : chosen   ? pages
+                                    : sqlite ? Words{"same", "churning"}
+                                             : Words{"same"}) {
+      for (const std::string& bytes : chosen ? touched : Words{"image"}) {
+        for (uint32_t changed : sqlite ? std::vector<uint32_t>{0}
+                                : which == "mixed"
+                                    ? std::vector{kMixedSame + kMixedChurning}
+                                    : k) {
+          // No page cannot churn, and is nothing to do at once.
+          if (changed == 0 && chosen &&
+              (which != "same" || table == CycleRow::THREADS)) {
+            continue;
+          }
+          CycleRow& row = rows.emplace_back();
+          row.set_table(table);
+          row.set_pages(which);
+          row.set_touched_bytes(bytes == "image" ? kCycleImageBytes
+                                                 : kCycleMemoryBytes);
+          row.set_changed_pages(changed);
+          row.set_threads(1);
+        }
+      }
     }
   };
   for (const std::string& table :
        Checked(absl::GetFlag(FLAGS_tables), "tables",
                {"steady", "first", "idle", "threads", "sqlite"})) {
     if (table == "steady") add(CycleRow::STEADY);
+    if (table == "first") add(CycleRow::FIRST_KNOWN_IMAGE);
+    if (table == "first") add(CycleRow::FIRST_NEW_IMAGE);
+    if (table == "idle") add(CycleRow::IDLE);
     if (table == "threads") add(CycleRow::THREADS);
-    if (table == "idle") add_pages(CycleRow::IDLE, "same", "image");
-    if (table == "first") {
-      add_pages(CycleRow::FIRST_KNOWN_IMAGE, "same", "image");
-      add_pages(CycleRow::FIRST_NEW_IMAGE, "same", "image");
-    }
-    if (table == "sqlite") {
-      row.set_table(CycleRow::SQLITE);
-      row.set_changed_pages(0);
-      for (const char* requests : {"same", "churning"}) {
-        row.set_pages(requests);
-        rows.push_back(row);
-      }
-    }
+    if (table == "sqlite") add(CycleRow::SQLITE);
   }
   return rows;
 }

@@ -1,5 +1,3 @@
-#include "firsttouch/bench/cycle_goals.h"
-
 #include <algorithm>
 #include <cstdint>
 #include <optional>
@@ -7,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "firsttouch/bench/cycle_measure.h"
 #include "firsttouch/bench/cycle_strategies.h"
 #include "firsttouch/bench/report.h"
 

@@ -27,6 +27,7 @@
 #include "firsttouch/bench/readings.h"
 #include "firsttouch/bench/report.h"
 #include "firsttouch/examples/system_calls.h"
+#include "firsttouch/integrations/wasm2c/plain_memory.h"
 #include "firsttouch/integrations/wasm2c/pool_memory.h"
 #include "firsttouch/integrations/wasm2c/wasi.h"
 #include "firsttouch/uffd/units.h"
@@ -135,14 +136,7 @@ class SqliteGuests : public Guests {
     wasi_.Reset();
     SqliteGuest guest = OrDie(database_.Instantiate(source_.get(), &wasi_));
     const uint64_t acquired = NowTicks();
-    if (same_) {
-      RequestOrDie(guest, SameFound(rows_), SameUpdated(rows_));
-    } else {
-      // Steps without a pattern that a page could follow.
-      ++guest_;
-      RequestOrDie(guest, guest_ * 7919 % rows_ + 1,
-                   guest_ * 104'729 % rows_ + 1);
-    }
+    RequestOrDie(guest, rows_, same_ ? 0 : ++guest_);
     const uint64_t done = NowTicks();
     { const SqliteGuest gone = std::move(guest); }
     return acquired - begin + (NowTicks() - done);
@@ -404,9 +398,10 @@ void Measure(const CycleSettings& settings, const CycleRow& like,
       settings.rounds, contenders.size(),
       [&](size_t i) { return RoundOf(settings, contenders[i], crew); });
   if (!count) SetScaling(contenders, samples);
+  const int rows_before = report.rows_size();
+  AddMedians(samples, report.mutable_rows());
   for (size_t i = 0; i < contenders.size(); ++i) {
-    CycleRow& row = *report.add_rows();
-    row = MedianRow(samples[i]);
+    CycleRow& row = *report.mutable_rows(rows_before + static_cast<int>(i));
     const std::optional<uint64_t> idle =
         contenders[i].strategy->PrivateBytesOfAll();
     if (idle.has_value()) {
@@ -477,25 +472,6 @@ void MeasureFirst(const CycleSettings& settings, const CycleRow& like,
       report.mutable_rows());
 }
 
-// What `body` returns in a child of its own, so that nothing that was freed
-// before is used again; nullopt when it returns that, or fails.
-std::optional<double> InChild(absl::FunctionRef<std::optional<double>()> body) {
-  void* const shared = mmap(nullptr, sizeof(double), PROT_READ | PROT_WRITE,
-                            MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  const pid_t child = shared == MAP_FAILED ? -1 : fork();
-  if (child < 0) Die("fork failed");
-  if (child == 0) {
-    const std::optional<double> value = body();
-    if (value.has_value()) *static_cast<double*>(shared) = *value;
-    _exit(value.has_value() ? 0 : 1);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  const double value = *static_cast<double*>(shared);
-  munmap(shared, sizeof value);
-  return status == 0 ? std::optional<double>(value) : std::nullopt;
-}
-
 // Private bytes of a process beyond what it had, with so many slots all of
 // which were used and are idle.
 std::optional<double> BytesWithIdleSlots(const CycleStrategyFactory& factory,
@@ -527,22 +503,37 @@ void MeasureIdle(const CycleSettings& settings, const CycleRow& like,
   // What is there once for all slots cancels out.
   constexpr uint32_t kFew = 8;
   constexpr uint32_t kMany = kFew + 64;
+  using Bytes = std::optional<double>;
   const ImageRef image = PatternImage(kCycleImageBytes);
+  void* const shared = mmap(nullptr, sizeof(Bytes), PROT_READ | PROT_WRITE,
+                            MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (shared == MAP_FAILED) Die("mmap failed");
+  auto* const bytes = static_cast<Bytes*>(shared);
   for (const CycleStrategyFactory& factory : settings.strategies) {
     if (factory.traits.is_limit) continue;
     if (MakeOrNote(factory, CycleLayout(1), report) == nullptr) continue;
-    const auto bytes = [&](uint32_t slots) {
-      return InChild(
-          [&] { return BytesWithIdleSlots(factory, like, image, slots); });
+    // In a child of its own, so that nothing that was freed before is used
+    // again.
+    const auto in_child = [&](uint32_t slots) {
+      new (bytes) Bytes();
+      const pid_t child = fork();
+      if (child < 0) Die("fork failed");
+      if (child == 0) {
+        *bytes = BytesWithIdleSlots(factory, like, image, slots);
+        _exit(0);
+      }
+      waitpid(child, nullptr, 0);
+      return *bytes;
     };
-    const std::optional<double> few = bytes(kFew);
-    const std::optional<double> many = bytes(kMany);
+    const Bytes few = in_child(kFew);
+    const Bytes many = in_child(kMany);
     if (!few.has_value() || !many.has_value()) continue;
     CycleRow& row = *report.add_rows();
     row = like;
     row.set_way(factory.name);
     row.set_private_kib_per_idle_slot((*many - *few) / (kMany - kFew) / 1024);
   }
+  munmap(shared, sizeof(Bytes));
 }
 
 // SQLite as the guest: each cycle is an instance of one snapshot, a query, an
@@ -555,13 +546,9 @@ void MeasureSqlite(CycleSettings settings, CycleRow like, CycleReport& report) {
     return wasm2c::LayoutForGuests(slots, kSqliteMemoryBytes);
   };
   // Set up by plain means, so that no strategy has seen it before.
-  std::shared_ptr<const SqliteTemplate> database;
-  for (const CycleStrategyFactory& factory : AllCycleStrategies()) {
-    if (factory.name != kCopyOnWriteName) continue;
-    const auto strategy = OrDie(factory.make(layout(1)));
-    database =
-        OrDie(examples::SetUpDatabase(strategy->NewSource().get(), kRows));
-  }
+  const auto plain = OrDie(wasm2c::PlainMemorySource::Create(
+      {.slots = 1, .max_memory_bytes = kSqliteMemoryBytes}));
+  const auto database = OrDie(examples::SetUpDatabase(plain.get(), kRows));
   like.set_touched_bytes(database->memories().front().size_bytes);
   const auto guests = [&](CycleStrategy& strategy, uint32_t) {
     return std::make_unique<SqliteGuests>(*database, strategy.NewSource(),
@@ -604,8 +591,11 @@ void MeasureRows(const CycleSettings& settings, const CycleRow& like,
   }
 }
 
-void RequestOrDie(SqliteGuest& guest, uint64_t found, uint64_t updated) {
+void RequestOrDie(SqliteGuest& guest, uint64_t rows, uint64_t number) {
   constexpr uint64_t kOwner = 4711;
+  // Steps without a pattern that a page could follow.
+  const uint64_t found = (number == 0 ? rows / 8 : number * 7919 % rows) + 1;
+  const uint64_t updated = (number == 0 ? 7 : number * 104'729) % rows + 1;
   const auto got = guest.Run([=](Z_sqlite_guest_instance_t* instance) {
     if (Z_sqlite_guestZ_find(instance, found) != found) return 1;
     if (Z_sqlite_guestZ_insert(instance, kOwner, 1) != 0) return 2;

@@ -1,4 +1,5 @@
-// The measurements of bench:cycle: each adds rows to a report.
+// The measurements of bench:cycle, which add rows to a report, and what these
+// are to reach.
 //
 // Strategies take turns, in rounds. After the last round the next guest's
 // memory is compared with the image: a strategy that is fast and wrong ends the
@@ -8,6 +9,7 @@
 #define FIRSTTOUCH_BENCH_CYCLE_MEASURE_H_
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "firsttouch/bench/cycle_strategies.h"
@@ -39,14 +41,19 @@ inline constexpr uint32_t kMixedChurning = 4;
 void MeasureRows(const CycleSettings& settings, const CycleRow& like,
                  CycleReport& report);
 
-// What a guest asks of SQLite in every benchmark: a query for the row `found`,
-// an insert, and an update of the row `updated`; both are there. Ends the
-// program on a wrong answer.
-void RequestOrDie(examples::SqliteGuest& guest, uint64_t found,
-                  uint64_t updated);
-// The rows that guests ask for who all ask for the same, of so many.
-inline uint64_t SameFound(uint64_t rows) { return rows / 8 + 1; }
-inline uint64_t SameUpdated(uint64_t rows) { return 7 % rows + 1; }
+// What rows have in common that differ in their strategy only, for people:
+// "steady, k=4 same of 1 MiB".
+std::string Situation(const CycleRow& row);
+
+// Adds to the report the goals that its rows can tell of, all of them for
+// default options. A ratio of two strategies is taken within each round; what
+// counts is the median of these.
+void AddGoals(CycleReport& report);
+
+// What a guest asks of SQLite in every benchmark, of a table of so many rows: a
+// query, an insert and an update. All that have number 0 ask for the same rows,
+// each of the others for its own. Ends the program on a wrong answer.
+void RequestOrDie(examples::SqliteGuest& guest, uint64_t rows, uint64_t number);
 
 // The most that SQLite's memory may have.
 inline constexpr uint64_t kSqliteMemoryBytes = 64 << 20;

@@ -326,14 +326,13 @@ class SlotSource : public wasm2c::MemorySource {
   // Without holes: to map or to read the image's own would fill them, for
   // everybody.
   static ImageRef DenseCopy(const Image& image) {
-    std::vector<std::byte> bytes(image.pages().bytes());
-    for (uint64_t page = 0; page < image.pages().value(); ++page) {
-      memcpy(bytes.data() + page * kPageBytes, image.PageBytes(PageIndex(page)),
-             kPageBytes);
-    }
-    ImageRef copy = OrDie(
-        ImageFromBytes({.name = "dense", .size_bytes = bytes.size()}, bytes));
-    ReadEachPage(copy->data(), bytes.size());
+    ImageRef copy = OrDie(ImageFromCallback(
+        {.name = "dense", .size_bytes = image.pages().bytes()},
+        [&](PageIndex page, std::span<std::byte, kPageBytes> bytes) {
+          memcpy(bytes.data(), image.PageBytes(page), kPageBytes);
+          return absl::OkStatus();
+        }));
+    ReadEachPage(copy->data(), copy->pages().bytes());
     return copy;
   }
 

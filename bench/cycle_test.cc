@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "firsttouch/bench/cycle_goals.h"
+#include "firsttouch/bench/cycle_measure.h"
 #include "firsttouch/bench/cycle_strategies.h"
 #include "firsttouch/bench/fixture.h"
 #include "firsttouch/bench/readings.h"

@@ -21,7 +21,6 @@
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
-#include <iostream>
 #include <memory>
 #include <optional>
 #include <span>
@@ -146,12 +145,9 @@ Pool MakeGuestPool() {
   return pool;
 }
 
-// Of `database` in memory of `source`; `query` is "same", the rows that the
-// working set was taught with, or "other".
+// `query`: "same", the rows that the working set was taught with, or "other".
 void Request(SqliteGuest& guest, uint64_t rows, const std::string& query) {
-  const bool same = query == "same";
-  RequestOrDie(guest, same ? SameFound(rows) : rows / 3 + 1,
-               same ? SameUpdated(rows) : rows / 2 + 1);
+  RequestOrDie(guest, rows, query == "same" ? 0 : 1);
 }
 
 // In this process, which should have done nothing else yet: SQLite from `file`
@@ -239,71 +235,40 @@ SizeRow StartPlain(const std::string& file) {
   return row;
 }
 
+// Writes a row of one sample to standard output, as a message.
 int Child(const std::string& child) {
   const std::string file = absl::GetFlag(FLAGS_file);
-  std::cout << (child == "size"
-                    ? StartPlain(file).SerializeAsString()
-                    : StartSqlite(child, file, absl::GetFlag(FLAGS_rows),
-                                  absl::GetFlag(FLAGS_query))
-                          .SerializeAsString());
-  return 0;
+  const bool written =
+      child == "size"
+          ? StartPlain(file).SerializeToFileDescriptor(STDOUT_FILENO)
+          : StartSqlite(child, file, absl::GetFlag(FLAGS_rows),
+                        absl::GetFlag(FLAGS_query))
+                .SerializeToFileDescriptor(STDOUT_FILENO);
+  return written ? 0 : 1;
 }
-
-// A folder that goes away with everything in it.
-class Folder {
- public:
-  Folder() {
-    std::string parent = absl::GetFlag(FLAGS_directory);
-    if (parent.empty()) parent = std::filesystem::temp_directory_path();
-    path_ = absl::StrCat(parent, "/firsttouch_images.XXXXXX");
-    if (mkdtemp(path_.data()) == nullptr) {
-      Die(absl::StrCat("--directory: cannot make a folder in ", parent));
-    }
-  }
-  ~Folder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-
-  std::string File(const std::string& name) const {
-    return absl::StrCat(path_, "/", name);
-  }
-
- private:
-  std::string path_;
-};
 
 // What a child of this program with these flags prints: a row of one sample,
 // as a message.
 template <typename Row>
 Row RunChild(const Words& flags) {
-  std::error_code error;
-  const std::filesystem::path own =
-      std::filesystem::read_symlink("/proc/self/exe", error);
-  if (error) Die("cannot read /proc/self/exe");
-  std::string command = absl::StrCat("'", own.string(), "'");
+  std::string command = absl::StrCat("/proc/", getpid(), "/exe");
   for (const std::string& flag : flags) {
     absl::StrAppend(&command, " '--", flag, "'");
   }
   FILE* const pipe = popen(command.c_str(), "r");
   if (pipe == nullptr) Die("cannot start a process");
-  char buffer[4096];
-  const size_t got = fread(buffer, 1, sizeof buffer, pipe);
   Row row;
-  if (pclose(pipe) != 0 || got == 0 ||
-      !row.ParseFromArray(buffer, static_cast<int>(got))) {
+  const bool parsed = row.ParseFromFileDescriptor(fileno(pipe));
+  if (pclose(pipe) != 0 || !parsed) {
     Die(absl::StrCat("a sample failed: ", command));
   }
   return row;
 }
 
 void DropFromPageCache(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) Die(absl::StrCat("cannot open ", path));
-  posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-  close(fd);
+  const UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd) Die(absl::StrCat("cannot open ", path));
+  posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED);
 }
 
 // SQLite's memory after its set-up, with what ten tenants have taught, and
@@ -323,19 +288,20 @@ void WriteSqliteFiles(uint32_t rows, const std::string& with_set,
   OrDie(WriteImageFile(*image, without_set).status());
 }
 
-void MeasureStarts(const Folder& folder, int rounds, uint32_t rows, bool cold,
-                   const Words& queries, ImagesReport& report) {
-  const std::string with = folder.File("with.ftimg");
-  const std::string without = folder.File("without.ftimg");
+void MeasureStarts(const std::string& folder, int rounds, uint32_t rows,
+                   const std::string& page_cache, const Words& queries,
+                   ImagesReport& report) {
+  const std::string with = folder + "with.ftimg";
+  const std::string without = folder + "without.ftimg";
   WriteSqliteFiles(rows, with, without);
   for (const std::string& query : queries) {
     const auto start = [&](size_t i) -> std::optional<StartRow> {
       const std::string& file = kStarts[i] == kWithSetName ? with : without;
-      if (cold) DropFromPageCache(file);
+      if (page_cache == "cold") DropFromPageCache(file);
       StartRow row = RunChild<StartRow>(
           {absl::StrCat("child=", kStarts[i]), absl::StrCat("file=", file),
            absl::StrCat("query=", query), absl::StrCat("rows=", rows)});
-      row.set_page_cache(cold ? "cold" : "warm");
+      row.set_page_cache(page_cache);
       return row;
     };
     AddMedians(TakeTurns<StartRow>(rounds, std::size(kStarts), start),
@@ -343,34 +309,14 @@ void MeasureStarts(const Folder& folder, int rounds, uint32_t rows, bool cold,
   }
 }
 
-// An image whose pages all differ, also from those of other seeds.
-ImageRef DenseImage(uint64_t bytes, uint32_t seed) {
-  return OrDie(ImageFromWriter(
-      {.name = "dense", .size_bytes = bytes}, [&](ImagePut put) {
-        std::vector<uint64_t> chunk((1 << 20) / sizeof(uint64_t));
-        uint64_t state = seed * 0x9e3779b97f4a7c15 + 1;
-        for (uint64_t at = 0; at < bytes; at += 1 << 20) {
-          for (uint64_t& word : chunk) {
-            state = state * 6364136223846793005 + 1442695040888963407;
-            word = state | 0x0101010101010101;
-          }
-          absl::Status status =
-              put(at, std::as_bytes(std::span(chunk))
-                          .first(std::min<uint64_t>(1 << 20, bytes - at)));
-          if (!status.ok()) return status;
-        }
-        return absl::OkStatus();
-      }));
-}
-
-void MeasureSizes(const Folder& folder, int rounds, bool quick,
+void MeasureSizes(const std::string& folder, int rounds, bool quick,
                   ImagesReport& report) {
   std::vector<uint64_t> sizes = {1 << 20, 64 << 20, uint64_t{1} << 30};
   if (quick) sizes = {1 << 20, 4 << 20};
   Words files;
   for (const uint64_t size : sizes) {
-    files.push_back(folder.File(absl::StrCat(size, ".ftimg")));
-    OrDie(WriteImageFile(*DenseImage(size, 1), files.back()).status());
+    files.push_back(absl::StrCat(folder, size, ".ftimg"));
+    OrDie(WriteImageFile(*PatternImage(size, 1), files.back()).status());
   }
   const auto start = [&](size_t i) -> std::optional<SizeRow> {
     return RunChild<SizeRow>({"child=size", absl::StrCat("file=", files[i])});
@@ -380,39 +326,33 @@ void MeasureSizes(const Folder& folder, int rounds, bool quick,
   for (const std::string& file : files) unlink(file.c_str());
 }
 
-uint64_t BytesOnDisk(const std::string& path) {
+uint64_t BytesOnDisk(const std::string& directory) {
   uint64_t bytes = 0;
-  const auto add = [&](const std::string& file) {
-    struct stat status;
-    if (stat(file.c_str(), &status) == 0) {
-      bytes += static_cast<uint64_t>(status.st_blocks) * 512;
-    }
-  };
-  add(path);
-  if (std::filesystem::is_directory(path)) {
-    for (const auto& entry :
-         std::filesystem::recursive_directory_iterator(path)) {
-      add(entry.path());
-    }
+  for (const auto& entry :
+       std::filesystem::recursive_directory_iterator(directory)) {
+    struct stat status = {};
+    stat(entry.path().c_str(), &status);
+    bytes += static_cast<uint64_t>(status.st_blocks) * 512;
   }
   return bytes;
 }
 
-void MeasureStored(const Folder& folder, bool quick, ImagesReport& report) {
+void MeasureStored(const std::string& folder, bool quick,
+                   ImagesReport& report) {
   const int images = quick ? 5 : 50;
   const uint64_t bytes = quick ? 1 << 20 : 4 << 20;
   StoredImages& stored = *report.mutable_stored();
   stored.set_images(images);
   stored.set_image_bytes(bytes);
   stored.set_shared_part(0.9);
-  const ImageRef base = DenseImage(bytes, 1);
-  const std::string directory = folder.File("store");
+  const ImageRef base = PatternImage(bytes, 1);
+  const std::string directory = folder + "store";
   const std::unique_ptr<ImageStore> store =
       OrDie(ImageStore::Open({.directory = directory}));
   uint64_t all = 0;
   for (int i = 0; i < images; ++i) {
     // Every tenth page is the image's own.
-    const ImageRef own = DenseImage(bytes, 2 + i);
+    const ImageRef own = PatternImage(bytes, 2 + i);
     std::vector<PageData> pages;
     for (uint64_t page = 0; page < bytes / kPageBytes; page += 10) {
       pages.push_back({PageIndex(page), own->PageBytes(PageIndex(page))});
@@ -420,9 +360,9 @@ void MeasureStored(const Folder& folder, bool quick, ImagesReport& report) {
     const ImageRef image = OrDie(
         ImageWithPages({.name = absl::StrCat("image ", i), .size_bytes = bytes},
                        base.get(), pages));
-    const std::string file = folder.File("one.ftimg");
+    const std::string file = folder + "one.ftimg";
     OrDie(WriteImageFile(*image, file).status());
-    const uint64_t one = BytesOnDisk(file);
+    const uint64_t one = OrDie(ReadImageFileInfo(file)).disk_bytes;
     all += one;
     if (i == 0) stored.set_one_file_bytes(one);
     OrDie(store->Put(image->name(), *image).status());
@@ -432,12 +372,12 @@ void MeasureStored(const Folder& folder, bool quick, ImagesReport& report) {
   stored.set_store_bytes(BytesOnDisk(directory));
 }
 
-void MeasureBuilds(const Folder& folder, int rounds, bool quick,
+void MeasureBuilds(const std::string& folder, int rounds, bool quick,
                    ImagesReport& report) {
   using Options = OpenImageOptions;
   const uint64_t bytes = quick ? 1 << 20 : 64 << 20;
-  const ImageRef image = DenseImage(bytes, 1);
-  const std::string file = folder.File("build.ftimg");
+  const ImageRef image = PatternImage(bytes, 1);
+  const std::string file = folder + "build.ftimg";
   OrDie(WriteImageFile(*image, file).status());
   const std::pair<const char*, std::function<absl::Status()>> builds[] = {
       {"build from bytes",
@@ -448,7 +388,7 @@ void MeasureBuilds(const Folder& folder, int rounds, bool quick,
        }},
       {"write, with digests, synced",
        [&] {
-         return WriteImageFile(*image, folder.File("written.ftimg")).status();
+         return WriteImageFile(*image, folder + "written.ftimg").status();
        }},
       {"open and verify all",
        [&] {
@@ -575,24 +515,28 @@ int Main(int argc, char** argv) {
 
   auto report = NewReport<ImagesReport>(rounds);
   report.set_default_options(DescribeDefaultOptions());
-  {
-    const Folder folder;
-    for (const std::string& table : tables) {
-      if (table == "start") {
-        MeasureStarts(folder, rounds, rows, /*cold=*/false, {"same", "other"},
-                      report);
-      } else if (table == "cold") {
-        MeasureStarts(folder, std::min(rounds, 11), rows, /*cold=*/true,
-                      {"same"}, report);
-      } else if (table == "size") {
-        MeasureSizes(folder, rounds, quick, report);
-      } else if (table == "store") {
-        MeasureStored(folder, quick, report);
-      } else {
-        MeasureBuilds(folder, rounds, quick, report);
-      }
+  std::string folder = absl::GetFlag(FLAGS_directory);
+  if (folder.empty()) folder = std::filesystem::temp_directory_path();
+  folder += "/firsttouch_images.XXXXXX";
+  if (mkdtemp(folder.data()) == nullptr) {
+    Die(absl::StrCat("--directory: cannot make a folder ", folder));
+  }
+  folder += "/";
+  for (const std::string& table : tables) {
+    if (table == "start") {
+      MeasureStarts(folder, rounds, rows, "warm", {"same", "other"}, report);
+    } else if (table == "cold") {
+      MeasureStarts(folder, std::min(rounds, 11), rows, "cold", {"same"},
+                    report);
+    } else if (table == "size") {
+      MeasureSizes(folder, rounds, quick, report);
+    } else if (table == "store") {
+      MeasureStored(folder, quick, report);
+    } else {
+      MeasureBuilds(folder, rounds, quick, report);
     }
   }
+  std::filesystem::remove_all(folder);
   AddGoals(report);
   return Print(report, ToText(report));
 }

@@ -173,9 +173,9 @@ void AddGoal(const std::string& name, const std::string& where,
   if (!measured.has_value()) return;
   goal.set_measured(*measured);
   if (by_mean.has_value()) goal.set_measured_by_mean(*by_mean);
-  const auto [least, most] =
-      std::minmax(*measured, by_mean.value_or(*measured));
-  goal.set_reached(at_least ? least >= bound : most <= bound);
+  const double mean = by_mean.value_or(*measured);
+  goal.set_reached(at_least ? std::min(*measured, mean) >= bound
+                            : std::max(*measured, mean) <= bound);
 }
 
 std::string Short(std::optional<double> value) {

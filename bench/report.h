@@ -69,23 +69,17 @@ std::vector<std::vector<Row>> TakeTurns(
 void SetMedians(const std::vector<const google::protobuf::Message*>& rounds,
                 google::protobuf::Message& row);
 
-// The same; what is not a number is as in the first of the rounds, of which
-// there must be one.
-template <typename Row>
-Row MedianRow(const std::vector<Row>& rounds) {
-  std::vector<const google::protobuf::Message*> messages;
-  for (const Row& round : rounds) messages.push_back(&round);
-  Row row = rounds.front();
-  SetMedians(messages, row);
-  return row;
-}
-
-// Adds a row for each subject that has samples.
+// Adds a row of medians for each subject that has samples; what is not a number
+// is as in the first of these.
 template <typename Row>
 void AddMedians(const std::vector<std::vector<Row>>& samples,
                 Repeated<Row>* rows) {
   for (const std::vector<Row>& of_subject : samples) {
-    if (!of_subject.empty()) *rows->Add() = MedianRow(of_subject);
+    if (of_subject.empty()) continue;
+    std::vector<const google::protobuf::Message*> rounds;
+    for (const Row& round : of_subject) rounds.push_back(&round);
+    *rows->Add() = of_subject.front();
+    SetMedians(rounds, *rows->rbegin());
   }
 }
 
