@@ -1,0 +1,213 @@
+#include "firsttouch/serve/guest_image.h"
+
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "firsttouch/init/digest.h"
+#include "firsttouch/serve/address_map.h"
+#include "firsttouch/uffd/uffd.h"
+
+namespace firsttouch {
+
+int ReadMapped(const std::byte* from, std::span<std::byte> into) {
+  while (!into.empty()) {
+    const iovec local = {into.data(), into.size()};
+    const iovec remote = {const_cast<std::byte*>(from), into.size()};
+    const ssize_t count =
+        process_vm_readv(getpid(), &local, 1, &remote, 1, /*flags=*/0);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return count < 0 ? errno : EFAULT;
+    from += count;
+    into = into.subspan(static_cast<size_t>(count));
+  }
+  return 0;
+}
+
+const std::byte* ZeroBytes() {
+  // Never written to: all of it is the kernel's zero page, or one huge one.
+  static const std::byte* const zeroes = [] {
+    void* const mapped = mmap(nullptr, kHugePageBytes, PROT_READ,
+                              MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED) std::abort();
+    return static_cast<const std::byte*>(mapped);
+  }();
+  return zeroes;
+}
+
+std::shared_ptr<GuestImage> GuestImage::Create(ImageRef image) {
+  return std::shared_ptr<GuestImage>(new GuestImage(std::move(image)));
+}
+
+absl::StatusOr<std::shared_ptr<GuestImage>> GuestImage::OpenFile(
+    const std::string& path, const OpenImageOptions& options) {
+  if (options.parent != nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path,
+        ": a parent was given as an image, whose file cannot be checked; "
+        "say how to find files of parents (find_parent)"));
+  }
+  absl::StatusOr<ImageRef> image = OpenImageFile(path, options);
+  if (!image.ok()) return image.status();
+  std::shared_ptr<GuestImage> opened(new GuestImage(*image));
+  // What is copied into a sealed memfd as a whole cannot be damaged later.
+  if (options.backing == OpenImageOptions::Backing::kCopied &&
+      options.verify == OpenImageOptions::Verify::kAll) {
+    return opened;
+  }
+  std::string file = path;
+  for (ImageRef at = *image; at != nullptr; at = at->parent()) {
+    if (absl::Status added = opened->AddFile(at, file); !added.ok()) {
+      return added;
+    }
+    if (at->parent() == nullptr) break;
+    const std::optional<Digest> digest = at->parent()->known_digest();
+    if (!digest.has_value() || options.find_parent == nullptr) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(file, ": the file of its parent is not known"));
+    }
+    absl::StatusOr<std::string> found = options.find_parent(*digest);
+    if (!found.ok()) return found.status();
+    file = *std::move(found);
+  }
+  return opened;
+}
+
+absl::Status GuestImage::AddFile(ImageRef image, const std::string& path) {
+  absl::StatusOr<ImageFileInfo> info = ReadImageFileInfo(path);
+  if (!info.ok()) return info.status();
+  if (image->known_digest() != info->content) {
+    return absl::UnavailableError(absl::StrCat(
+        path, ": the file was replaced while it was opened; open it again"));
+  }
+  absl::StatusOr<PageMap> own = PageMap::Create(image->pages());
+  if (!own.ok()) return own.status();
+  absl::StatusOr<PageMap> zeroed = PageMap::Create(image->pages());
+  if (!zeroed.ok()) return zeroed.status();
+  for (const ImageExtent& extent : info->extents) own->InsertRun(extent.pages);
+  for (const PageRun& run : info->zeroed) zeroed->InsertRun(run);
+  File file;
+  file.image = std::move(image);
+  file.path = path;
+  file.checked = std::make_unique<std::atomic<bool>[]>(info->extents.size());
+  file.extents = std::move(info->extents);
+  file.own = *std::move(own);
+  file.zeroed = *std::move(zeroed);
+  files_.push_back(std::move(file));
+  return absl::OkStatus();
+}
+
+GuestImage::Place GuestImage::PlaceOf(PageIndex page) const {
+  for (const File& file : files_) {
+    if (file.own.Contains(page)) {
+      const auto after = std::upper_bound(
+          file.extents.begin(), file.extents.end(), page,
+          [](PageIndex p, const ImageExtent& e) { return p < e.pages.first; });
+      return {&file, static_cast<size_t>(after - file.extents.begin()) - 1};
+    }
+    if (file.zeroed.Contains(page)) break;
+  }
+  return {};
+}
+
+bool GuestImage::IsReady(PageIndex first, PageCount pages) const {
+  const bool has_source = image_->has_source();
+  if (!has_source && files_.empty()) return true;
+  const PageIndex end = first + pages;
+  for (std::optional<PageRun> run = image_->stored().NextRun(first);
+       run.has_value() && run->first < end;
+       run = image_->stored().NextRun(run->end())) {
+    for (PageIndex page = run->first; page < std::min(run->end(), end);) {
+      if (has_source && !image_->IsFetched(page)) return false;
+      if (files_.empty()) {
+        ++page;
+        continue;
+      }
+      const Place place = PlaceOf(page);
+      if (place.file == nullptr ||
+          !place.file->checked[place.extent].load(std::memory_order_acquire)) {
+        return false;
+      }
+      // A page of the next file may lie inside an extent of this one.
+      if (files_.size() == 1) {
+        page = place.file->extents[place.extent].pages.end();
+      } else {
+        ++page;
+      }
+    }
+  }
+  return true;
+}
+
+absl::Status GuestImage::MakeReady(PageIndex first, PageCount pages) {
+  if (image_->has_source()) {
+    if (const int error = image_->FetchPages(first, pages)) {
+      return absl::ErrnoToStatus(
+          error,
+          absl::StrCat("image '", image_->name(), "': pages ", first.value(),
+                       " to ", (first + pages).value() - 1,
+                       ": the page source failed"));
+    }
+  }
+  if (files_.empty()) return absl::OkStatus();
+  const PageIndex end = first + pages;
+  for (std::optional<PageRun> run = image_->stored().NextRun(first);
+       run.has_value() && run->first < end;
+       run = image_->stored().NextRun(run->end())) {
+    for (PageIndex page = run->first; page < std::min(run->end(), end);
+         ++page) {
+      const Place place = PlaceOf(page);
+      if (place.file == nullptr) {
+        return absl::DataLossError(
+            absl::StrCat("image '", image_->name(), "': page ", page.value(),
+                         " is stored, and no file has a digest for it"));
+      }
+      if (place.file->checked[place.extent].load(std::memory_order_acquire)) {
+        continue;
+      }
+      if (absl::Status checked = Check(*place.file, place.extent);
+          !checked.ok()) {
+        return checked;
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GuestImage::Check(const File& file, size_t extent) const {
+  const ImageExtent& expected = file.extents[extent];
+  const auto lost = [&](const std::string& why) {
+    return absl::DataLossError(absl::StrCat(
+        "image '", image_->name(), "': pages ", expected.pages.first.value(),
+        " to ", expected.pages.end().value() - 1, " of ", file.path, " ", why));
+  };
+  constexpr uint64_t kPiecePages = 64;
+  std::vector<std::byte> piece(kPiecePages * kPageBytes);
+  Sha256 digest;
+  for (PageIndex page = expected.pages.first; page < expected.pages.end();) {
+    const uint64_t count =
+        std::min<uint64_t>(kPiecePages, (expected.pages.end() - page).value());
+    const std::span<std::byte> into(piece.data(), count * kPageBytes);
+    if (const int error =
+            ReadMapped(file.image->data() + page.offset_bytes(), into)) {
+      return lost(absl::StrCat("cannot be read: ", ErrnoText(error),
+                               "; was the file cut short?"));
+    }
+    digest.Update(into);
+    page += PageCount(count);
+  }
+  if (digest.Finish() != expected.digest) {
+    return lost("do not match their digest: the file is damaged");
+  }
+  file.checked[extent].store(true, std::memory_order_release);
+  return absl::OkStatus();
+}
+
+}  // namespace firsttouch

@@ -1,0 +1,108 @@
+// An image as a server reads it: for any number of guests at once, and only
+// bytes that are known to be right.
+//
+// The bytes are those of the image's one mapping, so that all guests share what
+// the page cache has. What can fail on the way is an answer and never a signal
+// or a zero: a page source that fails, a file that is cut short, an extent
+// whose digest is wrong.
+//
+//   absl::StatusOr<std::shared_ptr<GuestImage>> image =
+//       GuestImage::OpenFile("/var/lib/vm/base.ftimg");
+//   if (!(*image)->IsReady(page)) absl::Status ready =
+//   (*image)->MakeReady(page, 1);
+//   ... (*image)->image().data() + page.offset_bytes() ...
+//
+// Threads: any. Not for signal handlers.
+
+#ifndef FIRSTTOUCH_SERVE_GUEST_IMAGE_H_
+#define FIRSTTOUCH_SERVE_GUEST_IMAGE_H_
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/init/image_digest.h"
+#include "firsttouch/init/image_file.h"
+#include "firsttouch/init/page_map.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+
+// Copies bytes of this process, and says EFAULT where reading them would be a
+// SIGBUS (a mapped file that was cut short). 0, or an errno.
+int ReadMapped(const std::byte* from, std::span<std::byte> into);
+
+// kHugePageBytes of zeroes, page aligned; for the life of the process.
+const std::byte* ZeroBytes();
+
+class GuestImage {
+ public:
+  // Serves an image whose bytes are right as they are: a built one, one of a
+  // store, one with a page source.
+  static std::shared_ptr<GuestImage> Create(ImageRef image);
+
+  // Opens an image file whose extents are checked against their digests, each
+  // when a page of it is first wanted; of a delta also those of its parents.
+  // Errors: those of OpenImageFile and ReadImageFileInfo; InvalidArgument for
+  // `options.parent`, whose file is not known (say options.find_parent);
+  // Unavailable if the file was replaced meanwhile.
+  static absl::StatusOr<std::shared_ptr<GuestImage>> OpenFile(
+      const std::string& path, const OpenImageOptions& options = {});
+
+  GuestImage(const GuestImage&) = delete;
+  GuestImage& operator=(const GuestImage&) = delete;
+
+  const Image& image() const { return *image_; }
+  uint64_t bytes() const { return image_->pages().bytes(); }
+
+  // Whether the stored pages of the range can be copied at once, without
+  // waiting for a page source or for a check of their digest. (A file's pages
+  // may have to come from a disk all the same.) The range may reach past the
+  // image's end.
+  bool IsReady(PageIndex first, PageCount pages) const;
+
+  // Makes them so, and waits as long as it takes. Errors: DataLoss for an
+  // extent whose digest is wrong, or which cannot be read, with the image's
+  // name, the pages and the file; of a page source what it answered. A later
+  // call tries again.
+  absl::Status MakeReady(PageIndex first, PageCount pages);
+
+ private:
+  // One file of the image: itself, its parent, and so on. The bytes of its
+  // extents are read through the image that was opened from it.
+  struct File {
+    ImageRef image;
+    std::string path;
+    std::vector<ImageExtent> extents;  // Ascending.
+    PageMap own;                       // The pages of the extents.
+    PageMap zeroed;
+    // For each extent, whether it was found right.
+    std::unique_ptr<std::atomic<bool>[]> checked;
+  };
+
+  explicit GuestImage(ImageRef image) : image_(std::move(image)) {}
+
+  absl::Status AddFile(ImageRef image, const std::string& path);
+  // The extent that has the bytes of a stored page; null where none has.
+  struct Place {
+    const File* file = nullptr;
+    size_t extent = 0;
+  };
+  Place PlaceOf(PageIndex page) const;
+  absl::Status Check(const File& file, size_t extent) const;
+
+  const ImageRef image_;
+  // Empty: nothing is checked.
+  std::vector<File> files_;
+};
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVE_GUEST_IMAGE_H_

@@ -1,0 +1,320 @@
+#include "firsttouch/serve/server.h"
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <string_view>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/signal_masked_thread.h"
+#include "firsttouch/uffd/uffd.h"
+
+namespace firsttouch {
+namespace {
+
+constexpr uint64_t kStopId = 0;
+
+// What /proc says that a descriptor is.
+std::string KindOfDescriptor(int fd) {
+  std::array<char, 256> kind;
+  const ssize_t length = readlink(absl::StrCat("/proc/self/fd/", fd).c_str(),
+                                  kind.data(), kind.size());
+  return length < 0 ? "nothing" : std::string(kind.data(), length);
+}
+
+// Whether a userfaultfd belongs to the memory of this process. The kernel does
+// not tell; but it places pages in whatever is registered with any userfaultfd
+// of the same memory. So a page that only this process has registered gets one
+// by that descriptor, or does not.
+absl::StatusOr<bool> IsOwnMemory(Kernel& kernel, int fd) {
+  void* const page = mmap(nullptr, kPageBytes, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (page == MAP_FAILED) return absl::ErrnoToStatus(errno, "mmap of a page");
+  const uintptr_t address = reinterpret_cast<uintptr_t>(page);
+  absl::StatusOr<bool> own = [&]() -> absl::StatusOr<bool> {
+    absl::StatusOr<Uffd> ours = Uffd::Open(kernel, {});
+    if (!ours.ok()) return ours.status();
+    if (absl::Status registered = ours->Register(
+            address, kPageBytes, kUffdRegisterMissing, kUffdIoctlZeroPage);
+        !registered.ok()) {
+      return registered;
+    }
+    if (!kernel.ZeroPage(fd, address, kPageBytes, kUffdZeroPageDontWake).ok()) {
+      return false;
+    }
+    return kernel.ZeroPage(ours->fd(), address, kPageBytes, 0).error == EEXIST;
+  }();
+  munmap(page, kPageBytes);
+  return own;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options,
+                                                      Kernel& kernel) {
+  if (options.threads == 0 || options.waiting_threads == 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a server with ", options.threads, " threads and ",
+        options.waiting_threads, " waiting threads; each must be at least 1"));
+  }
+  std::unique_ptr<Server> server(new Server(std::move(options), kernel));
+  if (absl::Status started = server->StartThreads(); !started.ok()) {
+    return started;
+  }
+  return server;
+}
+
+Server::Server(ServerOptions options, Kernel& kernel)
+    : options_(std::move(options)), kernel_(kernel) {}
+
+absl::Status Server::StartThreads() {
+  epoll_.reset(epoll_create1(EPOLL_CLOEXEC));
+  if (!epoll_) return absl::ErrnoToStatus(errno, "epoll_create1 for a server");
+  stop_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!stop_) return absl::ErrnoToStatus(errno, "eventfd for a server");
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.u64 = kStopId;
+  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, stop_.get(), &event) != 0) {
+    return absl::ErrnoToStatus(errno, "epoll_ctl for a server");
+  }
+  for (uint32_t i = 0; i < options_.threads + options_.waiting_threads; ++i) {
+    const bool serves = i < options_.threads;
+    absl::StatusOr<std::thread> thread = StartSignalMaskedThread(
+        serves ? "ft-serve" : "ft-serve-wait",
+        [this, serves] { serves ? ServeGuests() : RunJobs(); });
+    if (!thread.ok()) {
+      return absl::Status(
+          thread.status().code(),
+          absl::StrCat("a server's thread ", i + 1, " of ",
+                       options_.threads + options_.waiting_threads, ": ",
+                       thread.status().message()));
+    }
+    threads_.push_back(*std::move(thread));
+  }
+  return absl::OkStatus();
+}
+
+Server::~Server() {
+  {
+    MutexLock lock(&jobs_mutex_);
+    stopping_ = true;
+    urgent_jobs_.clear();
+    jobs_.clear();
+    jobs_changed_.SignalAll();
+  }
+  if (stop_) eventfd_write(stop_.get(), 1);
+  for (std::thread& thread : threads_) thread.join();
+  std::map<uint64_t, std::shared_ptr<Guest>> left;
+  {
+    MutexLock lock(&mutex_);
+    left.swap(guests_);
+  }
+  if (options_.at_end == ServerOptions::AtEnd::kLeave) return;
+  for (const auto& [id, guest] : left) guest->Poison();
+}
+
+void Server::ServeGuests() {
+  while (true) {
+    epoll_event event{};
+    const int count = epoll_wait(epoll_.get(), &event, 1, -1);
+    if (count <= 0) continue;
+    if (event.data.u64 == kStopId) return;
+    const uint64_t id = event.data.u64;
+    const std::shared_ptr<Guest> guest = Find(id);
+    if (guest == nullptr) continue;
+    if (!guest->Turn()) {
+      Remove(id);
+      continue;
+    }
+    // Behind those that have become ready meanwhile. Fails where the guest was
+    // detached.
+    epoll_event again{};
+    again.events = EPOLLIN | EPOLLONESHOT;
+    again.data.u64 = id;
+    epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, guest->poll_fd(), &again);
+  }
+}
+
+void Server::RunJobs() {
+  while (true) {
+    std::function<void()> job;
+    {
+      MutexLock lock(&jobs_mutex_);
+      while (!stopping_ && urgent_jobs_.empty() && jobs_.empty()) {
+        jobs_changed_.Wait(&jobs_mutex_);
+      }
+      if (stopping_) return;
+      std::deque<std::function<void()>>& queue =
+          urgent_jobs_.empty() ? jobs_ : urgent_jobs_;
+      job = std::move(queue.front());
+      queue.pop_front();
+    }
+    job();
+  }
+}
+
+void Server::RunElsewhere(bool urgent, std::function<void()> job) {
+  MutexLock lock(&jobs_mutex_);
+  if (stopping_) return;
+  (urgent ? urgent_jobs_ : jobs_).push_back(std::move(job));
+  jobs_changed_.Signal();
+}
+
+void Server::Tell(const std::string& text) {
+  if (options_.tell != nullptr) options_.tell(text);
+}
+
+absl::Status Server::CheckDescriptor(int uffd) {
+  const std::string kind = KindOfDescriptor(uffd);
+  if (kind != "anon_inode:[userfaultfd]") {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the guest's descriptor is ", kind, " and no userfaultfd"));
+  }
+  absl::StatusOr<bool> own = IsOwnMemory(kernel_, uffd);
+  if (!own.ok()) {
+    return absl::Status(
+        own.status().code(),
+        absl::StrCat("whether a userfaultfd is one of the server's own memory "
+                     "cannot be found out: ",
+                     own.status().message()));
+  }
+  if (*own) {
+    return absl::PermissionDeniedError(
+        "the guest's userfaultfd belongs to the server's own memory, which is "
+        "not served");
+  }
+  const int error = kernel_
+                        .ZeroPage(uffd, kAddressEnd - kPageBytes, kPageBytes,
+                                  kUffdZeroPageDontWake)
+                        .error;
+  if (error == EINVAL) {
+    return absl::InvalidArgumentError(
+        "the guest's userfaultfd has had no handshake (UFFDIO_API)");
+  }
+  if (error == ESRCH) {
+    return absl::NotFoundError("the guest's process has ended");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<uint64_t> Server::Attach(GuestArrival arrival) {
+  absl::StatusOr<AddressMap> map = AddressMap::Create(arrival.regions);
+  if (!map.ok()) return map.status();
+  if (map->bytes() > options_.max_guest_bytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the guest's regions have ", map->bytes(),
+                     " bytes; one guest may have ", options_.max_guest_bytes,
+                     " (ServerOptions::max_guest_bytes)"));
+  }
+  if (absl::Status checked = CheckDescriptor(arrival.uffd.get());
+      !checked.ok()) {
+    return checked;
+  }
+  Guest::Parts parts;
+  parts.kernel = &kernel_;
+  parts.host = this;
+  parts.uffd = std::move(arrival.uffd);
+  parts.pidfd = std::move(arrival.pidfd);
+  parts.map = *std::move(map);
+  parts.image = std::move(arrival.image);
+  parts.options = std::move(arrival.options);
+  absl::StatusOr<std::shared_ptr<Guest>> guest =
+      Guest::Create(std::move(parts));
+  if (!guest.ok()) return guest.status();
+  absl::StatusOr<uint64_t> id = Add(*guest, /*limited=*/true);
+  if (id.ok() && arrival.taken_over) (*guest)->WakeAll();
+  return id;
+}
+
+absl::StatusOr<uint64_t> Server::Add(std::shared_ptr<Guest> guest,
+                                     bool limited) {
+  MutexLock lock(&mutex_);
+  if (limited && guests_.size() >= options_.max_guests) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("there are ", guests_.size(),
+                     " guests, as many as there may be "
+                     "(ServerOptions::max_guests)"));
+  }
+  const uint64_t bytes = guest->first_bytes();
+  if (limited && (bytes > options_.max_total_bytes ||
+                  total_bytes_ > options_.max_total_bytes - bytes)) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("guests have ", total_bytes_, " bytes, and ", bytes,
+                     " more would exceed ", options_.max_total_bytes,
+                     " (ServerOptions::max_total_bytes)"));
+  }
+  const uint64_t id = ++last_id_;
+  epoll_event event{};
+  event.events = EPOLLIN | EPOLLONESHOT;
+  event.data.u64 = id;
+  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, guest->poll_fd(), &event) != 0) {
+    return absl::ErrnoToStatus(errno, "epoll_ctl for a guest");
+  }
+  total_bytes_ += bytes;
+  guests_[id] = std::move(guest);
+  return id;
+}
+
+void Server::Adopt(std::shared_ptr<Guest> child) {
+  absl::StatusOr<uint64_t> id = Add(child, /*limited=*/true);
+  if (id.ok()) return;
+  Tell(absl::StrCat("guest ", child->name(),
+                    " is refused: ", id.status().ToString()));
+  if (child->Poison()) return;
+  // To drop it would make its missing pages read as zeroes.
+  id = Add(child, /*limited=*/false);
+  if (!id.ok()) Tell(absl::StrCat("guest ", child->name(), " cannot be kept"));
+}
+
+void Server::Remove(uint64_t id) {
+  std::shared_ptr<Guest> guest;
+  MutexLock lock(&mutex_);
+  const auto it = guests_.find(id);
+  if (it == guests_.end()) return;
+  guest = std::move(it->second);
+  total_bytes_ -= guest->first_bytes();
+  guests_.erase(it);
+  epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, guest->poll_fd(), nullptr);
+  guests_changed_.SignalAll();
+}
+
+std::shared_ptr<Guest> Server::Find(uint64_t id) {
+  MutexLock lock(&mutex_);
+  const auto it = guests_.find(id);
+  return it == guests_.end() ? nullptr : it->second;
+}
+
+absl::Status Server::Detach(uint64_t id, bool complete) {
+  const std::shared_ptr<Guest> guest = Find(id);
+  if (guest == nullptr) {
+    return absl::NotFoundError(absl::StrCat("there is no guest ", id));
+  }
+  if (!complete && !guest->Poison()) {
+    return absl::UnavailableError(absl::StrCat(
+        "guest ", guest->name(),
+        ": its missing pages can be neither poisoned nor served by nobody"));
+  }
+  Remove(id);
+  return absl::OkStatus();
+}
+
+void Server::WaitForEnd(uint64_t id) {
+  MutexLock lock(&mutex_);
+  while (guests_.contains(id)) guests_changed_.Wait(&mutex_);
+}
+
+std::vector<uint64_t> Server::guests() const {
+  MutexLock lock(&mutex_);
+  std::vector<uint64_t> ids;
+  for (const auto& [id, guest] : guests_) ids.push_back(id);
+  return ids;
+}
+
+}  // namespace firsttouch
