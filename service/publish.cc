@@ -51,16 +51,18 @@ std::vector<ControlField> SlotFields(const SlotState& slot) {
   return fields;
 }
 
-// The names of values 0 to `last`.
+// The names of all values, from 0 on. Of the one behind the last `name_of` says
+// "unknown".
 template <typename Enum>
-std::vector<ControlName> NamesUpTo(Enum last, const char* (*name_of)(Enum)) {
+std::vector<ControlName> AllNames(const char* (*name_of)(Enum)) {
   std::vector<ControlName> names;
-  for (int value = 0; value <= static_cast<int>(last); ++value) {
+  for (int value = 0;; ++value) {
+    const std::string_view text = name_of(static_cast<Enum>(value));
+    if (text == "unknown") return names;
     ControlName name = {};
-    PutText(name_of(static_cast<Enum>(value)), name.name);
+    PutText(text, name.name);
     names.push_back(name);
   }
-  return names;
 }
 
 }  // namespace
@@ -107,10 +109,8 @@ void PublishPool(ServicePool& pool) {
       .previous = OffsetIn(kGroup, kGroup.previous),
   };
   const std::vector<ControlField> fields = SlotFields(first);
-  const std::vector<ControlName> states =
-      NamesUpTo(SlotLifecycle::kParking, &SlotLifecycleName);
-  const std::vector<ControlName> trackings =
-      NamesUpTo(Tracking::kProfiling, &TrackingName);
+  const std::vector<ControlName> states = AllNames(&SlotLifecycleName);
+  const std::vector<ControlName> trackings = AllNames(&TrackingName);
   const std::string description = pool.Describe();
   pool.control->Publish(header, {.fields = fields,
                                  .states = states,
