@@ -19,6 +19,7 @@
 #include "absl/status/statusor.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/service/trap.h"
+#include "firsttouch/uffd/units.h"
 
 namespace firsttouch::wasm2c {
 
@@ -32,7 +33,7 @@ inline constexpr uint64_t kMaxGuestMemoryBytes = 65535 * kWasmPageBytes;
 // How far generated code can reach from the start of a memory: a 32-bit index,
 // a 32-bit constant offset and the access itself, rounded up to a page. All of
 // it must be memory or guard.
-inline constexpr uint64_t kReachBytes = (uint64_t{1} << 33) + 4096;
+inline constexpr uint64_t kReachBytes = (uint64_t{1} << 33) + kPageBytes;
 
 // One linear memory of one guest. Gives itself back when it is destroyed.
 //

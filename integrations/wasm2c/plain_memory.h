@@ -69,8 +69,9 @@ class PlainMemorySource : public MemorySource {
     return kernel_calls_.load(std::memory_order_relaxed);
   }
 
-  // From one slot to the next.
-  static constexpr uint64_t kStrideBytes = kReachBytes + 61440;
+  // From one slot to the next: kReachBytes, up to a multiple of 64 KiB.
+  static constexpr uint64_t kStrideBytes =
+      (kReachBytes + kWasmPageBytes - 1) / kWasmPageBytes * kWasmPageBytes;
 
  private:
   friend class PlainMemory;
