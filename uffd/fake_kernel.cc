@@ -72,6 +72,10 @@ void FakeKernel::QueueEvents(std::vector<uffd_msg> messages) {
   next_event_.store(0, std::memory_order_release);
 }
 
+void FakeKernel::SetPagemap(std::vector<PageRegion> regions) {
+  pagemap_ = std::move(regions);
+}
+
 uint64_t FakeKernel::Calls(Op op) const {
   return ops_[static_cast<size_t>(op)].calls.load(std::memory_order_relaxed);
 }
@@ -316,20 +320,51 @@ CallResult FakeKernel::Poll(pollfd* fds, size_t count,
                {0, 0}, [&] { return real_->Poll(fds, count, timeout_ms); });
 }
 
+CallResult FakeKernel::ScanSetPagemap(PmScanArg* arg) const noexcept {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): the kernel takes a number.
+  auto* const found = reinterpret_cast<PageRegion*>(arg->vec);
+  uint64_t count = 0;
+  arg->walk_end = arg->end;
+  for (const PageRegion& region : *pagemap_) {
+    const uint64_t start = std::max(region.start, arg->start);
+    const uint64_t end = std::min(region.end, arg->end);
+    const uint64_t bits = region.categories ^ arg->category_inverted;
+    if (start >= end || (bits & arg->category_mask) != arg->category_mask ||
+        (arg->category_anyof_mask != 0 &&
+         (bits & arg->category_anyof_mask) == 0)) {
+      continue;
+    }
+    if (arg->vec == 0) continue;  // Only protects.
+    if (count == arg->vec_len) {
+      arg->walk_end = start;
+      break;
+    }
+    found[count++] = {start, end, region.categories & arg->return_mask};
+  }
+  return {static_cast<int64_t>(count), 0};
+}
+
 CallResult FakeKernel::PagemapScan(int pagemap_fd, PmScanArg* arg) noexcept {
-  return Plain({.op = Op::kPagemapScan,
-                .fd = pagemap_fd,
-                .start = static_cast<uintptr_t>(arg->start),
-                .bytes = static_cast<size_t>(arg->end - arg->start),
-                .mode = arg->flags},
-               {0, ENOTTY}, [&] {
-                 PmScanArg told = *arg;
-                 told.flags = ModeToldOf(Op::kPagemapScan, arg->flags);
-                 const CallResult result =
-                     real_->PagemapScan(pagemap_fd, &told);
-                 arg->walk_end = told.walk_end;
-                 return result;
-               });
+  Call call{.op = Op::kPagemapScan,
+            .fd = pagemap_fd,
+            .start = static_cast<uintptr_t>(arg->start),
+            .bytes = static_cast<size_t>(arg->end - arg->start),
+            .mode = arg->flags};
+  if (pagemap_.has_value()) {
+    const Script* script = Begin(call);
+    const CallResult result = script != nullptr
+                                  ? CallResult{script->value, script->error}
+                                  : ScanSetPagemap(arg);
+    End(call);
+    return result;
+  }
+  return Plain(call, {0, ENOTTY}, [&] {
+    PmScanArg told = *arg;
+    told.flags = ModeToldOf(Op::kPagemapScan, arg->flags);
+    const CallResult result = real_->PagemapScan(pagemap_fd, &told);
+    arg->walk_end = told.walk_end;
+    return result;
+  });
 }
 
 CallResult FakeKernel::Mmap(uintptr_t addr, size_t bytes, int prot, int flags,

@@ -23,6 +23,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "firsttouch/uffd/kernel.h"
@@ -123,6 +124,11 @@ class FakeKernel final : public Kernel {
   // ReadEvents: these come first, before any that the kernel has.
   void QueueEvents(std::vector<uffd_msg> messages);
 
+  // PagemapScan: these regions, ascending and apart, are all that is there, in
+  // these categories; what a scan asks for is looked up in them, and a scan
+  // that protects changes nothing. A script goes before them.
+  void SetPagemap(std::vector<PageRegion> regions);
+
   // Calls of `op` so far, scripted ones included; and of all operations.
   uint64_t Calls(Op op) const;
   uint64_t TotalCalls() const;
@@ -200,6 +206,8 @@ class FakeKernel final : public Kernel {
   RangeResult Range(Call call, Forward forward) noexcept;
   template <typename Forward>
   CallResult Plain(Call call, CallResult unscripted, Forward forward) noexcept;
+  // Answers a scan from `pagemap_`.
+  CallResult ScanSetPagemap(PmScanArg* arg) const noexcept;
 
   Kernel* const real_;  // null: forwards nothing
   std::array<PerOp, kOps> ops_;
@@ -209,6 +217,7 @@ class FakeKernel final : public Kernel {
   uint64_t api_ioctls_ = 0;
   bool has_register_ioctls_ = false;
   uint64_t register_ioctls_ = 0;
+  std::optional<std::vector<PageRegion>> pagemap_;
   std::vector<uffd_msg> events_;
   std::atomic<size_t> next_event_{0};
 };

@@ -7,6 +7,7 @@
 
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/pagemap.h"
 #include "firsttouch/uffd/test_util.h"
 #include "firsttouch/uffd/uffd.h"
 #include "gtest/gtest.h"
@@ -144,6 +145,35 @@ TEST(FakeKernel, AHandshakeKnowsOnlyTheFeaturesItWasGiven) {
   EXPECT_TRUE(kernel.Api(3, kUffdFeatureSigbus, &reply).ok());
   EXPECT_EQ(reply.features, kUffdFeatureSigbus);
   EXPECT_EQ(reply.ioctls, kUffdIoctlRegister);
+}
+
+TEST(FakeKernel, AScanIsAnsweredFromThePagesThatWereSet) {
+  FakeKernel kernel(FakeKernel::kScripted);
+  kernel.SetPagemap({{0x1000, 0x3000, kPageIsPresent},
+                     {0x4000, 0x5000, kPageIsSwapped | kPageIsFile},
+                     {0x6000, 0x9000, kPageIsPresent | kPageIsWritten}});
+  // In a buffer of one region, so that the scan goes on where that was full.
+  PageRegion buffer[1];
+  std::vector<PageRegion> found;
+  const auto scan = [&](const ScanRequest& request) {
+    found.clear();
+    return ScanPages(kernel, 3, request, buffer, 1, [&](const PageRegion& at) {
+      found.push_back(at);
+      return true;
+    });
+  };
+  ASSERT_TRUE(scan(ScanRequest::PrivateCopies(0x2000, 0x8000)).ok());
+  ASSERT_EQ(found.size(), 2u);
+  EXPECT_EQ(found[0].start, 0x2000u);
+  EXPECT_EQ(found[0].end, 0x3000u);
+  EXPECT_EQ(found[0].categories, kPageIsPresent);
+  EXPECT_EQ(found[1].start, 0x6000u);
+  EXPECT_EQ(found[1].end, 0x8000u);
+  ASSERT_TRUE(scan(ScanRequest::Written(0x1000, 0x9000)).ok());
+  ASSERT_EQ(found.size(), 1u);
+  EXPECT_EQ(found[0].categories, kPageIsWritten);
+  kernel.Fail(Op::kPagemapScan, 1, CallResult{0, EPERM});
+  EXPECT_EQ(scan(ScanRequest::Written(0x1000, 0x9000)).error, EPERM);
 }
 
 TEST(FakeKernelDeathTest, TooManyScripts) {
