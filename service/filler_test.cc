@@ -53,6 +53,13 @@ class FillerTest : public ScriptedSlotTest {
     EXPECT_EQ(Write(page).kind, Kind::kResolved) << page;
     return TakeCalls();
   }
+  // The groups that a release looks at.
+  std::vector<uint64_t> NotedGroups() const {
+    std::vector<uint64_t> groups;
+    slot_.pages.ForEachGroup(
+        [&](uint64_t index, PageGroup&) { groups.push_back(index); });
+    return groups;
+  }
 };
 
 // ---- Reads of image pages ----------------------------------------------
@@ -209,6 +216,7 @@ TEST_F(FillerTest, AWriteToAZeroPageCopiesZeroesAlone) {
 }
 
 TEST_F(FillerTest, AGuestThatWritesAnImageUpwardsGetsTwiceAsManyUpTo16) {
+  fault_pool_.fault_around_pages = 64;
   UseImage(ImageOf(200), /*mapped=*/true);
   CallsOfWrite(20);
   EXPECT_THAT(CallsOfWrite(21), ElementsAre("COPY 21+2 from image 21"));
@@ -221,6 +229,7 @@ TEST_F(FillerTest, AGuestThatWritesAnImageUpwardsGetsTwiceAsManyUpTo16) {
 }
 
 TEST_F(FillerTest, AGuestThatWritesZeroesUpwardsGetsTwiceAsManyUpTo16) {
+  fault_pool_.fault_around_pages = 64;
   for (const char* call :
        {"COPY 0+1 from zeroes", "COPY 1+2 from zeroes", "COPY 3+4 from zeroes",
         "COPY 7+8 from zeroes", "COPY 15+16 from zeroes",
@@ -328,10 +337,7 @@ TEST_F(FillerTest, CleanPagesAreNotNotedBeforeTheyAreThere) {
 TEST_F(FillerTest, TheReleaseFindsEveryGroupThatAFaultHasMarked) {
   Write(70);
   Read(200);
-  std::vector<uint64_t> groups;
-  slot_.pages.ForEachGroup(
-      [&](uint64_t index, PageGroup&) { groups.push_back(index); });
-  EXPECT_THAT(groups, ElementsAre(1, 3));
+  EXPECT_THAT(NotedGroups(), ElementsAre(1, 3));
 }
 
 // ---- Failures ---------------------------------------------------------------
@@ -365,6 +371,7 @@ TEST_F(FillerTest, AZeropageThatFailsLeavesPagesUntrackedAndNotPresent) {
   EXPECT_STREQ(result.call, "UFFDIO_ZEROPAGE");
   EXPECT_EQ(States(20, 1), ".");
   EXPECT_EQ(slot_.pages.group(0).untracked, uint64_t{0xffff} << 16);
+  EXPECT_THAT(NotedGroups(), ElementsAre(0));
 }
 
 TEST_F(FillerTest, WhatWasMappedBeforeAFailureIsPresentAndNoMore) {
@@ -481,14 +488,15 @@ TEST_F(FillerTest, AFillAsksAPageSourceForNoMoreThanTheChunkOfThePage) {
 // --------------------------------------------------------
 
 TEST_F(FillerTest, FillPrivateMakesWhatIsMissingPrivate) {
-  UseImage(ImageOf(30, {24}), /*mapped=*/true);
+  UseImage(ImageOf(30, {24, 29}), /*mapped=*/true);
   Put(22, 1, PageState::kClean);
   Put(23, 1, PageState::kRetained);
   EXPECT_EQ(FillPrivate(fault_pool_, 0, 20, 20).kind, Kind::kResolved);
   // No call crosses the end of the image.
   EXPECT_THAT(TakeCalls(),
-              ElementsAre("COPY 20+2 from image 20", "COPY 25+5 from image 25",
-                          "COPY 24+1 from zeroes", "COPY 30+10 from zeroes"));
+              ElementsAre("COPY 20+2 from image 20", "COPY 25+4 from image 25",
+                          "COPY 24+1 from zeroes", "COPY 29+1 from zeroes",
+                          "COPY 30+10 from zeroes"));
   EXPECT_EQ(States(19, 22), ".ddcrdddddddddddddddd.");
 }
 
@@ -544,7 +552,9 @@ TEST_F(FillerTest, AFaultOfAnotherPageInBetweenStartsTheCountAnew) {
   Write(3);
   slot_.same_page_faults = kMaxSamePageFaults;
   Write(4);
-  EXPECT_EQ(Write(3).kind, Kind::kResolved);
+  for (const uint64_t page : {4, 3, 3}) {
+    EXPECT_EQ(Write(page).kind, Kind::kResolved);
+  }
 }
 
 TEST_F(FillerTest, TrapsOfOnePageMayBeCaughtWithoutEnd) {
