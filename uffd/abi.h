@@ -22,7 +22,7 @@ namespace firsttouch {
 
 // ---- Opening ---------------------------------------------------------------
 
-// The only API number there is (4.3).
+// The only API number (4.3).
 inline constexpr uint64_t kUffdApi = 0xAA;
 
 // Flag of userfaultfd(2) and of kUffdIocNew: faults that the kernel takes while
@@ -56,7 +56,7 @@ inline constexpr uint64_t kUffdFeatureMinorShmem = uint64_t{1} << 10;
 inline constexpr uint64_t kUffdFeatureExactAddress = uint64_t{1} << 11;  // 5.18
 inline constexpr uint64_t kUffdFeatureWpHugetlbfsShmem = uint64_t{1}
                                                          << 12;  // 5.19
-// Write-protecting marks pages of anonymous memory that are not there. 6.4.
+// Write-protecting also marks pages of anonymous memory that are missing. 6.4.
 inline constexpr uint64_t kUffdFeatureWpUnpopulated = uint64_t{1} << 13;
 inline constexpr uint64_t kUffdFeaturePoison = uint64_t{1} << 14;  // 6.6
 // Write faults are resolved by the kernel, which notes the page for
@@ -64,7 +64,7 @@ inline constexpr uint64_t kUffdFeaturePoison = uint64_t{1} << 14;  // 6.6
 inline constexpr uint64_t kUffdFeatureWpAsync = uint64_t{1} << 15;
 inline constexpr uint64_t kUffdFeatureMove = uint64_t{1} << 16;  // 6.8
 
-// A feature as people know it.
+// A feature and its well-known name.
 struct UffdFeatureInfo {
   uint64_t bit;
   const char* name;     // "SIGBUS"
@@ -114,7 +114,7 @@ inline constexpr uint64_t kUffdIoctlWriteProtect = uint64_t{1} << 0x06;  // 5.7
 inline constexpr uint64_t kUffdIoctlContinue = uint64_t{1} << 0x07;      // 5.13
 inline constexpr uint64_t kUffdIoctlPoison = uint64_t{1} << 0x08;        // 6.6
 
-// An ioctl on a registered range as people know it.
+// An ioctl on a registered range and its well-known name.
 struct UffdIoctlInfo {
   uint64_t bit;
   const char* name;     // "COPY"
@@ -138,7 +138,7 @@ inline constexpr uint64_t kUffdZeroPageDontWake = uint64_t{1} << 0;
 inline constexpr uint64_t kUffdContinueDontWake = uint64_t{1} << 0;
 inline constexpr uint64_t kUffdContinueWp = uint64_t{1} << 1;  // 6.4
 inline constexpr uint64_t kUffdPoisonDontWake = uint64_t{1} << 0;
-// Without kUffdWriteProtectWp the call takes the protection off.
+// Without kUffdWriteProtectWp the call removes the protection.
 inline constexpr uint64_t kUffdWriteProtectWp = uint64_t{1} << 0;
 inline constexpr uint64_t kUffdWriteProtectDontWake = uint64_t{1} << 1;
 
@@ -179,7 +179,7 @@ inline constexpr uint64_t kUffdPagefaultMinor = uint64_t{1} << 2;  // 5.13
 
 // ---- PAGEMAP_SCAN (6.7) ----------------------------------------------------
 
-// struct page_region: pages of the same categories that lie side by side.
+// struct page_region: neighbouring pages of the same categories.
 struct PageRegion {
   uint64_t start;  // address
   uint64_t end;    // address, exclusive
@@ -206,14 +206,14 @@ static_assert(sizeof(PmScanArg) == 96);
 
 inline constexpr unsigned long kPagemapScan = _IOWR('f', 16, PmScanArg);
 
-// Write-protect the pages that match, in the same step.
+// Write-protects the pages that match, in the same step.
 inline constexpr uint64_t kPmScanWpMatching = uint64_t{1} << 0;
-// Fail with EPERM when a page is not in a range registered for WP_ASYNC.
+// Fails with EPERM when a page is not in a range registered for WP_ASYNC.
 inline constexpr uint64_t kPmScanCheckWpAsync = uint64_t{1} << 1;
 
 inline constexpr uint64_t kPageIsWpAllowed = uint64_t{1} << 0;
-// Without a write-protect mark. A page that was never touched has none either:
-// never ask for this alone (pagemap.h).
+// The page has no write-protect mark. A page that was never touched has none
+// either: never ask for this alone (pagemap.h).
 inline constexpr uint64_t kPageIsWritten = uint64_t{1} << 1;
 inline constexpr uint64_t kPageIsFile = uint64_t{1} << 2;
 inline constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
@@ -225,17 +225,17 @@ inline constexpr uint64_t kPageIsGuard = uint64_t{1} << 8;      // 6.15
 
 // ---- Memory advice and process descriptors ---------------------------------
 
-// Drop pages of the own process in many ranges with one
-// process_madvise(2)(MADV_DONTNEED): 6.13.
+// For process_madvise(2), which drops many ranges of the own process with one
+// call: 6.13.
 inline constexpr int kMadvDontNeed = 4;
-// MADV_DONTNEED of memory that is locked: 5.18.
+// MADV_DONTNEED of locked memory: 5.18.
 inline constexpr int kMadvDontNeedLocked = 24;
 inline constexpr int kMadvPopulateRead = 22;   // 5.14
 inline constexpr int kMadvPopulateWrite = 23;  // 5.14
 // Guard pages without a mapping of their own; a touch is SIGSEGV. 6.13.
 inline constexpr int kMadvGuardInstall = 102;
 inline constexpr int kMadvGuardRemove = 103;
-// "The calling process" where a pidfd is asked for. 6.15; EBADF before.
+// Means the calling process where a pidfd is expected. 6.15; EBADF before.
 inline constexpr int kPidfdSelfProcess = -10001;
 
 }  // namespace firsttouch

@@ -1,4 +1,5 @@
-// Our constants against whatever the installed headers define, old or new.
+// Compares our constants with those that the installed headers define, old or
+// new.
 
 #include "firsttouch/uffd/abi.h"
 
@@ -75,7 +76,7 @@ TEST(Abi, AgreesWithTheHeaders) {
 #endif
 }
 
-// What no header here has, spelled out as the kernel's own headers have it.
+// Constants that no header here has, computed as the kernel's own headers do.
 TEST(Abi, LaterNumbersAreTheKernels) {
   EXPECT_EQ(kUffdioPoison, 0xc020aa08ul);
   EXPECT_EQ(kPagemapScan, 0xc0606610ul);

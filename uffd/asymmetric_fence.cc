@@ -16,7 +16,7 @@ constexpr std::chrono::milliseconds kLongerThanAnyStore(1);
 
 AsymmetricFence::AsymmetricFence(Kernel& kernel)
     : kernel_(kernel),
-      // Registered means allowed: it fails where the command would.
+      // Registering fails where the command itself would.
       asymmetric_(
           kernel.Membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED).ok() &&
           kernel.Membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED).ok()) {}
@@ -25,8 +25,8 @@ void AsymmetricFence::Heavy() const {
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (!asymmetric_) return;
   if (kernel_.Membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED).ok()) return;
-  // A filter was installed since. What is left is to wait for longer than any
-  // processor keeps a store to itself, which is some us.
+  // A filter was installed since. The only way left is to wait for longer than
+  // any processor keeps a store to itself, which is some us.
   const auto end = std::chrono::steady_clock::now() + kLongerThanAnyStore;
   while (std::chrono::steady_clock::now() < end) {
   }

@@ -1,7 +1,7 @@
-// A full fence between two threads of which one passes often and the other
-// hardly ever, at the expense of the second: for it the fence is a system call
-// that interrupts every processor on which a thread of this process runs, and
-// for the first it is nothing that the processor would see.
+// A full fence between a thread that passes often and a thread that passes
+// rarely, at the cost of the second: for the second the fence is a system call
+// that interrupts every processor on which a thread of this process runs; for
+// the first it restrains only the compiler.
 //
 //   thread that passes often            thread that hardly ever comes
 //     mine.store(1, relaxed);             theirs.store(1, relaxed);
@@ -9,8 +9,8 @@
 //     if (theirs.load(relaxed)) ...       if (mine.load(relaxed)) ...
 //
 // At least one of them sees the other's store, as with a sequentially
-// consistent fence in both. Two threads that both pass by Light() have nothing
-// of each other.
+// consistent fence in both. Between two threads that both pass by Light() there
+// is no ordering.
 //
 // Where the kernel has no membarrier(2) for this (before 4.14, or a seccomp
 // filter), both sides are ordinary fences.
@@ -28,8 +28,8 @@ namespace firsttouch {
 
 class AsymmetricFence {
  public:
-  // Registers this process with the kernel; costs little the second time, and
-  // up to some ms the first time in a process with threads.
+  // Registers this process with the kernel; cheap the second time, and up to
+  // some ms the first time in a process with threads.
   explicit AsymmetricFence(Kernel& kernel);
 
   // Whether Light() costs nothing.
@@ -43,7 +43,7 @@ class AsymmetricFence {
     }
   }
 
-  // Some us, more with more processors.
+  // Takes some us, and longer with more processors.
   void Heavy() const;
 
  private:

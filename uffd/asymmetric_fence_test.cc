@@ -16,7 +16,7 @@ namespace {
 
 using Op = FakeKernel::Op;
 
-// How often, of many rounds, neither of two threads saw the other's store.
+// In how many of many rounds neither of two threads saw the other's store.
 int Missed(const AsymmetricFence& fence) {
   constexpr uint64_t kRounds = 3000;
   struct alignas(64) Line {

@@ -67,8 +67,8 @@ DropBatch::Result DropBatch::Drop(Kernel& kernel) {
           &ranges[next], std::min(ranges.size() - next, kMostRanges),
           kMadvDontNeed);
       ++result.calls;
-      // The kernel says how far it came, and keeps to itself what stopped it:
-      // that is the answer of the next call, which begins there.
+      // The kernel says how far it got, but not what stopped it: the next call,
+      // which begins there, returns that error.
       uint64_t bytes = done.ok() ? static_cast<uint64_t>(done.value) : 0;
       if (bytes > 0) {
         result.bytes_dropped += bytes;
@@ -83,7 +83,8 @@ DropBatch::Result DropBatch::Drop(Kernel& kernel) {
         continue;
       }
     }
-    // The one that the kernel stopped at, or each where it does not know how.
+    // Drops the range that the kernel stopped at, or each range where the
+    // kernel does not know the batched call.
     const iovec& range = ranges[next++];
     const CallResult done =
         DropMappedPages(kernel, StartOf(range), range.iov_len);

@@ -9,12 +9,13 @@
 //
 // From Linux 6.13 that is one process_madvise(2) for up to 1024 ranges, and
 // from 6.16 one TLB shootdown for all of them, instead of one for each range.
-// Before, or where a seccomp filter refuses it: one madvise(2) a range.
+// On older kernels, or where a seccomp filter refuses the call, it is one
+// madvise(2) per range.
 //
-// MADV_DONTNEED is what it does: private anonymous pages are missing again,
-// those of a private file mapping are the file's. In a private file mapping
-// that userfaultfd protects against writes, the marker of a protected page
-// stays (kernel.h).
+// The ranges are dropped as by MADV_DONTNEED: private anonymous pages are
+// missing again, and those of a private file mapping are the file's. In a
+// private file mapping that userfaultfd protects against writes, the marker of
+// a protected page stays (kernel.h).
 //
 // Not for signal handlers: allocates. Not thread-safe.
 
@@ -33,7 +34,7 @@ namespace firsttouch {
 
 class DropBatch {
  public:
-  // What could not be dropped.
+  // A range that could not be dropped.
   struct Failure {
     uintptr_t start;
     size_t bytes;
@@ -42,9 +43,9 @@ class DropBatch {
 
   struct Result {
     uint64_t bytes_dropped = 0;
-    // System calls that were made, refused ones included.
+    // The number of system calls made, refused ones included.
     uint64_t calls = 0;
-    // In ascending order. What is not here has been dropped.
+    // In ascending order. Ranges that are not listed have been dropped.
     std::vector<Failure> failures;
 
     bool ok() const { return failures.empty(); }
@@ -53,21 +54,21 @@ class DropBatch {
     int ErrorOf(uintptr_t start, size_t bytes) const;
   };
 
-  // Ranges that one process_madvise(2) takes.
+  // The most ranges that one process_madvise(2) takes.
   static constexpr size_t kMostRanges = 1024;
 
-  // Notes a range. Multiples of the page size; 0 bytes are nothing. Ranges may
-  // touch or overlap, and come in any order.
+  // Notes a range. Start and length are multiples of the page size; a range of
+  // 0 bytes is ignored. Ranges may touch or overlap, and come in any order.
   void Add(uintptr_t start, size_t bytes);
 
   bool empty() const { return ranges_.empty(); }
 
-  // Drops all that was added since the last time. Ranges that touch are one,
-  // and fail as one; a range that fails does not keep the others.
+  // Drops everything that was added since the last call. Ranges that touch are
+  // merged, and fail as one; the failure of a range does not affect the others.
   Result Drop(Kernel& kernel);
 
  private:
-  // Sorts the ranges, and makes one of those that touch.
+  // Sorts the ranges, and merges those that touch.
   void Merge();
 
   std::vector<iovec> ranges_;

@@ -29,8 +29,8 @@ constexpr uintptr_t kStart = 0x10000000;
 
 using Ranges = std::vector<std::pair<uintptr_t, size_t>>;
 
-// Address and bytes of each call of `op`. Of a process_madvise: where its first
-// range begins, and the bytes of all.
+// Records address and bytes of each call of `op`; for process_madvise, the
+// start of its first range, and the bytes of all.
 void Record(FakeKernel& kernel, Op op, Ranges* calls) {
   kernel.Hook(op, [calls](const FakeKernel::Call& call) {
     calls->emplace_back(call.start, call.bytes);
@@ -88,7 +88,7 @@ TEST(DropBatchTest, OneCallForAsManyRangesAsTheKernelTakes) {
   FakeKernel kernel(FakeKernel::kScripted);
   Ranges calls;
   Record(kernel, Op::kProcessMadvise, &calls);
-  // Of 1025 ranges the last is left alone.
+  // Drops 1025 ranges; the last one needs a call of its own.
   DropBatch::Result dropped = Spread(DropBatch::kMostRanges + 1).Drop(kernel);
   EXPECT_TRUE(dropped.ok());
   EXPECT_EQ(dropped.bytes_dropped, 1025 * kPage);
@@ -108,7 +108,7 @@ TEST(DropBatchTest, GoesOnFromTheCountOfACallThatStopped) {
   FakeKernel kernel(FakeKernel::kScripted);
   Ranges calls;
   Record(kernel, Op::kProcessMadvise, &calls);
-  // Two ranges, then one and a half.
+  // The kernel does two ranges, then one and a half.
   DropBatch batch;
   for (size_t i = 0; i < 8; ++i) batch.Add(kStart + 4 * i * kPage, 2 * kPage);
   kernel.Fail(Op::kProcessMadvise, 1, CallResult{4 * kPage, 0});
@@ -122,7 +122,8 @@ TEST(DropBatchTest, GoesOnFromTheCountOfACallThatStopped) {
                                  Pair(kStart + 13 * kPage, 9 * kPage)));
 }
 
-// Before 6.13, in a sandbox, and with a kernel that does nothing and says so.
+// Before 6.13, in a sandbox, and with a kernel that reports that it did
+// nothing.
 TEST(DropBatchTest, GoesOneByOneWhereTheKernelTakesNoBatch) {
   for (const int error : {EINVAL, ENOSYS, EPERM, EBADF, EMFILE, 0}) {
     FakeKernel kernel(FakeKernel::kScripted);
@@ -142,7 +143,8 @@ TEST(DropBatchTest, GoesOneByOneWhereTheKernelTakesNoBatch) {
 
 TEST(DropBatchTest, ARangeThatFailsIsNamedAndKeepsNoOther) {
   FakeKernel kernel(FakeKernel::kScripted);
-  // The second of five stops the batch; alone it says why.
+  // The second of five ranges stops the batch; a call for it alone gives the
+  // error.
   kernel.Fail(Op::kProcessMadvise, 1, CallResult{kPage, 0});
   kernel.Fail(Op::kProcessMadvise, 2, CallResult{0, ENOMEM});
   kernel.Fail(Op::kMadvise, 1, CallResult{0, ENOMEM});
@@ -171,7 +173,7 @@ TEST(DropBatchTest, EachFailureHasItsOwnError) {
   EXPECT_EQ(dropped.ErrorOf(kStart + 6 * kPage, kPage), ENOMEM);
 }
 
-// Which pages of the memory are there, as "x" and ".".
+// The resident pages of the memory as "x", the others as ".".
 std::string Resident(const ScratchMemory& memory) {
   std::vector<unsigned char> present(memory.bytes() / kPage);
   EXPECT_EQ(mincore(memory.data(), memory.bytes(), present.data()), 0);
@@ -217,7 +219,7 @@ TEST(DropBatchTest, AHoleBetweenMappingsFailsAlone) {
   EXPECT_EQ(memory.data()[kPage], 'm');
 }
 
-// What a sandbox that does not know the call makes of it.
+// A sandbox that does not know the call refuses it.
 TEST(DropBatchTest, DropsUnderAFilterThatRefusesTheCall) {
   const ChildResult child = RunInChild([]() -> std::string {
     ScratchMemory memory(4 * kPage);

@@ -64,9 +64,9 @@ struct DescriptorPin::Request {
   ProcessMark made_by = ProcessMark::Here();
 };
 
-// The process's requests for events that never come. They share contexts: to
-// end one of these takes the kernel tens of milliseconds, to cancel a request
-// takes it none.
+// The process's requests for events that never come. They share contexts:
+// ending a context takes the kernel tens of milliseconds, cancelling a request
+// takes no time.
 class DescriptorPin::Requests {
  public:
   static Requests& Get() {
@@ -74,22 +74,23 @@ class DescriptorPin::Requests {
     return *requests;
   }
 
-  // Null where there can be none.
+  // Returns null where no request can be made.
   Request* Submit(int fd) {
     MutexLock lock(&mutex_);
     if (!made_by_.IsHere()) {
-      // The first one, or a child of fork(2), which inherits no context.
+      // The first request, or one of a child of fork(2), which inherits no
+      // context.
       made_by_ = ProcessMark::Here();
       contexts_.clear();
     }
     auto request = std::make_unique<Request>();
     request->block.aio_lio_opcode = IOCB_CMD_POLL;
     request->block.aio_fildes = static_cast<uint32_t>(fd);
-    // No event that anybody makes: errors and hang-ups only.
+    // Asks for no ordinary event, only for errors and hang-ups.
     request->block.aio_buf = 0;
     request->block.aio_data = ++last_number_;
     if (!SubmitTo(*request)) return nullptr;
-    // Over at once where the file has an error.
+    // The request completes at once where the file has an error.
     if (ReapAndFind(request->context, request->block.aio_data)) return nullptr;
     return request.release();
   }
@@ -104,13 +105,13 @@ class DescriptorPin::Requests {
   }
 
  private:
-  // Of a context, which takes 16 KiB with so many; fs.aio-max-nr is mostly
-  // 65,536 for the whole machine.
+  // The requests of one context, which takes 16 KiB with this many;
+  // fs.aio-max-nr is mostly 65,536 for the whole machine.
   static constexpr unsigned kMostRequests = 256;
 
   bool SubmitTo(Request& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     iocb* block = &request.block;
-    // Those before the last one may have room again, but need not be used.
+    // Contexts before the last one may have room again, but are not used.
     if (!contexts_.empty()) {
       request.context = contexts_.back();
       if (syscall(SYS_io_submit, request.context, 1, &block) == 1) return true;
@@ -123,7 +124,8 @@ class DescriptorPin::Requests {
     return syscall(SYS_io_submit, context, 1, &block) == 1;
   }
 
-  // Takes what is over out of the kernel's queue. Whether `number` is among it.
+  // Takes completed requests out of the kernel's queue. Returns whether
+  // `number` is one of them.
   bool ReapAndFind(aio_context_t context, uint64_t number)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     bool found = false;

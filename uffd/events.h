@@ -4,9 +4,9 @@
 //   EventReader::Batch batch = reader.Read();
 //   for (const Event& event : batch.events) ...
 //
-// Raw layer: async-signal-safe, takes no lock, allocates nothing. One reader
-// belongs to one thread; several readers may read one userfaultfd at once, each
-// event goes to one of them.
+// Raw layer: async-signal-safe, takes no lock, allocates nothing. A reader
+// belongs to one thread; several readers may read one userfaultfd at once, and
+// each event goes to one of them.
 
 #ifndef FIRSTTOUCH_UFFD_EVENTS_H_
 #define FIRSTTOUCH_UFFD_EVENTS_H_
@@ -20,7 +20,7 @@
 
 namespace firsttouch {
 
-// One event. Which fields mean something depends on the kind.
+// One event. The kind determines which fields are meaningful.
 struct Event {
   enum class Kind : uint8_t {
     kPagefault,  // a thread waits for a page: address, flags, tid
@@ -40,8 +40,8 @@ struct Event {
   uint64_t flags = 0;  // kUffdPagefault...
   uint32_t tid = 0;    // of the faulting thread, where THREAD_ID was asked for
 
-  // kFork: a new userfaultfd for the child. Whoever handles the event owns it
-  // and must close it; a reader that ignores it leaks a descriptor.
+  // kFork: a new userfaultfd for the child. The code that handles the event
+  // owns it and must close it; a reader that ignores it leaks a descriptor.
   int forked_fd = -1;
 
   uintptr_t from = 0;  // kRemap
@@ -56,7 +56,7 @@ struct Event {
   bool is_minor() const { return (flags & kUffdPagefaultMinor) != 0; }
 };
 
-// One message of the kernel as an Event. Never fails: what is not known is
+// One message of the kernel as an Event. Never fails: an unknown message is
 // kUnknown.
 Event EventFromMessage(const uffd_msg& message);
 
@@ -64,9 +64,9 @@ class EventReader {
  public:
   static constexpr size_t kBatch = 64;
 
-  // Neither takes ownership. `fd` should be non-blocking: a read on a blocking
-  // one waits for the first event, and closing it elsewhere does not wake the
-  // reader.
+  // Takes ownership of neither. `fd` should be non-blocking: a read on a
+  // blocking one waits for the first event, and closing it elsewhere does not
+  // wake the reader.
   EventReader(Kernel& kernel, int fd) : kernel_(kernel), fd_(fd) {}
 
   struct Batch {
@@ -75,7 +75,7 @@ class EventReader {
   };
 
   // Reads up to kBatch events with one system call. No events and no error:
-  // there were none to read. A read that a signal interrupts is tried again.
+  // there was nothing to read. A read that a signal interrupts is repeated.
   Batch Read();
 
  private:

@@ -173,8 +173,9 @@ CallResult FakeKernel::Api(int fd, uint64_t features,
     if (real_ != nullptr) result = real_->Api(fd, features, reply);
   } else {
     if (real_ != nullptr) {
-      // Bits that only the script knows would be EINVAL: ask for what the real
-      // kernel has. Its features come from a handshake of their own.
+      // The real kernel answers EINVAL to bits that only the script knows, so
+      // only the bits that the kernel has are requested. A handshake on a
+      // separate descriptor finds them.
       uint64_t known = 0;
       const CallResult probe = real_->OpenUserfaultfdSyscall(kUffdUserModeOnly);
       const CallResult probe_or_device =

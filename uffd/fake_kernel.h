@@ -8,12 +8,13 @@
 //
 // With FakeKernel(FakeKernel::kScripted) nothing reaches the machine: every
 // call that no script answers succeeds without doing anything (a range call
-// has done its whole range, a call that makes a descriptor or a mapping fails
-// with ENOSYS), so that policy can be tried on memory that is not there.
+// reports its whole range as done, a call that makes a descriptor or a mapping
+// fails with ENOSYS), so that policy can be tested on memory that does not
+// exist.
 //
-// Set the scripts and hooks up before the calls that they are for; after that
-// calls may come from any threads and, as long as no hook of the operation does
-// what a handler may not do, from signal handlers.
+// Set up scripts and hooks before the calls that they are for. After that,
+// calls may come from any threads and, unless a hook of the operation does what
+// a handler must not do, from signal handlers.
 
 #ifndef FIRSTTOUCH_UFFD_FAKE_KERNEL_H_
 #define FIRSTTOUCH_UFFD_FAKE_KERNEL_H_
@@ -62,7 +63,7 @@ class FakeKernel final : public Kernel {
   };
   static constexpr size_t kOps = static_cast<size_t>(Op::kOpenPagemap) + 1;
 
-  // What a hook is told of a call. Fields that the operation lacks are 0.
+  // A call, as a hook sees it. Fields that the operation lacks are 0.
   struct Call {
     Op op;
     uint64_t nth;  // 1 for the first call of this operation, and so on
@@ -77,10 +78,10 @@ class FakeKernel final : public Kernel {
 
   struct Scripted {};
   static constexpr Scripted kScripted{};
-  // `nth` that means: this call and all later ones of the operation.
+  // As `nth`: this call and all later calls of the operation.
   static constexpr uint64_t kEvery = 0;
 
-  // Forwards to the real kernel what no script answers.
+  // Forwards calls that no script answers to the real kernel.
   FakeKernel();
   // Forwards to `real`, which must outlive this.
   explicit FakeKernel(Kernel& real);
@@ -92,8 +93,8 @@ class FakeKernel final : public Kernel {
 
   // The `nth` call of `op`, counted from the next one (1), or every call from
   // the next one on (kEvery), answers `result` and does nothing else. At most
-  // kMaxScripts per operation at a time (checked); an `nth` script goes before
-  // an "every" script.
+  // kMaxScripts per operation at a time (checked); an `nth` script takes
+  // precedence over an "every" script.
   void Fail(Op op, uint64_t nth, RangeResult result);
   void Fail(Op op, uint64_t nth, CallResult result);
 
@@ -104,24 +105,24 @@ class FakeKernel final : public Kernel {
   // Drops every script of `op`.
   void Clear(Op op);
 
-  // From now on the real kernel is not told of these bits of the mode (of
-  // PagemapScan: of the flags): it does less than it was asked for, and says
-  // that all is done. Copy, Continue and PagemapScan only.
+  // Withholds these bits of the mode (for PagemapScan: of the flags) from the
+  // real kernel from now on: the kernel does less than it was asked for, and
+  // says that all is done. Copy, Continue and PagemapScan only.
   void WithholdMode(Op op, uint64_t bits);
 
   // Runs `hook` before (HookAfter: after) each call of `op`, in the calling
   // thread: it may block (a slow kernel), make other calls (re-entry), or
-  // change memory (a race lost). An empty function takes the hook off.
+  // change memory (a lost race). An empty function removes the hook.
   void Hook(Op op, CallHook hook);
   void HookAfter(Op op, CallHook hook);
 
-  // Api: replies with these features and ioctls instead of the kernel's, as a
-  // kernel would that had exactly these: a request for another one is EINVAL
-  // and an all-zero reply. The real handshake is made with what both know.
+  // Api: replies with these features and ioctls instead of the kernel's, like a
+  // kernel with exactly these: a request for another one is EINVAL and an
+  // all-zero reply. The real handshake uses the features that both know.
   void SetApiReply(uint64_t features, uint64_t ioctls);
   // Register: `*ioctls` gets this mask instead of the kernel's.
   void SetRegisterIoctls(uint64_t ioctls);
-  // ReadEvents: these come first, before any that the kernel has.
+  // ReadEvents: these come first, before the kernel's events.
   void QueueEvents(std::vector<uffd_msg> messages);
 
   // PagemapScan: these regions, ascending and apart, are all that is there, in

@@ -11,8 +11,8 @@
 namespace firsttouch {
 namespace {
 
-// What a stop without progress costs, one after the other. Progress makes a new
-// one.
+// The successive stops without progress, and their waits. Reset() starts them
+// again.
 class Stalls {
  public:
   Stalls(Kernel& kernel, const FillPolicy& policy)
@@ -20,7 +20,7 @@ class Stalls {
 
   void Reset() { in_a_row_ = 0; }
 
-  // Reads events or waits. False: enough.
+  // Reads events or waits. False: the limit is reached.
   bool Next() {
     if (in_a_row_ >= policy_.max_stalls) return false;
     ++in_a_row_;
@@ -36,8 +36,8 @@ class Stalls {
     for (uint32_t i = 0; i < waits_before && wait_ms < cap_ms; ++i) {
       wait_ms = wait_ms > cap_ms / 2 ? cap_ms : wait_ms * 2;
     }
-    // With no descriptor poll(2) is a sleep that a signal may cut short, which
-    // costs one retry more.
+    // Without a descriptor poll(2) is a sleep; a signal may cut it short, which
+    // costs one more retry.
     kernel_.Poll(nullptr, 0, wait_ms);
     return true;
   }
@@ -68,7 +68,7 @@ FillResult Fill(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
       case 0:
         break;
       case EAGAIN:
-        // With a count: go on from there at once.
+        // With a count: continue from there at once.
         if (range.bytes_done > 0) break;
         ++result.stalls;
         if (!stalls.Next()) {
@@ -87,8 +87,9 @@ FillResult Fill(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
         stalls.Reset();
         break;
       case ENOENT:
-        // No single mapping holds the range. Neighbours that look alike need
-        // not be one: a name, a lock or advice on a part keeps them apart.
+        // No single mapping holds the range. Neighbours that look alike can be
+        // separate mappings: a name, a lock or advice on a part keeps them
+        // apart.
         if (asked > kPageBytes) {
           most = kPageBytes;
           continue;
@@ -99,7 +100,7 @@ FillResult Fill(Kernel& kernel, int fd, uintptr_t start, size_t bytes,
         return result;
     }
     if (range.error == 0 && range.bytes_done == 0) {
-      // Neither progress nor a reason: no kernel answers so.
+      // Neither progress nor an error: no kernel answers like that.
       result.error = EIO;
       return result;
     }

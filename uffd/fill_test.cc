@@ -26,7 +26,7 @@ TEST(RangeResultFrom, NeverTakesAnErrorForACount) {
   EXPECT_EQ(RangeResultFrom(-EAGAIN, 8192, 65536).bytes_done, 8192);
   EXPECT_EQ(RangeResultFrom(-EAGAIN, 8192, 65536).error, EAGAIN);
   EXPECT_EQ(RangeResultFrom(-EEXIST, -EEXIST, 65536).bytes_done, 0);
-  // More than was asked for is no count either.
+  // A count above the requested one is not a count either.
   EXPECT_EQ(RangeResultFrom(-EAGAIN, INT64_MAX, 65536).bytes_done, 0);
   // Short without an error: go on from there.
   EXPECT_EQ(RangeResultFrom(0, 4096, 8192).bytes_done, 4096);

@@ -47,7 +47,7 @@ inline CallResult ToResult(int64_t returned) {
   return {returned, 0};
 }
 
-// Both from Linux 5.x; Debian 12's libc has the numbers, older ones do not.
+// Both are from Linux 5.x; Debian 12's libc has the numbers, older ones do not.
 constexpr int64_t kSysPidfdOpen = 434;
 constexpr int64_t kSysProcessMadvise = 440;
 
@@ -160,7 +160,7 @@ class MachineKernel final : public Kernel {
   }
 
   CallResult Poll(pollfd* fds, size_t count, int timeout_ms) noexcept override {
-    // Not poll(2), which newer machines do not have.
+    // Not poll(2), which newer machines lack.
     timespec timeout{timeout_ms / 1000, timeout_ms % 1000 * 1'000'000};
     return ToResult(RawCall(SYS_ppoll, Word(fds), Word(count),
                             timeout_ms < 0 ? 0 : Word(&timeout), 0, 0));
@@ -173,9 +173,9 @@ class MachineKernel final : public Kernel {
   CallResult Mmap(uintptr_t addr, size_t bytes, int prot, int flags, int fd,
                   uint64_t offset) noexcept override {
 #ifdef FIRSTTOUCH_THREAD_SANITIZER
-    // The tool must see memory begin and end, or it takes what a later mapping
-    // does for a race with an earlier one. (It keeps errno in its way; so do
-    // we.)
+    // The sanitizer must see memory begin and end; otherwise it takes an access
+    // to a later mapping for a race with an earlier one. (Its interceptors
+    // restore errno, and so does this.)
     const int saved = errno;
     void* result = ::mmap(reinterpret_cast<void*>(addr), bytes, prot, flags, fd,
                           static_cast<off_t>(offset));
@@ -222,7 +222,8 @@ class MachineKernel final : public Kernel {
                                      Word(ranges), Word(count), advice, 0);
     if (returned != -EBADF) return ToResult(returned);
     // A kernel that does not know the number for "myself" yet. The descriptor
-    // is not kept: a fork or a closefrom(2) would leave us with somebody else.
+    // is not kept: after a fork or a closefrom(2) it could refer to something
+    // else.
     const int64_t self = RawCall(kSysPidfdOpen, RawCall(SYS_getpid), 0);
     if (self < 0) return ToResult(self);
     const int64_t again =

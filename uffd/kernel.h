@@ -23,13 +23,13 @@
 
 namespace firsttouch {
 
-// What a call on a range of memory did. A call that stops half-way has both:
-// `bytes_done` bytes from the start of the range are done, and `error` says why
-// it went no further.
+// The result of a call on a range of memory. A call that stops half-way has
+// both: `bytes_done` bytes from the start of the range are done, and `error`
+// says why it went no further.
 struct RangeResult {
   // Bytes done from the start of the range; never negative, never more than
-  // asked for. The kernel writes a negative errno into the same field where it
-  // did nothing: that is 0 here.
+  // asked for. Where the kernel did nothing it writes a negative errno into its
+  // field: this one is 0 then.
   int64_t bytes_done = 0;
   // 0: the whole range is done. Otherwise an errno.
   int error = 0;
@@ -37,7 +37,7 @@ struct RangeResult {
   constexpr bool ok() const { return error == 0; }
 };
 
-// What any other call gave.
+// The result of any other call.
 struct CallResult {
   // The value on success (a descriptor, a count, an address); 0 on failure.
   int64_t value = 0;
@@ -47,10 +47,11 @@ struct CallResult {
   constexpr bool ok() const { return error == 0; }
 };
 
-// Reads an ioctl's answer in one place. `returned` is 0 or a negative errno;
-// `count` is the signed field that the kernel filled: bytes done, or a negative
-// errno, or 0. Anything but 0 < count <= bytes means that nothing was done. A
-// short count without an error is reported as EAGAIN, "go on from there".
+// Interprets an ioctl's answer, for all ioctls. `returned` is 0 or a negative
+// errno; `count` is the signed field that the kernel filled: bytes done, or a
+// negative errno, or 0. Anything but 0 < count <= bytes means that nothing was
+// done. A short count without an error is reported as EAGAIN, "go on from
+// there".
 constexpr RangeResult RangeResultFrom(int64_t returned, int64_t count,
                                       size_t bytes) {
   const bool sensible =
@@ -61,8 +62,8 @@ constexpr RangeResult RangeResultFrom(int64_t returned, int64_t count,
   return {done, 11 /* EAGAIN */};
 }
 
-// One kernel. Addresses and lengths are multiples of the page size throughout,
-// where nothing else is said.
+// A kernel. Addresses and lengths are multiples of the page size unless stated
+// otherwise.
 class Kernel {
  public:
   virtual ~Kernel() = default;
@@ -81,14 +82,14 @@ class Kernel {
 
   // The handshake (4.3): asks for `features`, and fills `*reply` with what the
   // kernel has. Once per descriptor: a second call is EINVAL, and so is a
-  // feature that this kernel lacks; `*reply` is then all zeroes. Probe on a
-  // descriptor of its own, with features 0.
+  // feature that this kernel lacks; `*reply` is all zeroes then. To probe, use
+  // a separate descriptor, with features 0.
   virtual CallResult Api(int fd, uint64_t features,
                          uffdio_api* reply) noexcept = 0;
 
   // Registers a range (4.3) for `mode` (kUffdRegister...). `*ioctls` (may be
-  // null) gets the kUffdIoctl... bits that work on it, and bits we do not know.
-  // Errors: EINVAL (a mapping that cannot have this mode, or no mapping),
+  // null) gets the kUffdIoctl... bits that work on it, including bits unknown
+  // here. Errors: EINVAL (a mapping that cannot have this mode, or no mapping),
   // EBUSY (registered with another userfaultfd), ENOMEM (too many mappings),
   // EPERM (a shared file without write permission).
   virtual CallResult Register(int fd, uintptr_t start, size_t bytes,
@@ -99,10 +100,10 @@ class Kernel {
   virtual CallResult Unregister(int fd, uintptr_t start,
                                 size_t bytes) noexcept = 0;
 
-  // The fill calls. Each wakes the threads that wait for these pages, where the
-  // mode does not say DontWake. Common errors: EEXIST (the page at
-  // start + bytes_done is there already), EAGAIN (stopped half-way, or an event
-  // is unread, or mappings change: go on from bytes_done), ENOENT (the range is
+  // The fill calls. Each wakes the threads that wait for these pages, unless
+  // the mode says DontWake. Common errors: EEXIST (the page at start +
+  // bytes_done is there already), EAGAIN (stopped half-way, or an event is
+  // unread, or mappings change: go on from bytes_done), ENOENT (the range is
   // not one registered range), ESRCH (the process has gone), EINVAL.
   //
   // Copies bytes into missing pages (4.3; kUffdCopyWp 5.7). `src` needs no
@@ -114,7 +115,7 @@ class Kernel {
   virtual RangeResult ZeroPage(int fd, uintptr_t start, size_t bytes,
                                uint64_t mode) noexcept = 0;
   // Maps pages that the mapped file has (5.13; memfds 5.14; kUffdContinueWp
-  // 6.4). A page that the file lacks: EFAULT.
+  // 6.4). EFAULT for a page that the file lacks.
   virtual RangeResult Continue(int fd, uintptr_t start, size_t bytes,
                                uint64_t mode) noexcept = 0;
   // Makes every later touch of missing pages a SIGBUS (6.6).
@@ -129,13 +130,13 @@ class Kernel {
   // where a page is still missing.
   virtual CallResult Wake(int fd, uintptr_t start, size_t bytes) noexcept = 0;
 
-  // Reads up to `capacity` messages. Value: how many. EAGAIN: none (on a
+  // Reads up to `capacity` messages. Value: their number. EAGAIN: none (on a
   // non-blocking descriptor). EINVAL: before the handshake.
   virtual CallResult ReadEvents(int fd, uffd_msg* messages,
                                 size_t capacity) noexcept = 0;
 
-  // poll(2). Value: how many descriptors have something; 0 after `timeout_ms`
-  // (negative: for ever). EINTR: a signal.
+  // poll(2). Value: the number of descriptors that are ready; 0 after
+  // `timeout_ms` (negative: wait forever). EINTR: a signal.
   virtual CallResult Poll(pollfd* fds, size_t count,
                           int timeout_ms) noexcept = 0;
 
@@ -156,9 +157,9 @@ class Kernel {
                              int advice) noexcept = 0;
   virtual CallResult Munlock(uintptr_t start, size_t bytes) noexcept = 0;
 
-  // One madvise over many ranges of the calling process (MADV_DONTNEED from
-  // 6.13; EINVAL before). At most IOV_MAX (1024) ranges. Value: the bytes
-  // advised, which may be fewer than asked for.
+  // madvise(2) on many ranges of the calling process (MADV_DONTNEED from 6.13;
+  // EINVAL before). At most IOV_MAX (1024) ranges. Value: the bytes advised,
+  // which may be fewer than asked for.
   virtual CallResult ProcessMadvise(const iovec* ranges, size_t count,
                                     int advice) noexcept = 0;
 
@@ -177,12 +178,12 @@ class Kernel {
   virtual CallResult Membarrier(int command) noexcept = 0;
 
   // Opens /proc/self/pagemap, close-on-exec. Value: the descriptor. It shows
-  // the process that opened it, also in a forked child.
+  // the process that opened it, even in a forked child.
   virtual CallResult OpenPagemap() noexcept = 0;
 };
 
 // The kernel of this machine. Constant-initialized and never destroyed, so that
-// it may be used in static constructors, at exit and in signal handlers.
+// static constructors, exit handlers and signal handlers may use it.
 Kernel& RealKernel();
 
 }  // namespace firsttouch

@@ -1,5 +1,5 @@
-// What every Kernel must do, tried on each: the real one, and the fake one that
-// forwards.
+// What every Kernel must do, tested with the real kernel and with a fake one
+// that forwards.
 
 #include <fcntl.h>
 #include <linux/membarrier.h>
@@ -45,7 +45,7 @@ class KernelContract : public testing::TestWithParam<Which> {
 
   Kernel& kernel() { return GetParam() == Which::kReal ? RealKernel() : fake_; }
 
-  // A userfaultfd with these features, or nothing and the test is skipped.
+  // Returns a userfaultfd with these features, or null and the test is skipped.
   std::unique_ptr<Uffd> Open(uint64_t features) {
     absl::StatusOr<Uffd> uffd =
         Uffd::Open(kernel(), {.required_features = features});
@@ -207,7 +207,7 @@ TEST_P(KernelContract, ContinueMapsTheFilesPagesIntoAPrivateMapping) {
   EXPECT_TRUE(kernel().Munmap(at, 4 * kPage).ok());
 }
 
-// Touches `address` and reports whether that was a SIGBUS.
+// Touches `address` and returns whether that raised SIGBUS.
 sigjmp_buf touch_jump;
 bool TouchIsSigbus(volatile char* address, bool write) {
   struct sigaction old;
@@ -297,7 +297,7 @@ TEST_P(KernelContract, AFaultIsAnEventAndAFillWakesItsThread) {
     EXPECT_TRUE(event.is_write());
     EXPECT_EQ(static_cast<pid_t>(event.tid), tid.load());
   }
-  // DONTWAKE leaves it waiting; an explicit wake ends that.
+  // DONTWAKE leaves the thread waiting; an explicit wake ends the wait.
   EXPECT_TRUE(kernel()
                   .Copy(uffd->fd(), memory.address() + 2 * kPage, source(),
                         kPage, kUffdCopyDontWake)
@@ -424,7 +424,8 @@ TEST_P(KernelContract, ChangesOfMappingsAreEvents) {
   }
   EXPECT_TRUE(remapped);
   EXPECT_EQ(events.back().end, at + 4 * kPage);
-  // The moved page has left with its registration: no more events for it.
+  // The moved page has taken its registration with it: it raises no more
+  // events.
   kernel().Unregister(uffd->fd(), at + kPage, kPage);
   kernel().Unregister(uffd->fd(), static_cast<uintptr_t>(target.value), kPage);
   kernel().Munmap(at + kPage, kPage);

@@ -1,18 +1,18 @@
-// What every mapping of a pool has that a plain mmap(2) does not give, in one
-// place; and how its pages are dropped whatever the process has asked for its
-// mappings as a whole.
+// The properties of a pool's mappings that a plain mmap(2) does not give, in
+// one place; and how their pages are dropped whatever the process has asked for
+// its mappings as a whole.
 //
 //   kernel.Mmap(..., PROT_NONE, ...)          // nothing can be populated
 //   kernel.Register(...)                      // where userfaultfd supplies it
 //   SetMappingProperties(kernel, start, bytes, {})
 //   kernel.Mprotect(start, bytes, PROT_READ | PROT_WRITE)
 //
-// THAT ORDER matters. A process that has called mlockall(MCL_FUTURE), or has a
+// THE ORDER matters. A process that has called mlockall(MCL_FUTURE), or has a
 // library in front of mmap(2) that adds MAP_POPULATE, gets every new mapping
 // populated at once. A page that is there never faults as missing: it would be
 // accessible outside the bounds, and it would be the wrong page. The kernel
-// populates no PROT_NONE mapping, and mprotect(2) populates one that is locked:
-// so the mapping is made PROT_NONE, unlocked, and opened last.
+// does not populate a PROT_NONE mapping, but mprotect(2) populates one that is
+// locked: so the mapping is made PROT_NONE, unlocked, and made accessible last.
 //
 // Thread safety: any thread, on ranges that no other thread changes meanwhile.
 // Not for signal handlers.
@@ -43,7 +43,7 @@ struct MappingResult {
   bool ok() const { return error == 0; }
 };
 
-// Gives the page-aligned range, which is mapped, these properties:
+// Gives the page-aligned range, which must be mapped, these properties:
 //
 //   MADV_DONTFORK        a child has no mapping there and dies on touch
 //   MADV_DONTDUMP        a crash does not walk terabytes
@@ -53,17 +53,18 @@ struct MappingResult {
 //                        write-protected page away
 //   not locked, and no page in it
 //
-// Advice that the kernel was built without (MADV_NOHUGEPAGE, MADV_UNMERGEABLE)
-// is not missed. MADV_HUGEPAGE is: EINVAL. Other errors are those of madvise(2)
-// and munlock(2); the range may then have some of the properties.
+// Advice that the kernel was built without is ignored for MADV_NOHUGEPAGE and
+// MADV_UNMERGEABLE; for MADV_HUGEPAGE it is an error: EINVAL. Other errors are
+// those of madvise(2) and munlock(2); the range may then have some of the
+// properties.
 MappingResult SetMappingProperties(Kernel& kernel, uintptr_t start,
                                    size_t bytes,
                                    const MappingProperties& properties);
 
-// MADV_DONTNEED of a page-aligned range, also where it is locked (mlockall(2)
+// MADV_DONTNEED of a page-aligned range, even where it is locked (mlockall(2)
 // with MCL_CURRENT, after the range was mapped), which MADV_DONTNEED itself
-// refuses with EINVAL. The lock stays, but on kernels before 5.18, which lack
-// MADV_DONTNEED_LOCKED. Errors: those of madvise(2).
+// refuses with EINVAL. The lock stays, except on kernels before 5.18, which
+// lack MADV_DONTNEED_LOCKED. Errors: those of madvise(2).
 CallResult DropMappedPages(Kernel& kernel, uintptr_t start, size_t bytes);
 
 // Whether the kernel merges equal pages of every mapping of this process that
@@ -72,8 +73,8 @@ CallResult DropMappedPages(Kernel& kernel, uintptr_t start, size_t bytes);
 // system call that takes no lock.
 bool ProcessMergesPages();
 
-// MADV_UNMERGEABLE of the range: pages that were merged are private again, but
-// not write-protected. A kernel without KSM has nothing to undo. Errors: those
+// MADV_UNMERGEABLE of the range: pages that were merged become private again,
+// but not write-protected. Does nothing on a kernel without KSM. Errors: those
 // of madvise(2).
 CallResult StopMerging(Kernel& kernel, uintptr_t start, size_t bytes);
 

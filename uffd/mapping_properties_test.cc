@@ -38,7 +38,7 @@ uintptr_t Map(int protection) {
   return static_cast<uintptr_t>(mapped.value);
 }
 
-// " rd wr mr ... " of the mapping that begins at the address.
+// The flags (" rd wr mr ... ") of the mapping that begins at the address.
 std::string VmFlags(uintptr_t start) {
   std::ifstream file("/proc/self/smaps");
   std::string line;
@@ -92,7 +92,8 @@ TEST(MappingPropertiesTest, AnErrorNamesItsCall) {
     EXPECT_STREQ(set.call, names[i]);
     kernel.Clear(Op::kMadvise);
   }
-  // A kernel without huge pages; and one without them that are asked for.
+  // First a kernel without huge pages, then one without them although they are
+  // asked for.
   kernel.Fail(Op::kMadvise, 3, CallResult{0, EINVAL});
   EXPECT_TRUE(SetMappingProperties(kernel, start, kBytes, {}).ok());
   kernel.Clear(Op::kMadvise);
@@ -104,8 +105,8 @@ TEST(MappingPropertiesTest, AnErrorNamesItsCall) {
   munmap(reinterpret_cast<void*>(start), kBytes);
 }
 
-// PR_SET_MEMORY_MERGE makes every mapping mergeable, those to come and those
-// that are there, whatever was advised for them before.
+// PR_SET_MEMORY_MERGE makes every mapping mergeable, future and present ones,
+// whatever was advised for them before.
 TEST(MappingPropertiesTest, NoMappingIsMergeableInAProcessThatMergesPages) {
   const ChildResult child = RunInChild([]() -> std::string {
     const uintptr_t before = Map(PROT_NONE);
@@ -145,7 +146,8 @@ TEST(MappingPropertiesTest, AMappingIsEmptyAndUnlockedUnderMlockall) {
         return "not opened";
       }
       if (IsResident(start)) return "a page is there";
-      // One that is populated before it gets its properties loses its pages.
+      // A mapping that is populated before it gets its properties loses its
+      // pages.
       const uintptr_t open = Map(PROT_READ | PROT_WRITE);
       Write(open);
       if (!SetMappingProperties(RealKernel(), open, kBytes, {}).ok()) {
@@ -171,7 +173,7 @@ TEST(MappingPropertiesTest, LockedPagesAreDropped) {
   EXPECT_TRUE(DropMappedPages(RealKernel(), start, kBytes).ok());
   EXPECT_EQ(*reinterpret_cast<volatile char*>(start), 0);
 
-  // A kernel before 5.18: the lock is given up.
+  // A kernel before 5.18: the lock is removed.
   FakeKernel kernel;
   std::vector<uint64_t> advice;
   kernel.Hook(Op::kMadvise, [&](const FakeKernel::Call& call) {

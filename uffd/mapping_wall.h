@@ -1,4 +1,4 @@
-// For tests: takes all mappings that this process may have.
+// For tests: uses up all mappings that this process may have.
 
 #ifndef FIRSTTOUCH_UFFD_MAPPING_WALL_H_
 #define FIRSTTOUCH_UFFD_MAPPING_WALL_H_
@@ -12,7 +12,7 @@
 
 namespace firsttouch {
 
-// Inaccessible memory of which every other page is readable, so that each page
+// Inaccessible memory in which every other page is readable, so that each page
 // is a mapping of its own: as many as vm.max_map_count allows.
 class MappingWall {
  public:
@@ -34,10 +34,10 @@ class MappingWall {
   MappingWall(const MappingWall&) = delete;
   MappingWall& operator=(const MappingWall&) = delete;
 
-  // False where the limit is higher than the wall, or there is no room for it.
+  // False where the limit is above the wall's size, or there is no room for it.
   bool at_limit() const { return at_limit_; }
 
-  // Leaves room for so many mappings (an even number).
+  // Makes room for this many mappings (an even number).
   void GiveBack(uint64_t mappings) {
     mprotect(start_, mappings * kPageBytes, PROT_NONE);
   }

@@ -1,9 +1,9 @@
 // Mutex, MutexLock, CondVar: absl's, visible to ThreadSanitizer.
 //
 // A system's abseil library is not compiled with ThreadSanitizer, so that
-// everything a Lock() in it orders looks like a race. These wrappers forward to
-// absl and, in a -fsanitize=thread build only, tell the tool about each
-// acquisition. In every other build they are absl's classes without a cost.
+// everything that its Lock() orders looks like a race. These wrappers forward
+// to absl and, in a -fsanitize=thread build only, tell the tool about each
+// acquisition. In every other build they are absl's classes, at no cost.
 // Clang's thread-safety annotations (ABSL_GUARDED_BY and so on, from
 // absl/base/thread_annotations.h) work with them as with absl's.
 //
@@ -61,14 +61,14 @@ class ABSL_LOCKABLE Mutex {
     AfterLock(0);
   }
 
-  // Gives the lock up; the calling thread must hold it.
+  // Releases the lock; the calling thread must hold it.
   void Unlock() ABSL_UNLOCK_FUNCTION() {
     BeforeUnlock();
     mutex_.Unlock();
     AfterUnlock();
   }
 
-  // Holds the lock and returns true when it is free at once.
+  // Takes the lock and returns true if it is free.
   bool TryLock() ABSL_EXCLUSIVE_TRYLOCK_FUNCTION(true) {
     BeforeLock(kTry);
     const bool locked = mutex_.TryLock();
@@ -76,8 +76,8 @@ class ABSL_LOCKABLE Mutex {
     return locked;
   }
 
-  // Tells the annotations that the caller holds the lock; checks it in debug
-  // builds of absl.
+  // Tells the annotations that the caller holds the lock; debug builds of absl
+  // check it.
   void AssertHeld() const ABSL_ASSERT_EXCLUSIVE_LOCK() { mutex_.AssertHeld(); }
 
  private:
@@ -91,7 +91,8 @@ class ABSL_LOCKABLE Mutex {
   void BeforeUnlock() { __tsan_mutex_pre_unlock(&tag_, 0); }
   void AfterUnlock() { __tsan_mutex_post_unlock(&tag_, 0); }
 
-  // absl's inline constructor announces its own address; ours is another one.
+  // absl's inline constructor announces the address of its mutex; this one's
+  // must differ.
   char tag_ = 0;
 #else
   static constexpr unsigned kTry = 0;
@@ -128,7 +129,7 @@ class CondVar {
   CondVar(const CondVar&) = delete;
   CondVar& operator=(const CondVar&) = delete;
 
-  // Gives `mutex` up, waits for a signal, and holds `mutex` again.
+  // Releases `mutex`, waits for a signal, and takes `mutex` again.
   void Wait(Mutex* mutex) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     mutex->BeforeUnlock();
     mutex->AfterUnlock();
@@ -137,7 +138,7 @@ class CondVar {
     mutex->AfterLock(0);
   }
 
-  // As Wait, but no longer than `deadline`; true when the deadline passed
+  // Like Wait, but no longer than `deadline`; true when the deadline passed
   // (check the condition all the same).
   bool WaitWithDeadline(Mutex* mutex, absl::Time deadline)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {

@@ -10,7 +10,7 @@
 namespace firsttouch {
 namespace {
 
-// Under ThreadSanitizer each of these reports a race where an acquisition is
+// Under ThreadSanitizer each of these tests reports a race if an acquisition is
 // not announced.
 
 TEST(Mutex, OrdersWhatItGuards) {

@@ -30,7 +30,7 @@ absl::StatusOr<Pagemap> Pagemap::Open(Kernel& kernel) {
                                      : ""));
   }
   Pagemap pagemap(kernel, static_cast<int>(opened.value));
-  // A scan of nothing: whether the call exists.
+  // A scan of an empty range finds out whether the call exists.
   PmScanArg nothing;
   const CallResult scanned = kernel.PagemapScan(pagemap.fd(), &nothing);
   if (scanned.error == ENOTTY) {
@@ -59,10 +59,10 @@ Pagemap::~Pagemap() {
 
 namespace {
 
-// The kernel collects so many regions at a time (a page table's worth). Where
-// it is given room for more, a walk that ends in a later round leaves walk_end
-// where the round before ended (6.7 to 6.18 here), and going on from there
-// reports the last ones twice.
+// The most regions that the kernel collects at a time (a page table's worth).
+// Where it is given room for more, a walk that ends in a later round leaves
+// walk_end where the round before ended (6.7 to 6.18 here), and going on from
+// there reports the last ones twice.
 constexpr size_t kMaxRegionsOfCall = 512;
 
 }  // namespace
@@ -82,8 +82,8 @@ ScanResult ScanPages(Kernel& kernel, int pagemap_fd, const ScanRequest& request,
   arg.end = request.end;
   arg.vec = reinterpret_cast<uintptr_t>(buffer);
   arg.vec_len = std::min(capacity, kMaxRegionsOfCall);
-  // A bit that is asked for inverted takes part in the "all" mask; what the
-  // region reports is the page's own state, uninverted.
+  // A bit that is requested inverted is also in the "all" mask; the region
+  // reports the page's own state, uninverted.
   arg.category_mask = request.all_of | request.none_of;
   arg.category_inverted = request.none_of;
   arg.category_anyof_mask = request.any_of;
@@ -108,7 +108,7 @@ ScanResult ScanPages(Kernel& kernel, int pagemap_fd, const ScanRequest& request,
         return result;
       }
     }
-    // The walk ends at the end, or where the vector was full.
+    // The walk stops at the end, or where the vector was full.
     if (arg.walk_end <= result.scanned_to || arg.walk_end > request.end) {
       result.error = EIO;  // no kernel answers so; and a loop must end
       return result;

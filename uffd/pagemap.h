@@ -8,19 +8,19 @@
 //
 // PAGES THAT WERE NEVER TOUCHED. "Written" means: has no write-protect mark. A
 // page that was never touched has none either, so that a scan for written pages
-// alone reports whole page tables of nothing as changed (6.7 to 6.18 here; a
-// kernel that has page tables for the range reports them, one that has none
-// does not). ScanRequest::Written therefore always asks for pages that are
-// PRESENT or SWAPPED as well. Neither alone will do: a changed page that was
-// swapped out is WRITTEN|SWAPPED and not PRESENT, and to leave it out is to
-// hand its bytes to the next guest.
+// alone reports whole page tables of untouched pages as changed (6.7 to 6.18
+// here; a kernel that has page tables for the range reports them, one that has
+// none does not). ScanRequest::Written therefore also requires that pages are
+// PRESENT or SWAPPED. Neither alone is enough: a changed page that was swapped
+// out is WRITTEN|SWAPPED and not PRESENT, and leaving it out would give its
+// bytes to the next guest.
 //
-// Whether pages can be marked at all depends on the registration: on a
-// userfaultfd with WP_ASYNC, or by UFFDIO_WRITEPROTECT. On memory that nobody
-// protects, "written" is every page that is there.
+// Whether pages can be marked at all depends on the registration: with a
+// userfaultfd with WP_ASYNC, or by UFFDIO_WRITEPROTECT. In memory that is not
+// protected, every page that is there counts as "written".
 //
 // FORK. A descriptor of /proc/self/pagemap shows the process that opened it: a
-// child that inherits it scans its parent. Open one per process.
+// child that inherits it scans its parent. Open one in each process.
 
 #ifndef FIRSTTOUCH_UFFD_PAGEMAP_H_
 #define FIRSTTOUCH_UFFD_PAGEMAP_H_
@@ -56,24 +56,24 @@ class Pagemap {
   int fd_;
 };
 
-// What to look for in [start, end). A page is reported when it has all
-// categories of `all_of`, none of `none_of`, and, unless that is 0, one of
-// `any_of` (kPageIs... bits; the three must not overlap).
+// The pages to look for in [start, end). A page is reported when it has all
+// categories of `all_of`, none of `none_of`, and one of `any_of` unless that is
+// 0 (kPageIs... bits; the three must not overlap).
 struct ScanRequest {
   uintptr_t start = 0;  // page aligned
   uintptr_t end = 0;    // exclusive, page aligned
   uint64_t all_of = 0;
   uint64_t any_of = 0;
   uint64_t none_of = 0;
-  // What PageRegion::categories says. Neighbouring pages that agree in these
-  // are one region, so ask for no more than is needed.
+  // The categories that PageRegion::categories reports. Neighbouring pages that
+  // agree in these are one region, so ask for no more than is needed.
   uint64_t report = 0;
   // kPmScan... bits. With kPmScanWpMatching the reported pages are
   // write-protected again in the same step; a callback that stops the scan then
-  // loses what the last call of the kernel reported after that region.
+  // loses the regions behind it that the same call of the kernel has found.
   uint64_t flags = 0;
 
-  // Changed pages that are somewhere: present or swapped out.
+  // Changed pages that are present or swapped out.
   static ScanRequest Written(uintptr_t start, uintptr_t end) {
     return {.start = start,
             .end = end,
@@ -81,30 +81,31 @@ struct ScanRequest {
             .any_of = kPageIsPresent | kPageIsSwapped,
             .report = kPageIsWritten};
   }
-  // Whatever has no mark: with changed pages, those of which there is nothing,
+  // Everything without a mark: changed pages, and addresses without a page
   // unless they were marked (by a scan that protects, on WP_ASYNC, in page
-  // tables that exist). Takes half the time of Written(): this very request is
-  // one for which the kernel looks at nothing but the mark.
+  // tables that exist). Takes half the time of Written(): for exactly this
+  // request the kernel looks only at the mark.
   static ScanRequest Unmarked(uintptr_t start, uintptr_t end) {
     return {.start = start,
             .end = end,
             .all_of = kPageIsWritten,
             .report = kPageIsWritten};
   }
-  // Changed pages, as Written(), and protects them anew (needs WP_ASYNC).
+  // Finds changed pages like Written(), and protects them again (needs
+  // WP_ASYNC).
   static ScanRequest WrittenAndProtect(uintptr_t start, uintptr_t end) {
     ScanRequest request = Written(start, end);
     request.flags = kPmScanWpMatching | kPmScanCheckWpAsync;
     return request;
   }
-  // Whatever has no mark, as Unmarked(), and marks it: pages and where there
-  // are none (needs WP_ASYNC).
+  // Finds everything without a mark like Unmarked(), and marks it: pages, and
+  // addresses without a page (needs WP_ASYNC).
   static ScanRequest UnmarkedAndProtect(uintptr_t start, uintptr_t end) {
     ScanRequest request = Unmarked(start, end);
     request.flags = kPmScanWpMatching | kPmScanCheckWpAsync;
     return request;
   }
-  // Pages that are somewhere.
+  // Pages that are present or swapped out.
   static ScanRequest Resident(uintptr_t start, uintptr_t end) {
     return {.start = start,
             .end = end,
@@ -135,9 +136,9 @@ struct ScanResult {
 };
 
 // Scans the whole of request's range through `buffer` of `capacity` regions (at
-// least 1; with kPmScanWpMatching also none, to protect and report nothing),
-// going on from walk_end as often as the buffer fills up, and hands
-// each region to `callback`, in order of address; returning false ends the scan
+// least 1; with kPmScanWpMatching 0 is allowed, to protect and report nothing),
+// continues from walk_end each time the buffer is full, and passes each region
+// to `callback`, in order of address; if it returns false, the scan ends
 // without an error. A region that a buffer boundary splits arrives in parts.
 //
 // Async-signal-safe if `callback` is: no lock, no allocation. Errors: ENOTTY

@@ -29,7 +29,8 @@ class PagemapTest : public testing::Test {
     pagemap_ = std::make_unique<Pagemap>(*std::move(pagemap));
   }
 
-  // Memory whose writes WP_ASYNC notes; false (and skip_) where there is none.
+  // Has WP_ASYNC note the writes to the memory; false (and skip_) where there
+  // is none.
   bool Track(const ScratchMemory& memory) {
     absl::StatusOr<Uffd> uffd =
         Uffd::Open(kernel_, {.required_features = kUffdFeatureWpAsync |
@@ -84,7 +85,7 @@ TEST_F(PagemapTest, EverySecondPageOf4MiBThroughASmallBuffer) {
   ASSERT_EQ(dirty.size(), 512u);
   for (size_t i = 0; i < 512; ++i) ASSERT_EQ(dirty[i], 2 * i);
 
-  // Protected again in the same step: nothing is written now.
+  // The pages were protected again in the same step: none is written now.
   scan = ScanPages(kernel_, pagemap_->fd(), ScanRequest::Written(start, end),
                    buffer, 8, ignore);
   EXPECT_TRUE(scan.ok());

@@ -102,7 +102,7 @@ void ProbeWays(Kernel& kernel, UffdFacts& facts) {
   }
 }
 
-// Registers fresh mappings of one kind in each mode.
+// Registers new mappings of one kind in each mode.
 void ProbeMapping(Kernel& kernel, UffdFacts& facts, const char* kind, int prot,
                   int flags, int fd) {
   MappingFact fact{.kind = kind};
@@ -145,8 +145,8 @@ void ProbeMappings(Kernel& kernel, UffdFacts& facts) {
     ProbeMapping(kernel, facts, "shared mapping of a memfd", kReadWrite,
                  MAP_SHARED, memory.get());
   }
-  // A program that lies in shared memory (a container whose root is a tmpfs)
-  // says nothing of other files.
+  // The file of a program in shared memory (a container whose root is a tmpfs)
+  // says nothing about other files.
   UniqueFd file(open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
   struct statfs system = {};
   if (file && fstatfs(file.get(), &system) == 0 &&
@@ -183,7 +183,7 @@ void ProbeCalls(Kernel& kernel, UffdFacts& facts) {
   kernel.Munmap(at, kScratchBytes);
 }
 
-// The choice in brackets of "always [madvise] never".
+// The chosen value of "always [madvise] never", which stands in brackets.
 std::string ChosenOf(const std::string& path) {
   std::string line = ReadFirstLine(path).value_or("");
   const size_t open = line.find('[');
@@ -194,12 +194,14 @@ std::string ChosenOf(const std::string& path) {
 
 int AddressBits(Kernel& kernel) {
 #ifdef __SANITIZE_THREAD__
-  // It ends the process for a mapping outside its own idea of the space.
+  // The sanitizer ends the process at a mapping outside its own idea of the
+  // address space.
   static_cast<void>(kernel);
   return 47;
 #endif
   for (int bits = 56; bits > 32; --bits) {
-    // A page in the upper half of the space. Taken already is there, too.
+    // Tries a page in the upper half of the space. An address that is taken
+    // exists, too.
     const uintptr_t at = uintptr_t{1} << (bits - 1);
     const CallResult mapped = kernel.Mmap(
         at, kPageBytes, PROT_NONE,

@@ -1,12 +1,12 @@
-// What this machine, kernel and user allow, asked rather than guessed.
+// What this machine, kernel and user allow, found out by asking the kernel.
 //
 //   const UffdFacts facts = Probe(RealKernel());
 //   if ((facts.features & kUffdFeatureMinorShmem) == 0) ...
 //   for (const std::string& line : facts.advice) std::puts(line.c_str());
 //
-// Probe asks questions that have an answer at once (open, handshake, register,
-// read a sysctl) and touches no page. Whether a feature does what it says is
-// another matter: self_test.h tries each.
+// Probe only asks questions that have an answer at once (open, handshake,
+// register, read a sysctl) and touches no page. Whether a feature works as it
+// should is another matter: self_test.h tries each.
 //
 // Allocates; not for signal handlers. May be called from any thread.
 
@@ -53,30 +53,30 @@ struct UffdFacts {
 
   std::vector<OpenFact> ways;  // every Uffd::How, in the order they are tried
   bool can_open = false;
-  // Whether faults of the kernel are delivered: a handler thread can then serve
-  // system calls on missing pages.
+  // Whether faults of the kernel are delivered, so that a handler thread can
+  // serve system calls on missing pages.
   bool kernel_faults = false;
   uint64_t features = 0;  // of the kernel; unknown bits included
   std::vector<MappingFact> mappings;
 
-  // Each: 0, or the errno it gave.
+  // The following are 0, or the errno of the call.
   int pagemap_scan_error = 0;     // PAGEMAP_SCAN, 6.7
   int process_madvise_error = 0;  // MADV_DONTNEED on the own process, 6.13
   int guard_install_error = 0;    // MADV_GUARD_INSTALL, 6.13
 
-  // sysctls; nothing where the file is not there.
+  // Values of sysctls; nullopt where the file does not exist.
   std::optional<int64_t> unprivileged_userfaultfd;
   std::optional<int64_t> overcommit_memory;
   std::optional<int64_t> max_map_count;
   uint64_t mapping_count = 0;  // of this process
-  // Limits; nothing where unlimited.
+  // Limits; nullopt where unlimited.
   std::optional<uint64_t> address_space_limit_bytes;  // RLIMIT_AS
   std::optional<uint64_t> descriptor_limit;           // RLIMIT_NOFILE
   int address_bits = 0;           // of user space: 47 on most machines
   std::string huge_pages;         // "madvise"; empty: no such file
   std::string shared_huge_pages;  // the same for shared memory
 
-  // What to change to get more, most useful first; one sentence each.
+  // What to change to get more, the most useful first; one sentence each.
   std::vector<std::string> advice;
 };
 

@@ -42,7 +42,7 @@ TEST(Probe, LeavesNothingBehind) {
   close(after);
   EXPECT_EQ(before, after) << "a descriptor was left open";
   EXPECT_EQ(kernel.Calls(Op::kMmap) - kernel.Calls(Op::kMunmap),
-            // Addresses that this machine does not have.
+            // Address bits that this machine does not have.
             2u * static_cast<unsigned>(56 - facts.address_bits));
 }
 

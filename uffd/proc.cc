@@ -109,7 +109,7 @@ uint64_t CountMappings() {
 
 namespace {
 
-// Bytes of a field of /proc/self/statm: 0 all that is mapped, 5 data.
+// Bytes of a field of /proc/self/statm: 0 is everything mapped, 5 is data.
 uint64_t MappedBytes(size_t field) {
   const std::vector<std::string> pages =
       absl::StrSplit(ReadFirstLine("/proc/self/statm").value_or(""), ' ');
@@ -120,7 +120,7 @@ uint64_t MappedBytes(size_t field) {
   return count * kPageBytes;
 }
 
-// "; RLIMIT_AS (ulimit -v) is ...", where `bytes` more than `used` exceed it.
+// "; RLIMIT_AS (ulimit -v) is ...", where `used` plus `bytes` exceeds it.
 std::string RlimitText(int resource, const char* name, uint64_t used,
                        uint64_t bytes) {
   rlimit limit = {};
@@ -149,7 +149,7 @@ std::string ShortageText(uint64_t bytes) {
   const std::string counts =
       absl::StrCat("this process has ", mappings,
                    " mappings and vm.max_map_count is ", most);
-  // To split a mapping takes two.
+  // Splitting a mapping can add two.
   if (mappings + 2 >= static_cast<uint64_t>(most)) {
     return absl::StrCat("; ", counts,
                         ": raise it (sysctl -w vm.max_map_count=...), or use "
@@ -169,7 +169,8 @@ bool MayLogPoisonedPages(const std::string& vm_settings) {
   // Only a kernel with CONFIG_MEMORY_FAILURE has this setting.
   const std::string recovery = vm_settings + "/memory_failure_recovery";
   if (access(recovery.c_str(), F_OK) == 0 || errno != ENOENT) return true;
-  // Every kernel has this one: without it, nothing can be seen here.
+  // Every kernel has this setting: without it, the settings cannot be seen
+  // here.
   const std::string overcommit = vm_settings + "/overcommit_memory";
   return access(overcommit.c_str(), F_OK) != 0;
 }

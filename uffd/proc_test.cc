@@ -70,7 +70,7 @@ TEST(Proc, ReadsNumbers) {
   EXPECT_TRUE(ReadFirstLine("/proc/version").has_value());
 }
 
-// A directory of empty files that is gone at the end.
+// A directory of empty files that the destructor removes.
 class Settings {
  public:
   explicit Settings(std::vector<std::string> names)
@@ -102,7 +102,8 @@ TEST(Proc, OnlyAKernelThatIsKnownToBeSilentDoesNotLogPoisonedPages) {
   EXPECT_FALSE(MayLogPoisonedPages(without.directory()));
   const Settings with({"overcommit_memory", "memory_failure_recovery"});
   EXPECT_TRUE(MayLogPoisonedPages(with.directory()));
-  // Nothing is known where /proc is not mounted, or something else is there.
+  // Nothing is known where /proc is not mounted, or another file system is
+  // there.
   const Settings empty({});
   EXPECT_TRUE(MayLogPoisonedPages(empty.directory()));
   EXPECT_TRUE(MayLogPoisonedPages(empty.directory() + "/none"));

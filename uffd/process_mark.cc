@@ -12,13 +12,13 @@
 namespace firsttouch {
 namespace {
 
-// For a kernel that wipes no page.
+// Used where the kernel wipes no page.
 constinit std::atomic<uint64_t> g_word_cleared_at_fork{0};
 
-// Null: no mark was made yet. The page that it lies in stays mapped.
+// Null: no mark has been made. The page that the word lies in stays mapped.
 constinit std::atomic<std::atomic<uint64_t>*> g_word{nullptr};
 
-// The last mark that this process, or one that it descends from, has made.
+// The last mark that this process or one of its ancestors has made.
 constinit std::atomic<uint64_t> g_last_mark{0};
 
 std::atomic<uint64_t>* WordInWipedPage() {
@@ -58,7 +58,7 @@ ProcessMark ProcessMark::Here() {
   if (mark == 0) {
     const uint64_t fresh =
         g_last_mark.fetch_add(1, std::memory_order_relaxed) + 1;
-    // The mark that another thread has made meanwhile serves as well.
+    // A mark that another thread has made meanwhile serves as well.
     if (word->compare_exchange_strong(mark, fresh, std::memory_order_relaxed)) {
       mark = fresh;
     }

@@ -1,10 +1,11 @@
-// Tells the process that made something from the children that fork(2) makes of
-// it. A child inherits the object, but not what it stands for: a mapping that
-// is MADV_DONTFORK and a thread are not there, and a userfaultfd still acts on
-// the parent's memory. Where such a mapping was, the child may have anything by
-// now, for example a stack of its own, and another thread may have the record
-// of the one that is missing. So an object that owns one of these keeps a mark,
-// and in any other process it neither uses it nor gives it back:
+// Distinguishes the process that made something from the children that fork(2)
+// makes of it. A child inherits the object, but not what it stands for: a
+// MADV_DONTFORK mapping and a thread do not exist in the child, and a
+// userfaultfd still acts on the parent's memory. In the place of such a mapping
+// the child may have anything by now, for example a stack of its own, and
+// another thread may have reused the record of a missing thread. So an object
+// that owns one of these keeps a mark, and in any other process it neither uses
+// nor frees what it owns:
 //
 //   const ProcessMark made_by_ = ProcessMark::Here();
 //   ~Owner() { if (made_by_.IsHere()) kernel_.Munmap(base_, bytes_); }
@@ -13,7 +14,7 @@
 // have the number of its parent, and so may a later child of a dead parent.
 //
 // Kernel: MADV_WIPEONFORK (4.14). Where it is refused, pthread_atfork(3) tells
-// the child, so that a child made by a bare clone(2) does not learn of it.
+// the child; a child made by a bare clone(2) is not told then.
 #ifndef FIRSTTOUCH_UFFD_PROCESS_MARK_H_
 #define FIRSTTOUCH_UFFD_PROCESS_MARK_H_
 
@@ -24,16 +25,16 @@ namespace firsttouch {
 
 class ProcessMark {
  public:
-  // Of no process.
+  // The mark of no process.
   constexpr ProcessMark() = default;
 
-  // Of the calling process. Any thread; not in a signal handler, where the
-  // first call of a process may allocate. Never fails.
+  // The mark of the calling process. Any thread; not in a signal handler, where
+  // the first call of a process may allocate. Never fails.
   static ProcessMark Here();
 
-  // Whether the calling process is the one whose mark this is. A child that
-  // shares its parent's memory (vfork(2), CLONE_VM) is the same process in this
-  // sense. Any thread; async-signal-safe: two loads, no system call.
+  // Whether this is the mark of the calling process. A child that shares its
+  // parent's memory (vfork(2), CLONE_VM) is the same process in this sense. Any
+  // thread; async-signal-safe: two loads, no system call.
   bool IsHere() const noexcept {
     return word_->load(std::memory_order_relaxed) == mark_;
   }
@@ -44,9 +45,8 @@ class ProcessMark {
 
   static constexpr std::atomic<uint64_t> kNoProcess{0};
 
-  // The word of the running process: zero in a child until it makes a mark of
-  // its own, which differs from those of all the processes that it descends
-  // from.
+  // The word of the running process: zero in a child until the child makes a
+  // mark of its own, which differs from those of all its ancestors.
   const std::atomic<uint64_t>* word_ = &kNoProcess;
   uint64_t mark_ = 1;
 };

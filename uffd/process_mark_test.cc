@@ -39,8 +39,8 @@ TEST(ProcessMarkTest, AChildAndItsChildrenHaveMarksOfTheirOwn) {
   EXPECT_TRUE(parents.IsHere());
 }
 
-// Where this binary's earlier tests have run in the same process, the word is
-// there already: so the refusal is set up in a child that makes its first mark.
+// If earlier tests of this binary have run in the same process, the word exists
+// already: so the refusal is set up in a child that makes its first mark.
 TEST(ProcessMarkTest, WorksWhereTheKernelWipesNoPage) {
   const ChildResult child = RunInChild([]() -> std::string {
     if (!RefuseSystemCalls({SYS_madvise}, EINVAL, false)) return "no seccomp";

@@ -1,8 +1,8 @@
-// One system call, by libc: for a machine without a file of its own beside this
-// one.
+// One system call, by libc: for machines without a file of their own beside
+// this one.
 //
 // ON THE FAULT PATH: async-signal-safe. syscall(2) writes errno, which is in
-// thread-local storage; what was there is put back.
+// thread-local storage; its old value is restored.
 
 #ifndef FIRSTTOUCH_UFFD_RAW_CALL_PORTABLE_H_
 #define FIRSTTOUCH_UFFD_RAW_CALL_PORTABLE_H_

@@ -35,7 +35,7 @@ namespace {
   _exit(verdict.exit_code);
 }
 
-// Reaps a child that was killed or is ending. False: it does not even die.
+// Reaps a child that was killed or is ending. False: it does not end.
 bool Reap(pid_t child, int* status, absl::Time deadline) {
   for (;;) {
     const pid_t reaped = waitpid(child, status, WNOHANG);
@@ -69,7 +69,7 @@ SelfTestResult Run(Kernel& kernel, const SelfTestCase& test,
   const absl::Time deadline = absl::Now() + options.time_limit;
   bool hung = false;
   for (;;) {
-    // Rounded up: the last poll must not end before the deadline.
+    // Rounded up, so that the last poll does not end before the deadline.
     const absl::Duration left =
         absl::Ceil(deadline - absl::Now(), absl::Milliseconds(1));
     pollfd readable{from_child.get(), POLLIN, 0};

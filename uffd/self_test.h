@@ -1,15 +1,15 @@
 // Tries each feature on scratch memory, in a child process, under a time limit.
 //
 // A kernel can have a feature and hang in it: write-protect faults did on 5.8.
-// So what is used is tried first: each test does what a pool would do, faults
-// included, and what comes out is compared byte by byte. A test that hangs or
-// dies takes its child with it and nothing else.
+// So each feature is tried before it is used: each test does what a pool would
+// do, faults included, and compares the result byte by byte. A test that hangs
+// or dies ends its child and nothing else.
 //
 //   for (const SelfTestResult& result : RunSelfTests(RealKernel(), {})) {
 //     if (result.outcome != SelfTestOutcome::kWorks) ...
 //   }
 //
-// Forks (and in the child starts threads): call it early, and not from a signal
+// Forks (and starts threads in the child): call it early, and not from a signal
 // handler. Takes a few milliseconds where nothing hangs.
 
 #ifndef FIRSTTOUCH_UFFD_SELF_TEST_H_
@@ -42,26 +42,27 @@ struct SelfTestInfo {
 struct SelfTestResult {
   SelfTestInfo test;
   SelfTestOutcome outcome = SelfTestOutcome::kFailed;
-  // Why not, in one line; empty where it works. Names the kernel where it hung.
+  // The reason in one line; empty where it works. Names the kernel where it
+  // hung.
   std::string detail;
 
   bool works() const { return outcome == SelfTestOutcome::kWorks; }
 };
 
 struct SelfTestOptions {
-  // For each test.
+  // The time limit of each test.
   absl::Duration time_limit = absl::Seconds(5);
-  // A test hook: this test touches a page that nobody fills, as on a kernel
-  // that loses the event.
+  // A test hook: the test of this id touches a page that is never filled, as on
+  // a kernel that loses the event.
   std::string hang;
 };
 
-// Every test there is, in the order they run. In-thread tests resolve faults by
-// SIGBUS in the thread that took them, handler-thread tests by a second thread
-// that reads events.
+// All tests, in the order they run. In-thread tests resolve faults by SIGBUS in
+// the thread that took them, handler-thread tests by a second thread that reads
+// events.
 std::span<const SelfTestInfo> SelfTests();
 
-// Runs the test of this id; kFailed where there is none.
+// Runs the test with this id; kFailed where there is none.
 SelfTestResult RunSelfTest(Kernel& kernel, std::string_view id,
                            const SelfTestOptions& options);
 

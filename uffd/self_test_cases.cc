@@ -48,15 +48,16 @@ Verdict Unexpected(const char* call, int error) {
   return Failed(absl::StrCat(call, ": ", ErrnoText(error)));
 }
 
-// Bytes of page `page`, all the same and never zero.
+// The value of all bytes of page `page`; never zero.
 constexpr char Letter(size_t page) {
   return static_cast<char>('a' + static_cast<char>(page));
 }
 
-// How a fault at a page is resolved: 0, or an errno.
+// Resolves a fault at a page. Returns 0, or an errno.
 using Resolve = int (*)(struct Bench& bench, uintptr_t page, uint64_t flags);
 
-// Scratch memory, its userfaultfd, and somebody who resolves its faults.
+// Scratch memory, its userfaultfd, and a thread or handler that resolves its
+// faults.
 struct Bench {
   Kernel& kernel;
   std::unique_ptr<Uffd> uffd;
@@ -93,8 +94,8 @@ struct Bench {
     return absl::OkStatus();
   }
 
-  // Makes source and memory; memory is anonymous, or a private mapping of the
-  // file.
+  // Makes the source and the memory; the memory is anonymous, or a private
+  // mapping of the file.
   absl::Status Map(bool of_file, uint64_t mode, uint64_t ioctls) {
     file = UniqueFd(memfd_create("firsttouch-self-test", MFD_CLOEXEC));
     if (!file || ftruncate(file.get(), kBytes) != 0) {
@@ -167,7 +168,7 @@ void Bench::ResolveInHandler(Resolve how) {
         resolve_error =
             resolve(*this, RoundDownToPage(event.address), event.flags);
         if (resolve_error != 0) {
-          // The touching thread waits for ever: end for it.
+          // The touching thread would wait forever: end for it.
           const std::string text =
               absl::StrCat("resolving a fault: ", ErrnoText(resolve_error));
           (void)!write(STDOUT_FILENO, text.data(), text.size());
@@ -196,7 +197,7 @@ int ZeroOne(Bench& bench, uintptr_t page, uint64_t) {
       .error;
 }
 
-// A page of the file, or a zero page where the file has a hole.
+// Maps a page of the file, or a zero page where the file has a hole.
 int ContinueOne(Bench& bench, uintptr_t page, uint64_t) {
   if (PageOf(bench, page) == 5) return ZeroOne(bench, page, 0);
   return ContinueRange(bench.kernel, bench.fd(), page, kPage, 0,
@@ -208,7 +209,7 @@ int UnprotectOne(Bench& bench, uintptr_t page, uint64_t) {
   return WriteProtectRange(bench.kernel, bench.fd(), page, kPage, 0, {}).error;
 }
 
-// Reads every page and compares; `faults` are expected, one a page.
+// Reads every page and compares; expects one fault per page.
 Verdict CheckReads(Bench& bench, bool zero) {
   if (sigsetjmp(bench.trap, 1) != 0) {
     return Failed(absl::StrCat("a fault could not be resolved: ",
@@ -253,7 +254,7 @@ Verdict TryFill(Kernel& kernel, bool in_thread, bool of_file, Resolve resolve,
 }
 
 // Maps a page of the file write-protected by one call, as the service does:
-// with two, a write between them would not be seen.
+// with two calls, a write between them would not be seen.
 int ContinueProtected(Bench& bench, uintptr_t page) {
   if (PageOf(bench, page) == 5) return ZeroOne(bench, page, 0);
   return ContinueRange(bench.kernel, bench.fd(), page, kPage, kUffdContinueWp,
@@ -261,7 +262,7 @@ int ContinueProtected(Bench& bench, uintptr_t page) {
       .error;
 }
 
-// Protected pages fault when written, once, and keep what was in them.
+// Checks that protected pages fault once when written, and keep their contents.
 Verdict TryWriteProtect(Kernel& kernel, bool in_thread, bool of_file) {
   Bench bench(kernel);
   uint64_t features = kUffdFeaturePagefaultFlagWp;
@@ -316,7 +317,8 @@ Verdict TryWriteProtect(Kernel& kernel, bool in_thread, bool of_file) {
   return Works();
 }
 
-// Writes to `address`; whether that was a signal that nobody resolved.
+// Writes to `address`; returns whether that raised a signal that nothing
+// resolved.
 bool Traps(Bench& bench, volatile char* address) {
   if (sigsetjmp(bench.trap, 1) != 0) return true;
   *address = 1;
@@ -338,7 +340,7 @@ Verdict TryTrap(Kernel& kernel) {
   return Works();
 }
 
-// read(2) into memory that is not there, then into memory made ready.
+// Calls read(2) into missing memory, then into memory that was made ready.
 Verdict TrySystemCall(Kernel& kernel) {
   Bench bench(kernel);
   absl::Status ready = bench.Open(kUffdFeatureSigbus);
@@ -378,7 +380,7 @@ Verdict TryKernelFault(Kernel& kernel) {
   return Works();
 }
 
-// The pages a scan finds written, as bits.
+// The pages that a scan finds written, as bits.
 struct Found {
   uint64_t pages = 0;
   int error = 0;

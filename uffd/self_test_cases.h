@@ -1,4 +1,4 @@
-// What the self-tests do, each in a child process that does one of them and
+// The self-tests' steps. Each runs in a child process that does one test and
 // ends.
 //
 // Internal to self_test.cc, which runs them.
@@ -14,12 +14,12 @@
 
 namespace firsttouch {
 
-// Exit codes of the child; what it writes to the pipe is the detail.
+// The child's exit codes. What it writes to the pipe is the detail.
 inline constexpr int kExitWorks = 0;
 inline constexpr int kExitMissing = 10;
 inline constexpr int kExitFailed = 11;
 
-// How a test ended.
+// The result of a test.
 struct SelfTestVerdict {
   int exit_code = kExitWorks;
   std::string detail;
@@ -30,10 +30,10 @@ struct SelfTestCase {
   SelfTestVerdict (*body)(Kernel&);
 };
 
-// In the order they run.
+// The tests, in the order they run.
 std::span<const SelfTestCase> SelfTestCases();
 
-// Touches a page that nobody will ever fill.
+// Touches a page that is never filled.
 [[noreturn]] void HangInSelfTest(Kernel& kernel);
 
 }  // namespace firsttouch

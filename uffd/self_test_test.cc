@@ -46,7 +46,7 @@ TEST(SelfTest, AHangIsReportedWithTheKernelsVersion) {
 }
 
 TEST(SelfTest, ALostWakeUpIsAHang) {
-  // A handler thread's fill that puts the page there and wakes nobody.
+  // A handler thread's fill makes the page present and wakes no thread.
   FakeKernel kernel;
   kernel.Fail(Op::kReadEvents, FakeKernel::kEvery, CallResult{0, EAGAIN});
   const SelfTestResult result = RunSelfTest(
@@ -73,7 +73,7 @@ TEST(SelfTest, AKernelThatFailsIsNoticed) {
 }
 
 TEST(SelfTest, WrongBytesAreNoticed) {
-  // Zeroes where the bytes of the image are due.
+  // The fill gives zeroes instead of the image's bytes.
   FakeKernel kernel;
   kernel.Hook(Op::kCopy, [&kernel](const FakeKernel::Call& call) {
     kernel.ZeroPage(call.fd, call.start, call.bytes, 0);

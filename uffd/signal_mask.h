@@ -1,4 +1,4 @@
-// Which signals the calling thread takes, for code that may be interrupted.
+// The calling thread's signal mask, for code that may be interrupted.
 //
 // On the fault path: async-signal-safe, no lock, no allocation, no logging, no
 // thread-local storage, errno is kept.
@@ -30,12 +30,12 @@ inline constexpr SignalSet kSynchronousSignals =
     SetOfSignal(SIGFPE) | SetOfSignal(SIGTRAP) | SetOfSignal(SIGABRT) |
     SetOfSignal(SIGSYS);
 
-// All others, with those that the C library keeps to itself: thread
+// All other signals, including those that the C library reserves: thread
 // cancellation leaves the interrupted code, too.
 inline constexpr SignalSet kAsynchronousSignals = ~kSynchronousSignals;
 
 // Changes the calling thread's mask; `how` is SIG_BLOCK or SIG_SETMASK. Returns
-// what the mask was.
+// the previous mask.
 inline SignalSet ChangeSignalMask(int how, SignalSet signals) noexcept {
   const int saved_errno = errno;
   SignalSet before = 0;
@@ -44,7 +44,7 @@ inline SignalSet ChangeSignalMask(int how, SignalSet signals) noexcept {
   return before;
 }
 
-// The set that `signals`, of the C library, begins with.
+// The kernel's signal set at the beginning of the C library's `signals`.
 inline SignalSet SignalSetOf(const sigset_t& signals) noexcept {
   return *reinterpret_cast<const SignalSet*>(&signals);
 }

@@ -23,7 +23,7 @@ absl::StatusOr<std::thread> StartSignalMaskedThread(
   pthread_sigmask(SIG_SETMASK, &masked, &before);
   std::thread thread;
   std::error_code error;
-  // std::thread reports failure by an exception, and in no other way.
+  // std::thread reports failure only by an exception.
   try {
     thread = std::thread(std::move(body));
   } catch (const std::system_error& refused) {

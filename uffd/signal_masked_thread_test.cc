@@ -32,8 +32,8 @@ TEST(SignalMaskedThread, TakesNoSignalAndLeavesTheMaskOfItsStarter) {
   }
 }
 
-// A crash in a host's code that runs in such a thread, say a PageSource, is the
-// host's crash handler's to report.
+// A crash in a host's code that runs in such a thread, for example a
+// PageSource, must reach the host's crash handler.
 TEST(SignalMaskedThread,
      TakesTheSignalsOfItsOwnFaultsWhateverItsStarterBlocks) {
   sigset_t all;
@@ -74,7 +74,7 @@ TEST(SignalMaskedThread, IsNamedAsFarAsTheKernelTakesIt) {
   absl::StatusOr<std::thread> thread =
       StartSignalMaskedThread("sixteen and more of bytes", [&] {
         char text[32] = {};
-        // Named by the one that starts it, perhaps a moment later.
+        // The starting thread sets the name, perhaps a moment later.
         while (pthread_getname_np(pthread_self(), text, sizeof text) == 0 &&
                std::string(text).substr(0, 7) != "sixteen") {
           std::this_thread::yield();

@@ -78,7 +78,7 @@ bool BecomeNobody() {
       return false;
     }
   }
-  // A change of user makes /proc/self root's.
+  // A change of user makes /proc/self root's; this undoes it.
   return prctl(PR_SET_DUMPABLE, 1) == 0;
 }
 

@@ -1,5 +1,5 @@
-// What tests of this and other folders need around the kernel: children that
-// may die, lose their privileges or have calls refused; scratch memory.
+// Utilities around the kernel for tests of this and other folders: children
+// that may die, lose their privileges or have calls refused; scratch memory.
 
 #ifndef FIRSTTOUCH_UFFD_TEST_UTIL_H_
 #define FIRSTTOUCH_UFFD_TEST_UTIL_H_
@@ -12,8 +12,8 @@
 
 namespace firsttouch {
 
-// Numbers that Debian 12's headers do not have yet: of prctl(2) and madvise(2),
-// and the kernels that know them.
+// Numbers of prctl(2) and madvise(2) that Debian 12's headers lack, and the
+// kernels that know them.
 inline constexpr int kPrSetMdwe = 65;  // 6.3
 inline constexpr unsigned long kPrMdweRefuseExecGain = 1;
 inline constexpr int kPrSetMemoryMerge = 67;  // 6.4
@@ -27,25 +27,26 @@ struct ChildResult {
   std::string output;  // what `body` returned, or wrote to stdout and stderr
 };
 
-// Forks, runs `body` in the child, and returns what it returned as `output`
-// (exit code 0) or how it died. What the child writes to its stdout and stderr
-// comes first. After a minute the child is killed. The body must not use
+// Forks, runs `body` in the child, and returns the text that it returned as
+// `output` (exit code 0) or how it died. Output of the child on stdout and
+// stderr comes first. After a minute the child is killed. The body must not use
 // GoogleTest's assertions: return text and assert on it.
 ChildResult RunInChild(const std::function<std::string()>& body);
 
-// Makes this process (a child) uid and gid 65534 without groups, and keeps
-// /proc/self its own. False where it is neither root nor 65534 already, or the
-// user namespace has no such user.
+// Makes this process (a child) uid and gid 65534 without groups, and lets it
+// keep /proc/self. Returns false where it is neither root nor 65534 already, or
+// the user namespace has no such user.
 bool BecomeNobody();
 
-// From now on these system calls fail with `error` in this process (a child),
-// as under a container's seccomp profile. `refuse_uffd_device` also refuses the
-// ioctl of /dev/userfaultfd. False where the kernel has no seccomp filters.
+// Makes these system calls fail with `error` in this process (a child) from now
+// on, as under a container's seccomp profile. `refuse_uffd_device` also refuses
+// the ioctl of /dev/userfaultfd. Returns false where the kernel has no seccomp
+// filters.
 bool RefuseSystemCalls(const std::vector<int>& numbers, int error,
                        bool refuse_uffd_device);
 
-// Private anonymous memory (read, write, NORESERVE, no huge pages) that is
-// unmapped at the end. Aborts where there is none.
+// Private anonymous memory (read, write, NORESERVE, no huge pages) that the
+// destructor unmaps. Aborts where there is none.
 class ScratchMemory {
  public:
   explicit ScratchMemory(size_t bytes);

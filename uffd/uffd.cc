@@ -76,7 +76,7 @@ absl::Status DescriptorsExhausted(int error) {
   return absl::ResourceExhaustedError(text);
 }
 
-// absl::ErrnoToStatus would say the error's text a second time.
+// absl::ErrnoToStatus would repeat the error's text.
 absl::Status Failed(int error, const std::string& text) {
   return absl::Status(absl::ErrnoToStatusCode(error), text);
 }
@@ -109,8 +109,8 @@ std::string RangeText(uintptr_t start, size_t bytes) {
                          bytes);
 }
 
-// Why the kernel will not have this mapping in this mode, in words; empty where
-// the mapping gives no reason.
+// Why the kernel refuses this mapping in this mode, in words; empty where the
+// mapping gives no reason.
 std::string MappingObjection(const Mapping& mapping, uint64_t mode,
                              uint64_t features) {
   const std::string name = mapping.Describe();
@@ -351,8 +351,8 @@ absl::StatusOr<Uffd> Uffd::Open(Kernel& kernel, const UffdOptions& options) {
       attempts.push_back({how, probe.error});
       continue;
     }
-    // What the kernel has. A handshake can be made once per descriptor, and one
-    // that fails does not say which feature it was.
+    // Finds out what the kernel has. A descriptor allows only one handshake,
+    // and a handshake that fails does not say which feature was the reason.
     uffdio_api offered{};
     const int probe_fd = static_cast<int>(probe.value);
     const CallResult asked = kernel.Api(probe_fd, 0, &offered);

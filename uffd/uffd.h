@@ -1,4 +1,5 @@
-// A userfaultfd: opened in the way that fits, with the features asked for.
+// A userfaultfd, opened with the least privilege that works and with the
+// features asked for.
 //
 //   absl::StatusOr<Uffd> uffd = Uffd::Open(
 //       RealKernel(), {.required_features = kUffdFeatureSigbus,
@@ -9,8 +10,8 @@
 //   kernel.Copy(uffd->fd(), ...);              // the raw layer, kernel.h
 //
 // THE DESCRIPTOR IS THE GUARD. When the last descriptor of a userfaultfd is
-// closed, every missing page of its ranges reads as zero without a word. Unmap
-// the memory first, or keep the Uffd for as long as the memory can be touched.
+// closed, every missing page of its ranges silently reads as zero. Unmap the
+// memory first, or keep the Uffd for as long as the memory can be touched.
 //
 // This is the Status layer: it allocates, and is not for signal handlers.
 // Thread-compatible: const methods and Register/Unregister may be called from
@@ -33,11 +34,11 @@ struct UffdOptions {
   // Open fails where the kernel lacks one of these, naming each with the
   // version that brings it. kUffdFeature... bits.
   uint64_t required_features = 0;
-  // Asked for where the kernel has them; see Uffd::features().
+  // Requested where the kernel has them; see Uffd::features().
   uint64_t wished_features = 0;
   // Whether faults that the kernel takes while it works for a system call
-  // (read(2) into a missing page) must be delivered too, as a handler thread
-  // wants. Needs /dev/userfaultfd, CAP_SYS_PTRACE or
+  // (read(2) into a missing page) must be delivered too, for a handler thread
+  // to resolve. Needs /dev/userfaultfd, CAP_SYS_PTRACE or
   // vm.unprivileged_userfaultfd=1. False: a user-mode-only descriptor is
   // enough, which needs no privilege; such a system call gets EFAULT.
   bool kernel_faults = false;
@@ -55,13 +56,16 @@ class Uffd {
     kSyscall,
   };
 
-  // Opens and shakes hands. Tried in order, the least privilege first:
+  // Opens a descriptor and makes the handshake. Ways are tried in this order,
+  // the least privilege first:
+  //
   //   kernel_faults false: syscall USER_MODE_ONLY (no privilege; 5.11), device
   //     USER_MODE_ONLY (where a seccomp filter refuses the syscall; 6.1), plain
   //     syscall (kernels before 5.11).
   //   kernel_faults true: device (needs its mode only), plain syscall.
-  // The features are asked of a throw-away descriptor first, so that one which
-  // this kernel lacks can be named. Errors: PermissionDenied or Unimplemented
+  //
+  // A separate descriptor is asked for the features first, so that an error can
+  // name one that this kernel lacks. Errors: PermissionDenied or Unimplemented
   // where no way works (lists each try, its errno and the remedy),
   // ResourceExhausted where the table of descriptors is full (names
   // RLIMIT_NOFILE), FailedPrecondition where the kernel lacks a required
@@ -74,10 +78,10 @@ class Uffd {
   ~Uffd();
 
   int fd() const { return fd_; }
-  // The features in force: the required ones and those of the wished ones that
-  // this kernel has.
+  // The features in force: the required ones, and the wished ones that this
+  // kernel has.
   uint64_t features() const { return features_; }
-  // All that this kernel offers, bits that we do not know included.
+  // All features that this kernel offers, including bits unknown here.
   uint64_t available_features() const { return available_features_; }
   How how() const { return how_; }
   // Whether faults of the kernel are delivered.
@@ -88,12 +92,12 @@ class Uffd {
 
   // Registers [start, start + bytes) (page aligned) for `mode`
   // (kUffdRegister...), and checks that the kernel offers `required_ioctls`
-  // (kUffdIoctl...) on it; if not, the range is unregistered again. Bits that
-  // we do not know are ignored. Errors name the mapping as /proc/self/maps has
-  // it and the rule it breaks: InvalidArgument (the kind of mapping cannot have
-  // this mode; range not mapped or not aligned), AlreadyExists (registered with
-  // another userfaultfd), ResourceExhausted (too many mappings: says how many
-  // and vm.max_map_count), FailedPrecondition (an ioctl is missing).
+  // (kUffdIoctl...) on it; if not, the range is unregistered again. Unknown
+  // bits are ignored. Errors name the mapping as /proc/self/maps has it and the
+  // rule it breaks: InvalidArgument (the kind of mapping cannot have this mode;
+  // range not mapped or not aligned), AlreadyExists (registered with another
+  // userfaultfd), ResourceExhausted (too many mappings: says how many and
+  // vm.max_map_count), FailedPrecondition (an ioctl is missing).
   absl::Status Register(uintptr_t start, size_t bytes, uint64_t mode,
                         uint64_t required_ioctls) const;
 
@@ -122,8 +126,8 @@ const char* UffdHowName(Uffd::How how);
 // descriptor.
 CallResult OpenUffd(Kernel& kernel, Uffd::How how, bool nonblocking);
 
-// What to change so that `how` would work, for an `error` it gave; empty where
-// there is nothing to say.
+// What to change so that `how` works, given the `error` of a try; empty where
+// nothing is known.
 std::string UffdOpenRemedy(Uffd::How how, int error);
 
 // Names of the known features in `bits`, "SIGBUS|MOVE"; unknown bits as "bit

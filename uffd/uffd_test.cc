@@ -58,7 +58,7 @@ TEST(UffdOpen, GoesOnToTheDeviceWhereTheSyscallIsRefused) {
   EXPECT_EQ(uffd->how(), How::kDeviceUserModeOnly);
 }
 
-// The order and the flags on a kernel without anything.
+// The order and the flags, on a kernel where every way fails.
 std::string OrderOfTries(bool kernel_faults) {
   FakeKernel kernel(FakeKernel::kScripted);
   std::string order;
@@ -145,7 +145,7 @@ TEST(UffdOpen, AKernelWithoutUserfaultfd) {
 
 TEST(UffdOpen, AnOldKernelTakesThePlainSyscall) {
   FakeKernel kernel;
-  // Before 5.11 the flag is not known; before 6.1 there is no device.
+  // Before 5.11 the flag is unknown; before 6.1 there is no device.
   kernel.Fail(Op::kOpenUserfaultfdSyscall, 1, CallResult{0, EINVAL});
   kernel.Fail(Op::kOpenUserfaultfdDevice, FakeKernel::kEvery,
               CallResult{0, ENOENT});

@@ -27,11 +27,11 @@ class UniqueFd {
   // The descriptor, or -1.
   int get() const { return fd_; }
 
-  // Gives the descriptor up to the caller, who closes it; -1 where there is
+  // Gives the descriptor up to the caller, which closes it; -1 where there is
   // none.
   [[nodiscard]] int release() { return std::exchange(fd_, -1); }
 
-  // Closes the descriptor and takes over `fd` (negative: none). A failing
+  // Closes the descriptor and takes over `fd` (negative: none). An error of
   // close(2) is not reported: the descriptor is gone all the same.
   void reset(int fd = -1) {
     if (fd_ >= 0) ::close(fd_);

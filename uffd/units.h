@@ -21,7 +21,7 @@
 
 namespace firsttouch {
 
-// The page of x86-64. Whoever creates a mapping checks it against
+// The page size of x86-64. The code that creates a mapping checks it against
 // sysconf(_SC_PAGESIZE) once; from there on it is a constant.
 inline constexpr uint64_t kPageBytes = 4096;
 inline constexpr uint64_t kPageShift = 12;
@@ -61,8 +61,8 @@ class PageCount {
   uint64_t value_ = 0;
 };
 
-// The number of a page, counted from the start of whatever holds it (a memory,
-// an image): a position.
+// The number of a page, counted from the start of its memory or image: a
+// position.
 class PageIndex {
  public:
   constexpr PageIndex() = default;
@@ -71,7 +71,7 @@ class PageIndex {
   // The number of the page.
   constexpr uint64_t value() const { return value_; }
 
-  // Where the page starts, in bytes from the start of what holds it.
+  // The position of the page in bytes, from the same start.
   constexpr uint64_t offset_bytes() const { return value_ << kPageShift; }
 
   friend constexpr auto operator<=>(PageIndex, PageIndex) = default;
@@ -102,14 +102,13 @@ class PageIndex {
   uint64_t value_ = 0;
 };
 
-// The pages that `bytes` bytes need: a page that is used in part counts. Right
-// for every value up to UINT64_MAX.
+// The pages that `bytes` bytes need; a partly used page counts. Correct for
+// every value up to UINT64_MAX.
 constexpr PageCount PagesRoundedUp(uint64_t bytes) {
   return PageCount((bytes >> kPageShift) + ((bytes & (kPageBytes - 1)) != 0));
 }
 
-// The pages that `bytes` bytes fill: a page that is used in part does not
-// count.
+// The pages that `bytes` bytes fill; a partly used page does not count.
 constexpr PageCount PagesRoundedDown(uint64_t bytes) {
   return PageCount(bytes >> kPageShift);
 }
