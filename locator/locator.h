@@ -1,6 +1,6 @@
-// From an address to the pool, instance, memory and offset it belongs to, and
-// whether that is inside the memory's current size. This is the first thing a
-// fault handler asks.
+// Finds the pool, instance, memory and offset that an address belongs to, and
+// whether it is inside the memory's current size. A fault handler asks this
+// first.
 //
 // FindPool, Locate and LocateIn (declared in lookup.h) are the fault path:
 // async-signal-safe, no lock, constant time, a few nanoseconds. What is
@@ -18,16 +18,17 @@
 //   ...
 //   UnregisterPool(&entry);                            // then unmap
 //
-// Any number of pools in a process. The table has one pointer for each 4 GiB of
-// the 47-bit address space, so a pool begins at a multiple of 4 GiB and no
-// other pool shares its last chunk: at most 32,767 pools.
+// A process may have any number of pools up to 32,767. The table has one
+// pointer for each 4 GiB of the 47-bit address space, so a pool begins at a
+// multiple of 4 GiB and no other pool shares its last chunk.
 //
-// An address in a guard is attributed to a memory only where no other memory
-// can have been meant: in the guard in front of the first memory (offset_bytes
-// < 0) and in the one behind the last (offset_bytes >= max_memory_bytes), and
-// in the lower part of a guard between two memories, which belongs to the
-// memory in front. The upper part, PoolEntry::unowned_guard_bytes, can be
-// reached from both sides and belongs to neither (Place::kGuardUnowned).
+// An address in a guard is attributed to a memory only where the access cannot
+// have been meant for another: in the guard in front of the first memory
+// (offset_bytes < 0) and in the one behind the last (offset_bytes >=
+// max_memory_bytes), and in the lower part of a guard between two memories,
+// which belongs to the memory in front. The upper part,
+// PoolEntry::unowned_guard_bytes, can be reached from both sides and belongs to
+// neither (Place::kGuardUnowned).
 #ifndef FIRSTTOUCH_LOCATOR_LOCATOR_H_
 #define FIRSTTOUCH_LOCATOR_LOCATOR_H_
 
@@ -40,7 +41,8 @@ namespace firsttouch {
 
 // Checks the caller's fields against each other and fills in the reciprocals.
 // InvalidArgument names the field, its value and the rule. RegisterPool calls
-// it; call it yourself only to use LocateIn on an entry that is not registered.
+// it; other callers need it only to use LocateIn on an entry that is not
+// registered.
 absl::Status PreparePoolEntry(PoolEntry* entry);
 
 // Makes the pool's addresses known to Locate in all threads before it returns.
@@ -50,14 +52,15 @@ absl::Status PreparePoolEntry(PoolEntry* entry);
 //     text names both pools and ranges. Nothing is registered then.
 absl::Status RegisterPool(PoolEntry* entry);
 
-// Forgets the pool; nothing happens if it is not registered. Thread-safe. A
-// Locate of an address in the pool that runs at the same time may still return
-// the entry: make sure that no thread can fault in the pool any more before the
-// entry dies. A Locate of any other address never reads the entry, also not of
-// one that lies in the pool's last 4 GiB.
+// Forgets the pool; does nothing if it is not registered. Thread-safe. A
+// concurrent Locate of an address in the pool may still return the entry: make
+// sure that no thread can fault in the pool any more before the entry is
+// destroyed. A Locate of any other address never reads the entry, not even of
+// an address in the pool's last 4 GiB.
 void UnregisterPool(const PoolEntry* entry);
 
-// Number of pools registered now. Thread-safe; takes the registration lock.
+// The number of pools that are registered now. Thread-safe; takes the
+// registration lock.
 size_t RegisteredPools();
 
 }  // namespace firsttouch

@@ -59,7 +59,8 @@ class TestPool {
   PoolEntry entry;
 
  private:
-  // Not alone in its line, as in a real slot's record.
+  // The size shares its cache line with other fields, as in a real slot's
+  // record.
   struct Size {
     uint64_t before = 0xdead;
     std::atomic<uint64_t> bytes{0};
@@ -68,8 +69,8 @@ class TestPool {
   std::unique_ptr<Size[]> sizes_;
 };
 
-// Three instances of two memories, two Wasm pages accessible of a bound of ten,
-// no guards; each number of each location.
+// Three instances of two memories, without guards; two of at most ten Wasm
+// pages are accessible. Checks each number of each location.
 TEST(LocatorTest, ThreeInstancesOfTwoMemories) {
   TestPool pool(kBase, 3, 2, 10 * kWasmPage, 0, 0);
   for (uint32_t slot = 0; slot < 6; ++slot) pool.SetSize(slot, 2 * kWasmPage);
@@ -179,11 +180,11 @@ TEST(LocatorTest, GuardsBelongToTheOnlyMemoryThatReachesThemOrToNobody) {
   EXPECT_FALSE(at.in_bounds);
   EXPECT_FALSE(at.page_in_bounds);
 
-  // As far above the first memory as the second cannot reach downwards.
+  // As far above the first memory as the second memory cannot reach downwards.
   at = Locate(kBase + 13 * kPage - 1);
   EXPECT_EQ(at.place, Place::kGuardAfter);
   EXPECT_EQ(at.slot, 0u);
-  // From there on to just below the second: either may have been meant.
+  // From there on to just below the second memory: either may have been meant.
   at = Locate(kBase + 13 * kPage);
   EXPECT_EQ(at.place, Place::kGuardUnowned);
   EXPECT_EQ(at.slot, 0u);
@@ -199,7 +200,7 @@ TEST(LocatorTest, GuardsBelongToTheOnlyMemoryThatReachesThemOrToNobody) {
   EXPECT_EQ(at.offset_bytes, 0);
   EXPECT_EQ(at.size_bytes, kPage);
 
-  // The last byte of the pool, and the first behind it.
+  // The last byte of the pool, and the first byte behind it.
   at = Locate(kBase + 29 * kPage - 1);
   EXPECT_EQ(at.place, Place::kGuardAfter);
   EXPECT_EQ(at.slot, 1u);
@@ -222,7 +223,7 @@ TEST(LocatorTest, SizesChangeAtAnyTimeAndMayEndInsideAPage) {
   EXPECT_TRUE(at.page_in_bounds);
   EXPECT_EQ(at.page, 1u);
   EXPECT_EQ(at.size_bytes, 5003u);
-  // The rest of the last page is out of bounds, but its page is not.
+  // The rest of the last page is out of bounds, but the page itself is not.
   for (uint64_t offset : {uint64_t{5003}, 2 * kPage - 1}) {
     at = Locate(kBase + offset);
     EXPECT_FALSE(at.in_bounds) << offset;
@@ -238,7 +239,7 @@ TEST(LocatorTest, SizesChangeAtAnyTimeAndMayEndInsideAPage) {
   EXPECT_FALSE(Locate(kBase + 2 * kPage).page_in_bounds);
 }
 
-// What the locator must say, found by walking through the layout.
+// The location that Locate() must return, found by walking through the layout.
 Location Walk(const PoolEntry& entry, const std::vector<uint64_t>& sizes,
               uintptr_t address) {
   Location at;
@@ -259,7 +260,8 @@ Location Walk(const PoolEntry& entry, const std::vector<uint64_t>& sizes,
         const uint64_t size = sizes[at.slot];
         at.place = offset < entry.max_memory_bytes ? Place::kMemory
                                                    : Place::kGuardAfter;
-        // Below a memory behind by no more than what lies below the first.
+        // Below the next memory by no more than what lies below the first
+        // memory.
         if (at.place == Place::kGuardAfter && at.slot + 1 < entry.slots &&
             next - address <= entry.first_memory_offset_bytes) {
           at.place = Place::kGuardUnowned;
@@ -338,7 +340,7 @@ TEST(LocatorTest, AgreesWithAWalkThroughAllSmallLayouts) {
   EXPECT_GT(checked, 5'000u);
 }
 
-// The reciprocals, against division.
+// Compares division by reciprocals with real division.
 TEST(LocatorTest, DividesExactlyForAnyStride) {
   std::mt19937_64 random(2026);
   TestPool pool(kBase, 1, 1, kPage, 0, 0);
@@ -447,7 +449,7 @@ TEST(LocatorTest, OverlapNamesBothPools) {
             "4 GiB as pool 1 [0x123400000000, 0x123640000000); unregister that "
             "one before its memory is unmapped, and begin each pool at a "
             "multiple of 4 GiB behind the other's last");
-  // Nothing of it was registered.
+  // Nothing of the pool was registered.
   EXPECT_EQ(FindPool(kBase - kGib4), nullptr);
   EXPECT_EQ(RegisteredPools(), 1u);
   // The addresses differ, the chunk is the same.
@@ -507,8 +509,9 @@ TEST(LocatorTest, WrongEntriesNameTheField) {
   EXPECT_EQ(RegisteredPools(), 0u);
 }
 
-// The last 4 GiB of a pool are shared with libraries and stacks. Whoever faults
-// there may still have the pool's record in hand when its Service is gone.
+// The last 4 GiB of a pool are shared with libraries and stacks. A thread that
+// faults there may still be reading the pool's record when the Service is
+// destroyed.
 TEST(LocatorTest, AnAddressBesideAPoolNeverReadsThePoolsOwnEntry) {
   TestPool pool(kBase, 2, 1, kWasmPage, 0, kWasmPage);
   void* const page = mmap(nullptr, kPage, PROT_READ | PROT_WRITE,
@@ -517,7 +520,7 @@ TEST(LocatorTest, AnAddressBesideAPoolNeverReadsThePoolsOwnEntry) {
   auto* const entry = new (page) PoolEntry(pool.entry);
   ASSERT_TRUE(RegisterPool(entry).ok());
   EXPECT_EQ(FindPool(kBase + 5), entry);
-  // As if it were freed: to read it would end this process.
+  // Inaccessible, as if it were freed: reading it would end this process.
   ASSERT_EQ(mprotect(page, kPage, PROT_NONE), 0);
   EXPECT_EQ(FindPool(kBase + kGib4 - 1), nullptr);
   EXPECT_EQ(Locate(kBase + kGib4 / 2).place, Place::kNoPool);
@@ -526,8 +529,8 @@ TEST(LocatorTest, AnAddressBesideAPoolNeverReadsThePoolsOwnEntry) {
   munmap(page, kPage);
 }
 
-// As above: whoever looked up an address beside a pool may read its record when
-// the pool is gone, and while another pool gets it.
+// As above: a lookup of an address beside a pool may read the pool's record
+// when the pool is gone, and while another pool gets the record.
 TEST(LocatorTest, ARecordOutlivesItsPoolAndIsUsedAgain) {
   using locator_internal::PoolRecord;
   const auto record_of = [](uintptr_t base) {
@@ -539,7 +542,7 @@ TEST(LocatorTest, ARecordOutlivesItsPoolAndIsUsedAgain) {
   ASSERT_NE(record, nullptr);
   const uint64_t version = record->version.load();
   UnregisterPool(&first.entry);
-  // Were it freed, one of these would lie in its place.
+  // If the record were freed, one of these would take its place.
   std::array<std::unique_ptr<PoolRecord>, 16> others;
   for (std::unique_ptr<PoolRecord>& other : others) {
     other = std::make_unique<PoolRecord>();
@@ -553,17 +556,17 @@ TEST(LocatorTest, ARecordOutlivesItsPoolAndIsUsedAgain) {
   EXPECT_EQ(record_of(second.entry.base), record);
   EXPECT_EQ(record->version.load(), version + 2);
   EXPECT_EQ(FindPool(second.entry.base), &second.entry);
-  // While it is written it is nobody's.
+  // While a record is written it belongs to no pool.
   record->version.fetch_add(1);
   EXPECT_EQ(FindPool(second.entry.base), nullptr);
   record->version.fetch_sub(1);
   UnregisterPool(&second.entry);
 }
 
-// Two pools that take turns with one record, and whose numbers, mixed, would
-// contain an address that neither does.
+// Two pools take turns with one record; a mixture of their numbers would
+// contain an address that neither pool contains.
 TEST(LocatorTest, ARecordThatIsUsedAgainIsNeverAMixOfTwoPools) {
-  // Six GiB of it, so that it ends in the middle of its second chunk.
+  // Six GiB, so that the pool ends in the middle of its second chunk.
   TestPool low(kBase, 3, 1, uint64_t{2} << 30, 0, 0, 1);
   TestPool high(kBase + kGib4, 1, 1, kWasmPage, 0, 0, 2);
   // Past both; in [high.base, high.base + low.bytes).
@@ -588,7 +591,7 @@ TEST(LocatorTest, ARecordThatIsUsedAgainIsNeverAMixOfTwoPools) {
   EXPECT_GT(looks, 0u);
 }
 
-// Pools come and go beside threads that look.
+// Pools come and go while other threads look up addresses.
 TEST(LocatorTest, LooksUpWhilePoolsComeAndGo) {
   TestPool fixed(kBase, 4, 1, kWasmPage, 0, kWasmPage, 1);
   ASSERT_TRUE(RegisterPool(&fixed.entry).ok());

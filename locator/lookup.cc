@@ -14,8 +14,8 @@
 namespace firsttouch {
 namespace locator_internal {
 
-// Zero-initialized, so in .bss: of its 256 KiB only the pages that are looked
-// at ever exist.
+// Zero-initialized, so in .bss: only those of its 256 KiB exist whose pages are
+// looked at.
 constinit std::atomic<PoolRecord*> g_chunks[kChunks];
 
 }  // namespace locator_internal
@@ -53,12 +53,12 @@ inline const PoolEntry* Find(uintptr_t address) {
     const uint64_t bytes = record->bytes.load(std::memory_order_relaxed);
     const PoolEntry* const pool = record->entry.load(std::memory_order_relaxed);
     std::atomic_thread_fence(std::memory_order_acquire);
-    // Given to another pool meanwhile: then the one that was meant is gone.
-    // While it is written it belongs to none (and the writer may be what this
-    // handler interrupted: there is nothing to wait for).
+    // The record was given to another pool meanwhile: the pool that was meant
+    // is gone. While the record is written it belongs to none (and the writer
+    // may be what this handler interrupted, so waiting is no option).
     if (record->version.load(std::memory_order_relaxed) != version) continue;
     if (version % 2 != 0) return nullptr;
-    // The last chunk of a pool is its own only in part.
+    // A pool's last chunk may also have addresses of other mappings.
     return address - base < bytes ? pool : nullptr;
   }
 }
@@ -70,7 +70,7 @@ inline uint64_t SizeOf(const PoolEntry& pool, uint64_t slot) {
       ->load(std::memory_order_acquire);
 }
 
-// `address` is in the pool.
+// `address` must be in the pool.
 inline Location Describe(const PoolEntry& pool, uintptr_t address) {
   const uint64_t from_base = address - pool.base;
   const uint64_t from_first = from_base - pool.first_memory_offset_bytes;
@@ -82,8 +82,9 @@ inline Location Describe(const PoolEntry& pool, uintptr_t address) {
   }
   const auto [slot, offset] =
       Divide(from_first, pool.slot_stride_bytes, pool.slot_stride_reciprocal);
-  // Both below 2^32, where slot + 1 in place of slot makes the estimate exact:
-  // it then lies strictly between slot / divisor and (slot + 1) / divisor.
+  // Both are below 2^32, where using slot + 1 in place of slot makes the
+  // estimate exact: it then lies strictly between slot / divisor and (slot + 1)
+  // / divisor.
   const uint64_t instance = static_cast<uint64_t>(
       (Uint128{slot + 1} * pool.memories_per_instance_reciprocal) >> 64);
   const uint64_t memory = slot - instance * pool.memories_per_instance;

@@ -1,4 +1,4 @@
-// Which pools there are. Not on the fault path: see lookup.cc.
+// The list of pools. Not on the fault path: see lookup.cc.
 
 #include <atomic>
 #include <cstddef>
@@ -48,7 +48,7 @@ uint64_t Reciprocal(uint64_t divisor) {
   return std::numeric_limits<uint64_t>::max() / divisor;
 }
 
-// The pool that has addresses in the chunk, or null. With the lock held.
+// The pool that has addresses in the chunk, or null. The caller holds the lock.
 const PoolEntry* PoolIn(size_t chunk) {
   const PoolRecord* const record =
       chunk < kChunks ? g_chunks[chunk].load(std::memory_order_relaxed)
@@ -57,7 +57,7 @@ const PoolEntry* PoolIn(size_t chunk) {
                            : record->entry.load(std::memory_order_relaxed);
 }
 
-// A record for the pool: one that no pool has any more, or a new one.
+// A record for the pool: one that no pool uses any more, or a new one.
 PoolRecord* RecordFor(const PoolEntry& entry, Registry& registry)
     ABSL_EXCLUSIVE_LOCKS_REQUIRED(registry.mutex) {
   PoolRecord* record = registry.records;
@@ -139,7 +139,7 @@ absl::Status PreparePoolEntry(PoolEntry* entry) {
         entry->pool_id, entry->unowned_guard_bytes, entry->slot_stride_bytes,
         entry->max_memory_bytes));
   }
-  // Divided rather than multiplied: nothing can overflow.
+  // Uses division instead of multiplication, so that nothing can overflow.
   if (entry->bytes < entry->first_memory_offset_bytes ||
       (entry->bytes - entry->first_memory_offset_bytes) %
               entry->slot_stride_bytes !=
@@ -171,8 +171,8 @@ absl::Status PreparePoolEntry(PoolEntry* entry) {
 absl::Status RegisterPool(PoolEntry* entry) {
   Registry& registry = TheRegistry();
   MutexLock lock(&registry.mutex);
-  // Under the lock, and before anything is written: an entry that is registered
-  // already is being read.
+  // Under the lock, and before anything is written: an entry that is already
+  // registered is being read.
   const size_t first = entry->base / kLocatorChunkBytes;
   if (PoolIn(first) == entry) {
     return absl::AlreadyExistsError(

@@ -1,5 +1,5 @@
-// The locator's table, between the code that writes it (registry.cc, under a
-// lock) and the code that reads it (lookup.cc, in signal handlers).
+// The locator's table, which registry.cc writes under a lock and lookup.cc
+// reads in signal handlers.
 #ifndef FIRSTTOUCH_LOCATOR_TABLE_H_
 #define FIRSTTOUCH_LOCATOR_TABLE_H_
 
@@ -15,24 +15,24 @@ namespace locator_internal {
 inline constexpr size_t kChunks =
     (uint64_t{1} << kLocatorAddressBits) / kLocatorChunkBytes;
 
-// What a lookup reads before it knows that an address is a pool's: the last 4
-// GiB of a pool have addresses of others, who may fault while the pool ends. So
-// records are used again for other pools, but never freed, and a reader finds
-// out by `version` if that happened under it. The pool's own entry is read
-// where the address is the pool's; then it is up to the pool's owner that it
-// lives.
+// What a lookup reads before it knows that an address belongs to a pool. The
+// last 4 GiB of a pool contain addresses of other mappings, where a thread may
+// fault while the pool ends. So records are reused for other pools, but never
+// freed, and a reader detects reuse by `version`. A pool's own entry is read
+// only for an address in that pool; the pool's owner must keep the entry alive
+// for that.
 struct PoolRecord {
-  // Even while the rest is constant; one more while it is written.
+  // Even while the record is constant; odd while it is written.
   std::atomic<uint64_t> version{0};
   std::atomic<uintptr_t> base{0};
   std::atomic<uint64_t> bytes{0};
   std::atomic<const PoolEntry*> entry{nullptr};
-  // The next in a list of all records, for leak checkers. Registry's.
+  // The next in a list of all records, for leak checkers. Used by the registry.
   PoolRecord* older = nullptr;
   bool in_use = false;
 };
 
-// For each 4 GiB of the address space the pool that has addresses there; at
+// For each 4 GiB of the address space, the pool that has addresses there; at
 // most one, since pools begin at a multiple of 4 GiB.
 extern std::atomic<PoolRecord*> g_chunks[kChunks];
 static_assert(std::atomic<PoolRecord*>::is_always_lock_free);
