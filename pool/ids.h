@@ -1,6 +1,6 @@
-// The numbers that name things in a pool. Three types, so that a memory's slot
-// is never passed where an instance is meant. All are plain values:
-// trivially copyable, async-signal-safe, no allocation.
+// The numbers that name things in a pool. They are three types, so that a
+// memory's slot is never passed where an instance is meant. All are plain
+// values: trivially copyable, async-signal-safe, no allocation.
 //
 //   SlotIndex      one memory of the pool, counted over all instances (flat)
 //   InstanceIndex  one instance: memories_per_instance neighbouring slots
@@ -19,7 +19,7 @@ namespace firsttouch {
 
 namespace pool_internal {
 
-// `Tag` only tells the types apart.
+// `Tag` only distinguishes the types.
 template <typename Tag>
 class StrongIndex {
  public:

@@ -18,7 +18,7 @@
 namespace firsttouch {
 namespace {
 
-// Wide enough for any product of three option values that we form.
+// Wide enough for any product of three option values that is formed here.
 __extension__ typedef unsigned __int128 Uint128;
 
 constexpr uint64_t kMax = std::numeric_limits<uint64_t>::max();
@@ -120,8 +120,8 @@ std::string_view LayoutRangeKindName(LayoutRangeKind kind) {
 
 LayoutOptions LayoutOptions::ForWasm32(uint32_t instances) {
   constexpr uint64_t kReach32 = uint64_t{1} << 32;
-  // The widest access that begins at the last byte, and what belongs to neither
-  // neighbour: a Wasm page holds both.
+  // The widest access that begins at the last byte, and the bytes that belong
+  // to neither neighbour: a Wasm page holds both.
   constexpr uint64_t kBeyond = 65536;
   return {.instances = instances,
           .max_memory_bytes = kReach32,
@@ -233,7 +233,7 @@ LayoutRanges::Iterator LayoutRanges::From(SlotIndex slot) const {
 
 namespace {
 
-// Everything that holds of one slot, whatever its neighbours.
+// The checks of one slot, independent of its neighbours.
 class SlotChecker {
  public:
   SlotChecker(const LayoutOptions& options, const PoolLayout& layout)
@@ -256,7 +256,7 @@ class SlotChecker {
           "slot ", number, ": memory_offset_bytes ",
           layout_.memory_offset_bytes(slot), " is not a multiple of the page"));
     }
-    // Downwards: nothing but guard until the memory before, or the base.
+    // Downwards there must be only guard until the memory before, or the base.
     const Uint128 below =
         number == 0 ? 0 : MemoryOffset(number - 1) + options_.max_memory_bytes;
     if (memory < below || memory - below < options_.guard_before_bytes) {
@@ -268,7 +268,7 @@ class SlotChecker {
       return Fail(number, "guard_in_front_bytes",
                   layout_.guard_in_front_bytes(slot), memory - below);
     }
-    // Upwards: nothing but guard until the next memory, or the end.
+    // Upwards there must be only guard until the next memory, or the end.
     const Uint128 above = number + 1 == layout_.slots()
                               ? Uint128{layout_.reservation_bytes()}
                               : MemoryOffset(number + 1);
@@ -277,7 +277,7 @@ class SlotChecker {
           absl::StrCat("slot ", number, ": fewer than guard_after_bytes ",
                        options_.guard_after_bytes, " lie behind the memory"));
     }
-    // The numbering there and back.
+    // The conversion of numbers, there and back.
     const InstanceIndex instance = layout_.InstanceOf(slot);
     const MemoryIndex index = layout_.MemoryOf(slot);
     if (instance.value() >= options_.instances ||
@@ -313,11 +313,12 @@ class SlotChecker {
   const PoolLayout& layout_;
 };
 
-// Slots on either side that are looked at one by one in a large pool.
+// The number of slots at either end of a large pool that are looked at one by
+// one.
 constexpr uint32_t kEndSlots = 2048;
 
 // Walks the ranges [first, last) and checks that they are contiguous from
-// `*offset` on, which it moves to their end.
+// `*offset` on; moves `*offset` to their end.
 absl::Status CheckContiguous(LayoutRanges::Iterator first,
                              LayoutRanges::Iterator last, uint32_t max_ranges,
                              Uint128* offset) {
@@ -390,8 +391,8 @@ absl::Status CheckLayoutInvariants(const LayoutOptions& options,
     if (absl::Status status = checker.Check(slot); !status.ok()) return status;
   }
 
-  // The ranges: contiguous from 0; for a large pool, the middle is stepped
-  // over by arithmetic that the slots above have confirmed at both ends.
+  // The ranges are contiguous from 0; in a large pool the middle is skipped by
+  // arithmetic that the slots above have confirmed at both ends.
   const LayoutRanges ranges = layout.Ranges();
   Uint128 offset = 0;
   const bool whole = count <= 2 * kEndSlots;

@@ -1,8 +1,8 @@
 // Where each memory of a pool lies. Pure, checked arithmetic: no system call,
-// no allocation except for an error's text. What was asked for
-// (LayoutOptions) and what was decided (PoolLayout) are two types, with one
-// function between them and one function, CheckLayoutInvariants, that states
-// what must hold of the pair.
+// no allocation except for an error's text. The request (LayoutOptions) and the
+// decision (PoolLayout) are two types; one function goes from one to the other,
+// and another function, CheckLayoutInvariants, states what must hold of the
+// pair.
 //
 // The reservation, for instances = 1 and memories_per_instance = 2. Every box
 // names the field that gives its size, every arrow the accessor that gives its
@@ -23,10 +23,10 @@
 //           memory_offset_bytes(0) = first_memory_offset_bytes()
 // clang-format on
 //
-// guard_before_bytes stands once, in front of the first memory. In front of
-// every other memory stands the guard_after_bytes of the memory before it;
-// that is why guard_after_bytes must not be smaller than guard_before_bytes.
-// The last unowned_guard_bytes() of it can be reached from both memories, so an
+// guard_before_bytes exists once, in front of the first memory. In front of
+// every other memory lies the guard_after_bytes of the memory before it; that
+// is why guard_after_bytes must not be smaller than guard_before_bytes. The
+// last unowned_guard_bytes() of it can be reached from both memories, so an
 // access there belongs to neither.
 //
 // Nothing here depends on what backs the memories. Guards are addresses at
@@ -53,7 +53,7 @@
 
 namespace firsttouch {
 
-// What a user asks for. All sizes are bytes.
+// The requested layout. All sizes are bytes.
 struct LayoutOptions {
   // Instances the pool can hold at once. At least 1.
   uint32_t instances = 0;
@@ -69,30 +69,30 @@ struct LayoutOptions {
   // Guard behind each memory. A multiple of page_bytes, at least
   // guard_before_bytes; 0 for none (then neighbours touch: only for guests
   // whose every access is checked). To have every access that goes past a
-  // memory's end told to that memory's own trap callback, make it larger than
-  // what code can reach by unowned_guard_bytes(): guard_before_bytes, or a
+  // memory's end reported to that memory's own trap callback, make it larger
+  // than what code can reach by unowned_guard_bytes(): guard_before_bytes, or a
   // page.
   uint64_t guard_after_bytes = 0;
-  // The host's page. A power of two from kPageBytes on.
+  // The host's page size. A power of two, at least kPageBytes.
   uint64_t page_bytes = kPageBytes;
-  // What one fault fills at most, but for reads of shared image pages: a guest
-  // that reads them upwards gets up to 1 MiB at a time. A power of two, a
+  // The most that one fault fills, except for reads of shared image pages: a
+  // guest that reads them upwards gets up to 1 MiB at a time. A power of two, a
   // multiple of page_bytes. A fault-around range that reaches past a memory's
   // size is cut there, so it may be larger than the memory.
   uint64_t fault_around_bytes = 65536;
 
-  // For WebAssembly guests with 32-bit addresses whose generated code checks
-  // nothing: one memory an instance, up to 4 GiB, and behind it a guard that
-  // ends an access at any address with any offset, which go up to 8 GiB.
-  // Address space, 47 bits of it, holds 16,000 of them. Guests that are
-  // compiled to check more, or that have several memories, change the fields
-  // that say so.
+  // For WebAssembly guests with 32-bit addresses whose generated code checks no
+  // bounds: one memory per instance, up to 4 GiB, and behind it a guard that
+  // covers every access at an address plus an offset, which together reach up
+  // to 8 GiB. An address space of 47 bits holds 16,000 of them. For guests
+  // whose code checks more, or that have several memories, change the fields
+  // concerned.
   static LayoutOptions ForWasm32(uint32_t instances);
 
   friend bool operator==(const LayoutOptions&, const LayoutOptions&) = default;
 };
 
-// What a range of the reservation is for.
+// The purpose of a range of the reservation.
 enum class LayoutRangeKind { kGuardBefore, kMemory, kGuardAfter };
 
 // "guard before", "memory" or "guard after". Static storage.
@@ -106,8 +106,8 @@ struct LayoutRange {
   // The memory itself; for kGuardAfter the memory in front of the guard; for
   // kGuardBefore slot 0, the memory behind it.
   SlotIndex slot;
-  // The LayoutOptions field that makes these bytes, e.g. "guard_after_bytes".
-  // Static storage.
+  // The LayoutOptions field that these bytes come from, e.g.
+  // "guard_after_bytes". Static storage.
   std::string_view cause;
 
   friend bool operator==(const LayoutRange&, const LayoutRange&) = default;
@@ -115,8 +115,8 @@ struct LayoutRange {
 
 class PoolLayout;
 
-// The ranges of a layout in ascending order, made one at a time: constant
-// memory, also for a million slots. Their bytes sum to reservation_bytes(), and
+// The ranges of a layout in ascending order, made one at a time: in constant
+// memory, even for a million slots. Their bytes sum to reservation_bytes(), and
 // each range begins where the one before ended. Refers to the layout, which
 // must outlive it.
 class LayoutRanges {
@@ -154,7 +154,7 @@ class LayoutRanges {
   explicit LayoutRanges(const PoolLayout* layout) : layout_(layout) {}
   Iterator begin() const;
   Iterator end() const;
-  // From the memory of `slot` on, in constant time. `slot` < slots().
+  // Begins at the memory of `slot`, in constant time. `slot` < slots().
   Iterator From(SlotIndex slot) const;
 
  private:
@@ -165,7 +165,7 @@ class LayoutRanges {
 // async-signal-safe and constant time.
 class PoolLayout {
  public:
-  // Decides the layout. InvalidArgument names the option, its value, the rule
+  // Computes the layout. InvalidArgument names the option, its value, the rule
   // and a way out, for options that are zero, unaligned or contradictory and
   // for sums or products that do not fit 64 bits. Whether this machine has room
   // for the layout is a different question: pool/limits.h.
@@ -173,15 +173,16 @@ class PoolLayout {
 
   const LayoutOptions& options() const { return options_; }
 
-  // Address space of the whole pool, guards included. A multiple of page_bytes.
+  // The address space of the whole pool, guards included. A multiple of
+  // page_bytes.
   uint64_t reservation_bytes() const { return reservation_bytes_; }
-  // From the start of a memory to the start of the next.
+  // Bytes from the start of a memory to the start of the next.
   uint64_t slot_stride_bytes() const { return slot_stride_bytes_; }
-  // From the base of the reservation to the start of slot 0.
+  // Bytes from the base of the reservation to the start of slot 0.
   uint64_t first_memory_offset_bytes() const {
     return options_.guard_before_bytes;
   }
-  // Bytes of each memory: options().max_memory_bytes.
+  // The size of each memory: options().max_memory_bytes.
   uint64_t memory_bytes() const { return options_.max_memory_bytes; }
   // Number of memories: instances * memories_per_instance.
   uint32_t slots() const { return slots_; }
@@ -195,8 +196,8 @@ class PoolLayout {
   uint64_t guard_after_offset_bytes(SlotIndex slot) const {
     return memory_offset_bytes(slot) + memory_bytes();
   }
-  // Addresses that are guard on the way down from `slot`: guard_before_bytes
-  // for slot 0, guard_after_bytes (of the memory before) for the others.
+  // The bytes of guard below `slot`: guard_before_bytes for slot 0,
+  // guard_after_bytes (of the memory before) for the others.
   uint64_t guard_in_front_bytes(SlotIndex slot) const {
     return slot.value() == 0 ? options_.guard_before_bytes
                              : options_.guard_after_bytes;
@@ -204,10 +205,11 @@ class PoolLayout {
 
   // Bytes at the upper end of the guard between two memories that belong to
   // neither: an access there may have gone past the end of the memory in front,
-  // or below the start of the memory behind. guard_before_bytes; where that is
-  // 0 a page, since code that is not meant to reach below its memory does so by
-  // mistake (half of a guard that is a page). The guards in front of the first
-  // memory and behind the last have one neighbour, and belong to it.
+  // or below the start of the memory behind. This is guard_before_bytes; where
+  // that is 0 it is a page, since code that is not meant to reach below its
+  // memory does so by mistake (and half of the guard where the guard is one
+  // page). The guards in front of the first memory and behind the last have one
+  // neighbour, and belong to it.
   uint64_t unowned_guard_bytes() const {
     return std::max(
         options_.guard_before_bytes,
@@ -227,8 +229,8 @@ class PoolLayout {
     return MemoryIndex(slot.value() % options_.memories_per_instance);
   }
 
-  // Every byte of the reservation, with its purpose and the option that makes
-  // it.
+  // Every byte of the reservation, with its purpose and the option that it
+  // comes from.
   LayoutRanges Ranges() const { return LayoutRanges(this); }
 
  private:
@@ -242,8 +244,8 @@ class PoolLayout {
 };
 
 // States the security claims and checks them for one pair of options and
-// layout; Internal names the first that fails, with the numbers. It works the
-// offsets out anew, in 128 bits, and does not trust Compute:
+// layout; Internal names the first claim that fails, with the numbers. It
+// computes the offsets again, in 128 bits, and does not trust Compute:
 //   1. the layout was made for these options;
 //   2. every size and offset is a multiple of the page, and the fault-around
 //      size is a power of two and a multiple of the page;
@@ -256,7 +258,7 @@ class PoolLayout {
 //      unexplained;
 //   7. SlotOf, InstanceOf and MemoryOf are inverse to each other.
 // Looks at every slot up to 4096 of them, and at the first and last 2048 of a
-// larger pool; the offsets are linear in the slot, so nothing else can differ.
+// larger pool; the offsets are linear in the slot, so the others cannot differ.
 absl::Status CheckLayoutInvariants(const LayoutOptions& options,
                                    const PoolLayout& layout);
 

@@ -15,7 +15,7 @@
 
 namespace firsttouch {
 
-// Makes layouts that Compute never would.
+// Makes layouts that Compute never makes.
 class PoolLayoutTestPeer {
  public:
   static void SetOptions(PoolLayout& layout, const LayoutOptions& options) {
@@ -243,7 +243,7 @@ TEST(LayoutTest, HoldsAtTheCorners) {
 }
 
 // Every random input either gives a layout that holds, or an error that names
-// the option; and the two are told apart by exact arithmetic.
+// the option; exact arithmetic decides which of the two is right.
 TEST(LayoutTest, HoldsAtRandomOrSaysWhy) {
   std::mt19937_64 random(20220623);
   auto magnitude = [&](int max_bits) {
@@ -397,7 +397,7 @@ TEST(LayoutTest, ErrorsNameOptionValueRuleAndWayOut) {
   }
 }
 
-// A checker that accepts everything would pass all of the above.
+// A checker that accepts everything would pass all tests above.
 TEST(LayoutTest, CheckerSeesWrongLayouts) {
   const LayoutOptions options = {.instances = 2,
                                  .memories_per_instance = 2,
@@ -453,8 +453,8 @@ TEST(LayoutTest, CheckerSeesWrongLayouts) {
             "(overflowed)");
 }
 
-// What code without checks reaches: an address and an offset, both of 32 bits,
-// and the widest access there.
+// The reach of code without checks: a 32-bit address plus a 32-bit offset, and
+// the widest access there.
 TEST(LayoutOptionsTest, TheGuardForWasm32EndsEveryAccessAsTheMemorysOwn) {
   constexpr uint64_t kLastByte = 2 * uint64_t{kMax32} + 15;
   for (const uint32_t instances : {1u, 2u, 16'000u}) {

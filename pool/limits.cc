@@ -39,7 +39,7 @@ uint64_t AddressSpaceBytes(const LimitFacts& facts) {
              : uint64_t{1} << facts.address_space_bits;
 }
 
-// How much a limit leaves, in its own unit.
+// How much of a limit is left, in its own unit.
 uint64_t Available(Limit limit, const LimitUse& use, const LimitFacts& facts) {
   switch (limit) {
     case Limit::kAddressSpace: {
@@ -67,7 +67,7 @@ uint64_t Available(Limit limit, const LimitUse& use, const LimitFacts& facts) {
 }
 
 // Reads a file of /proc through a buffer on the stack: at the limit of mappings
-// a larger allocation fails. Hands each piece that read(2) gives to `take`.
+// a larger allocation fails. Calls `take` for each piece that read(2) gives.
 template <typename Take>
 void ReadPieces(const char* path, Take take) {
   const int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -156,7 +156,7 @@ class MapsReader {
   }
 
   const uint64_t end_of_space_;
-  // The beginning of the present line, with all of its addresses.
+  // The beginning of the present line, which includes its addresses.
   char head_[64];
   size_t length_ = 0;
   uint64_t previous_end_ = 65536;  // vm.mmap_min_addr

@@ -1,7 +1,7 @@
-// Whether this machine has room for a layout, and if not: which limit, what
-// was asked, and the largest pool that would fit. The facts are a plain struct,
-// so that the answer is a pure function of them and any machine can be tried in
-// a test; ReadLimitFacts reads them from the machine we run on.
+// Whether this machine has room for a layout, and if not: which limit it
+// exceeds, what was asked, and the largest pool that would fit. The facts are a
+// plain struct, so that the answer is a pure function of them and a test can
+// try any machine; ReadLimitFacts reads them from the running machine.
 #ifndef FIRSTTOUCH_POOL_LIMITS_H_
 #define FIRSTTOUCH_POOL_LIMITS_H_
 
@@ -19,8 +19,8 @@ enum class Overcommit : int { kHeuristic = 0, kAlways = 1, kNever = 2 };
 
 inline constexpr uint64_t kUnlimited = ~uint64_t{0};
 
-// What decides whether a mapping is granted. Values that could not be read are
-// at their defaults here, which are the most permissive ones.
+// The facts that decide whether a mapping is granted. Values that could not be
+// read keep their defaults, which are the most permissive ones.
 struct LimitFacts {
   // User-space addresses have this many bits (47 on x86-64).
   uint32_t address_space_bits = 47;
@@ -28,7 +28,7 @@ struct LimitFacts {
   uint64_t largest_gap_bytes = kUnlimited;
   // RLIMIT_AS (ulimit -v), soft limit; kUnlimited for none.
   uint64_t rlimit_as_bytes = kUnlimited;
-  // Of that, already used by this process (VmSize).
+  // How much of that this process already uses (VmSize).
   uint64_t mapped_bytes = 0;
   // vm.max_map_count and the mappings this process has now.
   uint64_t max_map_count = kUnlimited;
@@ -38,20 +38,20 @@ struct LimitFacts {
   // then counts a private writable mapping in full, MAP_NORESERVE or not.
   uint64_t commit_limit_bytes = kUnlimited;
   uint64_t committed_bytes = 0;
-  // MemAvailable and SwapFree of /proc/meminfo: what can be allocated before
-  // the kernel ends a process for it.
+  // MemAvailable and SwapFree of /proc/meminfo: how much can be allocated
+  // before the kernel ends a process for lack of memory.
   uint64_t available_memory_bytes = kUnlimited;
 };
 
-// What a slot will cost once in use; the layout does not know.
+// What a slot costs once in use, which the layout does not know.
 struct LimitUse {
-  // Mappings that the whole pool needs, whatever its slots do.
+  // The mappings that the whole pool needs, whatever its slots do.
   uint64_t fixed_maps = 1;
-  // The base has to be a multiple of this (as ReservationOptions): so much of a
-  // gap may be lost in front of it. A power of two.
+  // The base has to be a multiple of this (as in ReservationOptions), so that
+  // up to this much of a gap may be lost in front of it. A power of two.
   uint64_t alignment_bytes = uint64_t{1} << 32;
-  // Mappings that each slot may add: 2 where an image is mapped into the slot
-  // (the image's and the one behind it), 0 for a pool that copies.
+  // The mappings that each slot may add: 2 where an image is mapped into the
+  // slot (the image's and the one behind it), 0 for a pool that copies.
   uint64_t maps_per_slot = 0;
 };
 
@@ -83,20 +83,20 @@ absl::Status CheckLimits(const PoolLayout& layout, const LimitUse& use,
                          const LimitFacts& facts);
 
 // OK, or ResourceExhausted where the pool's own records, `bytes_per_instance`
-// (not 0) for each instance, are more than there is memory for: with what is
-// asked, what there is, and the most instances that fit. To be asked before
-// they are allocated. Pure.
+// (not 0) for each instance, need more memory than there is; the error has what
+// is asked, what there is, and the most instances that fit. Call it before they
+// are allocated. Pure.
 absl::Status CheckBookKeeping(const PoolLayout& layout,
                               uint64_t bytes_per_instance,
                               const LimitFacts& facts);
 
-// The facts of this process now. Reads /proc; never fails (what cannot be read
-// stays at its default). Allocates no more than some KiB, so that it can be
-// called at the limit of mappings; not for signal handlers.
+// The facts of this process now. Reads /proc; never fails (facts that cannot be
+// read keep their defaults). Allocates only some KiB, so that it can be called
+// at the limit of mappings; not for signal handlers.
 LimitFacts ReadLimitFacts();
 
-// The same without the mappings and the gap between them, which take long in a
-// process that has many.
+// Like ReadLimitFacts(), without the mappings and the gap between them, which
+// take long in a process that has many.
 LimitFacts ReadMemoryFacts();
 
 }  // namespace firsttouch

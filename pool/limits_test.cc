@@ -82,7 +82,7 @@ TEST(LimitsTest, SmallAddressSpaces) {
   EXPECT_EQ(verdict.available, 500 * kGib);
   EXPECT_EQ(verdict.largest_instances, 83u);
 
-  // The gap counts where it is known, less what aligning may lose.
+  // The gap counts where it is known, less what alignment may lose.
   facts.largest_gap_bytes = 200 * kGib;
   verdict = JudgeLimits(SixGibEach(100), {}, facts);
   EXPECT_EQ(verdict.exceeded, Limit::kAddressSpace);
@@ -105,7 +105,7 @@ TEST(LimitsTest, RlimitAs) {
       "free; not even 1 instance fits; raise the limit (ulimit -v unlimited), "
       "or lower instances, max_memory_bytes or guard_after_bytes");
 
-  // A compact layout of as many slots fits.
+  // A compact layout of the same number of slots fits.
   const absl::StatusOr<PoolLayout> compact =
       PoolLayout::Compute({.instances = 10,
                            .memories_per_instance = 2,
@@ -115,7 +115,7 @@ TEST(LimitsTest, RlimitAs) {
   EXPECT_TRUE(CheckLimits(*compact, {}, facts).ok());
   EXPECT_EQ(JudgeLimits(*compact, {}, facts).largest_instances, 15u);
 
-  // A process that is over its limit already.
+  // This process is over its limit already.
   EXPECT_EQ(JudgeLimits(*compact, {},
                         {.rlimit_as_bytes = kGib, .mapped_bytes = 2 * kGib})
                 .largest_instances,
@@ -202,7 +202,7 @@ TEST(LimitsTest, FactsOfThisMachine) {
   EXPECT_LE(facts.largest_gap_bytes, uint64_t{1} << 47);
   EXPECT_GT(facts.commit_limit_bytes, 0u);
 
-  // What we map shows.
+  // The facts show what this test maps.
   constexpr uint64_t kBytes = 64 * kGib;
   void* mapped = mmap(nullptr, kBytes, PROT_NONE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -249,12 +249,12 @@ TEST(LimitsTest, FactsAreReadAtTheMappingLimit) {
     if (!wall.at_limit()) GTEST_SKIP() << "vm.max_map_count is higher";
     facts = ReadLimitFacts();
   }
-  // The last split fails one or two mappings below it.
+  // The last split of a mapping fails one or two mappings below the limit.
   EXPECT_GE(facts.maps + 2, facts.max_map_count);
   EXPECT_LE(facts.maps, facts.max_map_count + 2);
 }
 
-// In a child, so that the limit is only the child's.
+// Runs in a child, so that the limit is only the child's.
 [[noreturn]] void ReadUnderRlimitAs() {
   const rlimit limit = {kTib, kTib};
   if (setrlimit(RLIMIT_AS, &limit) != 0) _exit(1);

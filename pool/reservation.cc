@@ -37,11 +37,11 @@ constexpr int kMapFixedNoreplace = 0x100000;
 constexpr int kPrSetVma = 0x53564d41;
 constexpr unsigned long kPrSetVmaAnonName = 0;
 
-// What PR_SET_VMA_ANON_NAME takes, without the final zero.
+// The longest name that PR_SET_VMA_ANON_NAME takes, without the final zero.
 constexpr size_t kMaxNameBytes = 79;
 
-// Aligned places to try one by one where there is no room for more than the
-// reservation itself.
+// The number of aligned places to try one by one where there is no room for
+// more than the reservation itself.
 constexpr int kPlacesToTry = 1024;
 
 std::string ErrnoText(int error) {
@@ -64,7 +64,7 @@ std::string MappingName(std::string_view name) {
   return full;
 }
 
-// Maps more than is needed and gives back both ends.
+// Maps more than is needed and unmaps both ends.
 CallResult MapAndTrim(Kernel& kernel, uint64_t bytes, uint64_t alignment) {
   const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
   uint64_t with_slack;
@@ -81,14 +81,14 @@ CallResult MapAndTrim(Kernel& kernel, uint64_t bytes, uint64_t alignment) {
   if (head != 0) trimmed = kernel.Munmap(start, head);
   if (trimmed.ok() && tail != 0) trimmed = kernel.Munmap(base + bytes, tail);
   if (!trimmed.ok()) {
-    // A range that is gone already does no harm.
+    // Unmapping a range that is gone already does no harm.
     kernel.Munmap(start, with_slack);
     return {.error = trimmed.error};
   }
   return {.value = static_cast<int64_t>(base)};
 }
 
-// Maps exactly what is needed, at aligned places one after the other from where
+// Maps exactly what is needed, at successive aligned places, beginning where
 // the kernel itself would have put it.
 CallResult MapWhereAligned(Kernel& kernel, uint64_t bytes, uint64_t alignment) {
   const CallResult hint = kernel.Mmap(0, bytes, PROT_NONE, kFlags, -1, 0);
@@ -119,12 +119,13 @@ CallResult MapAligned(Kernel& kernel, uint64_t bytes, uint64_t alignment) {
 }  // namespace
 
 void NameReservedRange(uintptr_t start, uint64_t bytes, std::string_view name) {
-  // An older kernel does without.
+  // An older kernel does without the name.
   prctl(kPrSetVma, kPrSetVmaAnonName, start, bytes, MappingName(name).c_str());
 }
 
 bool StaysReserved(Kernel& kernel, uintptr_t start, uint64_t bytes) {
-  // Of all advices the one that changes nothing, and that finds a hole.
+  // MADV_WILLNEED is the one advice that changes nothing and still finds a
+  // hole.
   if (kernel.Madvise(start, kPageBytes, MADV_WILLNEED).error != ENOMEM) {
     return true;
   }
@@ -134,7 +135,7 @@ bool StaysReserved(Kernel& kernel, uintptr_t start, uint64_t bytes) {
   if (!mapped.ok()) return false;
   const auto place = static_cast<uintptr_t>(mapped.value);
   if (place == start) return true;
-  // A kernel before 4.17 takes the address as a wish.
+  // A kernel before 4.17 takes the address for a hint.
   kernel.Munmap(place, bytes);
   return false;
 }
@@ -205,7 +206,7 @@ absl::StatusOr<Reservation> Reservation::Create(
                      " bytes: raise it, give the process CAP_IPC_LOCK, or make "
                      "the pool before mlockall"));
   }
-  // Unmaps on every way out from here on.
+  // From here on, every way out unmaps.
   Reservation reservation(&kernel, static_cast<uintptr_t>(mapped.value), bytes);
   reservation.inherited_ = options.inherit_on_fork;
 
@@ -243,7 +244,7 @@ absl::Status Reservation::Open(const PoolLayout& layout) const {
       kernel_->Mprotect(base_, bytes_, PROT_READ | PROT_WRITE);
   if (opened.ok()) return absl::OkStatus();
   if (opened.error == ENOMEM) {
-    // What is accessible counts against more limits than what is not.
+    // Accessible memory counts against more limits than inaccessible memory.
     if (const std::string data = DataLimitText(bytes_); !data.empty()) {
       return absl::ResourceExhaustedError(absl::StrCat(
           "mprotect of ", bytes_, " bytes for ", layout.slots(),
@@ -266,7 +267,8 @@ absl::Status Reservation::CheckEmpty() const {
        {uint64_t{0}, bytes_ / 2 & ~(page - 1), bytes_ - page}) {
     unsigned char resident = 0;
     auto* const address = reinterpret_cast<void*>(base_ + offset);
-    // A kernel or filter that does not answer is not held against the pool.
+    // A kernel or filter that does not answer gives no reason to refuse the
+    // pool.
     if (mincore(address, page, &resident) != 0 || (resident & 1) == 0) continue;
     return absl::FailedPreconditionError(absl::StrCat(
         "a page at offset ", offset, " of the reservation ",

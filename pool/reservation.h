@@ -1,20 +1,20 @@
 // The address range of a pool: one mapping for all of its slots and guards.
-// Making slots, growing them and handing them on never changes the number of
-// mappings of the reservation itself.
+// Acquiring, growing and recycling slots never changes the number of mappings
+// of the reservation itself.
 //
 //   absl::StatusOr<Reservation> reservation = Reservation::Create(
 //       RealKernel(), layout, {.name = "tenants"});
 //   std::byte* memory = reinterpret_cast<std::byte*>(
 //       reservation->base() + layout.memory_offset_bytes(SlotIndex(7)));
 //
-// The mapping is private, anonymous, readable and writable (where not asked
-// otherwise), without a swap reservation (MAP_NORESERVE), and empty, whatever
-// the process has asked for its mappings as a whole (mapping_properties.h). It
-// does nothing against an access outside a memory by itself: until the pages
-// are registered with a userfaultfd, touching any address gives a zero page.
-// For that, ask for an inaccessible one, register the whole range and Open() it
-// before handing out any of it; and unmap (destroy this) before closing the
-// userfaultfd.
+// The mapping is private, anonymous, readable and writable (unless the options
+// ask otherwise), without a swap reservation (MAP_NORESERVE), and empty,
+// whatever the process has asked for its mappings as a whole
+// (mapping_properties.h). By itself it does not stop an access outside a
+// memory: until the pages are registered with a userfaultfd, touching any
+// address gives a zero page. To stop such accesses, ask for an inaccessible
+// reservation, register the whole range and Open() it before handing out any of
+// it; and unmap (destroy this) before closing the userfaultfd.
 //
 // Thread safety: const calls from any thread; Create and the destructor are
 // ordinary calls. Not for signal handlers, except base(), bytes() and
@@ -41,22 +41,22 @@ inline constexpr uint64_t kPoolAlignmentBytes = uint64_t{1} << 32;
 
 struct ReservationOptions {
   // Shown as [anon:firsttouch:NAME] in /proc/PID/maps where the kernel can
-  // (CONFIG_ANON_VMA_NAME, 5.17); quietly not where it cannot. Characters the
-  // kernel refuses ([ ] \ $ ` and non-printable) become '_', and the whole is
-  // cut at 79 characters.
+  // (CONFIG_ANON_VMA_NAME, 5.17), and silently left out where it cannot.
+  // Characters that the kernel refuses ([ ] \ $ ` and non-printable) become
+  // '_', and the whole is cut at 79 characters.
   std::string name;
   // False: MADV_DONTDUMP, so that a crash does not walk terabytes.
   bool include_in_core_dump = false;
   // False: MADV_DONTFORK, so that a child has no mapping there and dies on
-  // touch. True is for hosts that know what they do: a child has no
-  // userfaultfd, so that in it missing pages read as zero and guards are
-  // writable.
+  // touch. True is for hosts that can deal with it: a child has no userfaultfd,
+  // so that missing pages read as zero in it and guards are writable.
   bool inherit_on_fork = false;
   // The base is a multiple of this; a power of two, at least a page. Memories
   // that the locator is to find need kPoolAlignmentBytes.
   uint64_t alignment_bytes = kPoolAlignmentBytes;
-  // True: PROT_NONE, for a pool that is registered before it is opened, or
-  // whose memories are opened by mprotect(2) one by one.
+  // True: PROT_NONE, for a pool that is registered before it is made
+  // accessible, or whose memories are made accessible by mprotect(2) one by
+  // one.
   bool inaccessible = false;
   // False: MADV_NOHUGEPAGE, so that one touch never makes 2 MiB resident (and
   // never a page above a memory's size). True: MADV_HUGEPAGE.
@@ -85,23 +85,24 @@ class Reservation {
   Reservation& operator=(Reservation&& other) noexcept;
   Reservation(const Reservation&) = delete;
   Reservation& operator=(const Reservation&) = delete;
-  // Unmaps everything. In a child of fork(2) that does not inherit it
-  // (ReservationOptions::inherit_on_fork) nothing: what lies there by then is
-  // not the reservation's.
+  // Unmaps everything. Does nothing in a child of fork(2) that has not
+  // inherited the mapping (ReservationOptions::inherit_on_fork): what lies
+  // there by then is not the reservation's.
   ~Reservation();
 
-  // Makes all of an inaccessible one readable and writable. `layout` is the one
-  // that it was made for. Errors: as of Create, with mprotect(2).
+  // Makes all of an inaccessible reservation readable and writable. `layout` is
+  // the one that it was made for. Errors: those of Create, with mprotect(2).
   absl::Status Open(const PoolLayout& layout) const;
 
-  // Whether no page of it is there, judged by some of them. FailedPrecondition
-  // where one is: bounds that are missing pages would not hold.
+  // Checks that no page of the reservation is present, by samples.
+  // FailedPrecondition where one is: bounds that are missing pages would not
+  // hold.
   absl::Status CheckEmpty() const;
 
   // First address; a multiple of options.alignment_bytes. 0 after a move.
   uintptr_t base() const noexcept { return base_; }
   uint64_t bytes() const noexcept { return bytes_; }
-  // Whether the calling process has the mapping: it made it, or inherited it.
+  // Whether the calling process has the mapping: it made or inherited it.
   // Async-signal-safe.
   bool IsMappedHere() const noexcept { return inherited_ || made_by_.IsHere(); }
   bool Contains(uintptr_t address) const noexcept {
@@ -121,24 +122,24 @@ class Reservation {
   bool inherited_ = false;  // By children of fork(2).
 };
 
-// Shows [start, start + bytes), anonymous memory of a reservation that was
-// mapped anew, under the reservation's name again (ReservationOptions::name).
-// More than a courtesy: neighbours with different names stay two mappings.
+// Gives [start, start + bytes), anonymous memory of a reservation that was
+// mapped anew, the reservation's name again (ReservationOptions::name). Not
+// only for readers: neighbours with different names stay two mappings.
 void NameReservedRange(uintptr_t start, uint64_t bytes, std::string_view name);
 
-// For after an mmap(2) with MAP_FIXED over [start, start + bytes) of a
-// reservation that has failed: whether the range still belongs to it. Some
-// failures come after the kernel has taken away what was there (before 6.13,
-// where vm.overcommit_memory is 2 and there is no room for the new mapping);
-// the range is reserved again then, inaccessible. False: that was not possible,
-// and nothing may ever be mapped there again, since another thread of the
-// process may have got the addresses.
+// Whether the range still belongs to the reservation after an mmap(2) with
+// MAP_FIXED over [start, start + bytes) has failed. Some failures come after
+// the kernel has unmapped the old pages (before 6.13, where
+// vm.overcommit_memory is 2 and there is no room for the new mapping); this
+// call then reserves the range again, inaccessible. False: that was not
+// possible, and nothing may ever be mapped there again, since another thread of
+// the process may have got the addresses.
 bool StaysReserved(Kernel& kernel, uintptr_t start, uint64_t bytes);
 
-// Why the kernel refused to map a layout's reservation, as Create reports it:
-// ResourceExhausted with the limit that the facts show to be exceeded, or, if
-// they show none, with the bytes asked and all the facts. `error` is mmap's
-// errno. Pure.
+// Explains why the kernel refused to map a layout's reservation, as Create
+// reports it: ResourceExhausted with the limit that the facts show to be
+// exceeded, or, if they show none, with the bytes asked and all the facts.
+// `error` is mmap's errno. Pure.
 absl::Status ExplainRefusedReservation(const PoolLayout& layout,
                                        uint64_t alignment_bytes,
                                        const LimitFacts& facts, int error);

@@ -108,7 +108,7 @@ TEST(ReservationTest, OneMappingWithItsPropertiesWhateverItsSize) {
   EXPECT_THAT(flags, HasSubstr(" nh "));  // no huge pages
   EXPECT_THAT(flags, HasSubstr(" nr "));  // no swap reservation
 
-  // Every memory is there, and using some does not split the mapping.
+  // Every memory is usable, and using some does not split the mapping.
   for (uint32_t slot = 0; slot < 10'000; slot += 999) {
     auto* memory = reinterpret_cast<volatile char*>(
         reservation->base() + layout.memory_offset_bytes(SlotIndex(slot)));
@@ -225,7 +225,7 @@ TEST(ReservationTest, WrongPageOrAlignment) {
 }
 
 // 3 GiB each: the aligned place below the first free address is taken by the
-// one before.
+// previous reservation.
 TEST(ReservationTest, FindsAnAlignedPlaceWithoutSlack) {
   FakeKernel kernel;
   std::vector<Reservation> reservations;
@@ -280,7 +280,8 @@ TEST(ReservationTest, FailuresNameTheCallAndLeaveNothingBehind) {
     SCOPED_TRACE(c.text);
     FakeKernel kernel;
     kernel.Fail(c.op, c.nth, CallResult{0, c.error});
-    // Where a refused trim leads to the second way, refuse that as well.
+    // Where a refused trim leads to the second way, that way is refused as
+    // well.
     if (c.op == Op::kMunmap) {
       kernel.Fail(Op::kMmap, 2, CallResult{0, ENOMEM});
     }
@@ -318,7 +319,7 @@ TEST(ReservationTest, RefusedByALimitThatShows) {
       "fits; raise the limit (ulimit -v unlimited), or lower instances, "
       "max_memory_bytes or guard_after_bytes [mmap of 589824 bytes for 4 "
       "slots: Cannot allocate memory (errno 12)]");
-  // Nothing in the facts: all of them.
+  // Where the facts show no reason, the text has all of them.
   EXPECT_EQ(Text(ExplainRefusedReservation(
                 Layout(4), kPoolAlignmentBytes,
                 {.mapped_bytes = 5 * kMib, .max_map_count = 65530, .maps = 40},
@@ -343,7 +344,7 @@ TEST(ReservationTest, BeyondTheAddressSpace) {
                             "bytes \\(5.588 EiB\\) of address space, but of 47 "
                             "bits .* the largest pool that fits has instances "
                             "= [0-9]+; .*errno 12"));
-  // What it says would fit does.
+  // The pool that the text says would fit does fit.
   const std::string text = Text(status);
   const size_t at = text.find("has instances = ") + 16;
   const uint32_t fits = static_cast<uint32_t>(std::stoul(text.substr(at)));
@@ -353,7 +354,7 @@ TEST(ReservationTest, BeyondTheAddressSpace) {
   EXPECT_TRUE(largest.ok()) << largest.status();
 }
 
-// In a child, so that the limit is only the child's.
+// Runs in a child, so that the limit is only the child's.
 [[noreturn]] void MapUnderRlimitAs() {
   const rlimit limit = {4 * kGib, 4 * kGib};
   if (setrlimit(RLIMIT_AS, &limit) != 0) _exit(1);
@@ -422,8 +423,9 @@ TEST(ReservationTest, TwoThousandPoolsInAProcess) {
   EXPECT_EQ(RegisteredPools(), 0u);
 }
 
-// What the child maps where the reservation was outlives the object that it
-// inherited; a reservation that it inherited goes.
+// The object that the child inherited does not unmap what the child has mapped
+// in the reservation's place; it does unmap a reservation that the child
+// inherited.
 TEST(ReservationTest, AChildOfForkUnmapsOnlyWhatItHas) {
   for (const bool inherited : {false, true}) {
     const PoolLayout layout = *PoolLayout::Compute(

@@ -1,4 +1,4 @@
-// What the address sanitizer has to be told about memory that changes hands.
+// Tells the address sanitizer about memory that is recycled.
 #ifndef FIRSTTOUCH_POOL_SANITIZER_H_
 #define FIRSTTOUCH_POOL_SANITIZER_H_
 
@@ -18,7 +18,7 @@
 
 namespace firsttouch {
 
-// Makes every byte of the range legal to touch again. Nothing in a build
+// Makes every byte of the range legal to touch again. Does nothing in a build
 // without the sanitizer.
 inline void UnpoisonForSanitizers([[maybe_unused]] const void* start,
                                   [[maybe_unused]] size_t bytes) {

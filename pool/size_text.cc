@@ -11,10 +11,11 @@
 namespace firsttouch {
 namespace {
 
-// Shorter numbers are read as they are.
+// Shorter numbers are readable as they are.
 constexpr uint64_t kLongBytes = uint64_t{1} << 20;
 
-// In the largest unit that leaves at least 1, with at most four digits.
+// The size in the largest unit that leaves at least 1, with at most four
+// digits.
 struct InUnit {
   std::string text;  // "1.5 GiB"
   bool exact;
@@ -30,7 +31,7 @@ InUnit Split(uint64_t bytes) {
   const uint64_t one = uint64_t{1} << (10 * unit);
   const double value = static_cast<double>(bytes) / static_cast<double>(one);
   const std::string number = absl::StrFormat("%.4g", value);
-  // Quarters of a unit have few enough digits below 100 of it.
+  // Quarters of a unit have few enough digits below 100 units.
   const bool exact =
       bytes % one == 0 || (bytes % (one / 4) == 0 && value < 100);
   return {absl::StrCat(number, " ", kUnits[unit]), exact};

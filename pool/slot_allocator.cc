@@ -60,7 +60,7 @@ SlotAllocator::SlotAllocator(uint32_t slots, SlotStrategy strategy,
   static_assert(sizeof(SlotNode) == kBytesPerSlot);
   for (uint32_t s = 0; s < shard_count_; ++s) shards_[s].Init(nodes_.get());
   if (strategy_ == SlotStrategy::kRandom) {
-    // Slot s belongs to shard s % shard_count_ for good.
+    // Slot s always belongs to shard s % shard_count_.
     random_slots_.reset(new uint32_t[capacity_]);
     uint32_t* next = random_slots_.get();
     for (uint32_t s = 0; s < shard_count_; ++s) {
@@ -135,7 +135,8 @@ std::optional<SlotAllocator::Pick> SlotAllocator::TryAffinity(uint64_t key) {
   }
   if (std::optional<Pick> pick = TakeFresh(); pick.has_value()) return pick;
 
-  // Another key has to go. Ages are distances, since the clock wraps around.
+  // A slot of another key has to go. Ages are distances, since the clock wraps
+  // around.
   const uint32_t now = takeovers_.load(std::memory_order_relaxed);
   SlotShard* oldest = nullptr;
   uint32_t oldest_age = 0;
@@ -160,8 +161,8 @@ std::optional<SlotAllocator::Pick> SlotAllocator::TryRandom() {
   for (uint32_t s = 0; s < shard_count_; ++s) {
     total += shards_[s].free();
   }
-  // The shard by the high half of the number, in proportion to its free slots;
-  // the slot in it by the low half.
+  // The high half of the number chooses the shard, in proportion to its free
+  // slots; the low half chooses the slot in it.
   uint64_t at = ((random >> 32) * total) >> 32;
   for (uint32_t s = 0; s < shard_count_; ++s) {
     const uint32_t free = shards_[s].free();
@@ -183,13 +184,13 @@ std::optional<SlotAllocator::Pick> SlotAllocator::TryAcquire(uint64_t key) {
   return std::nullopt;
 }
 
-// If no shard saw a release between two looks, and each was empty at its first,
-// then all were empty at once: between the looks.
+// If no shard saw a release between two looks, and each was empty at the first
+// look, then all were empty at once: between the looks.
 std::optional<SlotAllocator::Pick> SlotAllocator::TryExhaustively(
     uint64_t key) {
   const uint32_t home = CoreShard();
   while (true) {
-    // Fresh slots never come back, so a look at the beginning is enough.
+    // Fresh slots never come back, so one look at the beginning is enough.
     if (std::optional<Pick> pick = TakeFresh(); pick.has_value()) return pick;
     uint64_t before = 0;
     for (uint32_t i = 0; i < shard_count_; ++i) {
@@ -214,8 +215,8 @@ void SlotAllocator::WakeOne() {
   wait_changed_.Signal();
 }
 
-// Announces itself in every shard before it looks: a release that the look
-// misses finds the announcement, under the same lock, and moves the epoch.
+// Announces the waiter in every shard before it looks: a release that the look
+// misses finds the announcement, under the same lock, and changes the epoch.
 std::optional<SlotAllocator::Pick> SlotAllocator::WaitUntil(
     uint64_t key, absl::Time deadline) {
   const auto change_waiters = [this](int change) {
@@ -295,7 +296,7 @@ void SlotAllocator::Quarantine(uint32_t slot) {
   }
   const uint32_t before = quarantined_.fetch_add(1, std::memory_order_acq_rel);
   if (before + 1 == capacity_) {
-    // No slot will come back: those that wait are to give up.
+    // No slot will come back: tells waiters to give up.
     MutexLock lock(&wait_mutex_);
     ++wait_epoch_;
     wait_changed_.SignalAll();
@@ -327,7 +328,7 @@ uint32_t SlotAllocator::in_use() const {
   for (uint32_t s = 0; s < shard_count_; ++s) {
     back += shards_[s].free();
   }
-  // The counts are of slightly different moments.
+  // The two counts are from slightly different moments.
   return static_cast<uint32_t>(out > back ? out - back : 0);
 }
 

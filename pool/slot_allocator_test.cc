@@ -20,11 +20,11 @@
 #include "gtest/gtest.h"
 
 namespace {
-// Allocations of this program so far.
+// The number of allocations of this program so far.
 std::atomic<uint64_t> g_allocations{0};
 }  // namespace
 
-// Not inlined: gcc would see memory of a `new` go to free().
+// Not inlined: otherwise gcc sees memory from `new` passed to free().
 [[gnu::noinline]] void* operator new(size_t bytes) {
   g_allocations.fetch_add(1, std::memory_order_relaxed);
   void* memory = std::malloc(bytes);
@@ -56,7 +56,8 @@ SlotAllocator::Pick Take(SlotAllocator& allocator, uint64_t key = 0) {
   return pick.ok() ? *pick : SlotAllocator::Pick{~uint32_t{0}, 0};
 }
 
-// Runs on one core until destroyed. False where that core is not to be had.
+// Keeps the thread on one core until destroyed. False where that core cannot be
+// had.
 class PinnedTo {
  public:
   explicit PinnedTo(int core) {
@@ -113,22 +114,22 @@ TEST(SlotAllocatorTest, AffinityTakesTheSlotThatNeedsTheLeastWork) {
   allocator.Release(3, 0);
   allocator.Release(4, 300);
 
-  // The newest of the key.
+  // The newest slot of the key.
   SlotAllocator::Pick pick = Take(allocator, 100);
   EXPECT_EQ(pick.slot, 2u);
   EXPECT_EQ(pick.last_key, 100u);
-  // A key that nobody had: first what has no key, then what was never used,
+  // A key without slots: first slots without a key, then slots never used,
   pick = Take(allocator, 400);
   EXPECT_EQ(pick.slot, 3u);
   EXPECT_EQ(pick.last_key, 0u);
   pick = Take(allocator, 400);
   EXPECT_EQ(pick.slot, 5u);
   EXPECT_EQ(pick.last_key, 0u);
-  // then the least recently released.
+  // then the slot that was released longest ago.
   pick = Take(allocator, 400);
   EXPECT_EQ(pick.slot, 0u);
   EXPECT_EQ(pick.last_key, 100u);
-  // No key wanted: the same.
+  // Without a key the order is the same.
   pick = Take(allocator, 0);
   EXPECT_EQ(pick.slot, 1u);
   EXPECT_EQ(pick.last_key, 200u);
@@ -138,7 +139,7 @@ TEST(SlotAllocatorTest, AffinityTakesTheSlotThatNeedsTheLeastWork) {
   EXPECT_FALSE(allocator.Acquire(300).ok());
 }
 
-// The strategies as anyone would write them down, for one shard.
+// The strategies in their simplest form, for one shard.
 class Model {
  public:
   Model(uint32_t slots, SlotStrategy strategy)
@@ -146,7 +147,7 @@ class Model {
     for (uint32_t slot = 0; slot < slots; ++slot) fresh_.push_back(slot);
   }
 
-  // The slot that must be taken, or -1.
+  // The slot that must be taken next, or -1.
   int64_t Take(uint64_t key) {
     if (strategy_ == SlotStrategy::kAffinity) {
       for (size_t i = free_.size(); i-- > 0;) {
@@ -191,7 +192,7 @@ TEST(SlotAllocatorTest, AgreesWithAModelOfEachOrder) {
        {SlotStrategy::kNextAvailable, SlotStrategy::kAffinity}) {
     for (int round = 0; round < 300; ++round) {
       const uint32_t slots = 1 + random() % 40;
-      // Few keys make long groups, many keys long chains.
+      // Few keys make long groups, many keys make long chains.
       const uint64_t keys = 1 + random() % (round % 2 == 0 ? 4 : 100);
       SlotAllocator allocator(slots, strategy, kSeed, 1);
       Model model(slots, strategy);
@@ -232,11 +233,12 @@ TEST(SlotAllocatorTest, AffinityFindsTheKeyOnOtherCores) {
   if (!second) GTEST_SKIP() << "needs cores 0 and 1";
   allocator.Release(2, 300);
   allocator.Release(3, 300);
-  // From core 1: the key wherever it is; then the oldest, here first.
+  // From core 1: a slot with the key, wherever it is; then the oldest, first on
+  // this core.
   EXPECT_EQ(Take(allocator, 200).slot, 1u);
   EXPECT_EQ(Take(allocator, 400).slot, 2u);
   EXPECT_EQ(Take(allocator, 400).slot, 3u);
-  // What is left lies on core 0.
+  // The remaining slot lies on core 0.
   EXPECT_EQ(Take(allocator, 400).slot, 0u);
 }
 
@@ -251,7 +253,7 @@ TEST(SlotAllocatorTest, AffinityComparesAgesBetweenCores) {
   PinnedTo second(1);
   if (!second) GTEST_SKIP() << "needs cores 0 and 1";
   allocator.Release(2, 500);
-  // Slot 1 was released before the last take-over, slot 2 after it.
+  // Slot 1 was released before the last takeover, slot 2 after it.
   EXPECT_EQ(Take(allocator, 600).slot, 1u);
   EXPECT_EQ(Take(allocator, 600).slot, 2u);
 }
@@ -277,7 +279,7 @@ TEST(SlotAllocatorTest, RandomTakesEachFreeSlotAboutAsOften) {
   for (uint32_t shards : {1, 3}) {
     SlotAllocator allocator(kSlots, SlotStrategy::kRandom, 42, shards);
     EXPECT_EQ(allocator.shards(), shards);
-    // Some are in use all the time, and unevenly so.
+    // Some slots are always in use, unevenly distributed.
     std::vector<bool> held(kSlots);
     for (int i = 0; i < 6; ++i) held[Take(allocator).slot] = true;
     std::vector<int> count(kSlots);
@@ -340,7 +342,7 @@ TEST(SlotAllocatorTest, ExhaustionSaysWhatIsTaken) {
     allocator.Quarantine(1);
     EXPECT_EQ(allocator.quarantined(), 1u);
     EXPECT_EQ(allocator.in_use(), 2u);
-    // A deadline that passes while it waits.
+    // The deadline passes during the wait.
     pick = allocator.Acquire(7, absl::Now() + absl::Milliseconds(1));
     EXPECT_EQ(pick.status().code(), absl::StatusCode::kResourceExhausted);
     EXPECT_EQ(Text(pick.status()),
@@ -362,7 +364,7 @@ TEST(SlotAllocatorTest, DoesNotWaitForSlotsThatAreAllQuarantined) {
   Take(allocator);
   Take(allocator);
   allocator.Quarantine(0);
-  // One waits already when the last slot goes.
+  // A thread waits already when the last slot goes.
   std::thread waiter([&] {
     const absl::StatusOr<SlotAllocator::Pick> pick =
         allocator.Acquire(0, absl::InfiniteFuture());
@@ -378,7 +380,7 @@ TEST(SlotAllocatorTest, DoesNotWaitForSlotsThatAreAllQuarantined) {
 TEST(SlotAllocatorTest, ReleaseWakesWaiters) {
   constexpr int kThreads = 4;
   for (SlotStrategy strategy : kStrategies) {
-    // One slot for all, so that nearly every Acquire waits.
+    // All threads share one slot, so that nearly every Acquire waits.
     SlotAllocator allocator(1, strategy);
     std::atomic<int> owners{0};
     std::vector<std::thread> threads;
@@ -406,7 +408,7 @@ TEST(SlotAllocatorTest, NoSlotIsHandedOutTwice) {
     for (uint32_t shards : {1, 2, 3}) {
       SlotAllocator allocator(kSlots, strategy, kSeed, shards);
       std::atomic<int> owner[kSlots] = {};
-      // The key of the last owner, unguarded but by the ownership.
+      // The key of the last owner; protected only by the ownership of the slot.
       uint64_t key_of[kSlots] = {};
       std::vector<std::thread> threads;
       for (int t = 0; t < kThreads; ++t) {
@@ -445,8 +447,8 @@ TEST(SlotAllocatorTest, NoSlotIsHandedOutTwice) {
   }
 }
 
-// As many slots as threads, each holding at most one: never exhausted, however
-// the slots move between the shards while someone looks.
+// There are as many slots as threads, and each thread holds at most one slot:
+// Acquire never fails, however the slots move between the shards during a look.
 TEST(SlotAllocatorTest, ExhaustionIsNeverFalse) {
   constexpr int kThreads = 4;
   for (SlotStrategy strategy : kStrategies) {

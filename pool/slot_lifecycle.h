@@ -1,4 +1,4 @@
-// The life of a slot: free, leased, or in between. One state machine for
+// The life cycle of a slot: free, leased, or in between. One state machine for
 // SlotAllocator and for the service above it.
 //
 //   kFree --take--> kReturning --lease--> kLeased
@@ -6,22 +6,28 @@
 //     |                 |                    v
 //     \---- restored ---+----- release --- kParking --restored--> kParked
 //
-// kFree: in the allocator; any thread may take it. Pages below kept_pages hold
-// initial bytes, pages above are missing. kLeased: a lease holds it.
-// kReturning: one thread has it, between two leases: it restores the slot, at a
-// release or Reset, or prepares it for the next lease. To SlotAllocator a slot
-// that it has handed out is kReturning until it is back. The thread that
-// restores may touch pages that the host took from the memory while it was held
-// (MADV_DONTNEED): such a fault is resolved as in a lease. The same in
-// kParking. kParking: the release has decided, or is about to, whether the slot
-// becomes kParked; a few instructions, or a restore of the steady kind. In no
-// other state does a slot become kParked without being kParked before
-// (service/service_pool.h). kParked: the same as kFree, but not in the
-// allocator: kept for the thread that released it. The thread that moves it on
-// from here by a compare-exchange has it. kTrimming, kTrimmingParked: kFree or
-// kParked, and its pages are being given back; soon what it was before.
-// kQuarantined: a step of the reset failed, nothing is known; never leased
-// again.
+// kFree            in the allocator; any thread may take it. Pages below
+//                  kept_pages hold initial bytes, pages above are missing.
+// kLeased          a lease holds it.
+// kReturning       one thread owns it, between two leases: it restores the
+//                  slot, at a release or Reset, or prepares it for the next
+//                  lease. For SlotAllocator a slot is kReturning from when it
+//                  is handed out until it is back.
+// kParking         a release decides whether the slot becomes kParked; for a
+//                  few instructions, or a steady restore. In no other state
+//                  does a slot become kParked that was not kParked before
+//                  (service/service_pool.h).
+// kParked          like kFree, but not in the allocator: kept for the thread
+//                  that released it. A thread that moves it on from here by a
+//                  compare-exchange owns it.
+// kTrimming,       the slot was kFree or kParked, and its pages are being
+// kTrimmingParked  given back; it soon returns to that state.
+// kQuarantined     a step of the reset failed, and its contents are unknown;
+//                  never leased again.
+//
+// In kReturning and kParking, the thread that restores may touch pages that the
+// host took from the memory while it was held (MADV_DONTNEED): such a fault is
+// resolved as in a lease.
 
 #ifndef FIRSTTOUCH_POOL_SLOT_LIFECYCLE_H_
 #define FIRSTTOUCH_POOL_SLOT_LIFECYCLE_H_
@@ -56,21 +62,21 @@ struct SlotTransition {
   SlotLifecycle to;
 };
 
-// All that there are.
+// All allowed transitions.
 inline constexpr SlotTransition kSlotTransitions[] = {
     // Taken: from the allocator, or from the thread that keeps it.
     {SlotLifecycle::kFree, SlotLifecycle::kReturning},
     {SlotLifecycle::kParked, SlotLifecycle::kReturning},
-    // Leased; or a Reset is done.
+    // Leased; or a Reset has ended.
     {SlotLifecycle::kReturning, SlotLifecycle::kLeased},
     // A Reset begins.
     {SlotLifecycle::kLeased, SlotLifecycle::kReturning},
-    // A release begins. Where it is not a steady one it says so, and comes back
-    // when the slot is restored.
+    // A release begins. A release that is not steady goes on in kReturning, and
+    // comes back when the slot is restored.
     {SlotLifecycle::kLeased, SlotLifecycle::kParking},
     {SlotLifecycle::kParking, SlotLifecycle::kReturning},
     {SlotLifecycle::kReturning, SlotLifecycle::kParking},
-    // Where a restored slot goes, or one that could not be prepared.
+    // A restored slot, or one that could not be prepared, leaves.
     {SlotLifecycle::kParking, SlotLifecycle::kParked},
     {SlotLifecycle::kParking, SlotLifecycle::kFree},
     {SlotLifecycle::kReturning, SlotLifecycle::kFree},
@@ -91,50 +97,51 @@ constexpr bool IsSlotTransition(SlotLifecycle from, SlotLifecycle to) {
   return false;
 }
 
-// Where one slot is. Any thread reads; only who has the slot moves it, but for
-// the Take methods and BeginTrim, by which one gets it. A build with assertions
-// ends the process at a move that is not in the table. Load() is
-// async-signal-safe.
+// The state of one slot. Any thread reads it; only the slot's owner changes it,
+// except for the Take methods and BeginTrim, which make the caller the owner. A
+// build with assertions ends the process at a transition that is not in the
+// table. Load() is async-signal-safe.
 class LifecycleCell {
  public:
   SlotLifecycle Load(std::memory_order order) const noexcept {
     return state_.load(order);
   }
 
-  // By the thread that has the slot. The thread that takes it sees what was
-  // written to it before.
+  // Called by the slot's owner. The thread that takes the slot next sees what
+  // the owner has written to it before.
   void Move(SlotLifecycle to,
             std::memory_order order = std::memory_order_release) {
     assert(IsSlotTransition(state_.load(std::memory_order_relaxed), to));
     state_.store(to, order);
   }
 
-  // From `from`, if it is still there.
+  // Moves from `from`, if the slot is still in that state.
   bool TryMove(SlotLifecycle from, SlotLifecycle to) {
     assert(IsSlotTransition(from, to));
     return state_.compare_exchange_strong(from, to, std::memory_order_acq_rel,
                                           std::memory_order_relaxed);
   }
 
-  // Takes a parked slot, if it still is; waits for a thread that trims it.
+  // Takes a parked slot, if it still is parked; waits for a thread that trims
+  // it.
   bool TakeParked() {
     return Take(SlotLifecycle::kParked, SlotLifecycle::kTrimmingParked);
   }
 
-  // A slot that the allocator gave, or that the caller has taken already; waits
-  // for a thread that trims it. False: that failed, and the slot is
+  // Takes a slot that the allocator gave, or that the caller has taken already;
+  // waits for a thread that trims it. False: the trim failed, and the slot is
   // quarantined.
   bool TakeFree() {
     return Take(SlotLifecycle::kFree, SlotLifecycle::kTrimming) ||
            state_.load(std::memory_order_relaxed) == SlotLifecycle::kReturning;
   }
 
-  // Takes an idle slot out of use for a moment: what it was. Move() it back
-  // there afterwards, or to kQuarantined.
+  // Takes an idle slot out of use for a moment, and returns its state. Move()
+  // it back to that state afterwards, or to kQuarantined.
   std::optional<SlotLifecycle> BeginTrim() {
     SlotLifecycle before = state_.load(std::memory_order_relaxed);
     if (before != SlotLifecycle::kFree && before != SlotLifecycle::kParked) {
-      return std::nullopt;  // Somebody has it.
+      return std::nullopt;  // It is not idle.
     }
     const SlotLifecycle trimming = before == SlotLifecycle::kFree
                                        ? SlotLifecycle::kTrimming
@@ -142,7 +149,7 @@ class LifecycleCell {
     if (!state_.compare_exchange_strong(before, trimming,
                                         std::memory_order_acquire,
                                         std::memory_order_relaxed)) {
-      return std::nullopt;  // Somebody took it just now.
+      return std::nullopt;  // Another thread took it just now.
     }
     return before;
   }

@@ -35,7 +35,7 @@ std::set<SlotLifecycle> ReachableFrom(SlotLifecycle start) {
   return reached;
 }
 
-// A cell in a state, by the transitions of the table.
+// A cell that has reached a state by transitions of the table.
 LifecycleCell* CellIn(SlotLifecycle state) {
   auto* const cell = new LifecycleCell;
   using L = SlotLifecycle;
@@ -129,7 +129,7 @@ TEST(SlotLifecycleDeathTest, AMoveThatIsNotInTheTableEndsTheProcess) {
 
 TEST(SlotLifecycleTest, WhoTakesGetsAnIdleSlotAndNoOther) {
   for (const SlotLifecycle from : All()) {
-    // The Take methods wait for a trim's end.
+    // The Take methods wait until a trim has ended.
     if (from == SlotLifecycle::kTrimming ||
         from == SlotLifecycle::kTrimmingParked) {
       continue;

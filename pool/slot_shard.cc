@@ -58,7 +58,8 @@ void SlotShard::Insert(uint32_t slot) {
   const uint32_t first = Find(node.key);
   node.key_newer = kNoSlot;
   node.key_older = first;
-  // Takes the place of the key's newest in the chain, or goes to its front.
+  // Takes the place of the key's newest slot in the chain, or goes to the front
+  // of the chain.
   if (first != kNoSlot) {
     nodes_[first].key_newer = slot;
     node.chain_previous = nodes_[first].chain_previous;
@@ -87,7 +88,7 @@ void SlotShard::Erase(uint32_t slot) {
     nodes_[node.key_newer].key_older = node.key_older;
     return;  // not the newest of its key: not in the chain
   }
-  // The next one of the key takes its place in the chain, if there is one.
+  // The next slot of the key, if there is one, takes its place in the chain.
   const uint32_t heir = node.key_older;
   const uint32_t behind = heir != kNoSlot ? heir : node.chain_next;
   const uint32_t before = heir != kNoSlot ? heir : node.chain_previous;

@@ -1,5 +1,5 @@
-// The free slots of one core, for slot_allocator.h: how they are kept so that
-// the one that the strategy asks for is at hand.
+// The free slots of one core, for slot_allocator.h, kept so that the slot which
+// the strategy asks for is found at once.
 //
 // Internal to this folder. Threads: any. Not async-signal-safe.
 
@@ -18,10 +18,10 @@
 
 namespace firsttouch {
 
-// Instead of a slot's number.
+// Stands for "no slot".
 inline constexpr uint32_t kNoSlot = std::numeric_limits<uint32_t>::max();
 
-// Numbers that are near each other become far apart.
+// Maps numbers that are near each other to numbers that are far apart.
 inline uint64_t MixBits(uint64_t x) {
   x ^= x >> 32;
   x *= 0xd6e8feb86659fd93;
@@ -32,7 +32,7 @@ inline uint64_t MixBits(uint64_t x) {
 }
 
 // A shard's lock. Not Mutex: locking and unlocking that takes more than three
-// times as long, and it would be most of what Acquire and Release cost. Held
+// times as long, which would be most of the cost of Acquire and Release. Held
 // for a few dozen instructions; ThreadSanitizer knows std::mutex by itself.
 class ABSL_LOCKABLE ShardMutex {
  public:
@@ -57,15 +57,15 @@ class ABSL_SCOPED_LOCKABLE ShardLock {
   ShardMutex* const mutex_;
 };
 
-// One slot, in a cache line of its own. All but the atomics belongs to the lock
-// of the shard that holds the slot while it is free, and to nobody else while
-// it is in use.
+// One slot, in a cache line of its own. While the slot is free, all fields but
+// the atomics are guarded by the lock of the shard that holds it; while it is
+// in use, nothing touches them.
 struct alignas(64) SlotNode {
   uint64_t key = 0;
-  // kFree, kReturning from Acquire to Release, or kQuarantined; compared, so
-  // that of two Releases one sees that it is the second.
+  // kFree, kReturning from Acquire to Release, or kQuarantined; changed by
+  // compare-exchange, so that the second of two Releases is detected.
   LifecycleCell lifecycle;
-  // What the allocator's clock of takeovers was at the release.
+  // The allocator's clock of takeovers at the release.
   uint32_t released_at = 0;
   // Neighbours in three lists; not for kRandom. In SlotShard::recent_
   // or recent_keyless_:
@@ -74,10 +74,10 @@ struct alignas(64) SlotNode {
   // Among the free slots of the same key and shard, newest first:
   uint32_t key_newer = kNoSlot;
   uint32_t key_older = kNoSlot;
-  // The newest of each key only: its neighbours in the bucket's chain.
+  // Only in the newest slot of each key: its neighbours in the bucket's chain.
   uint32_t chain_previous = kNoSlot;
   uint32_t chain_next = kNoSlot;
-  // ReturnMember: how many have come back, and whether one had failed.
+  // ReturnMember: how many have come back, and whether one has failed.
   std::atomic<uint32_t> members_back{0};
   std::atomic<bool> member_failed{false};
 };
@@ -95,49 +95,52 @@ struct alignas(64) SlotNode {
 //                      |
 //                 oldest of key A
 //
-// kRandom uses `random_` only: the free slots in no order.
+// kRandom uses `random_` only: the free slots in arbitrary order.
 class alignas(64) SlotShard {
  public:
-  // Before it is used: what the strategy needs. `nodes` are those of all slots.
-  // kAffinity: `buckets` is a power of two. kRandom: `slots` has room for all
-  // slots of the shard, of which `count` are there, and are free.
+  // Called before first use, with what the strategy needs. `nodes` are those of
+  // all slots. kAffinity: `buckets` is a power of two. kRandom: `slots` has
+  // room for all slots of the shard; the first `count` entries are its free
+  // slots.
   void Init(SlotNode* nodes) { nodes_ = nodes; }
   void InitBuckets(uint32_t buckets);
   void InitRandom(uint32_t* slots, uint32_t count, uint64_t seed);
 
-  // Take a slot out, whose node is the caller's from then on; kNoSlot where
-  // there is no such one. Those but TakeOldest and TakeRandom lock only where
-  // one is to be seen.
+  // Each takes a slot out, whose node belongs to the caller from then on;
+  // kNoSlot where there is no such slot. All but TakeOldest and TakeRandom lock
+  // only where a slot is visible.
   //
-  // The one released last (kNextAvailable).
+  // The slot released last (kNextAvailable).
   uint32_t TakeNewest();
-  // The one released last of those with a key, or with key 0; the one released
-  // first of those with any key (kAffinity).
+  // The slot released last of those with a key, or with key 0; the slot
+  // released first of those with any key (kAffinity).
   uint32_t TakeWithKey(uint64_t key);
   uint32_t TakeKeyless();
   uint32_t TakeOldest();
   // kRandom.
   uint32_t TakeRandom(uint64_t random);
-  // One with the key if there is one, as the strategy has it; else any.
+  // A slot with the key if there is one, as the strategy has it; else any slot.
   uint32_t TakeAny(SlotStrategy strategy, uint64_t key);
 
-  // Puts a slot in whose node has its key. `takeovers` is the allocator's
-  // clock, for SlotNode::released_at. Whether a waiter wants to hear of it.
+  // Puts in a slot whose node has its key. `takeovers` is the allocator's
+  // clock, for SlotNode::released_at. Returns whether a waiter wants to be
+  // told.
   bool Put(SlotStrategy strategy, uint32_t slot,
            const std::atomic<uint32_t>& takeovers);
 
-  // How often a slot was put in.
+  // The number of times that a slot was put in.
   uint64_t releases();
   void ChangeWaiters(int change);
 
-  // Of the moment, without the lock; wrong for a moment at worst.
+  // Momentary, without the lock; outdated for a moment at worst.
   uint32_t free() const { return free_.load(std::memory_order_relaxed); }
-  // SlotNode::released_at of the one that was put in first of those with a key.
+  // SlotNode::released_at of the slot that was put in first of those with a
+  // key.
   uint32_t oldest_released_at() const {
     return oldest_released_at_.load(std::memory_order_relaxed);
   }
   // kRandom: the next number of this core's generator. Two threads that take
-  // turns on the core may draw the same one; they still get different slots.
+  // turns on the core may draw the same number; they still get different slots.
   uint64_t NextRandom(uint64_t step) {
     const uint64_t drawn = random_state_.load(std::memory_order_relaxed) + step;
     random_state_.store(drawn, std::memory_order_relaxed);
@@ -154,7 +157,7 @@ class alignas(64) SlotShard {
     return buckets_[MixBits(key) & (bucket_count_ - 1)];
   }
 
-  // A change of one of the counts, which only the lock's holder makes.
+  // Changes one of the counts; only the lock's holder does that.
   static void Adjust(std::atomic<uint32_t>& count, uint32_t by) {
     count.store(count.load(std::memory_order_relaxed) + by,
                 std::memory_order_relaxed);
@@ -168,14 +171,15 @@ class alignas(64) SlotShard {
   // kAffinity, key != 0.
   void Insert(uint32_t slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Erase(uint32_t slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // The newest free slot of the key; kNoSlot.
+  // The newest free slot of the key, or kNoSlot.
   uint32_t Find(uint64_t key) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void PublishOldest() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   ShardMutex mutex_;
-  // Waiters that want to hear of the next release. Set in all shards or none.
+  // The waiters that want to be told of the next release. Set in all shards or
+  // none.
   uint32_t waiters_ ABSL_GUARDED_BY(mutex_) = 0;
-  // Counts, so that a look at all shards sees whether it missed one.
+  // Counts releases, so that a look at all shards sees whether it missed one.
   uint64_t releases_ ABSL_GUARDED_BY(mutex_) = 0;
   Stack recent_ ABSL_GUARDED_BY(mutex_);
   Stack recent_keyless_ ABSL_GUARDED_BY(mutex_);
@@ -183,7 +187,7 @@ class alignas(64) SlotShard {
   SlotNode* nodes_ = nullptr;
 
   // The rest is written under the lock and read without it, to decide whether
-  // locking is worth it. Wrong for a moment at worst.
+  // locking is worth it. Outdated for a moment at worst.
   std::atomic<uint32_t> free_{0};
   std::atomic<uint32_t> free_keyless_{0};
   // released_at of recent_.oldest.

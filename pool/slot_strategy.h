@@ -13,9 +13,9 @@ enum class SlotStrategy {
   // are warm, and the number of slots ever used stays as small as the load
   // allows. Never-used slots come last, in ascending order.
   kNextAvailable,
-  // Any, with equal probability: a guest cannot foresee its neighbours. From a
-  // pseudo-random generator; not meant to withstand someone who sees many
-  // results.
+  // Any slot, with equal probability: a guest cannot foresee its neighbours.
+  // The generator is pseudo-random, and does not withstand an attacker that
+  // sees many results.
   kRandom,
   // The one that needs the least work for the caller's key:
   //   1. the one released last among those last released with the same key

@@ -92,7 +92,8 @@ absl::Status ForEachGuard(const PoolLayout& layout, uintptr_t base,
 
 absl::StatusOr<StackPool::Guards> InstallGuards(
     Kernel& kernel, const PoolLayout& layout, const Reservation& reservation) {
-  // An unknown advice is EINVAL, at the first guard or never.
+  // A kernel that does not know the advice says EINVAL at the first guard or
+  // never.
   const CallResult first =
       kernel.Madvise(reservation.base(), layout.options().guard_before_bytes,
                      kMadvGuardInstall);
@@ -100,7 +101,7 @@ absl::StatusOr<StackPool::Guards> InstallGuards(
     absl::Status status =
         ForEachGuard(layout, reservation.base(), "madvise(MADV_GUARD_INSTALL)",
                      [&](uintptr_t start, uint64_t bytes) {
-                       // The first is there already.
+                       // The first guard is installed already.
                        if (start == reservation.base()) return first;
                        return kernel.Madvise(start, bytes, kMadvGuardInstall);
                      });
@@ -110,7 +111,7 @@ absl::StatusOr<StackPool::Guards> InstallGuards(
 
   absl::Status status = CheckLimits(
       layout, {.fixed_maps = 1, .alignment_bytes = 1, .maps_per_slot = 2},
-      // Only the mappings are still to be had.
+      // The only thing that can be lacking now is mappings.
       [] {
         const LimitFacts now = ReadLimitFacts();
         return LimitFacts{.max_map_count = now.max_map_count, .maps = now.maps};
@@ -184,7 +185,7 @@ absl::StatusOr<StackLease> StackPool::Acquire(absl::Time deadline) {
 
 void StackPool::Release(uint32_t slot, std::byte* base) {
   const uint64_t dropped = layout_.memory_bytes() - keep_resident_bytes_;
-  // Frames that were left without returning have their redzones still.
+  // Frames that were left without returning still have their redzones.
   UnpoisonForSanitizers(base, layout_.memory_bytes());
   std::memset(base + dropped, 0, keep_resident_bytes_);
   if (dropped != 0 &&

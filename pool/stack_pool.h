@@ -1,6 +1,6 @@
-// A pool of stacks for code that must not run on the host's: each with a guard
-// below it that ends a process which overflows, and recycled without a byte of
-// the last owner.
+// A pool of stacks for code that must not run on the host's stacks: each has a
+// guard below it, where an overflow ends the process, and is recycled without a
+// byte of its last owner.
 //
 //   absl::StatusOr<std::unique_ptr<StackPool>> pool = StackPool::Create(
 //       {.name = "fibers", .stacks = 64, .stack_bytes = 1 <<
@@ -20,8 +20,8 @@
 // mappings for each stack.
 //
 // A child of fork has its own copy of every stack (it may be running on one),
-// and core dumps show them. The alternate signal stack of a thread does not
-// belong here: its handler may run while the guard is being hit.
+// and core dumps show them. Do not use the pool for a thread's alternate signal
+// stack: its handler may run while the guard is being hit.
 //
 // Thread safety: all methods from any thread; a lease belongs to one owner at a
 // time. Not async-signal-safe.
@@ -50,22 +50,24 @@ struct StackPoolOptions {
   std::string name;
   // At least 1.
   uint32_t stacks = 0;
-  // Usable bytes of each; a multiple of the page size, at least one page.
+  // The usable bytes of each stack; a multiple of the page size, at least one
+  // page.
   uint64_t stack_bytes = 0;
-  // Below each stack, and above the last; a multiple of the page size, at least
-  // one page. A function whose frame is larger than this can step over it: have
-  // the compiler probe (-fstack-clash-protection) or make it larger.
+  // The guard below each stack, and above the last; a multiple of the page
+  // size, at least one page. A function whose frame is larger than this can
+  // step over it: have the compiler probe (-fstack-clash-protection) or make it
+  // larger.
   uint64_t guard_bytes = 65536;
-  // At release so many bytes at the top are set to zero and stay resident, so
-  // that the next owner takes no fault for them; the rest is given back to the
-  // kernel. More than stack_bytes means all.
+  // At release, this many bytes at the top are set to zero and stay resident,
+  // so that the next owner takes no fault for them; the rest is given back to
+  // the kernel. More than stack_bytes means all.
   uint64_t keep_resident_bytes = 16384;
   SlotStrategy strategy = SlotStrategy::kNextAvailable;
 };
 
 class StackPool;
 
-// One stack, while it is leased. Gives it back when destroyed.
+// A stack while it is leased. Gives it back when destroyed.
 class StackLease {
  public:
   StackLease(StackLease&& other) noexcept;
@@ -77,14 +79,15 @@ class StackLease {
   // Lowest usable address; the guard ends here. Page aligned. nullptr after
   // Release or a move.
   std::byte* base() const { return base_; }
-  // One past the highest: where a stack that grows down begins. Page aligned.
+  // One past the highest address: where a stack that grows down begins. Page
+  // aligned.
   std::byte* top() const { return base_ + bytes_; }
   // StackPoolOptions::stack_bytes; 0 after Release or a move.
   uint64_t bytes() const { return bytes_; }
 
-  // Cleans the stack and gives it back; nothing happens the second time. The
-  // caller must not be running on it. A stack that the kernel refuses to clean
-  // is quarantined: never handed out again, and counted.
+  // Cleans the stack and gives it back; a second call does nothing. The caller
+  // must not be running on it. A stack that the kernel refuses to clean is
+  // quarantined: never handed out again, and counted.
   void Release();
 
  private:
@@ -115,7 +118,7 @@ class StackPool {
   StackPool(const StackPool&) = delete;
   StackPool& operator=(const StackPool&) = delete;
   // Unmaps the stacks. Ends the process with a line on stderr if one is leased:
-  // what runs on it would have lost its stack.
+  // the code that runs on it would have lost its stack.
   ~StackPool();
 
   // A stack with every byte zero. ResourceExhausted if none is free before

@@ -55,8 +55,8 @@ std::unique_ptr<StackPool> MakePool(Kernel& kernel,
   return pool.ok() ? *std::move(pool) : nullptr;
 }
 
-// A pool without MADV_GUARD_INSTALL: the third madvise (after the
-// reservation's two) is the first guard.
+// A pool without MADV_GUARD_INSTALL: the third madvise (after the reservation's
+// two) is the first guard.
 std::unique_ptr<StackPool> MakeOldKernelPool(FakeKernel& kernel,
                                              const StackPoolOptions& options) {
   kernel.Fail(Op::kMadvise, 3, CallResult{0, EINVAL});
@@ -211,7 +211,7 @@ TEST(StackPoolTest, AKernelThatRefusesAGuardByMarker) {
   if (Probe(RealKernel()).guard_install_error != 0) {
     GTEST_SKIP() << "MADV_GUARD_INSTALL (Linux 6.13)";
   }
-  // The third one.
+  // The third guard fails.
   FakeKernel kernel;
   kernel.Fail(Op::kMadvise, 5, CallResult{0, ENOMEM});
   const absl::Status status =
@@ -227,14 +227,14 @@ TEST(StackPoolTest, AKernelThatRefusesAGuardByMarker) {
 TEST(StackPoolTest, AKernelThatRefusesAGuardByMprotect) {
   FakeKernel old_kernel;
   old_kernel.Fail(Op::kMadvise, 3, CallResult{0, EINVAL});
-  // The first opens the reservation.
+  // The first call makes the reservation accessible.
   old_kernel.Fail(Op::kMprotect, 2, CallResult{0, ENOMEM});
   absl::Status status =
       CreateStackPool(old_kernel, {.stacks = 4, .stack_bytes = kPage}).status();
   EXPECT_THAT(Text(status),
               ContainsRegex("mprotect\\(PROT_NONE\\) of the guard below stack "
                             "0 \\[.*\\): Cannot allocate memory"));
-  // More of them than there are mappings.
+  // More guards than there are mappings.
   FakeKernel small_kernel;
   small_kernel.Fail(Op::kMadvise, 3, CallResult{0, EINVAL});
   status = CreateStackPool(small_kernel, {.stacks = 1'000'000,
@@ -251,7 +251,7 @@ TEST(StackPoolTest, AKernelThatRefusesAGuardByMprotect) {
   }
 }
 
-// Writes one byte and says that it lived.
+// Writes one byte and reports that it survived.
 [[noreturn]] void Touch(std::byte* at) {
   std::signal(SIGSEGV, SIG_DFL);
   *reinterpret_cast<volatile char*>(at) = 1;
@@ -269,7 +269,7 @@ TEST(StackPoolDeathTest, TouchingAGuardKills) {
     std::vector<StackLease> leases;
     for (int i = 0; i < 3; ++i) {
       leases.push_back(*pool->Acquire());
-      // Handing on leaves the guards in place.
+      // Recycling leaves the guards in place.
       std::memset(leases.back().base(), 1, leases.back().bytes());
       leases.back().Release();
       leases.back() = *pool->Acquire();
@@ -286,7 +286,7 @@ TEST(StackPoolDeathTest, TouchingAGuardKills) {
   }
 }
 
-// A fiber on a pool's stack, small and large.
+// Runs a fiber on a pool's stack, small and large.
 ucontext_t g_caller;
 ucontext_t g_fiber;
 int g_depth;

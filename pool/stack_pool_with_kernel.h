@@ -1,4 +1,4 @@
-// StackPool::Create() with the kernel passed in: for tests that have it fail.
+// StackPool::Create() with the kernel passed in, for tests in which it fails.
 
 #ifndef FIRSTTOUCH_POOL_STACK_POOL_WITH_KERNEL_H_
 #define FIRSTTOUCH_POOL_STACK_POOL_WITH_KERNEL_H_

@@ -184,7 +184,7 @@ void TableLease::Release() {
   std::byte* const data = std::exchange(data_, nullptr);
   const uint64_t elements = std::exchange(elements_, 0);
   // In a child of fork(2) the table is not there, the pool may have been
-  // destroyed, and a lock of it may be held for ever.
+  // destroyed, and one of its locks may be held forever.
   if (made_by_.IsHere()) pool->Release(slot_, data, elements);
 }
 

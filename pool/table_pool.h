@@ -1,6 +1,6 @@
 // A pool of tables: arrays of fixed-size elements (function references,
-// handles) that belong to a sandbox beside its memories, and that every access
-// checks against their length. Handed out with every byte zero.
+// handles) that a sandbox has besides its memories, and whose every access is
+// checked against the table's length. Handed out with every byte zero.
 //
 //   absl::StatusOr<std::unique_ptr<TablePool>> pool = TablePool::Create(
 //       {.name = "funcrefs", .tables = 64, .max_elements =
@@ -10,9 +10,9 @@
 //   absl::Status grown = table->Grow(200);
 //
 // All tables are one reservation, laid out by PoolLayout without guards: an
-// index is always checked. Not in core dumps. Not inherited by a child of
-// fork(2): there a touch of a table is SIGSEGV, Acquire and Grow fail, and the
-// pool and its leases can be dropped in any order.
+// index is always checked. They are not in core dumps. A child of fork(2) does
+// not inherit them: there a touch of a table is SIGSEGV, Acquire and Grow fail,
+// and the pool and its leases can be destroyed in any order.
 //
 // Thread safety: all methods of TablePool from any thread; a lease belongs to
 // one owner at a time. Not async-signal-safe.
@@ -44,18 +44,18 @@ struct TablePoolOptions {
   uint32_t tables = 0;
   // The most elements a table can have; at least 1.
   uint64_t max_elements = 0;
-  // Bytes of an element; at least 1. A table begins at a page, so elements are
-  // aligned as their size allows.
+  // Bytes of an element; at least 1. A table begins at a page boundary, so
+  // elements are aligned as their size allows.
   uint64_t element_bytes = sizeof(void*);
-  // At release so many bytes at the start are set to zero and stay resident;
-  // what the owner had beyond is given back to the kernel.
+  // At release, this many bytes at the start are set to zero and stay resident;
+  // the pages of the table beyond are given back to the kernel.
   uint64_t keep_resident_bytes = 65536;
   SlotStrategy strategy = SlotStrategy::kNextAvailable;
 };
 
 class TablePool;
 
-// One table, while it is leased. Gives it back when destroyed.
+// A table while it is leased. Gives it back when destroyed.
 class TableLease {
  public:
   TableLease(TableLease&& other) noexcept;
@@ -75,11 +75,10 @@ class TableLease {
   // after Release or a move and in a child of fork(2).
   absl::Status Grow(uint64_t elements);
 
-  // Sets the table to zero and gives it back; nothing happens the second time,
-  // or in a child of fork(2).
-  // Only elements() of it are cleaned, which is what the owner may write. A
-  // table that the kernel refuses to clean is quarantined: never handed out
-  // again, and counted.
+  // Sets the table to zero and gives it back; does nothing the second time, or
+  // in a child of fork(2). Cleans only elements(), which is what the owner may
+  // write. A table that the kernel refuses to clean is quarantined: never
+  // handed out again, and counted.
   void Release();
 
  private:
@@ -130,7 +129,8 @@ class TablePool {
   friend class TableLease;
   TablePool(Kernel& kernel, const PoolLayout& layout, Reservation reservation,
             const TablePoolOptions& options);
-  // That this is the process that made the pool, and the number of elements.
+  // Checks that this is the process that made the pool, and the number of
+  // elements.
   absl::Status Check(uint64_t elements) const;
   void Release(uint32_t slot, std::byte* data, uint64_t elements);
 

@@ -138,8 +138,9 @@ TEST(TablePoolTest, ATableThatCannotBeCleanedIsQuarantined) {
             "reset failed, so that none will become free; make a new pool");
 }
 
-// Everything that the child can do with it, in the two orders in which it may
-// let go, with memory of its own where the tables were.
+// Does everything that the child can do with it, in the two orders in which the
+// child may destroy pool and lease, with memory of the child's own where the
+// tables were.
 TEST(TablePoolTest, AChildOfForkIsToldAndKeepsWhatLiesWhereTheTablesWere) {
   for (const bool pool_first : {false, true}) {
     std::unique_ptr<TablePool> pool = MakePool(
@@ -208,7 +209,8 @@ TEST(TablePoolTest, ErrorsNameTheOption) {
 }
 
 TEST(TablePoolDeathTest, DestroyingALeasedTableEndsTheProcess) {
-  // All of it in the process that dies, which has to be the one that made it.
+  // All of it runs in the process that dies, which has to be the one that made
+  // the pool.
   EXPECT_DEATH(
       {
         std::unique_ptr<TablePool> pool =

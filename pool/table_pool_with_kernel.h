@@ -1,4 +1,4 @@
-// TablePool::Create() with the kernel passed in: for tests that have it fail.
+// TablePool::Create() with the kernel passed in, for tests in which it fails.
 
 #ifndef FIRSTTOUCH_POOL_TABLE_POOL_WITH_KERNEL_H_
 #define FIRSTTOUCH_POOL_TABLE_POOL_WITH_KERNEL_H_
