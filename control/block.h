@@ -1,13 +1,12 @@
-// The format of a control block: what a pool publishes of itself, for programs
-// of another version to read. docs/control-block.md says how to read it.
+// The format of a control block: what a pool publishes about itself, for
+// programs of other versions to read. docs/control-block.md says how.
 //
 // A control block is a memfd named "firsttouch-pool:NAME" of the process that
 // has the pool: a header, and sections that the header points to. Two of the
-// sections are nothing that is kept for readers: they are the records and page
-// states by which the service itself works, so that to publish them costs the
-// service nothing. Their layout may change with any change to the service;
-// therefore the header names each field that a reader may want, and says where
-// it is.
+// sections are not made for readers: they are the records and page states that
+// the service itself works with, so that publishing them costs the service
+// nothing. Their layout may change with any change to the service; therefore
+// the header names each field that a reader may want, and says where it is.
 //
 // Everything is little-endian, every number is aligned to its size, every text
 // is UTF-8 padded with zeroes (not terminated where it fills its field).
@@ -20,28 +19,28 @@
 
 namespace firsttouch {
 
-// First bytes of a block.
+// The first bytes of a block.
 inline constexpr char kControlMagic[8] = {'F', 'T', 'P',  'O',
                                           'O', 'L', '\r', '\n'};
 
-// A reader refuses any other. New fields at the end of the header or of a
-// record, new names of fields and new states do not raise it.
+// A reader refuses any other version. New fields at the end of the header or of
+// a record, new names of fields and new states do not raise the version.
 inline constexpr uint32_t kControlVersion = 1;
 
-// What its name in /proc/PID/fd begins with, behind "/memfd:".
+// The beginning of the block's name in /proc/PID/fd, behind "/memfd:".
 inline constexpr char kControlMemfdPrefix[] = "firsttouch-pool:";
 
 // `records` records of `record_bytes` each, `offset_bytes` from the start of
-// the block. Lies within the block. Records are at least as large as what is
-// declared here for them.
+// the block. Lies within the block. Records are at least as large as their
+// declarations here.
 struct ControlSection {
   uint64_t offset_bytes;
   uint64_t record_bytes;
   uint64_t records;
 };
 
-// Where in a slot's record a field is. Unsigned numbers of 1, 4 or 8 bytes. The
-// names of version 1 are those of `Slot` and `Counters` in
+// The place of a field in a slot's record. Fields are unsigned numbers of 1, 4
+// or 8 bytes. The names of version 1 are those of `Slot` and `Counters` in
 // tools/pooldump/snapshot/snapshot.proto; "state" and "tracking" are indices
 // into the sections of these names.
 struct ControlField {
@@ -50,13 +49,13 @@ struct ControlField {
   uint32_t bytes;
 };
 
-// What a number means: record i is the name of value i.
+// The meaning of a number: record i is the name of value i.
 struct ControlName {
   char name[16];
 };
 
-// An image that a slot is bound to; record i for slot i. Words, written one by
-// one: `sequence` is odd while they are, and another one afterwards.
+// An image that a slot is bound to; record i is that of slot i. It is written
+// word by word: `sequence` is odd meanwhile, and has another value afterwards.
 struct ControlImage {
   uint64_t sequence;
   uint64_t id;  // 0: none, and then the rest means nothing
@@ -70,10 +69,10 @@ struct ControlImage {
 static_assert(sizeof(ControlImage) == 26 * 8);
 
 // States of pages. A slot's record is a summary, `group_offset_bytes` long, and
-// then groups of 64 pages of which each has `group_bytes`: 64-bit planes of
-// which bit i tells of page i. A group that has never been written to may be a
-// hole of the file. The summary's bit g is set where group g may have a bit
-// set.
+// then groups of 64 pages, `group_bytes` each. A group consists of 64-bit
+// planes; bit i of each stands for page i. A group that has never been written
+// to may be a hole of the file. The summary's bit g is set where group g may
+// have a bit set.
 struct ControlPlanes {
   uint64_t group_offset_bytes;
   uint64_t group_bytes;
@@ -97,11 +96,12 @@ struct ControlHeader {
   // 1 once everything else is written, and 0 again when the pool is gone: a
   // reader ignores a block in which it is 0.
   uint64_t ready;
-  // Address of the block itself in the process: finds it in a core dump.
+  // The address of the block itself in the process, to find it in a core dump.
   uint64_t address;
-  // As the process sees itself. Another number than the process's own (in its
-  // pid namespace): a descriptor that was inherited by fork(2) or passed on;
-  // the pool is not this process's.
+  // The process's pid as the process itself sees it. If it differs from the pid
+  // (in its pid namespace) of the process in which a reader found the block,
+  // the descriptor was inherited by fork(2) or passed on, and the pool is not
+  // that process's.
   uint32_t pid;
   uint32_t pool_id;
   uint64_t created_ns;  // CLOCK_REALTIME

@@ -34,14 +34,14 @@ std::atomic_ref<uint64_t> Word(uint64_t& word) {
   return std::atomic_ref<uint64_t>(word);
 }
 
-// The blocks of this process that are shared. A pthread mutex and not absl's:
-// it is held across fork(2), and unlocked in the child.
+// The blocks of this process that are shared. The mutex is pthread's and not
+// absl's: it is held across fork(2), and unlocked in the child.
 pthread_mutex_t g_mutex = PTHREAD_MUTEX_INITIALIZER;
 ControlBlock* g_first = nullptr;
 
 }  // namespace
 
-// What fork(2) does to the blocks of this process.
+// Handles fork(2) for the blocks of this process.
 class ForkRegistry {
  public:
   static void Add(ControlBlock* block) {
@@ -68,18 +68,18 @@ class ForkRegistry {
   static void BeforeFork() { pthread_mutex_lock(&g_mutex); }
   static void InParent() { pthread_mutex_unlock(&g_mutex); }
 
-  // Async-signal-safe: the child of a process with threads.
+  // Async-signal-safe: it runs in the child of a process that had threads.
   static void InChild() {
     for (ControlBlock* block = g_first; block != nullptr;
          block = block->next_) {
-      // In one step: there is no moment at which nothing is there. What the
-      // child writes from here on is its own.
+      // Replaces the mapping in one step: at no moment is nothing mapped. What
+      // the child writes from here on is its own.
       const bool owns = block->OwnsDescriptor();
       const int flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
       if (mmap(block->address_, block->bytes_, PROT_READ | PROT_WRITE,
                owns ? flags : flags | MAP_ANONYMOUS,
                owns ? block->fd_.get() : -1, 0) == MAP_FAILED) {
-        // Rather no memory than the parent's.
+        // No memory at all is better than the parent's.
         munmap(block->address_, block->bytes_);
       }
       if (owns) {
@@ -126,7 +126,7 @@ ControlBlock::ControlBlock(Kernel& kernel, const Shape& shape)
 void ControlBlock::OpenMemfd(MemfdCalls& calls, std::string_view pool_name) {
   const MemfdResult limit = calls.FileSizeLimit();
   if (limit.ok() && bytes_ > static_cast<uint64_t>(limit.value)) {
-    // To try would be SIGXFSZ.
+    // Trying would raise SIGXFSZ.
     why_ = absl::StrCat("RLIMIT_FSIZE ", limit.value, " is below the ", bytes_,
                         " bytes of its control block, for which it counts "
                         "too: raise it (ulimit -f)");
@@ -199,16 +199,16 @@ absl::StatusOr<std::unique_ptr<ControlBlock>> ControlBlock::Create(
   const auto pages_at = static_cast<uintptr_t>(mapped.value) +
                         static_cast<uintptr_t>(block->pages_offset_);
   const uint64_t pages_bytes = block->bytes_ - block->pages_offset_;
-  // A slot has a page of states or less: a huge page would hold those of 512
-  // slots and more.
+  // A slot has at most a page of states: a huge page would hold the states of
+  // 512 slots and more.
   kernel.Madvise(static_cast<uintptr_t>(mapped.value), block->bytes_,
                  MADV_NOHUGEPAGE);
   if (pages_bytes > kMaxDumpedPageStatesBytes) {
     kernel.Madvise(pages_at, pages_bytes, MADV_DONTDUMP);
   }
   if (block->fd_) {
-    // Refused where the kernel is too old for one of them: then a reader of
-    // this user could write, as it could by other ways.
+    // Refused where the kernel lacks one of the seals: a reader that runs as
+    // this user could write then, as it could by other ways.
     constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW;
     if (!calls
              .AddSeals(block->fd_.get(),
@@ -227,7 +227,7 @@ ControlBlock::~ControlBlock() {
     if (!OwnsDescriptor()) static_cast<void>(fd_.release());
   }
   if (address_ == nullptr) return;
-  // Also for who has a copy of the descriptor.
+  // Also tells readers that have a copy of the descriptor.
   Word(header().ready).store(0, std::memory_order_release);
   kernel_.Munmap(reinterpret_cast<uintptr_t>(address_), bytes_);
 }
@@ -266,7 +266,7 @@ void ControlBlock::Publish(const ControlHeader& facts, const Text& text) {
   filled.slots = {slots_offset_, shape_.slot_bytes, shape_.slots};
   filled.images = {images_offset_, sizeof(ControlImage), shape_.slots};
   filled.pages = {pages_offset_, shape_.page_states_bytes, shape_.slots};
-  // No holes: readers map the records.
+  // Leaves no holes: readers map the records.
   for (uint64_t at = images_offset_; at < pages_offset_; at += kPageBytes) {
     Word(*reinterpret_cast<uint64_t*>(address_ + at))
         .fetch_add(0, std::memory_order_relaxed);
@@ -304,7 +304,7 @@ void ControlBlock::NoteImage(uint32_t slot, const ImageFacts& image) {
   const uint64_t sequence =
       Word(record.sequence).load(std::memory_order_relaxed);
   Word(record.sequence).store(sequence + 1, std::memory_order_relaxed);
-  // No word is seen before the odd number is.
+  // No word may be seen before the odd number is.
   std::atomic_thread_fence(std::memory_order_release);
   for (size_t i = 1; i < kWords; ++i) {
     Word(words[i]).store(from[i], std::memory_order_relaxed);

@@ -40,7 +40,7 @@ std::unique_ptr<ControlBlock> Make(MemfdCalls& calls,
 
 std::unique_ptr<ControlBlock> Make() { return Make(RealMemfdCalls()); }
 
-// The descriptor of this process whose link has `text`; -1 for none.
+// The descriptor of this process whose link contains `text`; -1 for none.
 int DescriptorOf(std::string_view text) {
   for (int fd = 0; fd < 256; ++fd) {
     char link[256];
@@ -110,7 +110,7 @@ TEST(ControlBlockTest, RecordsAndPageStatesLieApart) {
   }
 }
 
-// What a reader would map sees what the owner writes, and that the pool goes.
+// A reader's mapping shows what the owner writes, and that the pool is gone.
 TEST(ControlBlockTest, ReadersSeeWhatIsWritten) {
   auto block = Make();
   const int fd =
@@ -143,7 +143,7 @@ TEST(ControlBlockTest, AForkedChildCannotWriteToItsParentsBlock) {
               *block->slot_record(1) = std::byte{8};
               *block->page_states(2) = std::byte{8};
               if (DescriptorOf("pool:mine") != -1) return 2;
-              // Nor can its own child.
+              // The child's own child cannot either.
               return InChild([&] {
                 if (*block->slot_record(1) != std::byte{8}) return 3;
                 *block->slot_record(1) = std::byte{9};
@@ -156,7 +156,7 @@ TEST(ControlBlockTest, AForkedChildCannotWriteToItsParentsBlock) {
   EXPECT_GE(DescriptorOf("pool:mine"), 0);
 }
 
-// A host that closes what it does not know, and gets the number again.
+// A host closes descriptors that it does not know, and the number is reused.
 TEST(ControlBlockTest, ADescriptorThatIsSomebodyElsesByNowIsLeftAlone) {
   auto block = Make();
   const int fd = DescriptorOf("pool:mine");
@@ -230,7 +230,7 @@ TEST(ControlBlockTest, LargePageStatesAreKeptOutOfCores) {
         return !absl::StrContains(line, " dd");
       }
     }
-    // Not a mapping of its own: as the records.
+    // It is not a mapping of its own, and thus like the records.
     return true;
   };
   EXPECT_TRUE(dumped(*Make()));

@@ -1,7 +1,7 @@
-// The counters that a pool keeps of each slot, in one list. The slot's record
+// The counters that a pool keeps for each slot, in one list. The slot's record
 // (service/slot_state.h), a service's statistics (service/stats.h), the fields
-// that other processes are told of (control/block.h) and their reader
-// (tools/pooldump/snapshot) are made of it.
+// published to other processes (control/block.h) and their reader
+// (tools/pooldump/snapshot) are made from it.
 //
 // A new counter is a line here, a field of `Counters` in
 // tools/pooldump/snapshot/snapshot.proto, and a row in docs/statistics.md; the
