@@ -18,14 +18,14 @@ bool IsAccessible(uintptr_t address, Access access) noexcept {
   const int saved_errno = errno;
   bool accessible = false;
   if (access != Access::kWrite) {
-    // A signal mask that is read from the address and then refused, since no
-    // way of setting it is named.
+    // The kernel reads a signal mask from the address and then refuses it,
+    // since the call names no way of setting it.
     constexpr int kNoHow = -1;
     syscall(SYS_rt_sigprocmask, kNoHow, address & ~uintptr_t{7}, nullptr,
             sizeof(SignalSet));
     accessible = errno == EINVAL;
   } else {
-    // A word at the address to which 0 is added.
+    // Adds 0 to the word at the address.
     uint32_t nobody_waits_here = 0;
     accessible = syscall(SYS_futex, &nobody_waits_here,
                          FUTEX_WAKE_OP | FUTEX_PRIVATE_FLAG, 0, nullptr,

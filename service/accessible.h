@@ -14,8 +14,8 @@
 namespace firsttouch {
 
 // Whether a touch of the address by this process would succeed now. Asks the
-// kernel, by a call that does nothing else; changes no byte, but may have the
-// kernel copy a page that it would copy at a write.
+// kernel by one system call, which changes no byte but may make the kernel
+// break copy-on-write, as a write would.
 bool IsAccessible(uintptr_t address, Access access) noexcept;
 
 }  // namespace firsttouch

@@ -59,7 +59,7 @@ void BackgroundReclaim::Run() {
       if (ending_) return;
       wanted_ = false;
     }
-    // What comes from here on may be missed by this round.
+    // This round may miss what comes from here on.
     awake_.exchange(false, std::memory_order_seq_cst);
     again = work_();
     const absl::Time rested = absl::Now() + rest_;

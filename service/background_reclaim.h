@@ -21,12 +21,13 @@ class BackgroundReclaim {
  public:
   static constexpr absl::Duration kRest = absl::Milliseconds(20);
 
-  // Starts the thread, which calls `work` once after each Wake(), or once for
-  // several that come while it works or rests; and again, without one, after
-  // `work` has returned true. It rests for `rest` after each round, so that
-  // those who wake it often seldom pay for it. Named "ft-trim:" and `name`, cut
-  // to what the kernel takes; all signals blocked. Errors: ResourceExhausted
-  // where no thread can be had.
+  // Starts the thread. It calls `work` once after a Wake(), and once for all
+  // Wake() calls that come while it works or rests; it calls `work` again
+  // without a Wake() after `work` has returned true. The thread rests for
+  // `rest` after each round, so that frequent wake-ups cost their callers
+  // little. It is named "ft-trim:" and `name`, cut to the kernel's limit, and
+  // signal-masked (signal_masked_thread.h). Errors: ResourceExhausted where no
+  // thread can be had.
   static absl::StatusOr<std::unique_ptr<BackgroundReclaim>> Start(
       const std::string& name, std::function<bool()> work,
       absl::Duration rest = kRest);
@@ -37,9 +38,9 @@ class BackgroundReclaim {
   BackgroundReclaim(const BackgroundReclaim&) = delete;
   BackgroundReclaim& operator=(const BackgroundReclaim&) = delete;
 
-  // Any thread; not in a signal handler. One load where a round is to come
-  // anyway. That round sees what the caller did before, as far as both use
-  // sequentially consistent operations.
+  // Any thread; not in a signal handler. Costs one load where a round is
+  // pending already. The pending round sees what the caller did before the
+  // call, as far as both use sequentially consistent operations.
   void Wake();
 
  private:
@@ -50,7 +51,7 @@ class BackgroundReclaim {
 
   const std::function<bool()> work_;
   const absl::Duration rest_;
-  // Whether a round is to come.
+  // Whether a round is pending.
   std::atomic<bool> awake_{false};
   Mutex mutex_;
   CondVar changed_;

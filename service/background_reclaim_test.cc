@@ -19,7 +19,7 @@
 namespace firsttouch {
 namespace {
 
-// Work that waits for a word of the test.
+// Work that begins each round only when the test allows it.
 class Work {
  public:
   std::unique_ptr<BackgroundReclaim> Start() {
@@ -35,12 +35,12 @@ class Work {
     MutexLock lock(&mutex_);
     while (begun_ < times) changed_.Wait(&mutex_);
   }
-  // Wants so many without being told again.
+  // Makes the work ask for this many rounds in all without another Wake().
   void Want(int rounds) {
     MutexLock lock(&mutex_);
     rounds_ = rounds;
   }
-  // Lets so many more go on.
+  // Allows this many more rounds.
   void Allow(int times) {
     MutexLock lock(&mutex_);
     allowed_ += times;
@@ -105,7 +105,7 @@ TEST(BackgroundReclaimTest, WorksOnceForAllThatCameWhileItWorked) {
   work.WaitUntilBegun(1);
   for (int i = 0; i < 5; ++i) reclaim->Wake();
   work.Allow(10);
-  // One that came during the first round is never lost, and five are one.
+  // A Wake() during the first round is never lost, and five of them are one.
   work.WaitUntilDone(2);
   reclaim.reset();
   EXPECT_EQ(work.done(), 2);
@@ -133,7 +133,7 @@ TEST(BackgroundReclaimTest, GoesOnAsLongAsThereIsMore) {
   EXPECT_EQ(work.done(), 4);
 }
 
-// A rest of an hour ends with the thread.
+// Destroying the object ends a rest of an hour at once.
 TEST(BackgroundReclaimTest, RestsBetweenRoundsButNotAtItsEnd) {
   std::atomic<int> rounds{0};
   absl::StatusOr<std::unique_ptr<BackgroundReclaim>> reclaim =
@@ -160,7 +160,7 @@ TEST(BackgroundReclaimTest, HasANameAndBlocksTheHostsSignals) {
   work.WaitUntilDone(1);
   EXPECT_EQ(work.name(), "ft-trim:a pool ");
   EXPECT_TRUE(work.blocks_signals());
-  // The starter's own are as they were.
+  // The signal mask of the thread that called Start() is unchanged.
   sigset_t mask;
   pthread_sigmask(SIG_SETMASK, nullptr, &mask);
   EXPECT_EQ(sigismember(&mask, SIGTERM), 0);

@@ -41,7 +41,8 @@ constexpr uint64_t kPages = 64;
 constexpr uint64_t kSize = kPages * kPageBytes;
 constexpr uint32_t kSlots = 16;
 
-// Private bytes of the mappings in [first, first + bytes), as smaps has them.
+// Private bytes of the mappings in [first, first + bytes), as smaps reports
+// them.
 uint64_t PrivateBytes(uintptr_t first, uint64_t bytes) {
   std::ifstream smaps("/proc/self/smaps");
   std::string line;
@@ -59,7 +60,7 @@ uint64_t PrivateBytes(uintptr_t first, uint64_t bytes) {
     uint64_t kib = 0;
     std::string name;
     std::istringstream field(line);
-    // Not those of an image, which are no slot's own.
+    // Not the bytes of an image, which do not belong to one slot.
     if (inside && field >> name >> kib &&
         (name == "Anonymous:" || name == "Swap:")) {
       sum += kib * 1024;
@@ -68,7 +69,7 @@ uint64_t PrivateBytes(uintptr_t first, uint64_t bytes) {
   return sum;
 }
 
-// Whether any page of a slot is there, be it its own or not.
+// Whether any page of a slot is present, private or not.
 bool AnyPresent(uintptr_t slot) {
   const UniqueFd pagemap(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
   uint64_t entries[kPages];
@@ -110,7 +111,7 @@ class BudgetTest : public testing::TestWithParam<Way> {
     return memory.ok() ? *std::move(memory) : Memory();
   }
 
-  // Holds all slots at once, changes some pages of each, and lets them go in
+  // Holds all slots at once, changes some pages of each, and releases them in
   // the order of their numbers.
   void UseAll() {
     std::vector<Memory> held;
@@ -148,7 +149,7 @@ TEST_P(BudgetTest, TrimGivesBackAllThatIdleSlotsHave) {
   EXPECT_EQ(*bytes, idle);
   EXPECT_EQ(service_->Stats().idle_private_bytes, 0u);
   EXPECT_EQ(service_->Stats().pages_trimmed, idle / kPageBytes);
-  // What is held is left alone; it has one slot's pages and no more.
+  // A memory that is held is left alone; it has one slot's pages and no more.
   EXPECT_EQ(Load(held, 3 * kPageBytes), 0x77);
   EXPECT_LE(InSmaps(), kSize);
   EXPECT_EQ(held.Release(), absl::OkStatus());
@@ -172,8 +173,8 @@ TEST_P(BudgetTest, ABudgetOfZeroDropsAtRelease) {
   }
 }
 
-// Pages of an image that were only read are the slot's own, where they are
-// copied.
+// Where image pages are copied, those that were only read are private to the
+// slot.
 TEST_P(BudgetTest, ABudgetOfZeroDropsWhatWasOnlyRead) {
   Make(0);
   if (service_ == nullptr) return;
@@ -187,8 +188,8 @@ TEST_P(BudgetTest, ABudgetOfZeroDropsWhatWasOnlyRead) {
   }
 }
 
-// Also where the cycle is the shortest one: the lease after many that did
-// the same reads what none of them did.
+// The same holds for the steady cycle: the last lease after many equal ones
+// reads what none of them has read.
 TEST_P(BudgetTest, WhatASteadySlotKeepsIsWhatSmapsSaysOnceMoreIsRead) {
   Make(std::nullopt);
   if (service_ == nullptr) return;
@@ -198,7 +199,7 @@ TEST_P(BudgetTest, WhatASteadySlotKeepsIsWhatSmapsSaysOnceMoreIsRead) {
         service_->Acquire({.image = image, .size_bytes = kSize});
     ASSERT_TRUE(memory.ok()) << memory.status();
     Store(*memory, kPageBytes, 1);
-    // In the last round something new.
+    // The last round reads something new.
     EXPECT_NE(Load(*memory, (i == 7 ? 20 : 3) * kPageBytes), 0);
     ASSERT_EQ(memory->Release(), absl::OkStatus());
     EXPECT_EQ(service_->Stats().idle_private_bytes, InSmaps()) << i;
@@ -210,15 +211,15 @@ TEST_P(BudgetTest, TheSlotsReleasedLongestAgoGiveTheirPagesBack) {
   Make(kBudget);
   if (service_ == nullptr) return;
   for (int i = 0; i < 3; ++i) UseAll();
-  // Background reclaim may have been here, or not yet.
+  // Background reclaim may or may not have run already.
   ASSERT_TRUE(service_->Trim().ok());
   EXPECT_LE(service_->Stats().idle_private_bytes, kBudget);
   EXPECT_LE(InSmaps(), kBudget);
   UseAll();
 }
 
-// The pool's own thread is held up in the kernel while it gives pages back:
-// what it has taken on, Trim() does not leave out.
+// The kernel delays the pool's own thread while it gives pages back: Trim()
+// includes the slots that this thread has taken on.
 TEST_P(BudgetTest, TrimEndsWhenThePoolsOwnThreadHasGivenItsPagesBack) {
   if (GetParam().supply == Supply::kMappingsDrop) {
     GTEST_SKIP() << "nothing is kept that could be trimmed";
@@ -228,15 +229,15 @@ TEST_P(BudgetTest, TrimEndsWhenThePoolsOwnThreadHasGivenItsPagesBack) {
   absl::Notification dropping;
   absl::Notification trimming;
   const auto hold_up = [&](const FakeKernel::Call&) {
-    // Not the handler threads, for which this thread waits.
+    // Do not delay the handler threads: this thread waits for them.
     char name[16] = {};
     pthread_getname_np(pthread_self(), name, sizeof(name));
     if (!absl::StartsWith(name, "ft-trim:")) return;
     if (!held_up.exchange(true)) dropping.Notify();
-    // Not for ever: a release that parks its slot may wait for the slot
-    // in whose place it comes.
+    // The wait has a limit: a release that parks its slot may wait for the slot
+    // that it replaces.
     trimming.WaitForNotificationWithTimeout(absl::Milliseconds(100));
-    // Long enough for a Trim() that does not wait to come to its end.
+    // Long enough for a Trim() that does not wait to end.
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   };
   Make(kBudget, &kernel_);
@@ -252,7 +253,7 @@ TEST_P(BudgetTest, TrimEndsWhenThePoolsOwnThreadHasGivenItsPagesBack) {
   service_.reset();  // Its thread calls the hook.
 }
 
-// Nobody calls Trim(): the test ends when the pool's own thread has been here.
+// The test calls no Trim(): it ends when the pool's own thread has run.
 TEST_P(BudgetTest, BackgroundReclaimKeepsTheBudgetByItself) {
   constexpr uint64_t kBudget = 50 * kPageBytes;
   slots_ = 64;
@@ -271,10 +272,10 @@ TEST_P(BudgetTest, BackgroundReclaimKeepsTheBudgetByItself) {
   EXPECT_EQ(service_->Stats().slots_quarantined, 0u);
 }
 
-// As above, where guests do the same every time: no slot keeps more than it
-// did before, so that nothing but their releases says that it is too much.
+// As above, with guests that do the same in each cycle: no slot keeps more than
+// before, so that only their releases show that it is too much.
 TEST_P(BudgetTest, BackgroundReclaimKeepsTheBudgetWhereNothingGrows) {
-  // Enough for either of two slots.
+  // The budget is enough for either of two slots.
   const bool copied =
       !GetParam().by_mappings() && GetParam().backing == Backing::kCopied;
   const uint64_t budget = (copied ? 18 : 4) * kPageBytes;
@@ -297,11 +298,11 @@ TEST_P(BudgetTest, BackgroundReclaimKeepsTheBudgetWhereNothingGrows) {
 }
 
 TEST_P(BudgetTest, KeepsTheSlotsThatWereReleasedLast) {
-  // A slot keeps three pages or, copied, one of each fault-around range that is
-  // written.
+  // A slot keeps three pages or, where they are copied, one fault-around range
+  // for each page that is written.
   const bool copied =
       !GetParam().by_mappings() && GetParam().backing == Backing::kCopied;
-  // Of 16 slots some five fit.
+  // About five of 16 slots fit.
   Make((copied ? 5 * 18 : 5 * 3) * kPageBytes);
   if (service_ == nullptr) return;
   for (int i = 0; i < 3; ++i) UseAll();
@@ -311,7 +312,7 @@ TEST_P(BudgetTest, KeepsTheSlotsThatWereReleasedLast) {
     held.push_back(Acquire());
     for (uint64_t page : {1, 2, 20}) Store(held[i], page * kPageBytes, 1);
   }
-  // Not in the order of their numbers.
+  // Releases the slots out of the order of their numbers.
   for (const uint32_t i :
        {3, 15, 0, 7, 10, 8, 1, 2, 14, 9, 4, 13, 5, 12, 6, 11}) {
     bases.push_back(reinterpret_cast<uintptr_t>(held[i].base()));
@@ -330,8 +331,8 @@ TEST_P(BudgetTest, KeepsTheSlotsThatWereReleasedLast) {
   }
 }
 
-// Where slots are emptied at release because they keep too much, or were
-// trimmed, what is said of them is still what they have.
+// Slots that are emptied at release because they keep too much, or that were
+// trimmed, report what they really keep.
 TEST_P(BudgetTest, WhatEmptiedSlotsKeepIsWhatSmapsSays) {
   Make(std::nullopt, nullptr, 40);
   if (service_ == nullptr) return;
@@ -344,7 +345,7 @@ TEST_P(BudgetTest, WhatEmptiedSlotsKeepIsWhatSmapsSays) {
   }
   for (int i = 0; i < 3; ++i) {
     Memory memory = Acquire();
-    // Over the limit in the second round.
+    // The second round is over the limit.
     for (uint64_t page = 0; page < (i == 1 ? 48 : 3); ++page) {
       Store(memory, page * kPageBytes, 1);
     }
@@ -370,7 +371,7 @@ TEST_P(BudgetTest, TrimsManySlotsWithFewCalls) {
   EXPECT_EQ(kernel_.Calls(FakeKernel::Op::kProcessMadvise), 1u);
 }
 
-// As in kernels before 6.13.
+// Kernels before 6.13 take no batch.
 TEST_P(BudgetTest, TrimsOneByOneWhereTheKernelTakesNoBatch) {
   Make(std::nullopt, &kernel_);
   if (service_ == nullptr) return;
@@ -398,7 +399,7 @@ TEST_P(BudgetTest, AFailedTrimQuarantinesTheSlotAndTrimsTheOthers) {
               HasSubstr("MADV_DONTNEED of"));
   kernel_.Clear(FakeKernel::Op::kMadvise);
   EXPECT_EQ(service_->Stats().idle_private_bytes, 0u);
-  // One less, and all others as they should be.
+  // One slot fewer, and all others are as they should be.
   std::vector<Memory> held;
   for (uint32_t i = 0; i + 1 < kSlots; ++i) {
     held.push_back(Acquire());

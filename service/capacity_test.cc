@@ -1,5 +1,5 @@
-// What a pool has to give stays what it was: a slot that is free is found, and
-// one that nothing happened to is not lost.
+// The capacity of a pool does not shrink: a free slot is found, and a slot that
+// nothing happened to is not lost.
 //
 // Longer runs:  ./bazelw test //service:capacity_test
 //                   --test_env=FIRSTTOUCH_CAPACITY_SECONDS=60
@@ -53,7 +53,7 @@ ServiceOptions Options(Way way, uint32_t slots) {
 
 class CapacityTest : public testing::TestWithParam<Way> {
  protected:
-  // Null where this machine does not have what it takes.
+  // Returns null where this machine lacks what is needed.
   std::unique_ptr<Service> MakeService(uint32_t slots) {
     return MakeService(slots, kernel_);
   }
@@ -70,8 +70,8 @@ class CapacityTest : public testing::TestWithParam<Way> {
 
 INSTANTIATE_TEST_SUITE_P(AllWays, CapacityTest, AllWays(), WayName);
 
-// Threads that each hold at most one memory, as many as there are slots: there
-// is a slot for each at any time.
+// Each thread holds at most one memory, and there are as many slots as threads:
+// at any time there is a slot for each.
 TEST_P(CapacityTest, NoAcquireIsRefusedWhileThereIsAFreeSlot) {
   constexpr uint32_t kThreads = 4;
   constexpr int kCycles = 4000;
@@ -90,7 +90,8 @@ TEST_P(CapacityTest, NoAcquireIsRefusedWhileThereIsAFreeSlot) {
       threads.emplace_back([&, t] {
         std::minstd_rand random(t + 1);
         for (int i = 0; i < kCycles || absl::Now() < end; ++i) {
-          // Some stay with one image for a while, which is the steady cycle.
+          // Some threads stay with one image for a while, which is the steady
+          // cycle.
           const size_t which = random() % 4 < 2 ? t % 3 : random() % 3;
           absl::StatusOr<Memory> memory =
               service->Acquire({.image = images[which],
@@ -105,7 +106,7 @@ TEST_P(CapacityTest, NoAcquireIsRefusedWhileThereIsAFreeSlot) {
       });
     }
     if (spare != 0) {
-      // Who trims has slots for a moment, too.
+      // Trimming takes slots for a moment, too.
       for (int i = 0; i < 50; ++i) EXPECT_TRUE(service->Trim().ok());
     }
     for (std::thread& thread : threads) thread.join();
@@ -123,7 +124,7 @@ TEST_P(CapacityTest, WhereAllAreQuarantinedAnAcquireDoesNotWait) {
     ASSERT_EQ(memories[i].Grow(kSize + kPageBytes), absl::OkStatus());
     Store(memories[i], kSize, 0x66);
   }
-  // One that waits already is told, too.
+  // A thread that waits already is told, too.
   std::atomic<bool> waits{false};
   absl::Status waited;
   std::thread waiter([&] {
@@ -152,8 +153,8 @@ TEST_P(CapacityTest, WhereAllAreQuarantinedAnAcquireDoesNotWait) {
   }
 }
 
-// That every slot of the service can be had at once, starts as its image says,
-// traps where it ends, and was not lost.
+// Expects that every slot of the service can be acquired at once, starts as its
+// image says, traps where it ends, and was not lost.
 void ExpectWhole(Service& service, uint32_t slots, const ImageRef& image,
                  uint64_t size_bytes) {
   const std::vector<uint8_t> initial = InitialBytes(image, size_bytes);
@@ -210,8 +211,8 @@ TEST_P(CapacityTest, AfterAPassingShortageAllIsAsItWas) {
   const ImageRef small = PatternImage("small", 3);
   const ImageRef in_file = PatternImage("in a file", 10, {2});
 
-  // Runs a scenario; the call of `op` that is the `nth` in it fails. Gives how
-  // many there were, or nullopt where there is no such pool.
+  // Runs a scenario in which the `nth` call of `op` fails. Returns how many
+  // such calls there were, or nullopt where there is no such pool.
   const auto run = [&](size_t scenario, Op op, uint64_t nth,
                        int error) -> std::optional<uint64_t> {
     FakeKernel kernel;
@@ -283,7 +284,7 @@ TEST_P(CapacityTest, AfterAPassingShortageAllIsAsItWas) {
           AnyOf(HasSubstr("pool \"capacity\""), HasSubstr("for a snapshot")));
     }
     EXPECT_EQ(service->Stats().slots_quarantined, 0u) << status;
-    // Once more, where that makes sense.
+    // Tries once more where that makes sense.
     if (!kScenarios[scenario].held && !status.ok()) {
       EXPECT_EQ(act(), absl::OkStatus());
     }
@@ -320,8 +321,8 @@ TEST_P(CapacityTest, AfterAPassingShortageAllIsAsItWas) {
   EXPECT_GE(shortages, 4u * 10u);
 }
 
-// With the limits of the machine. The image is one that wants a descriptor
-// when it is first bound.
+// Limits of the machine apply. The image needs a descriptor when it is first
+// bound.
 TEST_P(CapacityTest, WithoutDescriptorsForAWhileNoSlotIsLost) {
   constexpr uint32_t kSlots = 8;
   const std::unique_ptr<Service> service = MakeService(kSlots);
@@ -380,7 +381,8 @@ TEST_P(CapacityTest, AnImageEndsWithItsLastUser) {
     ImageRef image = PatternImage("turnover " + std::to_string(version), 9);
     const std::vector<uint8_t> initial = InitialBytes(image, kSize);
     std::vector<Memory> memories;
-    // In slots that this thread keeps, that others keep, and that nobody does.
+    // In slots that this thread keeps, that others keep, and that no thread
+    // keeps.
     for (int i = 0; i < 1 + version % 3; ++i) {
       memories.push_back(
           *service->Acquire({.image = image, .size_bytes = kSize}));
@@ -393,7 +395,7 @@ TEST_P(CapacityTest, AnImageEndsWithItsLastUser) {
       std::thread([&] { memories.clear(); }).join();
       image.reset();
     } else {
-      // Held longer than anybody else refers to it.
+      // The memory is held longer than any other reference to the image.
       image.reset();
       ASSERT_EQ(Load(memories[0], kPageBytes), initial[kPageBytes]);
       ASSERT_EQ(Load(memories[0], 7 * kPageBytes), initial[7 * kPageBytes]);
@@ -452,7 +454,7 @@ TEST_P(CapacityTest, ThreadsThatReplaceImagesLeaveNothingOfThem) {
           ASSERT_TRUE(memory.ok()) << memory.status();
           ASSERT_EQ(FirstDifference(*memory, initial), std::nullopt);
           Store(*memory, 2 * kPageBytes, 0x99);
-          // The last one outlives the handle, sometimes.
+          // Sometimes the last memory outlives the handle.
           if (cycle == 2 && i % 2 == 0) image.reset();
         }
       }
@@ -491,7 +493,7 @@ TEST_P(CapacityTest, AtTheMappingLimitForAWhileNoSlotIsLost) {
   const ImageRef image = PatternImage("mapped", 6);
   Memory held = *service->Acquire({.image = image, .size_bytes = kSize});
   Store(held, 3, 0x3c);
-  // Every other page of this is a mapping of its own, and so is what lies
+  // Every other page of this is a mapping of its own, and so is each page
   // between.
   const uint64_t bytes = kMostMappings * kPageBytes;
   void* const wall = mmap(nullptr, bytes, PROT_NONE,

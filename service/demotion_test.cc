@@ -1,5 +1,5 @@
 // Pages that have stopped changing are given back, those of several slots with
-// one call, and never those of a slot that somebody has.
+// one call, and never those of a leased slot.
 
 #include <cerrno>
 #include <cstdint>
@@ -23,11 +23,11 @@ using Op = FakeKernel::Op;
 
 constexpr uint64_t kPages = 64;
 constexpr uint64_t kSize = kPages * kPageBytes;
-// Two cycles a span.
+// A sampling window has two cycles.
 constexpr uint32_t kRetainedCycles = 4;
 constexpr int kWindow = 2;
-// What slot 0 and slot 1 write at first: too few to be worth a call, and
-// enough.
+// The pages that slot 0 and slot 1 write at first: too few to be worth a call,
+// and enough.
 const std::vector<uint64_t> kFew = {1, 3, 5};
 const std::vector<uint64_t> kMany = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18};
 const std::vector<uint64_t> kAlways = {40};
@@ -58,7 +58,7 @@ class DemotionTest : public testing::Test {
     return memory.ok() ? *std::move(memory) : Memory();
   }
 
-  // Holds both slots at once; what each guest writes goes by the slot. Slot 0
+  // Holds both slots at once; each guest writes the pages of its slot. Slot 0
   // is released first.
   void Cycle(const std::vector<uint64_t>& of_slot_0,
              const std::vector<uint64_t>& of_slot_1) {
@@ -91,7 +91,8 @@ TEST_F(DemotionTest, AnIdleSlotsFewPagesGoAlongWithAnothersMany) {
   for (int i = 0; i < 4 * kWindow && Demoted() == 0; ++i) Cycle({}, {});
   EXPECT_EQ(Demoted(), kFew.size() + kMany.size());
   EXPECT_EQ(kernel_.Calls(Op::kProcessMadvise), 1);
-  // What is gone comes back as it was, and is learned again.
+  // Pages that were dropped come back with their initial bytes, and are learned
+  // again.
   for (int i = 0; i < 2 * kWindow; ++i) Cycle(kFew, kMany);
 }
 
@@ -105,7 +106,7 @@ TEST_F(DemotionTest, FewPagesOfOneSlotGoByThemselvesInTheEnd) {
 
 TEST_F(DemotionTest, PagesOfASlotThatSomebodyHasStay) {
   for (int i = 0; i < 2 * kWindow; ++i) Cycle(kFew, kMany);
-  // Slot 0 is ahead: it puts off what it has.
+  // Slot 0 is ahead: it puts off its cold pages.
   for (int i = 0; i < 3 * kWindow; ++i) Cycle({}, kMany);
   ASSERT_EQ(Demoted(), 0);
   Memory held = Acquire();
@@ -128,7 +129,7 @@ TEST_F(DemotionTest, PagesThatChangeAgainMeanwhileStay) {
   for (int i = 0; i < 3 * kWindow; ++i) Cycle({}, kMany);
   ASSERT_EQ(Demoted(), 0);
   // Slot 1 gives up its pages while slot 0 writes one of its own again, in the
-  // same span.
+  // same sampling window.
   for (int i = 0; i < 4 * kWindow && Demoted() == 0; ++i) Cycle({kFew[1]}, {});
   EXPECT_EQ(Demoted(), kMany.size() + kFew.size() - 1);
 }
@@ -144,7 +145,7 @@ TEST_F(DemotionTest, AFailureQuarantinesTheSlotsWhosePagesMayStillBeThere) {
        ++i) {
     Cycle({}, {});
   }
-  // A free one is taken out by whoever would get it.
+  // A quarantined free slot is taken out when an acquire would get it.
   EXPECT_FALSE(service_->Acquire({.image = image_, .size_bytes = kSize}).ok());
   EXPECT_EQ(service_->Stats().slots_quarantined, 2);
   EXPECT_EQ(Demoted(), 0);

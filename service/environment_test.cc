@@ -1,5 +1,5 @@
-// What a process, or its machine, sets for all of its mappings must not change
-// what a lease sees: its own bytes, nobody else's, and a trap where it ends.
+// Settings that a process or its machine makes for all mappings must not change
+// what a lease sees: its own bytes, no other lease's, and a trap where it ends.
 // Each environment is tried in a child of its own, with each way of supplying
 // memory; after each lease the next one is compared, byte by byte.
 
@@ -56,7 +56,7 @@ enum class When { kBeforeCreate, kAfterCreate, kWhileHeld, kEachLease };
 struct Environment {
   const char* name;
   When when;
-  // False where this kernel, or this user, cannot have it.
+  // Returns false where this kernel or user cannot have the environment.
   bool (*enter)(const Memory* memory);
 };
 
@@ -72,7 +72,7 @@ bool Prctl(const Memory* /*memory*/) {
 
 template <int advice>
 bool Advise(const Memory* memory) {
-  // What is refused changes nothing.
+  // Advice that is refused changes nothing.
   madvise(memory->base(), RoundUpToPage(memory->size_bytes()), advice);
   return true;
 }
@@ -86,7 +86,7 @@ bool Interleave(const Memory* /*memory*/) {
   return syscall(SYS_set_mempolicy, kMpolInterleave, &nodes, 64) == 0;
 }
 
-// The same for mappings that are there: migrates pages where it has to.
+// The same for present mappings: migrates pages where it has to.
 bool BindToNode(const Memory* memory) {
   constexpr int kMpolBind = 2;
   constexpr int kMove = 2;
@@ -127,7 +127,7 @@ constexpr Environment kEnvironments[] = {
 
 using Case = std::tuple<Way, Environment>;
 
-// Flags of the mappings of a pool: "" where none has `flag`.
+// The flags of a pool's mapping that has `flag`; "" where none has.
 std::string WithFlag(const Service& service, const std::string& flag) {
   const uintptr_t start = service.base();
   const uintptr_t end = start + service.layout().reservation_bytes();
@@ -178,7 +178,7 @@ class EnvironmentTest : public testing::TestWithParam<Case> {
   const Way& way() const { return std::get<0>(GetParam()); }
   const Environment& environment() const { return std::get<1>(GetParam()); }
 
-  // "" where all is well.
+  // Returns "" where all is well.
   std::string Leases() const {
     const Environment& environment = this->environment();
     const auto enter = [&](When when, const Memory* memory) {
@@ -200,7 +200,8 @@ class EnvironmentTest : public testing::TestWithParam<Case> {
     }
     Service& service = **made;
     if (!enter(When::kAfterCreate, nullptr)) return missing;
-    // Each image some times in a row, so that what a slot keeps is used again.
+    // Uses each image several times in a row, so that what a slot keeps is used
+    // again.
     for (int cycle = 0; cycle < 32; ++cycle) {
       const std::string when = absl::StrCat("cycle ", cycle, ": ");
       const ImageRef& image = images[cycle / 4 % images.size()];
@@ -209,7 +210,7 @@ class EnvironmentTest : public testing::TestWithParam<Case> {
       absl::StatusOr<Memory> memory =
           service.Acquire({.image = image, .size_bytes = size_bytes});
       if (!memory.ok()) return when + memory.status().ToString();
-      // Only read at first, so that pages are clean.
+      // Only reads at first, so that pages are clean.
       const std::vector<uint8_t> initial = InitialBytes(image, size_bytes);
       if (std::optional<uint64_t> at = FirstDifference(*memory, initial)) {
         return absl::StrCat(when, "byte ", *at, " is another lease's");
@@ -269,7 +270,7 @@ INSTANTIATE_TEST_SUITE_P(Ways, EnvironmentTest,
 
 class PopulatedTest : public testing::TestWithParam<Way> {};
 
-// A library in front of mmap(2) that adds MAP_POPULATE.
+// Stands for a library in front of mmap(2) that adds MAP_POPULATE.
 TEST_P(PopulatedTest, PoolsOfAPopulatingProcessHoldTheirBounds) {
   const ChildResult child = RunInChild([]() -> std::string {
     FakeKernel kernel;
@@ -303,10 +304,10 @@ TEST_P(PopulatedTest, PoolsOfAPopulatingProcessHoldTheirBounds) {
 
 INSTANTIATE_TEST_SUITE_P(Ways, PopulatedTest, AllWays(), WayName);
 
-// What a host can do to the pages of a memory that it holds.
+// A way in which a host can take away pages of a memory that it holds.
 struct Taking {
   const char* name;
-  // False where the kernel lacks it.
+  // Returns false where the kernel lacks it.
   bool (*take)(std::byte* page);
   // Whether the page is as good as untouched afterwards.
   bool is_clean;
@@ -322,7 +323,7 @@ constexpr Taking kTakings[] = {
     {"dontneed_locked", AdvisePage<kMadvDontNeedLocked>, true},
     {"free",
      [](std::byte* page) {
-       // Refused for pages of an image; freed at once by paging out.
+       // Refused for pages of an image; paging out frees the others at once.
        if (madvise(page, kPageBytes, MADV_FREE) != 0) return false;
        madvise(page, kPageBytes, kMadvPageout);
        return true;
@@ -352,8 +353,8 @@ using TakingCase = std::tuple<Way, Taking>;
 
 class TakenPagesTest : public testing::TestWithParam<TakingCase> {};
 
-// The memory is right afterwards, or its slot quarantined with the reason. The
-// process lives in any case.
+// Afterwards the memory is right, or its slot is quarantined with the reason.
+// The process survives in any case.
 TEST_P(TakenPagesTest, ReleaseAndResetSurvive) {
   const ChildResult child = RunInChild([]() -> std::string {
     const auto& [way, taking] = GetParam();
@@ -364,8 +365,8 @@ TEST_P(TakenPagesTest, ReleaseAndResetSurvive) {
     constexpr uint64_t kSize = 12 * kPageBytes;
     const std::vector<uint8_t> initial = InitialBytes(image, kSize);
     uint64_t quarantined = 0;
-    // Of the image, a hole of it, behind it; at a release that is steady, at
-    // one that is not, and at a Reset.
+    // A page of the image, a hole of it, and a page behind it; at a steady
+    // release, at one that is not, and at a Reset.
     int lease = 0;
     for (const uint64_t page : {2, 3, 10}) {
       for (const int end : {0, 1, 2}) {
@@ -394,7 +395,7 @@ TEST_P(TakenPagesTest, ReleaseAndResetSurvive) {
           }
           absl::Status status = end == 2 ? memory->Reset() : memory->Release();
           if (status.ok() && !taking.is_clean) {
-            // Only what is restored page by page is looked at.
+            // Only a page-by-page restore looks at the pages.
             return way.tracking == Tracking::kSignal && !way.by_mappings()
                        ? when + "nothing was noticed"
                        : "";
@@ -454,7 +455,7 @@ class IdleSlotTest : public testing::TestWithParam<Way> {
       std::byte* const base = memory->base();
       if (!memory->Release().ok()) return "release";
       if (cycle == 2 && !(*service)->Trim().ok()) return "trim";
-      // What was filled early after that may be written to.
+      // A page that is filled early afterwards may be written to.
       if (cycle == 3) break;
       const std::string wrong = body(base);
       if (!wrong.empty()) return absl::StrCat("cycle ", cycle, ": ", wrong);
@@ -465,7 +466,8 @@ class IdleSlotTest : public testing::TestWithParam<Way> {
 
 INSTANTIATE_TEST_SUITE_P(Ways, IdleSlotTest, AllWays(), WayName);
 
-// The kernel writes to every page of the process then, with nobody to signal.
+// The kernel then writes to every page of the process, and can signal no
+// thread.
 TEST_P(IdleSlotTest, LockingItsPagesEnds) {
   if (const std::string missing = MissingFor(GetParam()); !missing.empty()) {
     GTEST_SKIP() << "this machine has no " << missing;
@@ -490,7 +492,7 @@ TEST_P(IdleSlotTest, AWriteByTheHostTraps) {
   }
   const ChildResult child = RunInChild([] {
     return WithIdleSlot([](std::byte* base) -> std::string {
-      // A stored page, a hole, one behind the image.
+      // A stored page, a hole, and a page behind the image.
       for (const uint64_t page : {2, 3, 10}) {
         const auto at =
             reinterpret_cast<volatile std::byte*>(base) + page * kPageBytes;
@@ -508,7 +510,7 @@ TEST_P(IdleSlotTest, AWriteByTheHostTraps) {
   EXPECT_FALSE(child.timed_out);
 }
 
-// More pages than a slot notes one by one of those that had to be made to trap.
+// Touches more pages than a slot can note of those that had to be made to trap.
 TEST_P(IdleSlotTest, PagesThatTheHostTouchedAreRestoredLikeOthers) {
   if (const std::string missing = MissingFor(GetParam()); !missing.empty()) {
     GTEST_SKIP() << "this machine has no " << missing;
@@ -548,7 +550,8 @@ TEST_P(IdleSlotTest, PagesThatTheHostTouchedAreRestoredLikeOthers) {
   EXPECT_FALSE(child.timed_out);
 }
 
-// Where pages are there all the same, bounds would not hold: no pool at all.
+// Where pages are present all the same, bounds would not hold: creating the
+// pool fails.
 TEST(PopulatedReservationTest, APoolThatIsPopulatedIsRefused) {
   FakeKernel kernel;
   kernel.Hook(FakeKernel::Op::kRegister, [](const FakeKernel::Call& call) {

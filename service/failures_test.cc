@@ -1,5 +1,5 @@
-// Every call to the kernel may fail. None of it may end in a crash, a hang, or
-// a byte that the next guest should not see.
+// Every call to the kernel may fail. None of these failures may end in a crash,
+// a hang, or a byte that the next guest should not see.
 
 #include <errno.h>
 #include <signal.h>
@@ -81,7 +81,7 @@ TEST_P(FailuresTest, ASlotThatCannotBeDroppedIsQuarantined) {
                                 "of slot 0 in pool \"failing\""));
   }
   EXPECT_EQ(service_->Stats().slots_quarantined, 1u);
-  // The other two slots still serve, the bad one never again.
+  // The other two slots still serve; the quarantined one never does again.
   std::vector<Memory> memories;
   for (int i = 0; i < 2; ++i) {
     absl::StatusOr<Memory> memory =
@@ -104,7 +104,7 @@ TEST_P(FailuresTest, AResetThatFailsLeavesNothingUsable) {
   EXPECT_EQ(memory.size_bytes(), 0u);
   EXPECT_THAT(std::string(memory.Reset().message()),
               HasSubstr("an earlier Reset or Snapshot of this memory failed"));
-  // Growing it again would show what is there.
+  // Growing the memory again would show what is there.
   for (const absl::Status& status :
        {memory.Grow(kSize), memory.Grow(0), memory.GrowBy(kPageBytes).status(),
         memory.GrowBy(0).status()}) {
@@ -135,9 +135,9 @@ TEST_P(FailuresTest, ABindThatFailsIsAnErrorAndTheSlotIsMappedAnew) {
   EXPECT_THAT(std::string(memory.status().message()),
               AllOf(HasSubstr("; out of memory: this process has "),
                     HasSubstr(" mappings and vm.max_map_count is ")));
-  // The same slot, all of which is mapped first.
+  // The same slot, all of which is mapped anew first.
   if (mapped) {
-    // The last of the slot's properties.
+    // The last of the slot's mapping properties.
     kernel_.Fail(Op::kMadvise, 3, CallResult{0, EAGAIN});
   } else {
     kernel_.Fail(Op::kRegister, 1, CallResult{0, EINVAL});
@@ -159,7 +159,7 @@ TEST_P(FailuresTest, ABindThatFailsIsAnErrorAndTheSlotIsMappedAnew) {
   }
 }
 
-// As where vm.overcommit_memory is 2: what was there is gone when mmap fails.
+// As where vm.overcommit_memory is 2: the old mapping is gone when mmap fails.
 TEST_P(FailuresTest, APlaceThatMayBeSomebodyElsesIsNeverMappedAgain) {
   const ImageRef image = PatternImage("hole", 8);
   if (GetParam().backing != Backing::kShared) {
@@ -175,7 +175,7 @@ TEST_P(FailuresTest, APlaceThatMayBeSomebodyElsesIsNeverMappedAgain) {
   EXPECT_FALSE(service_->Acquire({.image = image, .size_bytes = kSize}).ok());
   // The place is reserved again, and then used as before.
   EXPECT_EQ(service_->Stats().slots_quarantined, 0u);
-  // The next time somebody is faster.
+  // The next time another mapping takes the place first.
   void* stranger = nullptr;
   kernel_.Hook(Op::kMmap, {});
   kernel_.Fail(Op::kMmap, 1, CallResult{0, ENOMEM});
@@ -209,7 +209,7 @@ TEST_P(FailuresTest, ASnapshotOfAPageWhoseFillFailedIsAnErrorOrHasIt) {
   const ImageRef image = PatternImage("unfilled", 8);
   Memory memory = *service_->Acquire({.image = image, .size_bytes = kSize});
   Store(memory, 7 * kPageBytes, 0x21);
-  // A handler thread wakes who writes before it notes that the page is there.
+  // A handler thread wakes the writer before it notes that the page is present.
   EXPECT_EQ(memory.MakeReady(7 * kPageBytes, 1, Access::kWrite),
             absl::OkStatus());
   kernel_.Fail(Op::kCopy, FakeKernel::kEvery, RangeResult{0, ENOMEM});
@@ -242,8 +242,9 @@ TEST_P(FailuresTest, MakeReadyPassesOnTheErrnoAndTheSlotIsCleanAfterwards) {
   memory.base()[50] = std::byte{0x99};
   EXPECT_EQ(memory.Reset(), absl::OkStatus());
   EXPECT_EQ(FirstDifference(memory, InitialBytes(image, kSize)), std::nullopt);
-  // Also where the failed page is not touched again before the release: one
-  // that is protected by the second reset, and one that was never there.
+  // The same holds where the failed page is not touched again before the
+  // release: for one that is protected by the second reset, and for one that
+  // was never present.
   EXPECT_EQ(memory.Reset(), absl::OkStatus());
   if (HasPagemapScan()) {  // without it a release drops the page
     kernel_.Fail(Op::kWriteProtect, 1, RangeResult{0, ENOMEM});
@@ -262,7 +263,7 @@ TEST_P(FailuresTest, PagesOfAFillThatFailedHalfWayAreNotThereForAnotherImage) {
   if (!TracksBySignal()) GTEST_SKIP() << "counts what signals call";
   const ImageRef first = PatternImage("first", 16);
   const ImageRef second = PatternImage("the second", 2);
-  // All slots, so that each is bound anew.
+  // Takes all slots, so that each is bound anew.
   std::vector<Memory> memories;
   for (int i = 0; i < 3; ++i) {
     memories.push_back(
@@ -327,8 +328,8 @@ TEST_P(FailuresTest, FillsThatStopHalfWayOrAreRefusedForAMomentGoOn) {
   }
 }
 
-// A Reset that the kernel holds up: the end of the Service does not wait for
-// it, nor for a moment between two of them.
+// The kernel delays a Reset: the end of the Service does not wait for it, nor
+// for a moment between two Resets.
 TEST_P(FailuresTest, TheServiceEndsInTheMiddleOfAReset) {
   Memory memory = *service_->Acquire({.size_bytes = kSize});
   ASSERT_EQ(memory.Grow(kSize + kPageBytes), absl::OkStatus());
@@ -368,7 +369,7 @@ TEST_P(FailuresTest, WithoutPagemapScanPagesThatMayHaveChangedAreDropped) {
       ASSERT_EQ(Load(memory, page * kPageBytes), 0);
       Store(memory, page * kPageBytes, 0x22);
     }
-    // While somebody holds them nothing may be dropped.
+    // While the memories are held nothing may be dropped.
     absl::StatusOr<ImageRef> snapshot = memory.Snapshot("unscanned");
     ASSERT_TRUE(snapshot.ok()) << snapshot.status();
     EXPECT_EQ((*snapshot)->stored_pages(), 16u);
@@ -382,7 +383,7 @@ TEST_P(FailuresTest, BeforePoisonAPageIsMadeInaccessibleInstead) {
     GTEST_SKIP() << "in-thread traps need neither";
   }
   service_.reset();
-  // A kernel that has everything else.
+  // A kernel that has all other features.
   FakeKernel old_kernel;
   old_kernel.SetApiReply(
       kUffdFeaturePagefaultFlagWp | kUffdFeatureMissingShmem |
@@ -424,7 +425,7 @@ TEST_P(FailuresTest, CreateUndoesWhatItDidWhateverStepFails) {
     kernel.Fail(step.op, step.nth, CallResult{0, EPERM});
     absl::StatusOr<std::unique_ptr<Service>> service =
         CreateService(Options(GetParam()), kernel);
-    // Some of these calls are not made here, or only wished for.
+    // Some of these calls are not made here, or their success is optional.
     if (service.ok()) {
       Memory memory = *(*service)->Acquire({.size_bytes = kSize});
       EXPECT_EQ(Load(memory, 0), 0);
@@ -432,7 +433,7 @@ TEST_P(FailuresTest, CreateUndoesWhatItDidWhateverStepFails) {
       EXPECT_NE(std::string(service.status().message()), "");
     }
   }
-  // Nothing is left: the next one finds all it needs.
+  // Nothing is left behind: the next service finds all it needs.
   absl::StatusOr<std::unique_ptr<Service>> service =
       CreateService(Options(GetParam()), kernel_);
   EXPECT_TRUE(service.ok()) << service.status();
@@ -453,7 +454,7 @@ class AsyncFailuresTest : public testing::Test {
     service_ = *std::move(service);
   }
 
-  // Changes pages of a memory that must be as at first.
+  // Changes pages of a memory that must begin with its initial bytes.
   absl::Status Cycle() {
     absl::StatusOr<Memory> memory =
         service_->Acquire({.image = image_, .size_bytes = kSize});
@@ -560,7 +561,7 @@ TEST(OptionsTest, AKernelWithoutTheSharedBackingGetsTheCopiedOne) {
 TEST(OptionsTest, AFullTableOfDescriptorsIsNamed) {
   rlimit before;
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
-  // The lowest free descriptor is the first that cannot be had.
+  // The lowest free descriptor number becomes the limit.
   const int next = dup(0);
   ASSERT_GE(next, 0);
   close(next);
@@ -575,7 +576,7 @@ TEST(OptionsTest, AFullTableOfDescriptorsIsNamed) {
 }
 
 TEST(OptionsTest, TwoThousandSmallPoolsWorkOrTheLimitIsNamed) {
-  // The second time, nothing of the first is left.
+  // The second round finds nothing left of the first.
   for (size_t wanted : {2000, 200}) {
     std::vector<std::unique_ptr<Service>> pools;
     while (pools.size() < wanted) {

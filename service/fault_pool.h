@@ -30,12 +30,11 @@ struct LatencyHistogram {
   void Add(uint64_t ns);
 };
 
-// A fault on one page that was resolved this often in a row, without a page
-// coming of it, will never be resolved: rather fail with ELOOP than burn a
-// core.
+// After this many faults in a row on one page, each of them resolved and the
+// page still not there, the fault fails with ELOOP instead of burning a core.
 inline constexpr uint32_t kMaxSamePageFaults = 1u << 20;
 
-// Zero pages that one UFFDIO_COPY can take.
+// The number of zero pages that one UFFDIO_COPY can take.
 inline constexpr uint64_t kZeroSourcePages = 256;
 
 struct FaultPool;
@@ -46,9 +45,9 @@ struct SignalFault;
 // but for the atomics.
 struct FaultPool {
   Kernel* kernel = nullptr;
-  // Of pools that have one; else -1.
+  // The pool's userfaultfd; -1 where it has none.
   int uffd = -1;
-  // What a signal in bounds comes to, as the pool's pages come
+  // Resolves a signal in bounds, in the way in which this pool's pages come
   // (in_bounds_faults.h). Never null once the locator knows the pool.
   FaultResult (*resolve_signal)(FaultPool& fault_pool,
                                 const SignalFault& fault) noexcept = nullptr;
@@ -59,8 +58,8 @@ struct FaultPool {
   // page, the page is made inaccessible by mprotect(2).
   bool poison = false;
   uint64_t fault_around_pages = 16;
-  // A source for pages that start as zeroes: kZeroSourcePages of them, which
-  // cost no memory.
+  // The source of pages that start as zeroes: kZeroSourcePages zero pages,
+  // which cost no memory.
   uintptr_t zero_source = 0;
   SlotState* slots = nullptr;
   const char* name = "";
@@ -70,8 +69,8 @@ struct FaultPool {
   // must not be used.
   ProcessMark made_by = ProcessMark::Here();
   PoolEntry entry;
-  // By slot number modulo kShards, so that threads on different slots do not
-  // share a line.
+  // Indexed by slot number modulo kShards, so that threads on different slots
+  // do not share a cache line.
   static constexpr uint32_t kShards = 8;
   struct alignas(64) Shard {
     LatencyHistogram latency;
@@ -87,14 +86,15 @@ struct Fault {
   uint64_t offset_bytes = 0;  // from the memory's start
   Access access = Access::kRead;
   // The page is mapped and the access was refused (a write-protect fault).
-  // False says less: the page may have been missing, or swapped out.
+  // False does not say the opposite: the page may have been missing or swapped
+  // out.
   bool protection = false;
-  // In a signal handler that blocks signals: the interrupted code's mask, which
-  // is put back while a PageSource is waited for. Null elsewhere.
+  // The interrupted code's signal mask, which is put back while a PageSource is
+  // waited for. Set in a signal handler that blocks signals; null elsewhere.
   const SignalSet* interrupted_mask = nullptr;
 };
 
-// A fault in bounds, as the signal tells it that the touching thread got.
+// A fault in bounds, as the touching thread's signal describes it.
 struct SignalFault {
   int signal = 0;  // SIGBUS or SIGSEGV
   uintptr_t address = 0;
@@ -108,12 +108,12 @@ struct FaultResult {
     kOutOfBounds,
     // The kernel refused; `error` and `call` say what.
     kFailed,
-    // The image's page could not be fetched (image_fetch.h); likewise. Nothing
-    // is in its place.
+    // The image's page could not be fetched (image_fetch.h); `error` and `call`
+    // say why. The page stays missing.
     kNoContents,
-    // The process is ending, or the fault belongs to nobody any more.
+    // The process is ending, or the fault is not of a current lease any more.
     kGone,
-    // In bounds and inaccessible, and this library has not made it so.
+    // In bounds and inaccessible, but not made inaccessible by this library.
     kNotOurs,
   };
   Kind kind = Kind::kResolved;

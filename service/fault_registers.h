@@ -1,11 +1,11 @@
-// What a fault's signal context says of it, which each machine says in its own
-// way.
+// What a fault's signal context says about the fault, in each machine's own
+// form.
 //
 // ON THE FAULT PATH: async-signal-safe, no lock, no allocation, no logging.
 //
-// This is the one thing that a new machine must bring: a file of its own beside
-// fault_registers_x86_64.h, with the same functions. All else has a portable
-// form.
+// A port to a new machine must bring only this: a file of its own beside
+// fault_registers_x86_64.h, with the same functions. Everything else has a
+// portable form.
 
 #ifndef FIRSTTOUCH_SERVICE_FAULT_REGISTERS_H_
 #define FIRSTTOUCH_SERVICE_FAULT_REGISTERS_H_

@@ -16,13 +16,14 @@
 namespace firsttouch {
 namespace {
 
-// A guest that fills its heap upwards gets up to this many pages at a fault.
+// A guest that fills its heap upwards gets up to this many pages per fault.
 constexpr uint64_t kMaxZeroRunPages = 16;
 
 // A guest that reads an image from one end to the other gets up to this many
-// pages mapped at a fault: most of what a fault costs is the signal.
+// pages mapped per fault: most of a fault's cost is the signal.
 constexpr uint64_t kMaxReadRunPages = 256;
-// And one that writes so gets up to this many private copies.
+// A guest that writes an image from one end to the other gets up to this many
+// private copies per fault.
 constexpr uint64_t kMaxWriteRunPages = 16;
 
 class Filler {
@@ -33,8 +34,8 @@ class Filler {
         slot_(slot),
         size_pages_(size_pages),
         interrupted_mask_(interrupted_mask) {
-    // A thread that resolves for others must wake them also when the page is
-    // there already: it may have come before they went to sleep.
+    // A thread that resolves for others must wake them even when the page is
+    // present already: it may have come before they went to sleep.
     policy_.wake_present = fault_pool.resolve == Resolve::kHandlerThread;
     if (!slot.filled.load(std::memory_order_relaxed)) {
       slot.filled.store(true, std::memory_order_relaxed);
@@ -45,17 +46,17 @@ class Filler {
   FaultResult Write(uint64_t page, bool protection);
   FaultResult FillPrivate(uint64_t first, uint64_t end);
   FaultResult MapClean(uint64_t first, uint64_t end);
-  // Whether some page is there that was not there before.
+  // Whether a page is present now that was missing before.
   bool has_filled() const { return has_filled_; }
 
  private:
-  // Fills what is missing of [first, end), run by run: image pages that are
-  // stored by `fill_image`(first page, pages), others by `fill_zeroes`. Ends at
-  // the first one that is not resolved.
+  // Fills the missing pages of [first, end), run by run: `fill_image`(first
+  // page, pages) fills image pages that are stored, `fill_zeroes` the others.
+  // Ends at the first run that is not resolved.
   template <typename FillImage, typename FillZeroes>
   FaultResult ForEachMissingRun(uint64_t first, uint64_t end,
                                 FillImage fill_image, FillZeroes fill_zeroes);
-  // Whether image pages may be nowhere yet.
+  // Whether image pages may still have to be fetched.
   bool HasSource() const {
     return slot_.image_fetch != nullptr &&
            slot_.image_fetch->requests != nullptr;
@@ -67,9 +68,9 @@ class Filler {
     return reinterpret_cast<uintptr_t>(StoredPage(slot_, page));
   }
 
-  // The bits of `group` whose pages are in the same mapping as `page`: where an
-  // image is mapped it ends at image_pages, where the kernel resolves faults by
-  // itself our registration begins at kernel_pages, and no fill may cross that.
+  // The bits of `group` whose pages are in the same mapping as `page`. A mapped
+  // image ends at image_pages; where the kernel resolves faults by itself, our
+  // registration begins at kernel_pages; no fill may cross either.
   uint64_t SameMapping(uint64_t group, uint64_t page) const {
     if (!slot_.image_mapped) return ~uint64_t{0};
     const uint64_t border = std::max(slot_.image_pages, slot_.kernel_pages);
@@ -78,7 +79,7 @@ class Filler {
                : ~GroupMask(group, 0, border);
   }
 
-  // More of the image is touched than was copied in beforehand.
+  // Called when more of the image is touched than was copied in beforehand.
   void AskForMapping() {
     if (fault_pool_.backing == Backing::kShared && !slot_.image_mapped &&
         !slot_.mapping_wanted.load(std::memory_order_relaxed)) {
@@ -86,8 +87,8 @@ class Filler {
     }
   }
 
-  // Pages of the fault-around size around `page`, cut at the size, and to what
-  // the image's source gives at once.
+  // The fault-around range of `page`, cut at the size and to what the image's
+  // source gives at once.
   uint64_t FaultAroundFirst(uint64_t page) const {
     const uint64_t first =
         page / fault_pool_.fault_around_pages * fault_pool_.fault_around_pages;
@@ -133,8 +134,8 @@ class Filler {
     Mark(&PageGroup::present, page, pages);
   }
 
-  // The run of missing pages around `page`, which counts as one, within its
-  // fault-around range and among the `eligible` bits of its group.
+  // The run of missing pages around `page`, which is taken as missing, within
+  // its fault-around range and among the `eligible` bits of its group.
   struct PageRange {
     uint64_t first;
     uint64_t pages;
@@ -163,30 +164,32 @@ class Filler {
   FaultResult CopyImageAround(uint64_t page);
   // Copies image pages of one group, protected.
   FaultResult CopyRun(uint64_t page, uint64_t pages);
-  // What became of a copy from the image: EFAULT says that its page cannot be
-  // read, as where its file has been cut short.
+  // Converts the result of a copy from the image: EFAULT says that the image's
+  // page cannot be read, for example since its file has been cut short.
   static FaultResult WithoutContents(FaultResult result) {
     if (result.kind == FaultResult::Kind::kFailed && result.error == EFAULT) {
       result.kind = FaultResult::Kind::kNoContents;
     }
     return result;
   }
-  // Whether the touched page alone may still be had, although it could not be
-  // together with its neighbours. (A source gives its chunk or nothing.)
+  // Whether the touched page may be supplied alone, although it could not be
+  // supplied together with its neighbours. (A source gives its chunk or
+  // nothing.)
   bool MayDoAlone(const FaultResult& result) const {
     return result.kind == FaultResult::Kind::kNoContents && !HasSource();
   }
-  // Brings image pages to where they can be mapped and copied from.
+  // Fetches image pages to where they can be mapped and copied from.
   FaultResult Fetch(uint64_t page, uint64_t pages) const;
-  // For each run of image pages in [first, end) that are not there, and `page`
-  // itself, ascending.
+  // Fills each run of image pages in [first, end) that are not present, with
+  // `page` itself taken as missing, ascending.
   template <typename FillRun>
   FaultResult ForMissingImageRuns(uint64_t page, uint64_t first, uint64_t end,
                                   FillRun fill_run);
 
-  // How many pages from `page` on to fill for a write: one, or, for a guest
-  // that fills upwards page by page, twice as many as last time, up to `most`
-  // and to the next page that is there or in `other`, bits of its group.
+  // The number of pages from `page` on to fill for a write: one, or, for a
+  // guest that fills upwards page by page, twice as many as last time, up to
+  // `most` and up to the next page that is present or in `other` (bits of its
+  // group).
   uint64_t WriteRun(uint64_t page, FillRun& last, uint64_t other,
                     uint64_t most);
 
@@ -201,14 +204,14 @@ class Filler {
   // Copies private, writable pages of one group from `source`, in the order
   // that page_states.h demands.
   FaultResult CopyWritable(PageRange range, uintptr_t source);
-  // Pages of one group.
+  // Takes the write protection off pages of one group.
   FaultResult Unprotect(uint64_t page, uint64_t pages);
 
   FaultPool& fault_pool_;
   SlotState& slot_;
   const uint64_t size_pages_;
   const SignalSet* const interrupted_mask_;
-  // Pages of the image have turned out to be elsewhere yet.
+  // Some image pages have turned out not to be in the memfd yet.
   bool fetch_first_ = false;
   bool has_filled_ = false;
   FillPolicy policy_;
@@ -228,7 +231,7 @@ FaultResult Filler::ForMissingImageRuns(uint64_t page, uint64_t first,
                     ~planes.present.load(std::memory_order_relaxed) &
                     ~planes.dirty.load(std::memory_order_relaxed);
     if (group == page / kPagesPerGroup) {
-      // The hardware knows better than the planes whether this page is there.
+      // The hardware knows better than the planes whether this page is present.
       const uint64_t bit = uint64_t{1} << (page % kPagesPerGroup);
       want |= bit;
     }
@@ -276,8 +279,8 @@ FaultResult Filler::MapRun(uint64_t page, uint64_t pages) {
   };
   FaultResult result = map();
   if (result.error == EFAULT && slot_.image_fetch != nullptr) {
-    // Not in the memfd yet. Whatever else is mapped along with it is not
-    // either, mostly.
+    // The page is not in the memfd yet. Most other pages that would be mapped
+    // along with it are not either.
     fetch_first_ = true;
     result = Fetch(page, pages);
     if (result.kind == FaultResult::Kind::kResolved) result = map();
@@ -316,8 +319,8 @@ FaultResult Filler::CopyRun(uint64_t page, uint64_t pages) {
 }
 
 FaultResult Filler::ReadZerosAround(uint64_t page) {
-  // Only pages that are zero, missing and neighbours of the touched one: the
-  // run around it within its group and the fault-around range.
+  // Takes only pages that are zero, missing and neighbours of the touched page:
+  // the run around it within its group and the fault-around range.
   const uint64_t group = page / kPagesPerGroup;
   const auto [first, pages] = MissingRunAround(
       page, SameMapping(group, page) & ~StoredPages(slot_, group));
@@ -326,8 +329,8 @@ FaultResult Filler::ReadZerosAround(uint64_t page) {
 
 FaultResult Filler::ZeroRun(uint64_t first, uint64_t pages) {
   const uint64_t group = first / kPagesPerGroup;
-  // Nothing write-protects the kernel's zero page in the same call, so a
-  // write to it would not be seen: a scan at release tells.
+  // No call maps the kernel's zero page and write-protects it in one step, so a
+  // write to it would not be seen: a scan at release finds it.
   PageGroup& marks = slot_.pages.group(group);
   marks.untracked.fetch_or(GroupMask(group, first, first + pages),
                            std::memory_order_relaxed);
@@ -339,9 +342,9 @@ FaultResult Filler::ZeroRun(uint64_t first, uint64_t pages) {
   CountFilled(slot_.counters.pages_zeroed, fill);
   if (result.kind != FaultResult::Kind::kResolved) return result;
   if (fill.pages_present != 0) {
-    // ZEROPAGE, unlike COPY, also calls a page present that only carries a
-    // marker (write-protected when it was dropped, or poisoned). Pages that are
-    // really there are so for COPY as well.
+    // ZEROPAGE, unlike COPY, also reports a page as present that only carries a
+    // marker (write-protected when it was dropped, or poisoned). A page that is
+    // really present is so for COPY as well.
     fill = CopyRange(*fault_pool_.kernel, fault_pool_.uffd, Address(first),
                      fault_pool_.zero_source, pages * kPageBytes, 0, policy_);
     CountFilled(slot_.counters.pages_copied, fill);
@@ -358,8 +361,9 @@ FaultResult Filler::Unprotect(uint64_t page, uint64_t pages) {
                         pages * kPageBytes, 0, policy_);
   const FaultResult result = Outcome(fill, "UFFDIO_WRITEPROTECT");
   if (result.kind == FaultResult::Kind::kFailed) {
-    // Open and still protected: to restore it would fault. Open and not known
-    // to be present is dropped at release instead.
+    // A page that is dirty and still protected would fault when it is restored.
+    // A page that is dirty and not known to be present is dropped at release
+    // instead.
     const uint64_t group = page / kPagesPerGroup;
     slot_.pages.group(group).present.fetch_and(
         ~GroupMask(group, page, page + pages), std::memory_order_relaxed);
@@ -369,12 +373,12 @@ FaultResult Filler::Unprotect(uint64_t page, uint64_t pages) {
 
 FaultResult Filler::WriteImagePage(uint64_t page) {
   AskForMapping();
-  // Filled as a private page at once: filling a page that is not mapped yet
-  // costs no TLB shootdown; copying one that is mapped does.
+  // Filled as a private page at once: filling a missing page costs no TLB
+  // shootdown, copying a mapped one does.
   PageRange range{page, 1};
   if (fault_pool_.backing == Backing::kCopied) {
-    // The whole run of missing pages around it in one copy; all of them count
-    // as changed, which costs less than to protect the others.
+    // Copies the whole run of missing pages around it at once; all of them
+    // count as changed, which costs less than protecting the others.
     range = MissingRunAround(page, StoredPages(slot_, page / kPagesPerGroup));
   } else if (!HasSource()) {
     range.pages =
@@ -412,8 +416,8 @@ FaultResult Filler::CopyWritable(PageRange range, uintptr_t source) {
   }
   if (result.kind != FaultResult::Kind::kResolved) return result;
   MarkPresent(first, pages);
-  // The thread that made one of them present may have protected it, and all of
-  // them are dirty now.
+  // The thread that made one of these pages present may have protected it, but
+  // all of them are dirty now.
   if (were_present != 0) return Unprotect(first, pages);
   return {};
 }
@@ -453,7 +457,7 @@ FaultResult Filler::Read(uint64_t page) {
   const PageGroup& planes = slot_.pages.GroupOf(page);
   const uint64_t bit = uint64_t{1} << (page % kPagesPerGroup);
   if ((planes.dirty.load(std::memory_order_acquire) & bit) != 0) {
-    // Somebody is writing it for the first time right now: help.
+    // Another thread is writing to it for the first time right now: help.
     return Write(page, /*protection=*/false);
   }
   if (!slot_.reads_to_teach.load(std::memory_order_relaxed)) {
@@ -480,9 +484,9 @@ FaultResult Filler::Write(uint64_t page, bool protection) {
     MarkDirty(page, 1);
     return Unprotect(page, 1);
   }
-  // Also where the planes say "present": the page may have been dropped behind
-  // our back, or swapped out while protected. COPY tells: EEXIST, and then it
-  // is unprotected.
+  // The same where the planes say "present": the page may have been dropped
+  // behind our back, or swapped out while protected. COPY finds out by EEXIST,
+  // and then the page is unprotected.
   Count(slot_.counters.missing_write_faults);
   return IsStored(slot_, page) ? WriteImagePage(page) : WriteZeroRun(page);
 }
@@ -536,8 +540,8 @@ FaultResult Filler::MapClean(uint64_t first, uint64_t end) {
       [this](uint64_t page, uint64_t pages) { return ZeroRun(page, pages); });
 }
 
-// Whether the same page has faulted too often in a row, without anything having
-// come of it.
+// Whether the same page has faulted too often in a row without a page having
+// been filled.
 bool FaultsWithoutEnd(SlotState& slot, uint64_t page) {
   if (slot.last_fault_page.load(std::memory_order_relaxed) != page) {
     slot.last_fault_page.store(page, std::memory_order_relaxed);
@@ -565,8 +569,8 @@ FaultResult ResolveFault(FaultPool& fault_pool, const Fault& fault) noexcept {
   const FaultResult result = fault.access == Access::kWrite
                                  ? filler.Write(page, fault.protection)
                                  : filler.Read(page);
-  // Somebody takes the page away each time, or whoever touches it is told each
-  // time that it cannot be had: neither is a loop of ours.
+  // Other code takes the page away each time, or the touching thread is told
+  // each time that the page cannot be had: neither is a loop of ours.
   if (filler.has_filled() || result.kind != FaultResult::Kind::kResolved) {
     slot.same_page_faults.store(0, std::memory_order_relaxed);
   }

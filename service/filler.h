@@ -15,30 +15,31 @@
 
 namespace firsttouch {
 
-// Makes the touched page appear as the access needs it, and with it neighbours
-// that come for little: of its fault-around range, or of what lies ahead of a
-// guest that goes upwards. Any number of threads may resolve faults of one slot
-// at once, also of one page: each step is idempotent, and the thread that comes
-// second finds the page there and completes what is missing.
+// Makes the touched page appear as the access needs it, together with
+// neighbours that cost little: pages of its fault-around range, or pages ahead
+// of a guest that touches ascending addresses. Any number of threads may
+// resolve faults of one slot at once, also of one page: each step is
+// idempotent, and the thread that comes second finds the page there and
+// completes what is missing.
 //
-// Order that matters: a page is put into the `dirty` or the `untracked` plane
-// before it can be writable. Whatever ends this half-way therefore leaves a
-// slot that a release cleans: a call that failed after some pages, or a handler
-// of the host that runs in between and leaves by longjmp. (The latter in the
-// wait for a PageSource only, where asynchronous signals are blocked as
-// signals.h says.)
+// ORDER: a page is put into the `dirty` or the `untracked` plane before it can
+// be writable. So whatever interrupts this half-way leaves a slot that a
+// release cleans: a call that failed after some pages, or a handler of the host
+// that runs in between and leaves by longjmp. (Where asynchronous signals are
+// blocked as signals.h says, such a longjmp is possible only during the wait
+// for a PageSource.)
 FaultResult ResolveFault(FaultPool& fault_pool, const Fault& fault) noexcept;
 
-// What a thread that is not in the memory itself (a handler thread) does with
-// one event happens within the life of one of these. The event was read while
-// the slot's `lease` was `lease`: where is_current() is false, a release has
-// begun since, the thread that faulted has left the memory, and nothing may be
-// done to the slot. Where it is true, a release waits for the destructor.
+// Brackets what a thread that is not in the memory itself (a handler thread)
+// does with one event. The event was read while the slot's `lease` had the
+// value `lease`. Where is_current() is false, a release has begun since, the
+// thread that faulted has left the memory, and nothing may be done to the slot.
+// Where it is true, a release waits for the destructor.
 class FillForOther {
  public:
-  // Raises fills_in_flight before it reads the lease, a release changes the
-  // lease before it reads fills_in_flight, both sequentially consistent: either
-  // the release sees the fill, or the fill sees the release.
+  // Raises fills_in_flight before it reads the lease; a release changes the
+  // lease before it reads fills_in_flight. Both are sequentially consistent:
+  // either the release sees the fill, or the fill sees the release.
   FillForOther(SlotState& slot, uint32_t lease) noexcept : slot_(slot) {
     slot_.fills_in_flight.fetch_add(1, std::memory_order_seq_cst);
     is_current_ = slot_.lease.load(std::memory_order_seq_cst) == lease;
@@ -58,9 +59,10 @@ class FillForOther {
 
 // Makes missing pages of [first_page, first_page + pages), below the slot's
 // size or above it, private and writable with their initial bytes before they
-// are touched, as if each had been written to. For the slot's owner, in pages
-// that the kernel does not resolve by itself. A failure leaves pages that a
-// release cleans; what is missing is filled at its first touch, then.
+// are touched, as if each had been written to. Only for the slot's owner, and
+// only for pages that the kernel does not resolve by itself. After a failure
+// the pages that were made are cleaned by a release, and the missing ones are
+// filled at their first touch.
 FaultResult FillPrivate(FaultPool& fault_pool, uint32_t slot,
                         uint64_t first_page, uint64_t pages) noexcept;
 

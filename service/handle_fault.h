@@ -1,8 +1,7 @@
-// The function that resolves a fault, for the code that owns the signal
-// handler.
+// The function that resolves a fault, for hosts that own the signal handler.
 //
 // ON THE FAULT PATH: async-signal-safe, no lock, no allocation, no logging, no
-// thread-local storage. service/signals.h tells how to use it.
+// thread-local storage. service/signals.h says how to use it.
 
 #ifndef FIRSTTOUCH_SERVICE_HANDLE_FAULT_H_
 #define FIRSTTOUCH_SERVICE_HANDLE_FAULT_H_
@@ -13,25 +12,25 @@ namespace firsttouch {
 
 // What HandleFault() did.
 enum class FaultOutcome {
-  // Not an address of ours, or not a fault at all (a signal that was sent).
+  // The address is not ours, or the signal is not a fault (it was sent).
   kNotMine,
-  // The page is there, or a trap callback took care: return from the handler.
+  // The page is there, or a trap callback handled it: return from the handler.
   kResolved,
-  // A touch outside a memory's bounds that no callback wanted, or a fault that
-  // the kernel would not resolve; a line on stderr named it. The process must
-  // not go on from here.
+  // The touch was outside a memory's bounds and no callback took it, or the
+  // kernel would not resolve the fault; a line on stderr names it. The process
+  // must not go on from here.
   kUnhandledTrap,
 };
 
-// Resolves a fault of any pool of this process, or tells that it is none.
+// Resolves a fault of any pool of this process, or says that it is not one.
 // Async-signal-safe; keeps errno; takes no lock and allocates nothing. For use
 // inside a SIGBUS or SIGSEGV handler only, on the thread that faulted, with
 // asynchronous signals blocked (FillFaultHandlerMask() in signals.h, which says
 // what happens where they are not). A trap callback may leave it by longjmp:
-// the mask of the interrupted code is put back before it is called, whatever
-// sa_mask the handler has, and stays so where kUnhandledTrap is returned. While
-// a PageSource or the end of a snapshot is waited for, the interrupted code's
-// mask is in force, too.
+// the mask of the interrupted code is put back before the callback is called,
+// whatever sa_mask the handler has, and stays so where kUnhandledTrap is
+// returned. While a fault waits for a PageSource or for the end of a snapshot,
+// the interrupted code's mask is in force, too.
 FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept;
 
 }  // namespace firsttouch

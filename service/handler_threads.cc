@@ -30,7 +30,7 @@
 namespace firsttouch {
 namespace {
 
-// The faulting thread waits for ever unless something happens to its page: ends
+// The faulting thread waits forever unless something happens to its page. Ends
 // the process, saying why, where nothing can.
 [[noreturn]] void Die(const FaultPool& fault_pool, const char* call,
                       int error) {
@@ -46,7 +46,7 @@ namespace {
   abort();
 }
 
-// A fault event, and what its slot's lease was when it was read.
+// A fault event, and its slot's lease when the event was read.
 struct Noted {
   uintptr_t address = 0;
   bool is_write = false;
@@ -54,12 +54,12 @@ struct Noted {
   uint32_t lease = 0;
 };
 
-// Makes a page trap that cannot be poisoned as it is: one that is there, or of
-// which a mark has stayed, in a slot that is not leased. The host touches a
-// memory that it has released, or locks all pages of the process (mlockall(2)).
-// The page is given back first, as Trim() does; the slot is nobody else's
-// meanwhile. False where somebody has it by now: the touch is then to be looked
-// at anew.
+// Makes a page trap that cannot be poisoned in its present state: it is
+// present, or has kept a write-protection mark, in a slot that is not leased.
+// The host touches a memory that it has released, or locks all pages of the
+// process (mlockall(2)). The page is given back first, as Trim() does; nothing
+// else can take the slot meanwhile. Returns false where the slot is in use by
+// now: the touch must then be looked at again.
 bool MakeIdlePageTrapping(FaultPool& fault_pool, uint32_t slot_number,
                           uintptr_t page_address) {
   SlotState& slot = fault_pool.slots[slot_number];
@@ -71,8 +71,8 @@ bool MakeIdlePageTrapping(FaultPool& fault_pool, uint32_t slot_number,
   const CallResult dropped =
       DropMappedPages(*fault_pool.kernel, page_address, kPageBytes);
   if (!dropped.ok()) Die(fault_pool, "MADV_DONTNEED", dropped.error);
-  // A private mapping of a file keeps the mark of a protected page, which lies
-  // where the poison is to be.
+  // A private mapping of a file keeps the mark of a protected page, in the
+  // place where the poison would be.
   fault_pool.kernel->WriteProtect(fault_pool.uffd, page_address, kPageBytes, 0);
   bool placed = false;
   const FaultResult trapping =
@@ -90,15 +90,15 @@ void Handle(FaultPool& fault_pool, const Noted& event) {
   const uint32_t slot = LocateIn(fault_pool.entry, event.address).slot;
   const FillForOther fill(fault_pool.slots[slot], event.lease);
   if (!fill.is_current()) {
-    // The thread that waited has left the memory. Should one still wait (a host
-    // that released a memory with a guest in it), that touch is looked at anew.
+    // The thread that waited has left the memory. If one still waits (a host
+    // that released a memory with a guest in it), its touch is looked at again.
     fault_pool.kernel->Wake(fault_pool.uffd, page_address, kPageBytes);
     return;
   }
   const Location where = LocateIn(fault_pool.entry, event.address);
   FaultResult result{FaultResult::Kind::kOutOfBounds, 0, ""};
-  // By pages: in a last page that the size ends in, the rest is accessible too,
-  // and the page must not be made to trap.
+  // Decides by pages: where the size ends within a page, the rest of that page
+  // is accessible too, and the page must not be made to trap.
   if (where.page_in_bounds) {
     result = ResolveFault(
         fault_pool, {.slot = where.slot,
@@ -113,8 +113,9 @@ void Handle(FaultPool& fault_pool, const Noted& event) {
   }
   if (result.kind == FaultResult::Kind::kGone) return;
   // Out of bounds: the touched page is made to raise a signal in the thread
-  // that waits for it, where it becomes a trap. So is a page that cannot be
-  // supplied: the thread's own attempt to resolve it then says what failed.
+  // that waits for it, where the signal becomes a trap. The same is done with a
+  // page that cannot be supplied: the thread's own attempt to resolve it then
+  // says what failed.
   bool placed = false;
   const FaultResult trapping =
       MakeTrapping(fault_pool, where.slot, page_address, &placed);
@@ -124,7 +125,7 @@ void Handle(FaultPool& fault_pool, const Noted& event) {
   if (result.kind == FaultResult::Kind::kOutOfBounds && !fault_pool.poison &&
       LocateIn(fault_pool.entry, event.address).page_in_bounds) {
     // The memory has grown meanwhile, and the page may have been written to:
-    // unlike POISON, mprotect(2) does not spare a page that is there.
+    // mprotect(2), unlike POISON, also hits a page that is present.
     MakeAccessible(fault_pool, page_address);
     fault_pool.kernel->Wake(fault_pool.uffd, page_address, kPageBytes);
     return;
@@ -134,9 +135,9 @@ void Handle(FaultPool& fault_pool, const Noted& event) {
     fault_pool.kernel->Wake(fault_pool.uffd, page_address, kPageBytes);
     return;
   }
-  // A page that is there cannot be made to trap, and the thread would fault on
-  // it without end. (One whose contents could not be had is not there: it traps
-  // already, by another thread's touch, or was brought since.)
+  // A page that is present cannot be made to trap, and the thread would fault
+  // on it forever. (A page whose contents could not be had is not present: it
+  // traps already, by another thread's touch, or was fetched since.)
   if (result.kind == FaultResult::Kind::kFailed && !placed) {
     Die(fault_pool, result.call, result.error);
   }
@@ -198,9 +199,10 @@ void HandlerThreads::Run(Reader& self) {
     }
     if (fds[1].revents != 0) return;
     if ((fds[0].revents & POLLNVAL) != 0) Die(fault_pool_, "poll", EBADF);
-    // An event leaves the queue when the thread that waits does, and from then
-    // on nothing tells whose it was: a release that begins while events are
-    // neither in the queue nor noted waits (WaitForReads).
+    // An event leaves the queue when the thread that waits for it leaves, and
+    // from then on nothing tells which lease it belonged to. So a release that
+    // begins while events are neither in the queue nor noted waits
+    // (WaitForReads).
     self.turn.fetch_add(1, std::memory_order_seq_cst);
     const EventReader::Batch batch = reader.Read();
     size_t count = 0;

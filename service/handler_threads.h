@@ -18,9 +18,10 @@
 
 namespace firsttouch {
 
-// Running from Start() to destruction. Named "ft:POOL" in /proc/PID/task/*/comm
-// (cut to the kernel's 15 characters), with every signal blocked: no handler of
-// the host runs on them. Thread-compatible.
+// They run from Start() to destruction. They are named "ft:POOL" in
+// /proc/PID/task/*/comm (cut to the kernel's 15 characters), and signal-masked
+// (signal_masked_thread.h): they take none of the host's signals.
+// Thread-compatible.
 class HandlerThreads {
  public:
   // `fault_pool` must outlive the threads. Errors: ResourceExhausted when a
@@ -34,16 +35,16 @@ class HandlerThreads {
   // wake a reader: an eventfd in its poll set does.)
   ~HandlerThreads();
 
-  // Returns once every event that was read from the userfaultfd before the call
-  // has been told from later ones by its slot's `lease`. Then SlotState::lease
-  // is changed, and fills_in_flight waited for; after that no event of a guest
-  // that left the memory before is acted upon. Does not wait for fills, nor for
-  // a PageSource: a thread is in between for the length of one read(2).
+  // Returns once each event that was read from the userfaultfd before the call
+  // has noted its slot's `lease`. A release then changes SlotState::lease and
+  // waits for fills_in_flight; from then on no event of a guest that has left
+  // the memory is acted upon. Does not wait for fills, nor for a PageSource,
+  // but for at most one read(2) of each thread.
   void WaitForReads() const;
 
  private:
-  // What others see of one thread. Odd while it may have read events whose
-  // slots' `lease` it has not noted.
+  // A thread's state as others see it. `turn` is odd while the thread may have
+  // read events whose slots' `lease` it has not noted.
   struct alignas(64) Reader {
     std::atomic<uint64_t> turn{0};
   };

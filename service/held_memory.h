@@ -1,5 +1,5 @@
-// What is done with a memory while it is held: grow, make ready, count. The
-// methods of Memory (memory.h) say what each promises. Any number of threads at
+// Operations on a held memory: grow, make ready, count. The methods of Memory
+// (memory.h) say what each promises. Any number of threads may call them at
 // once; not for signal handlers.
 
 #ifndef FIRSTTOUCH_SERVICE_HELD_MEMORY_H_

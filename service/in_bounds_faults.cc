@@ -17,8 +17,9 @@ namespace firsttouch {
 FaultResult ResolveSignalByFilling(FaultPool& fault_pool,
                                    const SignalFault& fault) noexcept {
   if (fault.signal == SIGSEGV) {
-    // Grown into since it was made to trap, or a page that the handler thread
-    // could not supply: this thread finds out which.
+    // The memory has grown into the page since it was made to trap, or the
+    // handler thread could not supply the page: resolving it in this thread
+    // finds out which.
     if (fault_pool.resolve != Resolve::kHandlerThread || fault_pool.poison ||
         !MakeAccessible(fault_pool, RoundDownToPage(fault.address))) {
       return {.kind = FaultResult::Kind::kNotOurs};

@@ -20,9 +20,9 @@ std::atomic<PreviousAction*> g_previous_actions[2];
 std::atomic<PreviousAction*> g_actions_in_front[2];
 
 bool IsFunction(const struct sigaction& action) {
-  // The value before the flag: SIG_DFL and SIG_IGN stay what they are with
-  // SA_SIGINFO, which the Go runtime sets for instance. (sa_handler and
-  // sa_sigaction share their storage.)
+  // The handler's value decides, not the flag: SIG_DFL and SIG_IGN keep their
+  // meaning with SA_SIGINFO, which the Go runtime sets, for instance.
+  // (sa_handler and sa_sigaction share their storage.)
   return action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN;
 }
 
@@ -34,24 +34,24 @@ void SetMask(const sigset_t& mask) {
   syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, nullptr, kKernelSigsetBytes);
 }
 
-// Whether the kernel raised the signal for what the thread just did. It does
-// not let such a signal be ignored, since it would come again without end.
+// Whether the kernel raised the signal for what the thread just did. The kernel
+// does not let such a signal be ignored, since it would be repeated forever.
 bool IsForced(int signal, const siginfo_t& info) {
   return info.si_code > 0 &&
          !(signal == SIGBUS && info.si_code == BUS_MCEERR_AO);
 }
 
-// The process dies of the default action of `signal`, with the siginfo and the
-// registers of the interrupted code: the signal is sent once more, and comes
-// when the handler returns. A fault would mostly happen again by itself, but
-// not where another thread has made the touch legal meanwhile, and a signal
-// that tells of no fault not at all.
+// Makes the process die of the default action of `signal`, with the siginfo and
+// the registers of the interrupted code: the signal is sent once more, and is
+// delivered when the handler returns. Most faults would happen again by
+// themselves, but not where another thread has made the touch legal meanwhile,
+// and not for a signal that reports no fault.
 void DieByDefault(int signal, siginfo_t* info, ucontext_t* context) {
   struct sigaction default_action = {};
   default_action.sa_handler = SIG_DFL;
   sigaction(signal, &default_action, nullptr);
-  // Not before the return, where the registers would be those of this function;
-  // and nothing else comes before it.
+  // The signal must not come before the return, where the registers would be
+  // those of this function; and no other signal may come before it.
   sigset_t all;
   sigfillset(&all);
   SetMask(all);
@@ -62,8 +62,8 @@ void DieByDefault(int signal, siginfo_t* info, ucontext_t* context) {
   }
 }
 
-// Calls the previous action as the kernel would have. `direct`: the kernel, and
-// nobody else, called our handler.
+// Calls the previous action as the kernel would have. `direct`: our handler was
+// called by the kernel itself.
 void Chain(int signal, siginfo_t* info, void* ucontext, bool direct) {
   const int slot = SlotOfSignal(signal);
   PreviousAction* previous =
@@ -88,7 +88,7 @@ void Chain(int signal, siginfo_t* info, void* ucontext, bool direct) {
     sigaddset(&mask, signal);
   }
   SetMask(mask);
-  // The kernel passes all three arguments to a handler of the old kind, too.
+  // The kernel passes all three arguments to a handler without SA_SIGINFO, too.
   if (direct && (action.sa_flags & SA_ONSTACK) == 0) {
     CallOnInterruptedStack(action.sa_sigaction, signal, info, ucontext);
   }
@@ -102,8 +102,9 @@ void Chain(int signal, siginfo_t* info, void* ucontext, bool direct) {
 }  // namespace
 
 void OnSignal(int signal, siginfo_t* info, void* ucontext) {
-  // The kernel puts the return address right below the ucontext. A handler that
-  // stands in front of ours and passes on to it has a frame of its own between.
+  // The kernel puts the return address right below the ucontext. A handler in
+  // front of ours that passes a signal on to ours has a frame of its own in
+  // between.
   const bool direct =
       static_cast<char*>(__builtin_frame_address(0)) + 2 * sizeof(void*) ==
       ucontext;

@@ -1,7 +1,7 @@
-// Guests that a signal of the host interrupts while their fault is resolved,
-// and whose handler leaves by siglongjmp: at each call of the kernel, and at
-// any instruction of the fault path. The next lease must see its initial bytes,
-// its bounds must hold, and nobody may wait for what the guest that left was
+// A signal of the host interrupts guests while their fault is resolved, and its
+// handler leaves by siglongjmp: at each call of the kernel, and at any
+// instruction of the fault path. The next lease must see its initial bytes, its
+// bounds must hold, and no thread may wait for what the interrupted guest was
 // doing.
 //
 // Every single instruction, which takes minutes:
@@ -51,7 +51,7 @@ constexpr uint64_t kPages = 24;
 constexpr uint64_t kNextPages = 9;
 constexpr uint64_t kMaxPages = 32;
 
-// What a guest does before it is interrupted, and while it is.
+// What a guest does before it is interrupted, and what it does then.
 struct Deed {
   const char* name;
   void (*before)(const Memory& memory);
@@ -80,7 +80,7 @@ constexpr Way kWays[] = {
 };
 
 sigjmp_buf g_leave;
-// Instructions of the fault path until the signal comes; 0: none does.
+// Instructions of the fault path until the signal comes; 0: no signal comes.
 volatile uint64_t g_steps = 0;
 volatile uint64_t g_steps_left = 0;
 
@@ -116,7 +116,7 @@ void OnFault(int signal, siginfo_t* info, void* context) {
   if (outcome != FaultOutcome::kResolved) abort();
 }
 
-// Puts an action in place for as long as it lives.
+// Installs an action for the lifetime of the object.
 class WithAction {
  public:
   WithAction(int signal, void (*handler)(int, siginfo_t*, void*),
@@ -138,7 +138,7 @@ class WithAction {
   struct sigaction before_;
 };
 
-// Whether the guest was left.
+// Runs the deed, and returns whether the guest was left by a jump.
 bool IsLeft(const Deed& deed, const Memory& memory) {
   if (sigsetjmp(g_leave, 1) != 0) return true;
   deed.interrupted(memory);
@@ -191,7 +191,7 @@ class InterruptedTest : public testing::TestWithParam<std::tuple<Way, Deed>> {
 
   const Deed& deed() const { return std::get<1>(GetParam()); }
 
-  // One lease that is left in the middle, if it is, and the next one.
+  // Runs a lease that may be left half-way, and then the next one.
   bool RunOnce(const ImageRef& image, uint64_t steps = 0) {
     absl::StatusOr<Memory> memory =
         service_->Acquire({.image = image, .size_bytes = kPages * kPageBytes});
@@ -217,7 +217,7 @@ class InterruptedTest : public testing::TestWithParam<std::tuple<Way, Deed>> {
     return left;
   }
 
-  // Leaves at one instruction after the other, some of them left out.
+  // Leaves at one instruction after the other, skipping some of them.
   void Step(bool full_mask, absl::FunctionRef<ImageRef()> image) {
     const WithAction bus(SIGBUS, OnFault, full_mask);
     const WithAction segv(SIGSEGV, OnFault, full_mask);
@@ -232,7 +232,7 @@ class InterruptedTest : public testing::TestWithParam<std::tuple<Way, Deed>> {
     for (uint64_t steps = 1 + random() % stride; !HasFailure();
          steps += 1 + random() % (2 * stride - 1)) {
       SCOPED_TRACE(testing::Message() << "left after instruction " << steps);
-      // The deed ends before so many instructions, or takes no fault.
+      // The deed ends before this many instructions, or takes no fault.
       if (!RunOnce(image(), steps)) break;
       ++times;
     }
@@ -290,9 +290,9 @@ TEST_P(InterruptedTest, AtAnyCallOfTheKernel) {
   }
 }
 
-// What the memory's safety does not depend on: see signals.h.
+// The memory's safety does not depend on the mask: see signals.h.
 TEST_P(InterruptedTest, AtAnyInstructionWithoutTheMask) {
-  // A new one each time, of which nothing is known.
+  // Each image is new, so that nothing is known of it.
   Step(/*full_mask=*/false,
        [] { return PatternImage("image", kImagePages, {kHole}); });
 }
@@ -307,7 +307,7 @@ INSTANTIATE_TEST_SUITE_P(Ways, InterruptedSourceTest,
 
 TEST_P(InterruptedSourceTest, NobodyWaitsForEverForThePageThatWasAskedFor) {
   const ImageRef image = PatternImage("image", kImagePages, {kHole});
-  // A new one each time, of which no page is there.
+  // Each image is new, so that none of its pages is present.
   Step(/*full_mask=*/true, [&] {
     absl::StatusOr<ImageRef> sourced = ImageFromSource(
         {.name = "sourced", .size_bytes = image->size_bytes()},
@@ -334,7 +334,7 @@ class LeavingGuest {
           }
         }) {}
 
-  // Returns once it has left; never where it cannot.
+  // Returns once the guest has left; never returns where it cannot.
   bool MakeLeave() {
     pthread_kill(thread_.native_handle(), SIGUSR1);
     thread_.join();
@@ -394,7 +394,7 @@ TEST(InterruptedWaitTest, ForTheEndOfASnapshotMayBeLeft) {
   ASSERT_TRUE(service.ok()) << service.status();
   Memory memory = *(*service)->Acquire({.size_bytes = 65536});
   Store(memory, 0, 1);
-  // Not the call that opens the room for the copies.
+  // Do not fail the call that makes the room for the copies accessible.
   const auto base = reinterpret_cast<uintptr_t>(memory.base());
   kernel.HookAfter(Op::kMprotect, [&](const FakeKernel::Call& call) {
     if (call.start != base || frozen.HasBeenNotified()) return;
@@ -409,7 +409,7 @@ TEST(InterruptedWaitTest, ForTheEndOfASnapshotMayBeLeft) {
     writing = true;
     Store(memory, 0, 2);
   });
-  // Whether it waits already or is about to: it leaves.
+  // The guest leaves whether it waits already or is about to.
   for (int i = 0; i < 10'000 || !writing; ++i) sched_yield();
   EXPECT_TRUE(guest.MakeLeave());
   thaw.Notify();
@@ -424,7 +424,7 @@ TEST(InterruptedWaitTest, OurHandlerBlocksWhatAHostsIsToBlock) {
   for (const int signal : {SIGBUS, SIGSEGV}) {
     struct sigaction ours;
     sigaction(signal, nullptr, &ours);
-    // The kernel itself leaves these two out.
+    // The kernel itself removes these two.
     EXPECT_EQ(
         SignalSetOf(ours.sa_mask) | SetOfSignal(SIGKILL) | SetOfSignal(SIGSTOP),
         SignalSetOf(wanted));

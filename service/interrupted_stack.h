@@ -1,8 +1,8 @@
 // Calling a signal handler of the host on the stack that it expects.
 //
 // Our handler asks for the alternate stack (SA_ONSTACK). A handler that was
-// there before us and did not ask for it ran on the stack of the interrupted
-// code, which may be far larger.
+// installed before ours and did not ask for it used to run on the stack of the
+// interrupted code, which may be far larger.
 //
 // IN SIGNAL CONTEXT: async-signal-safe, no lock, no allocation, no logging.
 
@@ -17,16 +17,18 @@ namespace firsttouch {
 using SignalFunction = void (*)(int signal, siginfo_t* info, void* ucontext);
 
 // Calls `handler` on the stack of the interrupted code, as the kernel does
-// without SA_ONSTACK: the kernel's frame is copied there, and the return from
-// `handler` is the return from the signal. Does not come back then.
+// without SA_ONSTACK: the kernel's frame is copied there, and returning from
+// `handler` returns from the signal. In that case this function does not
+// return.
 //
-// Comes back, with nothing done, where the handler has to be called in place:
-// the interrupted code was on the same stack, or its stack is used up or not
+// Returns, with nothing done, where the handler has to be called in place: the
+// interrupted code was on the same stack, or its stack is used up or not
 // writable (a stack overflow), or a shadow stack is in use, or the machine is
 // not an x86-64.
 //
 // `info` and `ucontext` must be the kernel's own, as given to the handler that
-// the kernel itself called, and the signal mask already what `handler` expects.
+// the kernel called, and the signal mask must already be the one that `handler`
+// expects.
 void CallOnInterruptedStack(SignalFunction handler, int signal, siginfo_t* info,
                             void* ucontext);
 

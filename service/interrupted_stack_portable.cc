@@ -8,7 +8,7 @@
 
 namespace firsttouch {
 
-// The kernel's signal frame is another on each machine.
+// The kernel's signal frame differs on each machine.
 void CallOnInterruptedStack(SignalFunction, int, siginfo_t*, void*) {}
 
 }  // namespace firsttouch

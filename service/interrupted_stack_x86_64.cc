@@ -19,21 +19,21 @@ namespace {
 
 constexpr size_t kKernelSigsetBytes = 8;
 
-// The kernel's frame (struct rt_sigframe): the address that the handler returns
-// to, a ucontext with the kernel's short signal mask, the siginfo. The state of
-// the vector registers lies above, where uc_mcontext.fpregs points.
+// The kernel's frame (struct rt_sigframe): the return address of the handler, a
+// ucontext with the kernel's short signal mask, the siginfo. The state of the
+// vector registers lies above, where uc_mcontext.fpregs points.
 constexpr size_t kReturnBytes = sizeof(void*);
 constexpr size_t kKernelUcontextBytes =
     offsetof(ucontext_t, uc_sigmask) + kKernelSigsetBytes;
 
-// More than any frame of today; a larger one is not understood.
+// More than any frame of today; a larger one is left alone.
 constexpr size_t kMostFrameBytes = 64 * 1024;
-// XSAVE areas need it, and it keeps the alignment of the stack.
+// XSAVE areas need this alignment, and it is a multiple of the stack's.
 constexpr uintptr_t kFrameAlignment = 64;
-// What the interrupted code may use below its stack pointer.
+// The interrupted code may use this many bytes below its stack pointer.
 constexpr uintptr_t kRedZoneBytes = 128;
 
-// Where the state of the vector registers ends (struct _fpx_sw_bytes in
+// The end of the vector registers' state (struct _fpx_sw_bytes in
 // <asm/sigcontext.h>).
 uintptr_t EndOfFloatState(const ucontext_t& context) {
   constexpr size_t kLegacyBytes = 512;
@@ -49,13 +49,13 @@ uintptr_t EndOfFloatState(const ucontext_t& context) {
 
 bool HasShadowStack() {
   uint64_t pointer = 0;
-  // rdsspq %rax: does nothing where there is none.
+  // rdsspq %rax: does nothing where there is no shadow stack.
   asm volatile(".byte 0xf3, 0x48, 0x0f, 0x1e, 0xc8" : "+a"(pointer));
   return pointer != 0;
 }
 
-// Whether each page of [begin, end) can be written to, asking the kernel: by a
-// call that writes the present signal mask there. What was there is lost.
+// Asks the kernel whether each page of [begin, end) can be written to, by a
+// call that writes the present signal mask there. The old contents are lost.
 bool IsWritable(uintptr_t begin, uintptr_t end) {
   for (uintptr_t page = RoundDownToPage(begin); page < end;
        page += kPageBytes) {
@@ -68,13 +68,13 @@ bool IsWritable(uintptr_t begin, uintptr_t end) {
   return true;
 }
 
-// Not memcpy(3), which sanitizers replace by one that looks at what they know
-// of both stacks.
+// Not memcpy(3): sanitizers replace it by one that checks what they know of
+// both stacks.
 void Copy(uintptr_t to, uintptr_t from, size_t bytes) {
   asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(bytes) : : "memory");
 }
 
-// Goes on in `handler` as if the kernel had built the frame at `frame`.
+// Continues in `handler` as if the kernel had built the frame at `frame`.
 [[noreturn]] __attribute__((noinline)) void Enter(uintptr_t frame,
                                                   SignalFunction handler,
                                                   int signal, siginfo_t* info,
@@ -113,10 +113,11 @@ void CallOnInterruptedStack(SignalFunction handler, int signal, siginfo_t* info,
       interrupted < kMostFrameBytes || HasShadowStack()) {
     return;
   }
-  // The same distance from a multiple of the alignment as the kernel's.
+  // The copy has the same distance from a multiple of the alignment as the
+  // kernel's frame.
   uintptr_t copy = interrupted - kRedZoneBytes - (end - begin);
   copy -= (copy - begin) % kFrameAlignment;
-  // The handler itself needs some as well.
+  // The handler itself needs some stack as well.
   const int saved_errno = errno;
   const bool writable =
       IsWritable(copy - kPageBytes, interrupted - kRedZoneBytes);

@@ -1,6 +1,6 @@
 // The kernel may be at work on a memory's pages when the memory is released: an
-// io_uring that has them registered as buffers. By raw system calls, since the
-// library is not needed for anything else.
+// io_uring has them registered as buffers. The test makes raw system calls, so
+// that it does not need the library for io_uring.
 
 #include <errno.h>
 #include <fcntl.h>
@@ -41,7 +41,7 @@ class Ring {
     if (fd_ >= 0) close(fd_);
   }
 
-  // Why it is not to be had here, or "".
+  // Returns why no io_uring is to be had here, or "".
   std::string Open(std::byte* buffer, size_t bytes) {
     io_uring_params params = {};
     fd_ = static_cast<int>(syscall(SYS_io_uring_setup, 1, &params));
@@ -88,7 +88,7 @@ class Ring {
     EXPECT_EQ(syscall(SYS_io_uring_enter, fd_, 1, 0, 0, nullptr, 0), 1);
   }
 
-  // Waits for its end; what it gave.
+  // Waits for the end of the request, and returns its result.
   int32_t End() {
     EXPECT_EQ(syscall(SYS_io_uring_enter, fd_, 0, 1, IORING_ENTER_GETEVENTS,
                       nullptr, 0),
@@ -157,8 +157,8 @@ class KernelWorkTest : public testing::TestWithParam<Way> {
 
 INSTANTIATE_TEST_SUITE_P(AllWays, KernelWorkTest, AllWays(), WayName);
 
-// Of an image's page and of one of zeroes, in the first lease and in later
-// ones, whose pages are there already.
+// Uses an image's page and a zero page, in the first lease and in later ones,
+// whose pages are present already.
 TEST_P(KernelWorkTest, WhatIsReadAfterTheReleaseIsSeenByNobody) {
   for (int cycle = 0; cycle < 3; ++cycle) {
     for (uint64_t page : {5, 12}) {
@@ -201,7 +201,7 @@ TEST_P(KernelWorkTest, WhatIsSentAfterTheReleaseIsOfTheLeaseThatSentIt) {
       if (const std::string why = ring.Open(buffer, kPageBytes); !why.empty()) {
         GTEST_SKIP() << why;
       }
-      // Until the pipe is full.
+      // Fills the pipe.
       std::vector<std::byte> filler(kPageBytes, std::byte{0x66});
       size_t filled = 0;
       while (true) {
@@ -233,7 +233,7 @@ TEST_P(KernelWorkTest, WhatIsSentAfterTheReleaseIsOfTheLeaseThatSentIt) {
   }
 }
 
-// The cycle afterwards is as steady as before.
+// The cycles afterwards are as steady as before.
 TEST_P(KernelWorkTest, TheNextLeaseIsAnOrdinaryOne) {
   for (int i = 0; i < 4; ++i) {
     Memory memory = MustAcquire();

@@ -29,13 +29,13 @@
 namespace firsttouch {
 namespace {
 
-// The values of FaultHandlerChanges() under which this thread's signals were
-// found unblocked, and our handler was found in place.
+// The values of FaultHandlerChanges() at which this thread's signals were found
+// unblocked, and our handler was found in place.
 thread_local uint32_t t_unblocked_at = 0;
 thread_local uint32_t t_in_place_at = 0;
 
 // Makes the thread ready for guest code, or says why it cannot be. Its signals
-// are looked at once, and after each change that we know of.
+// are checked once, and again after each change that we know of.
 absl::Status ReadyThread(SignalOwnership signals) {
   if (absl::Status status = EnsureAlternateStack(); !status.ok()) {
     return status;
@@ -48,7 +48,7 @@ absl::Status ReadyThread(SignalOwnership signals) {
     t_unblocked_at = changes;
     NoteThreadReady();
   }
-  // The host's own handler is the host's to look after.
+  // The host's own handler is the host's responsibility.
   if (signals == SignalOwnership::kInstall && t_in_place_at != changes) {
     if (absl::Status status = CheckFaultHandler(); !status.ok()) return status;
     t_in_place_at = changes;
@@ -107,8 +107,8 @@ absl::StatusOr<uint32_t> TakeFromAllocator(ServicePool& pool, uint64_t key,
   return pick->slot;
 }
 
-// `surely`: waits for slots of which it is not decided yet whether they are
-// parked. That takes no longer than a steady release, or a trim.
+// `surely`: waits for slots that may or may not become parked. That takes no
+// longer than a steady release, or a trim.
 std::optional<uint32_t> ClaimAnyParked(ServicePool& pool, bool surely) {
   for (uint32_t i = 0; i < pool.layout.slots(); ++i) {
     SlotState& slot = pool.slots[i];
@@ -131,8 +131,8 @@ absl::StatusOr<uint32_t> TakeInstance(ServicePool& pool,
   absl::StatusOr<uint32_t> slot =
       TakeFromAllocator(pool, key, absl::InfinitePast());
   if (slot.ok()) return slot;
-  // What other threads keep for themselves is free, too. Why this misses
-  // nothing is said in service_pool.h.
+  // Slots that other threads have parked are free, too. service_pool.h says why
+  // this search misses none.
   pool.steady.waiting.fetch_add(1, std::memory_order_seq_cst);
   std::optional<uint32_t> parked = ClaimAnyParked(pool, /*surely=*/false);
   if (!parked.has_value()) {

@@ -1,4 +1,4 @@
-// Leases that do not begin the steady way (steady_path.h). Errors are those of
+// Acquires outside the steady path (steady_path.h). Errors are those of
 // Service::Acquire and AcquireInstance. Not for signal handlers.
 
 #ifndef FIRSTTOUCH_SERVICE_LEASES_H_
@@ -15,7 +15,8 @@
 
 namespace firsttouch {
 
-// `own` (may be null) is the slot that the thread had parked, claimed.
+// `own` (may be null) is the slot that the thread had parked; the thread has
+// claimed it.
 absl::StatusOr<Memory> AcquireAny(ServicePool& pool,
                                   const MemoryOptions& options, SlotState* own);
 

@@ -1,5 +1,5 @@
-// What a machine, or a process, does not have room for is refused with the
-// limit's name, before anything is allocated for it.
+// What a machine or a process has no room for is refused with the limit's name,
+// before anything is allocated for it.
 
 #include <errno.h>
 #include <sys/mman.h>
@@ -118,7 +118,7 @@ TEST(SnapshotTest, AtTheMappingLimitNamesIt) {
   if (kSanitizer) GTEST_SKIP() << "a sanitizer needs mappings of its own";
   const ChildResult child = RunInChild([]() -> std::string {
     ServiceOptions options = Options(4);
-    // So that a slot is in the middle of a mapping.
+    // Puts the slot into the middle of a mapping.
     options.layout.guard_before_bytes = 65536;
     options.layout.guard_after_bytes = 65536;
     const absl::StatusOr<std::unique_ptr<Service>> service =
@@ -129,7 +129,7 @@ TEST(SnapshotTest, AtTheMappingLimitNamesIt) {
     if (!memory.ok()) return memory.status().ToString();
     MappingWall wall;
     if (!wall.at_limit()) return kSkipped;
-    // Whichever of its calls is the first that there is no mapping for.
+    // Whichever call is the first to find no mapping left.
     std::string texts;
     for (uint64_t left = 0; left < 16; left += 2) {
       wall.GiveBack(left);
@@ -150,7 +150,7 @@ TEST(SnapshotTest, AtTheMappingLimitNamesIt) {
                     HasSubstr("mappings and vm.max_map_count is ")));
 }
 
-// Private writable memory of this process (a child) is limited to 64 MiB more
+// Limits the private writable memory of this process (a child) to 64 MiB more
 // than it has.
 bool LimitData() {
   uint64_t pages[6] = {};

@@ -23,8 +23,8 @@ struct List {
 
 std::atomic<List*> g_list{nullptr};
 
-// This process's own. A forked child makes a new one: another thread may have
-// held the lock at the fork, and no pool of the parent is the child's.
+// The list of this process. A forked child makes a new one: another thread may
+// have held the lock at the fork, and no pool of the parent is the child's.
 List* OwnList(bool make) {
   List* list = g_list.load(std::memory_order_acquire);
   if (list != nullptr && list->made_by.IsHere()) return list;
@@ -40,8 +40,8 @@ List* OwnList(bool make) {
 void TellAll(const Image& image) {
   List* const list = OwnList(/*make=*/false);
   if (list == nullptr) return;
-  // Destroyed after the lock is released: the end of a delta may be that of its
-  // parent, and then this runs again.
+  // Destroyed after the lock is released: destroying a delta may destroy its
+  // parent, and that runs this function again.
   std::vector<std::shared_ptr<const Image>> dropped;
   MutexLock lock(&list->mutex);
   for (ServicePool* const pool : list->pools)

@@ -28,11 +28,11 @@ namespace {
 
 constexpr int kAccessible = PROT_READ | PROT_WRITE;
 
-// Regions of one call of the kernel: enough for a memory whose retained pages
-// are all apart.
+// Regions per call of the kernel: enough for a memory whose retained pages are
+// all apart.
 constexpr size_t kRegions = 512;
 
-// Pages of a working set that are populated at most, as with userfaultfd.
+// The most pages of a working set that are populated, as with userfaultfd.
 constexpr uint64_t kMostPopulatedPages = 4096;
 
 void AddRun(WorkingSet::Words& words, uint64_t first_page, uint64_t pages) {
@@ -57,9 +57,9 @@ absl::Status Failed(const FaultPool& fault_pool, const SlotState& slot,
        .mappings = " (without userfaultfd a slot needs three mappings)"});
 }
 
-// Copies the initial bytes over pages that are there. Never reads a hole of
-// the image, which would make the kernel fill it. False where the image's file
-// was cut short.
+// Copies the initial bytes over pages that are present. Never reads a hole of
+// the image, since the kernel would fill it. Returns false where the image's
+// file was cut short.
 bool RestoreBytes(const SlotState& slot, uint64_t first_page, uint64_t pages) {
   const uint64_t end = first_page + pages;
   for (uint64_t page = first_page; page < end;) {
@@ -116,7 +116,8 @@ absl::Status MappingSupply::OpenScan(bool may_choose) {
     pagemap_.emplace(*std::move(pagemap));
     return absl::OkStatus();
   }
-  // A full table of descriptors is no reason to be slow from here on.
+  // A full descriptor table is an error: it must not make the pool slow for
+  // good.
   if (absl::IsResourceExhausted(status)) return status;
   if (supply_ == Supply::kMappingsDrop) return absl::OkStatus();
   if (may_choose) {
@@ -132,7 +133,8 @@ absl::Status MappingSupply::OpenScan(bool may_choose) {
 }
 
 absl::Status MappingSupply::Attach(const Reservation&) {
-  // What is inaccessible is what traps: nothing is to be done before a Bind().
+  // A slot that is inaccessible traps: nothing needs to be done before a
+  // Bind().
   fault_pool_.backing = Backing::kShared;
   fault_pool_.resolve = Resolve::kInThread;
   fault_pool_.resolve_signal = &ResolveSignalOfKernelsPage;
@@ -183,7 +185,7 @@ absl::Status MappingSupply::MapAnew(SlotState& slot, uint64_t first_page,
       !status.ok()) {
     return status;
   }
-  // Also makes it one mapping again with what lies behind.
+  // Naming also merges it into one mapping with what lies behind.
   if (file.fd < 0) NameReservedRange(start, bytes, fault_pool_.name);
   return absl::OkStatus();
 }
@@ -258,8 +260,8 @@ absl::Status MappingSupply::MapImage(SlotState& slot, const ImageRef& image) {
     const absl::StatusOr<Image::Mapping> file = image->PrivateMapping();
     if (!file.ok()) return file.status();
     slot.remap_wanted = true;
-    // From here on until the end of this function the slot is neither the one
-    // image's nor the other's.
+    // From here to the end of this function the slot is neither bound to the
+    // old image nor to the new one.
     if (absl::Status status = MapAnew(slot, 0, new_pages, *file);
         !status.ok()) {
       return status;
@@ -316,8 +318,8 @@ absl::Status MappingSupply::Bind(SlotState& slot, const ImageRef& image,
   const uint64_t accessible = mappings.accessible_pages;
   if (accessible != size_pages) slot.remap_wanted = true;
   if (status.ok() && accessible > size_pages) {
-    // What is there are restored pages. They would show nothing, but they would
-    // count for nobody.
+    // Pages behind the new size hold initial bytes: they would leak nothing,
+    // but nothing would count them as kept.
     if (mappings.private_end > size_pages) {
       status = Drop(slot, size_pages, mappings.private_end);
       mappings.private_end = size_pages;
@@ -434,7 +436,7 @@ absl::Status MappingSupply::ScanAndRestore(SlotState& slot, uint64_t keep_pages,
   if (teaches && !drops_all) {
     --Of(slot).releases_to_teach;
     WorkingSet& set = slot.image->working_set();
-    // Where the set is known, pages are private because it says so.
+    // Where the set is known, pages are private because the set says so.
     if (!set.known()) set.LearnWritten(written);
     set.LearnRead(read);
   }
@@ -494,7 +496,7 @@ std::vector<MappingSupply::Run> MappingSupply::Resident(
   for (uint64_t page = 0; page < end_page; ++page) {
     std::byte now[kPageBytes];
     // Where the image's file was cut short, the kernel has taken the pages
-    // away, changed ones, too.
+    // away, including changed ones.
     if (CopyGuarded(now, PointerTo(slot, page), kPageBytes) &&
         DiffersFrom(now, InitialPage(slot, page))) {
       runs.push_back({page, 1, true});

@@ -6,14 +6,15 @@
 //   up to the size       anonymous, readable and writable
 //   up to the next slot  PROT_NONE, one mapping with the guard behind it
 //
-// Older kernels (6.1 was seen to) do not merge what was touched and made
-// inaccessible again with what never was, so that the third is two there.
+// Older kernels (6.1 was seen to) do not merge a range that was touched and
+// made inaccessible again with one that was never touched, so that the third is
+// two mappings there.
 //
 // THE BOUND is where PROT_NONE begins: a touch there is SIGSEGV, and a trap.
-// It moves by mprotect(2): up at growth, back where the next lease is smaller
-// and for what was grown into. So a slot that goes from lease to lease of one
-// size and one image makes no call for it, and a free slot stays accessible
-// below the size of its last lease, with the initial bytes.
+// mprotect(2) moves it: up when the memory grows, and back down when the next
+// lease is smaller. So successive leases of one size and one image make no call
+// for it, and a free slot stays accessible below the size of its last lease,
+// with the initial bytes.
 //
 // THE RELEASE, mappings-scan: one PAGEMAP_SCAN (6.7) of the memory reports
 // the pages that are private to this process; the others are the image's own,
@@ -56,12 +57,13 @@ namespace firsttouch {
 
 class MappingSupply final : public MemorySupply {
  public:
-  // `supply` is one of the mappings, for the `reason` that Describe() gives.
-  // kMappingsScan where the kernel has no PAGEMAP_SCAN that can be relied on:
-  // becomes kMappingsDrop if `may_choose`, which the reason then says.
+  // `supply` is one of the mappings, chosen for the `reason` that Describe()
+  // gives. Where the kernel has no reliable PAGEMAP_SCAN, kMappingsScan becomes
+  // kMappingsDrop if `may_choose` is set, and the reason then says so.
   //
-  // Errors: FailedPrecondition where it may not; ResourceExhausted where no
-  // descriptor is left, or vm.max_map_count leaves no room for the slots.
+  // Errors: FailedPrecondition where that is needed and `may_choose` is not
+  // set; ResourceExhausted where no descriptor is left, or vm.max_map_count
+  // leaves no room for the slots.
   static absl::StatusOr<std::unique_ptr<MappingSupply>> Open(
       const SuppliedPool& pool, Supply supply, std::string reason,
       bool may_choose);
@@ -74,10 +76,10 @@ class MappingSupply final : public MemorySupply {
   }
   std::string Describe() const override;
 
-  // All pages are needed at once.
+  // The kernel may need any page at once: waits for all of them.
   absl::Status CheckImage(const Image& image) const override;
-  // No call where the slot was left so. After an error it is not accessible at
-  // all, as far as the kernel obeys; likewise after one of Restore().
+  // Makes no call where the slot is already as wanted. After an error here or
+  // in Restore() the slot is not accessible at all, as far as the kernel obeys.
   absl::Status Bind(SlotState& slot, const ImageRef& image,
                     uint64_t size_pages) override;
   void Prefill(SlotState& slot, uint64_t size_pages,
@@ -103,30 +105,30 @@ class MappingSupply final : public MemorySupply {
   absl::Status ForEachChangedPage(
       SlotState& slot, uint64_t end_page,
       absl::FunctionRef<void(uint64_t page)> visit) override;
-  // The kernel's accesses are resolved as the guest's are.
+  // The kernel resolves its own accesses as it does the guest's.
   absl::Status MakeReady(SlotState&, uint64_t, uint64_t, Access) override {
     return absl::OkStatus();
   }
   MemoryPages CountPages(SlotState& slot) override;
 
  private:
-  // Pages of a memory.
+  // A run of neighbouring pages of a memory.
   struct Run {
     uint64_t first_page;
     uint64_t pages;
     bool is_private;  // may have other bytes than at first
   };
 
-  // Owner's, but for what a growth changes under the lock.
+  // Written by the slot's owner, but for what a growth changes under the lock.
   struct SlotMappings {
     Mutex growth;
     // Pages from the start that are accessible.
     uint64_t accessible_pages = 0;
     // Behind the last page that may be private while the slot is free.
     uint64_t private_end = 0;
-    // How many are.
+    // The number of pages below private_end that may be private.
     uint64_t private_pages = 0;
-    // Releases that the image's working set is yet to be told of.
+    // Releases that are still to teach the image's working set.
     uint32_t releases_to_teach = 0;
   };
 
@@ -145,14 +147,14 @@ class MappingSupply final : public MemorySupply {
                        const Image::Mapping& file);
   absl::Status Protect(SlotState& slot, uint64_t first_page, uint64_t end_page,
                        int protection);
-  // All pages below `end_page` that are there. Where no scan tells, those whose
+  // All pages below `end_page` that are there. Without a scan: the pages whose
   // bytes differ from the initial ones.
   std::vector<Run> Resident(const SlotState& slot, uint64_t end_page) const;
-  // Copies the initial bytes back, or drops.
+  // Restores private pages in place, or drops the slot's pages.
   absl::Status ScanAndRestore(SlotState& slot, uint64_t keep_pages,
                               uint64_t retained_pages_limit);
-  // Hands every run below `end_page` that is there to `visit` until it says
-  // false. Gives 0, or the errno of the scan.
+  // Calls `visit` for every run of resident pages below `end_page` until it
+  // returns false. Returns 0, or the errno of the scan.
   int Scan(const SlotState& slot, uint64_t end_page,
            absl::FunctionRef<bool(const Run&)> visit, uint64_t* calls) const;
 

@@ -1,4 +1,4 @@
-// Pools without userfaultfd: when they are picked, and what the kernel's own
+// Pools without userfaultfd: when they are chosen, and what the kernel's own
 // mappings must hold to. service_test.cc, model_test.cc and failures_test.cc
 // run the contract of all pools on them, too.
 
@@ -61,7 +61,7 @@ ServiceOptions Options(std::optional<Supply> supply) {
           .trap_callback = JumpOutOfTrap};
 }
 
-// The environment for the time of a test.
+// Sets the environment for the time of a test.
 class SupplyFromEnvironment {
  public:
   explicit SupplyFromEnvironment(const char* value) {
@@ -110,7 +110,7 @@ TEST(SupplyTest, TheEnvironmentForcesASupply) {
       HasSubstr("FIRSTTOUCH_SUPPLY=something names no supply"));
 }
 
-// Refused by the kernel as by a container's filter, with `error`.
+// The kernel refuses userfaultfd with `error`, as under a container's filter.
 void RefuseUserfaultfd(FakeKernel& kernel, int error) {
   for (const Op op :
        {Op::kOpenUserfaultfdSyscall, Op::kOpenUserfaultfdDevice}) {
@@ -135,7 +135,7 @@ TEST(SupplyTest, WhereUserfaultfdIsRefusedMappingsServeAndDescribeSaysWhy) {
             HasSubstr(absl::StrCat("userfaultfd(2) with USER_MODE_ONLY: ",
                                    ErrnoText(error))),
             Not(HasSubstr("backing"))));
-    // Whoever insists gets the error.
+    // An explicit request gets the error.
     const absl::Status status =
         CreateService(Options(Supply::kUserfaultfd), kernel).status();
     EXPECT_THAT(std::string(status.message()),
@@ -155,7 +155,7 @@ TEST(SupplyTest, AKernelWhoseUserfaultfdIsTooOldGetsMappings) {
 }
 
 TEST(SupplyTest, WhoMustHaveKernelFaultsAndMayNotGetsMappings) {
-  // A user without privilege: only USER_MODE_ONLY descriptors are to be had.
+  // A user without privilege can have USER_MODE_ONLY descriptors only.
   const ChildResult child = RunInChild([]() -> std::string {
     if (!BecomeNobody()) return "skip";
     ServiceOptions options = Options(std::nullopt);
@@ -207,9 +207,9 @@ TEST(SupplyTest, WithoutAScanMappingsDropAndDescribeSaysWhy) {
                    "; take scan = false (mappings-drop), or leave scan unset"));
 }
 
-// A process that does nothing until the end of the test. What a scan of it
-// shows has nothing to do with this process, as with a kernel that takes the
-// call and does not mean it.
+// A process that does nothing until the end of the test. A scan of it shows
+// nothing of this process, like a kernel that takes the call and answers
+// wrongly.
 class OtherProcess {
  public:
   OtherProcess() : pid_(fork()) {
@@ -246,7 +246,7 @@ TEST(SupplyTest, AScanThatMissesPagesDecidesNothing) {
                               .status()
                               .message()),
               HasSubstr("PAGEMAP_SCAN took the wrong pages"));
-  // Nor what a snapshot or a count sees.
+  // A snapshot or a count must not believe the scan either.
   kernel.Fail(Op::kOpenPagemap, 1,
               CallResult{other.OpenPagemap().release(), 0});
   absl::StatusOr<std::unique_ptr<Service>> service =
@@ -258,7 +258,7 @@ TEST(SupplyTest, AScanThatMissesPagesDecidesNothing) {
   EXPECT_TRUE((*memory.Snapshot("seen"))->IsStored(PageIndex(5)));
 }
 
-// What a process does that has no userfaultfd and no privilege.
+// Runs a pool in a process that has no userfaultfd and no privilege.
 std::string UseAPoolOfOnesOwn() {
   if (!BecomeNobody() || !RefuseSystemCalls({SYS_userfaultfd}, EPERM, true)) {
     return "skip";
@@ -422,7 +422,8 @@ TEST_P(MappingsTest, EveryMappingKeepsThePropertiesOfThePool) {
       ASSERT_THAT(mapped.permissions, testing::AnyOf("rw-p", "---p"));
     }
   }
-  // As many as the limits are asked for: the guard in front, four a slot.
+  // As many as the check of the limits counts: the guard in front, four per
+  // slot.
   EXPECT_LE(most, 1u + 4 * 3);
 }
 
@@ -511,7 +512,7 @@ TEST_P(MappingsTest, GrowthThatFailsChangesNothing) {
   EXPECT_EQ(memory.size_bytes(), 2 * kPageBytes);
   EXPECT_TRUE(TrapOf([&] { Load(memory, 2 * kPageBytes); }).has_value());
   EXPECT_EQ(AccessibleBytes(*service_), 2 * kPageBytes);
-  // Nor does one above the maximum that another growth has made impossible.
+  // Nor does a growth past the maximum that another growth has made impossible.
   EXPECT_FALSE(memory.GrowBy(kMax).ok());
   EXPECT_EQ(AccessibleBytes(*service_), 2 * kPageBytes);
   EXPECT_EQ(memory.Grow(5 * kPageBytes), absl::OkStatus());
@@ -622,8 +623,8 @@ FaultOutcome Handle(int signal, int code, const void* address, bool write,
 
 TEST_P(MappingsTest, AnAccessThatCameIntoTheBoundsMeanwhileRunsAgain) {
   Memory memory = MustAcquire({.size_bytes = 2 * kPageBytes});
-  // The fault was out of bounds, and another thread grew the memory before the
-  // handler looked.
+  // The touch was out of bounds, and another thread has grown the memory before
+  // the handler looked.
   ASSERT_EQ(memory.Grow(4 * kPageBytes), absl::OkStatus());
   Store(memory, 3 * kPageBytes + 8, 0x77);
   for (const bool write : {false, true}) {
@@ -645,10 +646,10 @@ TEST_P(MappingsTest, WhatSomebodyElseMadeInaccessibleIsNotOurs) {
   ASSERT_EQ(mprotect(page, kPageBytes, PROT_READ), 0);
   EXPECT_EQ(Handle(SIGSEGV, SEGV_ACCERR, page, true), FaultOutcome::kNotMine);
   ASSERT_EQ(mprotect(page, kPageBytes, PROT_READ | PROT_WRITE), 0);
-  // Code in a memory would fault for ever.
+  // Executing code in a memory would fault forever.
   EXPECT_EQ(Handle(SIGSEGV, SEGV_ACCERR, page, false, /*fetch=*/true),
             FaultOutcome::kNotMine);
-  // Bad memory is the host's to know.
+  // A hardware memory error is for the host to handle.
   EXPECT_EQ(Handle(SIGBUS, BUS_MCEERR_AR, page, false), FaultOutcome::kNotMine);
 }
 
@@ -671,7 +672,7 @@ TEST_P(MappingsTest, ThreadsThatTouchWhileOthersGrowNeverDie) {
     std::thread toucher([&] {
       ASSERT_EQ(EnsureAlternateStack(), absl::OkStatus());
       while (!stop.load()) {
-        // Traps, or reads zero; whichever comes first.
+        // Each touch traps or reads zero, whichever comes first.
         for (uint64_t page = 0; page < 64; ++page) {
           uint8_t value = 0;
           TrapOf([&] { value = Load(memory, page * kPageBytes); });

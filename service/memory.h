@@ -9,23 +9,23 @@
 //   return memory->Release();       // clean for the next; or let it go out of
 //                                   // scope
 //
-// BEFORE Reset() AND Release() every thread must have left the memory: a thread
-// that still touches it is as wrong as a use after free. (Such a touch traps
-// only where the page is not resident or not accessible.)
+// BEFORE Reset() AND Release() every thread must have left the memory: touching
+// it later is a bug like a use after free. (Such a touch traps only where the
+// page is not resident or not accessible.)
 //
 // SIZES are bytes. A size that is no multiple of 4096 leaves the rest of its
 // last page accessible once that page is resident: the bytes behind the end are
 // zero for each new lease, but a touch of them need not trap.
 //
-// System calls made are those of a pool with userfaultfd; service/supply.h
-// tells what a pool without one does instead.
+// The system calls named here are those of a pool with userfaultfd;
+// service/supply.h says what a pool without one does instead.
 //
 // Thread-compatible: several threads may touch the memory itself at will, and
 // call size_bytes(), Grow(), GrowBy(), MakeReady(), CountPages(), Snapshot()
 // and SnapshotDelta() at once (of two snapshots, one waits for the other);
-// Reset(), Release(), moving and destroying need the handle alone.
-// Not for signal handlers. May be released on another thread than the one that
-// acquired it, and may outlive its Service.
+// Reset(), Release(), moving and destroying need exclusive access to the
+// handle. Not for signal handlers. May be released on another thread than the
+// one that acquired it, and may outlive its Service.
 
 #ifndef FIRSTTOUCH_SERVICE_MEMORY_H_
 #define FIRSTTOUCH_SERVICE_MEMORY_H_
@@ -55,7 +55,7 @@ absl::Status RunTrapped(const Memory& memory, absl::FunctionRef<void()> run,
 
 class Memory {
  public:
-  // Holds nothing.
+  // A handle that holds nothing.
   Memory() = default;
   Memory(Memory&& other) noexcept
       : pool_(std::exchange(other.pool_, nullptr)),
@@ -72,7 +72,7 @@ class Memory {
   }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
-  // Releases; an error can only be seen in the statistics (quarantined slots).
+  // Releases; an error shows in the statistics only (quarantined slots).
   ~Memory() {
     if (slot_ != nullptr) Drop();
   }
@@ -112,44 +112,44 @@ class Memory {
   // failed Reset or Snapshot.
   absl::Status Grow(uint64_t new_size_bytes);
 
-  // The same by a difference, atomically for threads that grow one memory at
-  // once. Returns the size before.
+  // Like Grow(), by a difference, atomically where threads grow one memory at
+  // once. Returns the size before, in bytes.
   absl::StatusOr<uint64_t> GrowBy(uint64_t delta_bytes);
 
-  // Back to the initial image and size, in the same slot. After an error the
+  // Restores the initial image and size, in the same slot. After an error the
   // memory has the size 0, does not grow, and must not be used any more; its
-  // release will quarantine the slot.
+  // release quarantines the slot.
   absl::Status Reset();
 
-  // The memory as it is at one moment of the call, as an image that later
-  // memories can start from. What of the memory is not as in its own image is
-  // found from what the pool knows of its pages, and copied; the rest is taken
-  // from that image. Snapshot() gives an image on its own, in one memfd, as the
-  // builders do. SnapshotDelta() copies no other pages than those that differ:
-  // a file-backed image (image.h) over the memory's own one, which its parent()
-  // is, and which it keeps alive; WriteImageFile with that parent writes a
-  // delta.
+  // An image of the memory as it is at one moment of the call, which later
+  // memories can start from. The pages that differ from the memory's own image
+  // are found from what the pool knows of its pages, and copied; the others are
+  // taken from that image. Snapshot() returns an image of its own, in one
+  // memfd, as the builders do. SnapshotDelta() copies only the pages that
+  // differ: it returns a file-backed image (image.h) over the memory's own
+  // image, which is its parent() and is kept alive by it; WriteImageFile with
+  // that parent writes a delta.
   //
-  // WRITERS. Other threads may go on. Whatever a thread has written before that
-  // moment is in the snapshot, and nothing that is written after it: no write
-  // is there in part, and none without those that came before it, by the same
-  // thread or another one that it waited for. From the moment on until the
-  // changed pages are copied (about 0.3 us each), a thread that writes to the
-  // memory waits, in the signal handler (SIGSEGV; see service/signals.h where
-  // the host owns it); one that reads does not. A system call that would write
-  // to the memory meanwhile gives EFAULT or a short count, once, whatever
-  // supplies the memory. DEADLOCK: the caller must not wait for a thread that
-  // is blocked writing to this memory.
+  // WRITERS. Other threads may go on. The snapshot has everything that a thread
+  // has written before that moment, and nothing that is written after it: no
+  // write is there in part, and none without those that came before it, by the
+  // same thread or by another one that it waited for. From that moment until
+  // the changed pages are copied (about 0.3 us each), a thread that writes to
+  // the memory waits, in the signal handler (SIGSEGV; see service/signals.h
+  // where the host owns it); a thread that reads does not. A system call that
+  // would write to the memory meanwhile gives EFAULT or a short count, once,
+  // whatever supplies the memory. DEADLOCK: the caller must not wait for a
+  // thread that is blocked writing to this memory.
   //
   // Errors: FailedPrecondition after release or a failed Reset;
   // ResourceExhausted and others with the errno of mprotect(2) (it may need two
-  // mappings more) or mmap(2); of a page that could not be filled, or be had
-  // from the image's PageSource; DataLoss where a page is to be taken from an
-  // image file that was cut short; those of image_builder.h. If the memory
-  // cannot be made writable again, it is of no use any more: threads that write
-  // to it trap, Reset() and Grow() fail. Its slot is mapped anew after its
-  // release. Both need every page of the image, and wait for its PageSource,
-  // but not while writers wait.
+  // mappings more) or mmap(2); those of a page that could not be filled, or be
+  // had from the image's PageSource; DataLoss where a page is to be taken from
+  // an image file that was cut short; those of image_builder.h. If the memory
+  // cannot be made writable again, it is unusable: threads that write to it
+  // trap, and Reset() and Grow() fail. Its slot is mapped anew after its
+  // release. Both calls need every page of the image and wait for its
+  // PageSource, but not while writers wait.
   absl::StatusOr<ImageRef> Snapshot(std::string name) const;
   absl::StatusOr<ImageRef> SnapshotDelta(std::string name) const;
 
@@ -157,11 +157,11 @@ class Memory {
   // will read (kRead) or write (kWrite) it: afterwards each page is there and,
   // for kWrite, writable and known as changed. Needed where faults are resolved
   // in-thread, since the kernel does not take SIGBUS in the middle of read(2):
-  // it returns EFAULT, or a short count. Harmless where not needed.
-  // The kernel is asked whether the pages are there, by one system call. It may
-  // still take a page away before the caller's system call touches it (reclaim,
-  // migration), which then gets EFAULT or a short count: make ready and call
-  // again.
+  // it returns EFAULT, or a short count. Harmless where not needed. One system
+  // call asks the kernel whether the pages are there. The kernel may still take
+  // a page away before the caller's system call touches it (reclaim,
+  // migration); that call then gets EFAULT or a short count: make ready and
+  // call again.
   //
   // OutOfRange when the range does not end within size_bytes(); Unavailable
   // where another part of the process keeps a page from being touched;
@@ -175,17 +175,17 @@ class Memory {
   // fork(2).
   MemoryPages CountPages() const;
 
-  // From now on Reset() and the release, the destructor's too, give the pages
+  // From now on Reset() and the release (also the destructor's) give the pages
   // back to the kernel (MADV_DONTNEED) instead of restoring them in place. For
-  // a memory on which the kernel may still be at work then: pages that an
-  // io_uring has registered as buffers, that a MSG_ZEROCOPY send, vmsplice(2)
-  // or O_DIRECT request has pinned, or a device by RDMA. They stay the pages of
-  // this lease: no later guest sees what is read into them, and what is sent
-  // from them is what this guest wrote. It does not help against a request that
-  // has only the address and has not begun: such must have ended, or been
-  // cancelled, before the release (docs/embedding.md). Costs a system call at
-  // each release, and the next lease its first touches. Any thread that holds
-  // the memory; nothing after release.
+  // a memory on which the kernel may still be at work then: its pages are
+  // registered as buffers of an io_uring, or pinned by a MSG_ZEROCOPY send, by
+  // vmsplice(2), by an O_DIRECT request, or by a device for RDMA. The pages
+  // stay those of this lease: no later guest sees what is read into them, and
+  // what is sent from them is what this guest wrote. It does not help against a
+  // request that has only the address and has not begun: such a request must
+  // have ended, or been cancelled, before the release (docs/embedding.md).
+  // Costs a system call at each release, and the next lease its first touches.
+  // Any thread that holds the memory; does nothing after release.
   void DropAtRelease();
 
   // Gives the slot back, clean for its next lease. After an error the slot is
@@ -200,7 +200,7 @@ class Memory {
   Memory(ServicePool* pool, SlotState* slot, std::byte* base)
       : pool_(pool), slot_(slot), base_(base) {}
 
-  // Releases, and leaves out what comes of it.
+  // Releases, and ignores the error.
   void Drop();
 
   ServicePool* pool_ = nullptr;

@@ -7,9 +7,9 @@
 
 namespace firsttouch {
 
-// What is known of a memory's pages, in pages.
+// A count of a memory's pages, by state.
 struct MemoryPages {
-  // There: mapped since some guest touched them. (Without userfaultfd and
+  // Resident: mapped since some guest touched them. (Without userfaultfd and
   // PAGEMAP_SCAN only the changed ones are known.)
   uint64_t touched = 0;
   uint64_t writable = 0;  // of these, not write-protected

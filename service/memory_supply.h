@@ -2,9 +2,9 @@
 //
 // The service decides which slot is leased, and for how long. A MemorySupply
 // puts the pages there: it makes a slot the memory of an image, moves its
-// bound, restores it, and tells which of its pages may have changed. The
-// service asks it for nothing but that; what kind of supply it is, the service
-// does not know. A new kind is a new class and a line in open_supply.cc.
+// bound, restores it, and says which of its pages may have changed. The service
+// asks it for nothing else, and does not know which kind of supply it is. A new
+// kind is a new class and a line in open_supply.cc.
 //
 //   service (service_pool.h)                        fault path (signal_path.cc)
 //     | acquire  Bind, Prefill                 | a signal in bounds
@@ -16,19 +16,19 @@
 //     UffdSupply      this library places pages (userfaultfd)
 //     MappingSupply   the kernel does (private mappings and mprotect)
 //
-// THE STEADY CYCLE DOES NOT COME HERE. An acquire of the slot that the thread
-// has released last, and the release of a slot of which is known that only
-// pages in its planes (page_states.h) have changed, make no virtual call. A
-// supply that is told of every change allows that by its traits'
-// steady_cycles; of one that is not, every release is a Restore().
+// THE STEADY CYCLE DOES NOT COME HERE. An acquire makes no virtual call where
+// it takes the slot that the thread has released last; nor does a release where
+// only pages in the slot's planes (page_states.h) are known to have changed. A
+// supply that is told of every change allows that by its traits' steady_cycles;
+// where a supply is not told, every release is a Restore().
 //
-// WHAT A SLOT'S RECORD SAYS (slot_state.h) belongs to the supply, but for:
+// WHAT A SLOT'S RECORD SAYS (slot_state.h) belongs to the supply, but for
 // lifecycle, size_bytes, initial_bytes, kept_pages, the trap callback and what
-// idle slots keep, which are the service's. `remap_wanted` is how the two talk
-// of a step that failed half-way: see Bind().
+// idle slots keep, which are the service's. By `remap_wanted` the two tell each
+// other of a step that failed half-way: see Bind().
 //
-// Errors name the call, the range, the slot and the pool. Each method says what
-// is left after one. No method is for signal handlers.
+// Errors name the call, the range, the slot and the pool. Each method says
+// which state an error leaves. No method is for signal handlers.
 
 #ifndef FIRSTTOUCH_SERVICE_MEMORY_SUPPLY_H_
 #define FIRSTTOUCH_SERVICE_MEMORY_SUPPLY_H_
@@ -56,20 +56,20 @@
 
 namespace firsttouch {
 
-// The pool that a supply is for. What is referred to outlives the supply.
+// The pool that a supply is for. The referenced objects outlive the supply.
 struct SuppliedPool {
   const ServiceOptions& options;
   const PoolLayout& layout;
   Kernel& kernel;
-  // A supply fills in what is its own: uffd, resolve_signal, backing, resolve,
-  // poison, zero_source. From Attach() on, the rest is there, but for
-  // `entry`, which is there from Start() on.
+  // A supply fills in its own fields: uffd, resolve_signal, backing, resolve,
+  // poison, zero_source. The others are set from Attach() on, but for `entry`,
+  // which is set from Start() on.
   FaultPool& fault_pool;
 };
 
 // What the service and its users are told of a supply.
 struct SupplyTraits {
-  // Which of those that a user can ask for.
+  // The kind, as a user can ask for it.
   Supply kind = Supply::kUserfaultfd;
   // For readers of the control block; static strings, empty where it has none.
   const char* backing = "";
@@ -77,8 +77,8 @@ struct SupplyTraits {
   uint32_t handler_threads = 0;
   // Whether system calls work on any page, without MakeReady().
   bool serves_kernel_faults = false;
-  // Cycles from one Restore() of a slot to the next one of which all but
-  // the last two may go the steady way; 0: none may.
+  // The number of cycles from one Restore() of a slot to the next; all of them
+  // but the last two may take the steady path. 0: none may.
   uint32_t steady_cycles = 0;
 };
 
@@ -93,20 +93,22 @@ class MemorySupply {
   MemorySupply() = default;
   MemorySupply(const MemorySupply&) = delete;
   MemorySupply& operator=(const MemorySupply&) = delete;
-  // After Stop(), and after the reservation was unmapped. In a child of fork(2)
-  // without either: leaves alone what is not the child's.
+  // Called after Stop() and after the reservation was unmapped. In a child of
+  // fork(2) it is called without either, and leaves alone what is not the
+  // child's.
   virtual ~MemorySupply() = default;
 
   // The pool, in this order.
   // ---------------------------------------------------
 
-  // Once, when the reservation is there, inaccessible, and so are the records
-  // of the slots. Errors: what a kernel call gives; the pool is not made then.
+  // Called once, when the reservation is there, inaccessible, and the slots'
+  // records are there. Errors: what a kernel call gives; the pool is not made
+  // then.
   virtual absl::Status Attach(const Reservation& reservation) = 0;
-  // Once, when the locator knows the pool and the signal handler is in place:
-  // threads that the supply needs. Errors: likewise.
+  // Called once, when the locator knows the pool and the signal handler is in
+  // place: starts the threads that the supply needs. Errors: likewise.
   virtual absl::Status Start() { return absl::OkStatus(); }
-  // Ends these threads. No code is in a memory of the pool, nor will be.
+  // Ends these threads. No code is in a memory of the pool any more.
   virtual void Stop() {}
 
   // What it is. Constant from Attach() on.
@@ -117,8 +119,8 @@ class MemorySupply {
   // By the slot's owner, while no guest code runs in it.
   // ---------------------------------
 
-  // Whether a slot can be made the memory of `image` at all, found out before
-  // one is taken. May wait for the image's PageSource.
+  // Whether a slot can be made the memory of `image` at all; asked before a
+  // slot is taken. May wait for the image's PageSource.
   virtual absl::Status CheckImage(const Image& /*image*/) const {
     return absl::OkStatus();
   }
@@ -128,46 +130,48 @@ class MemorySupply {
   // signal. Sets `prefill_wanted` where Prefill() has something to do.
   //
   // An error that leaves the slot's `remap_wanted` false has changed nothing.
-  // After any other the slot is in no known state: the caller abandons it
+  // After any other error the slot's state is unknown: the caller abandons it
   // (slot_record.h), and the next Bind() maps all of it anew. After success the
-  // caller takes `remap_wanted` back.
+  // caller clears `remap_wanted`.
   virtual absl::Status Bind(SlotState& slot, const ImageRef& image,
                             uint64_t size_pages) = 0;
 
-  // Has those of the first `size_pages` pages ready that leases of the image
+  // Makes those of the first `size_pages` pages ready that leases of the image
   // are known to touch, at most `most_pages` of them private. What fails is
   // left to the first touch. Clears `prefill_wanted`.
   virtual void Prefill(SlotState& slot, uint64_t size_pages,
                        uint64_t most_pages) = 0;
 
-  // Makes an abandoned slot one that was never bound. After an error it is as
-  // after a failed Bind().
+  // Makes an abandoned slot one that was never bound. An error leaves the same
+  // state as one of Bind().
   virtual absl::Status Unbind(SlotState& slot) = 0;
 
-  // The lease is over, and `size_bytes` is 0: returns when nothing of the
-  // supply's own places pages in the slot any more.
+  // Called when the lease is over and `size_bytes` is 0: returns when nothing
+  // of the supply's own places pages in the slot any more.
   virtual void StopFills(SlotState& /*slot*/) {}
 
-  // After StopFills(). Restores the initial bytes below `kept_pages` and gives
-  // back what lies behind, of a lease whose size was `size_bytes`. Changed
-  // pages may stay private, at most `most_private_pages` of them; with
-  // kSlotDropped in `exceptions` every page goes. May have left the size at
-  // another value. After an error the slot must not be used again.
+  // Called after StopFills(). Restores the initial bytes below `kept_pages` and
+  // gives back the pages behind, of a lease whose size was `size_bytes`.
+  // Changed pages may stay private, at most `most_private_pages` of them; with
+  // kSlotDropped in `exceptions` every page is dropped. The record's
+  // `size_bytes` may have another value afterwards. After an error the slot
+  // must not be used again.
   virtual absl::Status Restore(SlotState& slot, uint64_t size_bytes,
                                uint64_t most_private_pages) = 0;
 
-  // Pages that the slot keeps for itself alone, after a Restore() or Prefill().
+  // The private pages that the slot keeps after a Restore() or Prefill().
   virtual uint64_t KeptPages(SlotState& slot) = 0;
 
-  // The range to give back (MADV_DONTNEED) so that a free slot keeps none.
+  // The range to give back (MADV_DONTNEED) so that a free slot keeps no pages.
   virtual PageSpan KeptSpan(const SlotState& slot) const = 0;
-  // That was done or, with an errno of madvise(2), was not; it is returned as
-  // an error then.
+  // Notes that KeptSpan() was dropped or, with `error` an errno of madvise(2),
+  // that it was not; returns `error` as a status then.
   virtual absl::Status NoteDropped(SlotState& slot, const PageSpan& span,
                                    int error) = 0;
 
-  // Pages that have stopped changing (`demotion`) and are to be given back,
-  // with those of other slots: adds them, and takes note of what became of it.
+  // Adds to `batch` the pages that have stopped changing (`demotion`) and are
+  // to be dropped together with those of other slots. NoteDemoted() then notes
+  // the result.
   virtual void AddColdPages(SlotState& /*slot*/, DropBatch& /*batch*/) {}
   virtual absl::Status NoteDemoted(SlotState& /*slot*/,
                                    const DropBatch::Result& /*dropped*/) {
@@ -178,36 +182,38 @@ class MemorySupply {
   // `size_bytes` is 0.
   virtual void Shut(SlotState& /*slot*/) {}
 
-  // Whether since the last time something has happened to the process after
-  // which what is known of pages of free slots, or will be found at releases,
-  // does not hold: all of them are to be dropped. May make a system call.
+  // Whether since the last call something has happened to the process that
+  // invalidates what is known of pages of free slots, or what releases will
+  // find: all these pages are to be dropped. May make a system call.
   virtual bool DistrustsPages() { return false; }
 
   // By guests and hosts, any number of threads at once.
   // ----------------------------------
 
-  // What growths and snapshots of a slot lock; null where they need not.
+  // The mutex that growths and snapshots of a slot lock; null where they need
+  // none.
   virtual Mutex* GrowthMutex(const SlotState& /*slot*/) { return nullptr; }
   class GrowthLock;
 
-  // Makes pages up to `end_page` such that they can be touched once the size
-  // says so. Under the GrowthLock. After an error nothing has changed.
+  // Makes the pages up to `end_page` accessible once the size includes them.
+  // Called under the GrowthLock. After an error nothing has changed.
   virtual absl::Status Open(SlotState& /*slot*/, uint64_t /*end_page*/) {
     return absl::OkStatus();
   }
-  // The size has changed, in bytes. What cannot be done for it is left to the
-  // first touch.
+  // Notes that the size has changed, in bytes. A failure is left to the first
+  // touch.
   virtual void NoteGrown(SlotState& /*slot*/, uint64_t /*before*/,
                          uint64_t /*after*/) {}
 
-  // Makes all that can be touched read-only, or writable again. Under the
-  // GrowthLock. After an error a part may have been done.
+  // Makes everything that can be touched read-only, or writable again. Called
+  // under the GrowthLock. After an error a part may have been done.
   virtual absl::Status SetWritable(SlotState& slot, bool writable) = 0;
 
   // Calls visit(page) for each page below `end_page` that may have changed, and
-  // maybe others, each of which can be read; of a memory that is read-only for
-  // everybody. Threads that wait for it may hold any lock: allocates as little
-  // as it can. Errors: of pages that were left out.
+  // maybe for others; each of them can be read. Called while the memory is
+  // read-only for all threads. Threads that wait for it may hold any lock, so
+  // it allocates as little as it can. Errors: those of pages that were left
+  // out.
   virtual absl::Status ForEachChangedPage(
       SlotState& slot, uint64_t end_page,
       absl::FunctionRef<void(uint64_t page)> visit) = 0;
@@ -220,7 +226,7 @@ class MemorySupply {
   virtual MemoryPages CountPages(SlotState& slot) = 0;
 };
 
-// Held while the slot's bound moves, or while it must not.
+// Held while the slot's bound moves, or while it must not move.
 class MemorySupply::GrowthLock {
  public:
   GrowthLock(MemorySupply& supply, const SlotState& slot);

@@ -34,7 +34,7 @@ constexpr uint32_t kSlots = 3;
 constexpr uint32_t kImages = 4;  // the last is none
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-// They map terabytes, which are not to be locked.
+// Sanitizers map terabytes, which must not be locked.
 constexpr bool kHasEnvironments = false;
 #else
 constexpr bool kHasEnvironments = true;
@@ -110,9 +110,9 @@ std::string AsCode(const std::vector<Step>& steps) {
 // <linux/mman.h>.
 constexpr int kMadvCold = 20;  // 5.4
 
-// What a process sets for all of its mappings, or a host does to those of a
-// memory that it holds, none of which changes what a memory shows. Where this
-// kernel or user cannot have one, nothing happens.
+// Enters a setting that a process makes for all of its mappings, or that a host
+// makes for those of a memory that it holds; none of them changes what a memory
+// shows. Does nothing where this kernel or user cannot have it.
 void Enter(uint64_t which, const Memory& memory) {
   if (!kHasEnvironments) return;
   void* const start = memory.base();
@@ -153,13 +153,13 @@ void Enter(uint64_t which, const Memory& memory) {
       break;
     }
     case 10:
-      // Whose handler does nothing.
+      // The signal's handler does nothing.
       raise(SIGUSR1);
       break;
   }
 }
 
-// Undoes it.
+// Undoes Enter().
 void LeaveEnvironment() {
   munlockall();
   prctl(kPrSetMemoryMerge, 0, 0, 0, 0);
@@ -197,7 +197,7 @@ class World {
 
   const absl::Status& status() const { return status_; }
 
-  // What went wrong, or nullopt.
+  // Returns what went wrong, or nullopt.
   std::optional<std::string> Do(const std::vector<Step>& steps) {
     for (size_t i = 0; i < steps.size(); ++i) {
       if (std::optional<std::string> wrong = DoOne(steps[i])) {
@@ -244,7 +244,7 @@ class World {
         ClearFailures();
         if (taken) return Compare(held);
         if (held.memory.GrowBy(0).ok()) break;
-        // It could not be made writable again.
+        // The snapshot could not make the memory writable again.
         if (!held.memory.Release().ok()) return "release after a snapshot";
         if (service_->Stats().slots_quarantined != lost)
           return "a slot is lost";
@@ -274,18 +274,18 @@ class World {
         const bool fits = size + step.b <= kMaxPages * kPageBytes;
         if (held.memory.GrowBy(step.b).ok() != fits) return "growth";
         if (fits) held.model.resize(size + step.b);
-        // What the rest of the last page held comes into bounds.
+        // The growth brings what the rest of the last page held into bounds.
         break;
       }
       case Kind::kTrap: {
-        // Over the last bytes in bounds, and on until it traps.
+        // Copies over the last bytes in bounds, and on until it traps.
         const uint64_t from = size < 100 ? 0 : size - 100;
         const uint64_t bound = RoundUpToPage(size);
         if (!TrapOf([&] {
                for (uint64_t at = from; at < size; ++at) {
                  Store(held.memory, at, 0x7e);
                }
-               // Not the rest of the last page: it is not guarded.
+               // Does not touch the rest of the last page: it is not guarded.
                Store(held.memory, bound, 0x7e);
              }).has_value()) {
           return "no trap at " + std::to_string(bound);
@@ -328,7 +328,7 @@ class World {
         break;
       }
       case Kind::kReleaseFailing:
-        // At most two, so that there is a slot left to look at.
+        // At most two, so that a slot is left to look at.
         if (service_->Stats().slots_quarantined >= 2) break;
         FailOneCallOfRelease(held, step.b);
         break;
@@ -348,20 +348,21 @@ class World {
         const uint64_t from =
             std::min(RoundUpToPage(size), step.b * kPageBytes);
         const uint64_t to = std::min(RoundUpToPage(size), step.c * kPageBytes);
-        // Refused where the memory is locked. What the plain supply has put
-        // there once it does not put there again.
+        // Refused where the memory is locked. The plain supply does not supply
+        // pages a second time.
         if (from >= to || !can_supply_again_ ||
             madvise(held.memory.base() + from, to - from, MADV_DONTNEED) != 0) {
           break;
         }
-        // What it starts with, and zeroes where it was grown into.
+        // Initial bytes, and zeroes in what was grown into.
         for (uint64_t at = from; at < std::min(size, to); ++at) {
           held.model[at] = at < held.initial.size() ? held.initial[at] : 0;
         }
         break;
       }
       case Kind::kFork: {
-        // Whatever fork(2) does to the parent's pages, nothing of them changes.
+        // Whatever fork(2) does to the parent's pages, their contents do not
+        // change.
         const pid_t child = fork();
         if (child == 0) {
           // The child's release must leave the parent's slot alone.
@@ -413,7 +414,8 @@ class World {
     return wrong;
   }
 
-  // That every slot can be had that was not quarantined by a failed release.
+  // Checks that every slot can be acquired that no failed release has
+  // quarantined.
   std::optional<std::string> CheckCapacity() {
     for (Held& held : held_) held.memory = Memory();
     const uint64_t slots = kSlots - service_->Stats().slots_quarantined;
@@ -455,7 +457,7 @@ class World {
              std::to_string(held.model.size()) + " differs";
     }
     const uint64_t bound = RoundUpToPage(held.model.size());
-    // The tail of the last page is not guarded; it is clean all the same.
+    // The tail of the last page is not guarded, but it is clean all the same.
     for (uint64_t at = held.model.size(); at < bound; ++at) {
       uint8_t tail = 0;
       if (!TrapOf([&] { tail = Load(held.memory, at); }).has_value() &&
@@ -523,7 +525,7 @@ std::optional<std::string> Fails(Way way, const std::vector<Step>& steps,
   return world.Do(steps);
 }
 
-// Leaves out whatever can be left out.
+// Leaves out every step that can be left out.
 std::vector<Step> Shorten(Way way, std::vector<Step> steps,
                           PrepareKernel prepare) {
   for (size_t length = steps.size() / 2; length > 0; length /= 2) {

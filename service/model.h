@@ -1,10 +1,9 @@
-// Random sequences of what hosts and guests do, against a model that is a plain
-// byte array per memory. For tests only.
+// Random sequences of operations of hosts and guests, compared with a model
+// that is a plain byte array per memory. For tests only.
 //
-// After every step that shows a memory to somebody new (acquire, reset), all of
-// its bytes and its bound are compared with the model. A failing sequence is
-// made shorter as long as it still fails, and printed as code that can be
-// pasted into a test.
+// After every step that starts a lease or resets a memory, all of its bytes and
+// its bound are compared with the model. A failing sequence is shortened as
+// long as it still fails, and printed as code that can be pasted into a test.
 
 #ifndef FIRSTTOUCH_SERVICE_MODEL_H_
 #define FIRSTTOUCH_SERVICE_MODEL_H_
@@ -19,14 +18,14 @@
 
 namespace firsttouch {
 
-// Whether a pool can be made in this way here.
+// Whether this machine can make a pool in this way.
 absl::Status ModelAllows(Way way);
 
-// What is done to the kernel of each pool once that is made; may be null.
+// Prepares the kernel of each pool once the pool is made; may be null.
 using PrepareKernel = void (*)(FakeKernel& kernel);
 
-// The first of `sequences` sequences after which a memory is not what the model
-// is, or nullopt. The same seed makes the same ones.
+// Runs `sequences` sequences. Returns the first one after which a memory
+// differs from the model, or nullopt. The same seed makes the same sequences.
 std::optional<std::string> FindDifference(Way way, uint64_t sequences,
                                           uint64_t seed,
                                           PrepareKernel prepare = nullptr);

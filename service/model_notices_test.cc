@@ -1,5 +1,5 @@
-// The model (model.h) against pools that lack one safety measure: a check that
-// notices nothing would be none. The kernel is what leaves the measure out.
+// Runs the model (model.h) against pools that lack one safety measure, to show
+// that it notices. The fake kernel leaves the measure out.
 
 #include "absl/status/status.h"
 #include "firsttouch/service/model.h"
@@ -11,7 +11,7 @@
 namespace firsttouch {
 namespace {
 
-// Those of model_test.
+// As many as model_test runs.
 constexpr uint64_t kSequences = 300;
 
 class WithoutOneMeasure : public testing::TestWithParam<Way> {
@@ -22,7 +22,7 @@ class WithoutOneMeasure : public testing::TestWithParam<Way> {
   }
 };
 
-// Pages that a guest grew into are not given back.
+// The kernel does not give back pages that a guest grew into.
 class ModelWithoutDropsTest : public WithoutOneMeasure {};
 
 INSTANTIATE_TEST_SUITE_P(AllWays, ModelWithoutDropsTest, AllWays(), WayName);
@@ -34,7 +34,8 @@ TEST_P(ModelWithoutDropsTest, NoticesIt) {
               }).has_value());
 }
 
-// Pages are placed without the protection that makes their first write known.
+// The kernel places pages without the protection that reports their first
+// write.
 class ModelWithoutProtectionTest : public WithoutOneMeasure {};
 
 INSTANTIATE_TEST_SUITE_P(

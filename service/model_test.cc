@@ -18,7 +18,7 @@
 namespace firsttouch {
 namespace {
 
-// About half a minute; a sanitizer's build is ten times as slow.
+// Takes about half a minute; a sanitizer's build is ten times as slow.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr uint64_t kSequences = 20;
 #else

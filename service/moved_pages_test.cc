@@ -1,13 +1,13 @@
 // What the kernel does with pages by its own choice must not change what a
-// lease sees: it swaps them out, collapses an image's pages to huge ones, moves
-// them to other frames, merges equal ones. Here it is made to, with each way of
-// supplying memory, while a memory is held and while its slot is idle; all of
-// its bytes are compared after that, and those of the next lease.
+// lease sees: it swaps them out, collapses an image's pages into huge ones,
+// moves them to other frames, merges equal ones. The test makes it do so, with
+// each way of supplying memory, while a memory is held and while its slot is
+// idle; then it compares all bytes of the memory, and those of the next lease.
 //
-// The test changes settings of the machine (swap, KSM, khugepaged) and puts
-// them back. Where it may not, or the kernel moves no page, it is skipped by
-// name. Soft offlining costs the machine a page each time, until it is started
-// again; so it is only tried where that is asked for:
+// The test changes settings of the machine (swap, KSM, khugepaged) and restores
+// them. Where it may not, or the kernel moves no page, it is skipped and says
+// why. Soft offlining costs the machine a page each time, until it is rebooted;
+// so it is only tried on request:
 //
 //   bazel test //service:moved_pages_test
 //       --test_env=FIRSTTOUCH_MAY_OFFLINE_PAGES=1
@@ -65,7 +65,7 @@ constexpr uint64_t kImagePages = 1100;
 constexpr uint64_t kMaxPages = 1300;
 constexpr uint64_t kSwapBytes = uint64_t{32} << 20;
 
-// A setting of the machine that is put back.
+// Changes a setting of the machine, and restores it.
 class MachineSetting {
  public:
   MachineSetting(std::string path, const std::string& value)
@@ -139,7 +139,7 @@ class SwapFile {
   SwapFile(const SwapFile&) = delete;
   SwapFile& operator=(const SwapFile&) = delete;
 
-  // Why there is none; empty where there is.
+  // Why there is no swap file; empty where there is.
   const std::string& error() const { return error_; }
 
  private:
@@ -158,7 +158,7 @@ class SwapFile {
   bool is_on_ = false;
 };
 
-// Sum of one field of /proc/self/smaps, of the mappings that overlap with
+// The sum of one field of /proc/self/smaps over the mappings that overlap
 // [start, end).
 uint64_t SmapsKib(const char* field, uintptr_t start, uintptr_t end) {
   std::ifstream smaps("/proc/self/smaps");
@@ -176,8 +176,8 @@ uint64_t SmapsKib(const char* field, uintptr_t start, uintptr_t end) {
   return sum;
 }
 
-// Whether `done` comes true within some time, of what a thread of the kernel's
-// does when it gets to it.
+// Whether `done` comes true within some time; a thread of the kernel does the
+// work when it gets to it.
 template <typename Condition>
 bool HappensSoon(Condition done) {
   const absl::Time deadline = absl::Now() + absl::Seconds(5);
@@ -188,14 +188,14 @@ bool HappensSoon(Condition done) {
   return true;
 }
 
-// What the kernel is made to work on.
+// The pages that the kernel is made to work on.
 struct Place {
   // The slot: held, or idle and still bound to its last image.
   uintptr_t start;
   uintptr_t end;
-  // Null where there is none.
+  // The image; null where there is none.
   const Image* image;
-  // The memfd that its bytes are in, or -1.
+  // The memfd that holds the image's bytes, or -1.
   int memfd;
 
   void* address() const { return reinterpret_cast<void*>(start); }
@@ -208,8 +208,8 @@ uint64_t SwapOut(const Place& place) {
   };
   const uint64_t before = swapped_pages();
   if (place.image != nullptr) {
-    // The advice passes over pages that somebody else has mapped, too. The
-    // image's own view has.
+    // The advice skips pages that another mapping maps, too. The image's own
+    // view maps them.
     const std::byte* const view = place.image->data();
     madvise(const_cast<std::byte*>(view), kImagePages * kPageBytes,
             MADV_DONTNEED);
@@ -242,11 +242,12 @@ class AlignedView {
   static constexpr uint64_t kBytes =
       kImagePages * kPageBytes / kHugePageBytes * kHugePageBytes;
 
-  // Null where there is none.
+  // Null where there is no such mapping.
   char* data() const { return data_; }
 
-  // How many pages are parts of huge ones. Reads a byte of each that could be,
-  // so that it is mapped; it is stored in every image here, and there already.
+  // The number of pages that are parts of huge ones. Reads a byte of each range
+  // that could be one, so that it is mapped; that page is stored in every image
+  // here, and present already.
   uint64_t PagesInHugeOnes() const {
     for (uint64_t at = 0; at < kBytes; at += kHugePageBytes) {
       static_cast<void>(static_cast<volatile char*>(data_)[at]);
@@ -267,7 +268,7 @@ uint64_t Collapse(const Place& place) {
   const AlignedView view(place.memfd);
   if (view.data() == nullptr) return 0;
   for (uint64_t at = 0; at < AlignedView::kBytes; at += kHugePageBytes) {
-    // Refused where it would fill a hole of which a userfaultfd is to be told.
+    // Refused where it would fill a hole that a userfaultfd is to be told of.
     madvise(view.data() + at, kHugePageBytes, kMadvCollapse);
   }
   return view.PagesInHugeOnes();
@@ -276,10 +277,10 @@ uint64_t Collapse(const Place& place) {
 uint64_t LetKhugepagedCollapse(const Place& place) {
   const AlignedView view(place.memfd);
   if (view.data() == nullptr) return 0;
-  // Twice: the thread is told of a mapping that had the advice before.
+  // Advises twice: the thread is told of a mapping that had the advice before.
   madvise(view.data(), AlignedView::kBytes, MADV_HUGEPAGE);
   if (madvise(view.data(), AlignedView::kBytes, MADV_HUGEPAGE) != 0) return 0;
-  // The thread may be in the middle of one look at everything.
+  // The thread may be in the middle of a scan of everything.
   constexpr char kLooks[] =
       "/sys/kernel/mm/transparent_hugepage/khugepaged/full_scans";
   const uint64_t before = NumberIn(kLooks);
@@ -287,8 +288,8 @@ uint64_t LetKhugepagedCollapse(const Place& place) {
   return view.PagesInHugeOnes();
 }
 
-// The frames that the pages of [start, end) are in; 0 of one that is in none,
-// and of all without CAP_SYS_ADMIN.
+// The frames of the pages of [start, end); 0 for a page without one, and for
+// every page without CAP_SYS_ADMIN.
 std::vector<uint64_t> Frames(uintptr_t start, uintptr_t end) {
   std::vector<uint64_t> entries((end - start) / kPageBytes);
   const UniqueFd pagemap(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
@@ -323,7 +324,7 @@ uint64_t Compact(const Place& place) {
 
 uint64_t SoftOffline(const Place& place) {
   uint64_t moved = 0;
-  // Of the image, and behind it.
+  // A page of the image, and one behind it.
   for (const uint64_t page : {uint64_t{5}, kImagePages + 10}) {
     const uintptr_t at = place.start + page * kPageBytes;
     const std::vector<uint64_t> before = Frames(at, at + kPageBytes);
@@ -336,8 +337,8 @@ uint64_t SoftOffline(const Place& place) {
 }
 
 uint64_t LetKsmMerge(const Place& /*place*/) {
-  // Equal pages that may be merged. Once they are, pages of the pool would be,
-  // too, since they have been there for as long.
+  // Equal pages that may be merged. Once these are merged, pages of the pool
+  // would be, too, since they have existed for as long.
   static ScratchMemory& equal = *new ScratchMemory(64 * kPageBytes);
   static uint8_t contents = 0;
   ++contents;
@@ -358,9 +359,9 @@ struct Mover {
   bool needs_swap = false;
   bool merges = false;
   bool costs_pages = false;
-  // A thread of the kernel's does it: not at every opportunity.
+  // A thread of the kernel does it, so not at every opportunity.
   bool is_slow = false;
-  // How many pages were moved.
+  // Returns the number of pages that were moved.
   uint64_t (*move)(const Place& place);
 };
 
@@ -392,7 +393,7 @@ std::vector<Mover> Movers() {
 }
 
 // An image whose page p is filled with a byte of its own, never zero, and
-// begins with another one; each page whose number is in `holes` is zero.
+// begins with a different byte; each page whose number is in `holes` is zero.
 ImageRef LongImage(const std::string& name,
                    const std::vector<uint64_t>& holes = {}) {
   std::vector<std::byte> bytes(kImagePages * kPageBytes);
@@ -423,13 +424,14 @@ class MovedPagesTest : public testing::TestWithParam<Case> {
       memfd = image->memfd();
     } else if (image != nullptr && way().backing == Backing::kShared &&
                !way().by_mappings()) {
-      // What is filled on demand is there, where leases have read it.
+      // Pages that are filled on demand are present where leases have read
+      // them.
       memfd = image->OnDemandMemfd().value_or(-1);
     }
     return {base, base + kMaxPages * kPageBytes, image, memfd};
   }
 
-  // "" where all is well.
+  // Returns "" where all is well.
   std::string Leases() const {
     if (mover().merges && prctl(kPrSetMemoryMerge, 1, 0, 0, 0) != 0) {
       return "skip: this kernel has no PR_SET_MEMORY_MERGE";
@@ -448,12 +450,12 @@ class MovedPagesTest : public testing::TestWithParam<Case> {
         FromFile(LongImage("a file", {1, kImagePages - 1}))};
     std::mt19937 random(17);
     uint64_t moved = 0;
-    // Collapsed before anybody has mapped it.
+    // The image is collapsed before anything has mapped it.
     moved += mover().move(PlaceOf(service.base(), images[2].get()));
     for (int cycle = 0; cycle < 16; ++cycle) {
       const std::string when = absl::StrCat("cycle ", cycle, ": ");
-      // Each image some times in a row, so that what a slot keeps is used
-      // again.
+      // Uses each image several times in a row, so that what a slot keeps is
+      // used again.
       const ImageRef& image = images[static_cast<size_t>(cycle) / 4];
       const uint64_t size_bytes =
           (kImagePages + 20 + random() % 150) * kPageBytes;
@@ -473,7 +475,8 @@ class MovedPagesTest : public testing::TestWithParam<Case> {
           model[at] = value;
         }
       };
-      // Moved while clean, while changed, and changed again after that.
+      // Moves pages while clean, while changed, and when changed again after
+      // that.
       const bool often = !mover().is_slow;
       if (often && cycle % 2 == 0) moved += mover().move(place);
       write(0xee);

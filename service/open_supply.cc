@@ -18,7 +18,7 @@
 namespace firsttouch {
 namespace {
 
-// What both factories give, as what the service takes.
+// Converts what both factories return to what the service takes.
 template <typename Kind>
 absl::StatusOr<std::unique_ptr<MemorySupply>> Opened(
     absl::StatusOr<std::unique_ptr<Kind>> supply) {
@@ -53,8 +53,8 @@ absl::StatusOr<std::unique_ptr<MemorySupply>> OpenSupply(
   if (kind == Supply::kUserfaultfd) {
     absl::StatusOr<std::unique_ptr<UffdSupply>> uffd =
         UffdSupply::Open(pool, userfaultfd, reason);
-    // Whoever asks for a backing that the kernel lacks can have the other one,
-    // and is told so.
+    // A request for a backing that the kernel lacks could use the other one,
+    // and the error says so.
     const bool other_backing_helps =
         absl::IsFailedPrecondition(uffd.status()) &&
         userfaultfd.backing.has_value();

@@ -1,4 +1,4 @@
-// Chooses what supplies a pool's memory, and opens it. The one place that knows
+// Chooses what supplies a pool's memory, and opens it. Only this file knows
 // which kinds there are.
 
 #ifndef FIRSTTOUCH_SERVICE_OPEN_SUPPLY_H_
@@ -13,9 +13,9 @@ namespace firsttouch {
 
 // The supply that ServiceOptions::supply or FIRSTTOUCH_SUPPLY asks for; where
 // neither does, the first that this kernel and user allow, in the order that
-// options.h gives. Errors: InvalidArgument for a variable that names none;
-// those of the supply that was asked for; and with none asked for, of an
-// exhausted limit, which is no reason to choose another one.
+// options.h gives. Errors: InvalidArgument where the variable names no supply;
+// those of the supply that was asked for; and where none was asked for, those
+// of an exhausted limit, which is no reason to choose another supply.
 absl::StatusOr<std::unique_ptr<MemorySupply>> OpenSupply(
     const SuppliedPool& pool);
 

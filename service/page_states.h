@@ -28,23 +28,23 @@
 //                written) or kMissing (dropped)
 //   release      kDirty -> kRetained, after its bytes were restored
 //   release      any -> kMissing, when the page was dropped
-// Three more say when it was last found changed at a release: `last`, at the
-// last one (a steady release notes nothing), `recent`, in this sampling window
-// of cycles, and `previous`, in the window before (uffd_restore.h). They are
-// kept when a page is dropped.
+// Three more planes say when the page was last found changed at a release:
+// `last`, at the last one (a steady release notes nothing), `recent`, in this
+// sampling window of cycles, and `previous`, in the window before
+// (uffd_restore.h). They are kept when a page is dropped.
 //
 // A bit of `dirty` or `untracked` is set BEFORE the kernel is asked for a page
 // that can be written, and cleared only after the page is gone or protected: a
-// page that can have changed is never missing from both planes. `present` is
-// set after the kernel has mapped the page and may lag behind while a fill is
-// under way, so a release or a snapshot, which need it exactly, waits for fills
-// first. A dirty or untracked page that is not present is one whose fill did
-// not come to its end (it failed, or was left by longjmp): a release drops it,
-// since it may be there or not. A clean page can be there without `present`
-// only where the image has one, so that it lies within every lease's bounds and
+// page that can have changed is always in one of these planes. `present` is set
+// after the kernel has mapped the page and may lag behind while a fill is under
+// way. A release and a snapshot need it exactly, so they wait for fills first.
+// A dirty or untracked page that is not present is one whose fill was not
+// completed (it failed, or was left by longjmp): a release drops it, since it
+// may or may not be there. A clean page can be there without `present` only
+// where the image has one, so that it lies within every lease's bounds and
 // holds what the lease is to see; binding another image drops it.
 //
-// A cache line tells of 64 pages: 4 KiB of book-keeping of 15 MiB.
+// One cache line describes 64 pages: 4 KiB of page states for 15 MiB.
 
 #ifndef FIRSTTOUCH_SERVICE_PAGE_STATES_H_
 #define FIRSTTOUCH_SERVICE_PAGE_STATES_H_
@@ -71,8 +71,8 @@ const char* PageStateName(PageState state);
 
 inline constexpr uint64_t kPagesPerGroup = 64;
 
-// The planes of 64 neighbouring pages; bit i is page i of the group. All zero
-// is "nothing known of any page: all are missing", as fresh memory is.
+// The planes of 64 neighbouring pages; bit i is page i of the group. All zero,
+// as in fresh memory, means that every page is missing.
 struct alignas(64) PageGroup {
   std::atomic<uint64_t> present;
   std::atomic<uint64_t> untracked;
@@ -84,22 +84,22 @@ struct alignas(64) PageGroup {
 };
 static_assert(sizeof(PageGroup) == 64);
 
-// The page states of one slot, over memory that is given and starts zeroed.
+// The page states of one slot, in memory that the caller provides, zeroed.
 //
-// Any number of threads may set bits (the fault path). Clear*() and the walks
-// belong to the slot's owner while no fill is in flight.
+// Any number of threads may set bits (the fault path). Everything that clears
+// bits, and the walks, belong to the slot's owner while no fill is in flight.
 class PageStates {
  public:
   // Bytes of zeroed memory that PageStates needs for `pages` pages, in whole
   // cache lines. Not in whole pages: the states of small memories lie side by
-  // side, so that not every slot takes a fault there when it is first used.
+  // side, so that the first use of a slot does not always take a fault there.
   static constexpr uint64_t BytesFor(PageCount pages) {
     return SummaryBytes(Groups(pages)) + Groups(pages) * sizeof(PageGroup);
   }
 
   PageStates() = default;
 
-  // Over BytesFor(pages) bytes at `memory`, which must be zero, aligned to a
+  // Uses BytesFor(pages) bytes at `memory`, which must be zero, aligned to a
   // cache line and outlive the object.
   PageStates(void* memory, PageCount pages)
       : summary_(static_cast<std::atomic<uint64_t>*>(memory)),
@@ -108,7 +108,8 @@ class PageStates {
         group_count_(Groups(pages)) {}
 
   uint64_t group_count() const { return group_count_; }
-  // From the memory's start to the first group; before that is the summary.
+  // Bytes from the memory's start to the first group; the summary lies before
+  // it.
   uint64_t groups_offset_bytes() const { return SummaryBytes(group_count_); }
 
   PageGroup& group(uint64_t index) const { return groups_[index]; }
@@ -159,7 +160,7 @@ class PageStates {
     }
   }
 
-  // The same in descending order.
+  // Like ForEachGroup(), in descending order.
   template <typename Visit>
   void ForEachGroupDown(Visit visit) const {
     if (!AnyNoted()) return;
@@ -176,7 +177,7 @@ class PageStates {
   // Forgets the state of pages [first_page, end_page): they are missing now.
   // Only after the kernel dropped them, by the slot's owner.
   void Forget(uint64_t first_page, uint64_t end_page) const;
-  // Forgets also when they changed.
+  // Also forgets when the pages changed.
   void ForgetHistory() const;
   // `recent` becomes `previous`, and nothing has changed recently.
   void NextSamplingWindow() const;
@@ -186,13 +187,13 @@ class PageStates {
     return std::atomic_ref<bool>(any_noted_).load(std::memory_order_relaxed);
   }
 
-  // Clears the summary's bit of a group that holds nothing.
+  // Clears the summary's bit of a group that is all zero.
   void LeaveOutIfEmpty(uint64_t index) const;
 
   static constexpr uint64_t Groups(PageCount pages) {
     return (pages.value() + kPagesPerGroup - 1) / kPagesPerGroup;
   }
-  // A summary bit a group, in whole cache lines.
+  // The bytes of a summary of one bit per group, in whole cache lines.
   static constexpr uint64_t SummaryBytes(uint64_t groups) {
     return (groups + 511) / 512 * 64;
   }
@@ -200,8 +201,8 @@ class PageStates {
   std::atomic<uint64_t>* summary_ = nullptr;
   PageGroup* groups_ = nullptr;
   uint64_t group_count_ = 0;
-  // Whether some group was ever noted. Until then the memory is not read: a
-  // slot that is bound to its first image would take a fault there.
+  // Whether some group was ever noted. Until then the memory is not read: for a
+  // slot that is bound to its first image, the read would take a fault.
   alignas(std::atomic_ref<bool>::required_alignment) mutable bool any_noted_ =
       false;
 };
@@ -210,13 +211,14 @@ class PageStates {
 struct PageSpan {
   uint64_t first_page = 0;
   uint64_t end_page = 0;
-  // Those of them that are known to be there.
+  // Pages of the span that are known to be resident.
   uint64_t known_pages = 0;
 
   bool empty() const { return first_page == end_page; }
 };
 
-// The bits of group `group_index` that lie in pages [first_page, end_page).
+// The bits of group `group_index` that stand for pages of [first_page,
+// end_page).
 constexpr uint64_t GroupMask(uint64_t group_index, uint64_t first_page,
                              uint64_t end_page) {
   const uint64_t group_first = group_index * kPagesPerGroup;
@@ -229,7 +231,7 @@ constexpr uint64_t GroupMask(uint64_t group_index, uint64_t first_page,
 }
 
 // Calls visit(index, bits) for each group that has some of the pages
-// [first_page, end_page), ascending, with the bits of those.
+// [first_page, end_page), ascending; `bits` stand for those pages.
 template <typename Visit>
 void ForEachGroupOf(uint64_t first_page, uint64_t end_page, Visit visit) {
   while (first_page < end_page) {

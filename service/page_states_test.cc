@@ -118,7 +118,8 @@ TEST(PageStatesTest, ForgottenGroupsAreNotVisitedAnyMore) {
   SetPage(memory.states, 10, true, false, true, true);
   SetPage(memory.states, 70, true, false, true, true);
   SetPage(memory.states, 71, true, false, false, false);
-  // Whose fill was left half-way: only marked as perhaps changed.
+  // A fill of this page was left half-way: it is only marked as perhaps
+  // changed.
   SetPage(memory.states, 130, false, true, false, false);
   SetPage(memory.states, 131, true, false, false, false);
   memory.states.Forget(0, 71);

@@ -24,8 +24,8 @@
 namespace firsttouch {
 namespace {
 
-// Of a slot: pages below `accessible` can be touched, and pages from `used` on
-// have never been. All below `used` that can not be touched are zero.
+// Pages of a slot below `accessible` can be touched; pages from `used` on were
+// never accessible. Inaccessible pages below `used` are zero.
 class PlainSupply final : public MemorySupply {
  public:
   explicit PlainSupply(const SuppliedPool& pool)
@@ -37,7 +37,7 @@ class PlainSupply final : public MemorySupply {
     pool_.fault_pool.resolve_signal = &ResolveSignalOfKernelsPage;
     return absl::OkStatus();
   }
-  // No user can ask for it; this is the one that it is most like.
+  // No user can ask for this supply; the kind is the most similar one.
   SupplyTraits traits() const override {
     return {.kind = Supply::kMappingsDrop, .serves_kernel_faults = true};
   }
@@ -55,7 +55,7 @@ class PlainSupply final : public MemorySupply {
     const bool binds = all_anew || slot.image != image;
     if (!binds && plain.accessible == size_pages) return absl::OkStatus();
     slot.remap_wanted = true;
-    // Everything that the former image or lease can have left.
+    // Everything that the former image or lease can have left behind.
     const uint64_t end = std::max(
         {all_anew ? plain.used : plain.accessible, image_pages, size_pages});
     plain.used = std::max(plain.used, end);
@@ -100,7 +100,7 @@ class PlainSupply final : public MemorySupply {
     return status;
   }
 
-  // None that could be given back: they have the image's bytes.
+  // No page could be given back: they all hold the image's bytes.
   uint64_t KeptPages(SlotState&) override { return 0; }
   PageSpan KeptSpan(const SlotState&) const override { return {}; }
   absl::Status NoteDropped(SlotState&, const PageSpan&, int) override {
@@ -184,8 +184,8 @@ class PlainSupply final : public MemorySupply {
     memset(PageOf(slot, image_end), 0, (end_page - image_end) * kPageBytes);
   }
 
-  // Pages below `end_page` are accessible; those from `bound` on are not
-  // afterwards.
+  // Pages below `end_page` are accessible before; pages from `bound` on are
+  // inaccessible afterwards.
   absl::Status MoveBound(SlotState& slot, uint64_t end_page, uint64_t bound) {
     absl::Status status = Protect(slot, bound, end_page, PROT_NONE);
     if (status.ok()) Of(slot).accessible = bound;

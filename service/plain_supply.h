@@ -1,7 +1,7 @@
-// A supply without any art: plain anonymous memory that the image is copied
-// into, and copied over at each release. For tests: what the service needs of a
-// supply is what this one has, and where another one differs from it in what a
-// guest sees, the other one is wrong.
+// The simplest supply: plain anonymous memory that the image is copied into,
+// and that is copied over at each release. For tests: it has exactly what the
+// service needs of a supply. Where another supply shows a guest something else,
+// the other supply is wrong.
 
 #ifndef FIRSTTOUCH_SERVICE_PLAIN_SUPPLY_H_
 #define FIRSTTOUCH_SERVICE_PLAIN_SUPPLY_H_

@@ -27,7 +27,7 @@ bool AnyHeld(const ServicePool& pool) {
   for (uint32_t i = 0; i < pool.layout.slots(); ++i) {
     const SlotLifecycle lifecycle =
         pool.slots[i].lifecycle.Load(std::memory_order_acquire);
-    // One that is returning will take the mutex of all pools yet.
+    // A slot that is returning is yet to take the mutex of all pools.
     if (lifecycle == SlotLifecycle::kLeased ||
         lifecycle == SlotLifecycle::kReturning ||
         lifecycle == SlotLifecycle::kParking) {
@@ -42,8 +42,8 @@ bool AnyHeld(const ServicePool& pool) {
 void Orphan(std::unique_ptr<ServicePool> pool) {
   if (!pool->fault_pool.InOwnerProcess()) {
     // A forked child: threads of the parent that were in the middle of a
-    // release are not here to finish it. Nothing of the pool is the child's
-    // anyway.
+    // release do not exist here and cannot finish it. Nothing of the pool is
+    // the child's anyway.
     static_cast<void>(pool.release());
     return;
   }
@@ -51,9 +51,10 @@ void Orphan(std::unique_ptr<ServicePool> pool) {
   pool->steady.fence.Heavy();
   for (uint32_t i = 0; i < pool->layout.slots(); ++i) {
     const SlotState& slot = pool->slots[i];
-    // A release that has not seen the mark. A Reset is none: the release after
-    // it sees the mark, and a memory that is reset in a loop would leave hardly
-    // a moment in which it is not kReturning.
+    // Waits for releases that have not seen the mark. A Reset need not be
+    // waited for: the release after it sees the mark, and a memory that is
+    // reset in a loop would leave hardly a moment in which it is not
+    // kReturning.
     const auto is_returning = [&slot] {
       const SlotLifecycle lifecycle =
           slot.lifecycle.Load(std::memory_order_acquire);
@@ -61,7 +62,7 @@ void Orphan(std::unique_ptr<ServicePool> pool) {
              (lifecycle == SlotLifecycle::kReturning &&
               !slot.resetting.load(std::memory_order_relaxed));
     };
-    // In this order: see ReturnSlot().
+    // The order of these two reads matters: see ReturnSlot().
     while (is_returning() ||
            slot.returning.load(std::memory_order_acquire) != 0) {
       sched_yield();
@@ -74,7 +75,7 @@ void Orphan(std::unique_ptr<ServicePool> pool) {
 }
 
 void ReleaseOrphan(ServicePool& pool, SlotState& slot) {
-  // Nobody will acquire the slot again: there is nothing to restore. A touch
+  // No acquire takes the slot again, so nothing needs to be restored. A touch
   // that comes too late traps all the same.
   slot.size_bytes.store(0, std::memory_order_seq_cst);
   pool.supply->Shut(slot);

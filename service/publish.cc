@@ -21,7 +21,7 @@ void PutText(std::string_view text, char (&into)[kBytes]) {
   std::memcpy(into, text.data(), std::min(text.size(), kBytes));
 }
 
-// Where `member` is in `record`.
+// The offset of `member` in `record`.
 template <typename Record, typename Member>
 uint32_t OffsetIn(const Record& record, const Member& member) {
   return static_cast<uint32_t>(reinterpret_cast<const std::byte*>(&member) -

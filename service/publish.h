@@ -1,5 +1,5 @@
-// Tells readers in other processes of a pool (control/block.h): what the
-// records are that it works with, and where they are.
+// Publishes a pool to readers in other processes (control/block.h): which
+// records it works with, and where they are.
 
 #ifndef FIRSTTOUCH_SERVICE_PUBLISH_H_
 #define FIRSTTOUCH_SERVICE_PUBLISH_H_
@@ -9,9 +9,9 @@
 
 namespace firsttouch {
 
-// Once, when the pool is made.
+// Called once, when the pool is made.
 void PublishPool(ServicePool& pool);
-// Each time that a slot is bound. By the slot's owner.
+// Called each time that a slot is bound, by the slot's owner.
 void PublishImage(ServicePool& pool, const SlotState& slot);
 
 }  // namespace firsttouch

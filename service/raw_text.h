@@ -1,4 +1,4 @@
-// Text in signal handlers.
+// Writing text in signal handlers.
 //
 // ON THE FAULT PATH: async-signal-safe, no lock, no allocation.
 
@@ -12,8 +12,8 @@
 
 namespace firsttouch {
 
-// A line put together in a fixed buffer and written with one write(2). What
-// does not fit is cut.
+// A line that is composed in a fixed buffer and written with one write(2). What
+// does not fit is cut off.
 class RawText {
  public:
   RawText& Text(const char* text) {
@@ -30,8 +30,8 @@ class RawText {
     Text("0x");
     return Digits(value, 16);
   }
-  // Appends a newline and writes the line to `fd`; errors are ignored, there is
-  // nobody to tell.
+  // Appends a newline and writes the line to `fd`. Errors are ignored: there is
+  // no one to report them to.
   void WriteLine(int fd) {
     buffer_[length_++] = '\n';
     [[maybe_unused]] const ssize_t written = write(fd, buffer_, length_);

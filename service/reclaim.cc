@@ -28,16 +28,15 @@
 namespace firsttouch {
 namespace {
 
-// 1024 pages, 4 MiB: the least that a slot may keep where no limit is asked
-// for.
+// The minimum of the default limit on retained pages: 1024 pages, 4 MiB.
 constexpr uint64_t kMinRetainedPagesLimit = 1024;
 
-// Slots whose pages are given back together: the kernel then interrupts the
-// other cores once for all of them. Whoever wants one of them waits for all.
+// The number of slots whose pages are given back together, with one TLB
+// shootdown for all of them. An acquire of one of them waits for all.
 constexpr size_t kTrimmedTogether = 32;
 
-// Waits for the slots whose pages another thread is giving back: it has counted
-// them out of what idle slots keep, and may not have ended yet.
+// Waits for the slots whose pages another thread is giving back: that thread no
+// longer counts them among what idle slots keep, and may not have ended yet.
 void WaitForTrims(const SlotState* slots, uint32_t count) {
   for (uint32_t i = 0; i < count; ++i) {
     for (SlotLifecycle now = slots[i].lifecycle.Load(std::memory_order_acquire);
@@ -49,18 +48,20 @@ void WaitForTrims(const SlotState* slots, uint32_t count) {
   }
 }
 
-// An idle slot that was `before` its trim, which failed.
+// Quarantines an idle slot whose trim failed; `before` is its state before the
+// trim.
 void QuarantineIdle(ServicePool& pool, SlotState& slot, SlotLifecycle before) {
   ForgetIdle(pool, slot);
   slot.lifecycle.Move(SlotLifecycle::kQuarantined);
-  // A free one is taken out by whoever gets it from the allocator.
+  // A kFree slot is taken out when the allocator would hand it out.
   if (before == SlotLifecycle::kParked) {
     pool.allocator->Quarantine(pool.SlotNumber(slot));
   }
 }
 
 // Gives back the pages of some slots with as few calls as the kernel allows;
-// leaves out slots that are leased by now. Adds to `bytes` what it gave back.
+// skips slots that are leased by now. Adds the bytes that it gave back to
+// `bytes`.
 absl::Status TrimSlots(ServicePool& pool, std::span<SlotState* const> slots,
                        uint64_t* bytes) {
   struct Claimed {
@@ -105,8 +106,8 @@ absl::Status TrimSlots(ServicePool& pool, std::span<SlotState* const> slots,
   return failure;
 }
 
-// UnbindSlot() for an idle slot whose image is not in use any more. Adds to
-// `bytes` what was private in it.
+// UnbindSlot() for an idle slot whose image is no longer in use. Adds the
+// private bytes of the slot to `bytes`.
 void UnbindIdle(ServicePool& pool, SlotState& slot,
                 std::vector<std::shared_ptr<const Image>>& dropped,
                 uint64_t* bytes) {
@@ -157,7 +158,7 @@ void WakeIfOverBudget(ServicePool& pool) {
   const int64_t kept = pool.kept_by_slots.load(std::memory_order_relaxed);
   if (kept > 0 && static_cast<uint64_t>(kept) * kPageBytes >
                       *pool.options.resident_budget_bytes) {
-    // Background reclaim finds the slot in kReturning, or later.
+    // Ensures that background reclaim finds the slot in kReturning, or later.
     std::atomic_thread_fence(std::memory_order_seq_cst);
     pool.background_reclaim->Wake();
   }
@@ -186,13 +187,13 @@ void PutOffDemotion(ServicePool& pool, const SlotState& slot) {
       return;
     }
   }
-  // No room: the end of its next sampling window is soon enough.
+  // No room: the end of the slot's next sampling window is soon enough.
 }
 
 absl::Status Demote(ServicePool& pool, SlotState& slot) {
   struct Cold {
     SlotState* slot;
-    // Of idle slots; not of the caller's.
+    // Checks other slots, which are idle; not the caller's.
     std::optional<SlotLifecycle> before;
   };
   std::vector<Cold> all = {{&slot, std::nullopt}};
@@ -200,7 +201,7 @@ absl::Status Demote(ServicePool& pool, SlotState& slot) {
     const uint32_t name = cell.exchange(0, std::memory_order_relaxed);
     if (name == 0 || name == pool.SlotNumber(slot) + 1) continue;
     SlotState& other = pool.slots[name - 1];
-    // The thread that has it puts it off again, or comes here itself.
+    // The thread that holds the slot puts it off again, or comes here itself.
     const std::optional<SlotLifecycle> before = other.lifecycle.BeginTrim();
     if (before.has_value()) all.push_back({&other, before});
   }
@@ -230,7 +231,7 @@ void DropWhatIsDistrusted(ServicePool& pool) {
   for (uint32_t i = 0; i < pool.layout.slots(); ++i) {
     pool.slots[i].exceptions.fetch_or(kSlotDropped, std::memory_order_relaxed);
   }
-  // Free ones keep pages for a lease that begins the steady way.
+  // Free slots keep pages for a lease that begins on the steady path.
   TrimTo(pool, 0, nullptr).IgnoreError();
 }
 
@@ -256,8 +257,8 @@ void LetGoOfImage(ServicePool& pool, const Image& image,
     while (has_it(slot)) {
       const SlotLifecycle lifecycle =
           slot.lifecycle.Load(std::memory_order_acquire);
-      // These are moments. A slot that is leased or returning lets go by
-      // itself.
+      // These states pass quickly. A slot that is leased or returning unbinds
+      // the image by itself.
       if (lifecycle == SlotLifecycle::kParking ||
           lifecycle == SlotLifecycle::kTrimming ||
           lifecycle == SlotLifecycle::kTrimmingParked) {
@@ -269,7 +270,7 @@ void LetGoOfImage(ServicePool& pool, const Image& image,
         break;
       }
       UnbindIdle(pool, slot, dropped, &bytes);
-      // Somebody may use it again.
+      // The image may be in use again.
       if (image.in_use()) return;
     }
   }
@@ -277,8 +278,8 @@ void LetGoOfImage(ServicePool& pool, const Image& image,
 
 absl::StatusOr<uint64_t> TrimPool(ServicePool& pool) {
   if (absl::Status status = pool.CheckProcess(); !status.ok()) return status;
-  // What the end of an image's last handle has left, since it could not be
-  // unmapped then.
+  // Unbinds images that could not be unmapped when their last handles were
+  // dropped.
   uint64_t unbound = 0;
   std::vector<std::shared_ptr<const Image>> dropped;
   for (uint32_t i = 0; i < pool.layout.slots(); ++i) {
@@ -286,9 +287,10 @@ absl::StatusOr<uint64_t> TrimPool(ServicePool& pool) {
       UnbindIdle(pool, pool.slots[i], dropped, &unbound);
     }
   }
-  // TrimTo leaves out the slots that the pool's own thread trims at that
-  // moment. Those it finds in that thread's hands before count with their
-  // pages once they are out; those that come into them meanwhile lose theirs.
+  // TrimTo skips the slots that the pool's own thread is trimming. The wait
+  // before it has the slots that are being trimmed already counted when they
+  // are done; the wait after it makes sure that those whose trim began
+  // meanwhile have lost their pages.
   WaitForTrims(pool.slots.get(), pool.layout.slots());
   absl::StatusOr<uint64_t> trimmed =
       TrimTo(pool, pool.options.resident_budget_bytes.value_or(0), nullptr);
@@ -310,7 +312,7 @@ absl::StatusOr<uint64_t> TrimTo(ServicePool& pool, uint64_t budget,
   uint64_t returning = 0;
   for (uint32_t i = 0; i < pool.layout.slots(); ++i) {
     SlotState& slot = pool.slots[i];
-    // In one order with BackgroundReclaim::Wake.
+    // This load and BackgroundReclaim::Wake are in one total order.
     const SlotLifecycle lifecycle =
         slot.lifecycle.Load(std::memory_order_seq_cst);
     const uint64_t pages = slot.idle.pages.load(std::memory_order_relaxed);

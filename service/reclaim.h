@@ -1,5 +1,6 @@
-// What idle slots keep: counted, limited, and given back. Any thread, not in a
-// signal handler; what takes one slot, by that slot's owner.
+// What idle slots keep: it is counted, limited, and given back. Any thread may
+// call this, not a signal handler; functions that take one slot are for that
+// slot's owner.
 
 #ifndef FIRSTTOUCH_SERVICE_RECLAIM_H_
 #define FIRSTTOUCH_SERVICE_RECLAIM_H_
@@ -20,33 +21,34 @@ namespace firsttouch {
 // `keep_pages` pages.
 uint64_t RetainedPagesLimit(const ServicePool& pool, uint64_t keep_pages);
 
-// Notes what a slot keeps that was just restored.
+// Notes what a slot keeps after its restore.
 void NoteIdle(ServicePool& pool, SlotState& slot);
-// Forgets it: the slot is quarantined, or has given it back. Returns it.
+// Forgets and returns it: the slot is quarantined, or has given its pages back.
 uint64_t ForgetIdle(ServicePool& pool, SlotState& slot);
 
-// By a release: has background reclaim look at the budget if it may be passed.
+// Called by a release: wakes background reclaim if the pool may be over its
+// budget.
 void WakeIfOverBudget(ServicePool& pool);
 inline void MindBudget(ServicePool& pool) {
   if (pool.steady.has_background_reclaim) WakeIfOverBudget(pool);
 }
 
-// Gives back what the slot, which is being restored, would keep.
+// Drops what the slot, which is being restored, would keep.
 absl::Status DropKept(ServicePool& pool, SlotState& slot);
 
 // Drops the cold pages of a slot that is being restored, together with those
-// of free slots that have put it off.
+// that free slots have put off.
 absl::Status Demote(ServicePool& pool, SlotState& slot);
 void PutOffDemotion(ServicePool& pool, const SlotState& slot);
 
-// Where the supply distrusts what is known of pages: has every page dropped
-// of whose writes the supply may not have been told. Called where a system
-// call does no harm: by what is not steady.
+// Where the supply distrusts what is known of pages, drops every page whose
+// writes the supply may not have been told of. Called off the steady path,
+// where a system call does no harm.
 void DropWhatIsDistrusted(ServicePool& pool);
 
-// The last handle of an image has gone: idle slots let go of it now, others
-// at their release. Adds what they had to `dropped`, which the caller
-// destroys when it holds nothing.
+// Called when the last handle of an image is dropped: idle slots unbind it now,
+// other slots at their release. Adds the references that they had to `dropped`,
+// which the caller destroys when it holds no lock.
 void LetGoOfImage(ServicePool& pool, const Image& image,
                   std::vector<std::shared_ptr<const Image>>& dropped);
 
@@ -54,8 +56,8 @@ void LetGoOfImage(ServicePool& pool, const Image& image,
 absl::StatusOr<uint64_t> TrimPool(ServicePool& pool);
 
 // Gives back private pages of idle slots until the rest keep `budget` bytes.
-// Returns the bytes given back. `more` (may be null): whether they may be over
-// it once releases that are under way have ended.
+// Returns the bytes given back. `more` (may be null) says whether the pool may
+// be over the budget again once the releases that are under way have ended.
 absl::StatusOr<uint64_t> TrimTo(ServicePool& pool, uint64_t budget, bool* more);
 
 }  // namespace firsttouch

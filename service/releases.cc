@@ -19,8 +19,8 @@
 namespace firsttouch {
 namespace {
 
-// Ends a lease: no fill of the slot's pages runs from here on. Returns the
-// size that it had.
+// Ends a lease: no fill of the slot's pages runs from here on. Returns the size
+// that the memory had.
 uint64_t EndLease(ServicePool& pool, SlotState& slot) {
   const uint64_t size_bytes =
       slot.size_bytes.exchange(0, std::memory_order_seq_cst);
@@ -31,9 +31,9 @@ uint64_t EndLease(ServicePool& pool, SlotState& slot) {
 // Restores a slot whose lease has ended with `size_bytes`.
 absl::Status RestoreAndNote(ServicePool& pool, SlotState& slot,
                             uint64_t size_bytes) {
-  // Asks the kernel, so only where it was asked since the last restore: the end
-  // of a sampling window, in a cycle without a fault, makes no system call
-  // either.
+  // DistrustsPages() asks the kernel, so it is called only where the kernel was
+  // asked for something since the last restore: thus the end of a sampling
+  // window, in a cycle without a fault, makes no system call either.
   if (slot.filled.load(std::memory_order_relaxed) ||
       slot.tracking != Tracking::kSignal) {
     DropWhatIsDistrusted(pool);
@@ -52,7 +52,7 @@ absl::Status RestoreAndNote(ServicePool& pool, SlotState& slot,
   NoteIdle(pool, slot);
   if (pool.options.resident_budget_bytes == uint64_t{0} &&
       slot.idle.pages.load(std::memory_order_relaxed) != 0) {
-    // Copied, and only read.
+    // The pages were copied, and only read.
     status = DropKept(pool, slot);
     NoteIdle(pool, slot);
   }
@@ -77,7 +77,7 @@ absl::Status Restore(ServicePool& pool, SlotState& slot) {
   return status;
 }
 
-// Where a restored slot goes whose image has perhaps no handle any more.
+// Returns a restored slot whose image may have no handle any more.
 void ReturnUnbound(ServicePool& pool, SlotState& slot) {
   slot.lifecycle.Move(SlotLifecycle::kReturning);
   slot.exceptions.fetch_and(static_cast<uint8_t>(~kSlotImageUnused),
@@ -112,10 +112,11 @@ absl::Status ResetSlot(ServicePool& pool, SlotState& slot) {
 }
 
 absl::Status ReleaseAny(ServicePool& pool, SlotState& slot) {
-  // Nobody should wait for this, which may take long.
+  // Unmapping may take long, and no thread should wait for it.
   slot.lifecycle.Move(SlotLifecycle::kReturning);
   if (slot.remap_wanted) {
-    // A snapshot could not make it writable again; nothing else is amiss.
+    // A snapshot could not make the memory writable again; otherwise the slot
+    // is intact.
     EndLease(pool, slot);
     AbandonSlot(pool, slot);
     ReturnSlot(pool, slot, SlotLifecycle::kFree);
@@ -132,8 +133,8 @@ absl::Status ReleaseAny(ServicePool& pool, SlotState& slot) {
     slot.exceptions.fetch_and(static_cast<uint8_t>(~kSlotDropped),
                               std::memory_order_relaxed);
     slot.lifecycle.Move(SlotLifecycle::kParking);
-    // A thread that waits, or that has dropped the image's last handle, does
-    // not wait for this slot unless it is kParking.
+    // A thread that waits for a slot, or that has dropped the image's last
+    // handle, waits for this slot only while it is kParking.
     pool.steady.fence.Light();
     if ((slot.exceptions.load(std::memory_order_relaxed) & kSlotImageUnused) !=
         0) {

@@ -1,5 +1,5 @@
-// Taking memories back, where it does not go the steady way (steady_path.h):
-// restoring them, at a release or a reset. Not for signal handlers.
+// Releases outside the steady path (steady_path.h), and resets: both restore
+// the memory. Not for signal handlers.
 
 #ifndef FIRSTTOUCH_SERVICE_RELEASES_H_
 #define FIRSTTOUCH_SERVICE_RELEASES_H_

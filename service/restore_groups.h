@@ -27,14 +27,14 @@ inline void NoteChanged(PageGroup& group, uint64_t changed) {
   }
 }
 
-// Pages that were restored. (Counted one by one: a processor that is only known
-// to be an x86-64 counts bits by a call.)
+// The number of pages that were restored. (Counted one by one: on a baseline
+// x86-64 without POPCNT, counting bits is a function call.)
 struct Restored {
   uint64_t pages = 0;
   uint64_t changed_pages = 0;
 };
 
-// Restores these pages of one group; which of them had changed.
+// Restores these pages of one group; returns which of them had changed.
 inline uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits,
                              Restored& restored) {
   const uint64_t first_page = index * kPagesPerGroup;
@@ -55,17 +55,18 @@ inline uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits,
     ++restored.pages;
     restored.changed_pages += was_changed;
   }
-  // The image's file was cut short: what cannot be restored is dropped, and the
-  // next touch of it finds out that there is nothing to fill it with.
+  // The image's file was cut short: pages that cannot be restored are dropped,
+  // and the next touch of such a page finds that nothing can fill it.
   if (unreadable) [[unlikely]] {
     slot.exceptions.fetch_or(kSlotDropped, std::memory_order_relaxed);
   }
   return changed;
 }
 
-// Goes through the groups of a slot, this time from the other end than the last
+// Goes through the groups of a slot, in the opposite direction to the last
 // time, and restores the dirty pages of each. Calls done(index, group, dirty,
-// changed) after each that has some, and none(group) for those that have not.
+// changed) after each group that has dirty pages, and none(group) for each that
+// has none.
 template <typename Done, typename None>
 Restored RestoreGroups(SlotState& slot, Done done, None none) {
   Restored restored;

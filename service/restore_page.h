@@ -1,6 +1,6 @@
-// Putting a page back to what it was.
+// Restoring a page in place.
 //
-// ON THE STEADY PATH of every cycle: what a cycle costs is mostly this.
+// ON THE STEADY PATH of every cycle: most of a cycle's time is spent here.
 
 #ifndef FIRSTTOUCH_SERVICE_RESTORE_PAGE_H_
 #define FIRSTTOUCH_SERVICE_RESTORE_PAGE_H_
@@ -13,14 +13,14 @@ namespace firsttouch {
 // Makes the kPageBytes at `to` equal to those at `from`, or to zeroes, and says
 // whether anything was different. Both page aligned.
 //
-// Written is only what differs, in stretches of at most four cache lines.
-// Reading both pages takes as long as copying one to the other would (the copy
-// reads what it overwrites, too), and it tells for nothing which pages a guest
-// has really changed; lines that are not written stay clean and need not go
-// back to memory.
+// Writes only what differs, in stretches of at most four cache lines. Reading
+// both pages takes as long as copying one to the other would (the copy reads
+// what it overwrites, too), and it tells at no cost which pages a guest has
+// really changed; lines that are not written stay clean and need not go back to
+// memory.
 //
-// `*unreadable` becomes true, and otherwise stays as it is, where `from` cannot
-// be read (see EndOfGuardedRead()); `to` has unspecified bytes then.
+// Sets `*unreadable` where `from` cannot be read (see EndOfGuardedRead()), and
+// otherwise leaves it alone; `to` has unspecified bytes then.
 //
 // Any thread; async-signal-safe.
 bool RestorePage(std::byte* to, const std::byte* from, bool* unreadable);
@@ -30,16 +30,17 @@ bool RestoreZeroPage(std::byte* to);
 // at `to` is unspecified then. Any thread; async-signal-safe.
 bool CopyGuarded(std::byte* to, const std::byte* from, size_t bytes);
 
-// Whether the kPageBytes at `page` differ from those at `initial`; also where
-// the latter cannot be read. Any thread; async-signal-safe.
+// Whether the kPageBytes at `page` differ from those at `initial`; true also
+// where the latter cannot be read. Any thread; async-signal-safe.
 bool DiffersFrom(const std::byte* page, const std::byte* initial);
 
 // The pages of an image may be those of a file, and a file can be cut short at
-// any time: to read them is a SIGBUS then. The instructions by which the
+// any time: reading them is a SIGBUS then. The instructions by which the
 // functions above read (and, in CopyGuarded(), write) are guarded: a fault
-// handler that finds one of them interrupted for good makes it fail
-// (FailGuardedRead() of fault_registers.h) and go on at the end of its block,
-// which this function returns. 0 for any other instruction.
+// handler that finds one of them interrupted, by a fault that it cannot
+// resolve, makes the read fail (FailGuardedRead() of fault_registers.h) and
+// continue at the end of its block, whose address this function returns.
+// Returns 0 for any other instruction.
 //
 // Any thread; async-signal-safe.
 uintptr_t EndOfGuardedRead(uintptr_t instruction) noexcept;

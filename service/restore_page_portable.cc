@@ -1,6 +1,6 @@
-// On the steady path: see restore_page.h. For a machine without a file of its
-// own beside this one. The kernel reads what may be unreadable, one call a
-// page: right everywhere, and slow.
+// On the steady path: see restore_page.h. For machines without a file of their
+// own beside this one. The kernel reads what may be unreadable, one call per
+// page: correct everywhere, and slow.
 
 #if !defined(__x86_64__) || defined(FIRSTTOUCH_PORTABLE)
 
@@ -53,7 +53,7 @@ bool DiffersFrom(const std::byte* page, const std::byte* initial) {
          std::memcmp(page, copy, kPageBytes) != 0;
 }
 
-// Nothing here faults for good.
+// No instruction here takes a fault that cannot be resolved.
 uintptr_t EndOfGuardedRead(uintptr_t) noexcept { return 0; }
 
 }  // namespace firsttouch

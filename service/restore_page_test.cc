@@ -80,7 +80,7 @@ TEST(RestorePageTest, ACopyIsWholeAndADifferenceIsFound) {
   }
 }
 
-// What the fault handler of a service does.
+// Does what the fault handler of a service does.
 void EndGuardedRead(int, siginfo_t*, void* ucontext) {
   auto& context = *static_cast<ucontext_t*>(ucontext);
   const uintptr_t end = EndOfGuardedRead(ProgramCounter(context));

@@ -12,9 +12,9 @@
 #include "firsttouch/uffd/units.h"
 
 // A block of instructions that EndOfGuardedRead() knows, with RAX as an operand
-// that is read and written: where the block begins and ends goes into a section
-// of its own, as distances from there, so that nothing has to be relocated. The
-// compiler may repeat a block.
+// that is read and written. The begin and the end of the block go into a
+// section of their own, as distances from there, so that nothing has to be
+// relocated. The compiler may duplicate a block.
 #define FIRSTTOUCH_GUARDED(instructions)              \
   "661:\n" instructions                               \
   "662:\n"                                            \
@@ -24,7 +24,7 @@
   ".long 662b - .\n"                                  \
   ".popsection\n"
 
-// The bounds of that section, from the linker.
+// The bounds of that section, defined by the linker.
 // NOLINTBEGIN(bugprone-reserved-identifier,readability-identifier-naming)
 extern "C"
     [[gnu::visibility("hidden")]] const int32_t __start_firsttouch_guarded[];
@@ -67,7 +67,7 @@ bool RestoreSse2(std::byte* to, const std::byte* from, bool* unreadable) {
   return changed;
 }
 
-// Looks at four lines at a time: what costs is the number of tests.
+// Looks at four lines at a time: the number of tests determines the cost.
 template <bool kToZeroes>
 [[gnu::target("avx2")]] bool RestoreAvx2(std::byte* to, const std::byte* from,
                                          bool* unreadable) {
@@ -98,8 +98,8 @@ template <bool kToZeroes>
     }
     if (failed != 0) break;
     changed = true;
-    // All four lines: to test which of them differ takes longer than to write
-    // those that do not.
+    // Writes all four lines: testing which of them differ takes longer than
+    // writing those that do not.
 #pragma GCC unroll 8
     for (int i = 0; i < kHalves; ++i) {
       _mm256_store_si256(halves + i, wanted[i]);

@@ -19,13 +19,13 @@
 namespace firsttouch {
 namespace run_trapped_internal {
 
-// One RunTrapped() that has not ended, in its frame.
+// A RunTrapped() that has not ended; lives in its frame.
 struct Run {
   uint32_t pool_id;
   uint32_t instance;
   uint32_t memory;
-  // Addresses of this memory and of the guards beside it lie below `end` and
-  // not below `begin`.
+  // The addresses of this memory and of the guards beside it are those from
+  // `begin` to below `end`.
   uintptr_t begin;
   uintptr_t end;
   Run* outer;
@@ -49,14 +49,15 @@ using run_trapped_internal::t_run;
 
 bool IsOf(const TrapInfo& trap, const Run& run) {
   if (trap.pool_id != run.pool_id) return false;
-  // Where two memories can be meant, it is the one whose code runs here.
+  // Where the address may belong to two memories, it belongs to the one whose
+  // code runs here.
   if (trap.memory == kNoMemory) {
     return trap.address >= run.begin && trap.address < run.end;
   }
   return trap.instance == run.instance && trap.memory == run.memory;
 }
 
-// In signal context.
+// Called in signal context.
 void LeaveRun(const TrapInfo& trap) {
   for (Run* run = t_run; run != nullptr; run = run->outer) {
     if (!IsOf(trap, *run)) continue;
@@ -65,8 +66,8 @@ void LeaveRun(const TrapInfo& trap) {
   }
 }
 
-// Takes a run off the thread's list however its frame is left, and with it
-// those inside of it, which a trap has skipped.
+// Removes a run from the thread's list however its frame is left, and with it
+// the runs nested in it, which a trap has skipped.
 class Listed {
  public:
   explicit Listed(Run& run) : run_(run) {
@@ -123,7 +124,8 @@ absl::Status RunTrapped(const Memory& memory, absl::FunctionRef<void()> run,
       .leave = {},
   };
   const Listed listed(here);
-  // The callback runs with the guest's own signal mask: there is none to save.
+  // The callback runs with the guest's own signal mask, so no mask needs to be
+  // saved.
   if (sigsetjmp(here.leave, 0) == 0) {
     run();
     return absl::OkStatus();

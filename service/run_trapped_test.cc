@@ -130,8 +130,8 @@ TEST_P(RunTrappedTest, TheMemoryGoesOnAfterManyTraps) {
   EXPECT_TRUE(memory.Release().ok());
 }
 
-// The upper end of the guard between two memories belongs to neither; but the
-// code that runs is that of one.
+// The upper end of the guard between two memories belongs to neither, but the
+// code that runs belongs to one of them.
 TEST_P(RunTrappedTest, AGuardThatTwoMemoriesReachBelongsToTheOneThatRuns) {
   const Memory first = Acquire();
   const Memory second = Acquire();
@@ -225,7 +225,7 @@ TEST_P(RunTrappedTest, APageThatCannotBeHadIsAnErrorOfItsOwn) {
   ASSERT_TRUE(image.ok()) << image.status();
   absl::StatusOr<Memory> memory = service_->Acquire({.image = *image});
   if (IsMappings(GetParam().supply)) {
-    // Mappings ask for every page beforehand.
+    // With mappings, acquiring needs every page beforehand.
     EXPECT_EQ(memory.status().code(), absl::StatusCode::kUnavailable);
     return;
   }

@@ -7,26 +7,26 @@
 //   if (!service.ok()) return service.status();
 //   absl::StatusOr<Memory> memory = (*service)->Acquire({.image = image});
 //
-// WHAT A TOUCH DOES. Inside the memory's size: the page appears, with the
-// image's bytes or zeroes, and the guest does not notice. Outside: a trap, see
-// service/trap.h. Nothing is ever made PROT_NONE for that (but for handler
-// threads before kernel 6.6, and where there is no userfaultfd): out of bounds
-// is "the page is not there and will not come".
+// WHAT A TOUCH DOES. Inside the memory's size the page appears, with the
+// image's bytes or zeroes, and the guest does not notice. Outside it is a trap,
+// see service/trap.h. Nothing is made PROT_NONE for that (except for handler
+// threads before kernel 6.6, and where there is no userfaultfd): an address is
+// out of bounds where no page is and none will come.
 //
-// WHEN NOT TO USE IT. Memory shared between processes, or by fork: a pool is
-// not inherited (MADV_DONTFORK). Memory that is passed to system calls without
-// Memory::MakeReady, unless faults of the kernel are served.
+// WHEN NOT TO USE IT. For memory that is shared between processes, or by fork:
+// a pool is not inherited (MADV_DONTFORK). For memory that is passed to system
+// calls without Memory::MakeReady, unless faults of the kernel are served.
 //
 // DESTRUCTION ORDER. A Service and its Memories may be destroyed in any order:
 // the pool stays mapped, and its userfaultfd open, until the last of them is
-// gone.
+// destroyed.
 //
 // Thread-safe. Not for signal handlers. In a child of fork(2) every call fails
 // with FailedPrecondition and touching a memory is SIGSEGV.
 //
-// WITHOUT USERFAULTFD, where kernel or container refuse it, a pool is supplied
-// by plain mappings (service/supply.h): the same interface and guarantees, at
-// the price of system calls.
+// WITHOUT USERFAULTFD, where kernel or container refuse it, plain mappings
+// supply a pool (service/supply.h): the interface and the guarantees are the
+// same, at the price of system calls.
 //
 // Kernel: 5.11 without privilege (USER_MODE_ONLY), 5.7 otherwise, for the
 // copied backing; 6.4 for the shared one; 4.14 without userfaultfd.
@@ -55,12 +55,12 @@ namespace firsttouch {
 
 struct ServicePool;
 
-// What a memory is to be.
+// The request for a memory.
 struct MemoryOptions {
-  // What it holds at first; null for zeroes. The memory keeps it alive. Keep an
-  // ImageRef of your own for as long as more memories are to start from it:
-  // when the last one has gone, no slot stays bound to it for the next lease
-  // (see Trim).
+  // The initial contents; null for zeroes. The memory keeps the image alive.
+  // Keep an ImageRef of your own for as long as more memories are to start from
+  // it: once the last one is dropped, no slot stays bound to the image for the
+  // next lease (see Trim).
   ImageRef image;
   // Bytes that may be touched; at least the image's size, at most the pool's
   // max_memory_bytes. 0 is legal: every touch traps. Unset: the image's size, 0
@@ -69,7 +69,8 @@ struct MemoryOptions {
   // Called, in signal context, for touches outside the bounds; may be null.
   TrapCallback trap_callback = nullptr;
   void* trap_user = nullptr;
-  // Until when to wait where every slot is in use; the default does not wait.
+  // The time until which to wait where every slot is in use; the default does
+  // not wait.
   absl::Time deadline = absl::InfinitePast();
 
   // The size that the memory begins with, in bytes.
@@ -96,7 +97,7 @@ class Service {
   // Memories that are held stay valid.
   ~Service();
 
-  // A memory of its own, for a pool with one memory per instance.
+  // Acquires a single memory, from a pool with one memory per instance.
   // ResourceExhausted when every slot is in use (until the deadline, if there
   // is one): names capacity, use and the option. InvalidArgument for a size
   // above the pool's maximum or below the image's, naming both. Gives the
@@ -104,43 +105,43 @@ class Service {
   // cycle: no system call, no lock shared with other threads, no allocation.
   absl::StatusOr<Memory> Acquire(const MemoryOptions& options);
 
-  // All memories of one instance: exactly memories_per_instance options, in
-  // order of their index. The instance is free again when the last of them is
-  // released; the slots' deadline is that of the first.
+  // Acquires all memories of one instance: takes exactly memories_per_instance
+  // options, in order of their index. The instance is free again when the last
+  // of them is released; the first option's deadline counts.
   absl::StatusOr<std::vector<Memory>> AcquireInstance(
       std::span<const MemoryOptions> options);
 
   // Gives back the private pages of free slots, the longest free first, until
-  // what the rest keep is within ServiceOptions::resident_budget_bytes; unset,
-  // all of them. Their next leases begin as ever, but more slowly. Returns the
-  // bytes given back. Any thread, at any time; an Acquire that wants a slot
-  // which is being trimmed waits for that.
+  // what the rest keep is within ServiceOptions::resident_budget_bytes; if that
+  // is unset, gives back all of them. The slots' next leases begin as usual,
+  // but more slowly. Returns the bytes given back. Any thread, at any time; an
+  // Acquire that wants a slot which is being trimmed waits for that.
   //
   // A free slot keeps its image mapped for the next lease of it, as long as
   // there is an ImageRef outside the pool. When the last of these is dropped,
-  // free slots unmap the image in the thread that drops it (some 10 us a slot),
-  // and leased slots do at their release; so the memory of an image ends with
-  // its last user. Trim and the slot's next use unmap what could not be
+  // free slots unmap the image in the thread that drops it (some 10 us per
+  // slot), and leased slots do at their release; so the memory of an image ends
+  // with its last user. Trim and the slot's next use unmap what could not be
   // unmapped then (at the mapping limit).
   //
-  // Errors: FailedPrecondition in a forked child; the first one
-  // that occurred (the slot is quarantined, the others are trimmed).
+  // Errors: FailedPrecondition in a forked child; otherwise the first error
+  // that occurred (its slot is quarantined, the others are trimmed).
   absl::StatusOr<uint64_t> Trim();
 
   ServiceStats Stats() const;
 
-  // What was picked and why, for people: some lines of text.
+  // What was chosen and why, for people: some lines of text.
   std::string Describe() const;
 
   const ServiceOptions& options() const;
-  // What supplies the memory; see service/supply.h.
+  // The kind of supply; see service/supply.h.
   Supply supply() const;
   // kShared with mappings.
   Backing backing() const;
   // Whether system calls work on any page, without MakeReady.
   bool serves_kernel_faults() const;
   const PoolLayout& layout() const;
-  // The pool's first address and its number in this process.
+  // The pool's first address, and the pool's number in this process.
   uintptr_t base() const;
   uint32_t pool_id() const;
 

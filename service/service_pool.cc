@@ -28,10 +28,10 @@ std::atomic<uint32_t> g_next_pool_id{1};
 
 std::atomic<uint64_t> g_next_pool_number{1};
 
-// In a forked child: the pools that the parent had are not mapped here, so that
-// one of ours may come to lie where the locator still has one of them. A pool
-// begins at a multiple of kLocatorChunkBytes, so that it covers the start of
-// each of its chunks.
+// Called in a forked child: the pools that the parent had are not mapped here,
+// so that one of ours may be placed where the locator still has one of them. A
+// pool begins at a multiple of kLocatorChunkBytes, so that it covers the start
+// of each of its chunks.
 void ForgetPoolsOfParent(const PoolEntry& entry) {
   for (uint64_t at = 0; at < entry.bytes; at += kLocatorChunkBytes) {
     const PoolEntry* there = FindPool(entry.base + at);
@@ -187,24 +187,23 @@ ServicePool::~ServicePool() {
   LivePools::Remove(this);
   if (!InOwnerProcess()) {
     // A forked child: the mappings are not there, and neither are the threads.
-    // Whatever these objects hold is left; what a supply has of it, the supply
-    // leaves.
+    // What these objects hold is leaked; a supply leaks its own parts.
     static_cast<void>(background_reclaim.release());
     static_cast<void>(slots.release());
     static_cast<void>(control.release());
     if (registered) UnregisterPool(&fault_pool.entry);
     return;
   }
-  // First nobody places pages any more (no guest code runs either), then the
-  // memory goes, and only then what guards it.
+  // First nothing places pages any more (no guest code runs either), then the
+  // memory is unmapped, and only then the userfaultfd that guards it is closed.
   background_reclaim.reset();
   if (supply != nullptr) supply->Stop();
   if (registered) UnregisterPool(&fault_pool.entry);
   reservation.reset();
   supply.reset();
   if (handler_installed) {
-    // Refused when somebody has installed a handler in front of ours: ours
-    // stays, as the one he chains to.
+    // Refused when another handler was installed in front of ours: ours stays,
+    // since that one may pass signals on to it.
     UninstallFaultHandler().IgnoreError();
   }
 }
@@ -243,7 +242,7 @@ ServiceStats ServicePool::Stats() const {
   stats.slots = layout.slots();
   const uint64_t per_instance = layout.options().memories_per_instance;
   const uint64_t in_use = allocator->in_use() * per_instance;
-  // The counts are of slightly different moments.
+  // The two counts are from slightly different moments.
   stats.slots_in_use = in_use - std::min(in_use, parked);
   stats.slots_quarantined = allocator->quarantined() * per_instance;
   return stats;

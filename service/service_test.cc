@@ -38,7 +38,7 @@ class ServiceTest : public testing::TestWithParam<Way> {
  protected:
   void SetUp() override { MakeService({}); }
 
-  // Options with what the tests use filled in where it is unset.
+  // Fills unset options with what the tests use.
   void MakeService(ServiceOptions options, uint32_t handler_threads = 1) {
     options.name = "test";
     options.layout.instances = 3;
@@ -194,7 +194,7 @@ TEST_P(ServiceTest, ATouchOutsideTheSizeTrapsAndNamesTheOffset) {
     ASSERT_TRUE(trap.has_value()) << offset;
     EXPECT_EQ(trap->access, Access::kWrite);
   }
-  // As much of the guard can be reached from the memory behind.
+  // The memory behind can reach this much of the guard.
   for (uint64_t offset : {kMax, kMax + kGuard - 1}) {
     std::optional<TrapInfo> trap = TrapOf([&] { Load(memory, offset); });
     ASSERT_TRUE(trap.has_value()) << offset;
@@ -219,7 +219,8 @@ TEST_P(ServiceTest, ATouchInFrontOfThePoolHasANegativeOffset) {
       EXPECT_EQ(trap->instance, 0u);
       EXPECT_EQ(trap->offset_bytes, -5);
     } else {
-      // The memory before can reach as far, so it is nobody's.
+      // The memory before can reach as far, so that the touch belongs to
+      // neither.
       EXPECT_EQ(trap->instance, kNoMemory);
       EXPECT_EQ(trap->memory, kNoMemory);
       EXPECT_EQ(trap->offset_bytes, 0);
@@ -248,7 +249,7 @@ TEST_P(ServiceTest, ASizeOfZeroIsLegalAndEveryTouchTraps) {
 
 TEST_P(ServiceTest, GrowthShowsZeroesAndMovesTheBound) {
   Memory memory = MustAcquire({.size_bytes = 2 * kPageBytes});
-  // A page that trapped before it was in bounds must be as any other.
+  // A page that trapped before it was in bounds must be like any other.
   ASSERT_TRUE(TrapOf([&] { Load(memory, 2 * kPageBytes); }).has_value());
   EXPECT_EQ(memory.Grow(5 * kPageBytes), absl::OkStatus());
   EXPECT_EQ(memory.size_bytes(), 5 * kPageBytes);
@@ -300,8 +301,8 @@ TEST_P(ServiceTest, ASizeThatEndsInsideAPageTrapsBehindThePage) {
   ASSERT_EQ(memory.GrowBy(3).value(), 5000u);
   EXPECT_EQ(memory.size_bytes(), 5003u);
   EXPECT_EQ(Load(memory, 5002), 0);
-  // The rest of the last page is reachable once the page is there, and clean
-  // for the next.
+  // The rest of the last page can be touched once the page is present, and is
+  // zero for the next lease.
   Store(memory, 5002, 1);
   Store(memory, 6000, 9);
   memory = Memory();
@@ -370,7 +371,7 @@ TEST_P(ServiceTest, ASnapshotIsWhatTheMemoryHeld) {
 }
 
 TEST_P(ServiceTest, ASnapshotRightAfterAFirstWriteHasIt) {
-  // A handler thread may still be at its notes when the write is done.
+  // A handler thread may still be making its notes when the write is done.
   for (int i = 0; i < 300; ++i) {
     Memory memory = MustAcquire({.size_bytes = kMax});
     Store(memory, (i % 64) * kPageBytes, 1);
@@ -391,7 +392,8 @@ TEST_P(ServiceTest, SystemCallsWorkOnARangeThatWasMadeReady) {
     const std::string text(3 * kPageBytes, 'x');
     ASSERT_EQ(write(pipe_fds[1], text.data(), text.size()),
               static_cast<ssize_t>(text.size()));
-    // Over image pages and zero pages, from the middle of a page.
+    // The range has image pages and zero pages, and begins in the middle of a
+    // page.
     const uint64_t offset = 10 * kPageBytes + 100;
     ASSERT_EQ(memory.MakeReady(offset, text.size(), Access::kWrite),
               absl::OkStatus());
@@ -458,8 +460,8 @@ TEST_P(ServiceTest, UseAfterReleaseIsAClearError) {
 
 TEST_P(ServiceTest, ATouchAfterReleaseOfAMissingPageTraps) {
   Memory memory = MustAcquire({.size_bytes = 4 * kPageBytes});
-  // Mappings stay accessible up to the initial size; beyond, also what was in
-  // bounds a moment ago traps.
+  // Mappings stay accessible up to the initial size; beyond it, a page that was
+  // in bounds a moment ago traps, too.
   uint64_t page = 3;
   if (GetParam().by_mappings()) {
     page = 6;
@@ -588,7 +590,7 @@ TEST_P(ServiceTest, ThreadsThatTouchTheSamePagesAtOnceAgree) {
     }
     for (std::thread& thread : threads) thread.join();
     EXPECT_EQ(wrong.load(), 0u);
-    // No write was lost to a page that came a second time.
+    // No write was lost to a page that was placed a second time.
     for (uint64_t page = 0; page < 64; ++page) {
       for (int t = 0; t < 4; ++t) {
         ASSERT_EQ(Load(memory, page * kPageBytes + 8 + t), 0x40 + t)
@@ -607,14 +609,14 @@ TEST_P(ServiceTest, ASteadyGuestFaultsOnlyTheFirstTime) {
     Memory memory = MustAcquire({.image = image, .size_bytes = kMax});
     for (uint64_t page : {1, 5, 9, 33}) Store(memory, page * kPageBytes, 1);
   };
-  // Until pages that came along with others are dropped again.
+  // Repeats until pages that came along with others are dropped again.
   for (int i = 0; i < 100; ++i) cycle();
   const ServiceStats before = service_->Stats();
   for (int i = 0; i < 100; ++i) cycle();
   const ServiceStats after = service_->Stats();
   EXPECT_EQ(after.faults(), before.faults());
   EXPECT_EQ(after.handovers, before.handovers + 100);
-  // Mappings: one scan a release, or one call that drops; no mprotect.
+  // Mappings: one scan per release, or one call that drops; no mprotect.
   EXPECT_EQ(after.kernel_calls,
             before.kernel_calls + (GetParam().by_mappings() ? 100 : 0));
   if (GetParam().supply == Supply::kMappingsDrop) {
@@ -659,12 +661,12 @@ TEST_P(ServiceTest, WhoeverReadsUpwardsGetsMoreOfTheImageAtAFault) {
         << page;
   }
   const ServiceStats stats = service_->Stats();
-  // A handler thread counts after it woke the one that waits.
+  // A handler thread counts after it has woken the waiting thread.
   const bool settled = GetParam().resolve == Resolve::kInThread;
   if (settled && GetParam().backing == Backing::kShared &&
       !GetParam().by_mappings()) {
-    // 16, 32, 64, 128 and 256 pages, and the last 16; the zero page is
-    // none of the image's.
+    // 16, 32, 64, 128 and 256 pages, and the last 16; the zero page is not one
+    // of the image's.
     EXPECT_EQ(stats.minor_faults, 6u);
     EXPECT_EQ(stats.missing_read_faults, 1u);
     EXPECT_EQ(stats.pages_mapped, 511u);
@@ -689,7 +691,7 @@ TEST_P(ServiceTest, WhoeverWritesUpwardsGetsMorePrivatePagesAtAFault) {
   for (uint64_t page = 0; page < 120; ++page) {
     Store(memory, page * kPageBytes, ~initial[page * kPageBytes]);
   }
-  // A handler thread counts after it woke the one that waits.
+  // A handler thread counts after it has woken the waiting thread.
   const bool settled = GetParam().resolve == Resolve::kInThread;
   if (settled) {
     EXPECT_EQ(memory.CountPages().changed, 120u);
@@ -697,7 +699,7 @@ TEST_P(ServiceTest, WhoeverWritesUpwardsGetsMorePrivatePagesAtAFault) {
   if (settled && GetParam().backing == Backing::kShared &&
       !GetParam().by_mappings()) {
     const ServiceStats stats = service_->Stats();
-    // The fault-around range that was read is there, and stays shared until
+    // The fault-around range that was read is present, and stays shared until
     // each of its pages is written; nothing else is mapped.
     EXPECT_EQ(stats.minor_faults, 1u);
     EXPECT_EQ(stats.pages_mapped, 16u);
@@ -743,8 +745,8 @@ TEST_P(ServiceTest, APageThatNoLongerChangesIsGivenBack) {
     cycle({1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 34, 36});
   }
   for (int i = 0; i < 40; ++i) cycle({1, 3});
-  // Without PAGEMAP_SCAN a release drops the zero pages, 34 and 36, so
-  // that they never get retained.
+  // Without PAGEMAP_SCAN a release drops the zero pages, 34 and 36, so that
+  // they never become retained.
   EXPECT_GE(demoted(), HasPagemapScan() ? 10u : 8u);
   const ServiceStats before = service_->Stats();
   for (int i = 0; i < 10; ++i) cycle({1, 3});
@@ -799,7 +801,7 @@ TEST_P(ServiceTest, AGuestThatGrowsByTheSameEachTimeFindsItsPagesThere) {
   const ServiceStats before = service_->Stats();
   cycle();
   EXPECT_EQ(service_->Stats().faults(), before.faults());
-  // A lease that stays small has nothing behind its bounds.
+  // Nothing is present behind the bounds of a lease that stays small.
   Memory small = MustAcquire({.size_bytes = 8 * kPageBytes});
   EXPECT_TRUE(TrapOf([&] { Load(small, 8 * kPageBytes); }).has_value());
 }
@@ -925,7 +927,7 @@ TEST_P(ServiceTest, AnImageFromAFileIsThereAtFirstTouch) {
   const std::vector<uint8_t> initial = InitialBytes(built, kMax);
   for (int i = 0; i < 3; ++i) {
     Memory memory = MustAcquire({.image = image, .size_bytes = kMax});
-    // In the middle, by a write and by a read, then all of it.
+    // Touches the middle, by a write and by a read, then everything.
     Store(memory, 20 * kPageBytes + 9, 1);
     EXPECT_EQ(Load(memory, 20 * kPageBytes), initial[20 * kPageBytes]);
     EXPECT_EQ(Load(memory, 25 * kPageBytes), initial[25 * kPageBytes]);
@@ -934,7 +936,7 @@ TEST_P(ServiceTest, AnImageFromAFileIsThereAtFirstTouch) {
   }
 }
 
-// How many threads of this process have this name.
+// The number of threads of this process with this name.
 int ThreadsNamed(const std::string& name) {
   int count = 0;
   for (const auto& task :
@@ -974,12 +976,12 @@ TEST_P(ServiceTest, HolesThatWereProtectedAndDroppedAreZeroPagesAgain) {
     Memory memory = MustAcquire({.image = image, .size_bytes = kMax});
     EXPECT_EQ(Load(memory, 20 * kPageBytes), 0);
     if (cycle % 2 == 0) {
-      // More than may be retained.
+      // Writes more pages than may be retained.
       for (uint64_t page = 40; page < 60; ++page) {
         Store(memory, page * kPageBytes, 1);
       }
     } else {
-      // Neighbours of the page that was read are there for the kernel, too.
+      // The kernel finds the neighbours of the page that was read present, too.
       int ends[2];
       ASSERT_EQ(pipe(ends), 0);
       ASSERT_EQ(
@@ -1049,8 +1051,8 @@ TEST_P(ServiceTest, TheRestOfTheLastPageNeverHangs) {
   ASSERT_TRUE(part.ok()) << part.status();
   Memory tail = MustAcquire({.image = *part, .size_bytes = 5000});
   EXPECT_EQ(Load(tail, 4096), Load(memory, 4096));
-  // Mapped and protected by now. In-thread a first write there is seen, and is
-  // a trap; a handler thread and mprotect tell pages only.
+  // The page is mapped and protected by now. In-thread a first write there is
+  // seen, and is a trap; handler threads and mprotect work by whole pages.
   const bool trapped = TrapOf([&] { Store(tail, 6000, 1); }).has_value();
   EXPECT_EQ(trapped, GetParam().resolve == Resolve::kInThread &&
                          !GetParam().by_mappings());
@@ -1084,7 +1086,8 @@ TEST_P(ServiceTest, APoisonedPageIsATrapAlsoWhereItLooksLikeBadMemory) {
     EXPECT_EQ(outcome, FaultOutcome::kResolved);
     EXPECT_EQ(calls, 1);
   } else {
-    // Nobody poisons pages here: it is bad memory, and the host's to know.
+    // Nothing poisons pages here: it is a hardware memory error, for the host
+    // to handle.
     EXPECT_EQ(outcome, FaultOutcome::kNotMine);
     EXPECT_EQ(calls, 0);
   }
@@ -1164,7 +1167,7 @@ TEST_P(InstanceTest, MemoriesOfOneInstanceComeAndGoTogether) {
     ASSERT_TRUE(trap.has_value());
     EXPECT_EQ(trap->memory, 2u);
     EXPECT_EQ(trap->instance, (*first)[0].instance());
-    // Two of three released: the instance is still in use.
+    // Two of three memories are released: the instance is still in use.
     first->erase(first->begin());
     first->erase(first->begin());
     EXPECT_EQ((*service)->AcquireInstance(wanted).status().code(),

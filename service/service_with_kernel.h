@@ -1,4 +1,4 @@
-// Service::Create() with the kernel and the supply passed in: for tests.
+// Service::Create() with the kernel and the supply passed in, for tests.
 
 #ifndef FIRSTTOUCH_SERVICE_SERVICE_WITH_KERNEL_H_
 #define FIRSTTOUCH_SERVICE_SERVICE_WITH_KERNEL_H_
@@ -19,7 +19,7 @@ class ServiceMaker {
       ServiceOptions options, Kernel& kernel, SupplyOpener open_supply);
 };
 
-// The same, over what supplies a pool's memory outside of tests.
+// The same with the supply that is used outside of tests.
 absl::StatusOr<std::unique_ptr<Service>> CreateService(ServiceOptions options,
                                                        Kernel& kernel);
 

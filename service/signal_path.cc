@@ -32,8 +32,8 @@ using TrapGuard = void (*)(const TrapInfo& trap);
 std::atomic<TrapGuard> g_trap_guard{nullptr};
 static_assert(std::atomic<TrapGuard>::is_always_lock_free);
 
-// Gives the interrupted code's signal mask back, where what follows may take
-// long or leave by longjmp: in a callback, or in a wait.
+// Restores the interrupted code's signal mask, before a step that may take long
+// or leave by longjmp: a callback, or a wait.
 void RestoreMask(const ucontext_t& context) {
   ChangeSignalMask(SIG_SETMASK, SignalSetOf(context.uc_sigmask));
 }
@@ -57,16 +57,17 @@ void SayCannotSupply(const FaultPool& fault_pool, const Location& where,
       .WriteLine(STDERR_FILENO);
 }
 
-// An alternate stack with SS_AUTODISARM is none while a handler runs on it, and
-// would stay none for a callback that leaves by longjmp. So that the thread
-// keeps it, it is put back without that flag. Whoever returns gets all of it
-// back with the interrupted code's context.
+// The kernel disables an alternate stack with SS_AUTODISARM while a handler
+// runs on it, and it would stay disabled after a callback that leaves by
+// longjmp. So that the thread keeps it, it is put back without that flag. A
+// handler that returns restores all of it with the interrupted code's context.
 void KeepAlternateStack(const ucontext_t& context) {
   // Bit 31 (SS_AUTODISARM of <linux/signal.h>).
   constexpr unsigned kAutoDisarm = 1u << 31;
   stack_t stack = context.uc_stack;
   if (static_cast<unsigned>(stack.ss_flags) != kAutoDisarm) return;
-  // Only what this handler runs on: a host may have made up the context.
+  // Only the stack that this handler runs on: a host may have made up the
+  // context.
   const uintptr_t here = reinterpret_cast<uintptr_t>(&stack);
   const auto low = reinterpret_cast<uintptr_t>(stack.ss_sp);
   if (here - low >= stack.ss_size) return;
@@ -75,7 +76,7 @@ void KeepAlternateStack(const ucontext_t& context) {
 }
 
 // Adds to a last line what keeps faults from reaching a handler in this thread,
-// where something does.
+// if anything does.
 void SayWhatKeepsSignals(RawText& text, const ucontext_t& context) {
   struct KernelAction {
     uintptr_t handler;
@@ -101,7 +102,7 @@ void SayWhatKeepsSignals(RawText& text, const ucontext_t& context) {
   }
 }
 
-// Says of a touch in the part of a guard that two memories can reach that no
+// Reports a touch in the part of a guard that two memories can reach, where no
 // callback took it.
 void SayUnowned(const FaultPool& fault_pool, const Location& where,
                 const TrapInfo& trap, const ucontext_t& context) {
@@ -134,13 +135,13 @@ void SayUnowned(const FaultPool& fault_pool, const Location& where,
   text.WriteLine(STDERR_FILENO);
 }
 
-// `failed`: of a touch in bounds, what could not be done about it.
+// `failed`: for a touch in bounds, what could not be done about it.
 FaultOutcome Trap(FaultPool& fault_pool, const Location& where,
                   uintptr_t address, ucontext_t& context,
                   const FaultResult& failed) {
   SlotState& slot = fault_pool.slots[where.slot];
   Count(slot.counters.traps);
-  // Where two memories can be meant, a callback of the wrong one may leave by a
+  // Where the touch may belong to two memories, a callback of the wrong one may
   // jump to another thread's stack.
   const bool owned = where.place != Place::kGuardUnowned;
   TrapInfo trap;
@@ -209,8 +210,8 @@ FaultOutcome Trap(FaultPool& fault_pool, const Location& where,
   return FaultOutcome::kUnhandledTrap;
 }
 
-// Whether a snapshot had made the memory read-only when it was written to; then
-// it no longer is. Waiting for that holds nothing, and is done with the
+// Whether a snapshot had made the memory read-only when it was written to; it
+// is writable again on return. The wait holds no lock, and runs with the
 // interrupted code's mask: a handler that interrupts it may leave by longjmp.
 bool WasFrozen(SlotState& slot, const ucontext_t& context) {
   bool waited = false;
@@ -220,8 +221,8 @@ bool WasFrozen(SlotState& slot, const ucontext_t& context) {
     waited = true;
   }
   if (waited) return true;
-  // Or it was over before we looked. Not for ever: somebody else may have made
-  // the page read-only.
+  // Or the snapshot was over before we looked. This is assumed a limited number
+  // of times: other code may have made the page read-only.
   uint32_t left = slot.late_writes.load(std::memory_order_relaxed);
   while (left != 0 && !slot.late_writes.compare_exchange_weak(
                           left, left - 1, std::memory_order_relaxed)) {
@@ -229,12 +230,11 @@ bool WasFrozen(SlotState& slot, const ucontext_t& context) {
   return left != 0;
 }
 
-// Whether a release or Reset that restores the memory in this thread goes on
-// after a touch that nothing else resolves: of a page that somebody has
-// unmapped or made inaccessible while the memory was held (munmap, mremap,
-// mprotect, MADV_GUARD_INSTALL), or whose contents are not to be had any more.
-// The page is made accessible, with any contents, and the slot is not used
-// again.
+// Whether a release or Reset that restores the memory in this thread can go on
+// after a touch that nothing else resolves: other code has unmapped the page or
+// made it inaccessible while the memory was held (munmap, mremap, mprotect,
+// MADV_GUARD_INSTALL), or its contents are not to be had any more. The page is
+// made accessible, with any contents, and the slot is not used again.
 bool GoesOnWithoutPage(FaultPool& fault_pool, SlotState& slot,
                        uintptr_t address) {
   const SlotLifecycle lifecycle =
@@ -246,8 +246,8 @@ bool GoesOnWithoutPage(FaultPool& fault_pool, SlotState& slot,
   }
   const uintptr_t page = RoundDownToPage(address);
   constexpr int kAccessible = PROT_READ | PROT_WRITE;
-  // Nothing is mapped there, or not with these rights, or not to be filled. Not
-  // over anything that has come to lie in a hole.
+  // Nothing is mapped there, or not with these rights, or it cannot be filled.
+  // MAP_FIXED_NOREPLACE spares anything that was mapped into a hole since.
   constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
   constexpr int kMapFixedNoreplace = 0x100000;  // 4.17
   const bool was_hole = fault_pool.kernel
@@ -255,7 +255,7 @@ bool GoesOnWithoutPage(FaultPool& fault_pool, SlotState& slot,
                                    kFlags | kMapFixedNoreplace, -1, 0)
                             .ok();
   if (!was_hole) {
-    // A page that is accessible, and still faults, can only be replaced.
+    // A page that is accessible and still faults can only be replaced.
     const bool replace = slot.lost_page.load(std::memory_order_relaxed) == page;
     const CallResult opened =
         replace ? fault_pool.kernel->Mmap(page, kPageBytes, kAccessible,
@@ -268,8 +268,8 @@ bool GoesOnWithoutPage(FaultPool& fault_pool, SlotState& slot,
   return true;
 }
 
-// Ends a guarded read (restore_page.h) that faults, where it is one: of a page
-// of an image whose file was cut short.
+// If the fault is in a guarded read (restore_page.h), ends that read: it read a
+// page of an image whose file was cut short.
 bool EndGuardedRead(ucontext_t& context) {
   const uintptr_t end = EndOfGuardedRead(ProgramCounter(context));
   if (end == 0) return false;
@@ -284,7 +284,7 @@ void SetTrapGuard(TrapGuard guard) noexcept {
 }
 
 FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
-  // Others were sent by someone (kill, sigqueue).
+  // Other signals were sent by a process (kill, sigqueue).
   const bool page_fault =
       (signal == SIGBUS &&
        (info->si_code == BUS_ADRERR || info->si_code == BUS_MCEERR_AR)) ||
@@ -302,8 +302,8 @@ FaultOutcome HandleFault(int signal, siginfo_t* info, void* ucontext) noexcept {
   // In a forked child the pool is not mapped, and the userfaultfd, if it was
   // inherited, would change the parent.
   if (!fault_pool.InOwnerProcess()) return FaultOutcome::kNotMine;
-  // A kernel with CONFIG_MEMORY_FAILURE reports a poisoned page as it does a
-  // hardware memory error; without UFFDIO_POISON it can only be the latter.
+  // A kernel with CONFIG_MEMORY_FAILURE reports a poisoned page as a hardware
+  // memory error; without UFFDIO_POISON it can only be a real one.
   const bool may_be_poisoned =
       fault_pool.resolve == Resolve::kHandlerThread && fault_pool.poison;
   if (signal == SIGBUS && info->si_code == BUS_MCEERR_AR && !may_be_poisoned) {

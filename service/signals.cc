@@ -28,8 +28,8 @@ namespace {
 
 constexpr int kSignals[] = {SIGBUS, SIGSEGV};
 
-// Counts installs and uninstalls: a check made under one value need not be made
-// again.
+// Counts installs and uninstalls: a check is valid as long as this value has
+// not changed.
 std::atomic<uint32_t> g_changes{1};
 
 struct Installs {
@@ -68,11 +68,12 @@ class ThreadAlternateStack {
     if (mapping_ == nullptr) return;
     stack_t present;
     if (sigaltstack(nullptr, &present) != 0) return;
-    // Somebody else's, put in later, stays.
+    // A stack that other code has installed later stays.
     if (IsOurs(present)) {
       stack_t disable = {};
       disable.ss_flags = SS_DISABLE;
-      // Running on it still (a thread that ends inside a handler): leave it.
+      // The thread still runs on it (it ends inside a handler): leave it
+      // mapped.
       if (sigaltstack(&disable, nullptr) != 0) return;
     }
     munmap(mapping_, bytes_);
@@ -101,10 +102,11 @@ class ThreadAlternateStack {
       if (absl::Status status = Map(frame); !status.ok()) return status;
     }
     stack_t stack = {};
-    // The guard page counts as a part of it. The kernel takes the red zone, 128
-    // bytes, off the stack pointer before it asks whether a signal comes on the
-    // alternate stack: on the last bytes above its low end the answer would be
-    // no, and the next frame would go to the top, over frames in use.
+    // The guard page is declared as a part of the stack. The kernel takes the
+    // red zone, 128 bytes, off the stack pointer before it checks whether a
+    // signal comes on the alternate stack: for the last bytes above its low end
+    // the answer would be no, and the next frame would go to the top, over
+    // frames in use.
     stack.ss_sp = mapping_;
     stack.ss_size = bytes_;
     if (sigaltstack(&stack, nullptr) != 0) {
@@ -166,7 +168,7 @@ void Publish(std::atomic<PreviousAction*>& place,
   place.store(previous, std::memory_order_release);
 }
 
-// Notes `present`, which ours is about to replace.
+// Notes `present`, which our handler is about to replace.
 void NotePrevious(int signal, const struct sigaction& present, bool fresh) {
   std::atomic<PreviousAction*>& previous =
       g_previous_actions[SlotOfSignal(signal)];
@@ -174,18 +176,18 @@ void NotePrevious(int signal, const struct sigaction& present, bool fresh) {
       g_actions_in_front[SlotOfSignal(signal)];
   const PreviousAction* const base = previous.load(std::memory_order_relaxed);
   if (fresh || base == nullptr || !IsFunction(present)) {
-    // Nothing there can be passing on to ours.
+    // Nothing there can be passing signals on to our handler.
     Publish(previous, present);
     in_front.store(nullptr, std::memory_order_release);
   } else if (present.sa_handler == base->action.sa_handler) {
-    // What was there before us has been put back.
+    // The action before our first install has been put back.
     in_front.store(nullptr, std::memory_order_release);
   } else {
     Publish(in_front, present);
   }
 }
 
-// Puts back what stands directly behind ours.
+// Puts back the action directly behind ours.
 void Restore(int signal) {
   const int slot = SlotOfSignal(signal);
   const PreviousAction* const in_front =
@@ -206,7 +208,7 @@ absl::Status InstallFor(int signal, bool fresh) {
         errno, absl::StrCat("sigaction(2) for ", NameOfSignal(signal)).c_str());
   }
   if (IsOurs(present)) return absl::OkStatus();
-  // First: from the moment ours is in place it may have to chain.
+  // Noted first: as soon as our handler is in place it may have to chain.
   NotePrevious(signal, present, fresh);
   const struct sigaction ours = OurAction();
   struct sigaction now = {};
@@ -227,7 +229,7 @@ absl::Status InstallFor(int signal, bool fresh) {
 
 void FillFaultHandlerMask(sigset_t* mask) {
   sigemptyset(mask);
-  // Not by sigaddset(3), which leaves out what the C library keeps to itself.
+  // Not by sigaddset(3), which skips the signals that the C library reserves.
   memcpy(mask, &kAsynchronousSignals, sizeof(kAsynchronousSignals));
 }
 
@@ -241,7 +243,7 @@ absl::Status InstallFaultHandler() {
   for (size_t i = 0; i < std::size(kSignals); ++i) {
     absl::Status status = InstallFor(kSignals[i], fresh);
     if (status.ok()) continue;
-    // Only what this call may have put in place.
+    // Undoes only what this call may have put in place.
     for (size_t done = 0; installs.count == 0 && done < i; ++done) {
       Restore(kSignals[done]);
     }
@@ -299,7 +301,8 @@ absl::Status CheckFaultHandler() {
                present.sa_handler == base->action.sa_handler) {
       now = "what it was before the fault handler was installed";
     }
-    // Another function may pass on to ours, as whoever puts one in front must.
+    // Another function may pass signals on to ours, as any handler in front
+    // must.
     if (now == nullptr) continue;
     return absl::FailedPreconditionError(absl::StrCat(
         "the action for ", NameOfSignal(signal), " is ", now,

@@ -52,7 +52,7 @@ std::unique_ptr<Service> MakeService(SignalOwnership signals,
   return MakeService(Options(signals, callback));
 }
 
-// What the host's own handler saw.
+// What the host's own handler has seen.
 struct HostSaw {
   sigjmp_buf jump;
   int calls = 0;
@@ -120,7 +120,7 @@ class WithActions {
   struct sigaction old_segv_;
 };
 
-// A page that nobody may touch, not ours.
+// A page, not ours, that may not be touched.
 volatile char* ForbiddenPage() {
   static void* const page =
       mmap(nullptr, kPageBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -143,12 +143,13 @@ TEST(SignalsTest, AForeignFaultReachesThePreviousHandlerAsBefore) {
   EXPECT_EQ(g_host.signal, SIGSEGV);
   EXPECT_EQ(g_host.code, SEGV_ACCERR);
   EXPECT_EQ(g_host.address, const_cast<char*>(ForbiddenPage()) + 17);
-  // The mask that the host asked for, and not ours, which blocks nearly all.
+  // The mask is the one that the host asked for, not ours, which blocks nearly
+  // all.
   EXPECT_TRUE(g_host.usr1_blocked);
   EXPECT_FALSE(g_host.usr2_blocked);
   EXPECT_TRUE(g_host.itself_blocked);
 
-  // Our own faults still do not get there.
+  // Our own faults still do not reach the host's handler.
   absl::StatusOr<Memory> memory = service->Acquire({.size_bytes = kSize});
   ASSERT_TRUE(memory.ok()) << memory.status();
   Store(*memory, 5, 1);
@@ -264,7 +265,8 @@ TEST(SignalsDeathTest, ADefaultActionWithSiginfoKillsByItsSignal) {
       testing::KilledBySignal(SIGSEGV), "");
 }
 
-// Stands in front of ours, and makes the touch legal once ours has been asked.
+// Stands in front of our handler, and makes the touch legal once ours has been
+// asked.
 struct sigaction g_ours;
 void HostHandlerThatOpensThePage(int signal, siginfo_t* info, void* context) {
   g_ours.sa_sigaction(signal, info, context);
@@ -286,7 +288,7 @@ TEST(SignalsDeathTest, AFaultThatKillsDoesSoThoughTheTouchBecameLegal) {
       testing::KilledBySignal(SIGSEGV), "");
 }
 
-// A memory error that a scrubber found, in memory that nobody touched.
+// A memory error that a scrubber found, in memory that no code touched.
 int SendMemoryErrorOptional() {
   siginfo_t info = {};
   info.si_signo = SIGBUS;
@@ -318,7 +320,7 @@ TEST(SignalsTest, AMemoryErrorThatNobodyTouchedCanBeIgnored) {
   EXPECT_EQ(after.sa_sigaction, before.sa_sigaction);
 }
 
-// What the two memories' and the service's callbacks below were told.
+// What the callbacks of the two memories and of the service have been told.
 struct Told {
   int by_memory[2] = {0, 0};
   int by_service = 0;
@@ -370,7 +372,7 @@ TEST(SignalsTest, ATouchBetweenTwoMemoriesIsToldToNeither) {
     const std::byte* const below = memories[front].base();
     const std::byte* const above = memories[1 - front].base();
 
-    // Below the memory behind: eight bytes, and as far as it may reach.
+    // Below the memory behind: by eight bytes, and by as much as it can reach.
     for (const std::byte* address : {above - 8, above - unowned}) {
       TouchAndBeTold(address);
       EXPECT_EQ(g_told.by_memory[0], 0);
@@ -383,15 +385,16 @@ TEST(SignalsTest, ATouchBetweenTwoMemoriesIsToldToNeither) {
       EXPECT_EQ(g_told.trap.size_bytes, 0u);
       EXPECT_EQ(g_told.trap.address, reinterpret_cast<uintptr_t>(address));
     }
-    // Where the memory behind cannot reach, it was the one in front.
+    // Where the memory behind cannot reach, the touch is of the memory in
+    // front.
     if (unowned < 16 * kPageBytes) {
       TouchAndBeTold(above - unowned - 1);
       EXPECT_EQ(g_told.by_memory[front], 1);
       EXPECT_EQ(g_told.by_service, 0);
       EXPECT_EQ(g_told.trap.instance, memories[front].instance());
     }
-    // The first memory has the guard in front of it for itself, and the last
-    // one the guard behind.
+    // The guard in front of the first memory belongs to it alone, and so does
+    // the guard behind the last memory.
     if (guard_before > 0) {
       TouchAndBeTold(below - 8);
       EXPECT_EQ(g_told.by_memory[front], 1);
@@ -430,7 +433,7 @@ TEST(SignalsTest, AJumpOutOfBoundsIsAnInstructionFetch) {
   EXPECT_EQ(trap->access, Access::kExecute);
   EXPECT_EQ(trap->offset_bytes, static_cast<int64_t>(kSize + 16));
   EXPECT_EQ(trap->program_counter, reinterpret_cast<uintptr_t>(target));
-  // Others are what they were.
+  // Other kinds of access are reported as before.
   EXPECT_EQ(TrapOf([&] { Load(*memory, kSize); })->access, Access::kRead);
   EXPECT_EQ(TrapOf([&] { Store(*memory, kSize, 1); })->access, Access::kWrite);
   EXPECT_EQ(memory->MakeReady(0, 1, Access::kExecute),
@@ -540,7 +543,7 @@ TEST(AlternateStackTest, IsMadeOnDemandAndIsLargeEnough) {
 
 TEST(AlternateStackTest, AStackThatIsTooSmallIsNamedWithBothSizes) {
   OnFreshThread([] {
-    // What the kernel takes, but no handler of ours could run on.
+    // A size that the kernel accepts, but that no handler of ours could run on.
     const size_t bytes = std::max<size_t>(getauxval(AT_MINSIGSTKSZ), 2048);
     std::vector<char> memory(bytes);
     stack_t small = {};
@@ -642,7 +645,7 @@ TEST(AlternateStackTest, OneThatDisarmsItselfIsThereAfterATrap) {
   });
 }
 
-// By the steady way, which looks at nothing of the kernel's.
+// Acquires on the steady path, which asks the kernel nothing.
 TEST(AlternateStackTest, AThreadThatReleasesAnothersMemoryAndAcquiresGetsOne) {
   const auto service = MakeService(SignalOwnership::kInstall);
   absl::StatusOr<Memory> memory = service->Acquire({.size_bytes = kSize});
@@ -655,8 +658,8 @@ TEST(AlternateStackTest, AThreadThatReleasesAnothersMemoryAndAcquiresGetsOne) {
   });
 }
 
-// Uses a quarter of a MiB of stack, which no alternate stack of ours has, and
-// vector registers.
+// Uses a quarter of a MiB of stack, more than any alternate stack of ours has,
+// and vector registers.
 int g_deep_entries = 0;
 int g_deep_calls = 0;
 uintptr_t g_deep_stack = 0;
@@ -672,7 +675,7 @@ __attribute__((noinline)) void UseAQuarterOfAMiB(siginfo_t* info) {
            kPageBytes, PROT_READ | PROT_WRITE);
 }
 void DeepHostHandler(int, siginfo_t* info, void*) {
-  // On a stack that is too small it faults, and would be called without end.
+  // On a stack that is too small it faults, and would be called forever.
   if (++g_deep_entries > 100) _exit(1);
   UseAQuarterOfAMiB(info);
 }
@@ -692,7 +695,7 @@ TEST(SignalsTest, AHandlerThatDidNotAskForTheAlternateStackDoesNotGetIt) {
     SCOPED_TRACE(flags);
     const WithActions host(DeepHostHandler, flags);
     const auto service = MakeService(SignalOwnership::kInstall);
-    // Also the second time: the handler returned by way of the kernel.
+    // Works the second time, too: the handler returned by way of the kernel.
     for (int i = 0; i < 2; ++i) {
       mprotect(const_cast<char*>(ForbiddenPage()), kPageBytes, PROT_NONE);
       g_deep_entries = 0;
@@ -724,7 +727,7 @@ TEST(AlternateStackTest, AThreadThatAcquiresGetsOne) {
   });
 }
 
-// Passes on to ours, as whoever stands in front must.
+// Passes signals on to our handler, as any handler in front must.
 int g_in_front_calls = 0;
 void HostHandlerInFront(int signal, siginfo_t* info, void* context) {
   ++g_in_front_calls;
@@ -738,7 +741,7 @@ void TouchPool(Service& service) {
   EXPECT_TRUE(TrapOf([&] { Store(*memory, kSize, 1); }).has_value());
 }
 
-// As Python's faulthandler.disable() does, for one.
+// Python's faulthandler.disable() does this, for example.
 TEST(ReplacedHandlerTest, ASecondServicePutsItBackInFrontOfTheDefault) {
   const WithActions host(HostHandler);
   const auto first = MakeService(SignalOwnership::kInstall);
@@ -749,8 +752,8 @@ TEST(ReplacedHandlerTest, ASecondServicePutsItBackInFrontOfTheDefault) {
     TouchPool(*second);
     TouchPool(*first);
   }
-  // The guard has put ours back, and the default that was put there is what a
-  // foreign fault meets now.
+  // The guard has put our handler back, and a foreign fault now meets the
+  // default that had replaced it.
   TouchPool(*first);
 }
 
@@ -761,7 +764,7 @@ TEST(ReplacedHandlerTest, ASecondServicePutsItBackInFrontOfAHandler) {
   const auto second = MakeService(SignalOwnership::kInstall);
   TouchPool(*second);
   EXPECT_EQ(g_host.calls, 0);
-  // The one that stands behind ours now has the fault that is not ours.
+  // The handler that stands behind ours now gets the fault that is not ours.
   TouchForbiddenPage();
   EXPECT_EQ(g_host.calls, 1);
   EXPECT_EQ(g_host.outcome, FaultOutcome::kResolved);
@@ -780,7 +783,7 @@ TEST(ReplacedHandlerTest,
   g_in_front_calls = 0;
   TouchPool(*second);
   EXPECT_EQ(g_in_front_calls, 0);
-  // Ours, the one that stood in front, ours again, the host's.
+  // The order is ours, the one that stood in front, ours again, the host's.
   TouchForbiddenPage();
   EXPECT_EQ(g_in_front_calls, 1);
   EXPECT_EQ(g_host.calls, 1);
@@ -813,12 +816,13 @@ TEST(ReplacedHandlerTest, AThreadIsToldWhenItAcquires) {
     EXPECT_EQ(status_on_fresh_thread(), absl::OkStatus());
     EXPECT_EQ(UninstallFaultHandler(), absl::OkStatus());
   }
-  // A function that is not known may pass on to ours.
+  // An unknown function may pass signals on to ours.
   const WithActions in_front(HostHandlerInFront);
   EXPECT_EQ(status_on_fresh_thread(), absl::OkStatus());
 }
 
-// In a process of its own, where nobody has stood in front of ours yet.
+// Runs in a process of its own, where nothing has stood in front of our handler
+// yet.
 TEST(ReplacedHandlerDeathTest, WhatWasThereBeforeIsKnownNotToPassOn) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_EXIT(
@@ -872,7 +876,7 @@ TEST(SignalsDeathTest, TheLastLineSaysWhatKeepsSignalsFromAHandler) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_EXIT(
       {
-        // Traps are SIGSEGV there.
+        // Traps are SIGSEGV with mappings.
         ServiceOptions options = Options(SignalOwnership::kInstall, nullptr);
         options.supply = MappingOptions{.scan = false};
         const auto service = MakeService(options);

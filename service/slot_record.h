@@ -1,8 +1,8 @@
-// Changes to a slot's record that each supply makes (memory_supply.h), and
-// waits on it.
+// Changes to a slot's record that every supply makes (memory_supply.h), and
+// waits for states of it.
 //
 // By the slot's owner (the thread that acquires, resets or releases it), while
-// no guest code runs in it; the waits by any thread. Not for signal handlers.
+// no guest code runs in it; any thread may wait. Not for signal handlers.
 
 #ifndef FIRSTTOUCH_SERVICE_SLOT_RECORD_H_
 #define FIRSTTOUCH_SERVICE_SLOT_RECORD_H_
@@ -20,25 +20,25 @@
 
 namespace firsttouch {
 
-// Notes in the record that the slot's memory is that of `image` (null: zeroes).
+// Notes in the record that the slot is bound to `image` (null: zeroes).
 void SetImage(SlotState& slot, const ImageRef& image);
 
-// Forgets what the slot was bound to and what is known of its pages, so that
-// nothing refers to it: after a step that has failed half-way. The supply maps
-// all of it anew before the next lease (MemorySupply::Bind).
+// Forgets what the slot was bound to and what is known of its pages, after a
+// step that has failed half-way, so that nothing refers to the old state. The
+// supply maps all of it anew before the next lease (MemorySupply::Bind).
 void Abandon(SlotState& slot);
 
-// The initial bytes of any page of the slot, as Image::PageBytes() gives them:
-// waits for the image's PageSource.
+// The initial bytes of any page of the slot, as Image::PageBytes() returns
+// them. Waits for the image's PageSource.
 const std::byte* InitialPage(const SlotState& slot, uint64_t page);
 
-// Where a page of the slot is.
+// The address of a page of the slot.
 inline uintptr_t AddressOf(const SlotState& slot, uint64_t page) {
   return slot.base + page * kPageBytes;
 }
 
 // Calls visit(index, bits) for each group that has pages of the region, which a
-// scan of the slot found, with the bits of those.
+// scan of the slot found; `bits` stand for those pages.
 template <typename Visit>
 void ForEachGroupIn(const SlotState& slot, const PageRegion& region,
                     Visit visit) {
@@ -46,22 +46,22 @@ void ForEachGroupIn(const SlotState& slot, const PageRegion& region,
                  (region.end - slot.base) / kPageBytes, visit);
 }
 
-// What the error of a system call on pages of a slot says where there is no
+// What the error of a system call on pages of a slot says about a shortage of
 // memory (ENOMEM).
 struct PagesShortage {
-  // Bytes that the call wants of RLIMIT_DATA.
+  // The bytes that the call needs of RLIMIT_DATA.
   uint64_t data_bytes = 0;
-  // Behind the limits: what the slot needs of them.
+  // The text behind the limits: what the slot needs of them.
   const char* mappings = "";
 };
 absl::Status PagesCallFailed(const FaultPool& fault_pool, const SlotState& slot,
                              int error, const char* call, uint64_t first_page,
                              uint64_t pages, const PagesShortage& shortage);
 
-// Begins a new sampling window: nothing is counted in it yet.
+// Begins a new sampling window, in which nothing is counted yet.
 void BeginSamplingWindow(SlotState& slot);
 
-// Returns at a moment at which no snapshot keeps threads from writing.
+// Returns once no snapshot keeps threads from writing.
 void WaitUntilThawed(const SlotState& slot);
 
 // Waits until no fill is under way in the slot. Spins, then yields: a fill is a

@@ -16,8 +16,8 @@
 namespace firsttouch {
 namespace {
 
-// What the allocator should know a free slot by. Not from the slot's image,
-// which may be let go of at any time once the slot is idle.
+// The key by which the allocator knows a free slot. Not taken from the slot's
+// image, which may be unbound at any time once the slot is idle.
 uint64_t AffinityKey(const SlotState& slot) {
   const uint64_t id = slot.image_id.load(std::memory_order_relaxed);
   return id == SlotState::kAbandoned ? 0 : id;
@@ -33,19 +33,20 @@ void LetGoOfSlot(ServicePool& pool, const SlotState& slot, bool failed) {
 }
 
 void ReturnSlot(ServicePool& pool, SlotState& slot, SlotLifecycle lifecycle) {
-  // In this order: a thread that sees the slot out of kReturning sees this.
+  // In this order: a thread that sees that the slot has left kReturning also
+  // sees this.
   slot.returning.fetch_add(1, std::memory_order_relaxed);
   if (lifecycle == SlotLifecycle::kQuarantined) ForgetIdle(pool, slot);
   slot.lifecycle.Move(lifecycle);
   LetGoOfSlot(pool, slot, lifecycle == SlotLifecycle::kQuarantined);
-  // The last touch of this object: from here on it may be deleted.
+  // The last access to this object: from here on it may be deleted.
   slot.returning.fetch_sub(1, std::memory_order_release);
 }
 
 void AbandonSlot(ServicePool& pool, SlotState& slot) {
   Abandon(slot);
   slot.initial_bytes = 0;
-  // So that it is prepared for its next lease, whatever is asked for.
+  // Makes the next lease prepare the slot, whatever it asks for.
   slot.other_tracking_wanted = true;
   ForgetIdle(pool, slot);
   PublishImage(pool, slot);
@@ -63,8 +64,8 @@ void GiveUpSlot(ServicePool& pool, SlotState& slot) {
 std::shared_ptr<const Image> UnbindSlot(ServicePool& pool, SlotState& slot) {
   std::shared_ptr<const Image> image = slot.image;
   AbandonSlot(pool, slot);
-  // After an error all is mapped anew before the next lease, and only then
-  // does the kernel let go, too.
+  // After an error the slot is mapped anew before its next lease, and the
+  // kernel's reference to the image ends only then, too.
   if (pool.supply->Unbind(slot).ok()) slot.remap_wanted = false;
   return image;
 }

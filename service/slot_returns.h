@@ -1,4 +1,4 @@
-// Where a slot goes that is leased no more, or could not be: to everybody, or
+// Returns a slot whose lease has ended, or could not begin: to all threads, or
 // out of use. By the slot's owner; not for signal handlers.
 
 #ifndef FIRSTTOUCH_SERVICE_SLOT_RETURNS_H_
@@ -17,19 +17,19 @@ namespace firsttouch {
 // this returns.
 void ReturnSlot(ServicePool& pool, SlotState& slot, SlotLifecycle lifecycle);
 
-// Gives the slot back to the allocator; `failed`: to be quarantined.
+// Gives the slot back to the allocator, or, with `failed`, quarantines it.
 void LetGoOfSlot(ServicePool& pool, const SlotState& slot, bool failed);
 
-// Where a slot goes that could not be prepared: back to the free ones, as it
-// was if nothing had been changed, else to be mapped anew; only where that
-// cannot be done it is quarantined.
+// Gives up a slot that could not be prepared: it becomes free again, unchanged
+// if nothing was changed, else to be mapped anew; it is quarantined only where
+// that cannot be done.
 void GiveUpSlot(ServicePool& pool, SlotState& slot);
 
-// Forgets everything of the slot; it is mapped anew for its next lease.
+// Forgets everything about the slot; it is mapped anew for its next lease.
 void AbandonSlot(ServicePool& pool, SlotState& slot);
 
-// Makes a slot that the caller has claimed, or is returning, one that was
-// never bound; returns what its image was. The slot may have lost its place.
+// Makes a slot that the caller has claimed, or is returning, one that was never
+// bound; returns its old image. The slot may have lost its place.
 std::shared_ptr<const Image> UnbindSlot(ServicePool& pool, SlotState& slot);
 
 }  // namespace firsttouch

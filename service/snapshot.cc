@@ -2,15 +2,15 @@
 //
 // The moment is when mprotect(2) has made all of the memory read-only and
 // returns: no core has a writable translation any more, so no instruction can
-// change a byte until it is writable again, whatever supplies the pages and
-// however they are tracked. Until then writes get SIGSEGV and wait in
-// WasFrozen() (signal_path.cc). Pages that come meanwhile (reads go on, and
-// fills that were under way end) have their initial bytes.
+// change a byte until the memory is writable again, whatever supplies the pages
+// and however they are tracked. Until then writes get SIGSEGV and wait in
+// WasFrozen() (signal_path.cc). Pages that are placed meanwhile (reads go on,
+// and fills that were under way end) have their initial bytes.
 //
 // Which pages may have changed by then: a bit of `dirty` is set before its page
-// can be written (page_states.h), so that none is missing there; pages of
-// zeroes and pages that the kernel tracks, a scan finds. Unlike at a release,
-// nothing is settled: planes that the fault path is using stay as they are.
+// can be written (page_states.h), so that the plane has them all; a scan finds
+// zero pages and pages that the kernel tracks. Unlike at a release, nothing is
+// settled: the planes, which the fault path is using, stay as they are.
 
 #include "firsttouch/service/snapshot.h"
 
@@ -51,9 +51,9 @@
 namespace firsttouch {
 namespace {
 
-// Signals of writes that came while the memory was read-only and are looked at
-// after it, of all threads: more than there are threads, few enough that a page
-// which other code made read-only is found out at once.
+// How many signals of writes to read-only memory may be handled after it is
+// writable again, in all threads: more than there are threads, few enough that
+// a page which other code made read-only is found out at once.
 constexpr uint32_t kLateWrites = 1u << 16;
 
 void WaitForNoOther(std::atomic<uint32_t>& frozen) {
@@ -88,7 +88,7 @@ absl::Status Thaw(ServicePool& pool, SlotState& slot) {
 absl::Status Freeze(ServicePool& pool, SlotState& slot) {
   WaitForNoOther(slot.frozen);
   absl::Status status = pool.supply->SetWritable(slot, false);
-  // A call that fails may have done a part.
+  // A call that fails may have done a part: undo it.
   if (!status.ok()) Thaw(pool, slot).IgnoreError();
   return status;
 }
@@ -111,8 +111,9 @@ absl::StatusOr<ImageRef> SnapshotSlot(ServicePool& pool, SlotState& slot,
   };
   uint64_t size_bytes = slot.size_bytes.load(std::memory_order_seq_cst);
   {
-    // Memory is allocated before others have to wait, who may hold a lock: room
-    // for a copy of every page, of which what is used counts.
+    // Memory is allocated before other threads have to wait, since they may
+    // hold a lock: room for a copy of every page, of which only the used part
+    // takes memory.
     const MemorySupply::GrowthLock lock(*pool.supply, slot);
     while (true) {
       size_bytes = slot.size_bytes.load(std::memory_order_seq_cst);
@@ -128,8 +129,9 @@ absl::StatusOr<ImageRef> SnapshotSlot(ServicePool& pool, SlotState& slot,
                            "and overcommit count it)",
                            error == ENOMEM ? ShortageText(room_bytes) : ""));
         };
-        // In the order that mapping_properties.h gives. They are bytes of the
-        // memory, which neither a core dump nor a child of fork(2) has.
+        // In the order that mapping_properties.h gives. The copies are bytes of
+        // the memory, which neither a core dump nor a child of fork(2) may
+        // have.
         const CallResult mapped = pool.kernel.Mmap(
             0, room_bytes, PROT_NONE,
             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -165,7 +167,7 @@ absl::StatusOr<ImageRef> SnapshotSlot(ServicePool& pool, SlotState& slot,
       status.Update(Thaw(pool, slot));
       if (!status.ok()) return status;
       if (size_bytes <= room_bytes) break;
-      // Somebody has grown it, faster than we were.
+      // Another thread has grown the memory meanwhile.
     }
   }
 

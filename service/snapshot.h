@@ -1,4 +1,4 @@
-// The memory as it is at one moment, while others may write to it: what
+// A memory's contents at one moment, while other threads may write to it: what
 // Memory::Snapshot and SnapshotDelta (memory.h) promise.
 
 #ifndef FIRSTTOUCH_SERVICE_SNAPSHOT_H_
@@ -13,8 +13,8 @@
 
 namespace firsttouch {
 
-// `delta`: only what differs, over the memory's own image. Any thread that
-// holds the memory; not in a signal handler.
+// With `delta` the image is only what differs, over the memory's own image. Any
+// thread that holds the memory; not in a signal handler.
 absl::StatusOr<ImageRef> SnapshotSlot(ServicePool& pool, SlotState& slot,
                                       std::string name, bool delta);
 

@@ -1,5 +1,5 @@
-// Snapshots: of memories that nobody writes to, of memories that others go on
-// writing to, and as files.
+// Snapshots: of memories that no thread writes to, of memories that other
+// threads go on writing to, and as files.
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -85,7 +85,7 @@ TEST_P(SnapshotTest, ADeltaHasThePagesThatDifferAndKnowsItsParent) {
     Store(memory, 3 * kPageBytes, 1);
     Store(memory, 55 * kPageBytes, 2);
     memset(memory.base() + 20 * kPageBytes, 0, kPageBytes);
-    // Written, and as it was: no difference.
+    // Writing the same value makes no difference.
     Store(memory, 30 * kPageBytes, Load(memory, 30 * kPageBytes));
     ASSERT_EQ(memory.Grow(62 * kPageBytes), absl::OkStatus());
     Store(memory, 61 * kPageBytes + 5, 3);
@@ -97,19 +97,19 @@ TEST_P(SnapshotTest, ADeltaHasThePagesThatDifferAndKnowsItsParent) {
     EXPECT_EQ((*delta)->parent(), image);
     EXPECT_EQ(BytesOf(**delta), held);
     EXPECT_EQ((*delta)->stored_pages(), 39u - 1 + 2);
-    // It is a memory like any other.
+    // The result is a memory like any other.
     Memory copy = MustAcquire(*delta, 62);
     EXPECT_EQ(FirstDifference(copy, held), std::nullopt);
     EXPECT_EQ(FirstDifference(memory, held), std::nullopt);
 
-    // Whole, it stands alone.
+    // A whole snapshot stands alone.
     absl::StatusOr<ImageRef> whole = memory.Snapshot("whole");
     ASSERT_TRUE(whole.ok()) << whole.status();
     EXPECT_EQ((*whole)->parent(), nullptr);
     EXPECT_FALSE((*whole)->is_file_backed());
     EXPECT_EQ(BytesOf(**whole), held);
 
-    // Files: the delta, opened with its parent, and merged.
+    // Files: the delta is written, opened with its parent, and merged.
     const std::string path = testing::TempDir() + "/delta.ftimg";
     absl::StatusOr<ImageFileInfo> written =
         WriteImageFile(**delta, path, {.parent = (*delta)->parent()});
@@ -187,7 +187,7 @@ TEST_P(SnapshotTest, WritersThatGoOnAreInItOrNotInTheOrderInWhichTheyWrote) {
       }
     });
   }
-  // Reads go on, and grow it now and then.
+  // Reads go on meanwhile, and the memory grows now and then.
   threads.emplace_back([&] {
     ASSERT_TRUE(EnsureAlternateStack().ok());
     for (uint64_t i = 0; !stop.load(); ++i) {
@@ -220,7 +220,8 @@ TEST_P(SnapshotTest, WritersThatGoOnAreInItOrNotInTheOrderInWhichTheyWrote) {
                 .ok());
         if (j == 0) {
           earlier = value;
-          // What was written before the call is there, and nothing goes back.
+          // Everything written before the call is there, and no value goes
+          // back.
           EXPECT_GE(value, before[w]);
           EXPECT_GE(value, last[w]);
           last[w] = value;
@@ -234,7 +235,7 @@ TEST_P(SnapshotTest, WritersThatGoOnAreInItOrNotInTheOrderInWhichTheyWrote) {
   stop = true;
   for (std::thread& thread : threads) thread.join();
 
-  // Nothing was lost by it, neither for this lease nor for the next one.
+  // The snapshot lost nothing, neither for this lease nor for the next one.
   for (int w = 0; w < kWriters; ++w) {
     EXPECT_EQ(word(w, 0)->load(), rounds[w].load());
     EXPECT_EQ(word(w, kWords - 1)->load(), rounds[w].load());
@@ -319,7 +320,7 @@ std::string FlagsOfMapping(uintptr_t start) {
   return "none";
 }
 
-// What the bytes are copied to meanwhile is kept from the same as the memory.
+// The copies are kept from the same readers as the memory.
 TEST_P(SnapshotTest, CopiesAreInNoChildAndNoCoreDump) {
   Memory memory = MustAcquire(PatternImage("copies", 4), 8);
   Store(memory, 0, 1);
@@ -351,7 +352,7 @@ TEST_P(SnapshotTest, ARefusedPropertyOfTheCopiesIsNamed) {
 TEST_P(SnapshotTest, AMemoryThatCannotBeMadeReadOnlyIsLeftAsItWas) {
   Memory memory = MustAcquire(PatternImage("refused", 4), 8);
   Store(memory, 0, 1);
-  // The first one is that of the room for the copies.
+  // The first call is that for the room for the copies.
   kernel_.Fail(FakeKernel::Op::kMprotect, 2, CallResult{0, ENOMEM});
   const absl::Status refused = memory.Snapshot("x").status();
   EXPECT_THAT(refused.ToString(), HasSubstr("mprotect"));
@@ -371,7 +372,7 @@ TEST_P(SnapshotTest, AMemoryThatStaysReadOnlyIsMappedAnewForTheNextLease) {
   EXPECT_TRUE(absl::IsFailedPrecondition(memory.Reset()));
   EXPECT_EQ(memory.Release(), absl::OkStatus());
   EXPECT_EQ(service_->Stats().slots_quarantined, 0u);
-  // Each slot, so that this one is among them.
+  // Takes every slot, so that this one is among them.
   const ImageRef image = PatternImage("unstuck", 4);
   std::vector<Memory> memories;
   for (uint32_t i = 0; i < service_->Stats().slots; ++i) {

@@ -1,4 +1,4 @@
-// Memories whose image has a PageSource: slow ones, and such that fail.
+// Memories whose image has a PageSource: a slow one, or one that fails.
 
 #include <errno.h>
 
@@ -88,8 +88,8 @@ class SourceFaultsTest : public testing::TestWithParam<Way> {
     return memory.ok() ? *std::move(memory) : Memory();
   }
 
-  // That the next lease gets what the image says, and all of the pool's slots
-  // are in use.
+  // Expects that the next lease gets what the image says, and that all of the
+  // pool's slots can be used.
   void ExpectCleanSlot() {
     Memory memory = MustAcquire();
     for (uint64_t page = 0; page < kMemoryBytes / kPageBytes; ++page) {
@@ -135,7 +135,7 @@ TEST_P(SourceFaultsTest,
     threads.emplace_back([&, i] {
       ASSERT_TRUE(EnsureAlternateStack().ok());
       if (i == 7) {
-        // First touched by a write.
+        // The first touch is a write.
         Store(memory, 20 * kPageBytes + 16, 7);
       }
       EXPECT_EQ(Load(memory, 20 * kPageBytes + i), ByteAt(20, i));
@@ -158,7 +158,7 @@ TEST_P(SourceFaultsTest, AFailureIsATrapInEveryThreadAndLeavesACleanSlot) {
   source_->hold = &go;
   source_->failing = true;
   Memory memory = MustAcquire();
-  // Another page is none of the source's.
+  // This page does not come from the source.
   Store(memory, 70 * kPageBytes, 1);
   std::atomic<int> trapped{0};
   std::vector<std::thread> threads;
@@ -187,10 +187,10 @@ TEST_P(SourceFaultsTest, AFailureIsATrapInEveryThreadAndLeavesACleanSlot) {
   EXPECT_EQ(service_->Stats().traps, 8u);
   EXPECT_THAT(memory.MakeReady(0, 10, Access::kRead).ToString(),
               HasSubstr("fetching the image's page"));
-  // Out of bounds is something else.
+  // A touch out of bounds has no error.
   EXPECT_EQ(TrapOf([&] { Load(memory, kMemoryBytes); })->error, 0);
 
-  // The same memory goes on when the source does.
+  // The same memory goes on once the source works again.
   source_->failing = false;
   EXPECT_EQ(Load(memory, 20 * kPageBytes), ByteAt(20, 0));
   Store(memory, 20 * kPageBytes, 1);

@@ -1,6 +1,6 @@
 // A handler thread reads an event, and acts on it later. Meanwhile the guest
-// that faulted may have left, and its slot be another lease's: nothing may
-// happen to that lease, and nothing that fails is a failure.
+// that faulted may have left, and its slot may be leased again: nothing may
+// happen to that lease, and a step that fails is no failure of the pool.
 
 #include <sched.h>
 #include <unistd.h>
@@ -30,7 +30,7 @@ constexpr uint64_t kSize = 16 * kPageBytes;
 // Holds the handler thread at one call, once.
 class Gate {
  public:
-  // By the handler thread: waits here, the first time.
+  // Called by the handler thread: waits here, the first time.
   void Pass() {
     if (!armed_.exchange(false)) return;
     held_ = true;
@@ -48,8 +48,8 @@ class Gate {
   std::atomic<bool> open_{false};
 };
 
-// Gives others the time to come as far as they can. What is asserted after it
-// does not depend on how far they have come.
+// Gives other threads time to come as far as they can. The assertions after it
+// do not depend on how far they have come.
 void LetOthersRun() {
   for (int i = 0; i < 20'000; ++i) sched_yield();
 }
@@ -87,7 +87,7 @@ class StaleEventsTest : public testing::TestWithParam<bool> {
     service_ = *std::move(service);
   }
 
-  // An event as the kernel has it, of a write to that offset.
+  // A kernel's event of a write to that offset.
   static uffd_msg EventAt(const Memory& memory, uint64_t offset_bytes) {
     uffd_msg message = {};
     message.event = kUffdEventPagefault;
@@ -97,7 +97,7 @@ class StaleEventsTest : public testing::TestWithParam<bool> {
     return message;
   }
 
-  // A guest whose own fault makes the handler thread read what is queued.
+  // A guest whose own fault makes the handler thread read the queued events.
   std::thread GuestThatTouches(const Memory& memory, uint64_t offset_bytes) {
     return std::thread([&memory, offset_bytes] {
       ASSERT_TRUE(EnsureAlternateStack().ok());
@@ -124,8 +124,8 @@ std::string KernelName(const testing::TestParamInfo<bool>& info) {
 
 INSTANTIATE_TEST_SUITE_P(Kernels, StaleEventsTest, testing::Bool(), KernelName);
 
-// A second event lies behind the one that the thread is held at when its lease
-// ends, and the next one's memory is registered with nothing.
+// A second event is queued behind the one that the thread is held at when its
+// lease ends, and the next lease's memory has no registration.
 class QueuedEventTest : public StaleEventsTest {
  protected:
   void RunWithEventAt(uint64_t offset_bytes) {
@@ -165,7 +165,7 @@ TEST_P(QueuedEventTest, InTheGuardIsDroppedWithItsLease) {
 }
 
 // Releases `memory` on another thread while the handler thread is held at
-// `gate`: that has to wait.
+// `gate`: the release has to wait.
 void ExpectThatReleaseWaitsFor(Gate& gate, Memory memory) {
   gate.WaitUntilHeld();
   std::atomic<bool> released{false};
@@ -189,7 +189,7 @@ TEST_P(StaleEventsTest, AReleaseWaitsForAThreadThatHasReadAndNotNoted) {
   std::thread guest = GuestThatTouches(other, 0);
   ExpectThatReleaseWaitsFor(gate, std::move(memory));
   guest.join();
-  // The event came before the release: the next lease has nothing of it.
+  // The event came before the release: it does not affect the next lease.
   Memory next = MustAcquire(PatternImage("next", 8));
   EXPECT_EQ(FirstDifference(next, InitialBytes(PatternImage("next", 8), kSize)),
             std::nullopt);
@@ -221,7 +221,8 @@ TEST_P(StaleEventsTest, APageThatWasGrownIntoMeanwhileStaysAccessible) {
   const uint64_t calls = kernel_.Calls(Op::kMprotect);
   gate.Open();
   guest.join();
-  // No fault of ours opens it again: it is accessible.
+  // No fault of ours would make the page accessible again: it is accessible
+  // already.
   EXPECT_EQ(kernel_.Calls(Op::kMprotect), calls + 1);
   Store(memory, kSize, 7);
   EXPECT_EQ(kernel_.Calls(Op::kMprotect), calls + 1);

@@ -1,4 +1,4 @@
-// What a service counted, summed over its slots.
+// Statistics of a service, summed over its slots.
 
 #ifndef FIRSTTOUCH_SERVICE_STATS_H_
 #define FIRSTTOUCH_SERVICE_STATS_H_
@@ -14,8 +14,8 @@ namespace firsttouch {
 struct SlotCounters;
 
 // The counters of control/counters.h, since the service was made. Each is
-// exact; read while others run, they may be a moment apart from each other.
-// docs/statistics.md says of each when it should worry you.
+// exact; counters read while others run may be a moment apart.
+// docs/statistics.md says for each when it is a reason to worry.
 struct SlotCounts {
 #define FIRSTTOUCH_DECLARE(name) uint64_t name = 0;
   FIRSTTOUCH_SLOT_COUNTERS(FIRSTTOUCH_DECLARE)
@@ -27,7 +27,7 @@ struct SlotCounts {
   }
 };
 
-// Those of all slots together, and what the service is at present.
+// The counters of all slots together, and the present state of the service.
 struct ServiceStats : SlotCounts {
   uint64_t slots = 0;
   uint64_t slots_in_use = 0;
@@ -38,15 +38,15 @@ struct ServiceStats : SlotCounts {
   static constexpr int kLatencyBuckets = 32;
   std::array<uint64_t, kLatencyBuckets> fault_latency{};
 
-  // The upper end, in ns, of the bucket in which the given part (0 to 1) of all
-  // resolved faults is reached; 0 without faults.
+  // The upper end, in ns, of the latency bucket in which the given part (0 to
+  // 1) of all resolved faults is reached; 0 without faults.
   uint64_t FaultLatencyQuantileNs(double part) const;
 
-  // A few lines for people.
+  // A few lines of text for people.
   std::string ToString() const;
 };
 
-// Adds one slot's counters. For the service itself.
+// Adds one slot's counters. Used by the service itself.
 void AddSlotCounters(const SlotCounters& counters, SlotCounts& counts);
 
 }  // namespace firsttouch

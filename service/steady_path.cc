@@ -1,11 +1,11 @@
 // The steady cycle: all that runs between two leases of a slot whose changed
-// pages are known. A thread acquires again what it has released last, and the
-// release copies the initial bytes over the pages that can have changed.
+// pages are known. A thread acquires again the slot that it released last, and
+// the release copies the initial bytes over the pages that can have changed.
 //
 // It makes no system call, takes no lock, calls no virtual method, and asks
-// nothing about what supplies the memory; whatever else there is to do is in
-// AcquireAny() and ReleaseAny(). What decides is in the slot's record, in its
-// first three cache lines (slot_state.h):
+// nothing about what supplies the memory; everything else is in AcquireAny()
+// and ReleaseAny(). The decision is made from the slot's record, from its first
+// three cache lines (slot_state.h):
 //
 //   a supply that does not know each change    SupplyTraits::steady_cycles
 //     by itself                                is 0
@@ -40,16 +40,16 @@
 namespace firsttouch {
 namespace steady_path_internal {
 
-// What this thread has released last in a pool, and acquires again before
-// anything else. Only valid for the pool whose number it carries; that pool
-// lives, since the caller is one of its methods.
+// The slot that this thread has released last in a pool, and acquires again
+// before any other. Only valid for the pool whose number it carries; that pool
+// lives, since every caller was given a reference to it.
 struct alignas(32) ParkedSlot {
   uint64_t pool = 0;
-  // Only to be compared: the slot may have been taken, and its image be gone.
+  // Only for comparison: the slot may have been taken, and its image destroyed.
   const Image* image = nullptr;
   SlotState* slot = nullptr;
-  // Whether the thread was made ready for guest code (NoteThreadReady()): it
-  // may have released a memory that another thread acquired.
+  // Whether this thread was made ready for guest code (NoteThreadReady()). It
+  // may not be: it may have released a memory that another thread acquired.
   bool thread_is_ready = false;
 };
 constexpr size_t kParkedSlots = 4;
@@ -72,11 +72,11 @@ using steady_path_internal::kParkedSlots;
 using steady_path_internal::ParkedSlot;
 using steady_path_internal::t_parked;
 
-// Restores the slot's dirty pages. Nothing that can fail, for a slot in which
-// nothing was filled since the last restore. False where there is more to do,
-// and then nothing was done.
+// Restores the slot's dirty pages, by steps that cannot fail, in a slot in
+// which nothing was filled since the last restore. Returns false, with nothing
+// done, where there is more to do.
 bool RestoreSteady(uint32_t steady_cycles, SlotState& slot) {
-  // What the last two cycles of a sampling window both changed is found out.
+  // The last two cycles of a sampling window must find out what both changed.
   if (slot.tracking != Tracking::kSignal ||
       slot.window_cycles + 2 >= steady_cycles) {
     return false;
@@ -95,7 +95,7 @@ bool RestoreSteady(uint32_t steady_cycles, SlotState& slot) {
 // Whether this thread, which has parked a slot, may run guest code: it may have
 // released a memory that another thread acquired.
 bool ThisThreadIsReady(const ServicePool& pool) {
-  // In the line that ClaimOwn() has just looked at.
+  // This is in the cache line that ClaimOwn() has just looked at.
   return t_parked[pool.steady.number % kParkedSlots].thread_is_ready;
 }
 
@@ -107,20 +107,21 @@ bool IsReadyFor(const SlotState& slot, const MemoryOptions& options) {
          !slot.has_poisoned_pages.load(std::memory_order_acquire);
 }
 
-// Whether the guest left nothing but changes of retained pages.
+// Whether the guest changed nothing but retained pages.
 bool IsSteady(const SlotState& slot) {
   return slot.exceptions.load(std::memory_order_relaxed) == 0 &&
          !slot.filled.load(std::memory_order_relaxed) &&
          slot.size_bytes.load(std::memory_order_relaxed) == slot.initial_bytes;
 }
 
-// ParkSlot() for a thread that has parked `before`, which goes to everybody.
+// ParkSlot() for a thread that has parked `before`, which becomes free for
+// every thread.
 void ParkInsteadOf(ServicePool& pool, SlotState& before, SlotState& slot) {
   // The pool must live until `before` is returned: see Orphan().
   slot.returning.fetch_add(1, std::memory_order_relaxed);
   t_parked[pool.steady.number % kParkedSlots] = {
       .pool = pool.steady.number, .image = slot.image.get(), .slot = &slot};
-  // In this order: at no moment does the thread keep both from others.
+  // In this order, so that the thread never keeps two slots from other threads.
   slot.lifecycle.Move(SlotLifecycle::kParked);
   if (before.lifecycle.TakeParked())
     ReturnSlot(pool, before, SlotLifecycle::kFree);
@@ -152,7 +153,7 @@ SlotState* ClaimOwn(const ServicePool& pool, const MemoryOptions& options) {
 
 absl::StatusOr<Memory> AcquireOne(ServicePool& pool,
                                   const MemoryOptions& options) {
-  // In a steady cycle this is all.
+  // In a steady cycle only the following runs.
   SlotState* own = nullptr;
   if (pool.InOwnerProcess()) [[likely]] {
     own = ClaimOwn(pool, options);
@@ -174,12 +175,12 @@ void ParkSlot(ServicePool& pool, SlotState& slot) {
   parked.pool = pool.steady.number;
   parked.image = slot.image.get();
   parked.slot = &slot;
-  // The last touch of this object, as in ReturnSlot().
+  // The last access to this object, as in ReturnSlot().
   slot.lifecycle.Move(SlotLifecycle::kParked);
 }
 
 absl::Status ReleaseSlot(ServicePool& pool, SlotState& slot) {
-  // In a child the slot is not ours to touch; forgetting it is all there is.
+  // In a child the slot must not be touched; the handle only forgets it.
   if (!pool.InOwnerProcess()) [[unlikely]] {
     return pool.CheckProcess();
   }
@@ -187,7 +188,7 @@ absl::Status ReleaseSlot(ServicePool& pool, SlotState& slot) {
     slot.idle.released_ns.store(MonotonicNanos(), std::memory_order_relaxed);
   }
   slot.restorer.store(ThisThread(), std::memory_order_relaxed);
-  // Orphan() and TakeInstance() wait for releases that did not see them coming.
+  // Orphan() and TakeInstance() wait for releases that did not see their marks.
   slot.lifecycle.Move(SlotLifecycle::kParking);
   pool.steady.fence.Light();
   if (pool.steady.orphaned.load(std::memory_order_acquire)) [[unlikely]] {

@@ -1,5 +1,5 @@
-// The two ends of a cycle, and what the rest of the service does with the slot
-// that a thread keeps for its next acquire. Not for signal handlers.
+// The two ends of a cycle, and how the rest of the service uses the slot that a
+// thread keeps for its next acquire. Not for signal handlers.
 
 #ifndef FIRSTTOUCH_SERVICE_STEADY_PATH_H_
 #define FIRSTTOUCH_SERVICE_STEADY_PATH_H_
@@ -18,19 +18,19 @@ absl::StatusOr<Memory> AcquireOne(ServicePool& pool,
                                   const MemoryOptions& options);
 absl::Status ReleaseSlot(ServicePool& pool, SlotState& slot);
 
-// Notes that the calling thread was found ready for guest code.
+// Notes that a check has found the calling thread ready for guest code.
 void NoteThreadReady();
 
-// The slot that this thread parked with such an image, claimed; null where
-// there is none, or another thread has taken it.
+// Claims and returns the slot that this thread parked with such an image; null
+// where there is none, or another thread has taken it.
 SlotState* ClaimOwn(const ServicePool& pool, const MemoryOptions& options);
 
-// The slot, which is prepared, becomes the memory of a lease.
+// Makes the slot, which is prepared, the memory of a lease.
 void BeginLease(SlotState& slot, const MemoryOptions& options);
 
-// Keeps a clean slot, which is kParking, for this thread's next acquire. What
-// the thread had parked before goes to everybody. The pool may be deleted when
-// this returns.
+// Keeps a clean slot, which is kParking, for this thread's next acquire. The
+// slot that the thread had parked before becomes free for every thread. The
+// pool may be deleted when this returns.
 void ParkSlot(ServicePool& pool, SlotState& slot);
 
 }  // namespace firsttouch

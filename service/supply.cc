@@ -38,7 +38,7 @@ absl::StatusOr<SupplyWish> WishedSupply(const char* variable) {
 }
 
 bool RefusesUserfaultfd(const absl::Status& status) {
-  // FailedPrecondition: there is one, but it lacks a feature.
+  // FailedPrecondition: userfaultfd is there, but it lacks a feature.
   return absl::IsPermissionDenied(status) || absl::IsUnimplemented(status) ||
          absl::IsFailedPrecondition(status);
 }

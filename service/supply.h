@@ -1,6 +1,6 @@
-// What supplies a pool's memory, and how that is chosen.
+// What supplies a pool's memory, and how it is chosen.
 //
-// The same interface works over each; they differ in what they cost:
+// The interface is the same over each supply; they differ in cost:
 //
 //   kUserfaultfd    faults are resolved by this library, page states are known
 //                   without asking the kernel, bounds are pages that never
@@ -11,8 +11,8 @@
 //   kMappingsDrop   the same, but a release gives everything private
 //                   back (MADV_DONTNEED), and it faults in again: any kernel.
 //
-// Both of the mappings need no privilege and no userfaultfd. Growth is one
-// mprotect there, a slot needs up to four mappings (vm.max_map_count), and
+// The mappings need no privilege and no userfaultfd. A growth is one
+// mprotect(2) there, a slot needs up to four mappings (vm.max_map_count), and
 // system calls work on any page in bounds.
 
 #ifndef FIRSTTOUCH_SERVICE_SUPPLY_H_
@@ -33,24 +33,24 @@ namespace firsttouch {
 // AnySupply: one of the names above. Empty counts as unset.
 inline constexpr char kSupplyVariable[] = "FIRSTTOUCH_SUPPLY";
 
-// What the environment asks for.
+// The supply that the environment asks for.
 struct SupplyWish {
   std::optional<Supply> supply;  // unset: the variable is not set
   std::string reason;            // "asked for by ..."; empty where unset
 };
 
-// What the variable's value (null: not set) means. InvalidArgument for a value
-// that is none of the names, naming them.
+// Parses the variable's value (null: not set). InvalidArgument, listing the
+// names, for any other value.
 absl::StatusOr<SupplyWish> WishedSupply(const char* variable);
 
 // Whether `status`, of opening a userfaultfd, says that this kernel or user
-// cannot have one that a pool can use, so that mappings are the way out; not
-// so for exhausted limits.
+// cannot have one that a pool can use, so that mappings are the way out. False
+// for exhausted limits.
 bool RefusesUserfaultfd(const absl::Status& status);
 
-// Whether PAGEMAP_SCAN on `pagemap_fd` tells private pages from the image's: a
-// scan of scratch memory, for which the answer is known. A kernel, sandbox or
-// filter that answers something else must not decide what the next lease
+// Checks that PAGEMAP_SCAN on `pagemap_fd` tells private pages from the
+// image's, by a scan of scratch memory whose answer is known. A kernel, sandbox
+// or filter that answers something else must not decide what the next lease
 // sees. Errors say what was wrong.
 absl::Status CheckPrivatePagesAreFound(Kernel& kernel, int pagemap_fd);
 

@@ -12,8 +12,8 @@
 
 namespace firsttouch {
 
-// What asks for exactly this. With mappings, what follows `supply` is not
-// looked at.
+// The choice of exactly this supply. With mappings the other arguments are
+// ignored.
 inline SupplyChoice ChoiceOf(Supply supply,
                              std::optional<Backing> backing = std::nullopt,
                              Resolve resolve = Resolve::kInThread,

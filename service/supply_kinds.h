@@ -1,5 +1,6 @@
-// The kinds of everything that supplies a pool's memory, by name. Which there
-// are to choose from, and what they cost: service/supply.h, service/options.h.
+// Names of the kinds of supply, backing, resolving and tracking.
+// service/supply.h and service/options.h say which of them there are to choose
+// from, and what they cost.
 
 #ifndef FIRSTTOUCH_SERVICE_SUPPLY_KINDS_H_
 #define FIRSTTOUCH_SERVICE_SUPPLY_KINDS_H_
@@ -8,14 +9,14 @@
 
 namespace firsttouch {
 
-// What gives a pool its memory; see service/supply.h.
+// The source of a pool's memory; see service/supply.h.
 enum class Supply : uint8_t {
   kUserfaultfd,
   kMappingsDrop,
   kMappingsScan,
 };
 
-// Whether memory comes as mappings, without userfaultfd.
+// Whether the kernel's mappings supply the memory, without userfaultfd.
 constexpr bool IsMappings(Supply supply) {
   return supply != Supply::kUserfaultfd;
 }
@@ -32,33 +33,33 @@ enum class Backing : uint8_t {
   kCopied,
 };
 
-// Who resolves a fault.
+// Where a fault is resolved.
 enum class Resolve : uint8_t {
-  // The thread that took it, in a SIGBUS handler: no hand-off. A system call
-  // that is handed a missing or protected page gets EFAULT: see
-  // Memory::MakeReady.
+  // In the thread that took it, in a SIGBUS handler, without a switch to
+  // another thread. A system call that is given a missing or protected page
+  // gets EFAULT: see Memory::MakeReady.
   kInThread,
-  // Handler threads that read fault events. Where userfaultfd may serve the
+  // In handler threads that read fault events. Where userfaultfd may serve the
   // kernel's own accesses, system calls work on any page.
   kHandlerThread,
 };
 
 // How the pages that a guest changes are found out.
 enum class Tracking : uint8_t {
-  // By the signal (or the event) of the first write to a clean page: nothing to
-  // pay where no such write happens.
+  // By the signal (or the event) of the first write to a clean page: costs
+  // nothing where no such write happens.
   kSignal,
-  // The kernel lifts the protection itself (UFFD_FEATURE_WP_ASYNC, 6.7) and a
-  // PAGEMAP_SCAN at release tells: for guests that write to other pages every
-  // time.
+  // The kernel lifts the protection itself (UFFD_FEATURE_WP_ASYNC, 6.7), and a
+  // PAGEMAP_SCAN at release finds the changed pages: for guests that write to
+  // other pages in each cycle.
   kAsync,
-  // Not at all. A profiling lease, the first lease of an image of which nothing
-  // is known, runs on plain copy-on-write, and a PAGEMAP_SCAN at its release
-  // tells what it wrote.
+  // Not at all. A profiling lease, the first lease of an unknown image, runs on
+  // plain copy-on-write, and a PAGEMAP_SCAN at its release finds the pages that
+  // it wrote.
   kProfiling,
 };
 
-// The kind as tools and texts have it: "userfaultfd", "mappings-drop",
+// The kind's name in tools and texts: "userfaultfd", "mappings-drop",
 // "mappings-scan"; "shared", "copied"; "in-thread", "handler-thread"; "signal",
 // "async", "profiling". Static strings; any thread.
 const char* SupplyName(Supply supply);

@@ -1,5 +1,5 @@
-// A process whose sigaction(2) is somebody else's, as with a sanitizer that
-// keeps SIGSEGV for itself (allow_user_segv_handler=0), or a preloaded library.
+// A process whose sigaction(2) was replaced, as by a sanitizer that keeps
+// SIGSEGV for itself (allow_user_segv_handler=0), or by a preloaded library.
 
 #include <dlfcn.h>
 #include <signal.h>
@@ -52,7 +52,7 @@ TEST(SwallowedSignalsTest, AnInstallThatDidNothingIsAnError) {
                           " said that it installed the fault handler, and did "
                           "not: a sanitizer (allow_user_segv_handler=0;"));
     EXPECT_EQ(of_service, status);
-    // And nothing is left of it.
+    // Nothing is left installed.
     sigaction(SIGBUS, nullptr, &after[0]);
     sigaction(SIGSEGV, nullptr, &after[1]);
     EXPECT_EQ(after[0].sa_sigaction, before[0].sa_sigaction);

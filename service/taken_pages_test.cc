@@ -1,6 +1,6 @@
-// Pages, descriptors and files that somebody takes away while a lease has them:
-// the kernel, that unmaps clean pages (here by MADV_DONTNEED, which unmaps them
-// as reclaim does), a stray close(2), a file that is cut short.
+// Pages, descriptors and files that are taken away while a lease uses them: the
+// kernel unmaps clean pages (here by MADV_DONTNEED, which unmaps them as
+// reclaim does), a stray close(2) closes a userfaultfd, a file is cut short.
 
 #include <errno.h>
 #include <fcntl.h>
@@ -120,7 +120,7 @@ TEST_P(TakenPagesTest, AReleaseAndAResetRestoreWhatSomebodyTookAway) {
     TakeAway(memory, 2, 1);
     TakeAway(memory, 5, 1);
     TakeAway(memory, 36, 1);
-    // So that it goes through all pages.
+    // The growth makes the release go through all pages.
     ASSERT_EQ(memory.Grow(50 * kPageBytes), absl::OkStatus());
     Store(memory, 45 * kPageBytes, 9);
     if (reset) {
@@ -136,7 +136,7 @@ TEST_P(TakenPagesTest, AReleaseAndAResetRestoreWhatSomebodyTookAway) {
   EXPECT_EQ(service_->Stats().slots_quarantined, 0u);
 }
 
-// A snapshot whose thread looks for changed pages while another one makes a
+// The snapshot's thread looks for changed pages while another thread makes a
 // page ready that was written to before.
 TEST_P(TakenPagesTest, ASnapshotHasAWriteToAPageThatIsMadeReadyMeanwhile) {
   if (GetParam().by_mappings() || GetParam().resolve != Resolve::kInThread ||
@@ -145,7 +145,7 @@ TEST_P(TakenPagesTest, ASnapshotHasAWriteToAPageThatIsMadeReadyMeanwhile) {
   }
   Memory memory = MustAcquire(nullptr);
   constexpr uint64_t kAt = 20 * kPageBytes;
-  // The page is filled and not yet known to be there.
+  // The page is filled but not yet known to be present.
   std::atomic<bool> filled{false};
   std::atomic<bool> go_on{false};
   kernel_.HookAfter(Op::kZeroPage, [&](const FakeKernel::Call&) {
@@ -177,7 +177,7 @@ TEST_P(TakenPagesTest, ASnapshotHasAWriteToAPageThatIsMadeReadyMeanwhile) {
   EXPECT_EQ((*snapshot)->PageBytes(PageIndex(20))[0], std::byte{77});
 }
 
-// Descriptors of this process that are userfaultfds, in ascending order.
+// The userfaultfds among the descriptors of this process, in ascending order.
 std::vector<int> Userfaultfds() {
   std::vector<int> found;
   for (const auto& entry :
@@ -300,7 +300,7 @@ TEST_P(TakenPagesTest, AnImageFileThatIsCutTrapsWithTheReason) {
         EXPECT_EQ(trap->offset_bytes,
                   static_cast<int64_t>(at + (write ? 1 : 0)));
       }
-      // What is in front of the cut is there, whatever its neighbours are.
+      // Pages before the cut are there, whatever their neighbours are.
       EXPECT_EQ(trap.has_value(), position >= cut);
     }
     EXPECT_GT(trapped, 0);
@@ -310,8 +310,8 @@ TEST_P(TakenPagesTest, AnImageFileThatIsCutTrapsWithTheReason) {
   unlink(path.c_str());
 }
 
-// Pages that were changed before the cut, and that nothing can restore after
-// it, in each way that looks at what they were.
+// Pages that were changed before the cut and that nothing can restore after it,
+// in each operation that looks at their initial bytes.
 TEST_P(TakenPagesTest, WhatReadsAnImageFileThatIsCutOutlivesIt) {
   enum class Then { kRelease, kReset, kSnapshot, kDelta, kCount };
   constexpr uint64_t kIntact = 0;
@@ -319,7 +319,7 @@ TEST_P(TakenPagesTest, WhatReadsAnImageFileThatIsCutOutlivesIt) {
   constexpr int kOfDelta = 100;
   const ImageRef whole = PatternImage("to be cut", kImagePages);
   const std::vector<uint8_t> initial = InitialBytes(whole, kPages * kPageBytes);
-  // A delta's pages are of two files: no mapping of one has them all.
+  // A delta's pages are of two files: no mapping of one file has them all.
   const std::vector<std::byte> other(kPageBytes, std::byte{3});
   const ImageRef changed = *ImageWithPages(
       {.name = "to be cut", .size_bytes = whole->size_bytes()}, whole.get(),
@@ -341,7 +341,7 @@ TEST_P(TakenPagesTest, WhatReadsAnImageFileThatIsCutOutlivesIt) {
             WriteImageFile(*changed, delta_path, {.parent = image}).ok());
         image = *OpenImageFile(delta_path, {.parent = image});
       }
-      // From private mappings of a file that is cut, changed pages, too.
+      // Cutting a file takes changed pages out of its private mappings, too.
       const bool kernel_took_changes = GetParam().by_mappings() && !of_delta;
       Memory sound = MustAcquire(whole);
       Store(sound, kCut * kPageBytes, 5);
@@ -371,7 +371,7 @@ TEST_P(TakenPagesTest, WhatReadsAnImageFileThatIsCutOutlivesIt) {
           const absl::StatusOr<ImageRef> snapshot =
               then == Then::kDelta ? memory.SnapshotDelta("snapshot")
                                    : memory.Snapshot("snapshot");
-          // Either all of it, or the reason.
+          // The snapshot has all pages, or its error gives the reason.
           if (!snapshot.ok()) {
             EXPECT_EQ(then, Then::kSnapshot);
             EXPECT_EQ(snapshot.status().code(), absl::StatusCode::kDataLoss);
@@ -401,7 +401,7 @@ TEST_P(TakenPagesTest, WhatReadsAnImageFileThatIsCutOutlivesIt) {
       });
       EXPECT_EQ(trap.has_value() ? trap->error : EFAULT, EFAULT);
       ASSERT_EQ(memory.Release(), absl::OkStatus());
-      // Others are as before.
+      // Other memories are as before.
       EXPECT_EQ(Load(sound, kCut * kPageBytes), 5);
       ASSERT_EQ(sound.Release(), absl::OkStatus());
       sound = MustAcquire(whole);

@@ -1,4 +1,4 @@
-// What the tests of the service share.
+// Shared parts of the service's tests.
 
 #ifndef FIRSTTOUCH_SERVICE_TEST_FIXTURE_H_
 #define FIRSTTOUCH_SERVICE_TEST_FIXTURE_H_
@@ -52,7 +52,7 @@ struct Way {
   bool by_mappings() const { return IsMappings(supply); }
 };
 
-// What asks a service for `way`.
+// The options that ask a service for `way`.
 inline SupplyChoice Asking(const Way& way, uint32_t handler_threads = 1) {
   return ChoiceOf(way.supply, way.backing, way.resolve, way.tracking,
                   handler_threads);
@@ -63,7 +63,7 @@ inline constexpr Way kMappingsDropWay{Backing::kShared, Resolve::kInThread,
 inline constexpr Way kMappingsScanWay{Backing::kShared, Resolve::kInThread,
                                       std::nullopt, Supply::kMappingsScan};
 
-// The supply that is in no doubt (plain_supply.h).
+// The reference supply (plain_supply.h).
 inline constexpr Way kPlainWay{Backing::kShared, Resolve::kInThread,
                                std::nullopt, Supply::kMappingsDrop,
                                &OpenPlainSupply};
@@ -101,7 +101,7 @@ inline auto AllWays() {
       kMappingsScanWay);
 }
 
-// What this kernel and user allow, asked once.
+// What this kernel and user allow; probed once.
 inline const UffdFacts& MachineFacts() {
   static const UffdFacts& facts = *new UffdFacts(Probe(RealKernel()));
   return facts;
@@ -116,9 +116,9 @@ inline bool TrapsByPoison() {
 
 inline bool HasPagemapScan() { return MachineFacts().pagemap_scan_error == 0; }
 
-// What the machine lacks for `way`; empty where it has all of it. The kernel is
-// asked, not Service: a Service that refuses what the machine allows fails its
-// tests, and is not skipped.
+// What the machine lacks for `way`; empty where it lacks nothing. This asks the
+// kernel, not Service: where a Service refuses what the machine allows, its
+// tests must fail, not be skipped.
 inline std::string MissingFor(const Way& way) {
   const UffdFacts& facts = MachineFacts();
   constexpr char kNoScan[] = "PAGEMAP_SCAN (Linux 6.7)";
@@ -142,8 +142,8 @@ inline std::string MissingFor(const Way& way) {
   return missing == 0 ? "" : "userfaultfd's " + UffdFeatureNames(missing);
 }
 
-// Judges a child that returned "" where all was well, what was wrong, or "skip:
-// " and what this machine lacks. The last step of a test.
+// Judges a child's output: "" where all was well, "skip: " and what this
+// machine lacks, or what was wrong. The last step of a test.
 inline void ExpectWell(const ChildResult& child) {
   if (child.output.rfind("skip: ", 0) == 0) GTEST_SKIP() << child.output;
   EXPECT_EQ(child.output, "");
@@ -171,10 +171,10 @@ inline TrapAction JumpOutOfTrap(const TrapInfo& info) {
   siglongjmp(caught.jump, 1);
 }
 
-// Runs `body`, which must have nothing to destroy when it traps; the trap, or
-// nullopt when there was none.
+// Runs `body`, which must have nothing to destroy when it traps. Returns the
+// trap, or nullopt when there was none.
 inline std::optional<TrapInfo> TrapOf(absl::FunctionRef<void()> body) {
-  // The mask is not saved: that it is right after a trap is part of the test.
+  // The mask is not saved: the test also checks that it is right after a trap.
   if (sigsetjmp(ThisThreadsTrap().jump, 0) == 0) {
     ThisThreadsTrap().armed = true;
     body();
@@ -194,8 +194,8 @@ inline void Store(const Memory& memory, uint64_t offset, uint8_t value) {
       std::byte{value};
 }
 
-// An image of `pages` pages, byte i of page p being a mix of both, never zero;
-// each page whose number is in `holes` is zero.
+// An image of `pages` pages. Each byte is a mix of its offset and its page's
+// number, never zero; each page whose number is in `holes` is zero.
 inline ImageRef PatternImage(const std::string& name, uint64_t pages,
                              const std::vector<uint64_t>& holes = {}) {
   std::vector<std::byte> bytes(pages * kPageBytes);
@@ -213,8 +213,7 @@ inline ImageRef PatternImage(const std::string& name, uint64_t pages,
   return image.ok() ? *image : nullptr;
 }
 
-// The same image, but in a file that nothing is copied from before it is
-// touched.
+// The same image as a file, from which nothing is copied before it is touched.
 inline ImageRef FromFile(const ImageRef& image) {
   const std::string path =
       testing::TempDir() + "/" + std::to_string(image->id()) + ".ftimg";

@@ -1,4 +1,4 @@
-// Which thread this is, where libc may not be asked.
+// Identifies the calling thread where libc must not be called.
 //
 // ON THE FAULT PATH: async-signal-safe.
 

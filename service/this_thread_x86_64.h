@@ -1,4 +1,4 @@
-// this_thread.h for x86-64, of which not every compiler knows the portable way.
+// this_thread.h for x86-64, for compilers that lack the portable builtin.
 //
 // ON THE FAULT PATH: async-signal-safe.
 

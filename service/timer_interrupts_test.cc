@@ -1,10 +1,10 @@
-// Guests that a timer interrupts at any time, again and again, and whose
-// handler leaves by siglongjmp: an embedder that ends guests which have run for
-// too long. Whatever they were doing, the next lease sees its initial bytes,
-// bounds hold, and nobody waits for them. interrupted_faults_test chooses the
-// instruction; here nobody does, and other guests run meanwhile.
+// A timer interrupts guests at any time, again and again, and its handler
+// leaves by siglongjmp: an embedder ends guests like that when they have run
+// for too long. Whatever the guests were doing, the next lease sees its initial
+// bytes, bounds hold, and no thread waits for them. interrupted_faults_test
+// chooses the instruction; here it is random, and other guests run meanwhile.
 //
-// More interruptions of each guest, and others:
+// More interruptions of each guest, or others:
 //   bazel test //service:timer_interrupts_test
 //       --test_env=FIRSTTOUCH_INTERRUPTIONS=100000
 //       --test_env=FIRSTTOUCH_INTERRUPTED_SEED=7 --test_timeout=3600
@@ -51,7 +51,8 @@ uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
   return value == nullptr ? otherwise : strtoull(value, nullptr, 10);
 }
 
-// Where a thread's guest goes when its time is over. In signal handlers.
+// Where a thread's guest jumps to when its time is over. Used in signal
+// handlers.
 struct Escape {
   sigjmp_buf jump;
   volatile sig_atomic_t in_guest = 0;
@@ -64,7 +65,8 @@ void OnTimer(int) {
   siglongjmp(g_escape.jump, 1);
 }
 
-// A timer that interrupts the thread that made it, once each time it is set.
+// A timer that interrupts the thread that made it, once for each time it is
+// set.
 class ThreadTimer {
  public:
   ThreadTimer() {
@@ -122,7 +124,7 @@ class PatternSource : public PageSource {
   }
 }
 
-// False where the guest could not be interrupted.
+// Returns false where the guest could not be interrupted.
 bool RunAndLeaveGuest(const Memory& memory, ThreadTimer& timer,
                       long nanoseconds, std::minstd_rand& random) {
   const uint64_t size_bytes = memory.size_bytes();
@@ -135,16 +137,16 @@ bool RunAndLeaveGuest(const Memory& memory, ThreadTimer& timer,
   RunGuest(memory, size_bytes, random);
 }
 
-// Whether the handler blocks what FillFaultHandlerMask() says. Without it, a
-// fault can be left half-way: memory stays safe, others may wait without end
-// for a page of a source.
+// Whether the handler blocks what FillFaultHandlerMask() says. Where it does
+// not, a fault can be left half-way: memory stays safe, but other threads may
+// wait forever for a page of a source.
 enum class Mask { kBlocks, kNothing };
 
 void HostHandler(int signal, siginfo_t* info, void* context) {
   if (HandleFault(signal, info, context) != FaultOutcome::kResolved) abort();
 }
 
-// The host's own handler, which blocks nothing, as long as it lives.
+// Installs the host's own handler, which blocks nothing, for its lifetime.
 class UnmaskedHandler {
  public:
   UnmaskedHandler() {
@@ -173,7 +175,8 @@ class TimerInterruptsTest
   const Way& way() const { return std::get<0>(GetParam()); }
   Mask mask() const { return std::get<1>(GetParam()); }
 
-  // One guest after the other on this thread; "" where all is well.
+  // Runs one guest after the other on this thread; returns "" where all is
+  // well.
   std::string RunGuests(Service& service, uint64_t seed) const {
     std::minstd_rand random(static_cast<uint32_t>(seed));
     ThreadTimer timer;
@@ -183,7 +186,7 @@ class TimerInterruptsTest
     for (uint64_t i = 0; i < times; ++i) {
       const std::string when =
           absl::StrCat("seed ", seed, ", interruption ", i, ": ");
-      // Of a new one, no page is known or there.
+      // No page of a new image is known or present.
       if (i % 4 == 0) {
         image = PatternImage(absl::StrCat("image ", i), kImagePages, {3});
         if (mask() == Mask::kBlocks && i % 8 == 0) {
@@ -197,7 +200,8 @@ class TimerInterruptsTest
       absl::StatusOr<Memory> memory =
           service.Acquire({.image = image, .size_bytes = size_bytes});
       if (!memory.ok()) return when + memory.status().ToString();
-      // From the first instruction to when most pages are there.
+      // The time ranges from the first instruction to when most pages are
+      // present.
       const long nanoseconds = 1 + static_cast<long>(random() % 300'000);
       if (!RunAndLeaveGuest(*memory, timer, nanoseconds, random)) {
         return "the timer could not be set";

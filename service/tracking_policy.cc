@@ -11,8 +11,9 @@
 namespace firsttouch {
 namespace {
 
-// kAsync has to promise this part of kSignal's cost before it is tried: what it
-// costs is guessed until then, and to change the way costs something, too.
+// kAsync has to promise to cost less than this part of kSignal's cost before it
+// is tried: its cost is only estimated until then, and changing the tracking
+// costs something, too.
 constexpr double kWorthTrying = 0.75;
 
 }  // namespace

@@ -1,22 +1,22 @@
 // Which tracking is cheapest for the guests of an image.
 //
-// What a cycle costs beyond its unavoidable part depends on how a guest
-// changes pages. Three numbers, counted over a sampling window of one slot,
-// tell:
+// What a cycle costs beyond its unavoidable part depends on how a guest changes
+// pages. Three numbers, counted over a sampling window of one slot, determine
+// it:
 //
 //   changed   pages changed per cycle (w)
 //   regular   those of them that the cycle before had changed, too (r);
-//             d = w - r are others each time
+//             d = w - r are other pages
 //   faulted   pages per cycle whose first write took a fault (c), if they
 //             were tracked by signal
 //
 // kSignal: every changed page stays retained for some sixty cycles, h pages
 // in all, and is restored in each; a write to another one is a signal.
 //   cost = c * kSignalNs + h * q        with q = kRestoreNs (or kRestoreZeroNs)
-// kAsync: one scan per cycle; a write to a protected page is a fault that
-// the kernel resolves alone; every B cycles all pages are protected again,
-// after which the r pages fault once more. Between, pages that are not
-// written any more are restored unchanged, d B / 2 on the average: the waste.
+// kAsync: one scan per cycle; a write to a protected page is a fault that the
+// kernel resolves alone; every B cycles all pages are protected again, after
+// which the r pages fault once more. In between, pages that are not written any
+// more are restored unchanged, d B / 2 on average: the waste.
 //   cost = scan + d (f + g) + (r f + p) / B + r q + d B / 2 q
 // with f = kKernelFaultNs, g = kFirstRestoreNs, p what protecting costs, and B
 // at its best, the square root of (r f + p) / (d q / 2). That B is not
@@ -24,13 +24,13 @@
 // amortises it and is equivalent (ski rental; ShouldProtectAll).
 //
 // A guest that always writes the same pages has d = 0, and then nothing beats
-// kSignal: no system call at all. When most of an image changes, h is the whole
-// image, all retained, and restoring it is one pass over it: never slower than
-// copying the image. kAsync is for what lies between.
+// kSignal: it makes no system call at all. When most of an image changes, h is
+// the whole image, all of it retained, and restoring it is one pass over it:
+// never slower than copying the image. kAsync is for the guests in between.
 //
 // The nanoseconds were measured on one kind of machine (bench/README.md), with
-// the pages where cycles leave them: seldom in a near cache. What matters
-// are their ratios, which change little.
+// the pages where cycles leave them: seldom in a near cache. Only their ratios
+// matter, which change little between machines.
 
 #ifndef FIRSTTOUCH_SERVICE_TRACKING_POLICY_H_
 #define FIRSTTOUCH_SERVICE_TRACKING_POLICY_H_
@@ -51,20 +51,20 @@ namespace firsttouch {
 // A first write to a clean page that is resolved in the thread: the signal and
 // its system call.
 inline constexpr double kSignalNs = 7000;
-// The same when the kernel lifts an asynchronous protection.
+// A first write for which the kernel lifts an asynchronous protection.
 inline constexpr double kKernelFaultNs = 1200;
-// To look at a page of 4 KiB, and to restore it: one that has an image's page
-// to be compared with, and one that was zeroes.
+// Comparing and restoring a page of 4 KiB: one that is compared with an image's
+// page, and one that began as zeroes.
 inline constexpr double kRestoreNs = 120;
 inline constexpr double kRestoreZeroNs = 75;
-// The same for the first time since the page was protected, when neither it nor
-// the image's page is in any near cache.
+// Like kRestoreNs, for the first time since the page was protected, when
+// neither it nor the image's page is in any near cache.
 inline constexpr double kFirstRestoreNs = 250;
 // PAGEMAP_SCAN: the call, and each page that it walks over (those that have a
 // page table).
 inline constexpr double kScanNs = 1500;
 inline constexpr double kScanPageNs = 3;
-// What it takes longer when more than the marks has to be looked at.
+// The additional time of a scan that has to look at more than the marks.
 inline constexpr double kExactScanNs = 500;
 // PAGEMAP_SCAN that protects: the call with a flush of the TLB (more where
 // other threads run), and each page that was dirty.
@@ -78,7 +78,7 @@ struct ChurnSample {
   double faulted = 0;
   // Pages that stay retained under kSignal.
   double retained = 0;
-  // To restore one of them, on the average.
+  // The cost of restoring one of them, on average.
   double restore_ns = kRestoreNs;
   // Pages that a scan has to walk over.
   double pages = 0;
@@ -96,12 +96,12 @@ struct ProtectCosts {
   // Pages that the kernel walks over, and those of them that are dirty.
   uint64_t pages = 0;
   uint64_t dirty = 0;
-  // Pages that the last two guests both changed: they will fault anew.
+  // Pages that the last two guests both changed: they will fault again.
   uint64_t regular = 0;
 };
 
-// kAsync: whether it pays to protect all pages again, now that restoring
-// unchanged pages has cost `wasted_ns`.
+// kAsync: whether protecting all pages again pays, now that restoring unchanged
+// pages has cost `wasted_ns`.
 inline bool ShouldProtectAll(uint64_t wasted_ns, const ProtectCosts& costs) {
   return static_cast<double>(wasted_ns) >
          kProtectNs + static_cast<double>(costs.pages) * kScanPageNs +
@@ -112,7 +112,7 @@ inline bool ShouldProtectAll(uint64_t wasted_ns, const ProtectCosts& costs) {
 // The choice for one image in one pool. Any thread.
 class TrackingPolicy {
  public:
-  // `forced`: always this. Otherwise kSignal until the votes say something
+  // `forced`: always this one. Otherwise kSignal until the votes say something
   // else; `async_works` says whether the kernel can do kAsync.
   TrackingPolicy(std::optional<Tracking> forced, bool async_works)
       : fixed_(forced.has_value() || !async_works),
@@ -125,9 +125,9 @@ class TrackingPolicy {
   // Whether votes count at all.
   bool fixed() const { return fixed_; }
 
-  // What a slot counted. The choice changes when kVotes samples in a row, of
-  // whatever slots, say that the other way is cheaper by more than a quarter
-  // (from kAsync back to kSignal: cheaper at all).
+  // Adds the sample of one slot as a vote. The choice changes when kVotes
+  // samples in a row, of any slots, say that the other way is cheaper by more
+  // than a quarter (from kAsync back to kSignal: cheaper at all).
   void Vote(const ChurnSample& sample);
 
   static constexpr int kVotes = 2;
@@ -138,14 +138,15 @@ class TrackingPolicy {
   std::atomic<int> votes_{0};
 };
 
-// Whether the kernel may resolve the reads of an image's pages by itself. Not
-// where pages come into the memfd on demand, since it would read zeroes. Nor
-// where the image has many holes: a zero page that the kernel reads gets a
-// page of the memfd, which then counts for ever. Few are no harm.
+// Whether the kernel may resolve the reads of an image's pages by itself. False
+// where pages come into the memfd on demand, since it would read zeroes. False
+// also where the image has many holes: a zero page that the kernel reads
+// allocates a page in the memfd, which then stays allocated. A few holes do no
+// harm.
 bool KernelMayServe(const Image& image);
 
-// The policies of all images that were ever bound in a pool and still live. Any
-// thread; not on the steady path.
+// The policies of all live images that were ever bound in a pool. Any thread;
+// not on the steady path.
 class TrackingPolicies {
  public:
   // `async_works`: there is a second userfaultfd, and image pages are shared.

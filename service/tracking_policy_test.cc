@@ -15,20 +15,22 @@
 namespace firsttouch {
 namespace {
 
-// The same 30 pages each time.
+// Guests that change the same 30 pages in each cycle.
 constexpr ChurnSample kSteady = {
     .changed = 30, .regular = 30, .faulted = 0, .retained = 30, .pages = 1024};
-// 28 pages the same, 4 others each time, of 256.
+// Guests that change the same 28 pages of 256 in each cycle, and 4 others.
 constexpr ChurnSample kMixed = {.changed = 32,
                                 .regular = 28,
                                 .faulted = 1.4,
                                 .retained = 176,
                                 .pages = 256};
-// A quarter of 256 pages, others each time: soon all have changed.
+// Guests that change a quarter of 256 pages, others in each cycle: soon all
+// have changed.
 constexpr ChurnSample kMostOfIt = {
     .changed = 64, .regular = 16, .faulted = 0, .retained = 256, .pages = 256};
-// A sixteenth of 1,024 pages, nearly all of which become retained. Both ways
-// cost about the same, whatever is counted while one of them is used.
+// Guests that change a sixteenth of 1,024 pages, nearly all of which become
+// retained. Both kinds of tracking cost about the same, whichever is in use
+// while they are counted.
 constexpr ChurnSample kMostOfMuch = {.changed = 64,
                                      .regular = 4,
                                      .faulted = 0.6,
@@ -67,8 +69,7 @@ TEST(TrackingPolicyTest, AnImageThatChangesMostlyIsRestoredInOnePass) {
 
 TEST(TrackingPolicyTest, WhatIsHotAfterAllIsRestoredInOnePassAndStaysSo) {
   TrackingPolicy policy(std::nullopt, true);
-  // As long as the pages become retained it looks as if the kernel were
-  // cheaper.
+  // While pages are becoming retained, tracking by the kernel seems cheaper.
   ChurnSample first = kMostOfMuch;
   first.faulted = 40;
   for (int i = 0; i < TrackingPolicy::kVotes; ++i) policy.Vote(first);
@@ -98,7 +99,8 @@ TEST(TrackingPolicyTest, TenantsThatBecomeSteadyGoBackToSignals) {
 }
 
 TEST(TrackingPolicyTest, BetweenTheTwoBordersNothingChanges) {
-  // Async is cheaper, but by less than a quarter: neither way is left.
+  // Async is cheaper, but by less than a quarter: the tracking does not change
+  // either way.
   ChurnSample sample = kMixed;
   sample.faulted = 0;
   sample.retained = 1.1 * EstimateCosts(kMixed).async_ns / kRestoreNs;
@@ -154,7 +156,8 @@ TEST(TrackingPolicyTest, EveryImageHasOnePolicyAsLongAsItLives) {
   TrackingPolicies policies(std::nullopt, true);
   const ImageRef image = ImageOf(1, 1);
   const std::shared_ptr<TrackingPolicy> policy = policies.Find(image);
-  // Many that come and go leave nothing behind, and it where it is.
+  // Many images that come and go leave nothing behind, and keep this one's
+  // policy.
   for (int i = 0; i < 1000; ++i) policies.Find(ImageOf(1, 1));
   EXPECT_EQ(policies.Find(image), policy);
   EXPECT_NE(policies.Find(ImageOf(1, 1)), policy);

@@ -1,7 +1,7 @@
-// What the host is told when a guest leaves its memory's bounds.
+// The report to the host when a guest leaves its memory's bounds.
 //
-// A touch outside a memory's current size is a trap (as is one of a page whose
-// contents cannot be had, see TrapInfo::error): the faulting thread gets
+// A touch outside a memory's current size is a trap (so is a touch of a page
+// whose contents cannot be had, see TrapInfo::error): the faulting thread gets
 // SIGBUS (SIGSEGV where the page had to be made inaccessible, see
 // service/service.h), firsttouch finds out which memory the address belongs to
 // and calls the trap callback in signal context, on the thread that touched.
@@ -16,7 +16,7 @@
 // The callback runs as a signal handler does, on the alternate stack: it may
 // call async-signal-safe functions only. The signal mask is already that of the
 // interrupted code, so that longjmp and siglongjmp(sigsetjmp(env, 0)) leave
-// nothing blocked: a thousand traps in one thread are a thousand traps.
+// nothing blocked, however many traps a thread takes.
 
 #ifndef FIRSTTOUCH_SERVICE_TRAP_H_
 #define FIRSTTOUCH_SERVICE_TRAP_H_
@@ -25,12 +25,12 @@
 
 namespace firsttouch {
 
-// How memory was touched, or is about to be. kExecute: an instruction was
-// fetched from there, by a jump; only traps tell of it.
+// The kind of a touch, past or intended. kExecute: an instruction was fetched
+// from there, by a jump; only traps report it.
 enum class Access : uint8_t { kRead, kWrite, kExecute };
 
-// As texts have it: "read", "write" or "instruction fetch". Static strings; may
-// be called in a signal handler.
+// The name in texts: "read", "write" or "instruction fetch". Static strings;
+// may be called in a signal handler.
 constexpr const char* AccessName(Access access) {
   switch (access) {
     case Access::kRead:
@@ -59,20 +59,20 @@ struct TrapInfo {
   //
   // Both are kNoMemory where the guard between two memories can be reached from
   // both of them, in its last PoolLayout::unowned_guard_bytes(): the touch may
-  // be one past the end of the one or below the start of the other, and nothing
+  // be past the end of the one or below the start of the other, and nothing
   // tells which. No memory's callback is called then, only the service's, which
-  // must find the sandbox by the thread. leased is false, offset_bytes and
-  // size_bytes are 0.
+  // must find the sandbox by the thread. `leased` is false, `offset_bytes` and
+  // `size_bytes` are 0.
   uint32_t instance;
   uint32_t memory;
   // Whether the slot is leased: false for a touch after release.
   bool leased;
   Access access;
-  // 0: outside the bounds. Otherwise the touch was in bounds, and the contents
-  // of the image's page could not be had: the errno that says why. (EFAULT: the
-  // image's file has been cut short, or cannot be read.) Nothing is
-  // wrong with the memory; its guest cannot go on without the page, and may be
-  // told to try again (kResume).
+  // 0: the touch was outside the bounds. Otherwise it was in bounds, and the
+  // contents of the image's page could not be had: the errno says why. (EFAULT:
+  // the image's file has been cut short, or cannot be read.) Nothing is wrong
+  // with the memory; its guest cannot go on without the page, and may be told
+  // to try again (kResume).
   int error;
   // Bytes from the memory's start to the touched byte. An access that begins
   // in bounds and crosses the end is reported at the first byte past the last
@@ -83,14 +83,14 @@ struct TrapInfo {
   // The touched address, and the instruction that touched it.
   uintptr_t address;
   uintptr_t program_counter;
-  // The ucontext_t of the interrupted code: a callback may edit it (for
-  // example to go on at another instruction) and return kResume.
+  // The ucontext_t of the interrupted code: a callback may edit it (for example
+  // to go on at another instruction) and return kResume.
   void* ucontext;
-  // As given with the callback.
+  // The pointer that was given with the callback.
   void* user;
 };
 
-// What a trap callback answers, where it returns at all.
+// A trap callback's answer, where it returns at all.
 enum class TrapAction {
   // Not handled: the next callback is asked (the memory's, then the service's,
   // then the handler that was there before ours), and in the end the process

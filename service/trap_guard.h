@@ -1,4 +1,4 @@
-// Who is asked first about a trap.
+// The function that is asked first about a trap.
 //
 // ON THE FAULT PATH: async-signal-safe, no lock, no allocation, no logging, no
 // thread-local storage.
@@ -10,11 +10,11 @@
 
 namespace firsttouch {
 
-// From now on `guard` is called for each trap of this process, in signal
-// context, with the signal mask of the interrupted code, before the trap
-// callbacks are. It leaves by longjmp where it takes the trap, and returns
-// where it does not. There is one for the process: service/run_trapped.cc's.
-// Any thread, any number of times.
+// Has `guard` called for each trap of this process, in signal context, with the
+// signal mask of the interrupted code, before the trap callbacks. The guard
+// leaves by longjmp where it takes the trap, and returns where it does not. The
+// process has only one: service/run_trapped.cc's. Any thread, any number of
+// times.
 void SetTrapGuard(void (*guard)(const TrapInfo& trap)) noexcept;
 
 }  // namespace firsttouch

@@ -21,21 +21,21 @@ namespace firsttouch {
 namespace {
 
 // Makes a page accessible that was made to trap by mprotect(2) and need not
-// any more. Where the kernel refuses, the page goes on trapping until a touch
-// in bounds, or the release, makes it accessible.
+// trap any more. Where the kernel refuses, the page goes on trapping until a
+// touch in bounds, or the release, makes it accessible.
 void UnpoisonPage(FaultPool& fault_pool, SlotState& slot,
                   uintptr_t page_address) {
-  // All pages that a snapshot has made read-only it makes writable by itself.
+  // A snapshot makes all pages writable again that it has made read-only.
   const bool frozen = slot.frozen.load(std::memory_order_seq_cst) != 0;
   if (frozen && LocateIn(fault_pool.entry, page_address).page_in_bounds) return;
   Count(slot.counters.kernel_calls);
   MakeAccessible(fault_pool, page_address);
 }
 
-// Notes a page that was made inaccessible, and opens the one whose place it
-// takes. Threads do so at once: a page that was made inaccessible is noted
-// after that, or was, and a page that is taken out is opened after that, so
-// that no page stays inaccessible without being noted.
+// Notes a page that was made inaccessible, and makes the page accessible whose
+// place it takes. ORDER, since several threads may do so at once: a page is
+// noted after it was made inaccessible, and made accessible after it was taken
+// out. So no page stays inaccessible without being noted.
 void NoteInaccessible(FaultPool& fault_pool, SlotState& slot,
                       uintptr_t page_address) {
   for (const std::atomic<uintptr_t>& page : slot.poisoned_pages.page) {
@@ -76,13 +76,14 @@ FaultResult MakeTrapping(FaultPool& fault_pool, uint32_t slot_number,
                                   : FaultResult::Kind::kFailed,
               fill.error, "UFFDIO_POISON"};
     }
-    // Another thread's touch of the same page may have been first.
+    // Another thread's touch of the same page may have come first.
     if (fill.pages_filled() == 0) return {};
   } else {
     CallResult protect =
         fault_pool.kernel->Mprotect(page_address, kPageBytes, PROT_NONE);
     if (protect.error == ENOMEM) {
-      // No mapping is left. Those of the same memory's other pages will do.
+      // No mapping is left. Giving up those of the same memory's other pages
+      // helps.
       UnpoisonAllPages(fault_pool, slot);
       protect =
           fault_pool.kernel->Mprotect(page_address, kPageBytes, PROT_NONE);
@@ -116,7 +117,7 @@ void SupplyPoisonedPages(FaultPool& fault_pool, uint32_t slot_number,
     const uint64_t page = (address - slot.base) / kPageBytes;
     if (page < first_page || page >= end_page) continue;
     if (fault_pool.poison) {
-      // What is supplied takes the place of the poison.
+      // The page that is supplied takes the place of the poison.
       FillPrivate(fault_pool, slot_number, page, 1);
     } else {
       UnpoisonPage(fault_pool, slot, address);

@@ -1,6 +1,6 @@
 // How handler threads make a page trap: by UFFDIO_POISON, or by making it
-// inaccessible. Neither may give a guest that goes on after its traps a way to
-// use up what all share: the process's mappings, or the kernel's log.
+// inaccessible. Neither may let a guest that goes on after its traps use up
+// what is shared: the process's mappings, or the kernel's log.
 
 #include <errno.h>
 #include <fcntl.h>
@@ -29,12 +29,13 @@ using Op = FakeKernel::Op;
 constexpr uint64_t kSize = 16 * kPageBytes;
 constexpr uint64_t kMax = 4096 * kPageBytes;
 constexpr uint64_t kGuard = 65536;
-// Pages of a slot that are inaccessible at once, at most.
+// The most pages of a slot that are inaccessible at once.
 constexpr uint64_t kMostPages = 8;
 
 struct Param {
   Backing backing;
-  // As a pool makes traps on this kernel; otherwise as before POISON.
+  // Whether to make traps as a pool does on this kernel, instead of as before
+  // POISON.
   bool as_here = false;
 };
 
@@ -78,7 +79,7 @@ class TrappingPagesTest : public testing::TestWithParam<Param> {
     return memory.ok() ? *std::move(memory) : Memory();
   }
 
-  // Mappings in everything that offsets of the memory can reach.
+  // Mappings in the whole range that offsets of the memory can reach.
   static size_t MappingsAround(const void* base) {
     const auto start = reinterpret_cast<uintptr_t>(base);
     return MappingsOf(start, start + kMax + kGuard).size();
@@ -111,8 +112,8 @@ TEST_P(TrappingPagesTest, AThousandTrapsInALeaseKeepMappingsFew) {
   const size_t before = MappingsAround(base);
   kernel_.ResetCalls();
   constexpr uint64_t kTraps = 1000;
-  // Every other page, so that no two are one mapping; the last of them lie in
-  // the guard.
+  // Takes every other page, so that no two are one mapping; the last pages lie
+  // in the guard.
   const auto page_of = [](uint64_t i) {
     return i < kTraps - 4 ? 16 + 2 * i : 4096 + 2 * (i - (kTraps - 4));
   };
@@ -122,13 +123,13 @@ TEST_P(TrappingPagesTest, AThousandTrapsInALeaseKeepMappingsFew) {
     ASSERT_LE(MappingsAround(base), before + 2 * kMostPages) << i;
   }
   EXPECT_LE(kernel_.Calls(Op::kMprotect), poisons() ? 0 : 2 * kTraps);
-  // A page that traps already takes no call.
+  // A touch of a page that traps already makes no call.
   const uint64_t calls = kernel_.TotalCalls();
   for (int i = 0; i < 10; ++i) {
     ExpectTrap(memory, page_of(kTraps - 1) * kPageBytes + 9);
   }
   EXPECT_EQ(kernel_.TotalCalls(), calls);
-  // One that did so before traps again.
+  // Pages that trapped before trap again.
   for (uint64_t i = 0; i < 20; ++i) ExpectTrap(memory, page_of(i) * kPageBytes);
 
   ASSERT_EQ(memory.Release(), absl::OkStatus());
@@ -139,7 +140,7 @@ TEST_P(TrappingPagesTest, AThousandTrapsInALeaseKeepMappingsFew) {
   ExpectTrap(memory, kSize);
   ExpectTrap(memory, kMax + 8 * kPageBytes);
   ASSERT_EQ(memory.Release(), absl::OkStatus());
-  // And the largest lease has all of its pages.
+  // The largest lease has all of its pages, too.
   memory = MustAcquire({.image = image, .size_bytes = kMax});
   ASSERT_EQ(memory.base(), base);
   EXPECT_EQ(FirstDifference(memory, InitialBytes(image, kMax)), std::nullopt);
@@ -182,7 +183,7 @@ TEST_P(TrappingPagesTest, WhatWasGrownIntoIsTheKernelsToTouch) {
         << "errno " << errno << ", page " << page;
   }
   close(zeroes);
-  // Those that are still out of bounds trap.
+  // Pages that are still out of bounds trap.
   for (uint64_t page = 21; page < 16 + kMostPages; ++page) {
     ExpectTrap(memory, page * kPageBytes + 1);
   }
@@ -205,8 +206,8 @@ TEST_P(TrappingPagesTest, ASnapshotLeavesTheBoundsAsTheyAre) {
   for (uint64_t page = 16; page < 40; page += 2) {
     ExpectTrap(memory, page * kPageBytes);
   }
-  // Some kernels do not merge what was read-only for the snapshot with the
-  // guard.
+  // Some kernels do not merge pages that were read-only for the snapshot with
+  // the guard.
   ASSERT_LE(MappingsAround(memory.base()), before + 2 * kMostPages + 1);
   ASSERT_EQ(memory.Reset(), absl::OkStatus());
   EXPECT_LE(MappingsAround(memory.base()), before + 1);
@@ -232,7 +233,7 @@ TEST_P(TrappingPagesTest, PagesInBoundsThatCannotBeHadKeepMappingsFew) {
   for (int i = 0; i < 40; ++i) expect_trap(3);
   for (uint64_t page = 0; page < 64; page += 2) expect_trap(page);
   if (service_->serves_kernel_faults()) {
-    // The kernel is refused, and no signal of ours follows.
+    // The kernel's access fails, and no signal of ours follows.
     const int zeroes = open("/dev/zero", O_RDONLY | O_CLOEXEC);
     ASSERT_GE(zeroes, 0);
     for (uint64_t page = 1; page < 64; page += 2) {

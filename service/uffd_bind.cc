@@ -31,14 +31,15 @@
 namespace firsttouch {
 namespace {
 
-// Pages of the read set that are mapped before a lease comes, at most: some
-// milliseconds, where they have to be brought from a file first. What is left
-// is mapped at its first touch, one fault-around size at a time.
+// The most pages of the read set that are mapped before a lease: this takes
+// some milliseconds where they have to be read from a file first. The rest is
+// mapped at first touch, one fault-around size at a time.
 constexpr uint64_t kMostMappedPages = 4096;
 
-// With the backing kShared: whether it pays to map the image into a slot that
-// has none, where a few copies will do. Mapping takes five calls, as long as
-// some four copies; the pages that are written are copied in any case.
+// With the backing kShared: whether a few copies will do, so that mapping the
+// image into a slot that has none does not pay. Mapping makes five calls, which
+// take as long as about four copies; the pages that are written are copied in
+// any case.
 bool FewPagesWillDo(const Image& image) {
   constexpr int kFewPages = 2;
   const WorkingSet& set = image.working_set();
@@ -53,7 +54,8 @@ bool FewPagesWillDo(const Image& image) {
   return only_read <= kFewPages;
 }
 
-// Whether an image that the slot has, but not mapped, is to be mapped now.
+// Whether an image that the slot is bound to, without its mapping, is to be
+// mapped now.
 bool IsToBeMapped(const UffdContext& context, const SlotState& slot) {
   return context.fault_pool.backing == Backing::kShared &&
          slot.policy != nullptr && !slot.image_mapped &&
@@ -95,8 +97,8 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
       status = MapAnew(context, slot, new_pages, old_pages - new_pages, -1);
     }
   } else if (touched_pages > 0) {
-    // Not only what the planes know of: a copy that failed or was left half-way
-    // may have placed pages of the old image that were not noted.
+    // Drops more than what the planes know of: a copy that failed or was left
+    // half-way may have placed pages of the old image that were not noted.
     Count(slot.counters.kernel_calls);
     const CallResult dropped = DropMappedPages(
         *context.fault_pool.kernel, slot.base, touched_pages * kPageBytes);
@@ -143,7 +145,7 @@ void FillWorkingSet(const UffdContext& context, SlotState& slot,
     }
   };
   if (slot.image->has_source()) {
-    // Nobody waits for it here: what is needed first goes first.
+    // Nothing waits for this; what is needed first goes first.
     for (const WorkingSet::Words& words : {written, set.read()}) {
       for_each_run(words, [&](uint64_t page, uint64_t pages) {
         slot.image->FetchEarly(PageIndex(page), PageCount(pages));
@@ -161,16 +163,16 @@ void FillWorkingSet(const UffdContext& context, SlotState& slot,
       PageGroup& group = slot.pages.group(index);
       const uint64_t filled = GroupMask(index, page, page + pages) &
                               group.dirty.load(std::memory_order_relaxed);
-      // As if an earlier guest had changed them, so that they are not dropped
-      // before they had the time to be.
+      // Notes the pages as if an earlier guest had changed them, so that they
+      // are not dropped before guests have had time to change them.
       group.retained.fetch_or(filled, std::memory_order_relaxed);
       group.previous.fetch_or(filled, std::memory_order_relaxed);
       CountOwned(slot.counters.pages_prefilled, std::popcount(filled));
     });
   }
-  // Mapped clean is what was read, and has to stay within bounds: more of it
-  // would keep the guest waiting. Where the image is not mapped it is private,
-  // too.
+  // Pages that are only read are mapped clean and have to stay within bounds:
+  // mapping more would keep the guest waiting. Where the image is not mapped
+  // they are private, too.
   uint64_t left = kMostMappedPages;
   if (!slot.image_mapped) {
     left = std::min(left, most_pages - std::min(most_pages, pages_to_fill));

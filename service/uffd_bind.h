@@ -16,22 +16,21 @@
 namespace firsttouch {
 
 // Makes the slot's memory that of `image` (null: zeroes), whatever it was
-// before. Nothing but pages that are known to be clean stays resident. Every
-// property of the range (registration, DONTFORK, DONTDUMP, NOHUGEPAGE) is as
-// before. An error that leaves the slot's `remap_wanted` false has changed
-// nothing.
+// before. Only pages that are known to be clean stay resident. Every property
+// of the range (registration, DONTFORK, DONTDUMP, NOHUGEPAGE) is as before. An
+// error that leaves the slot's `remap_wanted` false has changed nothing.
 absl::Status BindImage(const UffdContext& context, SlotState& slot,
                        const ImageRef& image);
 
-// Makes the pages private that guests of the slot's image are known to write,
-// and maps those that they read, if the slot was bound or emptied since the
-// last time. What fails is left to the first touch.
+// If the slot was bound or emptied since the last call: makes the pages private
+// that guests of its image are known to write, and maps those that they read.
+// What fails is left to the first touch.
 void FillWorkingSet(const UffdContext& context, SlotState& slot,
                     uint64_t size_pages, uint64_t most_pages);
 
 // Maps and registers all of the memory of an abandoned slot (slot_record.h) as
-// if it had never been used. The kernel drops every page of it, so that it is
-// known to be clean.
+// if it had never been used. The kernel drops every page of it, so that the
+// memory is known to be clean.
 absl::Status MapAllAnew(const UffdContext& context, SlotState& slot);
 
 }  // namespace firsttouch

@@ -23,7 +23,7 @@
 namespace firsttouch {
 namespace {
 
-// What is dropped loses its mark.
+// Dropped pages lose the kernel's mark.
 void NoteUnmarked(SlotState& slot, uint64_t first_page) {
   if (first_page < slot.kernel_pages) slot.async.all_marked = false;
 }
@@ -48,7 +48,7 @@ PageSpan ResidentSpan(const SlotState& slot, uint64_t first_page,
     pages += std::popcount(there);
   });
   if (first_page < std::min(end_page, slot.kernel_pages)) {
-    // What is there the kernel knows alone.
+    // Only the kernel knows which pages are present there.
     lowest = first_page;
     past_highest =
         std::max(past_highest, std::min(end_page, slot.kernel_pages));
@@ -126,7 +126,7 @@ absl::Status UnpoisonAtRelease(const UffdContext& context, SlotState& slot) {
                        &slot - context.fault_pool.slots, " in pool \"",
                        context.fault_pool.name, "\""));
     }
-    // Where pages of the memory's own may have been among them.
+    // Pages of the memory itself may have been among them.
     if (context.fault_pool.poison && start >= slot.base) {
       const uint64_t first_page = (start - slot.base) / kPageBytes;
       slot.pages.Forget(first_page, first_page + bytes / kPageBytes);
@@ -135,16 +135,17 @@ absl::Status UnpoisonAtRelease(const UffdContext& context, SlotState& slot) {
   };
   absl::Status status;
   for (std::atomic<uintptr_t>& page : slot.poisoned_pages.page) {
-    // 0 where a handler thread has counted and not yet stored, or where there
-    // is none.
+    // The address is 0 where a handler thread has counted but not yet stored
+    // it, or where there is none.
     const uintptr_t address = page.exchange(0, std::memory_order_acq_rel);
     if (address == 0) continue;
     if (status.ok()) status = reset(address, kPageBytes);
-    // Still to be done.
+    // The page is still to be done.
     if (!status.ok()) page.store(address, std::memory_order_release);
   }
   if (count > PoisonedPages::kCapacity && status.ok()) {
-    // More than were noted: all that lies behind the kept pages.
+    // More pages were poisoned than noted: treats everything behind the kept
+    // pages.
     const uint64_t from = slot.kept_pages * kPageBytes;
     status = reset(slot.base + from, context.stride_bytes - from);
     const PoolEntry& entry = context.fault_pool.entry;

@@ -1,8 +1,8 @@
-// Giving pages of a slot back to the kernel, for pools with a userfaultfd: what
-// is resident, dropping it, and taking note of what was dropped.
+// Giving pages of a slot back to the kernel, for pools with a userfaultfd:
+// finding what is resident, dropping it, and noting what was dropped.
 //
 // By the slot's owner, while no guest code runs in it. These functions may
-// allocate and take no lock. After a failure the pages are in no known state.
+// allocate and take no lock. After a failure the pages' states are unknown.
 
 #ifndef FIRSTTOUCH_SERVICE_UFFD_DROP_H_
 #define FIRSTTOUCH_SERVICE_UFFD_DROP_H_
@@ -17,34 +17,34 @@
 
 namespace firsttouch {
 
-// What is resident in [first_page, end_page): from the first such page to the
-// last one. Empty: nothing is.
+// The resident pages of [first_page, end_page): from the first one to the last
+// one. Empty where no page is resident.
 PageSpan ResidentSpan(const SlotState& slot, uint64_t first_page,
                       uint64_t end_page);
 
-// Takes note that a span that is not empty was dropped or, with an `error` of
+// Notes that a span, which is not empty, was dropped or, with an `error` of
 // madvise(2), was not.
 absl::Status NoteDropped(const UffdContext& context, SlotState& slot,
                          const PageSpan& span, int error);
 
-// Gives back every page of the range, known of or not.
+// Gives back every page of the range, whether it is known to be there or not.
 absl::Status DropRange(const UffdContext& context, SlotState& slot,
                        uint64_t first_page, uint64_t pages);
 
-// Gives back every page below `end_page`, whether anything is known of it or
-// not: missing again, and the next lease has its working set filled.
+// Gives back every page below `end_page`, known or not: all are missing again,
+// and the working set is filled again before the next lease.
 absl::Status DropEveryPage(const UffdContext& context, SlotState& slot,
                            uint64_t end_page);
 
-// Gives back every page that lies in [first_page, end_page): missing again.
-// One system call, none where nothing is resident.
+// Gives back every resident page of [first_page, end_page): missing again. One
+// system call, none where nothing is resident.
 absl::Status DropPages(const UffdContext& context, SlotState& slot,
                        uint64_t first_page, uint64_t end_page);
 
-// Pages outside the bounds that were made to trap one by one (handler threads)
-// are as untouched ones again. For a slot that is no longer leased, or not yet:
-// what a guest has grown into since is left alone, since the first touch there
-// mends the page (HandleFault).
+// Makes the pages outside the bounds that were made to trap one by one (handler
+// threads) like untouched ones again. For a slot that is no longer leased, or
+// not yet: where a guest has grown since, its pages are left alone, since the
+// first touch there mends the page (HandleFault).
 absl::Status UnpoisonAtRelease(const UffdContext& context, SlotState& slot);
 
 // Demotion: pages of several slots that no longer change are dropped with one
@@ -52,12 +52,12 @@ absl::Status UnpoisonAtRelease(const UffdContext& context, SlotState& slot);
 // clean or, if that is a write, filled as private pages: neither makes a TLB
 // shootdown, whereas protecting them one by one makes one for each.
 //
-// Takes those out of `demotion.cold_pages` that changed since they were put
+// Takes the pages out of `demotion.cold_pages` that changed since they were put
 // there.
 void LeaveOutWarmPages(SlotState& slot);
-// Adds the slot's `demotion.cold_pages` to what is dropped.
+// Adds the slot's `demotion.cold_pages` to `batch`.
 void AddColdPages(const SlotState& slot, DropBatch& batch);
-// Takes note that they were, and has the image's working set forget them.
+// Notes that they were dropped, and has the image's working set forget them.
 absl::Status NoteDemoted(const UffdContext& context, SlotState& slot,
                          const DropBatch::Result& dropped);
 

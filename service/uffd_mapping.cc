@@ -21,8 +21,8 @@
 namespace firsttouch {
 namespace {
 
-// Nothing is known to be registered there any more: sees to it that no touch
-// succeeds. The slot is never used again.
+// The registration there is unknown: makes sure that no touch succeeds. The
+// slot is never used again.
 void MakeInaccessible(const UffdContext& context, const SlotState& slot,
                       uint64_t first_page, uint64_t pages) {
   context.fault_pool.kernel->Mprotect(AddressOf(slot, first_page),
@@ -34,7 +34,7 @@ void MakeInaccessible(const UffdContext& context, const SlotState& slot,
 absl::Status CallFailed(const UffdContext& context, const SlotState& slot,
                         int error, const char* call, uint64_t first_page,
                         uint64_t pages) {
-  // The range is reserved already: such a call can only want a mapping more.
+  // The range is reserved already, so that such a call can only lack a mapping.
   return PagesCallFailed(
       context.fault_pool, slot, error, call, first_page, pages,
       {.mappings = " (a slot with an image needs two mappings)"});

@@ -2,9 +2,8 @@
 // userfaultfd.
 //
 // By the slot's owner, while no guest code runs in it. These functions may
-// allocate and take no lock. A failure leaves a range of which nothing is known
-// to be registered, and makes it inaccessible: the slot is abandoned, or
-// quarantined.
+// allocate and take no lock. A failure leaves a range whose registration is
+// unknown, and makes it inaccessible: the slot is abandoned, or quarantined.
 
 #ifndef FIRSTTOUCH_SERVICE_UFFD_MAPPING_H_
 #define FIRSTTOUCH_SERVICE_UFFD_MAPPING_H_
@@ -20,22 +19,22 @@
 
 namespace firsttouch {
 
-// What work on a slot needs beside the fault path's view of the pool.
+// What the functions that work on a slot need besides the fault path's view of
+// the pool.
 struct UffdContext {
   FaultPool& fault_pool;
-  // Which tracking each image needs.
+  // The tracking policy of each image.
   TrackingPolicies* policies = nullptr;
-  // Of PAGEMAP_SCAN; -1 where there is none (before 6.7), and then pages that
-  // may have changed are dropped instead of looked at.
+  // The descriptor for PAGEMAP_SCAN; -1 where there is none (before 6.7): pages
+  // that may have changed are dropped then instead of looked at.
   int pagemap_fd = -1;
-  // A second userfaultfd, with UFFD_FEATURE_WP_ASYNC (6.7), for Tracking::
-  // kAsync; -1 where there is none. Protection that lifts itself belongs to a
-  // userfaultfd, not to a range, so one pool needs two.
+  // A second userfaultfd, with UFFD_FEATURE_WP_ASYNC (6.7), for
+  // Tracking::kAsync; -1 where there is none. Protection that lifts itself
+  // belongs to a userfaultfd, not to a range, so one pool needs two.
   int async_uffd = -1;
-  // Whether the first lease of an image of which nothing is known is a
-  // profiling lease.
+  // Whether the first lease of an unknown image is a profiling lease.
   bool profile_unknown_images = false;
-  // Bytes from one slot's start to the next one's.
+  // Bytes from one slot's start to the next slot's.
   uint64_t stride_bytes = 0;
   bool include_in_core_dump = false;
   // Cycles after which `recent` becomes `previous`.
@@ -54,13 +53,13 @@ absl::Status Register(const UffdContext& context, SlotState& slot, int uffd,
 absl::Status Unregister(const UffdContext& context, SlotState& slot, int uffd,
                         uint64_t first_page, uint64_t pages);
 
-// Registers what is unregistered as Tracking::kSignal needs it.
+// Registers unregistered pages as Tracking::kSignal needs them.
 absl::Status RegisterForSignals(const UffdContext& context, SlotState& slot,
                                 uint64_t first_page, uint64_t end_page);
 
 // Maps [first_page, first_page + pages) anew, from the image's memfd at the
 // same offset or, with fd -1, anonymous, and gives it every property that the
-// rest of the pool has; but for the registration where the next lease is
+// rest of the pool has, except for the registration where the next lease is
 // `profiling`. No call for no pages.
 absl::Status MapAnew(const UffdContext& context, SlotState& slot,
                      uint64_t first_page, uint64_t pages, int fd,

@@ -22,7 +22,8 @@
 namespace firsttouch {
 namespace {
 
-// Tells the image which pages guests write: in each group those of `pages_of`.
+// Tells the image which pages guests write: those that `pages_of` returns for
+// each group.
 template <typename PagesOf>
 void Teach(const SlotState& slot, PagesOf pages_of) {
   WorkingSet::Words words;
@@ -36,8 +37,8 @@ void Teach(const SlotState& slot, PagesOf pages_of) {
 }
 
 // Tells the image which pages below `end_page` guests touch: those that are
-// there. Pages that were mapped because the set said so teach nothing, since
-// they are in it.
+// present. Pages that were mapped because the set said so teach nothing new,
+// since they are in it.
 void TeachReads(SlotState& slot, uint64_t end_page) {
   slot.reads_to_teach.store(false, std::memory_order_relaxed);
   if (slot.image == nullptr) return;
@@ -53,7 +54,7 @@ void TeachReads(SlotState& slot, uint64_t end_page) {
   slot.image->working_set().LearnRead(words);
 }
 
-// Ends a profiling lease: keeps the working set that it showed, and nothing
+// Ends a profiling lease: keeps the working set that it has shown, and nothing
 // else.
 absl::Status FinishProfilingLease(const UffdContext& context, SlotState& slot) {
   const uint64_t pages = slot.kernel_pages;
@@ -72,18 +73,19 @@ absl::Status FinishProfilingLease(const UffdContext& context, SlotState& slot) {
   return RegisterForSignals(context, slot, 0, pages);
 }
 
-// Pages to demote are put off until there are so many, or for so many windows.
+// Pages to demote are put off until there are this many, or for this many
+// windows.
 constexpr uint64_t kWorthDemoting = 8;
 constexpr uint32_t kPutOffWindows = 8;
 
-// What it costs to restore these pages of a group.
+// The cost of restoring these pages of a group, in ns.
 double RestoreNs(const SlotState& slot, uint64_t index, uint64_t pages) {
   const uint64_t of_image = GroupMask(index, 0, slot.image_pages);
   return std::popcount(pages & of_image) * kRestoreNs +
          std::popcount(pages & ~of_image) * kRestoreZeroNs;
 }
 
-// Ends a sampling window: acts upon what was counted in it.
+// Ends a sampling window: acts on what was counted in it.
 absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
                                uint64_t keep_pages) {
   uint64_t retained_pages = 0;
@@ -143,7 +145,7 @@ absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
   return status;
 }
 
-// How far the guest got, upwards, in what it grew into.
+// Notes how far upwards the guest has touched the pages that it grew into.
 void NoteGrowth(SlotState& slot, uint64_t keep_pages, uint64_t size_pages) {
   uint64_t page = keep_pages;
   while (page < size_pages) {
@@ -169,7 +171,8 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
   if (slot.reads_to_teach.load(std::memory_order_relaxed)) {
     TeachReads(slot, keep_pages);
   }
-  // What was grown into goes first, so that nothing below has to look at it.
+  // Pages that were grown into are dropped first, so that nothing below has to
+  // look at them.
   if (size_pages > keep_pages) {
     NoteGrowth(slot, keep_pages, size_pages);
     if (absl::Status status = DropPages(context, slot, keep_pages, size_pages);
@@ -196,8 +199,8 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t dirty = group.dirty.load(std::memory_order_acquire);
     dirty_pages += std::popcount(dirty);
-    // Open without being present: a fill that failed half-way. It may be there
-    // or not; to touch it could fault.
+    // Dirty without being present: a fill failed half-way. The page may or may
+    // not be there, so touching it could fault.
     const uint64_t unsure =
         dirty & ~group.present.load(std::memory_order_relaxed);
     if (unsure != 0) {

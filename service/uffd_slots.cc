@@ -42,7 +42,7 @@ absl::Status UffdSupply::Bind(SlotState& slot, const ImageRef& image,
   }
   if (status.ok()) status = BindImage(*context_, slot, image);
   if (!status.ok()) return status;
-  // Until all that follows is done.
+  // Stays set until all that follows is done.
   slot.remap_wanted = true;
   status = AdjustTracking(*context_, slot, size_pages);
   if (!status.ok()) return status;
@@ -64,9 +64,10 @@ absl::Status UffdSupply::Unbind(SlotState& slot) {
 }
 
 void UffdSupply::StopFills(SlotState& slot) {
-  // In-thread, a thread that fills is in the memory, and all have left it. A
-  // handler thread may have read an event, or be filling, for a thread that has
-  // gone on: it finds another lease or is waited for.
+  // In-thread, the thread that fills is the one in the memory, and all threads
+  // have left it. A handler thread may have read an event, or be filling, for a
+  // thread that has gone on: the handler thread finds another lease, or is
+  // waited for.
   if (threads_ == nullptr) return;
   threads_->WaitForReads();
   slot.lease.fetch_add(1, std::memory_order_seq_cst);
@@ -75,23 +76,23 @@ void UffdSupply::StopFills(SlotState& slot) {
 
 absl::Status UffdSupply::Restore(SlotState& slot, uint64_t size_bytes,
                                  uint64_t most_private_pages) {
-  // Whatever the kernel or the host took away of a page that is to be restored
-  // is supplied again when the restore touches it, so the pages are in bounds
-  // until it is done; what was grown into goes first.
+  // A page to be restored that the kernel or the host has taken away is
+  // supplied again when the restore touches it, so the pages stay in bounds
+  // until the restore is done; pages that were grown into go first.
   slot.size_bytes.store(std::min(size_bytes, slot.initial_bytes),
                         std::memory_order_seq_cst);
   absl::Status status =
       RestorePages(*context_, slot, slot.kept_pages,
                    PagesRoundedUp(size_bytes).value(), most_private_pages);
-  // Also private pages that are clean, which the kernel may be reading; and
-  // where a page of the image could not be read to restore one.
+  // Includes private pages that are clean, which the kernel may be reading; and
+  // pages that could not be restored since the image's page could not be read.
   if (status.ok() &&
       (slot.exceptions.load(std::memory_order_relaxed) & kSlotDropped) != 0) {
     status = DropEveryPage(*context_, slot, slot.kept_pages);
   }
   if (status.ok()) status = UnpoisonAtRelease(*context_, slot);
   if (!status.ok()) return status;
-  // Not by the next lease on the steady path.
+  // The next lease must not take the steady path.
   slot.other_tracking_wanted =
       slot.policy != nullptr && slot.policy->tracking() != slot.tracking;
   if (slot.mapping_wanted.load(std::memory_order_relaxed)) {
@@ -112,8 +113,8 @@ uint64_t UffdSupply::KeptPages(SlotState& slot) {
     pages += std::popcount(own);
   });
   if (slot.tracking == Tracking::kAsync) {
-    // Protected pages stay private, and not all that are dirty are: counted
-    // where there may be more than before, or fewer.
+    // Protected pages stay private, and not all dirty pages are private: counts
+    // them where there may be more than before, or fewer.
     const uint64_t least = slot.idle.pages.load(std::memory_order_relaxed);
     pages = pages > least || slot.idle.keeps_fewer ? CountPrivate(slot) : least;
   }
@@ -124,7 +125,8 @@ uint64_t UffdSupply::KeptPages(SlotState& slot) {
 uint64_t UffdSupply::CountPrivate(SlotState& slot) const {
   ScanRequest request = ScanRequest::PrivateCopies(
       slot.base, slot.base + slot.kept_pages * kPageBytes);
-  // Not what is only swapped: protected pages that were dropped look like that.
+  // Excludes pages that are only swapped: protected pages that were dropped
+  // look like that.
   request.any_of = kPageIsPresent;
   request.none_of |= kPageIsPfnZero;
   request.report = 0;
@@ -172,8 +174,8 @@ bool UffdSupply::DistrustsPages() {
 }
 
 void UffdSupply::NoteGrown(SlotState& slot, uint64_t before, uint64_t after) {
-  // Not only for the guest, whose touch would do that: a system call would get
-  // EFAULT.
+  // Not only for the guest, whose touch would do the same: a system call would
+  // get EFAULT.
   if (pool_.fault_pool.resolve == Resolve::kHandlerThread &&
       slot.poisoned_pages.count.load(std::memory_order_seq_cst) != 0) {
     SupplyPoisonedPages(pool_.fault_pool, NumberOf(slot),
@@ -214,8 +216,8 @@ absl::Status UffdSupply::ForEachChangedPage(
     return status;
   }
   absl::Status filled;
-  // Of untracked pages, those that are not the kernel's zero page any
-  // more; without a scan, each of them.
+  // Visits the untracked pages that are no longer the kernel's zero page;
+  // without a scan, all of them.
   const auto visit_bits = [&](uint64_t index, uint64_t bits) {
     ForEachRun(bits & GroupMask(index, 0, end_page),
                [&](uint64_t bit, uint64_t pages) {
@@ -249,8 +251,9 @@ absl::Status UffdSupply::ForEachChangedPage(
   const ScanResult scan = ScanPages(
       pool_.kernel, pagemap_->fd(), request, regions, 64,
       [&](const PageRegion& region) {
-        // Also those that are dirty by now: MakeReady() may have opened a page
-        // since it was looked at above. What is visited twice does no harm.
+        // Includes pages that are dirty by now: MakeReady() may have made a
+        // page writable since it was looked at above. Visiting a page twice
+        // does no harm.
         ForEachGroupIn(slot, region, [&](uint64_t index, uint64_t bits) {
           visit_bits(index, bits & slot.pages.group(index).untracked.load(
                                        std::memory_order_relaxed));
@@ -259,7 +262,7 @@ absl::Status UffdSupply::ForEachChangedPage(
       });
   Count(slot.counters.kernel_calls, scan.calls);
   if (scan.ok()) return filled;
-  // Each of them, then. What was visited is visited twice.
+  // The scan failed: visits each of them. Some are visited twice.
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     visit_bits(index, group.untracked.load(std::memory_order_relaxed));
   });
@@ -268,15 +271,16 @@ absl::Status UffdSupply::ForEachChangedPage(
 
 bool UffdSupply::IsThere(SlotState& slot, uint64_t page,
                          absl::Status* failure) {
-  // Nobody has written to a page that its source has not given yet, although
-  // somebody may have tried to.
+  // No thread has written to a page that its source has not given yet, although
+  // one may have tried to.
   if (page < slot.image_pages && !slot.image->IsFetched(PageIndex(page))) {
     return false;
   }
   const uint64_t present =
       slot.pages.GroupOf(page).present.load(std::memory_order_acquire);
   if ((present >> (page % kPagesPerGroup) & 1) != 0) return true;
-  // A fill of it is under way, or has failed: to read it might end the process.
+  // A fill of the page is under way, or has failed: reading the page might end
+  // the process.
   const FaultResult result =
       ResolveFault(pool_.fault_pool, {.slot = NumberOf(slot),
                                       .offset_bytes = page * kPageBytes,
@@ -328,11 +332,11 @@ absl::Status UffdSupply::SupplyPage(SlotState& slot, uint64_t page,
 absl::Status UffdSupply::EnsureAccessible(SlotState& slot, uint64_t first_page,
                                           uint64_t end_page, Access access) {
   if (first_page >= end_page) return absl::OkStatus();
-  // What we know of a page is what was done last; since then the kernel may
-  // have unmapped it (reclaim, migration, a collapse into a huge page). One
-  // call for all pages, which also makes each that is to be written private;
-  // EFAULT where one would fault, EINVAL before 5.14 and while a snapshot keeps
-  // everybody from writing.
+  // The planes say what was done last; since then the kernel may have unmapped
+  // a page (reclaim, migration, a collapse into a huge page). One call for all
+  // pages also makes each page private that is to be written; it gives EFAULT
+  // where a page would fault, and EINVAL before 5.14 and while a snapshot keeps
+  // all threads from writing.
   Count(slot.counters.kernel_calls);
   if (pool_.kernel
           .Madvise(
@@ -342,7 +346,7 @@ absl::Status UffdSupply::EnsureAccessible(SlotState& slot, uint64_t first_page,
           .ok()) {
     return absl::OkStatus();
   }
-  // A page that is taken away again and again is not waited for.
+  // The number of tries is limited: the page may be taken away again and again.
   constexpr int kTries = 8;
   for (uint64_t page = first_page; page < end_page; ++page) {
     const uintptr_t address = slot.base + page * kPageBytes;

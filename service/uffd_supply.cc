@@ -25,14 +25,14 @@ namespace {
 
 constexpr uint32_t kMaxHandlerThreads = 64;
 
-// Features without which neither backing works, by way of resolving.
+// The features without which neither backing works, for each way of resolving.
 uint64_t RequiredFeatures(Resolve resolve) {
   const uint64_t both = kUffdFeaturePagefaultFlagWp;
   return resolve == Resolve::kInThread ? both | kUffdFeatureSigbus : both;
 }
 
-// Private mappings of a memfd: registered for missing, minor and write-protect
-// faults.
+// For private mappings of a memfd, which are registered for missing, minor and
+// write-protect faults.
 constexpr uint64_t kSharedFeatures = kUffdFeatureMissingShmem |
                                      kUffdFeatureMinorShmem |
                                      kUffdFeatureWpHugetlbfsShmem;
@@ -57,8 +57,8 @@ absl::StatusOr<std::unique_ptr<UffdSupply>> UffdSupply::Open(
 
 UffdSupply::~UffdSupply() {
   if (!pool_.fault_pool.InOwnerProcess()) {
-    // A forked child does not have the threads. It has the descriptors, and
-    // they are closed.
+    // A forked child has no such threads. It has the descriptors, and they are
+    // closed.
     static_cast<void>(threads_.release());
     return;
   }
@@ -85,7 +85,7 @@ absl::Status UffdSupply::OpenUffd() {
   wanted.kernel_faults = !in_thread && threads->kernel_faults.value_or(true);
   absl::StatusOr<Uffd> uffd = Uffd::Open(pool_.kernel, wanted);
   if (!uffd.ok() && wanted.kernel_faults && !threads->kernel_faults) {
-    // Wished for, not required.
+    // This is wished for, not required.
     wanted.kernel_faults = false;
     uffd = Uffd::Open(pool_.kernel, wanted);
   }
@@ -99,8 +99,9 @@ absl::Status UffdSupply::OpenUffd() {
 }
 
 absl::Status UffdSupply::ChooseBacking() {
-  // WP_UNPOPULATED is not used; it came with the kernel that can also map and
-  // write-protect a page in one UFFDIO_CONTINUE, which has no bit of its own.
+  // WP_UNPOPULATED itself is not used; it came with the kernel that can also
+  // map and write-protect a page in one UFFDIO_CONTINUE, which has no feature
+  // bit of its own.
   const bool continue_wp =
       (uffd_->available_features() & kUffdFeatureWpUnpopulated) != 0;
   const uint64_t missing = kSharedFeatures & ~uffd_->features();
@@ -149,7 +150,7 @@ void UffdSupply::OpenAsyncUffd() {
   wanted.required_features = kUffdFeaturePagefaultFlagWp | kUffdFeatureWpAsync |
                              kUffdFeatureWpHugetlbfsShmem;
   absl::StatusOr<Uffd> uffd = Uffd::Open(pool_.kernel, wanted);
-  // Not needed, and not there before 6.7.
+  // This is optional, and does not exist before 6.7.
   if (!uffd.ok()) return;
   absl::StatusOr<DescriptorPin> pin = DescriptorPin::Make(uffd->fd());
   if (!pin.ok()) return;
@@ -171,8 +172,8 @@ absl::Status UffdSupply::MapZeroSource() {
 }
 
 absl::Status UffdSupply::OpenPagemap() {
-  // Absent before 6.7, or without /proc: then pages that may have changed are
-  // dropped.
+  // Does not exist before 6.7, or without /proc: pages that may have changed
+  // are dropped then.
   absl::StatusOr<Pagemap> pagemap = Pagemap::Open(pool_.kernel);
   if (pagemap.ok()) {
     pagemap_.emplace(*std::move(pagemap));
@@ -247,7 +248,7 @@ SupplyTraits UffdSupply::traits() const {
       .resolve = ResolveName(resolve()),
       .handler_threads = in_thread ? 0 : handler_threads()->threads,
       .serves_kernel_faults = serves_kernel_faults_,
-      // Handler threads may still be filling when a release comes.
+      // Handler threads may still be filling when a release begins.
       .steady_cycles = in_thread ? context_->window_cycles : 0,
   };
 }

@@ -1,7 +1,7 @@
 // Memory by userfaultfd: this library places each page, and is told of each
-// change. What is done to a slot is in uffd_bind.h, uffd_restore.h and what
-// they use, and on the fault path (fault_pool.h); this is what a pool needs for
-// it, and the order of the steps.
+// change. uffd_bind.h, uffd_restore.h and what they use work on a slot, and so
+// does the fault path (fault_pool.h); this class has what a pool needs for
+// that, and the order of the steps.
 
 #ifndef FIRSTTOUCH_SERVICE_UFFD_SUPPLY_H_
 #define FIRSTTOUCH_SERVICE_UFFD_SUPPLY_H_
@@ -32,8 +32,8 @@ namespace firsttouch {
 
 class UffdSupply final : public MemorySupply {
  public:
-  // For the `reason` that Describe() gives. Decides on the backing. Errors:
-  // InvalidArgument for a number of handler threads that is none;
+  // Opens the supply for the `reason` that Describe() gives, and chooses the
+  // backing. Errors: InvalidArgument for an invalid number of handler threads;
   // those of Uffd::Open; FailedPrecondition for a backing that this kernel
   // lacks; ResourceExhausted where vm.max_map_count leaves no room for the
   // slots, or no descriptor is left.
@@ -65,8 +65,8 @@ class UffdSupply final : public MemorySupply {
   void AddColdPages(SlotState& slot, DropBatch& batch) override;
   absl::Status NoteDemoted(SlotState& slot,
                            const DropBatch::Result& dropped) override;
-  // The kernel may have merged equal pages of this process, and dropped their
-  // write-protection, unasked (uffd/mapping_properties.h).
+  // True where the kernel may have merged equal pages of this process, and
+  // dropped their write-protection, unasked (uffd/mapping_properties.h).
   bool DistrustsPages() override;
 
   void NoteGrown(SlotState& slot, uint64_t before, uint64_t after) override;
@@ -100,20 +100,20 @@ class UffdSupply final : public MemorySupply {
   uint32_t NumberOf(const SlotState& slot) const {
     return static_cast<uint32_t>(&slot - pool_.fault_pool.slots);
   }
-  // Private pages of a slot that the kernel tracks, by a scan.
+  // The number of private pages of a slot that the kernel tracks, by a scan.
   uint64_t CountPrivate(SlotState& slot) const;
   // Whether a page that may have changed, of a memory that is read-only, can be
-  // read: it is there, or was put there. Where that fails, `failure` says why.
-  // Waits for no PageSource.
+  // read: it is there, or this call has put it there. Where that fails,
+  // `failure` says why. Waits for no PageSource.
   bool IsThere(SlotState& slot, uint64_t page, absl::Status* failure);
-  // Resolves a fault that a thread could take on the page.
+  // Resolves the fault that a thread would take on the page.
   absl::Status SupplyPage(SlotState& slot, uint64_t page, Access access,
                           bool protection);
-  // Has the kernel say of pages that were supplied that they can be touched,
-  // and supplies again what cannot.
+  // Asks the kernel whether pages that were supplied can be touched, and
+  // supplies those again that cannot.
   absl::Status EnsureAccessible(SlotState& slot, uint64_t first_page,
                                 uint64_t end_page, Access access);
-  // For a fill that failed.
+  // The error of a fill that failed.
   absl::Status FillFailed(const SlotState& slot, uint64_t page,
                           const FaultResult& result) const;
 
@@ -121,7 +121,7 @@ class UffdSupply final : public MemorySupply {
   const UserfaultfdOptions options_;
   const std::string reason_;
   std::string backing_reason_;
-  // Why there is no pagemap_.
+  // The reason why there is no pagemap_.
   std::string no_scan_reason_;
   bool serves_kernel_faults_ = false;
   std::optional<Uffd> uffd_;

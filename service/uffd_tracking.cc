@@ -30,7 +30,7 @@ void Note(SlotState& slot, const PageRegion& region,
           std::atomic<uint64_t> PageGroup::*plane) {
   ForEachGroupIn(slot, region, [&](uint64_t index, uint64_t pages) {
     std::atomic<uint64_t>& word = slot.pages.group(index).*plane;
-    // Most were found before.
+    // Most pages were found before.
     if ((pages & ~word.load(std::memory_order_relaxed)) != 0) {
       word.fetch_or(pages, std::memory_order_relaxed);
       slot.pages.NoteGroup(index);
@@ -44,8 +44,8 @@ void NoteWritten(SlotState& slot, const PageRegion& region) {
   Note(slot, region, &PageGroup::present);
 }
 
-// Whether pages of the region are new as written, so many in a row that they
-// may be a page table that came since all was marked, with nothing in it.
+// Whether the region has so many newly written pages in a row that they may be
+// a page table that came since all was marked, with nothing in it.
 bool MayBeNothing(const SlotState& slot, const PageRegion& region) {
   constexpr uint64_t kSuspicious = 32;
   if (region.end - region.start < kSuspicious * kPageBytes) return false;
@@ -58,8 +58,8 @@ bool MayBeNothing(const SlotState& slot, const PageRegion& region) {
 }
 
 // How far the kernel is to track: not behind the image where guests do not
-// write anything. That is a mapping of its own, which each scan would have to
-// walk over in vain.
+// write anything. That part is a mapping of its own, which each scan would have
+// to walk for nothing.
 uint64_t AsyncEnd(const SlotState& slot, uint64_t size_pages) {
   const uint64_t image_end = std::min(slot.image_pages, size_pages);
   uint64_t end = WrittenEnd(slot, size_pages);
@@ -80,7 +80,7 @@ absl::Status FindKernelWrites(const UffdContext& context, SlotState& slot) {
   const uintptr_t end = AddressOf(slot, slot.kernel_pages);
   Kernel& kernel = *context.fault_pool.kernel;
   PageRegion regions[256];
-  // The kernel allocates as much as it is offered.
+  // The kernel allocates as much memory as the vector offers room for.
   const size_t capacity = slot.async.found_regions < 12   ? 16
                           : slot.async.found_regions < 48 ? 64
                                                           : std::size(regions);
@@ -119,15 +119,15 @@ absl::Status FindKernelWrites(const UffdContext& context, SlotState& slot) {
 
   ScanRequest request = ScanRequest::Written(slot.base, end);
   // A page that was only read is reported once, found unchanged, and protected
-  // with the others: to ask for the categories that tell it makes the kernel
-  // look up each page, which takes longer than the rest of the scan.
+  // with the others. Asking for the categories that would distinguish it makes
+  // the kernel look up each page, which takes longer than the rest of the scan.
   request.report = 0;
-  // An error where the range is not registered any more, and never "nothing has
-  // changed".
+  // Gives an error where the range is not registered any more, instead of
+  // "nothing has changed".
   request.flags = kPmScanCheckWpAsync;
   if (slot.tracking == Tracking::kProfiling) {
-    // Nothing is protected: what is there is the file's page, the page of
-    // zeroes, or written.
+    // Nothing is protected: a resident page is the file's page, a zero page, or
+    // written.
     request = ScanRequest::Resident(slot.base, end);
     request.report = kPageIsFile | kPageIsPfnZero;
   }
@@ -149,7 +149,7 @@ absl::Status FindKernelWrites(const UffdContext& context, SlotState& slot) {
 }
 
 void ProtectAll(const UffdContext& context, SlotState& slot) {
-  // All, whether there is a page or not: see SlotState::async.
+  // Protects all pages, present or not: see SlotState::async.
   const ScanRequest request = ScanRequest::UnmarkedAndProtect(
       slot.base, AddressOf(slot, slot.kernel_pages));
   const ScanResult scan =
@@ -233,8 +233,7 @@ absl::Status AdjustTracking(const UffdContext& context, SlotState& slot,
   if (wanted == Tracking::kSignal) {
     return LeaveKernelTracking(context, slot, 0);
   }
-  // Pages that the planes know of beyond the new bounds are dropped by the
-  // caller.
+  // The caller drops the pages beyond the new bounds that the planes know of.
   return EnterAsync(context, slot, AsyncEnd(slot, size_pages));
 }
 
@@ -249,8 +248,8 @@ absl::Status SettleUntracked(const UffdContext& context, SlotState& slot,
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t mask = GroupMask(index, 0, end_page);
     const uint64_t present = group.present.load(std::memory_order_relaxed);
-    // A fill that did not come to its end: what is there is unknown, and
-    // protected it would be a page that only the kernel knows of.
+    // A fill was not completed: it is unknown whether the page is present, and
+    // if it were protected now, only the kernel would know of it.
     const uint64_t unsure =
         group.untracked.load(std::memory_order_relaxed) & ~present & mask;
     ForEachRun(unsure, [&](uint64_t bit, uint64_t pages) {
@@ -273,8 +272,8 @@ absl::Status SettleUntracked(const UffdContext& context, SlotState& slot,
 
   bool scanned = false;
   if (context.pagemap_fd >= 0) {
-    // Zero pages that are still the kernel's zero page have not
-    // been written; anything else has.
+    // Untracked pages that are still the kernel's zero page have not been
+    // written; all others have.
     ScanRequest request;
     request.start = AddressOf(slot, lowest);
     request.end = AddressOf(slot, past_highest);
@@ -321,8 +320,8 @@ absl::Status SettleUntracked(const UffdContext& context, SlotState& slot,
       group.untracked.fetch_and(~GroupMask(index, first, first + pages),
                                 std::memory_order_relaxed);
     };
-    // Pages that were opened by a write elsewhere are restored in any case, and
-    // for that must not be protected.
+    // Pages that a write elsewhere has made writable are restored in any case,
+    // and must not be protected for that.
     const uint64_t dirty = group.dirty.load(std::memory_order_acquire);
     group.untracked.fetch_and(~(untracked & dirty), std::memory_order_relaxed);
     const uint64_t unchanged = untracked & ~dirty;

@@ -1,5 +1,5 @@
-// That the model (model.h) notices a pool which restores no page: this program
-// has its own functions in place of those of restore_page.h.
+// Checks that the model (model.h) notices a pool which restores no page: this
+// program replaces the functions of restore_page.h.
 
 #include <cstddef>
 #include <cstdint>

@@ -1,4 +1,5 @@
-// What guests of an image teach, and what the next process has of it.
+// What guests of an image teach its working set, and what the next process
+// learns from it.
 
 #include "firsttouch/init/working_set.h"
 
@@ -29,12 +30,12 @@ using testing::IsEmpty;
 
 constexpr uint64_t kImagePages = 200;
 constexpr uint64_t kMemoryPages = 300;
-// Where PatternImage has nothing.
+// A page that PatternImage does not store.
 constexpr uint64_t kHole = 150;
 
 ImageRef TestImage() { return PatternImage("guest", kImagePages, {kHole}); }
 
-// What every guest does: reads and writes, in the image and behind it.
+// What every guest does: it reads and writes, in the image and behind it.
 uint64_t Request(const Memory& memory) {
   uint64_t sum = 0;
   for (uint64_t page : {1, 2, 40, 41, 100, 190, 250}) {
@@ -75,8 +76,8 @@ class WorkingSetTest : public testing::TestWithParam<Way> {
     return Service::Create(options);
   }
 
-  // The faults, resolved by whomever, that the first request of a new pool
-  // takes.
+  // The number of faults, however they are resolved, that the first request of
+  // a new pool takes.
   uint64_t FaultsOfFirstRequest(const ImageRef& image) {
     absl::StatusOr<std::unique_ptr<Service>> service = MakeService();
     EXPECT_TRUE(service.ok()) << service.status();
@@ -89,7 +90,7 @@ class WorkingSetTest : public testing::TestWithParam<Way> {
     return (*service)->Stats().faults() - ours + KernelFaults() - kernels;
   }
 
-  // Some guests, one after the other.
+  // Runs some guests, one after the other.
   void Run(const ImageRef& image, int guests) {
     absl::StatusOr<std::unique_ptr<Service>> service = MakeService();
     ASSERT_TRUE(service.ok()) << service.status();
@@ -102,7 +103,7 @@ class WorkingSetTest : public testing::TestWithParam<Way> {
     }
   }
 
-  // What another process would have: the image through a file.
+  // The image as another process would have it: through a file.
   ImageRef Reopened(const ImageRef& image) { return FromFile(image); }
 
   bool learns() const {
@@ -116,14 +117,14 @@ INSTANTIATE_TEST_SUITE_P(AllWays, WorkingSetTest, AllWays(), WayName);
 TEST_P(WorkingSetTest, TheFirstRequestAfterAStartIsAsGoodAsTheThousandth) {
   if (!learns()) GTEST_SKIP() << "nothing is learned here";
   const ImageRef image = TestImage();
-  // So that nothing but the memory faults below.
+  // Runs once beforehand, so that only the memory faults below.
   FaultsOfFirstRequest(Reopened(image));
 
   const uint64_t without = FaultsOfFirstRequest(Reopened(image));
   EXPECT_GT(without, 5u);
   Run(image, 3);
   EXPECT_EQ(FaultsOfFirstRequest(Reopened(image)), 0u);
-  // In this process it is the same for a slot that nobody had.
+  // In this process a slot that was never leased behaves the same.
   EXPECT_EQ(FaultsOfFirstRequest(image), 0u);
 }
 
@@ -137,7 +138,7 @@ TEST_P(WorkingSetTest, WhatIsReadAndWhatIsWrittenAreLearnedApart) {
   for (uint64_t page : {1, 2, 40, 41, 100, 190, 250, int{kHole}}) {
     EXPECT_TRUE(IsIn(read, page)) << page;
   }
-  // Nobody was near these.
+  // No guest touched pages near these.
   EXPECT_FALSE(IsIn(read, 130));
   EXPECT_FALSE(IsIn(written, 130));
   EXPECT_FALSE(IsIn(read, 290));
@@ -148,7 +149,7 @@ TEST_P(WorkingSetTest, WhoOnlyReadsTeachesToo) {
   const ImageRef image = TestImage();
   absl::StatusOr<std::unique_ptr<Service>> service = MakeService();
   ASSERT_TRUE(service.ok()) << service.status();
-  // The first may be left alone, and taught by what the kernel knows.
+  // The first lease may be profiled, and taught by what the kernel knows.
   for (uint64_t page : {20, 120}) {
     absl::StatusOr<Memory> memory = (*service)->Acquire(
         {.image = image, .size_bytes = kMemoryPages * kPageBytes});
@@ -164,7 +165,7 @@ TEST_P(WorkingSetTest, WhoOnlyReadsTeachesToo) {
 TEST_P(WorkingSetTest, ReplayedPagesTeachNothing) {
   if (GetParam().by_mappings()) GTEST_SKIP() << "nothing is learned here";
   const ImageRef image = TestImage();
-  // More than guests touch.
+  // The set has more pages than guests touch.
   image->working_set().Replace(std::vector<uint64_t>{0b1111'1000},
                                std::vector<uint64_t>{0xffff'ffff});
   const uint64_t version = image->working_set().version();
