@@ -1,6 +1,6 @@
 // The smallest use of firsttouch: three tenants, one after the other, in
 // memories that start from one image. Each changes its memory; none sees what
-// another wrote.
+// another has written.
 
 #include <cstdio>
 #include <cstring>

@@ -1,5 +1,5 @@
-// The quickstart does what it does where userfaultfd is refused, too, and the
-// environment can say what it runs on.
+// The quickstart also works where userfaultfd is refused, and the environment
+// can choose what supplies its memory.
 
 #include <errno.h>
 #include <stdlib.h>
@@ -20,7 +20,7 @@ constexpr char kOutput[] =
     "tenant 2 reads \"hello\"\n"
     "tenant 3 reads \"hello\"\n";
 
-// Becomes the quickstart, or says what hindered it.
+// Becomes the quickstart, or returns what prevented it.
 std::string BecomeQuickstart(const std::string& program) {
   execl(program.c_str(), program.c_str(), nullptr);
   return "cannot run " + program;

@@ -1,8 +1,8 @@
 // read(2) into a sandbox's memory.
 //
 // Where faults are resolved in the thread that takes them, the kernel cannot
-// take one in the middle of a system call: it returns EFAULT for a page that is
-// not there, or a short count. Memory::MakeReady puts the pages there first.
+// take one in the middle of a system call: it returns EFAULT for a missing
+// page, or a short count. Memory::MakeReady puts the pages there first.
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
@@ -25,11 +25,11 @@ namespace {
 constexpr uint64_t kMemoryBytes = 1 << 20;
 
 // Reads up to `bytes` bytes from `fd` to `offset_bytes` in the memory, as
-// read(2) does, wherever the guest said that its buffer is.
+// read(2) does, wherever the guest's buffer is.
 absl::StatusOr<size_t> ReadInto(const Memory& memory, int fd,
                                 uint64_t offset_bytes, uint64_t bytes) {
-  // Also checks that the buffer lies in the memory: a hostile guest gets an
-  // error, and no more.
+  // This also checks that the buffer lies in the memory: a hostile guest gets
+  // an error, and nothing else.
   if (absl::Status ready =
           memory.MakeReady(offset_bytes, bytes, Access::kWrite);
       !ready.ok()) {
@@ -43,7 +43,7 @@ absl::StatusOr<size_t> ReadInto(const Memory& memory, int fd,
   return static_cast<size_t>(count);
 }
 
-// What a plain read(2) says about a buffer whose pages are not there.
+// What a plain read(2) returns for a buffer whose pages are missing.
 std::string PlainRead(const Memory& memory, int fd, uint64_t offset_bytes,
                       uint64_t bytes) {
   const ssize_t count = read(fd, memory.base() + offset_bytes, bytes);
@@ -71,7 +71,7 @@ absl::Status Run() {
     return absl::ErrnoToStatus(errno, "write");
   }
 
-  // A buffer across two pages that nobody has touched.
+  // A buffer across two pages that were never touched.
   constexpr uint64_t kOffset = 3 * 4096 - 10;
   std::cout << "read(2) alone: "
             << PlainRead(*memory, pipe_ends[0], kOffset, kText.size()) << "\n";

@@ -17,18 +17,18 @@ using sqlite_tenants::Report;
 using sqlite_tenants::Skipped;
 using sqlite_tenants::Way;
 
-// So that six columns and the labels fit into a terminal's 80 characters.
+// Six columns and the labels fit into a terminal's 80 characters.
 constexpr size_t kColumnWidth = 8;
 constexpr size_t kHeadLines = 3;
 
-// Line `line` of a column's head: "handler-thread" takes two.
+// Line `line` of a column's head: "handler-thread" takes two lines.
 std::string HeadOf(const Way& way, size_t line) {
   const std::vector<std::string> lines = absl::StrSplit(
       absl::StrReplaceAll(way.name(), {{"/", "\n"}, {"-", "-\n"}}), '\n');
   return line < lines.size() ? lines[line] : "";
 }
 
-// A number with as many decimals as are worth reading.
+// A number with as many decimals as are useful.
 std::string Number(double value) {
   if (value == 0) return "0";
   if (value < 10) return absl::StrFormat("%.2f", value);

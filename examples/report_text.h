@@ -9,8 +9,8 @@
 
 namespace firsttouch::examples {
 
-// One column for each way, one line for each thing that was measured, and a
-// line for each way that was left out.
+// One column for each way, one line for each measurement, and a line for each
+// way that was left out.
 std::string ReportAsText(const sqlite_tenants::Report& report);
 
 }  // namespace firsttouch::examples

@@ -1,8 +1,8 @@
-// SQLite as a guest: one in-memory database per instance, and what tenants do
-// with it. Compiled to WebAssembly; see sqlite_tenants.cc.
+// SQLite as a guest: one in-memory database per instance, and the operations of
+// tenants on it. Compiled to WebAssembly; see sqlite_tenants.cc.
 //
-// Functions that can fail return a negative number, made of SQLite's result
-// code: -1000 - code.
+// Functions that can fail return a negative number, computed from SQLite's
+// result code: -1000 - code.
 #include <stdint.h>
 #include <string.h>
 
@@ -56,7 +56,7 @@ EXPORT(setup) int64_t setup(int64_t rows) {
   return Execute("create index items_by_text on items(text)");
 }
 
-// Finds a row by its text: its id, by way of the index.
+// Finds a row by its text, through the index; returns its id.
 EXPORT(find) int64_t find(int64_t n) {
   return Number("select id from items where text = 'row number ' || ?1", n, 0);
 }
@@ -78,7 +78,7 @@ EXPORT(update) int64_t update(int64_t id, int64_t owner) {
                 owner);
 }
 
-// The owner that the row's text names; 0 if it is as at first.
+// The owner that the row's text names; 0 if the text is unchanged.
 EXPORT(changed_by) int64_t changed_by(int64_t id) {
   return Number(
       "select cast(substr(text, 12) as integer) from items where id = ?1 and "
@@ -86,7 +86,7 @@ EXPORT(changed_by) int64_t changed_by(int64_t id) {
       id, 0);
 }
 
-// How many rows somebody changed, of all.
+// The number of all rows that any tenant has changed.
 EXPORT(changed) int64_t changed(void) {
   return Number(
       "select count(*) from items where text >= 'changed by ' and text < "
@@ -103,7 +103,7 @@ EXPORT(insert) int64_t insert(int64_t owner, int64_t rows) {
       owner, rows);
 }
 
-// How many rows belong to `owner`, and how many to anybody else.
+// The number of rows that belong to `owner`, and of those that do not.
 EXPORT(mine) int64_t mine(int64_t owner) {
   return Number(
       "select count(*) from owned where owner = ?1 and text like "
@@ -114,7 +114,7 @@ EXPORT(foreign) int64_t foreign(int64_t owner) {
   return Number("select count(*) from owned where owner <> ?1", owner, 0);
 }
 
-// A touch anywhere: what a bug, or an attack, would do.
+// Touches any address, as a bug or an attack would.
 EXPORT(peek) int32_t peek(uint32_t address) {
   return *(volatile int32_t*)(uintptr_t)address;
 }

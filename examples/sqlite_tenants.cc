@@ -2,8 +2,8 @@
 //
 // SQLite is compiled to WebAssembly and by wasm2c to C. One instance opens a
 // database, fills it and is snapshotted; every tenant starts from there, does
-// its work, and leaves its slot to the next. The same is done in each way of
-// supplying memory that this machine allows, and measured. See README.md.
+// its work, and leaves its slot to the next tenant. This is done, and measured,
+// in each way of supplying memory that this machine allows. See README.md.
 #include <unistd.h>
 
 #include <algorithm>
@@ -61,7 +61,7 @@ ABSL_FLAG(bool, count_system_calls, true,
 namespace firsttouch::examples {
 namespace {
 
-// What the process exits with.
+// The exit codes of the process.
 enum ExitCode {
   kAllRight = 0,
   kBadFlags = 1,
@@ -84,10 +84,10 @@ Exit codes:
 
 constexpr uint32_t kMaxSlots = 8192;  // more than 8 GiB of addresses each
 constexpr uint64_t kMaxMemoryBytes = 64 << 20;
-// In the runs that count system calls, each of which costs two stops.
+// The limit in the runs that count system calls, each of which costs two stops.
 constexpr uint32_t kMaxCountedTenants = 5000;
 
-// The flags that people are told about, in order.
+// The documented flags, in order.
 constexpr std::string_view kFlags[] = {"tenants",
                                        "slots",
                                        "threads",
@@ -100,7 +100,7 @@ constexpr std::string_view kFlags[] = {"tenants",
                                        "save_image",
                                        "count_system_calls"};
 
-// Prints what --help prints.
+// Prints the text of --help.
 void PrintHelp() {
   std::cout << kUsage << "\nFlags:\n";
   for (std::string_view name : kFlags) {
@@ -111,10 +111,10 @@ void PrintHelp() {
   }
 }
 
-// Output that is lost is no success.
+// Losing output is a failure.
 bool WroteOut() {
   if (std::cout.flush()) return true;
-  // Which write failed, and of what, the stream does not tell.
+  // The stream does not tell which write failed, and why.
   std::cerr << "sqlite_tenants: standard output cannot be written\n";
   return false;
 }
@@ -175,7 +175,7 @@ absl::StatusOr<Options> OptionsFromFlags() {
   const std::string only = absl::GetFlag(FLAGS_way);
   for (Way way : AllWays()) {
     if (!only.empty() && FullName(way) != only) continue;
-    // The kernel's own ways are there to compare with, whoever resolves.
+    // The kernel's own ways are for comparison, whatever resolves the faults.
     const bool by_handler =
         way == Way::kSharedHandlerThread || way == Way::kCopiedHandlerThread;
     const bool by_thread =
@@ -197,7 +197,7 @@ absl::StatusOr<Options> OptionsFromFlags() {
   return options;
 }
 
-// Says on a terminal how far things are; nothing elsewhere.
+// Shows progress on a terminal; nothing elsewhere.
 class Progress {
  public:
   Progress() : on_(isatty(STDERR_FILENO) != 0) {}
@@ -223,7 +223,7 @@ std::string OneLine(const absl::Status& status) {
   return absl::StrReplaceAll(status.message(), {{"\n", "; "}});
 }
 
-// The value at `part` (0 to 1) of the sorted values; 0 without any.
+// The value at `part` (0 to 1) of the sorted values; 0 if there are none.
 double Quantile(const std::vector<double>& sorted, double part) {
   if (sorted.empty()) return 0;
   const auto last = static_cast<double>(sorted.size() - 1);
@@ -246,7 +246,7 @@ absl::Status WithOneMemory(
   return last;
 }
 
-// Sets the database up, or opens it, with the number of rows that it has.
+// Sets the database up, or opens it; also returns its number of rows.
 absl::StatusOr<OpenedDatabase> MakeDatabase(const Options& options) {
   OpenedDatabase made;
   absl::Status status =
@@ -268,8 +268,8 @@ absl::StatusOr<OpenedDatabase> MakeDatabase(const Options& options) {
   return made;
 }
 
-// Runs this program again, with one way, and counts. Says in
-// `not_counted` why where that is not possible.
+// Runs this program again, in one way, and counts its system calls. Where that
+// is not possible, `not_counted` says why.
 void CountAllSystemCalls(const Options& options, Way way,
                          sqlite_tenants::Way* result,
                          std::string* not_counted) {
@@ -368,7 +368,7 @@ absl::Status RunWay(const Options& options, Way way,
   return absl::OkStatus();
 }
 
-// Whether everything in the column is as it must be.
+// Whether all values of the column are as they must be.
 bool IsRight(const sqlite_tenants::Way& way, const Options& options) {
   return way.tenants() == options.tenants.tenants && way.wrong_answers() == 0 &&
          way.foreign_rows() == 0 && way.differing_bytes() == 0;
@@ -471,7 +471,7 @@ int Run(Options options) {
 int Main(int argc, char** argv) {
   absl::SetProgramUsageMessage(kUsage);
   for (int i = 1; i < argc; ++i) {
-    // absl prints everybody's flags, and calls it a failure.
+    // absl prints the flags of all libraries, and exits with a failure.
     const std::string_view argument = argv[i];
     if (argument == "--help" || argument == "-help" || argument == "-h") {
       PrintHelp();

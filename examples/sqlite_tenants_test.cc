@@ -1,5 +1,5 @@
 // Runs sqlite_tenants as a program: with small numbers, in all ways, as root
-// and not, and with flags that are not right.
+// and as another user, and with wrong flags.
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -53,7 +53,7 @@ Result RunWith(const std::string& flags) {
   return RunCommand(std::string(kProgram) + " " + flags);
 }
 
-// What a run with --format=json said.
+// Parses the output of a run with --format=json.
 sqlite_tenants::Report Parse(const Result& result) {
   sqlite_tenants::Report report;
   EXPECT_TRUE(
@@ -62,12 +62,12 @@ sqlite_tenants::Report Parse(const Result& result) {
   return report;
 }
 
-// Everything that must be true of each column.
+// Checks what must hold for each column.
 void ExpectAllRight(const sqlite_tenants::Report& report, uint32_t tenants,
                     uint32_t slots) {
   EXPECT_EQ(report.tenants(), tenants);
   EXPECT_EQ(report.slots(), slots);
-  // One in twenty leaves its bounds, after 9 answers of 13 and the trap.
+  // One tenant in twenty leaves its bounds, after 9 answers of 13 and the trap.
   const uint32_t bad = (tenants + 9) / 20;
   for (const sqlite_tenants::Way& way : report.ways()) {
     SCOPED_TRACE(way.name());
@@ -107,7 +107,7 @@ TEST(SqliteTenantsTest, EveryWayGivesTheRightAnswers) {
       for (const auto& [name, count] : way.system_calls_by_name()) sum += count;
       EXPECT_NEAR(sum, way.system_calls(), 0.001);
       if (way.name() == "kernel/private-mapping") {
-        // A madvise for each tenant, and no fault of ours.
+        // A madvise for each tenant, and no fault that this library resolves.
         EXPECT_GE(way.system_calls_by_name().at("madvise"), 1);
         EXPECT_EQ(way.minor_faults(), 0);
       }
@@ -132,7 +132,7 @@ TEST(SqliteTenantsTest, TheTableHasAColumnForEachWay) {
             HasSubstr("  kernel   kernel\n"), HasSubstr(" private-   eager-\n"),
             HasSubstr("\ntenants per second "), HasSubstr("\nrecycle, median "),
             HasSubstr("\nprivate memory per slot ")));
-  // Nothing for terminals when there is none.
+  // No terminal, no progress.
   EXPECT_EQ(result.err, "");
   EXPECT_THAT(result.out, Not(HasSubstr("\r")));
 }
@@ -178,7 +178,7 @@ TEST(SqliteTenantsTest, StartsFromAnImageFile) {
   ExpectAllRight(after, 12, 2);
   EXPECT_EQ(after.image_bytes(), before.image_bytes());
   EXPECT_EQ(after.image_stored_bytes(), before.image_stored_bytes());
-  // In each way that there is without a file.
+  // The same ways as without a file.
   EXPECT_EQ(after.ways().size(), before.ways().size());
 
   const Result none = RunWith("--image=" + path + ".none");
@@ -193,7 +193,7 @@ TEST(SqliteTenantsTest, StartsFromAnImageFile) {
 TEST(SqliteTenantsTest, WithoutPrivileges) {
   if (geteuid() != 0) GTEST_SKIP() << "this is a run without privileges";
   if (access("/usr/bin/setpriv", X_OK) != 0) GTEST_SKIP() << "no setpriv";
-  // Where everybody may read it.
+  // A directory that every user may read.
   const std::string directory =
       "/tmp/sqlite_tenants_test." + std::to_string(getpid());
   ASSERT_EQ(mkdir(directory.c_str(), 0755), 0);
@@ -241,7 +241,7 @@ TEST(SqliteTenantsTest, FlagsThatAreNotRight) {
     EXPECT_EQ(result.out, "") << c.flags;
     EXPECT_EQ(result.err, "sqlite_tenants: " + c.error + "\n");
   }
-  // absl's own words.
+  // absl's own error text.
   const Result unknown = RunWith("--tenant=5");
   EXPECT_EQ(unknown.exit_code, 1);
   EXPECT_THAT(unknown.err, HasSubstr("Unknown command line flag 'tenant'"));

@@ -109,7 +109,7 @@ absl::StatusOr<std::unique_ptr<Supply>> Supply::Create(
   ServiceOptions options;
   options.name = "tenants";
   options.layout = wasm2c::LayoutForGuests(slots, max_memory_bytes);
-  // By default a pool would take another way where userfaultfd is refused.
+  // By default a pool falls back to mappings where userfaultfd is refused.
   UserfaultfdOptions userfaultfd;
   userfaultfd.backing =
       way == Way::kSharedInThread || way == Way::kSharedHandlerThread

@@ -19,18 +19,18 @@ enum class Way {
   kCopiedInThread,
   kSharedHandlerThread,
   kCopiedHandlerThread,
-  // The kernel's own, to compare with.
+  // The kernel's own ways, for comparison.
   kPrivateMapping,
   kEagerCopy,
 };
 
-// All of them, in the table's order.
+// All ways, in the table's order.
 std::vector<Way> AllWays();
 
-// As in JSON and in flags: "shared/in-thread".
+// The name in JSON and in flags: "shared/in-thread".
 std::string_view FullName(Way way);
 
-// What happened since the supply was made.
+// Counts since the supply was made.
 struct SupplyCounts {
   // Zero for the kernel's own ways.
   uint64_t minor_faults = 0;
@@ -46,8 +46,8 @@ struct SupplyCounts {
 // A source of memories in one of the ways.
 class Supply {
  public:
-  // A pool of `slots` memories of up to `max_memory_bytes`. Fails, saying why,
-  // where this machine does not allow the way.
+  // A pool of `slots` memories of up to `max_memory_bytes`. Fails with the
+  // reason where this machine does not allow the way.
   static absl::StatusOr<std::unique_ptr<Supply>> Create(
       Way way, uint32_t slots, uint64_t max_memory_bytes);
 
@@ -55,12 +55,12 @@ class Supply {
 
   virtual wasm2c::MemorySource* source() = 0;
   virtual SupplyCounts Counts() const = 0;
-  // Where its memories lie.
+  // The first address of the pool's memories.
   virtual uintptr_t base() const = 0;
   virtual uint64_t bytes() const = 0;
 
-  // Anonymous memory (private to this process, not shared with an image) that
-  // its memories have now, by /proc/self/smaps.
+  // The anonymous memory (private to this process, not shared with an image)
+  // that its memories have now, by /proc/self/smaps.
   absl::StatusOr<uint64_t> AnonymousBytes() const;
 };
 

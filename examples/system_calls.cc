@@ -24,11 +24,11 @@
 namespace firsttouch::examples {
 namespace {
 
-// prctl(2) answers EINVAL to these.
+// prctl(2) returns EINVAL for these.
 constexpr unsigned kBeginMark = 0x66740001;
 constexpr unsigned kEndMark = 0x66740002;
 
-// What a child says when ptrace or exec fails.
+// The child's exit code when ptrace or exec fails.
 constexpr int kCannotTrace = 126;
 constexpr int kCannotExecute = 127;
 
@@ -87,8 +87,7 @@ std::string NameOf(uint64_t number) {
   }
 }
 
-// The child's part: stops, and goes on as the tracer lets it.
-// Async-signal-safe.
+// The child's part: stops until the tracer lets it continue. Async-signal-safe.
 void BeginToBeTraced() {
   if (ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) _exit(kCannotTrace);
   raise(SIGSTOP);
@@ -197,7 +196,7 @@ class Tracer {
   SystemCalls calls_;
 };
 
-// Whether the thread sleeps; also true when it has ended.
+// Whether the thread sleeps; true also when it has ended.
 bool Sleeps(const std::string& directory) {
   std::ifstream stat(absl::StrCat(directory, "/stat"));
   std::string text;
@@ -216,7 +215,8 @@ absl::Status ForkFailed() {
 
 void WaitUntilOtherThreadsSleep() {
   const std::string self = absl::StrCat(syscall(SYS_gettid));
-  // Twice in a row: a thread may sleep for a moment on its way.
+  // The check must succeed twice in a row: a thread may sleep for a moment on
+  // its way.
   for (int quiet = 0; quiet < 2; ++quiet) {
     for (const auto& task :
          std::filesystem::directory_iterator("/proc/self/task")) {

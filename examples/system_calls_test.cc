@@ -1,4 +1,4 @@
-// Counts the calls of this very program, run again with an argument.
+// Counts the system calls of this program, run again with an argument.
 #include "firsttouch/examples/system_calls.h"
 
 #include <signal.h>
@@ -17,7 +17,7 @@ namespace {
 
 void Handler(int) {}
 
-// What the counted program does.
+// The work of the counted program.
 int Counted(const std::string& what) {
   struct sigaction action = {};
   action.sa_handler = &Handler;

@@ -31,14 +31,14 @@ using wasm2c::Wasi;
 using wasm2c::WasiOptions;
 using Clock = std::chrono::steady_clock;
 
-// Errors that are kept in words; all are counted.
+// The number of errors whose text is kept; all are counted.
 constexpr size_t kMaxErrors = 10;
 
 // One tenant in this many goes out of bounds.
 constexpr uint32_t kBadEvery = 20;
 
-// The same for every tenant, and for every run: nothing that a tenant sees
-// depends on time or chance.
+// The same for every tenant and every run: nothing that a tenant sees depends
+// on time or chance.
 const std::shared_ptr<const WasiOptions>& TenantWasi() {
   static const auto& options = *new std::shared_ptr<const WasiOptions>(
       std::make_shared<const WasiOptions>(
@@ -46,14 +46,14 @@ const std::shared_ptr<const WasiOptions>& TenantWasi() {
   return options;
 }
 
-// Numbers that follow from the seed and the tenant.
+// Numbers that are determined by the seed and the tenant.
 class Numbers {
  public:
   Numbers(uint64_t seed, uint32_t tenant)
       : state_(seed * 0x9e3779b97f4a7c15 + tenant) {
     Next();
   }
-  // Of [first, last].
+  // A number in [first, last].
   uint64_t Between(uint64_t first, uint64_t last) {
     return first + Next() % (last - first + 1);
   }
@@ -68,12 +68,12 @@ class Numbers {
   uint64_t state_;
 };
 
-// What one tenant asks for.
+// The requests of one tenant.
 struct Tenant {
   Tenant(const TenantOptions& options, uint32_t number)
       : number(number), bad(number % kBadEvery == kBadEvery / 2) {
     Numbers numbers(options.seed, number);
-    // Unlike any other tenant's.
+    // Differs from every other tenant's.
     owner = numbers.Between(1, 1'000'000) * 10'000'000 + number;
     found = numbers.Between(1, options.rows);
     first = numbers.Between(1, options.rows);
@@ -90,7 +90,7 @@ struct Tenant {
   uint64_t owner;
   uint64_t found, first, last, updated;
   uint64_t inserted, inserted_later;
-  // How far past the end a bad one touches.
+  // How far past the end a bad tenant touches.
   uint64_t beyond;
   bool bad_write;
 };
@@ -104,11 +104,11 @@ class Session {
           SqliteGuest* guest, TenantResults* results)
       : options_(options), tenant_(tenant), guest_(guest), results_(results) {}
 
-  // Does step `step` of kSteps. False when the tenant is done early.
+  // Does step `step` of kSteps. Returns false when the tenant ends early.
   bool Step(int step) {
     switch (step) {
       case 0:
-        // Nobody was here before.
+        // No other tenant has been here before.
         Foreign();
         Expect("changed", &Z_sqlite_guestZ_changed, 0);
         Expect("last", &Z_sqlite_guestZ_last, options_.rows);
@@ -128,7 +128,7 @@ class Session {
                tenant_.owner);
         Expect("changed_by", &Z_sqlite_guestZ_changed_by, tenant_.owner,
                tenant_.updated);
-        // Its old text is not there any more.
+        // The row's old text is gone.
         Expect("find", &Z_sqlite_guestZ_find, 0, tenant_.updated);
         if (tenant_.bad) {
           GoOutOfBounds();
@@ -141,7 +141,7 @@ class Session {
         Expect("mine", &Z_sqlite_guestZ_mine,
                tenant_.inserted + tenant_.inserted_later, tenant_.owner);
         Expect("changed", &Z_sqlite_guestZ_changed, 1);
-        // Nor did anybody come while it worked.
+        // No other tenant has been here meanwhile.
         Foreign();
         break;
     }
@@ -149,7 +149,7 @@ class Session {
   }
 
  private:
-  // Calls a function of the guest and compares what it answers.
+  // Calls a function of the guest and compares its answer.
   template <typename... Parameters, typename... Arguments>
   void Expect(const char* what,
               u64 (*exported)(Z_sqlite_guest_instance_t*, Parameters...),
@@ -163,7 +163,7 @@ class Session {
                                 : got.status().ToString()));
   }
 
-  // No row may belong to anybody else.
+  // Checks that no row belongs to another tenant.
   void Foreign() {
     const Outcome<u64> got =
         guest_->Call(&Z_sqlite_guestZ_foreign, tenant_.owner);
@@ -176,7 +176,7 @@ class Session {
                                 : got.status().ToString()));
   }
 
-  // Touches memory that is not there, and must get a trap that says where.
+  // Touches memory out of bounds, and must get a trap that names the offset.
   void GoOutOfBounds() {
     const auto address =
         static_cast<u32>(guest_->memory().size + tenant_.beyond);
@@ -211,7 +211,7 @@ class Session {
   TenantResults* results_;
 };
 
-// A slot's worth of work for a thread.
+// One slot of a thread's share.
 struct Place {
   std::unique_ptr<Wasi> wasi = std::make_unique<Wasi>(TenantWasi());
   std::optional<SqliteGuest> guest;
@@ -219,7 +219,7 @@ struct Place {
   int step = 0;
 };
 
-// What the threads of a run share.
+// The state that the threads of a run share.
 struct Shared {
   const SqliteTemplate& database;
   wasm2c::MemorySource* source;
@@ -235,8 +235,8 @@ absl::Status Serve(Shared& shared, uint32_t places_count,
   std::vector<Place> places(places_count);
   uint32_t live = 0;
 
-  // Gives a place to the next tenant, if there is one. The last one's memory
-  // goes back first.
+  // Gives a place to the next tenant, if there is one. The last tenant's memory
+  // is released first.
   const auto hand_over = [&](Place& place) -> absl::Status {
     const uint32_t number = shared.next.fetch_add(1, std::memory_order_relaxed);
     const bool was_used = place.guest.has_value();

@@ -1,5 +1,5 @@
-// SQLite tenants: what each does, what the answers must be, and many of them on
-// a few slots.
+// SQLite tenants: the work of each, the answers that it must get, and many of
+// them on a few slots.
 
 #ifndef FIRSTTOUCH_EXAMPLES_TENANTS_H_
 #define FIRSTTOUCH_EXAMPLES_TENANTS_H_
@@ -25,10 +25,10 @@ using SqliteTemplate = wasm2c::GuestTemplate<Z_sqlite_guest_instance_t>;
 struct TenantOptions {
   uint32_t tenants = 0;
   uint32_t slots = 0;
-  // At most one for each slot.
+  // At most one per slot.
   uint32_t threads = 0;
   uint64_t seed = 0;
-  // In the table that every tenant finds.
+  // Rows of the table that every tenant finds.
   uint32_t rows = 0;
 };
 
@@ -36,19 +36,19 @@ struct TenantOptions {
 absl::StatusOr<std::shared_ptr<const SqliteTemplate>> SetUpDatabase(
     wasm2c::MemorySource* source, uint32_t rows);
 
-// The module as it is before anybody has called it.
+// The module before any call.
 absl::StatusOr<std::shared_ptr<const SqliteTemplate>> FreshInstance(
     wasm2c::MemorySource* source);
 
-// The database's memory as an image file, with what its tenants have taught it
-// about the pages they touch. `source` is for a moment's work. What else there
-// is of an instance, globals and tables, is not in the file: a module that had
-// just been instantiated must have the same (FailedPrecondition).
+// Saves the database's memory as an image file, with what its tenants have
+// taught it about the pages they touch. `source` is used only during the call.
+// The other parts of an instance, globals and tables, are not in the file: a
+// newly instantiated module must have the same (otherwise FailedPrecondition).
 absl::Status SaveDatabase(const SqliteTemplate& database,
                           wasm2c::MemorySource* source,
                           const std::string& path);
 
-// A database from such a file, and how many rows it has. Nothing of the set-up
+// A database from such a file, and its number of rows. No part of the set-up
 // runs. Errors: those of OpenImageFile; FailedPrecondition for a memory that is
 // not SQLite's.
 struct OpenedDatabase {
@@ -58,26 +58,26 @@ struct OpenedDatabase {
 absl::StatusOr<OpenedDatabase> OpenDatabase(wasm2c::MemorySource* source,
                                             const std::string& path);
 
-// What came out of a run.
+// The results of a run.
 struct TenantResults {
   uint32_t tenants = 0;
-  // Tenants that went out of bounds, as they were to, and got a trap that named
-  // the offset.
+  // Tenants that went out of bounds, as intended, and got a trap that named the
+  // offset.
   uint32_t trapped = 0;
   uint64_t answers = 0;
   uint64_t wrong_answers = 0;
   uint64_t foreign_rows = 0;
-  // The first few things that went wrong.
+  // The first few errors.
   std::vector<std::string> errors;
   double seconds = 0;
-  // Of each recycling of a slot, from one tenant to the next, in ns.
+  // The time of each recycling of a slot, from one tenant to the next, in ns.
   std::vector<double> recycle_ns;
 };
 
-// Serves all tenants. As many as there are slots are there at any time, each in
+// Serves all tenants. At any time there are as many as there are slots, each in
 // the middle of its work; a thread goes round its share of the slots and lets
-// each do one step. `done` is called now and then, with the number of tenants
-// that have left, on the calling thread.
+// each tenant do one step. `done` is called now and then, with the number of
+// tenants that have left, on the calling thread.
 absl::StatusOr<TenantResults> ServeTenants(
     const SqliteTemplate& database, wasm2c::MemorySource* source,
     const TenantOptions& options, absl::FunctionRef<void(uint32_t)> done);
@@ -88,12 +88,13 @@ struct Occupant {
   SqliteGuest guest;  // uses wasi
 };
 
-// One in each slot, all done with their work.
+// One tenant in each slot, all done with their work.
 absl::StatusOr<std::vector<Occupant>> FillSlots(const SqliteTemplate& database,
                                                 wasm2c::MemorySource* source,
                                                 const TenantOptions& options);
 
-// Every byte of every slot against the template, with nobody in between.
+// Compares every byte of every slot with the template, with no tenant in
+// between.
 struct CleanCheck {
   uint64_t compared_bytes = 0;
   uint64_t differing_bytes = 0;
