@@ -1,5 +1,5 @@
-// A guest that leaves its memory, and nobody who takes the trap: the process
-// dies by SIGBUS. debugging.md looks at it with a debugger.
+// A guest leaves its memory and no callback takes the trap: the process dies by
+// SIGBUS. debugging.md looks at it with a debugger.
 
 #include <cstddef>
 #include <cstdint>
