@@ -1,8 +1,9 @@
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "firsttouch/bench/cycle_measure.h"
@@ -171,47 +172,47 @@ void AddGoal(const Rule& rule, const CycleRow& row, CycleReport& report) {
 }  // namespace
 
 std::string Situation(const CycleRow& row) {
-  const std::string changed = Changed(row, absl::StrCat(" ", row.pages()));
+  std::string what = "steady";
   switch (row.table()) {
     case CycleRow::FIRST_KNOWN_IMAGE:
-      return absl::StrCat("first cycle of a slot, image known, ", changed);
+      what = "first cycle of a slot, image known";
+      break;
     case CycleRow::FIRST_NEW_IMAGE:
-      return absl::StrCat("first cycle of a slot, image new, ", changed);
+      what = "first cycle of a slot, image new";
+      break;
     case CycleRow::THREADS:
-      return absl::StrCat(row.threads(),
-                          row.threads() == 1 ? " thread, " : " threads, ",
-                          changed);
+      what = absl::StrCat(row.threads(),
+                          row.threads() == 1 ? " thread" : " threads");
+      break;
     case CycleRow::IDLE:
-      return absl::StrCat("idle slots, book-keeping included, ", changed);
+      what = "idle slots, book-keeping included";
+      break;
     case CycleRow::SQLITE:
       return absl::StrCat("SQLite, ", Where(row),
                           row.pages() == "same" ? " each time" : "");
     default:
-      return absl::StrCat("steady, ", changed);
+      break;
   }
+  return absl::StrCat(what, ", ", Changed(row, " " + row.pages()));
 }
 
 void AddGoals(CycleReport& report) {
-  // Those of one name stand together, in the order in which the tables were
-  // made; and those of one table in the order of the rules.
-  std::vector<std::string> names;
   for (const CycleRow& row : report.rows()) {
     for (const Rule& rule : kRules) {
-      if (IsFor(rule, row) &&
-          std::find(names.begin(), names.end(), rule.name) == names.end()) {
-        names.emplace_back(rule.name);
-      }
+      if (IsFor(rule, row)) AddGoal(rule, row, report);
     }
   }
-  for (const std::string& name : names) {
-    for (int i = 0; i < report.rows_size(); ++i) {
-      for (const Rule& rule : kRules) {
-        if (rule.name == name && IsFor(rule, report.rows(i))) {
-          AddGoal(rule, report.rows(i), report);
-        }
-      }
-    }
+  // Those of one name stand together, in the order in which the tables were
+  // made; and those of one table in the order of the rules.
+  std::map<std::string, size_t> order;
+  for (const Goal& goal : report.goals()) {
+    order.emplace(goal.name(), order.size());
   }
+  std::stable_sort(report.mutable_goals()->begin(),
+                   report.mutable_goals()->end(),
+                   [&](const Goal& a, const Goal& b) {
+                     return order.at(a.name()) < order.at(b.name());
+                   });
 }
 
 }  // namespace firsttouch::bench

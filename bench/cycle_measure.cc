@@ -236,8 +236,6 @@ class Crew {
       });
     }
   }
-  Crew(const Crew&) = delete;
-  Crew& operator=(const Crew&) = delete;
   ~Crew() {
     body_ = nullptr;
     together_.arrive_and_wait();
@@ -327,35 +325,29 @@ CycleRow RoundOf(const CycleSettings& settings, Contender& contender,
 
 // How the cycles a second of all threads grow with their number, in each round:
 // beside one thread's, and that beside what it is for the limit.
-void SetScaling(const std::vector<Contender>& contenders,
-                std::vector<std::vector<CycleRow>>& samples) {
+void SetScaling(std::vector<std::vector<CycleRow>>& samples) {
   const auto for_pairs = [&](auto set) {
-    for (size_t i = 0; i < contenders.size(); ++i) {
-      for (size_t j = 0; j < contenders.size(); ++j) {
-        for (size_t round = 0; round < samples[i].size(); ++round) {
-          set(contenders[i], contenders[j], samples[i][round],
-              samples[j][round]);
-        }
+    for (std::vector<CycleRow>& rows : samples) {
+      for (const std::vector<CycleRow>& others : samples) {
+        for (size_t i = 0; i < rows.size(); ++i) set(rows[i], others[i]);
       }
     }
   };
-  for_pairs([](const Contender& of, const Contender& one, CycleRow& row,
-               const CycleRow& alone) {
-    if (of.factory != one.factory || one.row.threads() != 1) return;
-    row.set_scaling(row.cycles_per_second() / alone.cycles_per_second());
+  for_pairs([](CycleRow& row, const CycleRow& one) {
+    if (row.way() != one.way() || one.threads() != 1) return;
+    row.set_scaling(row.cycles_per_second() / one.cycles_per_second());
   });
-  for_pairs([](const Contender& of, const Contender& other, CycleRow& row,
-               const CycleRow& limit) {
-    if (!other.factory->traits.is_limit ||
-        of.row.threads() != other.row.threads())
-      return;
-    if (limit.has_scaling()) {
+  for_pairs([](CycleRow& row, const CycleRow& limit) {
+    if (limit.way() == kLimitName && limit.threads() == row.threads() &&
+        limit.has_scaling()) {
       row.set_scaling_of_limit(row.scaling() / limit.scaling());
     }
   });
 }
 
-[[noreturn]] void DieOfBytes(const std::string& strategy) {
+// Ends the program unless the next guest would find the image.
+void CheckClean(Guests& guests, const std::string& strategy) {
+  if (guests.FindsClean()) return;
   Die(absl::StrCat("\"", strategy, "\" passed on bytes that a guest wrote"));
 }
 
@@ -397,7 +389,7 @@ void Measure(const CycleSettings& settings, const CycleRow& like,
   auto samples = TakeTurns<CycleRow>(
       settings.rounds, contenders.size(),
       [&](size_t i) { return RoundOf(settings, contenders[i], crew); });
-  if (!count) SetScaling(contenders, samples);
+  if (!count) SetScaling(samples);
   const int rows_before = report.rows_size();
   AddMedians(samples, report.mutable_rows());
   for (size_t i = 0; i < contenders.size(); ++i) {
@@ -408,7 +400,7 @@ void Measure(const CycleSettings& settings, const CycleRow& like,
       row.set_private_kib_per_idle_slot(static_cast<double>(*idle >> 10) /
                                         contenders[i].row.threads());
     }
-    if (!contenders[i].guests[0]->FindsClean()) DieOfBytes(row.way());
+    CheckClean(*contenders[i].guests[0], row.way());
   }
 }
 
@@ -445,9 +437,8 @@ CycleRow FirstCycles(CycleStrategy& strategy, CycleRow row, uint32_t& seed) {
     ticks[s] += NowTicks() - start;
   }
   other.slot().Release(PageList(), kCycleMemoryBytes);
-  if (!PageGuests(std::move(slots[0]), images[0], lists).FindsClean()) {
-    DieOfBytes(row.way());
-  }
+  PageGuests next(std::move(slots[0]), images[0], lists);
+  CheckClean(next, row.way());
   SetTimes(TimesOfRound({std::move(ticks)}), row);
   return row;
 }
@@ -578,17 +569,13 @@ void MeasurePages(CycleSettings settings, const CycleRow& like,
 
 void MeasureRows(const CycleSettings& settings, const CycleRow& like,
                  CycleReport& report) {
-  switch (like.table()) {
-    case CycleRow::FIRST_KNOWN_IMAGE:
-    case CycleRow::FIRST_NEW_IMAGE:
-      return MeasureFirst(settings, like, report);
-    case CycleRow::IDLE:
-      return MeasureIdle(settings, like, report);
-    case CycleRow::SQLITE:
-      return MeasureSqlite(settings, like, report);
-    default:
-      return MeasurePages(settings, like, report);
+  const CycleRow::Table table = like.table();
+  if (table == CycleRow::IDLE) return MeasureIdle(settings, like, report);
+  if (table == CycleRow::SQLITE) return MeasureSqlite(settings, like, report);
+  if (table == CycleRow::STEADY || table == CycleRow::THREADS) {
+    return MeasurePages(settings, like, report);
   }
+  MeasureFirst(settings, like, report);
 }
 
 void RequestOrDie(SqliteGuest& guest, uint64_t rows, uint64_t number) {

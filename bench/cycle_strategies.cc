@@ -14,7 +14,7 @@
 #include "firsttouch/service/memory.h"
 #include "firsttouch/service/options.h"
 #include "firsttouch/service/service.h"
-#include "firsttouch/service/supply.h"
+#include "firsttouch/service/supply_choice.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/pagemap.h"
@@ -68,16 +68,16 @@ class Pool : public CycleStrategy {
   const std::unique_ptr<Service> pool_;
 };
 
-CycleStrategyFactory::Make MakePools(const char* name,
-                                     const SupplyChoice& supply = AnySupply(),
-                                     bool publish = true) {
-  return [=](const LayoutOptions& layout)
-             -> absl::StatusOr<std::unique_ptr<CycleStrategy>> {
+CycleStrategyFactory Ours(const char* name, const SupplyChoice& supply,
+                          bool for_sqlite = false, bool publish = true) {
+  const auto make = [=](const LayoutOptions& layout)
+      -> absl::StatusOr<std::unique_ptr<CycleStrategy>> {
     auto pool = Service::Create(
         {.name = name, .layout = layout, .supply = supply, .publish = publish});
     if (!pool.ok()) return pool.status();
     return std::make_unique<Pool>(*std::move(pool));
   };
+  return {name, make, {.for_sqlite = for_sqlite}};
 }
 
 // The others: memory that is reserved once for each slot, and stays with its
@@ -90,7 +90,7 @@ class MappingSlot : public CycleSlot {
   std::byte* Acquire(const ImageRef& image) override {
     if (image != image_) {
       image_ = image;
-      if (image != nullptr) Bind(image);
+      if (image != nullptr) Bind();
     }
     return base();
   }
@@ -100,7 +100,8 @@ class MappingSlot : public CycleSlot {
   }
 
  protected:
-  virtual void Bind(const ImageRef& image) { mapping_.Bind(image); }
+  // Makes the memory show the image, which is there.
+  virtual void Bind() { mapping_.Bind(image_); }
 
   // Makes [from, to) zero, or the mapped file's, again.
   void Drop(uint64_t from, uint64_t to) {
@@ -204,27 +205,14 @@ absl::StatusOr<std::unique_ptr<CycleStrategy>> MakeScanStrategy(
   return MakeMappings<ScanSlot>(layout);
 }
 
-// Anonymous memory that the image is copied into.
-class CopySlot : public MappingSlot {
+// Anonymous memory that the image is copied into: all of it, always. What lies
+// behind it is dropped if anything there can have changed, which (to its
+// advantage) it is told.
+class CopyAllSlot : public MappingSlot {
  public:
   using MappingSlot::MappingSlot;
-
- protected:
-  void Bind(const ImageRef&) override { CopyImage(); }
-  void CopyImage() {
-    if (!image_bytes().empty()) {
-      memcpy(base(), image_bytes().data(), image_bytes().size());
-    }
-  }
-};
-
-// All of the image, always. What lies behind it is dropped if anything there
-// can have changed, which (to its advantage) it is told.
-class CopyAllSlot : public CopySlot {
- public:
-  using CopySlot::CopySlot;
   void Release(std::optional<PageList> changed, uint64_t bytes) override {
-    CopyImage();
+    Bind();
     const uint64_t pages = image_bytes().size() / kPageBytes;
     if (!changed.has_value() ||
         std::any_of(changed->begin(), changed->end(),
@@ -232,13 +220,19 @@ class CopyAllSlot : public CopySlot {
       Drop(image_bytes().size(), bytes);
     }
   }
+
+ protected:
+  void Bind() override {
+    if (image_bytes().empty()) return;
+    memcpy(base(), image_bytes().data(), image_bytes().size());
+  }
 };
 
 // Only the pages that changed, in the order in which they did, told for free.
 // Nobody who has to find them out can be faster.
-class CopyChangedSlot : public CopySlot {
+class CopyChangedSlot : public CopyAllSlot {
  public:
-  using CopySlot::CopySlot;
+  using CopyAllSlot::CopyAllSlot;
   void Release(std::optional<PageList> changed, uint64_t) override {
     if (!changed.has_value()) Die("the limit must be told what has changed");
     constexpr uint64_t kImagePages = kCycleImageBytes / kPageBytes;
@@ -345,32 +339,24 @@ class SlotSource : public wasm2c::MemorySource {
 }  // namespace
 
 const std::vector<CycleStrategyFactory>& AllCycleStrategies() {
-  using Ufd = UserfaultfdOptions;
+  constexpr Supply kUffd = Supply::kUserfaultfd;
   constexpr Backing kShared = Backing::kShared;
   constexpr Backing kCopied = Backing::kCopied;
-  constexpr InHandlerThreads kThreads = {};
+  constexpr Resolve kInThread = Resolve::kInThread;
+  constexpr Resolve kHandler = Resolve::kHandlerThread;
   static const auto* const strategies = new std::vector<CycleStrategyFactory>{
-      {kDefaultName, MakePools("default"), {.for_sqlite = true}},
-      {"not published", MakePools("private", AnySupply(), false)},
-      {"copied, in-thread",
-       MakePools("copied", Ufd{.backing = kCopied}),
-       {.for_sqlite = true}},
-      {"shared, handler thread",
-       MakePools("shared-handler",
-                 Ufd{.backing = kShared, .faults = kThreads})},
-      {"copied, handler thread",
-       MakePools("copied-handler",
-                 Ufd{.backing = kCopied, .faults = kThreads})},
-      {"tracking: signal",
-       MakePools("signal",
-                 Ufd{.backing = kShared, .tracking = Tracking::kSignal})},
-      {"tracking: async",
-       MakePools("async",
-                 Ufd{.backing = kShared, .tracking = Tracking::kAsync})},
-      {"mappings-drop",
-       MakePools("mappings-drop", MappingOptions{.scan = false})},
-      {"mappings-scan",
-       MakePools("mappings-scan", MappingOptions{.scan = true})},
+      Ours(kDefaultName, AnySupply(), /*for_sqlite=*/true),
+      Ours("not published", AnySupply(), /*for_sqlite=*/false,
+           /*publish=*/false),
+      Ours("copied, in-thread", ChoiceOf(kUffd, kCopied), /*for_sqlite=*/true),
+      Ours("shared, handler thread", ChoiceOf(kUffd, kShared, kHandler)),
+      Ours("copied, handler thread", ChoiceOf(kUffd, kCopied, kHandler)),
+      Ours("tracking: signal",
+           ChoiceOf(kUffd, kShared, kInThread, Tracking::kSignal)),
+      Ours("tracking: async",
+           ChoiceOf(kUffd, kShared, kInThread, Tracking::kAsync)),
+      Ours("mappings-drop", ChoiceOf(Supply::kMappingsDrop)),
+      Ours("mappings-scan", ChoiceOf(Supply::kMappingsScan)),
       {kCopyOnWriteName, MakeMappings<DontNeedSlot>, {.for_sqlite = true}},
       {kScanName, MakeScanStrategy, {.for_sqlite = true}},
       {kCopyImageName, MakeMappings<CopyAllSlot>, {.for_sqlite = true}},
@@ -386,14 +372,11 @@ LayoutOptions CycleLayout(uint32_t slots) {
 }
 
 std::string DescribeDefaultOptions() {
-  const absl::StatusOr<std::unique_ptr<Service>> pool =
-      Service::Create({.layout = CycleLayout(1)});
+  const auto pool = Service::Create({.layout = CycleLayout(1)});
   if (!pool.ok()) return pool.status().ToString();
-  if (IsMappings((*pool)->supply())) {
-    return SupplyName((*pool)->supply());
-  }
-  return absl::StrCat(SupplyName((*pool)->supply()), ", ",
-                      BackingName((*pool)->backing()), ", ",
+  std::string supply = SupplyName((*pool)->supply());
+  if (IsMappings((*pool)->supply())) return supply;
+  return absl::StrCat(supply, ", ", BackingName((*pool)->backing()), ", ",
                       ResolveName(Resolve::kInThread));
 }
 

@@ -4,11 +4,8 @@
 //   bazel run -c opt //bench:images -- --format=json
 //   bazel run //bench:images -- --quick
 //
-// Each sample of a start is a process of its own, made by fork and exec, in
-// which strategies take turns. The page cache is warm unless the table says
-// cold: then the file was dropped from it (posix_fadvise) before each sample,
-// as far as the kernel obeys. It exits with 0 whether a goal was reached or
-// not.
+// README.md says how it is measured and what the tables are. It exits with 0
+// whether a goal was reached or not.
 
 #include <fcntl.h>
 #include <sys/mman.h>

@@ -319,19 +319,6 @@ struct Contest {
   Measure theirs;  // may be empty
 };
 
-// With what is to be reached: a ratio, or ns where there is no other.
-Ratio Row(const std::string& name, const std::string& ours,
-          const std::string& theirs, const std::string& unit,
-          std::optional<double> goal = std::nullopt) {
-  Ratio row;
-  row.set_name(name);
-  row.set_ours(ours);
-  row.set_theirs(theirs);
-  row.set_unit(unit);
-  if (goal.has_value()) row.set_goal(*goal);
-  return row;
-}
-
 // The same with a fault handler that blocks no signal while it works.
 Measure WithoutMask(Measure measure) {
   return [measure = std::move(measure)] {
@@ -350,57 +337,66 @@ std::vector<Contest> Contests() {
   constexpr uint64_t kPages = kTouchBytes / kPageBytes;
   constexpr uint64_t kFills = kTouchBytes / kFillBytes;
   constexpr char kPage[] = "4 KiB page";
-  constexpr char kPrivate[] = "copy-on-write fault";
-  constexpr char kFresh[] = "anonymous fault";
-  constexpr Touch kRead, kWrite{Access::kWrite}, kZeroes{Access::kWrite, true};
-  constexpr Touch kSingle{Access::kWrite, false, kPageBytes};
-  constexpr Touch kSingleZeroes{Access::kWrite, true, kPageBytes};
+  constexpr Touch kRead;
+  constexpr Touch kWrite = {.access = Access::kWrite};
+  constexpr Touch kZeroes = {.access = Access::kWrite, .zeroes = true};
+  constexpr Touch kSingle = {.access = Access::kWrite,
+                             .fault_around_bytes = kPageBytes};
+  constexpr Touch kSingleZeroes = {.access = Access::kWrite,
+                                   .zeroes = true,
+                                   .fault_around_bytes = kPageBytes};
   std::vector<Contest> contests;
-  const auto add = [&](const Ratio& row, double units, const Measure& ours,
-                       const Measure& theirs) {
-    contests.push_back({row, units, ours, theirs});
+  // With what is to be reached: a ratio, or ns where there is no other.
+  const auto add = [&](const std::string& name, const std::string& unit,
+                       double units, const std::string& ours_name,
+                       const Measure& ours, const std::string& theirs_name,
+                       const Measure& theirs,
+                       std::optional<double> goal = std::nullopt) {
+    Contest& contest = contests.emplace_back(Contest{{}, units, ours, theirs});
+    contest.row.set_name(name);
+    contest.row.set_ours(ours_name);
+    contest.row.set_theirs(theirs_name);
+    contest.row.set_unit(unit);
+    if (goal.has_value()) contest.row.set_goal(*goal);
   };
-  add(Row("read image pages, shared", "CONTINUE, up to 1 MiB",
-          "private file mapping", kPage, 1.3),
-      kPages, InPool(kRead), InMapping(kRead));
-  add(Row("write image pages, shared", "COPY, up to 64 KiB", kPrivate, kPage),
-      kPages, InPool(kWrite), InMapping(kWrite));
+  add("read image pages, shared", kPage, kPages, "CONTINUE, up to 1 MiB",
+      InPool(kRead), "private file mapping", InMapping(kRead), 1.3);
+  add("write image pages, shared", kPage, kPages, "COPY, up to 64 KiB",
+      InPool(kWrite), "copy-on-write fault", InMapping(kWrite));
   for (Access access : {Access::kRead, Access::kWrite}) {
     const std::string name =
         absl::StrCat("fill 64 KiB by ", AccessName(access), ", copied");
     const Touch copied = {.access = access, .backing = Backing::kCopied};
     Touch handler = copied;
     handler.resolve = Resolve::kHandlerThread;
-    add(Row(name, "COPY in-thread", "memcpy into fresh memory", "64 KiB", 0.8),
-        kFills, InPool(copied), Copy());
-    add(Row(name, "COPY in-thread", "COPY by handler thread", "64 KiB", 0.45),
-        kFills, InPool(copied), InPool(handler));
+    add(name, "64 KiB", kFills, "COPY in-thread", InPool(copied),
+        "memcpy into fresh memory", Copy(), 0.8);
+    add(name, "64 KiB", kFills, "COPY in-thread", InPool(copied),
+        "COPY by handler thread", InPool(handler), 0.45);
   }
-  add(Row("write zero pages", "COPY, up to 64 KiB", kFresh, kPage), kPages,
-      InPool(kZeroes), InMapping(kZeroes));
-  add(Row("write image pages, one by one", "COPY of a page", kPrivate, kPage),
-      kPages, InPool(kSingle), InMapping(kWrite));
-  add(Row("write zero pages, one by one", "a fault for each", kFresh, kPage),
-      kPages, InPool(kSingleZeroes), InMapping(kZeroes));
-  add(Row("write image pages, one by one", "with sa_mask", "without sa_mask",
-          "fault"),
-      kPages, InPool(kSingle), WithoutMask(InPool(kSingle)));
+  add("write zero pages", kPage, kPages, "COPY, up to 64 KiB", InPool(kZeroes),
+      "anonymous fault", InMapping(kZeroes));
+  add("write image pages, one by one", kPage, kPages, "COPY of a page",
+      InPool(kSingle), "copy-on-write fault", InMapping(kWrite));
+  add("write zero pages, one by one", kPage, kPages, "a fault for each",
+      InPool(kSingleZeroes), "anonymous fault", InMapping(kZeroes));
+  add("write image pages, one by one", "fault", kPages, "with sa_mask",
+      InPool(kSingle), "without sa_mask", WithoutMask(InPool(kSingle)));
   for (Access access : {Access::kRead, Access::kWrite}) {
     for (bool mask : {false, true}) {
-      add(Row(absl::StrCat("trap by ", AccessName(access)), "SIGBUS, in-thread",
-              mask ? "the same, mask restored" : "mprotect + SIGSEGV",
-              "trap and siglongjmp", 1.2),
-          kTraps, TrapInPool(access), TrapInMapping(access, mask));
+      add(absl::StrCat("trap by ", AccessName(access)), "trap and siglongjmp",
+          kTraps, "SIGBUS, in-thread", TrapInPool(access),
+          mask ? "the same, mask restored" : "mprotect + SIGSEGV",
+          TrapInMapping(access, mask), 1.2);
     }
   }
   const std::vector<uintptr_t> addresses = AddressesInPools(16);
-  add(Row("locate an address", "16 pools, overlapping", "", "lookup", 5),
-      kLookups, LookUp(addresses, false), nullptr);
-  add(Row("locate an address", "16 pools, one by one", "", "lookup"), kLookups,
-      LookUp(addresses, true), nullptr);
-  add(Row("grow, and write to what is new", "Memory::Grow", "mprotect",
-          "64 KiB"),
-      kSteps, GrowMemory(), GrowMapping());
+  add("locate an address", "lookup", kLookups, "16 pools, overlapping",
+      LookUp(addresses, false), "", nullptr, 5);
+  add("locate an address", "lookup", kLookups, "16 pools, one by one",
+      LookUp(addresses, true), "", nullptr);
+  add("grow, and write to what is new", "64 KiB", kSteps, "Memory::Grow",
+      GrowMemory(), "mprotect", GrowMapping());
   return contests;
 }
 
@@ -450,13 +446,15 @@ std::string ToText(const RatioReport& report) {
     };
     absl::StrAppend(&text, ratio.name(), ", per ", ratio.unit(), "\n");
     line(ratio.ours(), ratio.ours_ns());
+    if (!alone) {
+      absl::StrAppend(&text, "ns\n");
+      line(ratio.theirs(), ratio.theirs_ns());
+    }
     absl::StrAppend(&text, "ns\n");
-    if (!alone) line(ratio.theirs(), ratio.theirs_ns());
-    if (!alone) absl::StrAppend(&text, "ns\n");
     line(alone ? "time" : "ratio", ratio.ratio());
-    absl::StrAppend(&text, alone ? "ns" : "  ", " (",
-                    Short(ratio.lower_quartile()), " to ",
-                    Short(ratio.upper_quartile()), ")");
+    absl::StrAppendFormat(&text, "%s (%s to %s)", alone ? "ns" : "  ",
+                          Short(ratio.lower_quartile()),
+                          Short(ratio.upper_quartile()));
     if (ratio.has_goal()) {
       absl::StrAppend(&text, "  goal ", Short(ratio.goal()), ": ",
                       ratio.reached() ? "reached" : "NOT reached");

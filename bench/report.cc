@@ -47,9 +47,8 @@ std::string Json(const Message& message) {
   options.preserve_proto_field_names = true;
   std::string json;
   // Fails for messages that hold an Any of an unknown type only.
-  const auto status =
-      google::protobuf::util::MessageToJsonString(message, &json, options);
-  return status.ok() ? json : "";
+  (void)google::protobuf::util::MessageToJsonString(message, &json, options);
+  return json;
 }
 
 // Those of the rounds, in "round_" + field.
