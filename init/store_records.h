@@ -21,6 +21,7 @@
 #include "absl/status/statusor.h"
 #include "firsttouch/init/digest.h"
 #include "firsttouch/init/image.h"
+#include "firsttouch/init/image_manifest.pb.h"
 #include "firsttouch/init/page_map.h"
 #include "firsttouch/init/store_directory.h"
 #include "firsttouch/init/working_set.h"
