@@ -6,17 +6,29 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cstdint>
 
 #include "firsttouch/init/source_requests.h"
 #include "firsttouch/uffd/fill.h"
+#include "firsttouch/uffd/page_words.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
 namespace {
 
-constexpr uint64_t kPagesPerWord = 64;
+// Calls fill(first_page, pages) for each run of stored pages in [begin, end),
+// within its word of the map. Ends with the first error.
+template <typename Fill>
+int ForEachStoredRun(const ImageFetch& fetch, uint64_t begin, uint64_t end,
+                     Fill fill) {
+  int error = 0;
+  ForEachWordOf(begin, end, [&](uint64_t index, uint64_t bits) {
+    ForEachRun(fetch.stored[index] & bits, [&](uint64_t bit, uint64_t pages) {
+      if (error == 0) error = fill(index * kPagesPerWord + bit, pages);
+    });
+  });
+  return error;
+}
 
 }  // namespace
 
@@ -30,46 +42,21 @@ int FetchImagePages(const ImageFetch& fetch, uint64_t first, uint64_t pages,
   const uint64_t begin = std::min(first, fetch.pages);
   const uint64_t end = begin + std::min(pages, fetch.pages - begin);
   if (fetch.requests != nullptr) {
-    for (uint64_t page = begin; page < end;) {
-      const uint64_t shift = page % kPagesPerWord;
-      const uint64_t word = fetch.stored[page / kPagesPerWord] >> shift;
-      if (word == 0) {
-        page += kPagesPerWord - shift;
-        continue;
-      }
-      page += std::countr_zero(word);
-      const uint64_t run = std::countr_one(word >> std::countr_zero(word));
-      if (page >= end) break;
-      const uint64_t run_end = std::min(page + run, end);
-      if (const int error =
-              PullPages(*fetch.requests, page, run_end, wait_mask)) {
-        return error;
-      }
-      page = run_end;
-    }
-    return 0;
+    return ForEachStoredRun(
+        fetch, begin, end, [&](uint64_t page, uint64_t count) {
+          return PullPages(*fetch.requests, page, page + count, wait_mask);
+        });
   }
-  for (uint64_t page = begin; page < end;) {
-    // The run of stored pages at `page`, within its word of the map.
-    const uint64_t shift = page % kPagesPerWord;
-    const uint64_t word = fetch.stored[page / kPagesPerWord] >> shift;
-    const uint64_t skip =
-        std::min<uint64_t>(std::countr_zero(word), kPagesPerWord - shift);
-    if (skip > 0) {
-      page += skip;
-      continue;
-    }
-    const uint64_t run = std::min<uint64_t>(std::countr_one(word), end - page);
-    const uint64_t offset = page * kPageBytes;
-    // A source that cannot be read gives EFAULT here, where a plain read of it
-    // would be a SIGBUS. Somebody else's page (EEXIST) is as good as ours.
-    const FillResult fill =
-        CopyRange(*fetch.kernel, fetch.uffd, fetch.view + offset,
-                  fetch.source + offset, run * kPageBytes, 0, {});
-    if (!fill.ok()) return fill.error;
-    page += run;
-  }
-  return 0;
+  return ForEachStoredRun(
+      fetch, begin, end, [&](uint64_t page, uint64_t count) {
+        const uint64_t offset = page * kPageBytes;
+        // A source that cannot be read gives EFAULT here, where a plain read of
+        // it would be a SIGBUS. Somebody else's page (EEXIST) is as good as
+        // ours.
+        return CopyRange(*fetch.kernel, fetch.uffd, fetch.view + offset,
+                         fetch.source + offset, count * kPageBytes, 0, {})
+            .error;
+      });
 }
 
 }  // namespace firsttouch

@@ -376,7 +376,6 @@ namespace {
 // Those of the pages that have the same bytes in both images.
 WorkingSet::Words StillApplies(WorkingSet::Words pages, const Image& before,
                                const Image& now) {
-  constexpr uint64_t kPagesPerWord = PageMap::kPagesPerWord;
   for (uint64_t index = 0; index < pages.size(); ++index) {
     for (uint64_t left = pages[index]; left != 0; left &= left - 1) {
       const uint64_t bit = std::countr_zero(left);

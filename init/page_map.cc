@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/uffd/page_words.h"
 #include "firsttouch/uffd/proc.h"
 #include "firsttouch/uffd/units.h"
 
@@ -26,7 +27,7 @@ absl::StatusOr<PageMap> PageMap::Create(PageCount pages) {
         kMaxPages, " pages (1 TiB of memory)"));
   }
   PageMap map;
-  const size_t bytes = WordsFor(pages) * sizeof(uint64_t);
+  const size_t bytes = WordsFor(pages.value()) * sizeof(uint64_t);
   if (bytes != 0) {
     // Anonymous memory reads as zero and is backed by memory only where it has
     // been written: that is what makes the set sparse.
@@ -106,18 +107,12 @@ void PageMap::InsertRun(PageRun run) {
     madvise(reinterpret_cast<void*>(first), last + kPageBytes - first,
             kMadvPopulateWrite);
   }
-  for (uint64_t page = run.first.value(); page < end;) {
-    const uint64_t shift = page % kPagesPerWord;
-    const uint64_t here = std::min(kPagesPerWord - shift, end - page);
-    uint64_t bits = ~uint64_t{0} << shift;
-    if (shift + here < kPagesPerWord)
-      bits &= (uint64_t{1} << (shift + here)) - 1;
-    uint64_t& word = words_[page / kPagesPerWord];
-    // Mostly the word is empty; to count bits costs more than to look.
-    count_ += word == 0 ? here : std::popcount(bits & ~word);
-    word |= bits;
-    page += here;
-  }
+  ForEachWordOf(run.first.value(), end, [&](uint64_t index, uint64_t bits) {
+    const uint64_t fresh = bits & ~words_[index];
+    // Most words of a long run; to count bits costs more than to look.
+    count_ += fresh == ~uint64_t{0} ? kPagesPerWord : std::popcount(fresh);
+    words_[index] |= bits;
+  });
 }
 
 bool PageMap::Erase(PageIndex page) {
@@ -164,14 +159,9 @@ uint64_t PageMap::CountIn(PageIndex from, PageCount length) const {
   const uint64_t begin = std::min(from.value(), pages_.value());
   const uint64_t end = begin + std::min(length.value(), pages_.value() - begin);
   uint64_t count = 0;
-  for (uint64_t page = begin; page < end;) {
-    const uint64_t shift = page % kPagesPerWord;
-    const uint64_t here = std::min(kPagesPerWord - shift, end - page);
-    uint64_t word = words_[page / kPagesPerWord] >> shift;
-    if (here < kPagesPerWord) word &= (uint64_t{1} << here) - 1;
-    count += std::popcount(word);
-    page += here;
-  }
+  ForEachWordOf(begin, end, [&](uint64_t index, uint64_t bits) {
+    count += std::popcount(words_[index] & bits);
+  });
   return count;
 }
 

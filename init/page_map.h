@@ -33,6 +33,7 @@
 #include <optional>
 
 #include "absl/status/statusor.h"
+#include "firsttouch/uffd/page_words.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -53,7 +54,6 @@ class PageMap {
  public:
   // The largest map: 2^28 pages, 1 TiB of memory.
   static constexpr uint64_t kMaxPages = uint64_t{1} << 28;
-  static constexpr uint64_t kPagesPerWord = 64;
 
   // An empty set that can hold the pages 0 .. pages - 1. Zero pages is legal.
   //
@@ -105,7 +105,7 @@ class PageMap {
   // ceil(pages / 64) words, in memory that does not move while the map lives
   // (moving the PageMap object does not move them). Null for a map of no pages.
   const uint64_t* words() const { return words_; }
-  size_t word_count() const { return WordsFor(pages_); }
+  size_t word_count() const { return WordsFor(pages_.value()); }
 
   // Word `index` of words(); zero at or past word_count().
   uint64_t Word(size_t index) const {
@@ -113,10 +113,6 @@ class PageMap {
   }
 
  private:
-  static constexpr size_t WordsFor(PageCount pages) {
-    return (pages.value() + kPagesPerWord - 1) / kPagesPerWord;
-  }
-
   // The first page at or after `from` whose membership is `wanted`, or pages().
   uint64_t Find(uint64_t from, bool wanted) const;
   std::optional<PageRun> Next(uint64_t from, bool wanted) const;

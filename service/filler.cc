@@ -75,8 +75,8 @@ class Filler {
     if (!slot_.image_mapped) return ~uint64_t{0};
     const uint64_t border = std::max(slot_.image_pages, slot_.kernel_pages);
     return page < border
-               ? GroupMask(group, slot_.kernel_pages, slot_.image_pages)
-               : ~GroupMask(group, 0, border);
+               ? WordMask(group, slot_.kernel_pages, slot_.image_pages)
+               : ~WordMask(group, 0, border);
   }
 
   // Called when more of the image is touched than was copied in beforehand.
@@ -121,7 +121,7 @@ class Filler {
   // Sets the bits of [page, page + pages) in one plane.
   void Mark(std::atomic<uint64_t> PageGroup::*plane, uint64_t page,
             uint64_t pages) const {
-    ForEachGroupOf(page, page + pages, [&](uint64_t group, uint64_t mask) {
+    ForEachWordOf(page, page + pages, [&](uint64_t group, uint64_t mask) {
       (slot_.pages.group(group).*plane)
           .fetch_or(mask, std::memory_order_release);
       slot_.pages.NoteGroup(group);
@@ -145,7 +145,7 @@ class Filler {
     const PageGroup& planes = slot_.pages.group(group);
     const uint64_t bit = page % kPagesPerGroup;
     const uint64_t missing =
-        (GroupMask(group, FaultAroundFirst(page), FaultAroundEnd(page)) &
+        (WordMask(group, FaultAroundFirst(page), FaultAroundEnd(page)) &
          eligible & ~planes.present.load(std::memory_order_relaxed) &
          ~planes.dirty.load(std::memory_order_relaxed)) |
         (uint64_t{1} << bit);
@@ -227,7 +227,7 @@ FaultResult Filler::ForMissingImageRuns(uint64_t page, uint64_t first,
        result.kind == FaultResult::Kind::kResolved;
        ++group) {
     const PageGroup& planes = slot_.pages.group(group);
-    uint64_t want = StoredPages(slot_, group) & GroupMask(group, first, end) &
+    uint64_t want = StoredPages(slot_, group) & WordMask(group, first, end) &
                     ~planes.present.load(std::memory_order_relaxed) &
                     ~planes.dirty.load(std::memory_order_relaxed);
     if (group == page / kPagesPerGroup) {
@@ -332,7 +332,7 @@ FaultResult Filler::ZeroRun(uint64_t first, uint64_t pages) {
   // No call maps the kernel's zero page and write-protects it in one step, so a
   // write to it would not be seen: a scan at release finds it.
   PageGroup& marks = slot_.pages.group(group);
-  marks.untracked.fetch_or(GroupMask(group, first, first + pages),
+  marks.untracked.fetch_or(WordMask(group, first, first + pages),
                            std::memory_order_relaxed);
   slot_.any_untracked.store(true, std::memory_order_relaxed);
   slot_.pages.NoteGroup(group);
@@ -366,7 +366,7 @@ FaultResult Filler::Unprotect(uint64_t page, uint64_t pages) {
     // instead.
     const uint64_t group = page / kPagesPerGroup;
     slot_.pages.group(group).present.fetch_and(
-        ~GroupMask(group, page, page + pages), std::memory_order_relaxed);
+        ~WordMask(group, page, page + pages), std::memory_order_relaxed);
   }
   return result;
 }
@@ -501,7 +501,7 @@ FaultResult Filler::ForEachMissingRun(uint64_t first, uint64_t end,
        result.kind == FaultResult::Kind::kResolved;
        ++group) {
     const PageGroup& planes = slot_.pages.group(group);
-    const uint64_t missing = GroupMask(group, first, end) &
+    const uint64_t missing = WordMask(group, first, end) &
                              ~planes.present.load(std::memory_order_relaxed) &
                              ~planes.dirty.load(std::memory_order_relaxed);
     const auto fill_with = [&](auto fill) {
@@ -513,7 +513,7 @@ FaultResult Filler::ForEachMissingRun(uint64_t first, uint64_t end,
     const uint64_t image = missing & StoredPages(slot_, group);
     ForEachRun(image, fill_with(fill_image));
     // No call may cross the end of the image's mapping.
-    const uint64_t in_image = GroupMask(group, 0, slot_.image_pages);
+    const uint64_t in_image = WordMask(group, 0, slot_.image_pages);
     ForEachRun(missing & ~image & in_image, fill_with(fill_zeroes));
     ForEachRun(missing & ~image & ~in_image, fill_with(fill_zeroes));
   }

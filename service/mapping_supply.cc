@@ -36,11 +36,11 @@ constexpr size_t kRegions = 512;
 constexpr uint64_t kMostPopulatedPages = 4096;
 
 void AddRun(WorkingSet::Words& words, uint64_t first_page, uint64_t pages) {
-  ForEachGroupOf(first_page, first_page + pages,
-                 [&](uint64_t index, uint64_t bits) {
-                   if (words.size() <= index) words.resize(index + 1);
-                   words[index] |= bits;
-                 });
+  ForEachWordOf(first_page, first_page + pages,
+                [&](uint64_t index, uint64_t bits) {
+                  if (words.size() <= index) words.resize(index + 1);
+                  words[index] |= bits;
+                });
 }
 
 // NOLINTNEXTLINE(performance-no-int-to-ptr): addresses of slots are numbers.
@@ -198,7 +198,7 @@ void MappingSupply::Prefill(SlotState& slot, uint64_t size_pages,
   uint64_t left = kMostPopulatedPages;
   const auto populate = [&](const WorkingSet::Words& words, int advice) {
     for (uint64_t index = 0; index < words.size(); ++index) {
-      ForEachRun(words[index] & GroupMask(index, 0, size_pages),
+      ForEachRun(words[index] & WordMask(index, 0, size_pages),
                  [&](uint64_t bit, uint64_t pages) {
                    pages = std::min(pages, left);
                    if (pages == 0) return;
@@ -218,7 +218,7 @@ void MappingSupply::Prefill(SlotState& slot, uint64_t size_pages,
   }
   populate(read, kMadvPopulateRead);
   for (uint64_t words = 0; words < written.size(); ++words) {
-    const uint64_t pages = written[words] & GroupMask(words, 0, size_pages);
+    const uint64_t pages = written[words] & WordMask(words, 0, size_pages);
     if (pages == 0) continue;
     Of(slot).private_end = std::max<uint64_t>(
         Of(slot).private_end, words * kPagesPerGroup + std::bit_width(pages));

@@ -22,7 +22,7 @@ const char* PageStateName(PageState state) {
 
 void PageStates::Forget(uint64_t first_page, uint64_t end_page) const {
   ForEachGroup([&](uint64_t index, PageGroup& group) {
-    const uint64_t gone = GroupMask(index, first_page, end_page);
+    const uint64_t gone = WordMask(index, first_page, end_page);
     if (gone == 0) return;
     group.present.fetch_and(~gone, std::memory_order_relaxed);
     group.untracked.fetch_and(~gone, std::memory_order_relaxed);

@@ -54,6 +54,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "firsttouch/uffd/page_words.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -69,7 +70,7 @@ enum class PageState : uint8_t {
 // "missing", "clean", ...; a static string.
 const char* PageStateName(PageState state);
 
-inline constexpr uint64_t kPagesPerGroup = 64;
+inline constexpr uint64_t kPagesPerGroup = kPagesPerWord;
 
 // The planes of 64 neighbouring pages; bit i is page i of the group. All zero,
 // as in fresh memory, means that every page is missing.
@@ -149,7 +150,7 @@ class PageStates {
   template <typename Visit>
   void ForEachGroup(Visit visit) const {
     if (!AnyNoted()) return;
-    const uint64_t words = (group_count_ + 63) / 64;
+    const uint64_t words = WordsFor(group_count_);
     for (uint64_t w = 0; w < words; ++w) {
       uint64_t bits = summary_[w].load(std::memory_order_relaxed);
       while (bits != 0) {
@@ -164,7 +165,7 @@ class PageStates {
   template <typename Visit>
   void ForEachGroupDown(Visit visit) const {
     if (!AnyNoted()) return;
-    for (uint64_t w = (group_count_ + 63) / 64; w-- > 0;) {
+    for (uint64_t w = WordsFor(group_count_); w-- > 0;) {
       uint64_t bits = summary_[w].load(std::memory_order_relaxed);
       while (bits != 0) {
         const uint64_t bit = 63 - std::countl_zero(bits);
@@ -191,7 +192,7 @@ class PageStates {
   void LeaveOutIfEmpty(uint64_t index) const;
 
   static constexpr uint64_t Groups(PageCount pages) {
-    return (pages.value() + kPagesPerGroup - 1) / kPagesPerGroup;
+    return WordsFor(pages.value());
   }
   // The bytes of a summary of one bit per group, in whole cache lines.
   static constexpr uint64_t SummaryBytes(uint64_t groups) {
@@ -216,42 +217,6 @@ struct PageSpan {
 
   bool empty() const { return first_page == end_page; }
 };
-
-// The bits of group `group_index` that stand for pages of [first_page,
-// end_page).
-constexpr uint64_t GroupMask(uint64_t group_index, uint64_t first_page,
-                             uint64_t end_page) {
-  const uint64_t group_first = group_index * kPagesPerGroup;
-  const uint64_t from = first_page > group_first ? first_page - group_first : 0;
-  const uint64_t to = end_page > group_first ? end_page - group_first : 0;
-  if (from >= kPagesPerGroup || to <= from) return 0;
-  const uint64_t upto =
-      to >= kPagesPerGroup ? ~uint64_t{0} : (uint64_t{1} << to) - 1;
-  return upto & (~uint64_t{0} << from);
-}
-
-// Calls visit(index, bits) for each group that has some of the pages
-// [first_page, end_page), ascending; `bits` stand for those pages.
-template <typename Visit>
-void ForEachGroupOf(uint64_t first_page, uint64_t end_page, Visit visit) {
-  while (first_page < end_page) {
-    const uint64_t index = first_page / kPagesPerGroup;
-    visit(index, GroupMask(index, first_page, end_page));
-    first_page = (index + 1) * kPagesPerGroup;
-  }
-}
-
-// Calls visit(first_bit, length) for each run of ones in `bits`, ascending.
-template <typename Visit>
-void ForEachRun(uint64_t bits, Visit visit) {
-  while (bits != 0) {
-    const int first = std::countr_zero(bits);
-    const int length = std::countr_one(bits >> first);
-    visit(static_cast<uint64_t>(first), static_cast<uint64_t>(length));
-    if (first + length >= 64) return;
-    bits &= ~uint64_t{0} << (first + length);
-  }
-}
 
 }  // namespace firsttouch
 

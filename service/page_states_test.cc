@@ -130,50 +130,5 @@ TEST(PageStatesTest, ForgottenGroupsAreNotVisitedAnyMore) {
   EXPECT_EQ(visited, (std::vector<uint64_t>{1, 2}));
 }
 
-TEST(GroupMaskTest, IsTheBitsInsideTheRangeForAllRangesOfThreeGroups) {
-  for (uint64_t group = 0; group < 3; ++group) {
-    for (uint64_t first = 0; first <= 192; ++first) {
-      for (uint64_t end = 0; end <= 192; ++end) {
-        uint64_t expected = 0;
-        for (uint64_t bit = 0; bit < 64; ++bit) {
-          const uint64_t page = group * 64 + bit;
-          if (page >= first && page < end) expected |= uint64_t{1} << bit;
-        }
-        ASSERT_EQ(GroupMask(group, first, end), expected)
-            << group << " " << first << " " << end;
-      }
-    }
-  }
-}
-
-TEST(ForEachRunTest, RunsAreWhatASimpleLoopFindsForAllSixteenBitWords) {
-  for (uint64_t low = 0; low < (1 << 16); ++low) {
-    // At both ends of the word, where shifts go wrong.
-    for (uint64_t bits : {low, low << 48, low | low << 48}) {
-      std::vector<std::pair<uint64_t, uint64_t>> runs;
-      ForEachRun(bits, [&](uint64_t first, uint64_t length) {
-        runs.emplace_back(first, length);
-      });
-      std::vector<std::pair<uint64_t, uint64_t>> expected;
-      for (uint64_t bit = 0; bit < 64; ++bit) {
-        if ((bits >> bit & 1) == 0) continue;
-        if (expected.empty() ||
-            expected.back().first + expected.back().second != bit) {
-          expected.emplace_back(bit, 0);
-        }
-        ++expected.back().second;
-      }
-      ASSERT_EQ(runs, expected) << std::hex << bits;
-    }
-  }
-  int runs = 0;
-  ForEachRun(~uint64_t{0}, [&](uint64_t first, uint64_t length) {
-    EXPECT_EQ(first, 0u);
-    EXPECT_EQ(length, 64u);
-    ++runs;
-  });
-  EXPECT_EQ(runs, 1);
-}
-
 }  // namespace
 }  // namespace firsttouch

@@ -40,10 +40,10 @@ inline uintptr_t AddressOf(const SlotState& slot, uint64_t page) {
 // Calls visit(index, bits) for each group that has pages of the region, which a
 // scan of the slot found; `bits` stand for those pages.
 template <typename Visit>
-void ForEachGroupIn(const SlotState& slot, const PageRegion& region,
-                    Visit visit) {
-  ForEachGroupOf((region.start - slot.base) / kPageBytes,
-                 (region.end - slot.base) / kPageBytes, visit);
+void ForEachWordIn(const SlotState& slot, const PageRegion& region,
+                   Visit visit) {
+  ForEachWordOf((region.start - slot.base) / kPageBytes,
+                (region.end - slot.base) / kPageBytes, visit);
 }
 
 // What the error of a system call on pages of a slot says about a shortage of

@@ -138,7 +138,7 @@ void FillWorkingSet(const UffdContext& context, SlotState& slot,
   const WorkingSet::Words written = set.written();
   const auto for_each_run = [&](const WorkingSet::Words& words, auto fill) {
     for (uint64_t index = 0; index < words.size(); ++index) {
-      ForEachRun(words[index] & GroupMask(index, 0, size_pages),
+      ForEachRun(words[index] & WordMask(index, 0, size_pages),
                  [&](uint64_t bit, uint64_t pages) {
                    fill(index * kPagesPerGroup + bit, pages);
                  });
@@ -161,7 +161,7 @@ void FillWorkingSet(const UffdContext& context, SlotState& slot,
       FillPrivate(context.fault_pool, number, page, pages);
       const uint64_t index = page / kPagesPerGroup;
       PageGroup& group = slot.pages.group(index);
-      const uint64_t filled = GroupMask(index, page, page + pages) &
+      const uint64_t filled = WordMask(index, page, page + pages) &
                               group.dirty.load(std::memory_order_relaxed);
       // Notes the pages as if an earlier guest had changed them, so that they
       // are not dropped before guests have had time to change them.

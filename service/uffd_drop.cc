@@ -39,7 +39,7 @@ PageSpan ResidentSpan(const SlotState& slot, uint64_t first_page,
     const uint64_t there = (group.present.load(std::memory_order_relaxed) |
                             group.dirty.load(std::memory_order_relaxed) |
                             group.untracked.load(std::memory_order_relaxed)) &
-                           GroupMask(index, first_page, end_page);
+                           WordMask(index, first_page, end_page);
     if (there == 0) return;
     const uint64_t base = index * kPagesPerGroup;
     lowest = std::min<uint64_t>(lowest, base + std::countr_zero(there));
@@ -177,7 +177,7 @@ void LeaveOutWarmPages(SlotState& slot) {
     slot.demotion.cold_pages[index] &=
         group.dirty.load(std::memory_order_relaxed) &
         ~group.recent.load(std::memory_order_relaxed) &
-        ~GroupMask(index, 0, slot.kernel_pages);
+        ~WordMask(index, 0, slot.kernel_pages);
   }
 }
 

@@ -46,7 +46,7 @@ void TeachReads(SlotState& slot, uint64_t end_page) {
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t pages = (group.present.load(std::memory_order_relaxed) |
                             group.dirty.load(std::memory_order_relaxed)) &
-                           GroupMask(index, 0, end_page);
+                           WordMask(index, 0, end_page);
     if (pages == 0) return;
     words.resize(index + 1);
     words[index] = pages;
@@ -80,7 +80,7 @@ constexpr uint32_t kPutOffWindows = 8;
 
 // The cost of restoring these pages of a group, in ns.
 double RestoreNs(const SlotState& slot, uint64_t index, uint64_t pages) {
-  const uint64_t of_image = GroupMask(index, 0, slot.image_pages);
+  const uint64_t of_image = WordMask(index, 0, slot.image_pages);
   return std::popcount(pages & of_image) * kRestoreNs +
          std::popcount(pages & ~of_image) * kRestoreZeroNs;
 }
@@ -102,7 +102,7 @@ absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
     retained_pages += std::popcount(retained);
     retained_ns += RestoreNs(slot, index, retained);
     const uint64_t cold =
-        dirty & ~known & ~GroupMask(index, 0, slot.kernel_pages);
+        dirty & ~known & ~WordMask(index, 0, slot.kernel_pages);
     if (cold != 0) {
       slot.demotion.cold_pages.resize(index + 1);
       slot.demotion.cold_pages[index] = cold;
@@ -247,7 +247,7 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
         regular_pages += std::popcount(regular);
         group.last.store(changed, std::memory_order_relaxed);
         if (async) {
-          const uint64_t by_kernel = GroupMask(index, 0, slot.kernel_pages);
+          const uint64_t by_kernel = WordMask(index, 0, slot.kernel_pages);
           protect_costs.dirty += std::popcount(dirty & by_kernel);
           protect_costs.regular += std::popcount(regular & by_kernel);
           wasted_ns += RestoreNs(slot, index, dirty & by_kernel & ~changed);

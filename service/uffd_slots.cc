@@ -219,7 +219,7 @@ absl::Status UffdSupply::ForEachChangedPage(
   // Visits the untracked pages that are no longer the kernel's zero page;
   // without a scan, all of them.
   const auto visit_bits = [&](uint64_t index, uint64_t bits) {
-    ForEachRun(bits & GroupMask(index, 0, end_page),
+    ForEachRun(bits & WordMask(index, 0, end_page),
                [&](uint64_t bit, uint64_t pages) {
                  for (uint64_t i = 0; i < pages; ++i) {
                    const uint64_t page = index * kPagesPerGroup + bit + i;
@@ -233,7 +233,7 @@ absl::Status UffdSupply::ForEachChangedPage(
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t dirty = group.dirty.load(std::memory_order_acquire);
     const uint64_t untracked = group.untracked.load(std::memory_order_relaxed) &
-                               ~dirty & GroupMask(index, 0, end_page);
+                               ~dirty & WordMask(index, 0, end_page);
     visit_bits(index, scans ? dirty : dirty | untracked);
     if (untracked == 0) return;
     const uint64_t base = index * kPagesPerGroup;
@@ -254,7 +254,7 @@ absl::Status UffdSupply::ForEachChangedPage(
         // Includes pages that are dirty by now: MakeReady() may have made a
         // page writable since it was looked at above. Visiting a page twice
         // does no harm.
-        ForEachGroupIn(slot, region, [&](uint64_t index, uint64_t bits) {
+        ForEachWordIn(slot, region, [&](uint64_t index, uint64_t bits) {
           visit_bits(index, bits & slot.pages.group(index).untracked.load(
                                        std::memory_order_relaxed));
         });
@@ -405,7 +405,7 @@ MemoryPages UffdSupply::CountPages(SlotState& slot) {
         present & (group.dirty.load(std::memory_order_acquire) |
                    group.untracked.load(std::memory_order_relaxed));
     count.touched +=
-        std::popcount(present & ~GroupMask(index, 0, slot.kernel_pages));
+        std::popcount(present & ~WordMask(index, 0, slot.kernel_pages));
     count.writable += std::popcount(dirty);
     ForEachRun(dirty, [&](uint64_t bit, uint64_t pages) {
       for (uint64_t page = index * kPagesPerGroup + bit; pages > 0;

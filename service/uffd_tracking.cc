@@ -28,7 +28,7 @@ namespace {
 // Sets the bits of a region's pages in one plane.
 void Note(SlotState& slot, const PageRegion& region,
           std::atomic<uint64_t> PageGroup::*plane) {
-  ForEachGroupIn(slot, region, [&](uint64_t index, uint64_t pages) {
+  ForEachWordIn(slot, region, [&](uint64_t index, uint64_t pages) {
     std::atomic<uint64_t>& word = slot.pages.group(index).*plane;
     // Most pages were found before.
     if ((pages & ~word.load(std::memory_order_relaxed)) != 0) {
@@ -50,7 +50,7 @@ bool MayBeNothing(const SlotState& slot, const PageRegion& region) {
   constexpr uint64_t kSuspicious = 32;
   if (region.end - region.start < kSuspicious * kPageBytes) return false;
   uint64_t fresh = 0;
-  ForEachGroupIn(slot, region, [&](uint64_t index, uint64_t pages) {
+  ForEachWordIn(slot, region, [&](uint64_t index, uint64_t pages) {
     fresh += std::popcount(
         pages & ~slot.pages.group(index).dirty.load(std::memory_order_relaxed));
   });
@@ -66,7 +66,7 @@ uint64_t AsyncEnd(const SlotState& slot, uint64_t size_pages) {
   const WorkingSet::Words written = slot.image->working_set().written();
   for (uint64_t index = image_end / kPagesPerGroup; index < written.size();
        ++index) {
-    if ((written[index] & GroupMask(index, image_end, size_pages)) != 0) {
+    if ((written[index] & WordMask(index, image_end, size_pages)) != 0) {
       end = size_pages;
     }
   }
@@ -169,7 +169,7 @@ uint64_t WrittenEnd(const SlotState& slot, uint64_t size_pages) {
     const uint64_t known = group.dirty.load(std::memory_order_relaxed) |
                            group.recent.load(std::memory_order_relaxed) |
                            group.previous.load(std::memory_order_relaxed);
-    if ((known & GroupMask(index, image_end, size_pages)) != 0) {
+    if ((known & WordMask(index, image_end, size_pages)) != 0) {
       end = size_pages;
     }
   });
@@ -246,7 +246,7 @@ absl::Status SettleUntracked(const UffdContext& context, SlotState& slot,
   uint64_t past_highest = 0;
   absl::Status status;
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
-    const uint64_t mask = GroupMask(index, 0, end_page);
+    const uint64_t mask = WordMask(index, 0, end_page);
     const uint64_t present = group.present.load(std::memory_order_relaxed);
     // A fill was not completed: it is unknown whether the page is present, and
     // if it were protected now, only the kernel would know of it.
@@ -284,7 +284,7 @@ absl::Status SettleUntracked(const UffdContext& context, SlotState& slot,
     const ScanResult scan = ScanPages(
         *context.fault_pool.kernel, context.pagemap_fd, request, regions, 64,
         [&](const PageRegion& region) {
-          ForEachGroupIn(slot, region, [&](uint64_t index, uint64_t pages) {
+          ForEachWordIn(slot, region, [&](uint64_t index, uint64_t pages) {
             PageGroup& group = slot.pages.group(index);
             const uint64_t written =
                 pages & group.untracked.load(std::memory_order_relaxed);
@@ -299,7 +299,7 @@ absl::Status SettleUntracked(const UffdContext& context, SlotState& slot,
 
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t untracked = group.untracked.load(std::memory_order_relaxed) &
-                               GroupMask(index, 0, end_page);
+                               WordMask(index, 0, end_page);
     if (untracked == 0) return;
     const auto settle = [&](uint64_t bit, uint64_t pages) {
       if (!status.ok()) return;
@@ -317,7 +317,7 @@ absl::Status SettleUntracked(const UffdContext& context, SlotState& slot,
         status = DropPages(context, slot, first, first + pages);
         if (!status.ok()) return;
       }
-      group.untracked.fetch_and(~GroupMask(index, first, first + pages),
+      group.untracked.fetch_and(~WordMask(index, first, first + pages),
                                 std::memory_order_relaxed);
     };
     // Pages that a write elsewhere has made writable are restored in any case,
@@ -326,7 +326,7 @@ absl::Status SettleUntracked(const UffdContext& context, SlotState& slot,
     group.untracked.fetch_and(~(untracked & dirty), std::memory_order_relaxed);
     const uint64_t unchanged = untracked & ~dirty;
     // No call may cross the end of the image's mapping.
-    const uint64_t in_image = GroupMask(index, 0, slot.image_pages);
+    const uint64_t in_image = WordMask(index, 0, slot.image_pages);
     ForEachRun(unchanged & in_image, settle);
     ForEachRun(unchanged & ~in_image, settle);
   });
