@@ -19,7 +19,7 @@
 #include "firsttouch/tools/doctor_text.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/probe.h"
-#include "firsttouch/uffd/self_test.h"
+#include "firsttouch/tools/self_test.h"
 
 namespace firsttouch::tools {
 namespace {

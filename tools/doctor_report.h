@@ -7,7 +7,7 @@
 
 #include "firsttouch/tools/doctor.pb.h"
 #include "firsttouch/uffd/probe.h"
-#include "firsttouch/uffd/self_test.h"
+#include "firsttouch/tools/self_test.h"
 
 namespace firsttouch::tools {
 

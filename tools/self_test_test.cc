@@ -1,4 +1,4 @@
-#include "firsttouch/uffd/self_test.h"
+#include "firsttouch/tools/self_test.h"
 
 #include <signal.h>
 #include <sys/syscall.h>

@@ -12,8 +12,8 @@
 // Forks (and starts threads in the child): call it early, and not from a signal
 // handler. Takes a few milliseconds where nothing hangs.
 
-#ifndef FIRSTTOUCH_UFFD_SELF_TEST_H_
-#define FIRSTTOUCH_UFFD_SELF_TEST_H_
+#ifndef FIRSTTOUCH_TOOLS_SELF_TEST_H_
+#define FIRSTTOUCH_TOOLS_SELF_TEST_H_
 
 #include <span>
 #include <string>
@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "firsttouch/tools/feature_tests.h"
 #include "firsttouch/uffd/kernel.h"
 
 namespace firsttouch {
@@ -31,12 +32,6 @@ enum class SelfTestOutcome {
   kFailed,   // it did something else than it should
   kCrashed,  // the child died
   kHung,     // the time limit passed
-};
-
-struct SelfTestInfo {
-  std::string_view id;     // "in-thread.copy"
-  std::string_view what;   // "missing page filled by COPY"
-  std::string_view since;  // "4.14": the first kernel that can have it
 };
 
 struct SelfTestResult {
@@ -71,4 +66,4 @@ std::vector<SelfTestResult> RunSelfTests(Kernel& kernel,
 
 }  // namespace firsttouch
 
-#endif  // FIRSTTOUCH_UFFD_SELF_TEST_H_
+#endif  // FIRSTTOUCH_TOOLS_SELF_TEST_H_

@@ -1,16 +1,15 @@
-#include "firsttouch/uffd/self_test_cases.h"
+#include "firsttouch/tools/feature_tests.h"
 
 #include <fcntl.h>
 #include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
-#include <cstddef>
-#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <span>
@@ -32,19 +31,19 @@
 namespace firsttouch {
 namespace {
 
-using Verdict = SelfTestVerdict;
-
 constexpr size_t kPage = kPageBytes;
 constexpr size_t kPages = 16;
 constexpr size_t kBytes = kPages * kPage;
 
-Verdict Works() { return {}; }
-Verdict Failed(std::string detail) { return {kExitFailed, std::move(detail)}; }
-Verdict Missing(const absl::Status& status) {
-  std::string detail(status.message());
-  return {kExitMissing, std::move(detail)};
+Tried Works() { return {}; }
+Tried Failed(std::string detail) {
+  return {Verdict::kFailed, std::move(detail)};
 }
-Verdict Unexpected(const char* call, int error) {
+Tried Missing(const absl::Status& status) {
+  std::string detail(status.message());
+  return {Verdict::kMissing, std::move(detail)};
+}
+Tried Unexpected(const char* call, int error) {
   return Failed(absl::StrCat(call, ": ", ErrnoText(error)));
 }
 
@@ -172,7 +171,7 @@ void Bench::ResolveInHandler(Resolve how) {
           const std::string text =
               absl::StrCat("resolving a fault: ", ErrnoText(resolve_error));
           (void)!write(STDOUT_FILENO, text.data(), text.size());
-          _exit(kExitFailed);
+          _exit(static_cast<int>(Verdict::kFailed));
         }
       }
     }
@@ -210,7 +209,7 @@ int UnprotectOne(Bench& bench, uintptr_t page, uint64_t) {
 }
 
 // Reads every page and compares; expects one fault per page.
-Verdict CheckReads(Bench& bench, bool zero) {
+Tried CheckReads(Bench& bench, bool zero) {
   if (sigsetjmp(bench.trap, 1) != 0) {
     return Failed(absl::StrCat("a fault could not be resolved: ",
                                ErrnoText(bench.resolve_error)));
@@ -234,8 +233,8 @@ Verdict CheckReads(Bench& bench, bool zero) {
 }
 
 // Fills missing (or minor) pages as they are touched.
-Verdict TryFill(Kernel& kernel, bool in_thread, bool of_file, Resolve resolve,
-                bool zero) {
+Tried TryFill(Kernel& kernel, bool in_thread, bool of_file, Resolve resolve,
+              bool zero) {
   Bench bench(kernel);
   uint64_t features = in_thread ? kUffdFeatureSigbus : 0;
   if (of_file) features |= kUffdFeatureMinorShmem;
@@ -263,7 +262,7 @@ int ContinueProtected(Bench& bench, uintptr_t page) {
 }
 
 // Checks that protected pages fault once when written, and keep their contents.
-Verdict TryWriteProtect(Kernel& kernel, bool in_thread, bool of_file) {
+Tried TryWriteProtect(Kernel& kernel, bool in_thread, bool of_file) {
   Bench bench(kernel);
   uint64_t features = kUffdFeaturePagefaultFlagWp;
   if (in_thread) features |= kUffdFeatureSigbus;
@@ -325,7 +324,7 @@ bool Traps(Bench& bench, volatile char* address) {
   return false;
 }
 
-Verdict TryTrap(Kernel& kernel) {
+Tried TryTrap(Kernel& kernel) {
   Bench bench(kernel);
   absl::Status ready = bench.Open(kUffdFeatureSigbus);
   if (!ready.ok()) return Missing(ready);
@@ -341,7 +340,7 @@ Verdict TryTrap(Kernel& kernel) {
 }
 
 // Calls read(2) into missing memory, then into memory that was made ready.
-Verdict TrySystemCall(Kernel& kernel) {
+Tried TrySystemCall(Kernel& kernel) {
   Bench bench(kernel);
   absl::Status ready = bench.Open(kUffdFeatureSigbus);
   if (!ready.ok()) return Missing(ready);
@@ -365,7 +364,7 @@ Verdict TrySystemCall(Kernel& kernel) {
   return Works();
 }
 
-Verdict TryKernelFault(Kernel& kernel) {
+Tried TryKernelFault(Kernel& kernel) {
   Bench bench(kernel);
   absl::Status ready = bench.Open(0, /*kernel_faults=*/true);
   if (!ready.ok()) return Missing(ready);
@@ -403,7 +402,7 @@ Found WrittenPages(Bench& bench, const Pagemap& pagemap, bool protect) {
   return found;
 }
 
-Verdict TryAsyncScan(Kernel& kernel) {
+Tried TryAsyncScan(Kernel& kernel) {
   Bench bench(kernel);
   absl::Status ready =
       bench.Open(kUffdFeatureWpAsync | kUffdFeaturePagefaultFlagWp);
@@ -431,7 +430,7 @@ Verdict TryAsyncScan(Kernel& kernel) {
   return Works();
 }
 
-Verdict TryPoison(Kernel& kernel) {
+Tried TryPoison(Kernel& kernel) {
   Bench bench(kernel);
   absl::Status ready = bench.Open(kUffdFeaturePoison);
   if (!ready.ok()) return Missing(ready);
@@ -451,7 +450,7 @@ Verdict TryPoison(Kernel& kernel) {
   return Works();
 }
 
-Verdict TryProcessMadvise(Kernel& kernel) {
+Tried TryProcessMadvise(Kernel& kernel) {
   Bench bench(kernel);
   void* mapped = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -461,23 +460,23 @@ Verdict TryProcessMadvise(Kernel& kernel) {
   const iovec ranges[] = {{memory, kPage}, {memory + 2 * kPage, kPage}};
   const CallResult dropped = kernel.ProcessMadvise(ranges, 2, kMadvDontNeed);
   if (!dropped.ok()) {
-    return {kExitMissing, absl::StrCat("process_madvise(MADV_DONTNEED): ",
-                                       ErrnoText(dropped.error))};
+    return {Verdict::kMissing, absl::StrCat("process_madvise(MADV_DONTNEED): ",
+                                            ErrnoText(dropped.error))};
   }
   return memory[0] == 0 && memory[kPage] == 'x' && memory[2 * kPage] == 0
              ? Works()
              : Failed("other pages were dropped than asked for");
 }
 
-Verdict TryGuard(Kernel& kernel) {
+Tried TryGuard(Kernel& kernel) {
   void* mapped = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) return Unexpected("mmap", errno);
   const CallResult guarded = kernel.Madvise(reinterpret_cast<uintptr_t>(mapped),
                                             kPage, kMadvGuardInstall);
   if (!guarded.ok()) {
-    return {kExitMissing, absl::StrCat("madvise(MADV_GUARD_INSTALL): ",
-                                       ErrnoText(guarded.error))};
+    return {Verdict::kMissing, absl::StrCat("madvise(MADV_GUARD_INSTALL): ",
+                                            ErrnoText(guarded.error))};
   }
   Bench bench(kernel);
   bench.ResolveInThread(nullptr);
@@ -491,7 +490,7 @@ Verdict TryGuard(Kernel& kernel) {
   return Works();
 }
 
-constexpr SelfTestCase kCases[] = {
+constexpr FeatureTest kTests[] = {
     {{"in-thread.copy", "missing page filled by COPY", "4.14"},
      [](Kernel& k) { return TryFill(k, true, false, CopyOne, false); }},
     {{"in-thread.zero", "missing page filled by ZEROPAGE", "4.14"},
@@ -526,9 +525,9 @@ constexpr SelfTestCase kCases[] = {
 
 }  // namespace
 
-std::span<const SelfTestCase> SelfTestCases() { return kCases; }
+std::span<const FeatureTest> FeatureTests() { return kTests; }
 
-[[noreturn]] void HangInSelfTest(Kernel& kernel) {
+void HangAtAFault(Kernel& kernel) {
   Bench bench(kernel);
   if (bench.Open(0).ok() &&
       bench.Map(false, kUffdRegisterMissing, kUffdIoctlCopy).ok()) {

@@ -1,15 +1,14 @@
-#include "firsttouch/uffd/self_test.h"
+#include "firsttouch/tools/self_test.h"
 
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstddef>
+#include <cstring>
 #include <span>
 #include <string>
 #include <string_view>
@@ -18,21 +17,22 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include "firsttouch/uffd/self_test_cases.h"
+#include "firsttouch/tools/feature_tests.h"
+#include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/uffd.h"
 #include "firsttouch/uffd/unique_fd.h"
 
 namespace firsttouch {
 namespace {
 
-[[noreturn]] void RunChild(Kernel& kernel, const SelfTestCase& test, bool hang,
+[[noreturn]] void RunChild(Kernel& kernel, const FeatureTest& test, bool hang,
                            int output) {
   dup2(output, STDOUT_FILENO);
   prctl(PR_SET_PDEATHSIG, SIGKILL);
-  if (hang) HangInSelfTest(kernel);
-  const SelfTestVerdict verdict = test.body(kernel);
-  (void)!write(STDOUT_FILENO, verdict.detail.data(), verdict.detail.size());
-  _exit(verdict.exit_code);
+  if (hang) HangAtAFault(kernel);
+  const Tried tried = test.body(kernel);
+  (void)!write(STDOUT_FILENO, tried.detail.data(), tried.detail.size());
+  _exit(static_cast<int>(tried.verdict));
 }
 
 // Reaps a child that was killed or is ending. False: it does not end.
@@ -46,7 +46,7 @@ bool Reap(pid_t child, int* status, absl::Time deadline) {
   }
 }
 
-SelfTestResult Run(Kernel& kernel, const SelfTestCase& test,
+SelfTestResult Run(Kernel& kernel, const FeatureTest& test,
                    const SelfTestOptions& options) {
   SelfTestResult result{.test = test.info};
   int ends[2];
@@ -109,11 +109,11 @@ SelfTestResult Run(Kernel& kernel, const SelfTestCase& test,
                      " on Linux ", KernelRelease());
     return result;
   }
-  switch (WEXITSTATUS(status)) {
-    case kExitWorks:
+  switch (static_cast<Verdict>(WEXITSTATUS(status))) {
+    case Verdict::kWorks:
       result.outcome = SelfTestOutcome::kWorks;
       break;
-    case kExitMissing:
+    case Verdict::kMissing:
       result.outcome = SelfTestOutcome::kMissing;
       break;
     default:
@@ -128,7 +128,7 @@ SelfTestResult Run(Kernel& kernel, const SelfTestCase& test,
 std::span<const SelfTestInfo> SelfTests() {
   static const std::vector<SelfTestInfo>& infos = *[] {
     auto* list = new std::vector<SelfTestInfo>;
-    for (const SelfTestCase& test : SelfTestCases()) list->push_back(test.info);
+    for (const FeatureTest& test : FeatureTests()) list->push_back(test.info);
     return list;
   }();
   return infos;
@@ -136,7 +136,7 @@ std::span<const SelfTestInfo> SelfTests() {
 
 SelfTestResult RunSelfTest(Kernel& kernel, std::string_view id,
                            const SelfTestOptions& options) {
-  for (const SelfTestCase& test : SelfTestCases()) {
+  for (const FeatureTest& test : FeatureTests()) {
     if (test.info.id == id) return Run(kernel, test, options);
   }
   SelfTestResult result;
@@ -148,7 +148,7 @@ SelfTestResult RunSelfTest(Kernel& kernel, std::string_view id,
 std::vector<SelfTestResult> RunSelfTests(Kernel& kernel,
                                          const SelfTestOptions& options) {
   std::vector<SelfTestResult> results;
-  for (const SelfTestCase& test : SelfTestCases()) {
+  for (const FeatureTest& test : FeatureTests()) {
     results.push_back(Run(kernel, test, options));
   }
   return results;
