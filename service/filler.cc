@@ -6,25 +6,15 @@
 #include <errno.h>
 
 #include <algorithm>
-#include <bit>
 
 #include "firsttouch/init/image_fetch.h"
 #include "firsttouch/service/fault_pool.h"
+#include "firsttouch/service/fill_ranges.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
 namespace {
-
-// A guest that fills its heap upwards gets up to this many pages per fault.
-constexpr uint64_t kMaxZeroRunPages = 16;
-
-// A guest that reads an image from one end to the other gets up to this many
-// pages mapped per fault: most of a fault's cost is the signal.
-constexpr uint64_t kMaxReadRunPages = 256;
-// A guest that writes an image from one end to the other gets up to this many
-// private copies per fault.
-constexpr uint64_t kMaxWriteRunPages = 16;
 
 class Filler {
  public:
@@ -32,7 +22,7 @@ class Filler {
          const SignalSet* interrupted_mask = nullptr)
       : fault_pool_(fault_pool),
         slot_(slot),
-        size_pages_(size_pages),
+        ranges_(fault_pool, slot, size_pages),
         interrupted_mask_(interrupted_mask) {
     // A thread that resolves for others must wake them even when the page is
     // present already: it may have come before they went to sleep.
@@ -56,28 +46,6 @@ class Filler {
   template <typename FillImage, typename FillZeroes>
   FaultResult ForEachMissingRun(uint64_t first, uint64_t end,
                                 FillImage fill_image, FillZeroes fill_zeroes);
-  // Whether image pages may still have to be fetched.
-  bool HasSource() const {
-    return slot_.image_fetch != nullptr &&
-           slot_.image_fetch->requests != nullptr;
-  }
-  uintptr_t Address(uint64_t page) const {
-    return slot_.base + page * kPageBytes;
-  }
-  uintptr_t ImageAddress(uint64_t page) const {
-    return reinterpret_cast<uintptr_t>(StoredPage(slot_, page));
-  }
-
-  // The bits of `group` whose pages are in the same mapping as `page`. A mapped
-  // image ends at image_pages; where the kernel resolves faults by itself, our
-  // registration begins at kernel_pages; no fill may cross either.
-  uint64_t SameMapping(uint64_t group, uint64_t page) const {
-    if (!slot_.image_mapped) return ~uint64_t{0};
-    const uint64_t border = std::max(slot_.image_pages, slot_.kernel_pages);
-    return page < border
-               ? WordMask(group, slot_.kernel_pages, slot_.image_pages)
-               : ~WordMask(group, 0, border);
-  }
 
   // Called when more of the image is touched than was copied in beforehand.
   void AskForMapping() {
@@ -85,25 +53,6 @@ class Filler {
         !slot_.mapping_wanted.load(std::memory_order_relaxed)) {
       slot_.mapping_wanted.store(true, std::memory_order_relaxed);
     }
-  }
-
-  // The fault-around range of `page`, cut at the size and to what the image's
-  // source gives at once.
-  uint64_t FaultAroundFirst(uint64_t page) const {
-    const uint64_t first =
-        page / fault_pool_.fault_around_pages * fault_pool_.fault_around_pages;
-    if (!HasSource()) return first;
-    const uint64_t pages = slot_.image_fetch->chunk_pages;
-    return std::max(first, page / pages * pages);
-  }
-  uint64_t FaultAroundEnd(uint64_t page) const {
-    const uint64_t end = std::min(
-        page / fault_pool_.fault_around_pages * fault_pool_.fault_around_pages +
-            fault_pool_.fault_around_pages,
-        size_pages_);
-    if (!HasSource()) return end;
-    const uint64_t pages = slot_.image_fetch->chunk_pages;
-    return std::min(end, page / pages * pages + pages);
   }
 
   void CountFilled(std::atomic<uint64_t>& counter, const FillResult& fill) {
@@ -116,43 +65,6 @@ class Filler {
     if (fill.ok()) return {};
     if (fill.error == ESRCH) return {FaultResult::Kind::kGone, ESRCH, call};
     return {FaultResult::Kind::kFailed, fill.error, call};
-  }
-
-  // Sets the bits of [page, page + pages) in one plane.
-  void Mark(std::atomic<uint64_t> PageGroup::*plane, uint64_t page,
-            uint64_t pages) const {
-    ForEachWordOf(page, page + pages, [&](uint64_t group, uint64_t mask) {
-      (slot_.pages.group(group).*plane)
-          .fetch_or(mask, std::memory_order_release);
-      slot_.pages.NoteGroup(group);
-    });
-  }
-  void MarkDirty(uint64_t page, uint64_t pages) const {
-    Mark(&PageGroup::dirty, page, pages);
-  }
-  void MarkPresent(uint64_t page, uint64_t pages) const {
-    Mark(&PageGroup::present, page, pages);
-  }
-
-  // The run of missing pages around `page`, which is taken as missing, within
-  // its fault-around range and among the `eligible` bits of its group.
-  struct PageRange {
-    uint64_t first;
-    uint64_t pages;
-  };
-  PageRange MissingRunAround(uint64_t page, uint64_t eligible) const {
-    const uint64_t group = page / kPagesPerGroup;
-    const PageGroup& planes = slot_.pages.group(group);
-    const uint64_t bit = page % kPagesPerGroup;
-    const uint64_t missing =
-        (WordMask(group, FaultAroundFirst(page), FaultAroundEnd(page)) &
-         eligible & ~planes.present.load(std::memory_order_relaxed) &
-         ~planes.dirty.load(std::memory_order_relaxed)) |
-        (uint64_t{1} << bit);
-    const uint64_t above = std::countr_one(missing >> bit);
-    const uint64_t below =
-        bit == 0 ? 0 : std::countl_one(missing << (64 - bit));
-    return {page - below, below + above};
   }
 
   // Maps image pages, protected, wherever the fault-around range lacks them; up
@@ -176,28 +88,20 @@ class Filler {
   // supplied together with its neighbours. (A source gives its chunk or
   // nothing.)
   bool MayDoAlone(const FaultResult& result) const {
-    return result.kind == FaultResult::Kind::kNoContents && !HasSource();
+    return result.kind == FaultResult::Kind::kNoContents &&
+           !ranges_.HasSource();
   }
   // Fetches image pages to where they can be mapped and copied from.
   FaultResult Fetch(uint64_t page, uint64_t pages) const;
-  // Fills each run of image pages in [first, end) that are not present, with
-  // `page` itself taken as missing, ascending.
-  template <typename FillRun>
-  FaultResult ForMissingImageRuns(uint64_t page, uint64_t first, uint64_t end,
-                                  FillRun fill_run);
-
-  // The number of pages from `page` on to fill for a write: one, or, for a
-  // guest that fills upwards page by page, twice as many as last time, up to
-  // `most` and up to the next page that is present or in `other` (bits of its
-  // group).
-  uint64_t WriteRun(uint64_t page, FillRun& last, uint64_t other,
-                    uint64_t most);
+  // For each run of image pages in `range` that are not there, and `page`
+  // itself, ascending.
+  template <typename Fill>
+  FaultResult ForMissingImageRuns(uint64_t page, PageRange range, Fill fill);
 
   FaultResult ReadZerosAround(uint64_t page);
   // Maps the zero page to pages of one group and one mapping.
   FaultResult ZeroRun(uint64_t first, uint64_t pages);
   FaultResult WriteImagePage(uint64_t page);
-  FaultResult WriteZeroRun(uint64_t page);
   // Makes missing image pages of one group private and writable, in the order
   // that page_states.h demands.
   FaultResult MakeImagePagesWritable(PageRange range);
@@ -209,7 +113,7 @@ class Filler {
 
   FaultPool& fault_pool_;
   SlotState& slot_;
-  const uint64_t size_pages_;
+  const FillRanges ranges_;
   const SignalSet* const interrupted_mask_;
   // Some image pages have turned out not to be in the memfd yet.
   bool fetch_first_ = false;
@@ -217,52 +121,30 @@ class Filler {
   FillPolicy policy_;
 };
 
-template <typename FillRun>
-FaultResult Filler::ForMissingImageRuns(uint64_t page, uint64_t first,
-                                        uint64_t end, FillRun fill_run) {
-  end = std::min(end, slot_.image_pages);
+template <typename Fill>
+FaultResult Filler::ForMissingImageRuns(uint64_t page, PageRange range,
+                                        Fill fill) {
   FaultResult result;
-  for (uint64_t group = first / kPagesPerGroup;
-       group * kPagesPerGroup < end &&
-       result.kind == FaultResult::Kind::kResolved;
-       ++group) {
-    const PageGroup& planes = slot_.pages.group(group);
-    uint64_t want = StoredPages(slot_, group) & WordMask(group, first, end) &
-                    ~planes.present.load(std::memory_order_relaxed) &
-                    ~planes.dirty.load(std::memory_order_relaxed);
-    if (group == page / kPagesPerGroup) {
-      // The hardware knows better than the planes whether this page is present.
-      const uint64_t bit = uint64_t{1} << (page % kPagesPerGroup);
-      want |= bit;
-    }
-    ForEachRun(want, [&](uint64_t bit, uint64_t pages) {
-      if (result.kind != FaultResult::Kind::kResolved) return;
-      const uint64_t run = group * kPagesPerGroup + bit;
-      result = fill_run(run, pages);
-    });
-  }
+  ForEachWordOf(range.first, std::min(range.end(), slot_.image_pages),
+                [&](uint64_t group, uint64_t bits) {
+                  bits &= StoredPages(slot_, group) & ranges_.Missing(group);
+                  if (group == page / kPagesPerGroup) {
+                    // The hardware knows better than the planes whether this
+                    // page is there.
+                    bits |= uint64_t{1} << (page % kPagesPerGroup);
+                  }
+                  ForEachRun(bits, [&](uint64_t bit, uint64_t pages) {
+                    if (result.kind != FaultResult::Kind::kResolved) return;
+                    result = fill(group * kPagesPerGroup + bit, pages);
+                  });
+                });
   return result;
 }
 
 FaultResult Filler::MapImageAround(uint64_t page) {
-  const uint64_t first = FaultAroundFirst(page);
-  const auto map = [&](uint64_t run, uint64_t run_pages) {
-    return MapRun(run, run_pages);
-  };
-  if (HasSource()) {
-    return ForMissingImageRuns(page, first, FaultAroundEnd(page), map);
-  }
-  uint64_t pages = fault_pool_.fault_around_pages;
-  if (slot_.read_run.end.load(std::memory_order_relaxed) == first) {
-    pages = std::max(
-        pages,
-        std::min(2 * slot_.read_run.pages.load(std::memory_order_relaxed),
-                 kMaxReadRunPages));
-  }
-  slot_.read_run.end.store(first + pages, std::memory_order_relaxed);
-  slot_.read_run.pages.store(pages, std::memory_order_relaxed);
-  return ForMissingImageRuns(page, first, std::min(first + pages, size_pages_),
-                             map);
+  return ForMissingImageRuns(
+      page, ranges_.AheadOfReader(page),
+      [&](uint64_t run, uint64_t pages) { return MapRun(run, pages); });
 }
 
 FaultResult Filler::MapRun(uint64_t page, uint64_t pages) {
@@ -270,11 +152,11 @@ FaultResult Filler::MapRun(uint64_t page, uint64_t pages) {
     FetchImagePages(*slot_.image_fetch, page, pages, interrupted_mask_);
   }
   const auto map = [&] {
-    const FillResult fill =
-        ContinueRange(*fault_pool_.kernel, fault_pool_.uffd, Address(page),
-                      pages * kPageBytes, kUffdContinueWp, policy_);
+    const FillResult fill = ContinueRange(
+        *fault_pool_.kernel, fault_pool_.uffd, AddressOf(slot_, page),
+        pages * kPageBytes, kUffdContinueWp, policy_);
     CountFilled(slot_.counters.pages_mapped, fill);
-    MarkPresent(page, fill.bytes_done / kPageBytes);
+    slot_.pages.Mark(&PageGroup::present, page, fill.bytes_done / kPageBytes);
     return Outcome(fill, "UFFDIO_CONTINUE");
   };
   FaultResult result = map();
@@ -297,21 +179,22 @@ FaultResult Filler::Fetch(uint64_t page, uint64_t pages) const {
 
 FaultResult Filler::CopyImageAround(uint64_t page) {
   return ForMissingImageRuns(
-      page, FaultAroundFirst(page), FaultAroundEnd(page),
+      page, ranges_.FaultAround(page),
       [&](uint64_t run, uint64_t pages) { return CopyRun(run, pages); });
 }
 
 FaultResult Filler::CopyRun(uint64_t page, uint64_t pages) {
   const auto copy = [&] {
     const FillResult fill =
-        CopyRange(*fault_pool_.kernel, fault_pool_.uffd, Address(page),
-                  ImageAddress(page), pages * kPageBytes, kUffdCopyWp, policy_);
+        CopyRange(*fault_pool_.kernel, fault_pool_.uffd, AddressOf(slot_, page),
+                  reinterpret_cast<uintptr_t>(StoredPage(slot_, page)),
+                  pages * kPageBytes, kUffdCopyWp, policy_);
     CountFilled(slot_.counters.pages_copied, fill);
-    MarkPresent(page, fill.bytes_done / kPageBytes);
+    slot_.pages.Mark(&PageGroup::present, page, fill.bytes_done / kPageBytes);
     return Outcome(fill, "UFFDIO_COPY");
   };
   FaultResult result = copy();
-  if (result.error == EFAULT && HasSource()) {
+  if (result.error == EFAULT && ranges_.HasSource()) {
     result = Fetch(page, pages);
     if (result.kind == FaultResult::Kind::kResolved) result = copy();
   }
@@ -319,12 +202,9 @@ FaultResult Filler::CopyRun(uint64_t page, uint64_t pages) {
 }
 
 FaultResult Filler::ReadZerosAround(uint64_t page) {
-  // Takes only pages that are zero, missing and neighbours of the touched page:
-  // the run around it within its group and the fault-around range.
-  const uint64_t group = page / kPagesPerGroup;
-  const auto [first, pages] = MissingRunAround(
-      page, SameMapping(group, page) & ~StoredPages(slot_, group));
-  return ZeroRun(first, pages);
+  // Only pages that are zero, missing and neighbours of the touched one.
+  const PageRange range = ranges_.ZeroRunAround(page);
+  return ZeroRun(range.first, range.pages);
 }
 
 FaultResult Filler::ZeroRun(uint64_t first, uint64_t pages) {
@@ -336,29 +216,31 @@ FaultResult Filler::ZeroRun(uint64_t first, uint64_t pages) {
                            std::memory_order_relaxed);
   slot_.any_untracked.store(true, std::memory_order_relaxed);
   slot_.pages.NoteGroup(group);
-  FillResult fill = ZeroRange(*fault_pool_.kernel, fault_pool_.uffd,
-                              Address(first), pages * kPageBytes, 0, policy_);
+  FillResult fill =
+      ZeroRange(*fault_pool_.kernel, fault_pool_.uffd, AddressOf(slot_, first),
+                pages * kPageBytes, 0, policy_);
   FaultResult result = Outcome(fill, "UFFDIO_ZEROPAGE");
   CountFilled(slot_.counters.pages_zeroed, fill);
   if (result.kind != FaultResult::Kind::kResolved) return result;
   if (fill.pages_present != 0) {
-    // ZEROPAGE, unlike COPY, also reports a page as present that only carries a
-    // marker (write-protected when it was dropped, or poisoned). A page that is
-    // really present is so for COPY as well.
-    fill = CopyRange(*fault_pool_.kernel, fault_pool_.uffd, Address(first),
-                     fault_pool_.zero_source, pages * kPageBytes, 0, policy_);
+    // ZEROPAGE, unlike COPY, also calls a page present that only carries a
+    // marker (write-protected when it was dropped, or poisoned). Pages that are
+    // really there are so for COPY as well.
+    fill = CopyRange(*fault_pool_.kernel, fault_pool_.uffd,
+                     AddressOf(slot_, first), fault_pool_.zero_source,
+                     pages * kPageBytes, 0, policy_);
     CountFilled(slot_.counters.pages_copied, fill);
     result = Outcome(fill, "UFFDIO_COPY");
     if (result.kind != FaultResult::Kind::kResolved) return result;
   }
-  MarkPresent(first, pages);
+  slot_.pages.Mark(&PageGroup::present, first, pages);
   return {};
 }
 
 FaultResult Filler::Unprotect(uint64_t page, uint64_t pages) {
   const FillResult fill =
-      WriteProtectRange(*fault_pool_.kernel, fault_pool_.uffd, Address(page),
-                        pages * kPageBytes, 0, policy_);
+      WriteProtectRange(*fault_pool_.kernel, fault_pool_.uffd,
+                        AddressOf(slot_, page), pages * kPageBytes, 0, policy_);
   const FaultResult result = Outcome(fill, "UFFDIO_WRITEPROTECT");
   if (result.kind == FaultResult::Kind::kFailed) {
     // A page that is dirty and still protected would fault when it is restored.
@@ -377,80 +259,48 @@ FaultResult Filler::WriteImagePage(uint64_t page) {
   // shootdown, copying a mapped one does.
   PageRange range{page, 1};
   if (fault_pool_.backing == Backing::kCopied) {
-    // Copies the whole run of missing pages around it at once; all of them
-    // count as changed, which costs less than protecting the others.
-    range = MissingRunAround(page, StoredPages(slot_, page / kPagesPerGroup));
-  } else if (!HasSource()) {
-    range.pages =
-        WriteRun(page, slot_.write_run,
-                 ~StoredPages(slot_, page / kPagesPerGroup), kMaxWriteRunPages);
+    // The whole run of missing pages around it in one copy; all of them count
+    // as changed, which costs less than to protect the others.
+    range = ranges_.ImageRunAround(page);
+  } else if (!ranges_.HasSource()) {
+    range = ranges_.ImageRunFrom(page);
   }
   const FaultResult result = MakeImagePagesWritable(range);
   return MayDoAlone(result) ? MakeImagePagesWritable({page, 1}) : result;
 }
 
 FaultResult Filler::MakeImagePagesWritable(PageRange range) {
-  return CopyWritable(range, ImageAddress(range.first));
+  return CopyWritable(
+      range, reinterpret_cast<uintptr_t>(StoredPage(slot_, range.first)));
 }
 
 FaultResult Filler::CopyWritable(PageRange range, uintptr_t source) {
   const uint64_t first = range.first;
   const uint64_t pages = range.pages;
-  MarkDirty(first, pages);
+  slot_.pages.Mark(&PageGroup::dirty, first, pages);
   uint64_t were_present = 0;
   const auto copy = [&] {
-    const FillResult fill =
-        CopyRange(*fault_pool_.kernel, fault_pool_.uffd, Address(first), source,
-                  pages * kPageBytes, 0, policy_);
+    const FillResult fill = CopyRange(*fault_pool_.kernel, fault_pool_.uffd,
+                                      AddressOf(slot_, first), source,
+                                      pages * kPageBytes, 0, policy_);
     CountFilled(slot_.counters.pages_copied, fill);
     were_present = fill.pages_present;
     return Outcome(fill, "UFFDIO_COPY");
   };
   FaultResult result = copy();
   if (source != fault_pool_.zero_source) {
-    if (result.error == EFAULT && HasSource()) {
+    if (result.error == EFAULT && ranges_.HasSource()) {
       result = Fetch(first, pages);
       if (result.kind == FaultResult::Kind::kResolved) result = copy();
     }
     result = WithoutContents(result);
   }
   if (result.kind != FaultResult::Kind::kResolved) return result;
-  MarkPresent(first, pages);
-  // The thread that made one of these pages present may have protected it, but
-  // all of them are dirty now.
+  slot_.pages.Mark(&PageGroup::present, first, pages);
+  // The thread that made one of them present may have protected it, and all of
+  // them are dirty now.
   if (were_present != 0) return Unprotect(first, pages);
   return {};
-}
-
-uint64_t Filler::WriteRun(uint64_t page, FillRun& last, uint64_t other,
-                          uint64_t most) {
-  uint64_t pages = 1;
-  if (last.end.load(std::memory_order_relaxed) == page) {
-    pages = std::min({2 * last.pages.load(std::memory_order_relaxed), most,
-                      fault_pool_.fault_around_pages, size_pages_ - page});
-    const uint64_t group = page / kPagesPerGroup;
-    const PageGroup& planes = slot_.pages.group(group);
-    const uint64_t taken = other | ~SameMapping(group, page) |
-                           planes.present.load(std::memory_order_relaxed) |
-                           planes.dirty.load(std::memory_order_relaxed);
-    const uint64_t bit = page % kPagesPerGroup;
-    uint64_t free = 1;
-    while (free < pages && bit + free < kPagesPerGroup &&
-           (taken >> (bit + free) & 1) == 0) {
-      ++free;
-    }
-    pages = free;
-  }
-  last.end.store(page + pages, std::memory_order_relaxed);
-  last.pages.store(pages, std::memory_order_relaxed);
-  return pages;
-}
-
-FaultResult Filler::WriteZeroRun(uint64_t page) {
-  const uint64_t pages =
-      WriteRun(page, slot_.zero_run, StoredPages(slot_, page / kPagesPerGroup),
-               kMaxZeroRunPages);
-  return CopyWritable({page, pages}, fault_pool_.zero_source);
 }
 
 FaultResult Filler::Read(uint64_t page) {
@@ -481,14 +331,16 @@ FaultResult Filler::Read(uint64_t page) {
 FaultResult Filler::Write(uint64_t page, bool protection) {
   if (protection) {
     Count(slot_.counters.write_protect_faults);
-    MarkDirty(page, 1);
+    slot_.pages.Mark(&PageGroup::dirty, page, 1);
     return Unprotect(page, 1);
   }
   // The same where the planes say "present": the page may have been dropped
   // behind our back, or swapped out while protected. COPY finds out by EEXIST,
   // and then the page is unprotected.
   Count(slot_.counters.missing_write_faults);
-  return IsStored(slot_, page) ? WriteImagePage(page) : WriteZeroRun(page);
+  return IsStored(slot_, page)
+             ? WriteImagePage(page)
+             : CopyWritable(ranges_.ZeroRunFrom(page), fault_pool_.zero_source);
 }
 
 template <typename FillImage, typename FillZeroes>
@@ -496,27 +348,21 @@ FaultResult Filler::ForEachMissingRun(uint64_t first, uint64_t end,
                                       FillImage fill_image,
                                       FillZeroes fill_zeroes) {
   FaultResult result;
-  for (uint64_t group = first / kPagesPerGroup;
-       group * kPagesPerGroup < end &&
-       result.kind == FaultResult::Kind::kResolved;
-       ++group) {
-    const PageGroup& planes = slot_.pages.group(group);
-    const uint64_t missing = WordMask(group, first, end) &
-                             ~planes.present.load(std::memory_order_relaxed) &
-                             ~planes.dirty.load(std::memory_order_relaxed);
+  ForEachWordOf(first, end, [&](uint64_t group, uint64_t bits) {
     const auto fill_with = [&](auto fill) {
       return [&result, group, fill](uint64_t bit, uint64_t pages) {
         if (result.kind != FaultResult::Kind::kResolved) return;
         result = fill(group * kPagesPerGroup + bit, pages);
       };
     };
+    const uint64_t missing = bits & ranges_.Missing(group);
     const uint64_t image = missing & StoredPages(slot_, group);
     ForEachRun(image, fill_with(fill_image));
     // No call may cross the end of the image's mapping.
     const uint64_t in_image = WordMask(group, 0, slot_.image_pages);
     ForEachRun(missing & ~image & in_image, fill_with(fill_zeroes));
     ForEachRun(missing & ~image & ~in_image, fill_with(fill_zeroes));
-  }
+  });
   return result;
 }
 

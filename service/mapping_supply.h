@@ -55,6 +55,8 @@
 
 namespace firsttouch {
 
+// One class because it is one implementation of MemorySupply, which has most of
+// its methods.
 class MappingSupply final : public MemorySupply {
  public:
   // `supply` is one of the mappings, chosen for the `reason` that Describe()

@@ -129,6 +129,17 @@ class PageStates {
     }
   }
 
+  // Sets the bits of [first_page, first_page + pages) in one plane. Whoever
+  // sees them sees what was done before.
+  void Mark(std::atomic<uint64_t> PageGroup::*plane, uint64_t first_page,
+            uint64_t pages) const {
+    ForEachWordOf(
+        first_page, first_page + pages, [&](uint64_t index, uint64_t bits) {
+          (group(index).*plane).fetch_or(bits, std::memory_order_release);
+          NoteGroup(index);
+        });
+  }
+
   PageState StateOf(uint64_t page) const {
     const PageGroup& group = GroupOf(page);
     const uint64_t bit = uint64_t{1} << (page % kPagesPerGroup);

@@ -132,7 +132,7 @@ class ScriptedSlotTest : public testing::Test {
   void Put(uint64_t first, uint64_t pages, PageState state) {
     const bool dirty =
         state == PageState::kDirty || state == PageState::kRetained;
-    ForEachGroupOf(first, first + pages, [&](uint64_t index, uint64_t bits) {
+    ForEachWordOf(first, first + pages, [&](uint64_t index, uint64_t bits) {
       PageGroup& group = slot_.pages.group(index);
       if (state != PageState::kMissing) group.present |= bits;
       if (state == PageState::kUntracked) group.untracked |= bits;

@@ -32,11 +32,6 @@ void Abandon(SlotState& slot);
 // them. Waits for the image's PageSource.
 const std::byte* InitialPage(const SlotState& slot, uint64_t page);
 
-// The address of a page of the slot.
-inline uintptr_t AddressOf(const SlotState& slot, uint64_t page) {
-  return slot.base + page * kPageBytes;
-}
-
 // Calls visit(index, bits) for each group that has pages of the region, which a
 // scan of the slot found; `bits` stand for those pages.
 template <typename Visit>

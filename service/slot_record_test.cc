@@ -157,7 +157,7 @@ TEST_F(SlotRecordTest, AnErrorForWantOfMemoryNamesTheLimits) {
 
 TEST_F(SlotRecordTest, ARegionIsWalkedGroupByGroup) {
   std::vector<uint64_t> visits;
-  ForEachGroupIn(slot_, Pages(62, 67, 0), [&](uint64_t index, uint64_t bits) {
+  ForEachWordIn(slot_, Pages(62, 67, 0), [&](uint64_t index, uint64_t bits) {
     visits.push_back(index);
     visits.push_back(bits);
   });

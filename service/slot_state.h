@@ -283,6 +283,11 @@ struct alignas(64) SlotState {
   GrowthHistory growth;
 };
 
+// Where a page of the slot is.
+inline uintptr_t AddressOf(const SlotState& slot, uint64_t page) {
+  return slot.base + page * kPageBytes;
+}
+
 // The initial bytes of a page are those that the image stores, or zeroes.
 //
 // The pages of a group that the image stores, and whether it stores a page.

@@ -21,6 +21,7 @@
 #include "firsttouch/service/uffd_bind.h"
 #include "firsttouch/service/uffd_drop.h"
 #include "firsttouch/service/uffd_mapping.h"
+#include "firsttouch/service/uffd_ready.h"
 #include "firsttouch/service/uffd_restore.h"
 #include "firsttouch/service/uffd_supply.h"
 #include "firsttouch/service/uffd_tracking.h"
@@ -223,7 +224,7 @@ absl::Status UffdSupply::ForEachChangedPage(
                [&](uint64_t bit, uint64_t pages) {
                  for (uint64_t i = 0; i < pages; ++i) {
                    const uint64_t page = index * kPagesPerGroup + bit + i;
-                   if (IsThere(slot, page, &filled)) visit(page);
+                   if (IsThere(*context_, slot, page, &filled)) visit(page);
                  }
                });
   };
@@ -269,120 +270,10 @@ absl::Status UffdSupply::ForEachChangedPage(
   return filled;
 }
 
-bool UffdSupply::IsThere(SlotState& slot, uint64_t page,
-                         absl::Status* failure) {
-  // No thread has written to a page that its source has not given yet, although
-  // one may have tried to.
-  if (page < slot.image_pages && !slot.image->IsFetched(PageIndex(page))) {
-    return false;
-  }
-  const uint64_t present =
-      slot.pages.GroupOf(page).present.load(std::memory_order_acquire);
-  if ((present >> (page % kPagesPerGroup) & 1) != 0) return true;
-  // A fill of the page is under way, or has failed: reading the page might end
-  // the process.
-  const FaultResult result =
-      ResolveFault(pool_.fault_pool, {.slot = NumberOf(slot),
-                                      .offset_bytes = page * kPageBytes,
-                                      .access = Access::kRead});
-  if (result.kind == FaultResult::Kind::kResolved) return true;
-  failure->Update(FillFailed(slot, page, result));
-  return false;
-}
-
 absl::Status UffdSupply::MakeReady(SlotState& slot, uint64_t offset_bytes,
                                    uint64_t bytes, Access access) {
-  const uint64_t end = PagesRoundedUp(offset_bytes + bytes).value();
-  // In pages below kernel_pages the kernel's own accesses resolve, too.
-  const uint64_t first = std::max(offset_bytes / kPageBytes, slot.kernel_pages);
-  for (uint64_t page = first; page < end; ++page) {
-    const PageState state = slot.pages.StateOf(page);
-    const bool present =
-        (slot.pages.GroupOf(page).present.load(std::memory_order_relaxed) >>
-             (page % kPagesPerGroup) &
-         1) != 0;
-    // Untracked pages are writable for the kernel, too.
-    if (present && (access == Access::kRead || state != PageState::kClean)) {
-      continue;
-    }
-    if (absl::Status status =
-            SupplyPage(slot, page, access,
-                       /*protection=*/state == PageState::kClean);
-        !status.ok()) {
-      return status;
-    }
-  }
-  return EnsureAccessible(slot, first, end, access);
-}
-
-absl::Status UffdSupply::SupplyPage(SlotState& slot, uint64_t page,
-                                    Access access, bool protection) {
-  const FaultResult result =
-      ResolveFault(pool_.fault_pool, {.slot = NumberOf(slot),
-                                      .offset_bytes = page * kPageBytes,
-                                      .access = access,
-                                      .protection = protection});
-  if (result.kind != FaultResult::Kind::kFailed &&
-      result.kind != FaultResult::Kind::kNoContents) {
-    return absl::OkStatus();
-  }
-  return FillFailed(slot, page, result);
-}
-
-absl::Status UffdSupply::EnsureAccessible(SlotState& slot, uint64_t first_page,
-                                          uint64_t end_page, Access access) {
-  if (first_page >= end_page) return absl::OkStatus();
-  // The planes say what was done last; since then the kernel may have unmapped
-  // a page (reclaim, migration, a collapse into a huge page). One call for all
-  // pages also makes each page private that is to be written; it gives EFAULT
-  // where a page would fault, and EINVAL before 5.14 and while a snapshot keeps
-  // all threads from writing.
-  Count(slot.counters.kernel_calls);
-  if (pool_.kernel
-          .Madvise(
-              slot.base + first_page * kPageBytes,
-              (end_page - first_page) * kPageBytes,
-              access == Access::kWrite ? kMadvPopulateWrite : kMadvPopulateRead)
-          .ok()) {
-    return absl::OkStatus();
-  }
-  // The number of tries is limited: the page may be taken away again and again.
-  constexpr int kTries = 8;
-  for (uint64_t page = first_page; page < end_page; ++page) {
-    const uintptr_t address = slot.base + page * kPageBytes;
-    int tries = 0;
-    while (!IsAccessible(address, access)) {
-      if (access == Access::kWrite) WaitUntilThawed(slot);
-      if (++tries > kTries) {
-        return absl::UnavailableError(absl::StrCat(
-            "the page at offset ", page * kPageBytes, " of slot ",
-            NumberOf(slot), " in pool \"", pool_.options.name,
-            "\" is supplied and still cannot be ",
-            access == Access::kWrite ? "written" : "read",
-            ": somebody else takes it away or has made it inaccessible"));
-      }
-      // Without POISON a page may have been made to trap before it came into
-      // the bounds.
-      if (pool_.fault_pool.resolve == Resolve::kHandlerThread &&
-          !pool_.fault_pool.poison) {
-        MakeAccessible(pool_.fault_pool, address);
-      }
-      if (absl::Status status =
-              SupplyPage(slot, page, access, /*protection=*/false);
-          !status.ok()) {
-        return status;
-      }
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status UffdSupply::FillFailed(const SlotState& slot, uint64_t page,
-                                    const FaultResult& result) const {
-  return absl::ErrnoToStatus(
-      result.error, absl::StrCat(result.call, " for the page at offset ",
-                                 page * kPageBytes, " of slot ", NumberOf(slot),
-                                 " in pool \"", pool_.options.name, "\""));
+  return MakePagesReady(*context_, slot, offset_bytes / kPageBytes,
+                        PagesRoundedUp(offset_bytes + bytes).value(), access);
 }
 
 MemoryPages UffdSupply::CountPages(SlotState& slot) {

@@ -30,6 +30,9 @@
 
 namespace firsttouch {
 
+// One class because it is one implementation of MemorySupply, which has most of
+// its methods; what they do to a slot is in uffd_bind.h, uffd_drop.h,
+// uffd_ready.h, uffd_restore.h and uffd_tracking.h.
 class UffdSupply final : public MemorySupply {
  public:
   // Opens the supply for the `reason` that Describe() gives, and chooses the
@@ -102,20 +105,6 @@ class UffdSupply final : public MemorySupply {
   }
   // The number of private pages of a slot that the kernel tracks, by a scan.
   uint64_t CountPrivate(SlotState& slot) const;
-  // Whether a page that may have changed, of a memory that is read-only, can be
-  // read: it is there, or this call has put it there. Where that fails,
-  // `failure` says why. Waits for no PageSource.
-  bool IsThere(SlotState& slot, uint64_t page, absl::Status* failure);
-  // Resolves the fault that a thread would take on the page.
-  absl::Status SupplyPage(SlotState& slot, uint64_t page, Access access,
-                          bool protection);
-  // Asks the kernel whether pages that were supplied can be touched, and
-  // supplies those again that cannot.
-  absl::Status EnsureAccessible(SlotState& slot, uint64_t first_page,
-                                uint64_t end_page, Access access);
-  // The error of a fill that failed.
-  absl::Status FillFailed(const SlotState& slot, uint64_t page,
-                          const FaultResult& result) const;
 
   const SuppliedPool pool_;
   const UserfaultfdOptions options_;
