@@ -119,8 +119,11 @@ bool IsSteady(const SlotState& slot) {
 void ParkInsteadOf(ServicePool& pool, SlotState& before, SlotState& slot) {
   // The pool must live until `before` is returned: see Orphan().
   slot.returning.fetch_add(1, std::memory_order_relaxed);
-  t_parked[pool.steady.number % kParkedSlots] = {
-      .pool = pool.steady.number, .image = slot.image.get(), .slot = &slot};
+  // The thread stays ready for guest code.
+  ParkedSlot& parked = t_parked[pool.steady.number % kParkedSlots];
+  parked.pool = pool.steady.number;
+  parked.image = slot.image.get();
+  parked.slot = &slot;
   // In this order, so that the thread never keeps two slots from other threads.
   slot.lifecycle.Move(SlotLifecycle::kParked);
   if (before.lifecycle.TakeParked())

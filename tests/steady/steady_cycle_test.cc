@@ -221,6 +221,44 @@ TEST_P(SteadyCycle, MakesNoCallAndTakesNoFault) {
 INSTANTIATE_TEST_SUITE_P(Pools, SteadyCycle, testing::ValuesIn(Cases()),
                          [](const auto& info) { return NameOf(info.param); });
 
+// A thread that holds two memories at once parks one in place of the other.
+
+TEST(SteadyCycles, MakeNoCallInAThreadThatHasHeldTwoMemories) {
+  ServiceOptions options = PoolOfOne();
+  options.layout.instances = 2;
+  {
+    const auto pool = Service::Create(options);
+    ASSERT_TRUE(pool.ok()) << pool.status();
+    if (IsMappings((*pool)->supply())) {
+      GTEST_SKIP() << "no userfaultfd here: " << (*pool)->Describe();
+    }
+  }
+  const absl::StatusOr<Counted> counted = CountCycles([&](Count count) {
+    const ImageRef image = bench::PatternImage(kImageBytes);
+    const std::unique_ptr<Service> pool = OrDie(Service::Create(options));
+    const auto acquire = [&] {
+      Memory memory =
+          OrDie(pool->Acquire({.image = image, .size_bytes = kMemoryBytes}));
+      Write(memory.base(), 3);
+      return memory;
+    };
+    const auto cycle = [&](int) {
+      Memory first = acquire();
+      Memory second = acquire();
+      OrDie(first.Release());
+      OrDie(second.Release());
+    };
+    for (int i = 0; i < kWarmup; ++i) cycle(i);
+    count([&](int) { OrDie(acquire().Release()); });
+    return IsClean(*pool, image);
+  });
+  SKIP_IF_PTRACE_IS_REFUSED(counted);
+  EXPECT_EQ(counted->calls.total, 0u) << "in " << kCycles << " cycles";
+  EXPECT_EQ(counted->calls.signals, 0u) << "in " << kCycles << " cycles";
+  EXPECT_EQ(counted->page_faults, 0) << "in " << kCycles << " cycles";
+  EXPECT_TRUE(counted->clean);
+}
+
 // The three counters see what they are there for.
 
 TEST(Counters, SeeTheCallAndTheFaultOfEachCycleOfCopyOnWrite) {
