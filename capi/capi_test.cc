@@ -445,6 +445,26 @@ TEST(Null, IsAnErrorThatNamesTheParameter) {
   EXPECT_TRUE(refused(ft_memory_snapshot(memory, "", 0, nullptr, &error)));
   EXPECT_TRUE(
       refused(ft_run_guarded(memory, nullptr, nullptr, nullptr, &error)));
+  ft_store store = {};
+  EXPECT_TRUE(refused(ft_store_open(nullptr, nullptr, &error)));
+  EXPECT_TRUE(refused(ft_store_put(store, nullptr, image, &image, &error)));
+  EXPECT_TRUE(refused(ft_store_get(store, nullptr, &image, &error)));
+  EXPECT_TRUE(refused(ft_store_get(store, "", nullptr, &error)));
+  EXPECT_TRUE(refused(ft_store_get_by_digest(store, nullptr, &image, &error)));
+  EXPECT_TRUE(refused(ft_store_remove(store, nullptr, &error)));
+  EXPECT_TRUE(refused(ft_store_list(store, nullptr, nullptr, &error)));
+  ft_stack_pool stacks = {};
+  ft_table_pool tables = {};
+  const ft_stack_pool_options stack_options = FT_STACK_POOL_OPTIONS_INIT;
+  const ft_table_pool_options table_options = FT_TABLE_POOL_OPTIONS_INIT;
+  EXPECT_TRUE(refused(ft_stack_pool_create(nullptr, &stacks, &error)));
+  EXPECT_TRUE(refused(ft_stack_pool_create(&stack_options, nullptr, &error)));
+  EXPECT_TRUE(
+      refused(ft_stack_acquire(stacks, 0, nullptr, nullptr, nullptr, &error)));
+  EXPECT_TRUE(refused(ft_table_pool_create(nullptr, &tables, &error)));
+  EXPECT_TRUE(refused(ft_table_pool_create(&table_options, nullptr, &error)));
+  EXPECT_TRUE(
+      refused(ft_table_acquire(tables, 0, 0, nullptr, nullptr, &error)));
   EXPECT_EQ(ft_locate(nullptr, nullptr), FT_ERROR_INVALID_ARGUMENT);
   EXPECT_EQ(ft_handle_signal(SIGSEGV, nullptr, nullptr), FT_FAULT_NOT_MINE);
   ft_signals_fill_mask(nullptr);
@@ -1234,6 +1254,129 @@ TEST(Locate, FindsTheMemory) {
   at.struct_size = 1;
   EXPECT_EQ(ft_locate(base, &at), FT_ERROR_STRUCT_SIZE);
   ASSERT_FT_OK(ft_memory_release(memory, e));
+}
+
+// --- Stores, stacks, tables --------------------------------------------------
+
+TEST(Store, KeepsImagesByName) {
+  for (const std::string& directory : {std::string(), PathOf("store")}) {
+    ft_store_options options = FT_STORE_OPTIONS_INIT;
+    if (!directory.empty()) options.directory = directory.c_str();
+    ft_store store = {};
+    ASSERT_FT_OK(ft_store_open(&options, &store, e));
+    const ft_image image = ImageOf("hello");
+    ft_image kept = {};
+    ASSERT_FT_OK(ft_store_put(store, "greeting", image, &kept, e));
+    EXPECT_EQ(TextAt(kept, 0, 5), "hello");
+    ASSERT_FT_OK(ft_store_put(store, "second name", image, nullptr, e));
+    EXPECT_EQ(ft_store_put(store, "", image, nullptr, nullptr),
+              FT_ERROR_INVALID_ARGUMENT);
+    EXPECT_EQ(ft_store_put(store, "x", {}, nullptr, nullptr),
+              FT_ERROR_INVALID_HANDLE);
+    std::vector<std::string> names;
+    ASSERT_FT_OK(ft_store_list(
+        store,
+        [](void* user, const ft_store_entry* entry) {
+          for (size_t i = 0; i < entry->name_count; ++i) {
+            static_cast<std::vector<std::string>*>(user)->push_back(
+                entry->names[i]);
+          }
+          EXPECT_EQ(entry->size_bytes, 4 * kPage);
+        },
+        &names, e));
+    EXPECT_THAT(names, testing::ElementsAre("greeting", "second name"));
+
+    std::array<uint8_t, FT_DIGEST_BYTES> digest = {};
+    ASSERT_FT_OK(ft_image_get_digest(image, digest.data(), e));
+    ft_image got = {};
+    ASSERT_FT_OK(ft_store_get_by_digest(store, digest.data(), &got, e));
+    ASSERT_FT_OK(ft_image_release(got, e));
+    ASSERT_FT_OK(ft_store_get(store, "greeting", &got, e));
+    EXPECT_EQ(TextAt(got, 0, 5), "hello");
+    EXPECT_EQ(ft_store_get(store, "none", &got, nullptr), FT_ERROR_NOT_FOUND);
+    std::array<char, 1000> stats = {};
+    ASSERT_FT_OK(
+        ft_store_stats_json(store, stats.data(), stats.size(), nullptr, e));
+    EXPECT_THAT(stats.data(), HasSubstr("\"images\": 1, "));
+
+    ASSERT_FT_OK(ft_store_remove(store, "second name", e));
+    for (const ft_image one : {image, kept, got}) {
+      ASSERT_FT_OK(ft_image_release(one, e));
+    }
+    ASSERT_FT_OK(ft_store_flush(store, e));
+    uint64_t freed = 0;
+    ASSERT_FT_OK(ft_store_trim(store, 0, &freed, e));
+    EXPECT_GT(freed, 0u);
+    ASSERT_FT_OK(ft_store_close(store, e));
+    EXPECT_EQ(ft_store_close(store, nullptr), FT_ERROR_INVALID_HANDLE);
+    EXPECT_EQ(ft_store_flush(store, nullptr), FT_ERROR_INVALID_HANDLE);
+  }
+}
+
+TEST(Stack, IsCleanForTheNext) {
+  ft_stack_pool_options options = FT_STACK_POOL_OPTIONS_INIT;
+  options.name = "stacks";
+  options.stacks = 1;
+  options.stack_bytes = 16 * kPage;
+  ft_stack_pool pool = {};
+  ASSERT_FT_OK(ft_stack_pool_create(&options, &pool, e));
+  ft_stack first = {};
+  void* base = nullptr;
+  void* top = nullptr;
+  ASSERT_FT_OK(ft_stack_acquire(pool, 0, &first, &base, &top, e));
+  EXPECT_EQ(static_cast<char*>(top) - static_cast<char*>(base),
+            static_cast<ptrdiff_t>(16 * kPage));
+  static_cast<char*>(top)[-1] = 1;
+  ft_stack second = {};
+  EXPECT_EQ(ft_stack_acquire(pool, 0, &second, nullptr, nullptr, nullptr),
+            FT_ERROR_RESOURCE_EXHAUSTED);
+  ASSERT_FT_OK(ft_stack_release(first, e));
+  EXPECT_EQ(ft_stack_release(first, nullptr), FT_ERROR_INVALID_HANDLE);
+  ASSERT_FT_OK(ft_stack_acquire(pool, 0, &second, nullptr, &top, e));
+  EXPECT_EQ(static_cast<char*>(top)[-1], 0);
+  // The pool goes with the last stack.
+  ASSERT_FT_OK(ft_stack_pool_destroy(pool, e));
+  EXPECT_EQ(ft_stack_acquire(pool, 0, &first, nullptr, nullptr, nullptr),
+            FT_ERROR_INVALID_HANDLE);
+  static_cast<char*>(top)[-1] = 1;
+  ASSERT_FT_OK(ft_stack_release(second, e));
+  options.strategy = 9;
+  EXPECT_EQ(ft_stack_pool_create(&options, &pool, nullptr),
+            FT_ERROR_INVALID_ARGUMENT);
+}
+
+TEST(Table, IsCleanForTheNextAndGrows) {
+  ft_table_pool_options options = FT_TABLE_POOL_OPTIONS_INIT;
+  options.tables = 2;
+  options.max_elements = 1000;
+  ft_table_pool pool = {};
+  ASSERT_FT_OK(ft_table_pool_create(&options, &pool, e));
+  ft_table table = {};
+  void* data = nullptr;
+  ASSERT_FT_OK(ft_table_acquire(pool, 10, 0, &table, &data, e));
+  static_cast<void**>(data)[9] = data;
+  ASSERT_FT_OK(ft_table_grow(table, 1000, e));
+  EXPECT_EQ(static_cast<void**>(data)[999], nullptr);
+  EXPECT_EQ(ft_table_grow(table, 1001, nullptr), FT_ERROR_INVALID_ARGUMENT);
+  ASSERT_FT_OK(ft_table_release(table, e));
+  EXPECT_EQ(ft_table_grow(table, 1, nullptr), FT_ERROR_INVALID_HANDLE);
+  ASSERT_FT_OK(ft_table_acquire(pool, 10, 0, &table, &data, e));
+  EXPECT_EQ(static_cast<void**>(data)[9], nullptr);
+  ASSERT_FT_OK(ft_table_pool_destroy(pool, e));
+  ASSERT_FT_OK(ft_table_release(table, e));
+  EXPECT_EQ(ft_table_release(table, nullptr), FT_ERROR_INVALID_HANDLE);
+}
+
+TEST(Table, HandlesAreOfTheirKind) {
+  const ft_image image = ImageOf("x");
+  EXPECT_EQ(ft_store_close({image.entry, image.serial}, nullptr),
+            FT_ERROR_INVALID_HANDLE);
+  EXPECT_EQ(ft_stack_release({image.entry, image.serial}, nullptr),
+            FT_ERROR_INVALID_HANDLE);
+  EXPECT_EQ(ft_table_release({}, nullptr), FT_ERROR_INVALID_HANDLE);
+  EXPECT_EQ(ft_stack_pool_destroy({}, nullptr), FT_ERROR_INVALID_HANDLE);
+  EXPECT_EQ(ft_table_pool_destroy({}, nullptr), FT_ERROR_INVALID_HANDLE);
+  ASSERT_FT_OK(ft_image_release(image, e));
 }
 
 // --- Processes and threads ---------------------------------------------------

@@ -922,6 +922,212 @@ FT_API ft_status ft_memory_stats_json(ft_memory memory, char* buffer,
                                       size_t capacity, size_t* length,
                                       ft_error* error) FT_NOEXCEPT;
 
+// --- Stores: ft_store --------------------------------------------------------
+
+// A store keeps many images, and pages that are the same in several of them
+// once: in this process's memory, or in a directory that many processes use. An
+// image that is in use never leaves it; the others do, least recently used
+// first, when it holds more than its budget.
+typedef struct ft_store {
+  uint64_t entry;
+  uint64_t serial;
+} ft_store;
+
+// ft_store_options::flags: budget_bytes counts.
+enum { FT_STORE_BUDGET = 1 };
+
+typedef struct ft_store_options {
+  size_t struct_size;
+  uint64_t flags;
+  // NULL: in memory. Made if it does not exist; on a local file system. Who can
+  // write to it is trusted with what guests see.
+  const char* directory;
+  // How many bytes of pages it may hold that are not in use. Without
+  // FT_STORE_BUDGET: no limit.
+  uint64_t budget_bytes;
+} ft_store_options;
+#define FT_STORE_OPTIONS_INIT \
+  { sizeof(ft_store_options), 0, NULL, 0 }
+
+// Opens a store. `options` may be NULL. Any thread; not in a signal handler.
+FT_API ft_status ft_store_open(const ft_store_options* options, ft_store* store,
+                               ft_error* error) FT_NOEXCEPT;
+
+// Lets the store go; images of it that are in use stay. Any thread; not in a
+// signal handler.
+FT_API ft_status ft_store_close(ft_store store, ft_error* error) FT_NOEXCEPT;
+
+// Takes an image in under a name of 1 to 80 bytes, and gives the store's own:
+// the same contents, over the store's pages. `kept` may be NULL. Any thread;
+// not in a signal handler.
+FT_API ft_status ft_store_put(ft_store store, const char* name, ft_image image,
+                              ft_image* kept, ft_error* error) FT_NOEXCEPT;
+
+// The image of a name, or of a digest. NOT_FOUND; of a directory also what
+// ft_image_open says. Any thread; not in a signal handler.
+FT_API ft_status ft_store_get(ft_store store, const char* name, ft_image* image,
+                              ft_error* error) FT_NOEXCEPT;
+FT_API ft_status ft_store_get_by_digest(ft_store store,
+                                        const uint8_t digest[FT_DIGEST_BYTES],
+                                        ft_image* image,
+                                        ft_error* error) FT_NOEXCEPT;
+
+// Takes a name away; the image stays until its room is wanted. NOT_FOUND. Any
+// thread; not in a signal handler.
+FT_API ft_status ft_store_remove(ft_store store, const char* name,
+                                 ft_error* error) FT_NOEXCEPT;
+
+// Lets images leave that are not in use, down to `budget_bytes`. `freed_bytes`
+// may be NULL. Any thread; not in a signal handler.
+FT_API ft_status ft_store_trim(ft_store store, uint64_t budget_bytes,
+                               uint64_t* freed_bytes,
+                               ft_error* error) FT_NOEXCEPT;
+
+// Of a directory: writes working sets that have changed. Any thread; not in a
+// signal handler.
+FT_API ft_status ft_store_flush(ft_store store, ft_error* error) FT_NOEXCEPT;
+
+// An image of a store. The library sets struct_size.
+typedef struct ft_store_entry {
+  size_t struct_size;
+  uint8_t digest[FT_DIGEST_BYTES];
+  // Ascending; valid until the callback returns.
+  const char* const* names;
+  size_t name_count;
+  uint64_t size_bytes;
+  uint64_t stored_pages;
+  // Of pages that lie together.
+  uint64_t runs;
+  // Of a directory: by any process.
+  uint32_t in_use;
+  // 0.
+  uint32_t reserved;
+} ft_store_entry;
+
+// Told of each image; must not call the store.
+typedef void (*ft_store_visit)(void* user, const ft_store_entry* entry);
+
+// Calls `visit` for each image, ascending by digest, in the calling thread. Any
+// thread; not in a signal handler.
+FT_API ft_status ft_store_list(ft_store store, ft_store_visit visit, void* user,
+                               ft_error* error) FT_NOEXCEPT;
+
+// What the store holds, as one JSON object of numbers. See TEXTS. Any thread;
+// not in a signal handler.
+FT_API ft_status ft_store_stats_json(ft_store store, char* buffer,
+                                     size_t capacity, size_t* length,
+                                     ft_error* error) FT_NOEXCEPT;
+
+// --- Stacks and tables: ft_stack ---------------------------------------------
+
+// What a sandbox needs beside its memories. A pool of either may be destroyed
+// while some are held: it goes with the last.
+
+// A pool of stacks, each with a guard below it; handed out with every byte
+// zero.
+typedef struct ft_stack_pool {
+  uint64_t entry;
+  uint64_t serial;
+} ft_stack_pool;
+
+// A stack that is held.
+typedef struct ft_stack {
+  uint64_t entry;
+  uint64_t serial;
+} ft_stack;
+
+typedef struct ft_stack_pool_options {
+  size_t struct_size;
+  // Shown in /proc/PID/maps; may be NULL.
+  const char* name;
+  // At least 1.
+  uint32_t stacks;
+  // FT_STRATEGY_NEXT_AVAILABLE, as which FT_STRATEGY_AFFINITY counts, or
+  // FT_STRATEGY_RANDOM.
+  int32_t strategy;
+  // Of each; a multiple of 4096.
+  uint64_t stack_bytes;
+  // Below each, and above the last; a multiple of 4096. 0: 65536.
+  uint64_t guard_bytes;
+  // So many at the top stay resident from one owner to the next. 0: 16384.
+  uint64_t keep_resident_bytes;
+} ft_stack_pool_options;
+#define FT_STACK_POOL_OPTIONS_INIT \
+  { sizeof(ft_stack_pool_options), NULL, 0, 0, 0, 0, 0 }
+
+// Any thread; not in a signal handler.
+FT_API ft_status ft_stack_pool_create(const ft_stack_pool_options* options,
+                                      ft_stack_pool* pool,
+                                      ft_error* error) FT_NOEXCEPT;
+FT_API ft_status ft_stack_pool_destroy(ft_stack_pool pool,
+                                       ft_error* error) FT_NOEXCEPT;
+
+// A stack from `base`, its lowest byte, to `top`, one past its highest. How
+// long to wait: see ft_memory_options. RESOURCE_EXHAUSTED if none is free until
+// then. Any thread; not in a signal handler.
+FT_API ft_status ft_stack_acquire(ft_stack_pool pool, int64_t wait_ns,
+                                  ft_stack* stack, void** base, void** top,
+                                  ft_error* error) FT_NOEXCEPT;
+
+// Cleans the stack and gives it back. Nothing may be running on it. Any thread;
+// not in a signal handler.
+FT_API ft_status ft_stack_release(ft_stack stack, ft_error* error) FT_NOEXCEPT;
+
+// A pool of tables: arrays of elements of one size, handed out with every byte
+// zero. Not inherited by a child of fork(2).
+typedef struct ft_table_pool {
+  uint64_t entry;
+  uint64_t serial;
+} ft_table_pool;
+
+// A table that is held.
+typedef struct ft_table {
+  uint64_t entry;
+  uint64_t serial;
+} ft_table;
+
+typedef struct ft_table_pool_options {
+  size_t struct_size;
+  // Shown in /proc/PID/maps; may be NULL.
+  const char* name;
+  // At least 1.
+  uint32_t tables;
+  // As of stacks.
+  int32_t strategy;
+  // The most that a table can have.
+  uint64_t max_elements;
+  // Bytes of an element. 0: 8.
+  uint64_t element_bytes;
+  // So many at the start stay resident from one owner to the next. 0: 65536.
+  uint64_t keep_resident_bytes;
+} ft_table_pool_options;
+#define FT_TABLE_POOL_OPTIONS_INIT \
+  { sizeof(ft_table_pool_options), NULL, 0, 0, 0, 0, 0 }
+
+// Any thread; not in a signal handler.
+FT_API ft_status ft_table_pool_create(const ft_table_pool_options* options,
+                                      ft_table_pool* pool,
+                                      ft_error* error) FT_NOEXCEPT;
+FT_API ft_status ft_table_pool_destroy(ft_table_pool pool,
+                                       ft_error* error) FT_NOEXCEPT;
+
+// A table of `elements` (0 is legal) that begins at `data`, where it stays. How
+// long to wait: see ft_memory_options. INVALID_ARGUMENT for more than
+// max_elements; RESOURCE_EXHAUSTED if none is free until then. Any thread; not
+// in a signal handler.
+FT_API ft_status ft_table_acquire(ft_table_pool pool, uint64_t elements,
+                                  int64_t wait_ns, ft_table* table, void** data,
+                                  ft_error* error) FT_NOEXCEPT;
+
+// Makes the table longer; the new elements are zero. Alone; not in a signal
+// handler.
+FT_API ft_status ft_table_grow(ft_table table, uint64_t elements,
+                               ft_error* error) FT_NOEXCEPT;
+
+// Sets the table to zero and gives it back. Any thread; not in a signal
+// handler.
+FT_API ft_status ft_table_release(ft_table table, ft_error* error) FT_NOEXCEPT;
+
 // --- Guarded calls: ft_run_guarded -------------------------------------------
 
 // Calls run(argument), and returns FT_OK when that returns. When the calling

@@ -18,6 +18,9 @@ int main(void) {
   ft_memory_info memory_info = FT_MEMORY_INFO_INIT;
   ft_memory_pages memory_pages = FT_MEMORY_PAGES_INIT;
   ft_location location = FT_LOCATION_INIT;
+  ft_store_options store_options = FT_STORE_OPTIONS_INIT;
+  ft_stack_pool_options stack_options = FT_STACK_POOL_OPTIONS_INIT;
+  ft_table_pool_options table_options = FT_TABLE_POOL_OPTIONS_INIT;
   return error.struct_size == sizeof error && trap.struct_size == sizeof trap &&
                  layout_options.struct_size == sizeof layout_options &&
                  layout.struct_size == sizeof layout &&
@@ -32,6 +35,9 @@ int main(void) {
                  memory_info.struct_size == sizeof memory_info &&
                  memory_pages.struct_size == sizeof memory_pages &&
                  location.struct_size == sizeof location &&
+                 store_options.struct_size == sizeof store_options &&
+                 stack_options.struct_size == sizeof stack_options &&
+                 table_options.struct_size == sizeof table_options &&
                  ft_version_number() == FT_VERSION_MAJOR * 1000000u +
                                             FT_VERSION_MINOR * 1000u +
                                             FT_VERSION_PATCH

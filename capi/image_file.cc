@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <utility>
 
@@ -67,7 +68,8 @@ ft_status TakeOpenOptions(const char* function, const ft_open_options* options,
           find(user, content.bytes.data(), path.data(), path.size()),
           "ft_open_options::find_parent");
       if (!found.ok()) return found;
-      return std::string(path.c_str());
+      path.resize(strnlen(path.data(), path.size()));
+      return path;
     };
   }
   into->progress = ProgressOf(options->progress, user);

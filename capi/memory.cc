@@ -18,14 +18,13 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
-#include "absl/time/time.h"
 #include "firsttouch/capi/firsttouch.h"
 #include "firsttouch/capi/registry.h"
 #include "firsttouch/capi/stats_json.h"
 #include "firsttouch/capi/status.h"
 #include "firsttouch/capi/trap.h"
 #include "firsttouch/capi/versioned.h"
+#include "firsttouch/capi/wait.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/service/memory_pages.h"
 #include "firsttouch/service/run_trapped.h"
@@ -77,9 +76,7 @@ inline ImageRef Borrow(const Image* image) {
       .trap_user = &record,
   };
   if (options.wait_ns != 0) [[unlikely]] {
-    asked.options.deadline =
-        options.wait_ns < 0 ? absl::InfiniteFuture()
-                            : absl::Now() + absl::Nanoseconds(options.wait_ns);
+    asked.options.deadline = DeadlineAfter(options.wait_ns);
   }
   return true;
 }
@@ -218,8 +215,6 @@ using firsttouch::capi::GiveText;
 using firsttouch::capi::HeldRoom;
 using firsttouch::capi::MemoryEntry;
 using firsttouch::capi::PoolRecord;
-using firsttouch::capi::TakeMemory;
-using firsttouch::capi::TakeStruct;
 using firsttouch::capi::ToJson;
 using firsttouch::capi::WithMemory;
 

@@ -49,6 +49,12 @@ template <>
 inline constexpr size_t kFirstSize<ft_memory_pages> = 32;
 template <>
 inline constexpr size_t kFirstSize<ft_location> = 48;
+template <>
+inline constexpr size_t kFirstSize<ft_store_options> = 32;
+template <>
+inline constexpr size_t kFirstSize<ft_stack_pool_options> = 48;
+template <>
+inline constexpr size_t kFirstSize<ft_table_pool_options> = 48;
 
 // No struct of any version is larger; what says so is not initialized.
 inline constexpr size_t kLargestStruct = 4096;
