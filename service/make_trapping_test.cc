@@ -85,6 +85,7 @@ TEST_F(MakeTrappingTest, WithoutPoisonThePageIsMadeInaccessibleThenWoken) {
   EXPECT_EQ(MakeTrap(30).kind, Kind::kResolved);
   EXPECT_THAT(TakeCalls(), ElementsAre("mprotect 30+1 NONE", "WAKE 30+1"));
   EXPECT_TRUE(placed_);
+  EXPECT_TRUE(slot_.has_poisoned_pages);
   EXPECT_EQ(slot_.poisoned_pages.page[0], AddressOfPage(30));
 }
 

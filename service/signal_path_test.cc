@@ -404,6 +404,13 @@ TEST_F(LostPageTest, WhatCannotBeMadeAccessibleEndsTheProcess) {
   EXPECT_EQ(slot_.exceptions, 0u);
 }
 
+TEST_F(LostPageTest, APageThatIsThereByNowIsNotLost) {
+  TheResolver().answer.kind = Kind::kGone;
+  EXPECT_EQ(Refused(3), FaultOutcome::kResolved);
+  EXPECT_THAT(TakeCalls(), IsEmpty());
+  EXPECT_EQ(slot_.exceptions, 0u);
+}
+
 TEST_F(LostPageTest, AnotherThreadsTouchIsNoRestore) {
   slot_.restorer = ThisThread() + 64;
   EXPECT_EQ(Refused(3), FaultOutcome::kNotMine);
