@@ -53,9 +53,10 @@ class WorkingSet {
   Words written() const;
   Words read() const;
 
-  // Adds pages that a guest wrote to, or touched; a set that is known from
-  // here on, even if there were none. Bits behind kMaxPages are dropped.
+  // Adds pages that a guest wrote to. The working set is known from here on,
+  // even if there were none. Bits behind kMaxPages are dropped.
   void LearnWritten(std::span<const uint64_t> pages);
+  // Adds pages that a guest read; does not make the working set known.
   void LearnRead(std::span<const uint64_t> pages);
 
   // Takes pages out that guests have stopped writing to.
