@@ -17,9 +17,9 @@
 #include "firsttouch/tools/doctor.pb.h"
 #include "firsttouch/tools/doctor_report.h"
 #include "firsttouch/tools/doctor_text.h"
+#include "firsttouch/tools/self_test.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/probe.h"
-#include "firsttouch/tools/self_test.h"
 
 namespace firsttouch::tools {
 namespace {

@@ -6,8 +6,8 @@
 #include <span>
 
 #include "firsttouch/tools/doctor.pb.h"
-#include "firsttouch/uffd/probe.h"
 #include "firsttouch/tools/self_test.h"
+#include "firsttouch/uffd/probe.h"
 
 namespace firsttouch::tools {
 
