@@ -130,6 +130,7 @@ void Server::ServeGuests() {
     const std::shared_ptr<Guest> guest = Find(id);
     if (guest == nullptr) continue;
     if (!guest->Turn()) {
+      if (options_.ended != nullptr) options_.ended(guest);
       Remove(id);
       continue;
     }

@@ -67,6 +67,9 @@ struct ServerOptions {
   // One line that an operator should know. Any thread; must not call the
   // server or a guest.
   std::function<void(const std::string& text)> tell;
+  // A guest has ended by itself: what it touched, and what was done for it, can
+  // still be asked for. In a thread that serves guests; must not wait long.
+  std::function<void(const std::shared_ptr<Guest>& guest)> ended;
 };
 
 // A guest that is to be served.

@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -20,6 +21,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/serve/handshake.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/uffd.h"
@@ -35,6 +37,7 @@ enum : uint64_t {
   kMove,
   kLookInFork,
   kRace,
+  kJoin,
   kExit,
 };
 
@@ -42,6 +45,7 @@ struct Command {
   uint64_t what = 0;
   uint64_t first = 0;
   uint64_t pages = 0;
+  char path[sizeof(sockaddr_un::sun_path)] = {};
 };
 
 constexpr size_t kReasonBytes = 256;
@@ -126,8 +130,28 @@ class Body {
   }
 
   void SendHello(const Hello& hello) {
+    regions_.assign(hello.region, hello.region + hello.regions);
+    SendWithUffd(socket_, &hello, sizeof hello);
+  }
+
+  // The connection stays open until the process ends.
+  bool Join(const char* path) {
+    const int connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_un address = {};
+    address.sun_family = AF_UNIX;
+    std::memcpy(address.sun_path, path, sizeof address.sun_path);
+    if (connect(connection, reinterpret_cast<sockaddr*>(&address),
+                sizeof address) != 0) {
+      return false;
+    }
+    const std::string text = RegionsText(regions_);
+    SendWithUffd(connection, text.data(), text.size());
+    return true;
+  }
+
+  void SendWithUffd(int to, const void* what, size_t size) {
     alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-    iovec bytes = {const_cast<Hello*>(&hello), sizeof hello};
+    iovec bytes = {const_cast<void*>(what), size};
     msghdr message = {};
     message.msg_iov = &bytes;
     message.msg_iovlen = 1;
@@ -141,7 +165,7 @@ class Body {
       const int fd = uffd_->fd();
       std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
     }
-    sendmsg(socket_, &message, MSG_NOSIGNAL);
+    sendmsg(to, &message, MSG_NOSIGNAL);
   }
 
   StandIn::Seen Look(uint64_t first, uint64_t pages) {
@@ -274,6 +298,8 @@ class Body {
       }
       case kLookInFork:
         return LookInFork(command);
+      case kJoin:
+        return {.hung = !Join(command.path)};
       case kRace:
         return Race(command.first, command.pages);
       default:
@@ -285,6 +311,7 @@ class Body {
   const int socket_;
   std::optional<class Uffd> uffd_;
   std::vector<char*> at_;
+  std::vector<GuestRegion> regions_;
 };
 
 }  // namespace
@@ -344,8 +371,13 @@ UniqueFd StandIn::Pidfd() const {
   return UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid_, 0)));
 }
 
-bool StandIn::Order(uint64_t what, uint64_t first, uint64_t pages) {
-  const Command command = {what, first, pages};
+bool StandIn::Order(uint64_t what, uint64_t first, uint64_t pages,
+                    const std::string& path) {
+  Command command;
+  command.what = what;
+  command.first = first;
+  command.pages = pages;
+  std::strncpy(command.path, path.c_str(), sizeof command.path - 1);
   return send(socket_.get(), &command, sizeof command, MSG_NOSIGNAL) ==
          sizeof command;
 }
@@ -391,6 +423,10 @@ StandIn::Seen StandIn::LookInFork(uint64_t first, uint64_t pages) {
 StandIn::Seen StandIn::Race(uint64_t threads, uint64_t rounds) {
   Order(kRace, threads, rounds);
   return Answer();
+}
+
+bool StandIn::Join(const std::string& path) {
+  return Order(kJoin, 0, 0, path) && !Answer().hung;
 }
 
 void StandIn::Exit() { Order(kExit, 0, 0); }

@@ -76,6 +76,9 @@ class StandIn {
   // gives pages back, `rounds` times. `zero` counts pages that were given back
   // at some time.
   Seen Race(uint64_t threads, uint64_t rounds);
+  // Connects to a server's socket, and sends what Firecracker does. The answer
+  // is not read.
+  bool Join(const std::string& path);
   // Ends by itself.
   void Exit();
   // SIGKILL, and waits for the end.
@@ -85,7 +88,8 @@ class StandIn {
 
  private:
   StandIn() = default;
-  bool Order(uint64_t what, uint64_t first, uint64_t pages);
+  bool Order(uint64_t what, uint64_t first, uint64_t pages,
+             const std::string& path = "");
 
   pid_t pid_ = -1;
   UniqueFd socket_;
