@@ -66,13 +66,13 @@ void SetBits(std::vector<uint64_t>& words, uint64_t first, uint64_t end) {
   }
 }
 
-// Calls `run` for each run of bits that are set.
-template <typename Run>
-void ForEachRun(std::span<const uint64_t> words, Run run) {
+// The runs of bits that are set.
+std::vector<PageRun> RunsIn(std::span<const uint64_t> words) {
   const uint64_t bits = words.size() * 64;
   const auto is_set = [&](uint64_t bit) {
     return ((words[bit / 64] >> (bit % 64)) & 1) != 0;
   };
+  std::vector<PageRun> runs;
   for (uint64_t bit = 0; bit < bits;) {
     if (words[bit / 64] >> (bit % 64) == 0) {
       bit = (bit / 64 + 1) * 64;
@@ -81,8 +81,9 @@ void ForEachRun(std::span<const uint64_t> words, Run run) {
     while (!is_set(bit)) ++bit;
     const uint64_t first = bit;
     while (bit < bits && is_set(bit)) ++bit;
-    run(PageRun{PageIndex(first), PageCount(bit - first)});
+    runs.push_back({PageIndex(first), PageCount(bit - first)});
   }
+  return runs;
 }
 
 }  // namespace
@@ -758,7 +759,7 @@ void Guest::Plan() {
   const WorkingSet::Words written = image_->image().working_set().written();
   if (words.size() < written.size()) words.resize(written.size());
   for (size_t i = 0; i < written.size(); ++i) words[i] |= written[i];
-  ForEachRun(words, [this](PageRun run) { PlanRun(run); });
+  for (const PageRun& run : RunsIn(words)) PlanRun(run);
 }
 
 std::optional<Guest::Early> Guest::NextEarly() {
@@ -816,18 +817,20 @@ bool Guest::PlaceEarly() {
   }
   const std::optional<Early> early = NextEarly();
   if (!early.has_value()) return false;
-  const auto put_back = [&] {
-    if (early->background) {
-      background_at_ = early->start;
-    } else {
-      plan_.push_front({early->start, early->end});
-    }
-  };
   const uint64_t before = stats_.pages_copied + stats_.pages_zeroed;
   const Placed placed =
       Place(early->piece, early->start, early->end, /*write=*/false);
   stats_.pages_placed_early +=
       stats_.pages_copied + stats_.pages_zeroed - before;
+  if (placed.outcome == Outcome::kStopped ||
+      placed.outcome == Outcome::kNotReady) {
+    // The same again, later.
+    if (early->background) {
+      background_at_ = early->start;
+    } else {
+      plan_.push_front({early->start, early->end});
+    }
+  }
   switch (placed.outcome) {
     case Outcome::kDone:
       stops_ = 0;
@@ -845,12 +848,10 @@ bool Guest::PlaceEarly() {
       }
       return true;
     case Outcome::kStopped:
-      put_back();
       ++stats_.stopped;
       if (!ReadEvents()) ++stops_;
       return true;
     case Outcome::kNotReady:
-      put_back();
       early_waits_ = true;
       host_.RunElsewhere(
           /*urgent=*/false, [self = shared_from_this(), first = placed.first,
@@ -964,8 +965,7 @@ absl::StatusOr<std::vector<PageRun>> Guest::ChangedPages(bool restart) {
                                                      ": UFFDIO_WRITEPROTECT"));
     }
   }
-  std::vector<PageRun> runs;
-  ForEachRun(changed_, [&runs](PageRun run) { runs.push_back(run); });
+  std::vector<PageRun> runs = RunsIn(changed_);
   if (restart) changed_.clear();
   return runs;
 }

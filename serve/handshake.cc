@@ -152,7 +152,7 @@ absl::StatusOr<std::vector<GuestRegion>> ParseRegions(const std::string& text) {
   const auto parsed = google::protobuf::util::JsonStringToMessage(text, &list);
   if (!parsed.ok()) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "the message is no JSON array: ", std::string(parsed.message())));
+        "the message is no JSON array: ", parsed.message().ToString()));
   }
   if (static_cast<size_t>(list.values_size()) > kMaxGuestRegions) {
     return absl::InvalidArgumentError(
@@ -230,7 +230,7 @@ std::string AnswerLine(const absl::Status& status) {
     (*object.mutable_fields())["ok"].set_bool_value(true);
   } else {
     (*object.mutable_fields())["error"].set_string_value(
-        std::string(status.message()));
+        absl::StrCat(status.message()));
   }
   return Line(object) + "\n";
 }
