@@ -14,10 +14,6 @@
 // pages only when the event has been read, and refuses to place any (EAGAIN)
 // while one is unread.
 //
-// Nothing of the guest's memory is read here, nor is any mapped: the kernel's
-// calls on the userfaultfd copy into the memory that the guest has registered
-// with it, and nowhere else.
-//
 // For server.h; tests of single turns use it too. Threads: any; Turn() of one
 // guest in one thread at a time.
 
@@ -41,7 +37,10 @@
 #include "absl/status/statusor.h"
 #include "firsttouch/init/page_map.h"
 #include "firsttouch/serve/address_map.h"
+#include "firsttouch/serve/early_pages.h"
 #include "firsttouch/serve/guest_image.h"
+#include "firsttouch/serve/page_placer.h"
+#include "firsttouch/serve/touches.h"
 #include "firsttouch/uffd/events.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mutex.h"
@@ -93,19 +92,6 @@ struct GuestOptions {
   bool serve_forks = true;
 };
 
-// The first touch of a page.
-struct Touch {
-  PageIndex page{0};  // In the image.
-  bool write = false;
-  std::chrono::nanoseconds after{0};  // Since the guest came.
-
-  friend bool operator==(const Touch&, const Touch&) = default;
-};
-
-// Touches as runs to place: those that follow each other closely (256 of them)
-// in ascending order and joined, so that few calls place many pages.
-std::vector<PageRun> RunsOf(std::span<const Touch> touches);
-
 // What has been done for a guest; counts since it came.
 struct GuestStats {
   uint64_t faults = 0;  // That were answered.
@@ -139,6 +125,8 @@ class GuestHost {
   virtual void Tell(const std::string& text) = 0;
 };
 
+// One class because one lock guards what is known of a guest, and each step of
+// a turn changes some of it; how pages are placed, and which early, is apart.
 class Guest : public std::enable_shared_from_this<Guest> {
  public:
   using Clock = std::chrono::steady_clock;
@@ -218,23 +206,6 @@ class Guest : public std::enable_shared_from_this<Guest> {
     // What making the page ready has come to.
     absl::Status ready;
   };
-  // What became of placing pages.
-  enum class Outcome : uint8_t {
-    kDone,
-    kStopped,       // An event is unread, or the mappings change.
-    kNotReady,      // MakeReady() first.
-    kUnregistered,  // No such memory (any more).
-    kGone,          // No such process.
-    kLost,          // See the status.
-  };
-  struct Placed {
-    Outcome outcome = Outcome::kDone;
-    absl::Status status = absl::OkStatus();
-    // kNotReady: of what.
-    PageIndex first = PageIndex(0);
-    PageCount pages = PageCount(0);
-  };
-
   explicit Guest(Parts parts);
   absl::Status Watch();
   // What MakeReady() has come to for the fault at `page`, or for what is placed
@@ -249,17 +220,11 @@ class Guest : public std::enable_shared_from_this<Guest> {
   void AdoptChild(int uffd) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // False: stopped; the fault is to be served again.
   bool Serve(Fault& fault) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  Placed Unprotect(uintptr_t page, uint64_t page_bytes)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The page cannot be had. False as for Serve().
   bool Lose(Fault& fault, uintptr_t page, uint64_t page_bytes,
             const absl::Status& why, bool retry)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  Placed PoisonPages(uintptr_t start, uint64_t bytes, uint64_t page_bytes)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Kill() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Wake(uintptr_t start, uint64_t bytes)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void WaitFor(const Fault& fault, uintptr_t page, const Placed& needs)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Record(const Fault& fault, const AddressMap::Piece& piece)
@@ -268,31 +233,8 @@ class Guest : public std::enable_shared_from_this<Guest> {
   uintptr_t ReadAhead(const AddressMap::Piece& piece, uintptr_t page)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  // Places [start, end), which is in `piece`. `write`: the first page is about
-  // to be written to.
-  Placed Place(const AddressMap::Piece& piece, uintptr_t start, uintptr_t end,
-               bool write) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  Placed PlaceHuge(const AddressMap::Piece& piece, uintptr_t page, bool write)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  Placed CopyPages(uintptr_t start, const std::byte* from, uint64_t bytes,
-                   bool protect, uint64_t& count)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  Placed ZeroPages(uintptr_t start, uint64_t bytes, bool protect, bool write)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  Placed After(int error, const std::string& what) const;
-
   // Places some pages early. False: there is nothing to do at the moment.
   bool PlaceEarly() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Plan() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void PlanRun(PageRun run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // The next pages to place early, within one piece.
-  struct Early {
-    AddressMap::Piece piece;
-    uintptr_t start = 0;
-    uintptr_t end = 0;
-    bool background = false;
-  };
-  std::optional<Early> NextEarly() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndFillAll(const absl::Status& status)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -319,6 +261,7 @@ class Guest : public std::enable_shared_from_this<Guest> {
   UniqueFd uffd_ ABSL_GUARDED_BY(mutex_);
   UniqueFd pidfd_ ABSL_GUARDED_BY(mutex_);
   EventReader reader_ ABSL_GUARDED_BY(mutex_);
+  PagePlacer placer_ ABSL_GUARDED_BY(mutex_);
   AddressMap map_ ABSL_GUARDED_BY(mutex_);
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
   // Every page that is missing is lost.
@@ -340,16 +283,9 @@ class Guest : public std::enable_shared_from_this<Guest> {
   uintptr_t next_in_row_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t read_ahead_bytes_ ABSL_GUARDED_BY(mutex_) = kPageBytes;
 
-  // Of the working set: address ranges, in the order in which they are placed.
-  struct Range {
-    uintptr_t start = 0;
-    uintptr_t end = 0;
-  };
-  std::deque<Range> plan_ ABSL_GUARDED_BY(mutex_);
+  EarlyPages early_ ABSL_GUARDED_BY(mutex_);
   bool early_waits_ ABSL_GUARDED_BY(mutex_) = false;
   bool early_failed_ ABSL_GUARDED_BY(mutex_) = false;
-  uintptr_t background_at_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool background_ended_ ABSL_GUARDED_BY(mutex_) = false;
   // When the background may go on, by its rate.
   Clock::time_point background_due_ ABSL_GUARDED_BY(mutex_){};
   std::function<void(absl::Status)> fill_done_ ABSL_GUARDED_BY(mutex_);
@@ -357,7 +293,6 @@ class Guest : public std::enable_shared_from_this<Guest> {
   std::vector<uint64_t> changed_ ABSL_GUARDED_BY(mutex_);
   std::vector<uint64_t> touched_ ABSL_GUARDED_BY(mutex_);
   std::vector<Touch> touches_ ABSL_GUARDED_BY(mutex_);
-  std::unique_ptr<std::byte[]> huge_ ABSL_GUARDED_BY(mutex_);
   GuestStats stats_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -1,0 +1,88 @@
+#include "firsttouch/serve/early_pages.h"
+
+#include <algorithm>
+
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch {
+namespace {
+
+constexpr uint64_t kEarlyBytes = uint64_t{256} << 10;
+
+}  // namespace
+
+void EarlyPages::Add(std::span<const PageRun> runs, const AddressMap& map) {
+  for (const PageRun& run : runs) {
+    const uint64_t first = run.first.offset_bytes();
+    const uint64_t end = run.end().offset_bytes();
+    for (std::optional<AddressMap::Piece> piece = map.Next(0);
+         piece.has_value(); piece = map.Next(piece->end)) {
+      const uint64_t from = std::max(first, piece->image_offset_bytes);
+      const uint64_t to = std::min(end, piece->OffsetOf(piece->end));
+      if (from >= to) continue;
+      const uint64_t mask = piece->page_bytes - 1;
+      const uintptr_t start =
+          (piece->start + (from - piece->image_offset_bytes)) & ~mask;
+      first_.push_back({start, start + ((to - from + mask) & ~mask)});
+    }
+  }
+}
+
+std::optional<EarlyPages::Some> EarlyPages::Next(const AddressMap& map,
+                                                 const PageMap& stored,
+                                                 bool rest) {
+  while (!first_.empty()) {
+    Range& range = first_.front();
+    const std::optional<AddressMap::Piece> piece = map.Next(range.start);
+    if (range.start >= range.end || !piece.has_value() ||
+        piece->start >= range.end) {
+      first_.pop_front();
+      continue;
+    }
+    const uintptr_t start = piece->start;
+    const uintptr_t end =
+        std::min<uint64_t>({piece->end, range.end,
+                            start + std::max(kEarlyBytes, piece->page_bytes)});
+    range.start = end;
+    if (piece->freed) continue;
+    return Some{*piece, start, end, false};
+  }
+  if (rest_ended_ || !rest) return std::nullopt;
+  for (std::optional<AddressMap::Piece> piece = map.Next(rest_at_);
+       piece.has_value(); piece = map.Next(rest_at_)) {
+    rest_at_ = piece->end;
+    if (piece->freed) continue;
+    const std::optional<PageRun> run =
+        stored.NextRun(PageContaining(piece->image_offset_bytes));
+    if (!run.has_value()) continue;
+    const uint64_t mask = piece->page_bytes - 1;
+    const uint64_t offset =
+        std::max(piece->image_offset_bytes, run->first.offset_bytes() & ~mask);
+    if (offset >= piece->OffsetOf(piece->end)) continue;
+    const uintptr_t start = piece->start + (offset - piece->image_offset_bytes);
+    const uint64_t run_bytes =
+        (run->end().offset_bytes() - offset + mask) & ~mask;
+    const uintptr_t end =
+        std::min<uint64_t>({piece->end, start + run_bytes,
+                            start + std::max(kEarlyBytes, piece->page_bytes)});
+    rest_at_ = end;
+    return Some{*piece, start, end, true};
+  }
+  rest_ended_ = true;
+  return std::nullopt;
+}
+
+void EarlyPages::PutBack(const Some& some) {
+  if (some.of_the_rest) {
+    rest_at_ = some.start;
+  } else {
+    first_.push_front({some.start, some.end});
+  }
+}
+
+void EarlyPages::RestartRest() {
+  rest_at_ = 0;
+  rest_ended_ = false;
+}
+
+}  // namespace firsttouch

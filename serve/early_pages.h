@@ -1,0 +1,62 @@
+// Which pages of a guest are placed before they are asked for, and in which
+// order: what was told to come first, then the rest of the image.
+
+#ifndef FIRSTTOUCH_SERVE_EARLY_PAGES_H_
+#define FIRSTTOUCH_SERVE_EARLY_PAGES_H_
+
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <span>
+
+#include "firsttouch/init/page_map.h"
+#include "firsttouch/serve/address_map.h"
+
+namespace firsttouch {
+
+// Thread-compatible. The map and the set of stored pages are the guest's, as
+// they are at each call.
+class EarlyPages {
+ public:
+  // Pages to place next, within one piece.
+  struct Some {
+    AddressMap::Piece piece;
+    uintptr_t start = 0;
+    uintptr_t end = 0;
+    bool of_the_rest = false;
+  };
+
+  // Pages of the image that come first, behind those that were added before.
+  void Add(std::span<const PageRun> runs, const AddressMap& map);
+
+  // The next pages, at most 256 KiB or one page of the guest's: a thread may
+  // have to wait for so long. nullopt: none; with `rest`, all that the image
+  // stores has been given.
+  std::optional<Some> Next(const AddressMap& map, const PageMap& stored,
+                           bool rest);
+  // Could not be placed, and comes next again.
+  void PutBack(const Some& some);
+
+  // Whether only the rest is left.
+  bool first_ones_are_done() const { return first_.empty(); }
+  bool rest_is_done() const { return rest_ended_; }
+  // No rest is given any more, or from the start of the image again.
+  void EndRest() { rest_ended_ = true; }
+  void RestartRest();
+
+ private:
+  struct Range {
+    uintptr_t start = 0;
+    uintptr_t end = 0;
+  };
+
+  // In the order in which they are placed.
+  std::deque<Range> first_;
+  // Where the rest goes on.
+  uintptr_t rest_at_ = 0;
+  bool rest_ended_ = false;
+};
+
+}  // namespace firsttouch
+
+#endif  // FIRSTTOUCH_SERVE_EARLY_PAGES_H_

@@ -1,0 +1,73 @@
+#include "firsttouch/serve/touches.h"
+
+#include <algorithm>
+#include <cstddef>
+
+#include "firsttouch/uffd/page_words.h"
+
+namespace firsttouch {
+namespace {
+
+// How close touches follow each other that are placed together.
+constexpr size_t kTouchesTogether = 256;
+
+void Append(PageRun run, std::vector<PageRun>& runs) {
+  if (!runs.empty() && runs.back().end() == run.first) {
+    runs.back().length += run.length;
+  } else {
+    runs.push_back(run);
+  }
+}
+
+}  // namespace
+
+std::vector<PageRun> RunsOf(std::span<const Touch> touches) {
+  std::vector<PageRun> runs;
+  while (!touches.empty()) {
+    const size_t count = std::min(touches.size(), kTouchesTogether);
+    std::vector<PageIndex> pages;
+    for (const Touch& touch : touches.first(count)) pages.push_back(touch.page);
+    std::sort(pages.begin(), pages.end());
+    for (const PageIndex page : pages) Append({page, PageCount(1)}, runs);
+    touches = touches.subspan(count);
+  }
+  return runs;
+}
+
+std::vector<PageRun> RunsOf(const WorkingSet& working_set) {
+  WorkingSet::Words words = working_set.read();
+  const WorkingSet::Words written = working_set.written();
+  if (words.size() < written.size()) words.resize(written.size());
+  for (size_t i = 0; i < written.size(); ++i) words[i] |= written[i];
+  return RunsIn(words);
+}
+
+void AddPages(WorkingSet::Words& words, uint64_t first, uint64_t end) {
+  if (words.size() < WordsFor(end)) words.resize(WordsFor(end));
+  ForEachWordOf(first, end,
+                [&](uint64_t index, uint64_t bits) { words[index] |= bits; });
+}
+
+std::vector<PageRun> RunsIn(std::span<const uint64_t> words) {
+  std::vector<PageRun> runs;
+  for (uint64_t index = 0; index < words.size(); ++index) {
+    ForEachRun(words[index], [&](uint64_t bit, uint64_t pages) {
+      Append({PageIndex(index * kPagesPerWord + bit), PageCount(pages)}, runs);
+    });
+  }
+  return runs;
+}
+
+void Teach(std::span<const Touch> touches, WorkingSet& working_set) {
+  WorkingSet::Words read;
+  WorkingSet::Words written;
+  for (const Touch& touch : touches) {
+    const uint64_t page = touch.page.value();
+    AddPages(read, page, page + 1);
+    if (touch.write) AddPages(written, page, page + 1);
+  }
+  working_set.LearnRead(read);
+  working_set.LearnWritten(written);
+}
+
+}  // namespace firsttouch
