@@ -9,8 +9,9 @@ set -euo pipefail
 
 root="$(dirname "$(readlink --canonicalize "$1")")"
 buildifier="$(readlink --canonicalize "$2")"
+scripts="$(dirname "$(readlink --canonicalize "$0")")"
 # shellcheck source=bazel/lint/sources.sh
-source "$(dirname "$0")/sources.sh"
+source "$scripts/sources.sh"
 cd "$root"
 
 fail() {
@@ -88,6 +89,14 @@ check_rules() {
   report "BUILD files with C++ targets, and without lint_targets() at the end" "$found"
 
   return "$bad"
+}
+
+# Files and classes are of a size that a reader can take in, or say why not.
+check_size() {
+  command -v ctags-universal > /dev/null ||
+    fail "universal-ctags is not installed: apt-get install universal-ctags (./bazelw does)"
+  sources . -name '*.cc' -o -name '*.c' -o -name '*.h' -o -name '*.py' |
+    python3 "$scripts/size.py" || fail "The rule: bazel/lint/size.py"
 }
 
 "check_$3"
