@@ -19,9 +19,9 @@
 //   ft_memory_release(memory, NULL);
 //   ft_pool_destroy(pool, NULL);
 //
-// Link with -lfirsttouch, or as `pkg-config firsttouch` says. One file because a
-// program in C includes one: this is the whole of the interface, C99 with the C
-// library's types, and no other header of ours.
+// Link with -lfirsttouch, or as `pkg-config firsttouch` says. One file because
+// a program in C includes one: this is the whole of the interface, C99 with the
+// C library's types, and no other header of ours.
 //
 // HANDLES name a pool, an image or a memory. They are plain values: copy them,
 // compare them byte by byte, hand them to other threads. All zeroes is none. A
