@@ -29,28 +29,43 @@ std::string KindOfDescriptor(int fd) {
 }
 
 // Whether a userfaultfd belongs to the memory of this process. The kernel does
-// not tell; but it places pages in whatever is registered with any userfaultfd
-// of the same memory. So a page that only this process has registered gets one
-// by that descriptor, or does not.
+// not tell; but UFFDIO_COPY first looks whether there is registered memory at
+// the address, of any userfaultfd, and then reads the source. So with a source
+// that cannot be read, what it says of a page of ours changes when the page's
+// registration ends, if the memory is ours; and nothing is ever written. (The
+// guest may have memory at the same address: a fork of this process most
+// likely has.)
 absl::StatusOr<bool> IsOwnMemory(Kernel& kernel, int fd) {
-  void* const page = mmap(nullptr, kPageBytes, PROT_READ | PROT_WRITE,
-                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (page == MAP_FAILED) return absl::ErrnoToStatus(errno, "mmap of a page");
-  const uintptr_t address = reinterpret_cast<uintptr_t>(page);
+  constexpr size_t kBytes = 2 * kPageBytes;
+  void* const pages = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (pages == MAP_FAILED) return absl::ErrnoToStatus(errno, "mmap of a page");
+  const uintptr_t address = reinterpret_cast<uintptr_t>(pages);
+  const uintptr_t unreadable = address + kPageBytes;
   absl::StatusOr<bool> own = [&]() -> absl::StatusOr<bool> {
+    if (mprotect(static_cast<char*>(pages) + kPageBytes, kPageBytes,
+                 PROT_NONE) != 0) {
+      return absl::ErrnoToStatus(errno, "mprotect of a page");
+    }
     absl::StatusOr<Uffd> ours = Uffd::Open(kernel, {});
     if (!ours.ok()) return ours.status();
     if (absl::Status registered = ours->Register(
-            address, kPageBytes, kUffdRegisterMissing, kUffdIoctlZeroPage);
+            address, kPageBytes, kUffdRegisterMissing, kUffdIoctlCopy);
         !registered.ok()) {
       return registered;
     }
-    if (!kernel.ZeroPage(fd, address, kPageBytes, kUffdZeroPageDontWake).ok()) {
-      return false;
+    const auto says = [&] {
+      return kernel.Copy(fd, address, unreadable, kPageBytes, kUffdCopyDontWake)
+          .error;
+    };
+    if (says() != EFAULT) return false;
+    if (absl::Status ended = ours->Unregister(address, kPageBytes);
+        !ended.ok()) {
+      return ended;
     }
-    return kernel.ZeroPage(ours->fd(), address, kPageBytes, 0).error == EEXIST;
+    return says() == ENOENT;
   }();
-  munmap(page, kPageBytes);
+  munmap(pages, kBytes);
   return own;
 }
 

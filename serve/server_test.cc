@@ -134,6 +134,24 @@ TEST_F(ServerTest, EveryPageIsAsTheImageHasIt) {
   EXPECT_EQ(stats.lost, 0u);
 }
 
+TEST_F(ServerTest, AttachingPlacesNoPageWhateverTheAddresses) {
+  // Where this process maps something next is where the guest has its memory:
+  // what a server tries on memory of its own must not reach it.
+  StartServer();
+  for (const uint64_t pages : {1, 2}) {
+    const ImageRef image = TestImage(pages);
+    uintptr_t next;
+    {
+      const ScratchMemory probe(pages * kPageBytes);
+      next = probe.address();
+    }
+    auto guest = MakeStandIn({.image = image, .pages = pages, .address = next});
+    SKIP_WITHOUT(guest);
+    ASSERT_NE(Attach(*guest, GuestImage::Create(image)), nullptr);
+    EXPECT_EQ(guest->Look(0, pages), Seen{.as_image = pages});
+  }
+}
+
 TEST_F(ServerTest, AFaultOutOfRowFillsOnePage) {
   const ImageRef image = TestImage(512);
   auto guest = MakeStandIn({.image = image, .pages = 512});

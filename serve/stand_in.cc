@@ -101,9 +101,11 @@ class Body {
     hello.regions = options_.regions;
     for (uint64_t i = 0; i < options_.regions; ++i) {
       void* const mapped =
-          mmap(nullptr, each * kPageBytes, PROT_READ | PROT_WRITE,
+          mmap(reinterpret_cast<void*>(options_.address), each * kPageBytes,
+               PROT_READ | PROT_WRITE,
                MAP_PRIVATE | MAP_ANONYMOUS |
-                   (options_.huge_pages ? MAP_HUGETLB : MAP_NORESERVE),
+                   (options_.huge_pages ? MAP_HUGETLB : MAP_NORESERVE) |
+                   (options_.address != 0 ? MAP_FIXED_NOREPLACE : 0),
                -1, 0);
       if (mapped == MAP_FAILED) {
         return absl::StrCat("mmap of ", each, " pages: ", ErrnoText(errno));

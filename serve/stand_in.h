@@ -27,6 +27,8 @@ struct StandInOptions {
   ImageRef image;
   uint64_t pages = 0;
   uint64_t regions = 1;  // That the pages are in, `pages` divided by it each.
+  // Where the memory is to be, of a single region; 0: anywhere.
+  uintptr_t address = 0;
   bool huge_pages = false;
   bool track_writes = false;
   // Registers with a userfaultfd without events, as a client that forgets.
