@@ -24,10 +24,6 @@ class Stalls {
   bool Next() {
     if (in_a_row_ >= policy_.max_stalls) return false;
     ++in_a_row_;
-    if (policy_.drain_events != nullptr &&
-        policy_.drain_events(policy_.context)) {
-      return true;
-    }
     if (in_a_row_ <= policy_.immediate_retries) return true;
     const uint32_t waits_before = in_a_row_ - policy_.immediate_retries - 1;
     const int first_ms = std::max(policy_.first_wait_ms, 1);

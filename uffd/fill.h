@@ -26,14 +26,6 @@ namespace firsttouch {
 // What to do when the kernel makes no progress. The defaults fit a pool whose
 // userfaultfd asks for no events.
 struct FillPolicy {
-  // EAGAIN without progress means "an event is unread" or "mappings change".
-  // `drain_events`, if set, is called first at each such stop and must read
-  // every event that the userfaultfd holds; returning true ("there were some")
-  // retries at once and counts no wait, returning false waits. It runs where
-  // the fill runs: in a handler it must be signal-safe.
-  bool (*drain_events)(void* context) = nullptr;
-  void* context = nullptr;
-
   // Stops in a row without progress before the fill gives up with EAGAIN. Any
   // progress resets the count and the waits.
   uint32_t max_stalls = 100;
@@ -61,8 +53,7 @@ struct FillResult {
   uint32_t stalls = 0;
   // 0, or what ended the fill: ENOENT (a page that is not registered), ESRCH
   // (the process has gone), EAGAIN (max_stalls), EFAULT (CONTINUE: the file has
-  // no such page; COPY: the source is unreadable), EBUSY and ENOENT (MOVE: the
-  // source), ENOMEM, EINVAL.
+  // no such page; COPY: the source is unreadable), ENOMEM, EINVAL.
   int error = 0;
 
   constexpr bool ok() const { return error == 0; }

@@ -177,39 +177,6 @@ TEST(Fill, ProgressResetsTheWaits) {
   EXPECT_EQ(waits, (std::vector<int>{1, 2, 4, 1, 2, 4}));
 }
 
-TEST(Fill, DrainsEventsBeforeItWaits) {
-  FakeKernel kernel(FakeKernel::kScripted);
-  kernel.Fail(Op::kCopy, 1, RangeResult{0, EAGAIN});
-  struct State {
-    int drained = 0;
-    FakeKernel* kernel;
-    uint64_t polls_seen = 0;
-  } state{.kernel = &kernel};
-  FillPolicy policy;
-  policy.immediate_retries = 0;
-  policy.context = &state;
-  policy.drain_events = [](void* context) {
-    State* state = static_cast<State*>(context);
-    ++state->drained;
-    state->polls_seen = state->kernel->Calls(Op::kPoll);
-    return true;
-  };
-  EXPECT_TRUE(CopyRange(kernel, 3, kStart, kSource, kPages16, 0, policy).ok());
-  EXPECT_EQ(state.drained, 1);
-  EXPECT_EQ(state.polls_seen, 0u);
-  EXPECT_EQ(kernel.Calls(Op::kPoll), 0u);
-}
-
-TEST(Fill, AnEndlessStreamOfEventsDoesNotKeepItForEver) {
-  FakeKernel kernel(FakeKernel::kScripted);
-  kernel.Fail(Op::kCopy, FakeKernel::kEvery, RangeResult{0, EAGAIN});
-  const FillResult filled =
-      CopyRange(kernel, 3, kStart, kSource, kPages16, 0,
-                {.drain_events = [](void*) { return true; }, .max_stalls = 10});
-  EXPECT_EQ(filled.error, EAGAIN);
-  EXPECT_EQ(kernel.Calls(Op::kCopy), 11u);
-}
-
 TEST(Fill, OtherErrorsEndItAndKeepTheCount) {
   for (const int error : {ESRCH, ENOMEM, EFAULT, EBUSY, EINVAL}) {
     SCOPED_TRACE(error);
