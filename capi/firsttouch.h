@@ -28,8 +28,9 @@
 // handle that is wrong, that names what was released, or that was never given
 // out is FT_ERROR_INVALID_HANDLE in every function, also after the place of
 // what it named has been given to another. What cannot be known is a call that
-// uses a handle at the very moment at which another thread releases it: that is
-// a race of the caller's, as it is for free(3).
+// uses a handle at the very moment at which another thread releases it, or a
+// released one of a destroyed pool at that at which the pool's last memory is
+// released: that is a race of the caller's, as it is for free(3).
 //
 // STRUCTS of options, and those that a function fills, begin with their size,
 // which the macro *_INIT sets (all else is zero, which is the default of every
