@@ -13,7 +13,9 @@
 #include "absl/strings/str_cat.h"
 #include "firsttouch/tools/pooldump/snapshot/block_reader.h"
 #include "firsttouch/tools/pooldump/snapshot/core_file.h"
+#include "firsttouch/tools/pooldump/snapshot/printable.h"
 #include "firsttouch/tools/pooldump/snapshot/test_block.h"
+#include "firsttouch/tools/pooldump/snapshot/totals.h"
 #include "firsttouch/uffd/unique_fd.h"
 
 namespace firsttouch {
