@@ -30,6 +30,7 @@
 #include "firsttouch/init/store_segments.h"
 #include "firsttouch/init/working_set.h"
 #include "firsttouch/uffd/mutex.h"
+#include "firsttouch/uffd/page_words.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {

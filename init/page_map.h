@@ -33,7 +33,6 @@
 #include <optional>
 
 #include "absl/status/statusor.h"
-#include "firsttouch/uffd/page_words.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -105,7 +104,9 @@ class PageMap {
   // ceil(pages / 64) words, in memory that does not move while the map lives
   // (moving the PageMap object does not move them). Null for a map of no pages.
   const uint64_t* words() const { return words_; }
-  size_t word_count() const { return WordsFor(pages_.value()); }
+  size_t word_count() const {
+    return (pages_.value() + kPagesPerWord - 1) / kPagesPerWord;
+  }
 
   // Word `index` of words(); zero at or past word_count().
   uint64_t Word(size_t index) const {
@@ -113,6 +114,9 @@ class PageMap {
   }
 
  private:
+  // As uffd/page_words.h has it, which is not for users.
+  static constexpr uint64_t kPagesPerWord = 64;
+
   // The first page at or after `from` whose membership is `wanted`, or pages().
   uint64_t Find(uint64_t from, bool wanted) const;
   std::optional<PageRun> Next(uint64_t from, bool wanted) const;
