@@ -1,7 +1,6 @@
 //! Memories of a pool as Wasmtime uses them.
 
-mod common;
-use common::*;
+use crate::common::*;
 use firsttouch_wasmtime::{Instantiator, Pool, PoolOptions, Unbound, split, zeroed};
 use wasmtime::{Config, Engine, Linker, Memory, MemoryType, Module, Store};
 

@@ -1,14 +1,9 @@
 //! Touches outside the bounds, as Wasmtime's errors.
 
-mod common;
-use common::*;
+use crate::common::*;
 use firsttouch_wasmtime::Instantiator;
 use std::future::Future;
-use std::os::unix::process::ExitStatusExt;
-use std::pin::pin;
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use wasmtime::{Engine, Linker, Store, Trap, WasmBacktrace};
 
 const TOUCHER: &str = r#"
@@ -187,30 +182,6 @@ fn threads_trap_by_themselves_also_where_the_store_comes_from_another() {
     });
 }
 
-/// Polls until there is a result.
-fn block_on<F: Future>(future: F) -> F::Output {
-    let mut future = pin!(future);
-    let mut context = Context::from_waker(Waker::noop());
-    loop {
-        if let Poll::Ready(result) = future.as_mut().poll(&mut context) {
-            return result;
-        }
-    }
-}
-
-/// Is ready at the second poll.
-async fn pause() {
-    let paused = AtomicBool::new(false);
-    std::future::poll_fn(|_| {
-        if paused.swap(true, Ordering::Relaxed) {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
-    })
-    .await
-}
-
 #[test]
 fn traps_on_a_fibers_stack_are_the_same() {
     let engine = engine(&pool());
@@ -291,24 +262,6 @@ fn an_instantiation_may_go_on_in_another_thread() {
     });
 }
 
-/// Runs a test of this file that is made to die, in a process of its own.
-fn dies(test: &str) -> (Option<i32>, String) {
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            test,
-            "--ignored",
-            "--nocapture",
-            "--test-threads=1",
-        ])
-        .output()
-        .unwrap();
-    (
-        output.status.signal(),
-        String::from_utf8_lossy(&output.stderr).into_owned(),
-    )
-}
-
 #[test]
 #[ignore = "dies; run by the_host_that_touches_a_guard_dies_by_the_signal_and_is_told_where"]
 fn host_touches_a_guard() {
@@ -353,7 +306,10 @@ fn host_touches_nothing_of_ours() {
 
 #[test]
 fn the_host_that_touches_a_guard_dies_by_the_signal_and_is_told_where() {
-    for test in ["host_touches_a_guard", "host_call_touches_a_guard"] {
+    for test in [
+        "traps::host_touches_a_guard",
+        "traps::host_call_touches_a_guard",
+    ] {
         let (signal, said) = dies(test);
         assert!(
             matches!(signal, Some(libc::SIGBUS | libc::SIGSEGV)),
@@ -365,6 +321,6 @@ fn the_host_that_touches_a_guard_dies_by_the_signal_and_is_told_where() {
         );
         assert!(!said.contains("no handler any more"), "{said}");
     }
-    let (signal, said) = dies("host_touches_nothing_of_ours");
+    let (signal, said) = dies("traps::host_touches_nothing_of_ours");
     assert_eq!(signal, Some(libc::SIGSEGV), "{said}");
 }

@@ -1,8 +1,12 @@
 //! What several tests use.
 
-#![allow(dead_code)]
-
 use firsttouch_wasmtime::{Image, Instantiator, Pool, PoolOptions, Split, split};
+use std::future::Future;
+use std::os::unix::process::ExitStatusExt;
+use std::pin::pin;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
 use wasmtime::{Config, Engine, Instance, Linker, Module, Store};
 
 /// A small pool.
@@ -72,4 +76,57 @@ pub fn call<T: 'static>(
 /// Everything that an error says.
 pub fn said(error: &wasmtime::Error) -> String {
     format!("{error:#}")
+}
+
+/// Polls until there is a result.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    let mut context = Context::from_waker(Waker::noop());
+    loop {
+        if let Poll::Ready(result) = future.as_mut().poll(&mut context) {
+            return result;
+        }
+    }
+}
+
+/// Is ready at the second poll.
+pub async fn pause() {
+    let paused = AtomicBool::new(false);
+    std::future::poll_fn(|_| {
+        if paused.swap(true, Ordering::Relaxed) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await
+}
+
+/// Runs an ignored test, one that needs a process of its own, in one. Its status,
+/// and what it has written to standard error.
+pub fn run_alone(test: &str) -> (std::process::ExitStatus, String) {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            test,
+            "--ignored",
+            "--nocapture",
+            "--test-threads=1",
+        ])
+        .output()
+        .unwrap();
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("running 1 test"),
+        "there is no test {test}"
+    );
+    (
+        output.status,
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+/// The same for one that is made to die: the signal that it dies by.
+pub fn dies(test: &str) -> (Option<i32>, String) {
+    let (status, said) = run_alone(test);
+    (status.signal(), said)
 }

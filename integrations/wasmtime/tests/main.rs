@@ -1,0 +1,7 @@
+//! All tests, as one program: each more would be linked with Wasmtime again.
+
+mod common;
+mod header;
+mod memory;
+mod splitting;
+mod traps;
