@@ -32,7 +32,10 @@ impl std::str::FromStr for Digest {
                 "\"{text}\" is not a digest: 64 hexadecimal digits are"
             ))
         };
-        if text.len() != 2 * sys::FT_DIGEST_BYTES || !text.is_ascii() {
+        // (from_str_radix takes a sign, too.)
+        if text.len() != 2 * sys::FT_DIGEST_BYTES
+            || !text.bytes().all(|digit| digit.is_ascii_hexdigit())
+        {
             return Err(bad());
         }
         let mut digest = [0; sys::FT_DIGEST_BYTES];
@@ -103,14 +106,30 @@ impl Image {
         Image::adopt(image)
     }
 
-    /// An image file (`.ftimg`). A file that is damaged, or not there, is an
-    /// error that names it.
+    /// An image file (`.ftimg`), whose pages are read when they are first
+    /// touched. A file that is not there, or whose header is damaged, is an error
+    /// that names it. The file must stay as it is: pages are not compared with
+    /// the digest.
     pub fn open(path: &Path) -> Result<Image> {
+        Image::open_as(path, 0)
+    }
+
+    /// The same, but reads the whole file now, and compares it with its digest:
+    /// for a file that others may write to. Other contents are an error.
+    pub fn load(path: &Path) -> Result<Image> {
+        Image::open_as(path, sys::FT_OPEN_COPY | sys::FT_OPEN_VERIFY)
+    }
+
+    fn open_as(path: &Path, flags: u64) -> Result<Image> {
         let path = c_string(path.as_os_str().as_bytes())?;
+        let options = sys::ft_open_options {
+            struct_size: size_of::<sys::ft_open_options>(),
+            flags,
+            // SAFETY: all zero is what the header promises to be the default.
+            ..unsafe { std::mem::zeroed() }
+        };
         let mut image = sys::ft_image::default();
-        call(|error| unsafe {
-            sys::ft_image_open(path.as_ptr(), std::ptr::null(), &mut image, error)
-        })?;
+        call(|error| unsafe { sys::ft_image_open(path.as_ptr(), &options, &mut image, error) })?;
         Image::adopt(image)
     }
 

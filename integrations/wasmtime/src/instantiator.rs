@@ -40,12 +40,17 @@ impl<T: 'static> Instantiator<T> {
         &self.pre
     }
 
-    /// As `InstancePre::instantiate`.
+    /// As `InstancePre::instantiate`. An engine that does not take its memories
+    /// from a pool is an error where the module has images. (It is found out
+    /// when the instance is there: the start function has run then.)
     pub fn instantiate(&self, store: impl AsContextMut<Data = T>) -> wasmtime::Result<Instance> {
-        Scope::new(&self.starts, 0).enter(|| self.pre.instantiate(store))
+        let scope = Scope::new(&self.starts, 0);
+        let instance = scope.enter(|| self.pre.instantiate(store))?;
+        check_images_are_used(&self.starts, scope.done())?;
+        Ok(instance)
     }
 
-    /// As `InstancePre::instantiate_async`.
+    /// As `InstancePre::instantiate_async`, and as [`Self::instantiate`].
     #[cfg(feature = "async")]
     pub async fn instantiate_async(
         &self,
@@ -54,12 +59,14 @@ impl<T: 'static> Instantiator<T> {
     where
         T: Send,
     {
-        asynchronous::Scoped {
+        let mut scoped = asynchronous::Scoped {
             future: Box::pin(self.pre.instantiate_async(store)),
             starts: self.starts.clone(),
             done: 0,
-        }
-        .await
+        };
+        let instance = (&mut scoped).await?;
+        check_images_are_used(&self.starts, scoped.done)?;
+        Ok(instance)
     }
 }
 
@@ -87,6 +94,19 @@ mod asynchronous {
             polled
         }
     }
+}
+
+/// `made`: how many memories a pool has been asked for.
+fn check_images_are_used(starts: &[Start], made: usize) -> Result<()> {
+    let left = starts.get(made..).unwrap_or_default();
+    if left.iter().all(|start| matches!(start, Start::Zeroes)) {
+        return Ok(());
+    }
+    Err(Error::new(
+        "the instance's memories do not start from their images: its engine does not \
+         take memories from a pool; make the engine of a Config that Pool::configure \
+         has set up, and leave the allocation strategy as it is",
+    ))
 }
 
 /// What the module's own memories start from, in their order.
@@ -130,6 +150,12 @@ fn starts_of(module: &Module, images: &[Image]) -> Result<Vec<Start>> {
                     export.name()
                 ))
             })?;
+        if matches!(start, Start::Image { .. }) {
+            return Err(Error::new(format!(
+                "the module names two images for memory {index}: only split() makes \
+                 such names, and it makes one"
+            )));
+        }
         *start = Start::Image {
             image: image.clone(),
             minimum: ty.minimum(),

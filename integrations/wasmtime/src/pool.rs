@@ -99,6 +99,15 @@ pub(crate) struct Inner {
     unbound: Unbound,
 }
 
+impl Inner {
+    /// Wasmtime makes the heap of its garbage collector by the same hook as the
+    /// memories of modules, before those of the module that needs it, and does
+    /// not say which is which. So its guard has a size of its own.
+    fn gc_heap_guard_bytes(&self) -> u64 {
+        self.guard_bytes.saturating_sub(HOST_PAGE)
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         // The last memory is gone: each holds the pool.
@@ -175,16 +184,18 @@ impl Pool {
     }
 
     /// Makes engines of `config` take their memories from this pool: sets the
-    /// creator, the reservation and the guard, and `memory_init_cow` to false,
-    /// since Wasmtime's own images need its own memories. The allocation
-    /// strategy must be Wasmtime's default, `OnDemand`; `PoolingAllocator` does
-    /// not ask the creator.
+    /// creator, the reservation and the guard (those of the garbage collector's
+    /// heap, too), and `memory_init_cow` to false, since Wasmtime's own images
+    /// need its own memories. The allocation strategy must be Wasmtime's default,
+    /// `OnDemand`; `PoolingAllocator` does not ask the creator.
     pub fn configure(&self, config: &mut Config) {
         config
             .with_host_memory(Arc::new(self.clone()))
             .memory_init_cow(false)
             .memory_reservation(self.0.reservation_bytes)
-            .memory_guard_size(self.0.guard_bytes);
+            .memory_guard_size(self.0.guard_bytes)
+            .gc_heap_reservation(self.0.reservation_bytes)
+            .gc_heap_guard_size(self.0.gc_heap_guard_bytes());
     }
 
     /// What was picked and why, some lines for people.
@@ -218,6 +229,7 @@ pub fn zeroed<R>(run: impl FnOnce() -> R) -> R {
 }
 
 const WASM_PAGE: u64 = 64 * 1024;
+const HOST_PAGE: u64 = 4096;
 
 // Gives the calling thread an alternate signal stack that is large enough for
 // Wasmtime's handler, and so for ours: that of Rust's own threads is not.
@@ -275,7 +287,7 @@ unsafe impl MemoryCreator for Pool {
             ));
         }
         prepare_thread();
-        scope::next(ty.minimum(), |start| {
+        let make = |start: Next<'_>| {
             let image = match start {
                 Next::Image(image) => image.handle(),
                 Next::Zeroes => sys::ft_image::default(),
@@ -310,7 +322,11 @@ unsafe impl MemoryCreator for Pool {
                 size: minimum,
                 pool: self.clone(),
             }) as Box<dyn LinearMemory>)
-        })
+        };
+        if guard != pool.guard_bytes && guard == pool.gc_heap_guard_bytes() {
+            return make(Next::Zeroes);
+        }
+        scope::next(ty.minimum(), make)
     }
 }
 

@@ -88,8 +88,7 @@ impl<'a> Scope<'a> {
 
 /// Calls `use_it` with what the next memory of this thread starts from, and
 /// counts the memory as made. `minimum` is that of its type: a memory of another
-/// type than the module's is not one of them. (Wasmtime makes the heap of its
-/// garbage collector by the same hook.)
+/// type than the module's is not one of them.
 pub(crate) fn next<R>(minimum: u64, use_it: impl FnOnce(Next<'_>) -> R) -> R {
     let current = CURRENT.get();
     // SAFETY: the variable names a scope that is entered, and borrowed as long.

@@ -3,9 +3,10 @@
 //! What stays the same: every index, types and bounds, passive segments, start
 //! function, and what `memory.init` and `data.drop` do with a segment that has
 //! been taken out. (An active segment counts as dropped once the module has been
-//! instantiated. Where code names data segments, an empty one takes its place;
-//! otherwise the section goes.) A segment that is out of bounds stays, so that
-//! instantiation traps as before.
+//! instantiated. Where code names data segments, an empty, passive one takes its
+//! place: to `memory.init` and `data.drop` that is the same. Otherwise the section
+//! goes.) A segment that is out of bounds stays, so that instantiation traps as
+//! before.
 //!
 //! The module names each of its images in an export of the memory that starts
 //! from it: `firsttouch.image/<memory>/sha256:<digest>`. Wasmtime keeps exports
@@ -343,20 +344,10 @@ impl<'a> Contents<'a> {
         let mut section = encoder::DataSection::new();
         for (segment, taken) in self.segments.iter().zip(is_taken) {
             if *taken {
+                // A passive one: an active one, even if it is empty, makes
+                // Wasmtime run a function at each instantiation.
                 if self.names_segments {
-                    let DataKind::Active { memory_index, .. } = segment.kind else {
-                        unreachable!("only active segments are taken");
-                    };
-                    let memory64 = self.memories[memory_index as usize].memory64;
-                    section.active(
-                        memory_index,
-                        &if memory64 {
-                            encoder::ConstExpr::i64_const(0)
-                        } else {
-                            encoder::ConstExpr::i32_const(0)
-                        },
-                        [],
-                    );
+                    section.passive([]);
                 }
                 continue;
             }

@@ -125,6 +125,20 @@ pub struct ft_image_info {
     pub has_working_set: u32,
 }
 
+pub const FT_OPEN_COPY: u64 = 1;
+pub const FT_OPEN_VERIFY: u64 = 2;
+
+#[repr(C)]
+pub struct ft_open_options {
+    pub struct_size: usize,
+    pub flags: u64,
+    pub name: *const c_char,
+    pub parent: ft_image,
+    pub find_parent: *const c_void,
+    pub progress: *const c_void,
+    pub user: *mut c_void,
+}
+
 #[repr(C)]
 pub struct ft_memory_options {
     pub struct_size: usize,
@@ -170,7 +184,7 @@ unsafe extern "C" {
     ) -> ft_status;
     pub fn ft_image_open(
         path: *const c_char,
-        options: *const c_void,
+        options: *const ft_open_options,
         image: *mut ft_image,
         error: *mut ft_error,
     ) -> ft_status;

@@ -2,6 +2,8 @@
 
 mod common;
 mod header;
+mod lifecycle;
+mod limits;
 mod memory;
 mod splitting;
 mod traps;

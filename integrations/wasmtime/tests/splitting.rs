@@ -85,6 +85,21 @@ fn a_split_module_does_what_it_did_before() {
              (func (export "run")
                (memory.init $passive (i32.const 20) (i32.const 1) (i32.const 3))
                (data.drop $passive)))"#,
+        // A start function that grows, and fills to the end.
+        r#"(module (memory (export "memory") 1 2) (data (i32.const 9) "data")
+             (func $start
+               (drop (memory.grow (i32.const 1)))
+               (memory.fill (i32.const 65530) (i32.const 7) (i32.const 65542)))
+             (start $start))"#,
+        // What does not fit is not done at all.
+        r#"(module (memory (export "memory") 1) (data (i32.const 9) "data")
+             (func (export "run")
+               (memory.fill (i32.const 65530) (i32.const 7) (i32.const 7))))"#,
+        // Pages that nobody has touched, copied from one memory to the other.
+        r#"(module (memory (export "memory") 1) (memory $other 2)
+             (data (memory $other) (i32.const 100000) "other")
+             (func (export "run")
+               (memory.copy 0 $other (i32.const 5) (i32.const 90000) (i32.const 20000))))"#,
         // One that is used after it has been dropped.
         r#"(module (memory (export "memory") 1)
              (data $passive "passive") (data (i32.const 0) "active")
@@ -311,6 +326,17 @@ fn an_image_goes_through_a_file() {
     let opened = Image::open(&path).unwrap();
     assert_eq!(opened.digest(), image.digest());
     assert_eq!(read(&opened, 5000, 5), b"bytes");
+    assert_eq!(Image::load(&path).unwrap().digest(), image.digest());
+    // Somebody writes to the file: that is seen by who reads it whole.
+    let mut file = std::fs::read(&path).unwrap();
+    let at = file.windows(5).position(|bytes| bytes == b"bytes").unwrap();
+    file[at] = b'B';
+    std::fs::write(&path, file).unwrap();
+    let damaged = Image::load(&path).unwrap_err().to_string();
+    assert!(
+        damaged.contains("image.ftimg") && damaged.contains("SHA-256"),
+        "{damaged}"
+    );
     std::fs::remove_dir_all(&directory).unwrap();
     let missing = Image::open(&path).unwrap_err().to_string();
     assert!(missing.contains("image.ftimg"), "{missing}");
