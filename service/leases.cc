@@ -17,6 +17,7 @@
 #include "firsttouch/pool/slot_allocator.h"
 #include "firsttouch/service/memory.h"
 #include "firsttouch/service/memory_supply.h"
+#include "firsttouch/service/parked_slot.h"
 #include "firsttouch/service/publish.h"
 #include "firsttouch/service/reclaim.h"
 #include "firsttouch/service/service_pool.h"

@@ -20,7 +20,6 @@
 #include "firsttouch/service/steady_path.h"
 
 #include <atomic>
-#include <cstddef>
 #include <cstdint>
 
 #include "absl/status/status.h"
@@ -28,49 +27,17 @@
 #include "firsttouch/service/leases.h"
 #include "firsttouch/service/memory.h"
 #include "firsttouch/service/page_states.h"
+#include "firsttouch/service/parked_slot.h"
 #include "firsttouch/service/pool_end.h"
 #include "firsttouch/service/reclaim.h"
 #include "firsttouch/service/releases.h"
 #include "firsttouch/service/restore_groups.h"
 #include "firsttouch/service/service_pool.h"
-#include "firsttouch/service/slot_returns.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/service/this_thread.h"
 
 namespace firsttouch {
-namespace steady_path_internal {
-
-// The slot that this thread has released last in a pool, and acquires again
-// before any other. Only valid for the pool whose number it carries; that pool
-// lives, since every caller was given a reference to it.
-struct alignas(32) ParkedSlot {
-  uint64_t pool = 0;
-  // Only for comparison: the slot may have been taken, and its image destroyed.
-  const Image* image = nullptr;
-  SlotState* slot = nullptr;
-  // Whether this thread was made ready for guest code (NoteThreadReady()). It
-  // may not be: it may have released a memory that another thread acquired.
-  bool thread_is_ready = false;
-};
-constexpr size_t kParkedSlots = 4;
-
-// In the thread's own block from the start, also in a shared library, where
-// each look at it would be a call otherwise; with external linkage for the
-// reason that run_trapped.cc has.
-// clang-format off
-[[gnu::tls_model("initial-exec")]]
-extern constinit thread_local ParkedSlot t_parked[kParkedSlots];
-[[gnu::tls_model("initial-exec")]]
-constinit thread_local ParkedSlot t_parked[kParkedSlots] = {};
-// clang-format on
-
-}  // namespace steady_path_internal
-
 namespace {
-
-using steady_path_internal::kParkedSlots;
-using steady_path_internal::ParkedSlot;
-using steady_path_internal::t_parked;
 
 // Restores the slot's dirty pages, by steps that cannot fail, in a slot in
 // which nothing was filled since the last restore. Returns false, with nothing
@@ -96,7 +63,7 @@ bool RestoreSteady(uint32_t steady_cycles, SlotState& slot) {
 // released a memory that another thread acquired.
 bool ThisThreadIsReady(const ServicePool& pool) {
   // This is in the cache line that ClaimOwn() has just looked at.
-  return t_parked[pool.steady.number % kParkedSlots].thread_is_ready;
+  return ParkedSlotFor(pool).thread_is_ready;
 }
 
 // Whether a claimed slot can be leased as it is.
@@ -114,28 +81,7 @@ bool IsSteady(const SlotState& slot) {
          slot.size_bytes.load(std::memory_order_relaxed) == slot.initial_bytes;
 }
 
-// ParkSlot() for a thread that has parked `before`, which becomes free for
-// every thread.
-void ParkInsteadOf(ServicePool& pool, SlotState& before, SlotState& slot) {
-  // The pool must live until `before` is returned: see Orphan().
-  slot.returning.fetch_add(1, std::memory_order_relaxed);
-  // The thread stays ready for guest code.
-  ParkedSlot& parked = t_parked[pool.steady.number % kParkedSlots];
-  parked.pool = pool.steady.number;
-  parked.image = slot.image.get();
-  parked.slot = &slot;
-  // In this order, so that the thread never keeps two slots from other threads.
-  slot.lifecycle.Move(SlotLifecycle::kParked);
-  if (before.lifecycle.TakeParked())
-    ReturnSlot(pool, before, SlotLifecycle::kFree);
-  slot.returning.fetch_sub(1, std::memory_order_release);
-}
-
 }  // namespace
-
-void NoteThreadReady() {
-  for (ParkedSlot& parked : t_parked) parked.thread_is_ready = true;
-}
 
 void BeginLease(SlotState& slot, const MemoryOptions& options) {
   slot.trap_callback = options.trap_callback;
@@ -145,7 +91,7 @@ void BeginLease(SlotState& slot, const MemoryOptions& options) {
 }
 
 SlotState* ClaimOwn(const ServicePool& pool, const MemoryOptions& options) {
-  ParkedSlot& parked = t_parked[pool.steady.number % kParkedSlots];
+  ParkedSlot& parked = ParkedSlotFor(pool);
   if (parked.pool != pool.steady.number ||
       parked.image != options.image.get()) {
     return nullptr;
@@ -170,14 +116,12 @@ absl::StatusOr<Memory> AcquireOne(ServicePool& pool,
 }
 
 void ParkSlot(ServicePool& pool, SlotState& slot) {
-  ParkedSlot& parked = t_parked[pool.steady.number % kParkedSlots];
+  ParkedSlot& parked = ParkedSlotFor(pool);
   if (parked.pool == pool.steady.number && parked.slot != &slot) [[unlikely]] {
     ParkInsteadOf(pool, *parked.slot, slot);
     return;
   }
-  parked.pool = pool.steady.number;
-  parked.image = slot.image.get();
-  parked.slot = &slot;
+  parked.Keep(pool, slot);
   // The last access to this object, as in ReturnSlot().
   slot.lifecycle.Move(SlotLifecycle::kParked);
 }

@@ -18,9 +18,6 @@ absl::StatusOr<Memory> AcquireOne(ServicePool& pool,
                                   const MemoryOptions& options);
 absl::Status ReleaseSlot(ServicePool& pool, SlotState& slot);
 
-// Notes that a check has found the calling thread ready for guest code.
-void NoteThreadReady();
-
 // Claims and returns the slot that this thread parked with such an image; null
 // where there is none, or another thread has taken it.
 SlotState* ClaimOwn(const ServicePool& pool, const MemoryOptions& options);
