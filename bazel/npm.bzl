@@ -5,7 +5,7 @@ behind a mirror can be relied on to reach: SQLite as one C file, and a
 buildifier that runs. No JavaScript is run.
 """
 
-load("//bazel:repository.bzl", "finish_package")
+load("//bazel:repository.bzl", "finish_package", "stand_in_programs")
 
 def _fetch(ctx, archive):
     """Fetches the package's archive; returns None, or why that failed."""
@@ -65,10 +65,7 @@ def _npm_package_impl(ctx):
     if error and not ctx.attr.fallback_executables:
         fail("@{}: {}".format(ctx.name, error))
     if error:
-        # buildifier: disable=print
-        print("@{}: {}".format(ctx.name, error))
-        for name in ctx.attr.fallback_executables:
-            ctx.file(name, "#!/bin/sh\ncat >&2 <<'END'\n{}: {}\nEND\nexit 1\n".format(name, error))
+        stand_in_programs(ctx, ctx.attr.fallback_executables, error)
     else:
         ctx.extract(archive, stripPrefix = ctx.attr.strip_prefix)
         ctx.delete(archive)

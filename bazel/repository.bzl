@@ -18,3 +18,19 @@ def finish_package(ctx, build_file):
     name_repository(ctx)
     ctx.delete("BUILD.bazel")
     ctx.symlink(build_file, "BUILD.bazel")
+
+def stand_in_programs(ctx, names, error):
+    """Makes programs which say why they could not be fetched, and fail.
+
+    So only the targets that run them fail.
+
+    Args:
+      ctx: Of a repository rule.
+      names: The programs' paths in the repository.
+      error: What went wrong.
+    """
+
+    # buildifier: disable=print
+    print("@{}: {}".format(ctx.name, error))
+    for name in names:
+        ctx.file(name, "#!/bin/sh\ncat >&2 <<'END'\n{}: {}\nEND\nexit 1\n".format(name, error))

@@ -191,7 +191,7 @@ absl::StatusOr<Reservation> Reservation::Create(
       return ExplainRefusedReservation(layout, alignment, ReadLimitFacts(),
                                        mapped.error);
     }
-    const absl::Status refused = absl::ErrnoToStatus(
+    absl::Status refused = absl::ErrnoToStatus(
         mapped.error, absl::StrCat("mmap of ", bytes, " bytes for ",
                                    layout.slots(), " slots"));
     if (mapped.error != EAGAIN) return refused;

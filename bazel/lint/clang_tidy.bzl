@@ -37,7 +37,7 @@ def _clang_tidy_aspect_impl(target, ctx):
     stems = {_without_extension(source): True for source in sources}
     alone = [header for header in headers if _without_extension(header) not in stems]
 
-    flags = ["-x", "c++", "-Wall", "-Wextra", "-Wthread-safety", "-Wno-unknown-warning-option"]
+    flags = ["-x", "c++", "-Wall", "-Wextra", "-Wthread-safety", "-Wno-unknown-warning-option", "-Wno-missing-designated-field-initializers"]
     flags += compile_flags(target, ctx, ("-W", "-D", "-m", "-f"))
 
     # Findings in headers count if the header is the target's own. With
@@ -67,12 +67,14 @@ def _clang_tidy_aspect_impl(target, ctx):
             executable = ctx.executable._run,
             arguments = [
                 report.path,
+                ctx.executable._clang_tidy.path,
                 "--config-file=" + ctx.file._config.path,
             ] + arguments + [file.path, "--"] + flags,
             inputs = depset([file, ctx.file._config], transitive = [target[CcInfo].compilation_context.headers]),
             mnemonic = "ClangTidy",
             outputs = [report],
             progress_message = "Running clang-tidy on " + file.short_path,
+            tools = [ctx.attr._clang_tidy[DefaultInfo].files_to_run],
             use_default_shell_env = True,
         )
     return [ClangTidyReportsInfo(files = depset(reports))]
@@ -80,6 +82,12 @@ def _clang_tidy_aspect_impl(target, ctx):
 clang_tidy_aspect = aspect(
     implementation = _clang_tidy_aspect_impl,
     attrs = {
+        "_clang_tidy": attr.label(
+            allow_single_file = True,
+            cfg = "exec",
+            default = "@clang_tidy//:clang-tidy",
+            executable = True,
+        ),
         "_config": attr.label(
             allow_single_file = True,
             default = "//:.clang-tidy",
