@@ -17,15 +17,7 @@ fail() {
   exit 1
 }
 
-# Ends the test as skipped.
-skip() {
-  echo "skipped: $*"
-  [[ -z "${XML_OUTPUT_FILE:-}" ]] || cat > "$XML_OUTPUT_FILE" << XML
-<testsuites><testsuite name="install_test"><testcase classname="install_test"
-  name="$what"><skipped message="$*"/></testcase></testsuite></testsuites>
-XML
-  exit 0
-}
+source bazel/skip.sh
 
 root="$TEST_TMPDIR/root"
 other="$TEST_TMPDIR/other"
@@ -96,7 +88,7 @@ test_static() {
 }
 
 test_cmake() {
-  command -v cmake > /dev/null || skip "there is no cmake (package cmake)"
+  command -v cmake > /dev/null || skip "$what" "there is no cmake (package cmake)"
   mkdir "$TEST_TMPDIR/project"
   cp "$cmake_lists" "$examples/quickstart.c" "$TEST_TMPDIR/project"
   cmake -S "$TEST_TMPDIR/project" -B "$TEST_TMPDIR/build" -DCMAKE_PREFIX_PATH="$root/usr"
@@ -114,7 +106,7 @@ test_rust() {
   home="${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}"
   export HOME="$home"  # where rustup keeps its compilers
   rustc="$(PATH="$PATH:$home/.cargo/bin" command -v rustc)" ||
-    skip "there is no rustc on the PATH or in $home/.cargo/bin"
+    skip "$what" "there is no rustc on the PATH or in $home/.cargo/bin"
   "$rustc" "$examples/quickstart.rs" -D warnings -L "$lib" -l firsttouch \
     -o "$TEST_TMPDIR/quickstart"
   expect_quickstart "$TEST_TMPDIR/quickstart"

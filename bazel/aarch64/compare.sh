@@ -9,16 +9,9 @@ set -uo pipefail
 
 expected="$1"
 shift
-if [[ $# == 0 ]]; then
-  why="there is no aarch64-linux-gnu-g++ (package g++-aarch64-linux-gnu)"
-  echo "skipped: $why"
-  # So that it counts as skipped, not as passed.
-  [[ -z "${XML_OUTPUT_FILE:-}" ]] || cat > "$XML_OUTPUT_FILE" << XML
-<testsuites><testsuite name="cross_compile"><testcase classname="cross_compile"
-  name="aarch64"><skipped message="$why"/></testcase></testsuite></testsuites>
-XML
-  exit 0
-fi
+source bazel/skip.sh
+[[ $# != 0 ]] ||
+  skip cross_compile "there is no aarch64-linux-gnu-g++ (package g++-aarch64-linux-gnu)"
 
 said="$(cat "$@" | grep -E '(error|warning): ' |
   sed -E 's,^[^ :]*firsttouch/([^ :]+):,\1:,; s,:[0-9]+(:[0-9]+)?: ,: ,; s, \[-W[a-z-]+\]$,,' | sort -u)"

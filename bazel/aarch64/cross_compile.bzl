@@ -70,7 +70,7 @@ def _cross_compile_test_impl(ctx):
     return [DefaultInfo(
         executable = script,
         runfiles = ctx.runfiles(
-            files = [ctx.file._compare, ctx.file.expected],
+            files = [ctx.file._compare, ctx.file._skip, ctx.file.expected],
             transitive_files = reports,
         ),
     )]
@@ -90,6 +90,10 @@ cross_compile_test = rule(
         "_compare": attr.label(
             allow_single_file = True,
             default = "//bazel/aarch64:compare.sh",
+        ),
+        "_skip": attr.label(
+            allow_single_file = True,
+            default = "//bazel:skip.sh",
         ),
     },
     doc = "Fails unless the compiler for aarch64 says of the targets what is expected.",

@@ -8,24 +8,17 @@ source="$(dirname "$(readlink --canonicalize "$1")")"
 library="$(readlink --canonicalize "$2")"
 header="$(readlink --canonicalize "$3")"
 
-# Ends the test as skipped.
-skip() {
-  echo "skipped: $*"
-  [[ -z "${XML_OUTPUT_FILE:-}" ]] || cat > "$XML_OUTPUT_FILE" << XML
-<testsuites><testsuite name="wasmtime"><testcase classname="wasmtime"
-  name="cargo"><skipped message="$*"/></testcase></testsuite></testsuites>
-XML
-  exit 0
-}
+source bazel/skip.sh
 
 # rustup keeps compilers, and cargo the crates' archives, in the home.
 home="$(getent passwd "$(id -u)" | cut -d: -f6)"
 export HOME="$home" PATH="$PATH:$home/.cargo/bin"
-command -v cargo > /dev/null || skip "there is no cargo on the PATH or in $home/.cargo/bin"
+command -v cargo > /dev/null ||
+  skip wasmtime "there is no cargo on the PATH or in $home/.cargo/bin"
 wanted="$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$source/Cargo.toml")"
 has="$(rustc --version | cut -d' ' -f2)"
 [[ "$(printf '%s\n' "$wanted" "$has" | sort --version-sort | head -n 1)" == "$wanted" ]] ||
-  skip "rustc is $has, and $wanted is needed"
+  skip wasmtime "rustc is $has, and $wanted is needed"
 
 # What cargo builds lies in Bazel's output base, so that the next run only builds
 # what has changed, and `bazel clean --expunge` removes it. The library is always at
