@@ -48,6 +48,7 @@
 #include "absl/status/statusor.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/service/memory_supply.h"
+#include "firsttouch/service/slot_record.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/service/supply.h"
 #include "firsttouch/uffd/mutex.h"
@@ -135,7 +136,7 @@ class MappingSupply final : public MemorySupply {
   };
 
   SlotMappings& Of(const SlotState& slot) const {
-    return slots_[&slot - fault_pool_.slots];
+    return slots_[SlotNumber(fault_pool_, slot)];
   }
   MappingSupply(const SuppliedPool& pool, Supply supply, std::string reason);
   // Opens pagemap_, or settles for kMappingsDrop.

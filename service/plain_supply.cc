@@ -164,7 +164,7 @@ class PlainSupply final : public MemorySupply {
   };
 
   PlainSlot& Of(const SlotState& slot) const {
-    return slots_[&slot - pool_.fault_pool.slots];
+    return slots_[SlotNumber(pool_.fault_pool, slot)];
   }
 
   static std::byte* PageOf(const SlotState& slot, uint64_t page) {

@@ -74,7 +74,7 @@ absl::Status PagesCallFailed(const FaultPool& fault_pool, const SlotState& slot,
   return absl::ErrnoToStatus(
       error, absl::StrCat(call, " of ", pages * kPageBytes, " bytes at offset ",
                           first_page * kPageBytes, " of slot ",
-                          &slot - fault_pool.slots, " in pool \"",
+                          SlotNumber(fault_pool, slot), " in pool \"",
                           fault_pool.name, "\"",
                           error == ENOMEM
                               ? absl::StrCat(ShortageText(shortage.data_bytes),

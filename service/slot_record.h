@@ -20,6 +20,11 @@
 
 namespace firsttouch {
 
+// Which of the pool's slots this is.
+inline uint32_t SlotNumber(const FaultPool& fault_pool, const SlotState& slot) {
+  return static_cast<uint32_t>(&slot - fault_pool.slots);
+}
+
 // Notes in the record that the slot is bound to `image` (null: zeroes).
 void SetImage(SlotState& slot, const ImageRef& image);
 

@@ -133,7 +133,7 @@ void FillWorkingSet(const UffdContext& context, SlotState& slot,
   if (!slot.prefill_wanted) return;
   slot.prefill_wanted = false;
   if (slot.tracking != Tracking::kSignal) return;
-  const auto number = static_cast<uint32_t>(&slot - context.fault_pool.slots);
+  const uint32_t number = SlotNumber(context.fault_pool, slot);
   const WorkingSet& set = slot.image->working_set();
   const WorkingSet::Words written = set.written();
   const auto for_each_run = [&](const WorkingSet::Words& words, auto fill) {

@@ -21,28 +21,24 @@
 namespace firsttouch {
 namespace {
 
-uint32_t NumberOf(const UffdContext& context, const SlotState& slot) {
-  return static_cast<uint32_t>(&slot - context.fault_pool.slots);
-}
-
 // The error of a fill that failed.
 absl::Status FillFailed(const UffdContext& context, const SlotState& slot,
                         uint64_t page, const FaultResult& result) {
   return absl::ErrnoToStatus(
       result.error,
       absl::StrCat(result.call, " for the page at offset ", page * kPageBytes,
-                   " of slot ", NumberOf(context, slot), " in pool \"",
-                   context.fault_pool.name, "\""));
+                   " of slot ", SlotNumber(context.fault_pool, slot),
+                   " in pool \"", context.fault_pool.name, "\""));
 }
 
 // Resolves the fault that a thread would take on the page.
 absl::Status SupplyPage(const UffdContext& context, SlotState& slot,
                         uint64_t page, Access access, bool protection) {
-  const FaultResult result =
-      ResolveFault(context.fault_pool, {.slot = NumberOf(context, slot),
-                                        .offset_bytes = page * kPageBytes,
-                                        .access = access,
-                                        .protection = protection});
+  const FaultResult result = ResolveFault(
+      context.fault_pool, {.slot = SlotNumber(context.fault_pool, slot),
+                           .offset_bytes = page * kPageBytes,
+                           .access = access,
+                           .protection = protection});
   if (result.kind != FaultResult::Kind::kFailed &&
       result.kind != FaultResult::Kind::kNoContents) {
     return absl::OkStatus();
@@ -80,8 +76,8 @@ absl::Status EnsureAccessible(const UffdContext& context, SlotState& slot,
       if (++tries > kTries) {
         return absl::UnavailableError(absl::StrCat(
             "the page at offset ", page * kPageBytes, " of slot ",
-            NumberOf(context, slot), " in pool \"", context.fault_pool.name,
-            "\" is supplied and still cannot be ",
+            SlotNumber(context.fault_pool, slot), " in pool \"",
+            context.fault_pool.name, "\" is supplied and still cannot be ",
             access == Access::kWrite ? "written" : "read",
             ": somebody else takes it away or has made it inaccessible"));
       }
@@ -115,10 +111,10 @@ bool IsThere(const UffdContext& context, SlotState& slot, uint64_t page,
   if ((present >> (page % kPagesPerGroup) & 1) != 0) return true;
   // A fill of the page is under way, or has failed: reading the page might end
   // the process.
-  const FaultResult result =
-      ResolveFault(context.fault_pool, {.slot = NumberOf(context, slot),
-                                        .offset_bytes = page * kPageBytes,
-                                        .access = Access::kRead});
+  const FaultResult result = ResolveFault(
+      context.fault_pool, {.slot = SlotNumber(context.fault_pool, slot),
+                           .offset_bytes = page * kPageBytes,
+                           .access = Access::kRead});
   if (result.kind == FaultResult::Kind::kResolved) return true;
   failure->Update(FillFailed(context, slot, page, result));
   return false;

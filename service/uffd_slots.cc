@@ -179,7 +179,7 @@ void UffdSupply::NoteGrown(SlotState& slot, uint64_t before, uint64_t after) {
   // get EFAULT.
   if (pool_.fault_pool.resolve == Resolve::kHandlerThread &&
       slot.poisoned_pages.count.load(std::memory_order_seq_cst) != 0) {
-    SupplyPoisonedPages(pool_.fault_pool, NumberOf(slot),
+    SupplyPoisonedPages(pool_.fault_pool, SlotNumber(pool_.fault_pool, slot),
                         PagesRoundedUp(before).value(),
                         PagesRoundedUp(after).value());
   }
@@ -190,7 +190,8 @@ void UffdSupply::NoteGrown(SlotState& slot, uint64_t before, uint64_t after) {
       std::min<uint64_t>({expected, kZeroSourcePages,
                           PagesRoundedUp(after).value() - slot.kept_pages});
   // What cannot be filled now is filled, or reported, at its first touch.
-  FillPrivate(pool_.fault_pool, NumberOf(slot), slot.kept_pages, pages);
+  FillPrivate(pool_.fault_pool, SlotNumber(pool_.fault_pool, slot),
+              slot.kept_pages, pages);
   Count(slot.counters.pages_prefilled, pages);
 }
 
@@ -204,8 +205,8 @@ absl::Status UffdSupply::SetWritable(SlotState& slot, bool writable) {
       done.error,
       absl::StrCat(
           "mprotect(PROT_READ", writable ? " | PROT_WRITE" : "", ") of the ",
-          bytes, " bytes of slot ", NumberOf(slot), " in pool \"",
-          pool_.options.name, "\", ",
+          bytes, " bytes of slot ", SlotNumber(pool_.fault_pool, slot),
+          " in pool \"", pool_.options.name, "\", ",
           writable ? "after a snapshot; release the memory" : "for a snapshot",
           done.error == ENOMEM ? ShortageText(0) : ""));
 }

@@ -100,9 +100,6 @@ class UffdSupply final : public MemorySupply {
   absl::Status ChooseBacking();
   absl::Status MapZeroSource();
   absl::Status OpenPagemap();
-  uint32_t NumberOf(const SlotState& slot) const {
-    return static_cast<uint32_t>(&slot - pool_.fault_pool.slots);
-  }
   // The number of private pages of a slot that the kernel tracks, by a scan.
   uint64_t CountPrivate(SlotState& slot) const;
 
