@@ -21,10 +21,10 @@
 //
 // ERRORS reach all who wait for the chunk at that time: the fault becomes a
 // trap in each thread (TrapInfo::error is the errno that belongs to the status'
-// code: EHOSTDOWN for Unavailable, EIO where none does), MakeReady and
-// Image::Read say it. Nothing of the page is left in the memory, whose slot is
-// as clean for its next lease as any other. Whoever needs the chunk later
-// makes the source try again.
+// code: EHOSTDOWN for Unavailable, EIO where none does), and MakeReady and
+// Image::Read return an error with that errno. Nothing of the page is left in
+// the memory, whose slot is as clean for its next lease as any other. Whoever
+// needs the chunk later makes the source try again.
 //
 // What waits for a source: a thread that touches the page, in a signal handler;
 // with handler threads, also whatever else the same handler thread serves. At

@@ -62,7 +62,7 @@ enum class Kind : uint8_t {
   kEnvironment,       // memory a, setting b: what a process, or its host, does
   kTakeAway,          // memory a, pages [b, c): the host has no use for them
 };
-constexpr int kKinds = 20;
+constexpr int kKinds = static_cast<int>(Kind::kTakeAway) + 1;
 
 const char* KindName(Kind kind) {
   static constexpr std::array<const char*, kKinds> kNames = {
@@ -86,6 +86,7 @@ const char* KindName(Kind kind) {
       "kNewImage",
       "kEnvironment",
       "kTakeAway"};
+  static_assert(kNames.back() != nullptr, "a kind has no name");
   return kNames[static_cast<size_t>(kind)];
 }
 

@@ -15,12 +15,6 @@
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
-namespace {
-
-constexpr Supply kSupplies[] = {Supply::kUserfaultfd, Supply::kMappingsDrop,
-                                Supply::kMappingsScan};
-
-}  // namespace
 
 absl::StatusOr<SupplyWish> WishedSupply(const char* variable) {
   if (variable == nullptr || *variable == '\0') return SupplyWish{};

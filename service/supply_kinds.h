@@ -15,6 +15,8 @@ enum class Supply : uint8_t {
   kMappingsDrop,
   kMappingsScan,
 };
+inline constexpr Supply kSupplies[] = {
+    Supply::kUserfaultfd, Supply::kMappingsDrop, Supply::kMappingsScan};
 
 // Whether the kernel's mappings supply the memory, without userfaultfd.
 constexpr bool IsMappings(Supply supply) {

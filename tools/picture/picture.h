@@ -35,6 +35,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "firsttouch/uffd/units.h"
 
 namespace firsttouch::picture {
 
@@ -74,7 +75,7 @@ struct Run {
 struct PageMapPicture {
   std::string title;
   uint64_t pages = 0;
-  uint64_t page_bytes = 4096;
+  uint64_t page_bytes = kPageBytes;
   // The first is that of all pages in no run.
   std::vector<State> states;
   // Ascending and apart.
