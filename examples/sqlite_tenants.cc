@@ -138,7 +138,7 @@ absl::StatusOr<Options> OptionsFromFlags() {
   options.image = absl::GetFlag(FLAGS_image);
   options.save_image = absl::GetFlag(FLAGS_save_image);
 
-  const auto bad = [](auto... parts) {
+  const auto bad = [](const auto&... parts) {
     return absl::InvalidArgumentError(absl::StrCat(parts...));
   };
   if (options.tenants.tenants == 0) {

@@ -37,7 +37,7 @@ def _clang_tidy_aspect_impl(target, ctx):
     stems = {_without_extension(source): True for source in sources}
     alone = [header for header in headers if _without_extension(header) not in stems]
 
-    flags = ["-x", "c++", "-Wall", "-Wextra", "-Wthread-safety", "-Wno-unknown-warning-option", "-Wno-missing-designated-field-initializers"]
+    flags = ["-x", "c++", "-Wall", "-Wextra", "-Wthread-safety", "-Wno-unknown-warning-option", "-Wno-missing-designated-field-initializers", "-Wno-deprecated-declarations"]
     flags += compile_flags(target, ctx, ("-W", "-D", "-m", "-f"))
 
     # Findings in headers count if the header is the target's own. With

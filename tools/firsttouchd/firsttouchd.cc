@@ -181,7 +181,7 @@ absl::StatusOr<Served> OpenFile(const Words& words) {
   if (!image.ok()) return image.status();
   Served served;
   served.image = *std::move(image);
-  served.save = [image = served.image, path = words.image]() {
+  served.save = [image = served.image, path = words.image] {
     WriteImageFileOptions write;
     write.parent = image->image().parent();
     return WriteImageFile(image->image(), path, write).status();

@@ -71,7 +71,7 @@ absl::StatusOr<uint64_t> SizeOf(const PlacedConfig& config,
 
 absl::StatusOr<PoolLayout> LayoutOf(const PlacedConfig& config) {
   const PoolConfig& pool = config.config;
-  if (config.places.find("name") != config.places.end()) {
+  if (config.places.contains("name")) {
     if (absl::Status status = CheckPoolName(pool.name()); !status.ok()) {
       return Misplaced(config.places, "name", absl::StrCat(status.message()));
     }
@@ -89,7 +89,7 @@ absl::StatusOr<PoolLayout> LayoutOf(const PlacedConfig& config) {
   for (const auto& [field, value] : sizes) {
     absl::StatusOr<uint64_t> bytes = SizeOf(config, field);
     if (!bytes.ok()) return bytes.status();
-    const bool given = config.places.find(field) != config.places.end();
+    const bool given = config.places.contains(field);
     if (given || *bytes != 0) *value = *bytes;
   }
   const struct {
@@ -102,7 +102,7 @@ absl::StatusOr<PoolLayout> LayoutOf(const PlacedConfig& config) {
        &options.memories_per_instance},
   };
   for (const auto& [field, value, option] : counts) {
-    const bool given = config.places.find(field) != config.places.end();
+    const bool given = config.places.contains(field);
     if (given || value != 0) *option = value;
   }
   const struct {
