@@ -5,11 +5,6 @@
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
-namespace {
-
-constexpr uint64_t kEarlyBytes = uint64_t{256} << 10;
-
-}  // namespace
 
 void EarlyPages::Add(std::span<const PageRun> runs, const AddressMap& map) {
   for (const PageRun& run : runs) {
@@ -42,7 +37,7 @@ std::optional<EarlyPages::Some> EarlyPages::Next(const AddressMap& map,
     const uintptr_t start = piece->start;
     const uintptr_t end =
         std::min<uint64_t>({piece->end, range.end,
-                            start + std::max(kEarlyBytes, piece->page_bytes)});
+                            start + std::max(kMostBytes, piece->page_bytes)});
     range.start = end;
     if (piece->freed) continue;
     return Some{*piece, start, end, false};
@@ -64,7 +59,7 @@ std::optional<EarlyPages::Some> EarlyPages::Next(const AddressMap& map,
         (run->end().offset_bytes() - offset + mask) & ~mask;
     const uintptr_t end =
         std::min<uint64_t>({piece->end, start + run_bytes,
-                            start + std::max(kEarlyBytes, piece->page_bytes)});
+                            start + std::max(kMostBytes, piece->page_bytes)});
     rest_at_ = end;
     return Some{*piece, start, end, true};
   }

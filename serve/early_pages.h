@@ -18,6 +18,10 @@ namespace firsttouch {
 // they are at each call.
 class EarlyPages {
  public:
+  // What is given at a time, at most, unless a page is larger: a thread may
+  // have to wait until so much is placed.
+  static constexpr uint64_t kMostBytes = uint64_t{256} << 10;
+
   // Pages to place next, within one piece.
   struct Some {
     AddressMap::Piece piece;
@@ -29,9 +33,8 @@ class EarlyPages {
   // Pages of the image that come first, behind those that were added before.
   void Add(std::span<const PageRun> runs, const AddressMap& map);
 
-  // The next pages, at most 256 KiB or one page of the guest's: a thread may
-  // have to wait for so long. nullopt: none; with `rest`, all that the image
-  // stores has been given.
+  // The next pages. nullopt: none; with `rest`, all that the image stores has
+  // been given.
   std::optional<Some> Next(const AddressMap& map, const PageMap& stored,
                            bool rest);
   // Could not be placed, and comes next again.

@@ -103,10 +103,7 @@ absl::Status Guest::Watch() {
   if (options_.record_touches) {
     early_.EndRest();
   } else {
-    if (options_.place_first != nullptr)
-      early_.Add(*options_.place_first, map_);
-    if (options_.place_working_set)
-      early_.Add(RunsOf(image_->image().working_set()), map_);
+    PlanEarly();
   }
   SetTimer(Clock::duration::zero());
   return absl::OkStatus();
@@ -115,13 +112,12 @@ absl::Status Guest::Watch() {
 bool Guest::Turn() {
   MutexLock lock(&mutex_);
   if (ended_) return false;
-  uint64_t expirations;
-  [[maybe_unused]] const ssize_t read_bytes =
-      read(timer_.get(), &expirations, sizeof expirations);
-  LookAtProcess();
+  // The end of the process is looked for where nothing else is to be done: each
+  // call here is one that somebody waits for.
+  if (!ReadEvents()) LookAtProcess();
   if (ended_) return false;
-  ReadEvents();
-  const Clock::time_point now = Clock::now();
+  const Clock::time_point now =
+      later_.empty() ? Clock::time_point() : Clock::now();
   for (size_t i = 0; i < later_.size();) {
     if (later_[i].due > now) {
       ++i;
@@ -179,6 +175,13 @@ std::optional<Guest::Clock::duration> Guest::NextDue(bool at_once) {
 }
 
 void Guest::SetTimer(std::optional<Clock::duration> in) {
+  // A timer that has run out is readable until it is set again: nothing needs
+  // to be done for a guest that stays due, or one that stays idle.
+  const TimerState state = !in.has_value()                  ? TimerState::kOff
+                           : *in <= Clock::duration::zero() ? TimerState::kDue
+                                                            : TimerState::kOn;
+  if (state == timer_state_ && state != TimerState::kOn) return;
+  timer_state_ = state;
   itimerspec spec{};
   if (in.has_value()) {
     // Zero would disarm it.
@@ -229,6 +232,8 @@ bool Guest::ReadEvents() {
     // Faults may be read before the event that explains them, so that they wait
     // until all has been read.
     for (const Event& event : batch.events) Handle(event);
+    // The kernel fills a batch as long as it has events.
+    if (batch.events.size() < EventReader::kBatch) return any;
   }
   return any;
 }
@@ -481,19 +486,6 @@ void Guest::Arrived(uintptr_t page, const absl::Status& status) {
   SetTimer(Clock::duration::zero());
 }
 
-void Guest::ArrivedEarly(const absl::Status& status) {
-  MutexLock lock(&mutex_);
-  early_waits_ = false;
-  if (!status.ok()) {
-    early_failed_ = true;
-    host_.Tell(
-        absl::StrCat("guest ", options_.name,
-                     ": no more pages are placed early: ", status.ToString()));
-    EndFillAll(status);
-  }
-  if (!ended_) SetTimer(Clock::duration::zero());
-}
-
 void Guest::Record(const Fault& fault, const AddressMap::Piece& piece) {
   if (!options_.record_touches || piece.freed) return;
   const PageIndex page = PageContaining(piece.OffsetOf(fault.address));
@@ -517,77 +509,6 @@ uintptr_t Guest::ReadAhead(const AddressMap::Piece& piece, uintptr_t page) {
                      std::max(options_.most_read_ahead_bytes, kPageBytes))
           : kPageBytes;
   return std::min<uint64_t>(page + read_ahead_bytes_, piece.end);
-}
-
-bool Guest::PlaceEarly() {
-  if (early_waits_ || early_failed_ || refused_) return false;
-  const Clock::time_point now = Clock::now();
-  if (early_.first_ones_are_done() && fill_done_ == nullptr &&
-      now < background_due_) {
-    return false;
-  }
-  const std::optional<EarlyPages::Some> early = early_.Next(
-      map_, image_->image().stored(),
-      options_.background_bytes_per_second != 0 || fill_done_ != nullptr);
-  if (!early.has_value()) {
-    if (early_.rest_is_done()) EndFillAll(absl::OkStatus());
-    return false;
-  }
-  const uint64_t before = placer_.pages_copied() + placer_.pages_zeroed();
-  const Placed placed =
-      placer_.Place(early->piece, early->start, early->end, /*write=*/false);
-  stats_.pages_placed_early +=
-      placer_.pages_copied() + placer_.pages_zeroed() - before;
-  if (placed.outcome == Placed::Outcome::kStopped ||
-      placed.outcome == Placed::Outcome::kNotReady) {
-    early_.PutBack(*early);
-  }
-  switch (placed.outcome) {
-    case Placed::Outcome::kDone:
-      stops_ = 0;
-      [[fallthrough]];
-    case Placed::Outcome::kUnregistered:
-      // What is not registered needs no page.
-      if (early->of_the_rest && fill_done_ == nullptr) {
-        const double seconds =
-            static_cast<double>(early->end - early->start) /
-            static_cast<double>(options_.background_bytes_per_second);
-        background_due_ =
-            std::max(background_due_, now) +
-            std::chrono::nanoseconds(static_cast<int64_t>(seconds * 1e9));
-        return false;
-      }
-      return true;
-    case Placed::Outcome::kStopped:
-      ++stats_.stopped;
-      if (!ReadEvents()) ++stops_;
-      return true;
-    case Placed::Outcome::kNotReady:
-      early_waits_ = true;
-      host_.RunElsewhere(
-          /*urgent=*/false, [self = shared_from_this(), first = placed.first,
-                             pages = placed.pages] {
-            self->ArrivedEarly(self->image_->MakeReady(first, pages));
-          });
-      return false;
-    case Placed::Outcome::kGone:
-      ended_ = true;
-      return false;
-    case Placed::Outcome::kLost:
-      // A fault there will say it again, and does what is to be done.
-      early_failed_ = true;
-      host_.Tell(absl::StrCat(
-          "guest ", options_.name,
-          ": no more pages are placed early: ", placed.status.ToString()));
-      EndFillAll(placed.status);
-      return false;
-  }
-  return false;
-}
-
-void Guest::EndFillAll(const absl::Status& status) {
-  if (fill_done_ == nullptr) return;
-  std::exchange(fill_done_, nullptr)(status);
 }
 
 void Guest::MarkChanged(const AddressMap::Piece& piece, uintptr_t start,

@@ -233,8 +233,14 @@ class Guest : public std::enable_shared_from_this<Guest> {
   uintptr_t ReadAhead(const AddressMap::Piece& piece, uintptr_t page)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  // Places some pages early. False: there is nothing to do at the moment.
+  // What is to be placed before the rest.
+  void PlanEarly() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Places some pages early, no more than a thread may have to wait for. False:
+  // there is nothing to do at the moment.
   bool PlaceEarly() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // A step of that: adds to `bytes` what it has placed, or all there may be
+  // where something else comes first.
+  bool PlaceSomeEarly(uint64_t& bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndFillAll(const absl::Status& status)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -276,6 +282,9 @@ class Guest : public std::enable_shared_from_this<Guest> {
   std::vector<Fault> later_ ABSL_GUARDED_BY(mutex_);
   // Waiting for MakeReady(), by page.
   std::map<uintptr_t, Fault> waiting_ ABSL_GUARDED_BY(mutex_);
+  // What the timer was last set to.
+  enum class TimerState : uint8_t { kOff, kOn, kDue };
+  TimerState timer_state_ ABSL_GUARDED_BY(mutex_) = TimerState::kOff;
   // Stops in a row without an event to read.
   uint32_t stops_ ABSL_GUARDED_BY(mutex_) = 0;
 

@@ -181,6 +181,57 @@ absl::Status GuestImage::MakeReady(PageIndex first, PageCount pages) {
   return absl::OkStatus();
 }
 
+void GuestImage::BeginReading(std::span<const PageRun> runs) const {
+  // A digest is one of all stored pages of a block, or of fewer.
+  const uint64_t block = ExtentBlockPages(image_->pages());
+  const uint64_t image_end = image_->pages().value();
+  // What mincore(2) says of the block that was asked for last.
+  uint64_t asked = UINT64_MAX;
+  std::vector<unsigned char> in_memory(block);
+  const auto read = [&](uint64_t first, uint64_t end) {
+    // Errors are for whoever needs the pages.
+    madvise(AddressOf(first), (end - first) * kPageBytes, MADV_WILLNEED);
+  };
+  std::vector<bool> begun(image_end / block + 1);
+  for (const PageRun& run : runs) {
+    const uint64_t run_end = std::min(run.end().value(), image_end);
+    for (uint64_t page = run.first.value(); page < run_end;) {
+      const uint64_t index = page / block;
+      const uint64_t first = index * block;
+      const uint64_t block_end = std::min(first + block, image_end);
+      const uint64_t end = std::min(run_end, block_end);
+      if (!begun[index] && !IsReady(PageIndex(page), PageCount(end - page))) {
+        begun[index] = true;
+        read(first, block_end);
+      }
+      if (!begun[index] && asked != index) {
+        asked = index;
+        std::fill(in_memory.begin(), in_memory.end(), 1);
+        mincore(AddressOf(first), (block_end - first) * kPageBytes,
+                in_memory.data());
+      }
+      while (!begun[index] && page < end) {
+        const auto from =
+            in_memory.begin() + static_cast<ptrdiff_t>(page - first);
+        const auto to = in_memory.begin() + static_cast<ptrdiff_t>(end - first);
+        const auto is_in = [](unsigned char flags) { return (flags & 1) != 0; };
+        const auto missing = std::find_if_not(from, to, is_in);
+        const auto back = std::find_if(missing, to, is_in);
+        if (missing != back) {
+          read(first + static_cast<uint64_t>(missing - in_memory.begin()),
+               first + static_cast<uint64_t>(back - in_memory.begin()));
+        }
+        page = first + static_cast<uint64_t>(back - in_memory.begin());
+      }
+      page = end;
+    }
+  }
+}
+
+std::byte* GuestImage::AddressOf(uint64_t page) const {
+  return const_cast<std::byte*>(image_->data()) + page * kPageBytes;
+}
+
 absl::Status GuestImage::Check(const File& file, size_t extent) const {
   const ImageExtent& expected = file.extents[extent];
   const auto lost = [&](const std::string& why) {

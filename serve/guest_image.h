@@ -74,6 +74,11 @@ class GuestImage {
   // call tries again.
   absl::Status MakeReady(PageIndex first, PageCount pages);
 
+  // Has the kernel read what these pages need from files, all at once, and
+  // waits for none of it. (What is in the page cache is known to the owner of
+  // the files only; others have no more read than what is not ready.)
+  void BeginReading(std::span<const PageRun> runs) const;
+
  private:
   // One file of the image: itself, its parent, and so on. The bytes of its
   // extents are read through the image that was opened from it.
@@ -90,6 +95,8 @@ class GuestImage {
   explicit GuestImage(ImageRef image) : image_(std::move(image)) {}
 
   absl::Status AddFile(ImageRef image, const std::string& path);
+  // For calls on the mapping.
+  std::byte* AddressOf(uint64_t page) const;
   // The extent that has the bytes of a stored page; null where none has.
   struct Place {
     const File* file = nullptr;

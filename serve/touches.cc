@@ -34,11 +34,19 @@ std::vector<PageRun> RunsOf(std::span<const Touch> touches) {
   return runs;
 }
 
-std::vector<PageRun> RunsOf(const WorkingSet& working_set) {
+std::vector<PageRun> RunsOf(const WorkingSet& working_set,
+                            std::span<const PageRun> without) {
   WorkingSet::Words words = working_set.read();
   const WorkingSet::Words written = working_set.written();
   if (words.size() < written.size()) words.resize(written.size());
   for (size_t i = 0; i < written.size(); ++i) words[i] |= written[i];
+  WorkingSet::Words left_out;
+  for (const PageRun& run : without) {
+    AddPages(left_out, run.first.value(), run.end().value());
+  }
+  for (size_t i = 0; i < std::min(words.size(), left_out.size()); ++i) {
+    words[i] &= ~left_out[i];
+  }
   return RunsIn(words);
 }
 

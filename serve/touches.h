@@ -28,8 +28,9 @@ struct Touch {
 // in ascending order and joined, so that few calls place many pages.
 std::vector<PageRun> RunsOf(std::span<const Touch> touches);
 
-// The pages of a working set, ascending.
-std::vector<PageRun> RunsOf(const WorkingSet& working_set);
+// The pages of a working set that are in none of the runs `without`, ascending.
+std::vector<PageRun> RunsOf(const WorkingSet& working_set,
+                            std::span<const PageRun> without = {});
 
 // Puts pages [first, end) into a set of pages as working sets are.
 void AddPages(WorkingSet::Words& words, uint64_t first, uint64_t end);
