@@ -173,6 +173,15 @@ def firsttouch_dependencies():
         packages = {"libpugixml-dev": "/usr/include/pugixml.hpp"},
     )
 
+    # Decoders and encoders of pictures.
+    _maybe(
+        system_repository,
+        name = "stb",
+        build_file = Label("//bazel/third_party:stb.BUILD"),
+        packages = {"libstb-dev": "/usr/include/stb/stb_image.h"},
+        symlinks = {"include": "/usr/include/stb"},
+    )
+
     # The reader of WebAssembly modules, and for tests the interpreter.
     _maybe(
         system_repository,

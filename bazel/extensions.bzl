@@ -39,6 +39,12 @@ def _system_impl(_module_ctx):
         packages = {"libncurses-dev": "/usr/include/ncursesw/curses.h"},
     )
     system_repository(
+        name = "stb",
+        build_file = Label("//bazel/third_party:stb.BUILD"),
+        packages = {"libstb-dev": "/usr/include/stb/stb_image.h"},
+        symlinks = {"include": "/usr/include/stb"},
+    )
+    system_repository(
         name = "wabt",
         build_file = Label("//bazel/third_party:wabt.BUILD"),
         packages = {"wabt": "/usr/include/wabt/binary-reader.h"},
