@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/image_builder.h"
+#include "firsttouch/init/working_set.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch::bench {
@@ -49,6 +50,14 @@ LayoutOptions OneSlot(uint64_t memory_bytes, uint64_t fault_around_bytes) {
 Memory ColdMemory(Service& pool, const ImageRef& image, uint64_t size_bytes) {
   // A lease of no bytes leaves nothing.
   OrDie(OrDie(pool.Acquire({.image = nullptr, .size_bytes = 0})).Release());
+  if (image != nullptr) {
+    const uint64_t pages = image->pages().value();
+    WorkingSet::Words read((pages + 63) / 64);
+    for (uint64_t page = pages - kColdReadPages; page < pages; ++page) {
+      read[page / 64] |= uint64_t{1} << page % 64;
+    }
+    image->working_set().Replace({}, read);
+  }
   return OrDie(pool.Acquire({.image = image, .size_bytes = size_bytes}));
 }
 

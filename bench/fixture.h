@@ -41,7 +41,11 @@ ImageRef PatternImage(uint64_t bytes, uint32_t seed = 1);
 LayoutOptions OneSlot(uint64_t memory_bytes,
                       uint64_t fault_around_bytes = 64 << 10);
 
-// A memory without a resident page, in a pool of one slot that is free.
+// A memory without a resident page, in a pool of one slot that is free. Of an
+// image the last kColdReadPages pages are there, and no others: a pool places
+// early what earlier leases have touched, so the working set is made to say
+// that guests read these only. (With fewer an image would not be mapped.)
+inline constexpr uint64_t kColdReadPages = 3;
 Memory ColdMemory(Service& pool, const ImageRef& image, uint64_t size_bytes);
 
 // Memory from the kernel, private and never in huge pages, as the pool's.

@@ -47,13 +47,36 @@ ABSL_FLAG(int32_t, repeats, 5,
 namespace firsttouch::bench {
 namespace {
 
-// Prepares something, does it, and returns how long doing it took, in ns.
+// Prepares something, does it, and returns how long doing it took, in ns. Ends
+// the program unless counters say that all of it took place meanwhile.
 using Measure = std::function<double()>;
+
+// What a counter has counted while something was timed.
+void MustBe(const char* what, uint64_t counted, uint64_t least,
+            uint64_t most = UINT64_MAX) {
+  if (counted >= least && counted <= most) return;
+  Die(absl::StrCat("what was timed did not take place: ", counted, " ", what,
+                   " were counted, of at least ", least,
+                   most == UINT64_MAX ? "" : absl::StrCat(", at most ", most)));
+}
+
+uint64_t FilledPages(const ServiceStats& stats) {
+  return stats.pages_mapped + stats.pages_copied + stats.pages_zeroed +
+         stats.pages_prefilled;
+}
+
+// Page faults that the kernel resolves by itself for `pages` pages: one each,
+// or one for 16 that it maps around a read of a file.
+constexpr uint64_t kFaultAroundPages = 16;
 
 // First touches.
 
 // Bytes that one measurement of a first touch covers, a byte in each page.
 constexpr uint64_t kTouchBytes = 4 << 20;
+constexpr uint64_t kTouchPages = kTouchBytes / kPageBytes;
+// With what is there already at the end of a cold memory's image.
+constexpr uint64_t kColdBytes = kTouchBytes + (64 << 10);
+static_assert(kColdReadPages * kPageBytes <= kColdBytes - kTouchBytes);
 constexpr uint64_t kFillBytes = 64 << 10;
 
 // A first touch of memory of an image, or of zeroes; in a pool, or of what the
@@ -82,27 +105,41 @@ std::shared_ptr<Service> MakePool(ServiceOptions options) {
 }
 
 ImageRef ImageOf(const Touch& touch) {
-  return touch.zeroes ? nullptr : PatternImage(kTouchBytes);
+  return touch.zeroes ? nullptr : PatternImage(kColdBytes);
 }
 
 Measure InPool(const Touch& touch) {
   const auto pool = MakePool(
       {.name = "touch",
-       .layout = OneSlot(kTouchBytes, touch.fault_around_bytes),
+       .layout = OneSlot(kColdBytes, touch.fault_around_bytes),
        .supply = ChoiceOf(Supply::kUserfaultfd, touch.backing, touch.resolve),
        // Nothing is made private before it is touched.
        .retained_pages_limit = 0});
   return [=, image = ImageOf(touch)] {
-    const Memory memory = ColdMemory(*pool, image, kTouchBytes);
-    return TimeOf(touch, memory.base());
+    const Memory memory = ColdMemory(*pool, image, kColdBytes);
+    const ServiceStats before = pool->Stats();
+    const double ns = TimeOf(touch, memory.base());
+    const ServiceStats after = pool->Stats();
+    MustBe("faults", after.faults() - before.faults(), kTouchBytes >> 20);
+    // A handler thread counts its last fill after it has let the guest go on.
+    MustBe("pages", FilledPages(after) - FilledPages(before),
+           touch.resolve == Resolve::kHandlerThread
+               ? kTouchPages - kFillBytes / kPageBytes
+               : kTouchPages);
+    return ns;
   };
 }
 
 Measure InMapping(const Touch& touch) {
-  const auto mapping = std::make_shared<Mapping>(kTouchBytes, ImageOf(touch));
+  const auto mapping = std::make_shared<Mapping>(kColdBytes, ImageOf(touch));
   return [=] {
     mapping->MapAnew();
-    return TimeOf(touch, mapping->base());
+    const uint64_t before = MinorFaults();
+    const double ns = TimeOf(touch, mapping->base());
+    MustBe("page faults", MinorFaults() - before,
+           touch.access == Access::kRead ? kTouchPages / kFaultAroundPages
+                                         : kTouchPages);
+    return ns;
   };
 }
 
@@ -111,11 +148,14 @@ Measure Copy() {
   const auto mapping = std::make_shared<Mapping>(kTouchBytes);
   return [=, image = PatternImage(kTouchBytes)] {
     mapping->MapAnew();
+    const uint64_t before = MinorFaults();
     const uint64_t start = NowTicks();
     for (uint64_t at = 0; at < kTouchBytes; at += kFillBytes) {
       memcpy(mapping->base() + at, image->data() + at, kFillBytes);
     }
-    return NsSince(start);
+    const double ns = NsSince(start);
+    MustBe("page faults", MinorFaults() - before, kTouchPages);
+    return ns;
   };
 }
 
@@ -126,8 +166,12 @@ constexpr int kTraps = 200;
 sigjmp_buf g_back;
 const std::byte* g_guard;
 bool g_restore_mask;
+uint64_t g_traps;
 
-TrapAction JumpBack(const TrapInfo&) { siglongjmp(g_back, 1); }
+TrapAction JumpBack(const TrapInfo&) {
+  ++g_traps;
+  siglongjmp(g_back, 1);
+}
 
 void OnSegv(int signal, siginfo_t* info, void* ucontext) {
   const auto* const address = static_cast<const std::byte*>(info->si_addr);
@@ -136,6 +180,7 @@ void OnSegv(int signal, siginfo_t* info, void* ucontext) {
       pthread_sigmask(SIG_SETMASK,
                       &static_cast<ucontext_t*>(ucontext)->uc_sigmask, nullptr);
     }
+    ++g_traps;
     siglongjmp(g_back, 1);
   }
   // Not ours: dies of it at the return.
@@ -147,6 +192,7 @@ void OnSegv(int signal, siginfo_t* info, void* ucontext) {
 double TimeOfTraps(volatile std::byte* address, Access access) {
   // Kept over siglongjmp.
   volatile int left = kTraps;
+  g_traps = 0;
   const volatile uint64_t start = NowTicks();
   while (left > 0) {
     left = left - 1;
@@ -157,7 +203,9 @@ double TimeOfTraps(volatile std::byte* address, Access access) {
       static_cast<void>(*address);
     }
   }
-  return NsSince(start);
+  const double ns = NsSince(start);
+  MustBe("traps", g_traps, kTraps, kTraps);
+  return ns;
 }
 
 // By a touch behind the size of a memory in a pool.
@@ -270,6 +318,7 @@ Measure LookUp(const std::vector<uintptr_t>& addresses, bool one_by_one) {
 // kernel's own way is a reservation that is opened by mprotect(2).
 constexpr uint64_t kSteps = 32;
 constexpr uint64_t kGrownBytes = (kSteps + 1) * kFillBytes;
+constexpr uint64_t kGrownPages = kSteps * kFillBytes / kPageBytes;
 
 // grow(size) makes what begins at `size` larger.
 template <typename Grow>
@@ -289,9 +338,14 @@ Measure GrowMemory() {
                 .supply = ChoiceOf(Supply::kUserfaultfd, Backing::kShared)});
   return [=] {
     Memory memory = ColdMemory(*pool, nullptr, kFillBytes);
-    return TimeOfGrowing(memory.base(), [&](uint64_t size) {
+    const ServiceStats before = pool->Stats();
+    const double ns = TimeOfGrowing(memory.base(), [&](uint64_t size) {
       OrDie(memory.Grow(size + kFillBytes));
     });
+    const ServiceStats after = pool->Stats();
+    MustBe("calls to grow", after.grows - before.grows, kSteps, kSteps);
+    MustBe("pages", FilledPages(after) - FilledPages(before), kGrownPages);
+    return ns;
   };
 }
 
@@ -305,9 +359,12 @@ Measure GrowMapping() {
       }
     };
     set(kFillBytes, kGrownBytes - kFillBytes, PROT_NONE);
-    return TimeOfGrowing(mapping->base(), [&](uint64_t size) {
+    const uint64_t before = MinorFaults();
+    const double ns = TimeOfGrowing(mapping->base(), [&](uint64_t size) {
       set(size, kFillBytes, PROT_READ | PROT_WRITE);
     });
+    MustBe("page faults", MinorFaults() - before, kGrownPages);
+    return ns;
   };
 }
 
@@ -334,7 +391,6 @@ Measure WithoutMask(Measure measure) {
 }
 
 std::vector<Contest> Contests() {
-  constexpr uint64_t kPages = kTouchBytes / kPageBytes;
   constexpr uint64_t kFills = kTouchBytes / kFillBytes;
   constexpr char kPage[] = "4 KiB page";
   constexpr Touch kRead;
@@ -359,9 +415,9 @@ std::vector<Contest> Contests() {
     contest.row.set_unit(unit);
     if (goal.has_value()) contest.row.set_goal(*goal);
   };
-  add("read image pages, shared", kPage, kPages, "CONTINUE, up to 1 MiB",
+  add("read image pages, shared", kPage, kTouchPages, "CONTINUE, up to 1 MiB",
       InPool(kRead), "private file mapping", InMapping(kRead), 1.3);
-  add("write image pages, shared", kPage, kPages, "COPY, up to 64 KiB",
+  add("write image pages, shared", kPage, kTouchPages, "COPY, up to 64 KiB",
       InPool(kWrite), "copy-on-write fault", InMapping(kWrite));
   for (Access access : {Access::kRead, Access::kWrite}) {
     const std::string name =
@@ -374,13 +430,13 @@ std::vector<Contest> Contests() {
     add(name, "64 KiB", kFills, "COPY in-thread", InPool(copied),
         "COPY by handler thread", InPool(handler), 0.45);
   }
-  add("write zero pages", kPage, kPages, "COPY, up to 64 KiB", InPool(kZeroes),
-      "anonymous fault", InMapping(kZeroes));
-  add("write image pages, one by one", kPage, kPages, "COPY of a page",
+  add("write zero pages", kPage, kTouchPages, "COPY, up to 64 KiB",
+      InPool(kZeroes), "anonymous fault", InMapping(kZeroes));
+  add("write image pages, one by one", kPage, kTouchPages, "COPY of a page",
       InPool(kSingle), "copy-on-write fault", InMapping(kWrite));
-  add("write zero pages, one by one", kPage, kPages, "a fault for each",
+  add("write zero pages, one by one", kPage, kTouchPages, "a fault for each",
       InPool(kSingleZeroes), "anonymous fault", InMapping(kZeroes));
-  add("write image pages, one by one", "fault", kPages, "with sa_mask",
+  add("write image pages, one by one", "fault", kTouchPages, "with sa_mask",
       InPool(kSingle), "without sa_mask", WithoutMask(InPool(kSingle)));
   for (Access access : {Access::kRead, Access::kWrite}) {
     for (bool mask : {false, true}) {
