@@ -4,12 +4,17 @@
 // looked at.
 
 #include <errno.h>
+#include <setjmp.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <memory>
 #include <new>
 #include <optional>
@@ -27,6 +32,7 @@
 #include "firsttouch/service/options.h"
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/supply.h"
+#include "firsttouch/service/trap.h"
 #include "firsttouch/uffd/units.h"
 #include "gtest/gtest.h"
 
@@ -258,6 +264,239 @@ TEST(SteadyCycles, MakeNoCallInAThreadThatHasHeldTwoMemories) {
   EXPECT_EQ(counted->page_faults, 0) << "in " << kCycles << " cycles";
   EXPECT_TRUE(counted->clean);
 }
+
+// What one operation asks of the kernel, in a pool of a fixed supply: the same
+// on every machine whose kernel has it.
+
+constexpr int kOperations = 20;
+
+sigjmp_buf g_back;
+
+TrapAction JumpBack(const TrapInfo&) { siglongjmp(g_back, 1); }
+
+size_t Mappings() {
+  std::ifstream maps("/proc/self/maps");
+  return std::count(std::istreambuf_iterator<char>(maps), {}, '\n');
+}
+
+// 256 pages, and what is there already at the end of a cold memory's image.
+constexpr uint64_t kColdBytes = kImageBytes + 16 * kPageBytes;
+
+// A pool, an image, and the memory that operations work on.
+class Bench {
+ public:
+  Bench(Backing backing, uint32_t slots)
+      : image_(bench::PatternImage(kColdBytes)),
+        other_(bench::PatternImage(kColdBytes, 2)),
+        pool_(OrDie(Service::Create(Options(backing, slots)))) {
+    held_.reserve(kOperations);
+    // Known from here on, and of no page.
+    Cold(image_);
+    Cold(other_);
+    Free();
+  }
+
+  static ServiceOptions Options(Backing backing, uint32_t slots = 1) {
+    ServiceOptions options = PoolOfOne();
+    options.layout.instances = slots;
+    options.supply =
+        UserfaultfdOptions{.backing = backing, .tracking = Tracking::kSignal};
+    options.trap_callback = JumpBack;
+    return options;
+  }
+
+  void Cold(const ImageRef& image) {
+    Free();
+    memory_ = bench::ColdMemory(*pool_, image, kColdBytes);
+  }
+  void Free() { memory_ = Memory(); }
+  void Acquire(const ImageRef& image) {
+    memory_ = OrDie(pool_->Acquire({.image = image, .size_bytes = kColdBytes}));
+  }
+  // In a slot that nobody had, as long as there are any.
+  void AcquireAnother() {
+    held_.push_back(
+        OrDie(pool_->Acquire({.image = image_, .size_bytes = kColdBytes})));
+  }
+  void WriteAll(uint64_t pages) {
+    for (uint64_t page = 0; page < pages; ++page) Write(memory_.base(), page);
+  }
+  void Read(uint64_t pages) {
+    bench::ReadEachPage(memory_.base(), pages * kPageBytes);
+  }
+  void Trap() {
+    if (sigsetjmp(g_back, 0) == 0) Write(memory_.base(), kOutside);
+  }
+
+  const ImageRef& image() const { return image_; }
+  const ImageRef& other() const { return other_; }
+  Memory& memory() { return memory_; }
+
+ private:
+  static constexpr uint64_t kOutside = kColdBytes / kPageBytes + 40;
+
+  ImageRef image_;
+  ImageRef other_;
+  std::unique_ptr<Service> pool_;
+  Memory memory_;
+  std::vector<Memory> held_;
+};
+
+// The table. It changes when the library asks the kernel for more, or for less.
+constexpr char kSharedCounts[] =
+    R"(acquire, in a new slot: 11 calls, 0 signals, 0 faults, 2 mappings
+acquire, of another image: 11 calls, 0 signals, 0 faults, 0 mappings
+read a page, first touch: 2 calls, 1 signals, 0 faults, 0 mappings
+read 256 pages, first touch: 14 calls, 5 signals, 0 faults, 0 mappings
+write a page, first touch: 2 calls, 1 signals, 0 faults, 0 mappings
+write 256 pages, first touch: 52 calls, 26 signals, 0 faults, 0 mappings
+write a page that was read: 2 calls, 1 signals, 1 faults, 0 mappings
+trap: 1 calls, 1 signals, 0 faults, 0 mappings
+grow by 64 KiB: 0 calls, 0 signals, 0 faults, 0 mappings
+reset, 16 pages were changed: 1 calls, 0 signals, 0 faults, 0 mappings
+release, 16 pages were changed: 1 calls, 0 signals, 0 faults, 0 mappings
+change 16 pages again and release: 0 calls, 0 signals, 0 faults, 0 mappings
+)";
+constexpr char kCopiedCounts[] =
+    R"(acquire, in a new slot: 4 calls, 0 signals, 0 faults, 0 mappings
+acquire, of another image: 4 calls, 0 signals, 0 faults, 0 mappings
+read a page, first touch: 2 calls, 1 signals, 0 faults, 0 mappings
+read 256 pages, first touch: 32 calls, 16 signals, 0 faults, 0 mappings
+write a page, first touch: 2 calls, 1 signals, 0 faults, 0 mappings
+write 256 pages, first touch: 32 calls, 16 signals, 0 faults, 0 mappings
+write a page that was read: 2 calls, 1 signals, 0 faults, 0 mappings
+trap: 1 calls, 1 signals, 0 faults, 0 mappings
+grow by 64 KiB: 0 calls, 0 signals, 0 faults, 0 mappings
+reset, 16 pages were changed: 1 calls, 0 signals, 0 faults, 0 mappings
+release, 16 pages were changed: 1 calls, 0 signals, 0 faults, 0 mappings
+change 16 pages again and release: 0 calls, 0 signals, 0 faults, 0 mappings
+)";
+
+struct Operation {
+  const char* name;
+  void (*prepare)(Bench&);
+  void (*operate)(Bench&);
+  uint32_t slots = 1;
+};
+
+constexpr Operation kAllOperations[] = {
+    {"acquire, in a new slot", [](Bench&) {},
+     [](Bench& b) { b.AcquireAnother(); }, kOperations + 2},
+    {"acquire, of another image",
+     [](Bench& b) {
+       b.Cold(b.other());
+       b.Free();
+     },
+     [](Bench& b) { b.Acquire(b.image()); }},
+    {"read a page, first touch", [](Bench& b) { b.Cold(b.image()); },
+     [](Bench& b) { b.Read(1); }},
+    {"read 256 pages, first touch", [](Bench& b) { b.Cold(b.image()); },
+     [](Bench& b) { b.Read(256); }},
+    {"write a page, first touch", [](Bench& b) { b.Cold(b.image()); },
+     [](Bench& b) { b.WriteAll(1); }},
+    {"write 256 pages, first touch", [](Bench& b) { b.Cold(b.image()); },
+     [](Bench& b) { b.WriteAll(256); }},
+    {"write a page that was read",
+     [](Bench& b) {
+       b.Cold(b.image());
+       b.Read(1);
+     },
+     [](Bench& b) { b.WriteAll(1); }},
+    {"trap", [](Bench& b) { b.Cold(b.image()); }, [](Bench& b) { b.Trap(); }},
+    {"grow by 64 KiB", [](Bench& b) { b.Cold(b.image()); },
+     [](Bench& b) { OrDie(b.memory().Grow(kColdBytes + 65536)); }},
+    {"reset, 16 pages were changed",
+     [](Bench& b) {
+       b.Cold(b.image());
+       b.WriteAll(16);
+     },
+     [](Bench& b) { OrDie(b.memory().Reset()); }},
+    {"release, 16 pages were changed",
+     [](Bench& b) {
+       b.Cold(b.image());
+       b.WriteAll(16);
+     },
+     [](Bench& b) { b.Free(); }},
+    {"change 16 pages again and release",
+     [](Bench& b) {
+       b.Cold(b.image());
+       b.WriteAll(16);
+       b.Free();
+       b.Acquire(b.image());
+     },
+     [](Bench& b) {
+       b.WriteAll(16);
+       b.Free();
+     }},
+};
+
+// A row of the table. Of page faults and mappings the median operation counts:
+// now and then one is the first to use a page of the pool's own records.
+std::string RowOf(const Operation& operation, Backing backing) {
+  struct Seen {
+    std::array<int64_t, kOperations> mappings;
+    std::array<int64_t, kOperations> faults;
+  };
+  void* const shared = mmap(nullptr, sizeof(Seen), PROT_READ | PROT_WRITE,
+                            MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (shared == MAP_FAILED) return "mmap failed";
+  auto* const seen = new (shared) Seen{};
+  const absl::StatusOr<SystemCalls> calls = examples::CountSystemCallsOf([&] {
+    Bench bench(backing, operation.slots);
+    // Once before it counts.
+    operation.prepare(bench);
+    operation.operate(bench);
+    for (int i = 0; i < kOperations; ++i) {
+      operation.prepare(bench);
+      TouchStack();
+      const size_t mappings = Mappings();
+      const int64_t faults = PageFaults();
+      examples::BeginCountedPart();
+      operation.operate(bench);
+      examples::EndCountedPart();
+      seen->faults[i] = PageFaults() - faults;
+      seen->mappings[i] = static_cast<int64_t>(Mappings() - mappings);
+    }
+  });
+  const Seen found = *seen;
+  munmap(shared, sizeof(Seen));
+  if (!calls.ok()) return calls.status().ToString();
+  if (calls->exit_status != 0 || calls->parts != kOperations) {
+    return absl::StrCat(operation.name, ": ended before its time\n");
+  }
+  const auto median = [](std::array<int64_t, kOperations> counts) {
+    std::sort(counts.begin(), counts.end());
+    return counts[kOperations / 2];
+  };
+  return absl::StrCat(
+      operation.name, ": ", static_cast<double>(calls->total) / kOperations,
+      " calls, ", static_cast<double>(calls->signals) / kOperations,
+      " signals, ", median(found.faults), " faults, ", median(found.mappings),
+      " mappings\n");
+}
+
+class Operations : public testing::TestWithParam<Backing> {};
+
+TEST_P(Operations, AskOfTheKernelWhatTheTableSays) {
+  {
+    const auto pool = Service::Create(Bench::Options(GetParam()));
+    if (!pool.ok()) GTEST_SKIP() << "no such pool here: " << pool.status();
+  }
+  const auto traced = examples::CountSystemCallsOf([] {});
+  SKIP_IF_PTRACE_IS_REFUSED(traced);
+  std::string table;
+  for (const Operation& operation : kAllOperations) {
+    absl::StrAppend(&table, RowOf(operation, GetParam()));
+  }
+  EXPECT_EQ(table,
+            GetParam() == Backing::kShared ? kSharedCounts : kCopiedCounts);
+}
+
+INSTANTIATE_TEST_SUITE_P(Backings, Operations,
+                         testing::Values(Backing::kShared, Backing::kCopied),
+                         [](const auto& info) {
+                           return std::string(BackingName(info.param));
+                         });
 
 // The three counters see what they are there for.
 
