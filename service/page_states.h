@@ -124,7 +124,7 @@ class PageStates {
     std::atomic<uint64_t>& word = summary_[index / 64];
     const uint64_t bit = uint64_t{1} << (index % 64);
     if ((word.load(std::memory_order_relaxed) & bit) == 0) {
-      std::atomic_ref<bool>(any_noted_).store(true, std::memory_order_relaxed);
+      NoteWord(index / 64);
       word.fetch_or(bit, std::memory_order_relaxed);
     }
   }
@@ -160,8 +160,7 @@ class PageStates {
   // ascending order.
   template <typename Visit>
   void ForEachGroup(Visit visit) const {
-    if (!AnyNoted()) return;
-    const uint64_t words = WordsFor(group_count_);
+    const uint64_t words = NotedWords();
     for (uint64_t w = 0; w < words; ++w) {
       uint64_t bits = summary_[w].load(std::memory_order_relaxed);
       while (bits != 0) {
@@ -175,8 +174,7 @@ class PageStates {
   // Like ForEachGroup(), in descending order.
   template <typename Visit>
   void ForEachGroupDown(Visit visit) const {
-    if (!AnyNoted()) return;
-    for (uint64_t w = WordsFor(group_count_); w-- > 0;) {
+    for (uint64_t w = NotedWords(); w-- > 0;) {
       uint64_t bits = summary_[w].load(std::memory_order_relaxed);
       while (bits != 0) {
         const uint64_t bit = 63 - std::countl_zero(bits);
@@ -195,8 +193,16 @@ class PageStates {
   void NextSamplingWindow() const;
 
  private:
-  bool AnyNoted() const {
-    return std::atomic_ref<bool>(any_noted_).load(std::memory_order_relaxed);
+  uint64_t NotedWords() const {
+    return std::atomic_ref<uint64_t>(noted_words_)
+        .load(std::memory_order_relaxed);
+  }
+  void NoteWord(uint64_t word) const {
+    const std::atomic_ref<uint64_t> noted(noted_words_);
+    uint64_t words = noted.load(std::memory_order_relaxed);
+    while (words <= word && !noted.compare_exchange_weak(
+                                words, word + 1, std::memory_order_relaxed)) {
+    }
   }
 
   // Clears the summary's bit of a group that is all zero.
@@ -213,10 +219,12 @@ class PageStates {
   std::atomic<uint64_t>* summary_ = nullptr;
   PageGroup* groups_ = nullptr;
   uint64_t group_count_ = 0;
-  // Whether some group was ever noted. Until then the memory is not read: for a
-  // slot that is bound to its first image, the read would take a fault.
-  alignas(std::atomic_ref<bool>::required_alignment) mutable bool any_noted_ =
-      false;
+  // The words of the summary up to the last in which a group was ever noted: a
+  // memory that may grow to 4 GiB has 256, and its guests seldom come past the
+  // first. Until a group is noted the memory is not read: for a slot that is
+  // bound to its first image, the read would take a fault.
+  alignas(std::atomic_ref<uint64_t>::required_alignment) mutable uint64_t
+      noted_words_ = 0;
 };
 
 // Pages to be dropped with one call.

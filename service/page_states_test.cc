@@ -23,6 +23,11 @@ class StatesMemory {
         states(memory_, PageCount(pages)) {}
   ~StatesMemory() { munmap(memory_, bytes_); }
 
+  // Word `index` of the summary, behind the object's back.
+  uint64_t& summary(uint64_t index) {
+    return static_cast<uint64_t*>(memory_)[index];
+  }
+
  private:
   const uint64_t bytes_;
   void* const memory_;
@@ -89,6 +94,30 @@ TEST(PageStatesTest, WalksVisitNotedGroupsInOrder) {
   memory.states.ForEachGroup(
       [&](uint64_t index, PageGroup&) { visited.push_back(index); });
   EXPECT_EQ(visited, (std::vector<uint64_t>{0, 3, 63, 64, 199}));
+}
+
+TEST(PageStatesTest, WalksReadNoFurtherThanTheLastWordInWhichAGroupWasNoted) {
+  StatesMemory memory(64 * 64 * 4);
+  const auto visited = [&] {
+    std::vector<uint64_t> up;
+    std::vector<uint64_t> down;
+    memory.states.ForEachGroup(
+        [&](uint64_t index, PageGroup&) { up.push_back(index); });
+    memory.states.ForEachGroupDown(
+        [&](uint64_t index, PageGroup&) { down.insert(down.begin(), index); });
+    EXPECT_EQ(up, down);
+    return up;
+  };
+  memory.summary(0) = 1;
+  memory.summary(3) = 1;
+  EXPECT_EQ(visited(), (std::vector<uint64_t>{}));
+  memory.states.NoteGroup(65);
+  EXPECT_EQ(visited(), (std::vector<uint64_t>{0, 65}));
+  // A lower one does not make them read less.
+  memory.states.NoteGroup(2);
+  EXPECT_EQ(visited(), (std::vector<uint64_t>{0, 2, 65}));
+  memory.states.NoteGroup(193);
+  EXPECT_EQ(visited(), (std::vector<uint64_t>{0, 2, 65, 192, 193}));
 }
 
 TEST(PageStatesTest, ForgetClearsJustTheRangeForEveryRangeOfThreeGroups) {
