@@ -55,6 +55,14 @@ class Filler {
     }
   }
 
+  // The pages of a group that are filled as private ones even for a read.
+  uint64_t ReadThenWritten(uint64_t group) const {
+    return slot_.read_then_written != nullptr &&
+                   group * kPagesPerGroup < slot_.image_pages
+               ? slot_.read_then_written[group].load(std::memory_order_relaxed)
+               : 0;
+  }
+
   void CountFilled(std::atomic<uint64_t>& counter, const FillResult& fill) {
     Count(counter, fill.pages_filled());
     if (fill.pages_filled() != 0) has_filled_ = true;
@@ -127,7 +135,8 @@ FaultResult Filler::ForMissingImageRuns(uint64_t page, PageRange range,
   FaultResult result;
   ForEachWordOf(range.first, std::min(range.end(), slot_.image_pages),
                 [&](uint64_t group, uint64_t bits) {
-                  bits &= StoredPages(slot_, group) & ranges_.Missing(group);
+                  bits &= StoredPages(slot_, group) & ranges_.Missing(group) &
+                          ~ReadThenWritten(group);
                   if (group == page / kPagesPerGroup) {
                     // The hardware knows better than the planes whether this
                     // page is there.
@@ -314,6 +323,11 @@ FaultResult Filler::Read(uint64_t page) {
     slot_.reads_to_teach.store(true, std::memory_order_relaxed);
   }
   if (IsStored(slot_, page)) {
+    if (slot_.image_mapped && (ReadThenWritten(page / kPagesPerGroup) & bit)) {
+      Count(slot_.counters.missing_read_faults);
+      const FaultResult result = MakeImagePagesWritable({page, 1});
+      if (result.kind == FaultResult::Kind::kResolved) return result;
+    }
     if (slot_.image_mapped) {
       Count(slot_.counters.minor_faults);
       const FaultResult result = MapImageAround(page);
@@ -331,6 +345,10 @@ FaultResult Filler::Read(uint64_t page) {
 FaultResult Filler::Write(uint64_t page, bool protection) {
   if (protection) {
     Count(slot_.counters.write_protect_faults);
+    if (slot_.read_then_written != nullptr && page < slot_.image_pages) {
+      slot_.read_then_written[page / kPagesPerGroup].fetch_or(
+          uint64_t{1} << (page % kPagesPerGroup), std::memory_order_relaxed);
+    }
     slot_.pages.Mark(&PageGroup::dirty, page, 1);
     return Unprotect(page, 1);
   }

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -82,6 +83,33 @@ TEST_F(FillerTest, AReadOfAnImagePageLeavesZeroPagesAlone) {
       CallsOfRead(20),
       ElementsAre("CONTINUE 16+2 WP", "CONTINUE 19+6 WP", "CONTINUE 26+6 WP"));
   EXPECT_EQ(States(16, 16), "cc.cccccc.cccccc");
+}
+
+TEST_F(FillerTest, APageThatReadersWriteToAfterwardsIsPrivateFromTheRead) {
+  UseImage(ImageOf(100), /*mapped=*/true);
+  std::atomic<uint64_t> written[2] = {uint64_t{1} << 20 | uint64_t{1} << 23, 0};
+  slot_.read_then_written = written;
+  EXPECT_THAT(CallsOfRead(20), ElementsAre("COPY 20+1 from image 20"));
+  EXPECT_EQ(States(19, 3), ".d.");
+  EXPECT_EQ(slot_.counters.missing_read_faults, 1u);
+  EXPECT_EQ(slot_.counters.minor_faults, 0u);
+  // Others are mapped around it, and without it.
+  EXPECT_THAT(
+      CallsOfRead(22),
+      ElementsAre("CONTINUE 16+4 WP", "CONTINUE 21+2 WP", "CONTINUE 24+8 WP"));
+}
+
+TEST_F(FillerTest, AWriteToAPageThatWasMappedForAReadIsRemembered) {
+  UseImage(ImageOf(100), /*mapped=*/true);
+  std::atomic<uint64_t> written[2] = {};
+  slot_.read_then_written = written;
+  Put(70, 1, PageState::kClean);
+  Put(120, 1, PageState::kClean);
+  EXPECT_EQ(WriteProtected(70).kind, Kind::kResolved);
+  EXPECT_EQ(written[1], uint64_t{1} << 6);
+  // Behind the image no page is mapped for reads.
+  EXPECT_EQ(WriteProtected(120).kind, Kind::kResolved);
+  EXPECT_EQ(written[1], uint64_t{1} << 6);
 }
 
 TEST_F(FillerTest, AReadMapsNothingBehindTheImagesEnd) {

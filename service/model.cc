@@ -184,7 +184,9 @@ class World {
                        .supply = Asking(way),
                        .trap_callback = JumpOutOfTrap,
                        .retained_pages_limit = 20,
-                       .retained_cycles = 5},
+                       .retained_cycles = 5,
+                       // So dear that pages are given back all the time.
+                       .retained_bytes_per_us = 1024},
                       kernel_);
     status_ = service.status();
     if (!service.ok()) return;

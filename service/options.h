@@ -114,6 +114,15 @@ struct ServiceOptions {
   // demoted: restoring a page sixty times costs as much as one signal.
   uint32_t retained_cycles = 60;
 
+  // What memory is worth: the private bytes that all slots of the pool together
+  // may keep for each microsecond by which that shortens one cycle. So with
+  // more slots a page has to be changed in more of the leases to be kept. The
+  // default keeps, in a pool of 64 slots, pages that one lease in ten changes;
+  // in one of 1,000 slots, those that nearly every lease changes; and pools of
+  // some ten slots keep what was changed in the last `retained_cycles`. 0:
+  // memory is free, and every pool does that.
+  uint64_t retained_bytes_per_us = 512 << 10;
+
   // Idle slots keep private pages up to this many bytes, all slots of the pool
   // together. Above it, the slots that were released longest ago give theirs
   // back, in a thread of the pool's own; a release that finds too much kept

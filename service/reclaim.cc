@@ -106,6 +106,13 @@ absl::Status TrimSlots(ServicePool& pool, std::span<SlotState* const> slots,
   return failure;
 }
 
+// Notes that a slot keeps `after` pages, where it has kept `before`.
+void CountKeeping(ServicePool& pool, uint64_t before, uint64_t after) {
+  std::atomic<uint32_t>& slots = pool.fault_pool.keeping_slots;
+  if (before == 0 && after != 0) slots.fetch_add(1, std::memory_order_relaxed);
+  if (before != 0 && after == 0) slots.fetch_sub(1, std::memory_order_relaxed);
+}
+
 // UnbindSlot() for an idle slot whose image is no longer in use. Adds the
 // private bytes of the slot to `bytes`.
 void UnbindIdle(ServicePool& pool, SlotState& slot,
@@ -141,12 +148,14 @@ void NoteIdle(ServicePool& pool, SlotState& slot) {
   const uint64_t before = slot.idle.pages.load(std::memory_order_relaxed);
   if (pages == before) return;
   slot.idle.pages.store(pages, std::memory_order_relaxed);
+  CountKeeping(pool, before, pages);
   pool.kept_by_slots.fetch_add(static_cast<int64_t>(pages - before),
                                std::memory_order_relaxed);
 }
 
 uint64_t ForgetIdle(ServicePool& pool, SlotState& slot) {
   const uint64_t pages = slot.idle.pages.exchange(0, std::memory_order_relaxed);
+  CountKeeping(pool, pages, 0);
   if (pages != 0) {
     pool.kept_by_slots.fetch_sub(static_cast<int64_t>(pages),
                                  std::memory_order_relaxed);

@@ -49,6 +49,9 @@ void Abandon(SlotState& slot) {
   slot.image.reset();
   slot.image_id.store(SlotState::kAbandoned, std::memory_order_relaxed);
   slot.policy.reset();
+  slot.read_then_written = nullptr;
+  slot.demotion.regular_pages.clear();
+  slot.demotion.regular_version = 0;
   slot.image_pages = 0;
   slot.image_stored = nullptr;
   slot.image_data = nullptr;
@@ -84,6 +87,7 @@ absl::Status PagesCallFailed(const FaultPool& fault_pool, const SlotState& slot,
 
 void BeginSamplingWindow(SlotState& slot) {
   slot.window_cycles = 0;
+  slot.demotion.rent_cycles = 0;
   slot.window_changed = 0;
   slot.window.regular = 0;
   slot.window.pairs = 0;

@@ -109,6 +109,15 @@ struct Demotion {
   // in which they were too few to be worth a call.
   bool due = false;
   uint32_t windows_put_off = 0;
+  // The pages that are worth keeping, as of this version of
+  // ChangeRates::Regular() (retention.h), in words as above. Version 0: what is
+  // worth it is not known, or is no question.
+  std::vector<uint64_t> regular_pages;
+  uint64_t regular_version = 0;
+  // What keeping other pages has cost since such pages were last given back, in
+  // ns, up to this cycle of the sampling window.
+  double rent_ns = 0;
+  uint32_t rent_cycles = 0;
 };
 
 // What is known of the kernel's tracking, with kAsync. Owner.
@@ -122,6 +131,9 @@ struct AsyncTracking {
   bool all_marked = false;
   // The number of regions that the last scan found.
   uint32_t found_regions = 0;
+  // What the memory of private pages that leases have stopped changing has
+  // cost since such pages were last given back, in ns.
+  double rent_ns = 0;
 };
 
 // What the slot keeps while it is idle. Written by the service.
@@ -256,6 +268,12 @@ struct alignas(64) SlotState {
   std::atomic<uint64_t> image_id{0};
   // Brings pages into the mapped memfd; null where all are there.
   const ImageFetch* image_fetch = nullptr;
+  // Pages of the image of which guests that read them first wrote to them
+  // afterwards, the last time: such a page is filled as a private one at once,
+  // since copying it later, when it is mapped, takes a second fault and a TLB
+  // shootdown. One word for each 64 pages of the image, shared by its slots in
+  // the pool; null where that is not done (TrackingPolicy).
+  std::atomic<uint64_t>* read_then_written = nullptr;
   // Owner. In pages below kernel_pages the kernel resolves every first touch by
   // itself: not registered (kProfiling), or only for asynchronous protection
   // (kAsync: all, or those of the image). 0 with kSignal. Never above

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "firsttouch/init/image.h"
+#include "firsttouch/service/page_costs.h"
 #include "firsttouch/service/slot_state.h"
 
 namespace firsttouch {
@@ -18,33 +19,35 @@ constexpr double kWorthTrying = 0.75;
 
 }  // namespace
 
-TrackingCosts EstimateCosts(const ChurnSample& sample) {
-  TrackingCosts costs;
-  costs.signal_ns =
-      sample.faulted * kSignalNs + sample.retained * sample.restore_ns;
+TrackingCosts EstimateCosts(const ChurnSample& sample, const PageCosts& costs) {
+  TrackingCosts estimate;
+  estimate.signal_ns = sample.faulted * costs.signal_ns +
+                       sample.retained * (sample.restore_ns + sample.memory_ns);
 
   const double regular = std::min(sample.regular, sample.changed);
   const double churning = sample.changed - regular;
-  const double again = regular * kKernelFaultNs + kProtectNs +
-                       sample.pages * kScanPageNs +
-                       sample.changed * kProtectPageNs;
+  const double again = regular * costs.kernel_fault_ns + costs.protect_ns +
+                       sample.pages * costs.scan_page_ns +
+                       sample.changed * costs.protect_page_ns;
   const double wasted = churning * sample.restore_ns / 2;
   const double cycles =
       wasted > 0 ? std::max(1.0, std::sqrt(again / wasted)) : 1e9;
-  costs.async_ns = kScanNs + sample.pages * kScanPageNs +
-                   churning * (kKernelFaultNs + kFirstRestoreNs) +
-                   again / cycles + regular * sample.restore_ns +
-                   wasted * cycles;
-  return costs;
+  estimate.async_ns =
+      costs.scan_ns + sample.pages * costs.scan_page_ns +
+      churning * (costs.kernel_fault_ns + costs.first_restore_ns) +
+      again / cycles + regular * sample.restore_ns + wasted * cycles +
+      sample.private_pages * sample.memory_ns;
+  return estimate;
 }
 
-void TrackingPolicy::Vote(const ChurnSample& sample) {
+void TrackingPolicy::Vote(const ChurnSample& sample, const PageCosts& costs) {
   if (fixed_) return;
-  const TrackingCosts costs = EstimateCosts(sample);
+  const TrackingCosts estimate = EstimateCosts(sample, costs);
   const Tracking now = tracking();
   const bool other_is_cheaper =
-      now == Tracking::kSignal ? costs.async_ns < kWorthTrying * costs.signal_ns
-                               : costs.signal_ns < costs.async_ns;
+      now == Tracking::kSignal
+          ? estimate.async_ns < kWorthTrying * estimate.signal_ns
+          : estimate.signal_ns < estimate.async_ns;
   if (!other_is_cheaper) {
     if (votes_.load(std::memory_order_relaxed) != 0) {
       votes_.store(0, std::memory_order_relaxed);
@@ -71,7 +74,8 @@ std::shared_ptr<TrackingPolicy> TrackingPolicies::Find(const ImageRef& image) {
   if (known.policy == nullptr) {
     known.image = image->Hold();
     known.policy = std::make_shared<TrackingPolicy>(
-        forced_, async_works_ && KernelMayServe(*image));
+        forced_, async_works_ && KernelMayServe(*image),
+        image->pages().value());
   }
   std::shared_ptr<TrackingPolicy> policy = known.policy;
   if (known_.size() >= prune_at_) {

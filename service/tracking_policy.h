@@ -12,13 +12,13 @@
 //
 // kSignal: every changed page stays retained for some sixty cycles, h pages
 // in all, and is restored in each; a write to another one is a signal.
-//   cost = c * kSignalNs + h * q        with q = kRestoreNs (or kRestoreZeroNs)
+//   cost = c s + h q
 // kAsync: one scan per cycle; a write to a protected page is a fault that the
 // kernel resolves alone; every B cycles all pages are protected again, after
 // which the r pages fault once more. In between, pages that are not written any
 // more are restored unchanged, d B / 2 on average: the waste.
 //   cost = scan + d (f + g) + (r f + p) / B + r q + d B / 2 q
-// with f = kKernelFaultNs, g = kFirstRestoreNs, p what protecting costs, and B
+// with p what protecting costs, and B
 // at its best, the square root of (r f + p) / (d q / 2). That B is not
 // computed: protecting again as soon as the waste exceeds what protecting costs
 // amortises it and is equivalent (ski rental; ShouldProtectAll).
@@ -28,9 +28,12 @@
 // the whole image, all of it retained, and restoring it is one pass over it:
 // never slower than copying the image. kAsync is for the guests in between.
 //
-// The nanoseconds were measured on one kind of machine (bench/README.md), with
-// the pages where cycles leave them: seldom in a near cache. Only their ratios
-// matter, which change little between machines.
+// Both also pay for the memory of the pages that they keep (retention.h):
+// kSignal for the h retained ones, kAsync for every page that leases change at
+// all, since a protected page stays private.
+//
+// s, f, g, q are the signal_ns, kernel_fault_ns, first_restore_ns and
+// restore_ns (or restore_zero_ns) of page_costs.h.
 
 #ifndef FIRSTTOUCH_SERVICE_TRACKING_POLICY_H_
 #define FIRSTTOUCH_SERVICE_TRACKING_POLICY_H_
@@ -40,36 +43,17 @@
 #include <memory>
 #include <optional>
 #include <unordered_map>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "firsttouch/init/image.h"
+#include "firsttouch/service/page_costs.h"
+#include "firsttouch/service/retention.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/uffd/mutex.h"
+#include "firsttouch/uffd/page_words.h"
 
 namespace firsttouch {
-
-// A first write to a clean page that is resolved in the thread: the signal and
-// its system call.
-inline constexpr double kSignalNs = 7000;
-// A first write for which the kernel lifts an asynchronous protection.
-inline constexpr double kKernelFaultNs = 1200;
-// Comparing and restoring a page of 4 KiB: one that is compared with an image's
-// page, and one that began as zeroes.
-inline constexpr double kRestoreNs = 120;
-inline constexpr double kRestoreZeroNs = 75;
-// Like kRestoreNs, for the first time since the page was protected, when
-// neither it nor the image's page is in any near cache.
-inline constexpr double kFirstRestoreNs = 250;
-// PAGEMAP_SCAN: the call, and each page that it walks over (those that have a
-// page table).
-inline constexpr double kScanNs = 1500;
-inline constexpr double kScanPageNs = 3;
-// The additional time of a scan that has to look at more than the marks.
-inline constexpr double kExactScanNs = 500;
-// PAGEMAP_SCAN that protects: the call with a flush of the TLB (more where
-// other threads run), and each page that was dirty.
-inline constexpr double kProtectNs = 1200;
-inline constexpr double kProtectPageNs = 65;
 
 // What was counted over a sampling window of one slot, per cycle.
 struct ChurnSample {
@@ -79,9 +63,13 @@ struct ChurnSample {
   // Pages that stay retained under kSignal.
   double retained = 0;
   // The cost of restoring one of them, on average.
-  double restore_ns = kRestoreNs;
+  double restore_ns = PageCosts().restore_ns;
   // Pages that a scan has to walk over.
   double pages = 0;
+  // Pages that stay private under kAsync, and what the memory of a page is
+  // worth.
+  double private_pages = 0;
+  double memory_ns = 0;
 };
 
 struct TrackingCosts {
@@ -89,7 +77,8 @@ struct TrackingCosts {
   double async_ns = 0;
 };
 
-TrackingCosts EstimateCosts(const ChurnSample& sample);
+TrackingCosts EstimateCosts(const ChurnSample& sample,
+                            const PageCosts& costs = {});
 
 // What protecting all pages again would cost.
 struct ProtectCosts {
@@ -102,11 +91,13 @@ struct ProtectCosts {
 
 // kAsync: whether protecting all pages again pays, now that restoring unchanged
 // pages has cost `wasted_ns`.
-inline bool ShouldProtectAll(uint64_t wasted_ns, const ProtectCosts& costs) {
+inline bool ShouldProtectAll(uint64_t wasted_ns, const ProtectCosts& all,
+                             const PageCosts& costs = {}) {
   return static_cast<double>(wasted_ns) >
-         kProtectNs + static_cast<double>(costs.pages) * kScanPageNs +
-             static_cast<double>(costs.dirty) * kProtectPageNs +
-             static_cast<double>(costs.regular) * kKernelFaultNs;
+         costs.protect_ns +
+             static_cast<double>(all.pages) * costs.scan_page_ns +
+             static_cast<double>(all.dirty) * costs.protect_page_ns +
+             static_cast<double>(all.regular) * costs.kernel_fault_ns;
 }
 
 // The choice for one image in one pool. Any thread.
@@ -114,10 +105,13 @@ class TrackingPolicy {
  public:
   // `forced`: always this one. Otherwise kSignal until the votes say something
   // else; `async_works` says whether the kernel can do kAsync.
-  TrackingPolicy(std::optional<Tracking> forced, bool async_works)
+  // The image has `image_pages` pages.
+  TrackingPolicy(std::optional<Tracking> forced, bool async_works,
+                 uint64_t image_pages = 0)
       : fixed_(forced.has_value() || !async_works),
         tracking_(async_works ? forced.value_or(Tracking::kSignal)
-                              : Tracking::kSignal) {}
+                              : Tracking::kSignal),
+        read_then_written_(WordsFor(image_pages)) {}
 
   Tracking tracking() const {
     return tracking_.load(std::memory_order_relaxed);
@@ -128,14 +122,26 @@ class TrackingPolicy {
   // Adds the sample of one slot as a vote. The choice changes when kVotes
   // samples in a row, of any slots, say that the other way is cheaper by more
   // than a quarter (from kAsync back to kSignal: cheaper at all).
-  void Vote(const ChurnSample& sample);
+  void Vote(const ChurnSample& sample, const PageCosts& costs = {});
 
   static constexpr int kVotes = 2;
+
+  // How often leases of the image change each page.
+  ChangeRates& rates() { return rates_; }
+
+  // SlotState::read_then_written for the slots of the image. Null until it is
+  // known which pages are worth keeping: until then pages are seldom given
+  // back, so that there is little to be won.
+  std::atomic<uint64_t>* read_then_written() {
+    return rates_.version() == 0 ? nullptr : read_then_written_.data();
+  }
 
  private:
   const bool fixed_;
   std::atomic<Tracking> tracking_;
   std::atomic<int> votes_{0};
+  ChangeRates rates_;
+  std::vector<std::atomic<uint64_t>> read_then_written_;
 };
 
 // Whether the kernel may resolve the reads of an image's pages by itself. False

@@ -8,12 +8,15 @@
 
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/image_builder.h"
+#include "firsttouch/service/page_costs.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/uffd/units.h"
 #include "gtest/gtest.h"
 
 namespace firsttouch {
 namespace {
+
+constexpr PageCosts kCosts;
 
 // Guests that change the same 30 pages in each cycle.
 constexpr ChurnSample kSteady = {
@@ -46,12 +49,13 @@ Tracking After(const ChurnSample& sample, int votes) {
 
 TEST(TrackingPolicyTest, TheSamePagesEachTimeCostNothingButRestoringThem) {
   const TrackingCosts costs = EstimateCosts(kSteady);
-  EXPECT_DOUBLE_EQ(costs.signal_ns, 30 * kRestoreNs);
-  EXPECT_DOUBLE_EQ(costs.async_ns,
-                   kScanNs + 1024 * kScanPageNs + 30 * kRestoreNs +
-                       (30 * kKernelFaultNs + kProtectNs + 1024 * kScanPageNs +
-                        30 * kProtectPageNs) /
-                           1e9);
+  EXPECT_DOUBLE_EQ(costs.signal_ns, 30 * kCosts.restore_ns);
+  EXPECT_DOUBLE_EQ(
+      costs.async_ns,
+      kCosts.scan_ns + 1024 * kCosts.scan_page_ns + 30 * kCosts.restore_ns +
+          (30 * kCosts.kernel_fault_ns + kCosts.protect_ns +
+           1024 * kCosts.scan_page_ns + 30 * kCosts.protect_page_ns) /
+              1e9);
 }
 
 TEST(TrackingPolicyTest, SteadyTenantsStayWithSignals) {
@@ -103,7 +107,7 @@ TEST(TrackingPolicyTest, BetweenTheTwoBordersNothingChanges) {
   // either way.
   ChurnSample sample = kMixed;
   sample.faulted = 0;
-  sample.retained = 1.1 * EstimateCosts(kMixed).async_ns / kRestoreNs;
+  sample.retained = 1.1 * EstimateCosts(kMixed).async_ns / kCosts.restore_ns;
   EXPECT_EQ(After(sample, 10), Tracking::kSignal);
   TrackingPolicy policy(std::nullopt, true);
   for (int i = 0; i < TrackingPolicy::kVotes; ++i) policy.Vote(kMixed);
@@ -124,8 +128,8 @@ TEST(TrackingPolicyTest, WhereItIsForcedOrImpossibleNobodyVotes) {
 
 TEST(TrackingPolicyTest, AllPagesAreProtectedWhenRestoringInVainHasCostAsMuch) {
   const ProtectCosts one_dirty = {.pages = 256, .dirty = 1};
-  const auto cost =
-      static_cast<uint64_t>(kProtectNs + 256 * kScanPageNs + kProtectPageNs);
+  const auto cost = static_cast<uint64_t>(
+      kCosts.protect_ns + 256 * kCosts.scan_page_ns + kCosts.protect_page_ns);
   EXPECT_FALSE(ShouldProtectAll(0, {}));
   EXPECT_FALSE(ShouldProtectAll(cost, one_dirty));
   EXPECT_TRUE(ShouldProtectAll(cost + 1, one_dirty));

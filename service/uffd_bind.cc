@@ -54,6 +54,19 @@ bool FewPagesWillDo(const Image& image) {
   return only_read <= kFewPages;
 }
 
+// Leaves pages out that are better filled as private ones at their first touch.
+void LeaveOutReadThenWritten(SlotState& slot, WorkingSet::Words& words) {
+  if (!slot.image_mapped || slot.policy == nullptr) return;
+  slot.read_then_written = slot.policy->read_then_written();
+  if (slot.read_then_written == nullptr) return;
+  for (uint64_t index = 0;
+       index < std::min<uint64_t>(words.size(), WordsFor(slot.image_pages));
+       ++index) {
+    words[index] &=
+        ~slot.read_then_written[index].load(std::memory_order_relaxed);
+  }
+}
+
 // Whether an image that the slot is bound to, without its mapping, is to be
 // mapped now.
 bool IsToBeMapped(const UffdContext& context, const SlotState& slot) {
@@ -119,6 +132,10 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
     CountOwned(slot.counters.untracked_leases);
   }
   slot.policy = std::move(policy);
+  slot.read_then_written = nullptr;
+  slot.demotion.regular_pages.clear();
+  slot.demotion.regular_version = 0;
+  slot.demotion.rent_ns = 0;
   slot.prefill_wanted = image != nullptr;
   BeginSamplingWindow(slot);
   slot.window.last_noted_at = ~uint32_t{0};
@@ -177,7 +194,9 @@ void FillWorkingSet(const UffdContext& context, SlotState& slot,
   if (!slot.image_mapped) {
     left = std::min(left, most_pages - std::min(most_pages, pages_to_fill));
   }
-  for_each_run(set.read(), [&](uint64_t page, uint64_t pages) {
+  WorkingSet::Words to_map = set.read();
+  LeaveOutReadThenWritten(slot, to_map);
+  for_each_run(to_map, [&](uint64_t page, uint64_t pages) {
     pages = std::min(pages, left);
     left -= pages;
     MapClean(context.fault_pool, number, page, pages);

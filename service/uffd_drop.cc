@@ -174,10 +174,16 @@ void AddColdPages(const SlotState& slot, DropBatch& batch) {
 void LeaveOutWarmPages(SlotState& slot) {
   for (uint64_t index = 0; index < slot.demotion.cold_pages.size(); ++index) {
     const PageGroup& group = slot.pages.group(index);
-    slot.demotion.cold_pages[index] &=
-        group.dirty.load(std::memory_order_relaxed) &
-        ~group.recent.load(std::memory_order_relaxed) &
-        ~WordMask(index, 0, slot.kernel_pages);
+    const uint64_t dirty = group.dirty.load(std::memory_order_relaxed);
+    const uint64_t by_kernel = WordMask(index, 0, slot.kernel_pages);
+    // Pages that are not worth keeping are given back although they may just
+    // have changed.
+    const uint64_t warm = group.recent.load(std::memory_order_relaxed) &
+                          (slot.demotion.regular_version == 0 ? ~uint64_t{0}
+                           : index < slot.demotion.regular_pages.size()
+                               ? slot.demotion.regular_pages[index]
+                               : 0);
+    slot.demotion.cold_pages[index] &= ~warm & (dirty ^ by_kernel);
   }
 }
 
@@ -186,6 +192,7 @@ absl::Status NoteDemoted(const UffdContext& context, SlotState& slot,
   const WorkingSet::Words cold = std::exchange(slot.demotion.cold_pages, {});
   slot.demotion.due = false;
   slot.demotion.windows_put_off = 0;
+  slot.demotion.rent_ns = 0;
   absl::Status status;
   uint64_t demoted = 0;
   for (uint64_t index = 0; index < cold.size(); ++index) {
@@ -199,9 +206,11 @@ absl::Status NoteDemoted(const UffdContext& context, SlotState& slot,
         return;
       }
       slot.pages.Forget(first, first + pages);
+      NoteUnmarked(slot, first);
       demoted += pages;
     });
   }
+  if (slot.kernel_pages > 0) slot.idle.keeps_fewer = true;
   CountOwned(slot.counters.pages_demoted, demoted);
   if (slot.image != nullptr) slot.image->working_set().ForgetWritten(cold);
   return status;

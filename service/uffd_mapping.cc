@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <optional>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -89,9 +90,14 @@ absl::Status MapAnew(const UffdContext& context, SlotState& slot,
   Count(slot.counters.kernel_calls);
   int flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
   if (fd < 0) flags |= MAP_ANONYMOUS;
-  // Inaccessible, so that nothing populates it: see mapping_properties.h.
-  const CallResult mapped = kernel.Mmap(start, bytes, PROT_NONE, flags, fd,
-                                        fd < 0 ? 0 : first_page * kPageBytes);
+  if (context.no_huge_pages_by_mmap) flags |= MAP_STACK;
+  // Inaccessible, so that nothing populates it: see mapping_properties.h. Where
+  // the next lease is a profiling one, pages may be there, since the kernel
+  // supplies them anyway; all of them are dropped at its end.
+  constexpr int kOpen = PROT_READ | PROT_WRITE;
+  const CallResult mapped =
+      kernel.Mmap(start, bytes, profiling ? kOpen : PROT_NONE, flags, fd,
+                  fd < 0 ? 0 : first_page * kPageBytes);
   if (!mapped.ok()) {
     if (!StaysReserved(kernel, start, bytes)) slot.place_lost = true;
     return CallFailed(context, slot, mapped.error, "mmap", first_page, pages);
@@ -107,13 +113,19 @@ absl::Status MapAnew(const UffdContext& context, SlotState& slot,
   }
   const MappingResult set = SetMappingProperties(
       kernel, start, bytes,
-      {.include_in_core_dump = context.include_in_core_dump});
+      {.include_in_core_dump = context.include_in_core_dump,
+       .no_huge_pages_by_mmap = context.no_huge_pages_by_mmap,
+       .process_merges = context.process_merges == nullptr
+                             ? std::nullopt
+                             : std::optional<bool>(context.process_merges->load(
+                                   std::memory_order_relaxed)),
+       .may_be_populated = profiling});
   Count(slot.counters.kernel_calls, set.calls + 1);
   if (!set.ok()) {
     return CallFailed(context, slot, set.error, set.call, first_page, pages);
   }
-  const CallResult opened =
-      kernel.Mprotect(start, bytes, PROT_READ | PROT_WRITE);
+  if (profiling) return absl::OkStatus();
+  const CallResult opened = kernel.Mprotect(start, bytes, kOpen);
   if (!opened.ok()) {
     return CallFailed(context, slot, opened.error, "mprotect", first_page,
                       pages);

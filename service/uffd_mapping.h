@@ -8,10 +8,12 @@
 #ifndef FIRSTTOUCH_SERVICE_UFFD_MAPPING_H_
 #define FIRSTTOUCH_SERVICE_UFFD_MAPPING_H_
 
+#include <atomic>
 #include <cstdint>
 
 #include "absl/status/status.h"
 #include "firsttouch/service/fault_pool.h"
+#include "firsttouch/service/page_costs.h"
 #include "firsttouch/service/slot_record.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/service/tracking_policy.h"
@@ -39,6 +41,13 @@ struct UffdContext {
   bool include_in_core_dump = false;
   // Cycles after which `recent` becomes `previous`.
   uint32_t window_cycles = 30;
+  // ServiceOptions::retained_bytes_per_us; 0: memory is free.
+  uint64_t retained_bytes_per_us = 0;
+  PageCosts costs;
+  // NoHugePagesByMmap() of this kernel.
+  bool no_huge_pages_by_mmap = false;
+  // What ProcessMergesPages() has said last; null: to be asked.
+  const std::atomic<bool>* process_merges = nullptr;
 };
 
 // The error of a system call on pages of a slot.

@@ -110,9 +110,21 @@ TEST_F(UffdMappingTest, AnonymousMemoryHasNoMinorFaults) {
   EXPECT_EQ(calls[1], "REGISTER 2+20 on uffd MISSING WP");
 }
 
-TEST_F(UffdMappingTest, AProfilingLeaseIsNotRegistered) {
+TEST_F(UffdMappingTest, WhatAProfilingLeaseDoesWithoutIsNotAskedFor) {
   EXPECT_TRUE(MapFile(2, 20, /*profiling=*/true).ok());
-  EXPECT_THAT(TakeCalls(), testing::Each(Not(HasSubstr("REGISTER"))));
+  EXPECT_THAT(TakeCalls(),
+              ElementsAre("mmap 2+20 fd", "madvise 2+20 DONTFORK",
+                          "madvise 2+20 DONTDUMP", "madvise 2+20 NOHUGEPAGE"));
+}
+
+TEST_F(UffdMappingTest, WhereMmapItselfForbidsHugePagesThereIsNoSecondCall) {
+  context_.no_huge_pages_by_mmap = true;
+  EXPECT_TRUE(MapFile(2, 20).ok());
+  EXPECT_THAT(
+      TakeCalls(),
+      ElementsAre("mmap 2+20 fd", "REGISTER 2+20 on uffd MISSING WP MINOR",
+                  "madvise 2+20 DONTFORK", "madvise 2+20 DONTDUMP",
+                  "madvise 2+20 DONTNEED", "mprotect 2+20 RW"));
 }
 
 TEST_F(UffdMappingTest, AMappingIsInCoreDumpsWhereThatIsAskedFor) {

@@ -10,14 +10,18 @@
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/working_set.h"
 #include "firsttouch/service/fault_pool.h"
+#include "firsttouch/service/page_costs.h"
 #include "firsttouch/service/page_states.h"
 #include "firsttouch/service/restore_groups.h"
+#include "firsttouch/service/retention.h"
 #include "firsttouch/service/slot_record.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/service/tracking_policy.h"
 #include "firsttouch/service/uffd_drop.h"
 #include "firsttouch/service/uffd_mapping.h"
 #include "firsttouch/service/uffd_tracking.h"
+#include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
 namespace {
@@ -28,7 +32,7 @@ template <typename PagesOf>
 void Teach(const SlotState& slot, PagesOf pages_of) {
   WorkingSet::Words words;
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
-    const uint64_t pages = pages_of(group);
+    const uint64_t pages = pages_of(index, group);
     if (pages == 0) return;
     words.resize(index + 1);
     words[index] = pages;
@@ -58,14 +62,22 @@ void TeachReads(SlotState& slot, uint64_t end_page) {
 // else.
 absl::Status FinishProfilingLease(const UffdContext& context, SlotState& slot) {
   const uint64_t pages = slot.kernel_pages;
-  if (FindKernelWrites(context, slot).ok()) {
-    Teach(slot, [](const PageGroup& group) {
+  uint64_t touched = 0;
+  const bool found = FindKernelWrites(context, slot).ok();
+  if (found) {
+    slot.pages.ForEachGroup([&](uint64_t, const PageGroup& group) {
+      touched += std::popcount(group.present.load(std::memory_order_relaxed));
+    });
+    Teach(slot, [](uint64_t, const PageGroup& group) {
       return group.dirty.load(std::memory_order_relaxed);
     });
     TeachReads(slot, pages);
   }
-  if (absl::Status status = DropRange(context, slot, 0, pages); !status.ok()) {
-    return status;
+  if (!found || touched != 0) {
+    if (absl::Status status = DropRange(context, slot, 0, pages);
+        !status.ok()) {
+      return status;
+    }
   }
   slot.kernel_pages = 0;
   slot.tracking = Tracking::kSignal;
@@ -78,17 +90,190 @@ absl::Status FinishProfilingLease(const UffdContext& context, SlotState& slot) {
 constexpr uint64_t kWorthDemoting = 8;
 constexpr uint32_t kPutOffWindows = 8;
 
+// One lease in this many of a slot, outside the steady path, is counted by
+// ChangeRates.
+constexpr uint32_t kCountedEvery = 4;
+
 // The cost of restoring these pages of a group, in ns.
-double RestoreNs(const SlotState& slot, uint64_t index, uint64_t pages) {
+double RestoreNs(const UffdContext& context, const SlotState& slot,
+                 uint64_t index, uint64_t pages) {
   const uint64_t of_image = WordMask(index, 0, slot.image_pages);
-  return std::popcount(pages & of_image) * kRestoreNs +
-         std::popcount(pages & ~of_image) * kRestoreZeroNs;
+  return std::popcount(pages & of_image) * context.costs.restore_ns +
+         std::popcount(pages & ~of_image) * context.costs.restore_zero_ns;
+}
+
+// What the memory of a page is worth now, per cycle.
+double MemoryNs(const UffdContext& context) {
+  return PageMemoryNs(
+      context.retained_bytes_per_us,
+      context.fault_pool.keeping_slots.load(std::memory_order_relaxed));
+}
+
+uint64_t WordOf(const WorkingSet::Words& words, uint64_t index) {
+  return index < words.size() ? words[index] : 0;
+}
+
+// The pages of a group of which there is no reason to give them back: those
+// that are worth keeping or, where that is not known, those that were changed
+// in the last two sampling windows.
+uint64_t WarmPages(const SlotState& slot, uint64_t index,
+                   const PageGroup& group) {
+  return slot.demotion.regular_version != 0
+             ? WordOf(slot.demotion.regular_pages, index)
+             : group.recent.load(std::memory_order_relaxed) |
+                   group.previous.load(std::memory_order_relaxed);
+}
+
+// What one lease tells of which pages are worth keeping (retention.h).
+class Retention {
+ public:
+  Retention(const UffdContext& context, SlotState& slot)
+      : context_(context),
+        slot_(slot),
+        memory_ns_(MemoryNs(context)),
+        least_changes_(slot.policy == nullptr
+                           ? 0
+                           : LeastChanges(context.costs, memory_ns_)) {
+    Demotion& demotion = slot.demotion;
+    if (least_changes_ == 0) {
+      demotion.regular_version = 0;
+      return;
+    }
+    ChangeRates& rates = slot.policy->rates();
+    if (const uint64_t version = rates.version();
+        version != demotion.regular_version) {
+      demotion.regular_pages = rates.Regular();
+      demotion.regular_version = version;
+      if (slot.image_mapped) {
+        slot.read_then_written = slot.policy->read_then_written();
+      }
+    }
+    counts_ = demotion.regular_version == 0 ||
+              slot.window_cycles % kCountedEvery == 0;
+  }
+
+  // Notes what a lease did to a group: its dirty pages, those of them that it
+  // changed, that it made dirty (`fresh`), and that were changed in the cycle
+  // before, too (`again`).
+  void Note(uint64_t index, uint64_t dirty, uint64_t changed,
+            uint64_t really_changed, uint64_t fresh, uint64_t again) {
+    if (least_changes_ == 0) return;
+    if (counts_) Put(changed_, index, changed);
+    if (slot_.demotion.regular_version == 0) return;
+    const uint64_t stale = dirty & ~again &
+                           ~WordOf(slot_.demotion.regular_pages, index) &
+                           ~WordMask(index, 0, slot_.kernel_pages);
+    if (stale != 0) {
+      Put(stale_, index, stale);
+      stale_pages_ += std::popcount(stale);
+    }
+    // Read, and not written: such pages are mapped clean the next time.
+    const uint64_t only_read = fresh & ~really_changed;
+    if (only_read != 0 && slot_.read_then_written != nullptr &&
+        index * kPagesPerGroup < slot_.image_pages) {
+      slot_.read_then_written[index].fetch_and(~only_read,
+                                               std::memory_order_relaxed);
+    }
+  }
+
+  // Passes on what was noted; of pages that are not worth keeping, decides
+  // whether they are given back now.
+  void End() {
+    if (counts_) slot_.policy->rates().Add(changed_, least_changes_);
+    Demotion& demotion = slot_.demotion;
+    // What was not worth keeping after an earlier lease may be now.
+    if (demotion.regular_version != 0) demotion.cold_pages.clear();
+    // The steady cycles since the last call have kept the pages, too.
+    const uint32_t cycles = slot_.window_cycles + 1;
+    if (stale_pages_ == 0) {
+      demotion.rent_ns = 0;
+    } else {
+      demotion.rent_ns += static_cast<double>(stale_pages_) *
+                          (context_.costs.restore_ns + memory_ns_) *
+                          (cycles - demotion.rent_cycles);
+    }
+    demotion.rent_cycles = cycles;
+  }
+
+  // Adds the pages that are not worth keeping to `demotion.cold_pages`.
+  void GiveBack() {
+    if (stale_pages_ == 0) return;
+    Demotion& demotion = slot_.demotion;
+    WorkingSet::Words& cold = demotion.cold_pages;
+    cold.resize(std::max(cold.size(), stale_.size()));
+    for (size_t index = 0; index < stale_.size(); ++index) {
+      cold[index] |= stale_[index];
+    }
+    if (ShouldGiveBack(context_.costs, demotion.rent_ns, stale_pages_)) {
+      demotion.due = true;
+      demotion.rent_ns = 0;
+    }
+  }
+
+  double memory_ns() const { return memory_ns_; }
+
+ private:
+  static void Put(WorkingSet::Words& words, uint64_t index, uint64_t pages) {
+    if (index >= words.size()) words.resize(index + 1);
+    words[index] = pages;
+  }
+
+  const UffdContext& context_;
+  SlotState& slot_;
+  const double memory_ns_;
+  const uint32_t least_changes_;
+  // Whether this lease is counted.
+  bool counts_ = false;
+  WorkingSet::Words changed_;
+  WorkingSet::Words stale_;
+  uint64_t stale_pages_ = 0;
+};
+
+// With asynchronous tracking, pages that leases have stopped changing cost no
+// restoring, since they are protected again, but they stay private. Puts them
+// into `demotion.cold_pages` once their memory has cost what giving them back
+// and copying them again costs.
+void FindColdPrivatePages(const UffdContext& context, SlotState& slot,
+                          double memory_ns) {
+  if (slot.kernel_pages == 0 || memory_ns == 0) return;
+  uint64_t warm = 0;
+  slot.pages.ForEachGroup([&](uint64_t index, const PageGroup& group) {
+    warm += std::popcount(WarmPages(slot, index, group) |
+                          group.dirty.load(std::memory_order_relaxed));
+  });
+  Demotion& demotion = slot.demotion;
+  const uint64_t kept = slot.idle.pages.load(std::memory_order_relaxed);
+  if (kept <= warm) return;
+  const uint64_t cold = kept - warm;
+  slot.async.rent_ns += static_cast<double>(cold) * memory_ns *
+                        static_cast<double>(slot.window_cycles);
+  PageCosts again = context.costs;
+  again.drop_page_ns += again.kernel_copy_ns;
+  if (!ShouldGiveBack(again, slot.async.rent_ns, cold)) return;
+  slot.async.rent_ns = 0;
+  // What is dropped keeps its protection, so that the next scans find no page
+  // there.
+  ProtectAll(context, slot);
+  ForEachPrivateRegion(context, slot, [&](const PageRegion& region) {
+    ForEachWordIn(slot, region, [&](uint64_t index, uint64_t pages) {
+      const PageGroup& group = slot.pages.group(index);
+      const uint64_t stale = pages & ~WarmPages(slot, index, group) &
+                             ~group.dirty.load(std::memory_order_relaxed);
+      if (stale == 0) return;
+      if (index >= demotion.cold_pages.size()) {
+        demotion.cold_pages.resize(index + 1);
+      }
+      demotion.cold_pages[index] |= stale;
+      demotion.due = true;
+    });
+  });
 }
 
 // Ends a sampling window: acts on what was counted in it.
 absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
-                               uint64_t keep_pages) {
+                               uint64_t keep_pages, double memory_ns) {
   uint64_t retained_pages = 0;
+  uint64_t changing_pages = 0;
   double retained_ns = 0;
   uint64_t demotable = 0;
   slot.demotion.cold_pages.clear();
@@ -97,10 +282,12 @@ absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
     const uint64_t recent = group.recent.load(std::memory_order_relaxed);
     const uint64_t known =
         recent | group.previous.load(std::memory_order_relaxed);
-    const uint64_t retained =
-        slot.tracking == Tracking::kSignal ? dirty : known;
+    const uint64_t retained = slot.tracking == Tracking::kSignal
+                                  ? dirty
+                                  : WarmPages(slot, index, group);
     retained_pages += std::popcount(retained);
-    retained_ns += RestoreNs(slot, index, retained);
+    changing_pages += std::popcount(dirty | known);
+    retained_ns += RestoreNs(context, slot, index, retained);
     const uint64_t cold =
         dirty & ~known & ~WordMask(index, 0, slot.kernel_pages);
     if (cold != 0) {
@@ -112,6 +299,8 @@ absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
   const auto cycles = static_cast<double>(slot.window_cycles);
   if (slot.policy != nullptr && !slot.policy->fixed() &&
       slot.window.pairs != 0) {
+    const double private_pages = static_cast<double>(std::max(
+        changing_pages, slot.idle.pages.load(std::memory_order_relaxed)));
     slot.policy->Vote(
         {.changed = static_cast<double>(slot.window_changed) / cycles,
          .regular = static_cast<double>(slot.window.regular) /
@@ -119,24 +308,36 @@ absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
          .faulted = static_cast<double>(slot.window.faulted) / cycles,
          .retained = static_cast<double>(retained_pages),
          .restore_ns = retained_pages == 0
-                           ? kRestoreNs
+                           ? context.costs.restore_ns
                            : retained_ns / static_cast<double>(retained_pages),
-         .pages = static_cast<double>(WrittenEnd(slot, keep_pages))});
+         .pages = static_cast<double>(WrittenEnd(slot, keep_pages)),
+         .private_pages = private_pages,
+         .memory_ns = memory_ns},
+        context.costs);
   }
   slot.demotion.due =
       demotable >= kWorthDemoting ||
       (demotable != 0 && ++slot.demotion.windows_put_off >= kPutOffWindows);
   absl::Status status;
-  if (slot.tracking == Tracking::kAsync && slot.kernel_pages < keep_pages &&
-      slot.window.signals * kSignalNs >
-          cycles * (kScanNs + static_cast<double>(keep_pages) * kScanPageNs)) {
-    // The dirty set churns behind the image, too.
-    status = EnterAsync(context, slot, keep_pages);
+  if (slot.tracking == Tracking::kAsync) {
+    const double whole_scan_ns =
+        context.costs.scan_ns +
+        static_cast<double>(keep_pages) * context.costs.scan_page_ns;
+    if (slot.kernel_pages<keep_pages&& static_cast<double>(
+                              slot.window.signals) *
+                          context.costs.signal_ns>
+            cycles *
+        whole_scan_ns) {
+      // The dirty set churns behind the image, too.
+      status = EnterAsync(context, slot, keep_pages);
+    }
+    FindColdPrivatePages(context, slot, memory_ns);
   }
   if (slot.window.windows_to_teach > 0 && slot.image != nullptr) {
     --slot.window.windows_to_teach;
-    Teach(slot, [](const PageGroup& group) {
-      return group.recent.load(std::memory_order_relaxed) &
+    Teach(slot, [&](uint64_t index, const PageGroup& group) {
+      return WarmPages(slot, index, group) &
+             group.recent.load(std::memory_order_relaxed) &
              group.previous.load(std::memory_order_relaxed);
     });
   }
@@ -229,6 +430,7 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
   const bool async = slot.tracking == Tracking::kAsync;
   uint64_t changed_pages = 0;
   uint64_t regular_pages = 0;
+  Retention retention(context, slot);
   RestoreGroups(
       slot,
       [&](uint64_t index, PageGroup& group, uint64_t dirty,
@@ -238,19 +440,19 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
         const uint64_t changed = really_changed | fresh;
         changed_pages += std::popcount(changed);
         first_writes += std::popcount(fresh);
-        late_writes += std::popcount(
-            changed & ~group.recent.load(std::memory_order_relaxed) &
-            ~group.previous.load(std::memory_order_relaxed));
+        late_writes += std::popcount(changed & ~WarmPages(slot, index, group));
         if (fresh != 0) group.retained.store(dirty, std::memory_order_relaxed);
         const uint64_t regular =
             changed & group.last.load(std::memory_order_relaxed);
         regular_pages += std::popcount(regular);
         group.last.store(changed, std::memory_order_relaxed);
+        retention.Note(index, dirty, changed, really_changed, fresh, regular);
         if (async) {
           const uint64_t by_kernel = WordMask(index, 0, slot.kernel_pages);
           protect_costs.dirty += std::popcount(dirty & by_kernel);
           protect_costs.regular += std::popcount(regular & by_kernel);
-          wasted_ns += RestoreNs(slot, index, dirty & by_kernel & ~changed);
+          wasted_ns +=
+              RestoreNs(context, slot, index, dirty & by_kernel & ~changed);
           first_writes_by_signal += std::popcount(fresh & ~by_kernel);
         }
         NoteChanged(group, changed);
@@ -263,7 +465,7 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
   if (first_writes != 0 && slot.image != nullptr) {
     slot.window.windows_to_teach = 2;
     if (!slot.image->working_set().known()) {
-      Teach(slot, [](const PageGroup& group) {
+      Teach(slot, [](uint64_t, const PageGroup& group) {
         return group.dirty.load(std::memory_order_relaxed);
       });
     }
@@ -277,17 +479,20 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
     slot.window.faulted += late_writes;
     slot.window.signals += first_writes_by_signal;
     slot.async.wasted_ns += static_cast<uint64_t>(
-        wasted_ns + (slot.async.all_marked ? 0 : kExactScanNs));
-    if (ShouldProtectAll(slot.async.wasted_ns, protect_costs)) {
+        wasted_ns + (slot.async.all_marked ? 0 : context.costs.exact_scan_ns));
+    if (ShouldProtectAll(slot.async.wasted_ns, protect_costs, context.costs)) {
       ProtectAll(context, slot);
     }
   } else {
     slot.window.faulted += first_writes;
   }
+  retention.End();
   absl::Status status;
   if (++slot.window_cycles >= context.window_cycles) {
-    status = EndSamplingWindow(context, slot, keep_pages);
+    status =
+        EndSamplingWindow(context, slot, keep_pages, retention.memory_ns());
   }
+  retention.GiveBack();
   slot.window.last_noted_at = slot.window_cycles;
   return status;
 }

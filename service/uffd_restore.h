@@ -20,9 +20,9 @@ namespace firsttouch {
 // `size_pages` (pages that the guest grew into). Restored pages stay private
 // and writable, as the next lease's retained pages, up to
 // `retained_pages_limit` of them; above that the whole slot is dropped. Pages
-// that were not found changed for two to three sampling windows are put into
-// `demotion.cold_pages`, and `demotion.due` is set where dropping them now
-// pays.
+// that were not found changed for two to three sampling windows, or are not
+// worth their memory (retention.h), are put into `demotion.cold_pages`, and
+// `demotion.due` is set where dropping them now pays.
 absl::Status RestorePages(const UffdContext& context, SlotState& slot,
                           uint64_t keep_pages, uint64_t size_pages,
                           uint64_t retained_pages_limit);

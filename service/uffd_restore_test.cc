@@ -2,6 +2,7 @@
 
 #include <errno.h>
 
+#include <atomic>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -11,7 +12,9 @@
 #include "absl/status/status.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/working_set.h"
+#include "firsttouch/service/page_costs.h"
 #include "firsttouch/service/page_states.h"
+#include "firsttouch/service/retention.h"
 #include "firsttouch/service/scripted_uffd_slot.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/service/tracking_policy.h"
@@ -22,6 +25,8 @@
 
 namespace firsttouch {
 namespace {
+
+constexpr PageCosts kCosts;
 
 using testing::ElementsAre;
 using testing::HasSubstr;
@@ -279,6 +284,129 @@ TEST_F(UffdRestoreTest, ChurnIsVotedForTheKernelsTracking) {
   EXPECT_EQ(slot_.policy->tracking(), Tracking::kAsync);
 }
 
+// ---- What memory is worth ------------------------------------------------
+
+class MemoryPriceTest : public UffdRestoreTest {
+ protected:
+  MemoryPriceTest() {
+    UseImage(ImageOf(100), /*mapped=*/true);
+    slot_.policy = std::make_shared<TrackingPolicy>(Tracking::kSignal, true,
+                                                    /*image_pages=*/100);
+    // A page costs 1 us of each cycle.
+    context_.retained_bytes_per_us = kPageBytes;
+    fault_pool_.keeping_slots = 1;
+    context_.costs = {.signal_ns = 6400,
+                      .restore_ns = 120,
+                      .drop_ns = 4000,
+                      .drop_page_ns = 200};
+  }
+
+  // Leases of other slots, all of which changed page 3.
+  void Learn(uint32_t leases = kLeasesCounted) {
+    const uint64_t pages = uint64_t{1} << 3;
+    for (uint32_t i = 0; i < leases; ++i)
+      slot_.policy->rates().Add({&pages, 1}, 12);
+  }
+};
+
+TEST_F(MemoryPriceTest, PagesThatFewLeasesChangeGoOnceTheyHaveCostAsMuch) {
+  Learn();
+  PutUnchanged(3, 1, PageState::kDirty);
+  PutUnchanged(10, 2, PageState::kDirty);
+  // Two pages cost 2 x 1.12 us in each cycle; giving them back 4.4 us.
+  EXPECT_TRUE(Restore().ok());
+  EXPECT_THAT(slot_.demotion.cold_pages, ElementsAre(0b11 << 10));
+  EXPECT_FALSE(slot_.demotion.due);
+  EXPECT_TRUE(Restore().ok());
+  EXPECT_THAT(slot_.demotion.cold_pages, ElementsAre(0b11 << 10));
+  EXPECT_TRUE(slot_.demotion.due);
+}
+
+TEST_F(MemoryPriceTest, SteadyCyclesArePaidForAtTheNextLookAtThePages) {
+  Learn();
+  PutUnchanged(10, 1, PageState::kRetained);
+  slot_.window_cycles = 2;
+  EXPECT_TRUE(Restore().ok());
+  EXPECT_FALSE(slot_.demotion.due);
+  slot_.window_cycles = 9;
+  EXPECT_TRUE(Restore().ok());
+  EXPECT_TRUE(slot_.demotion.due);
+}
+
+TEST_F(MemoryPriceTest, ThePagesOfTwoLeasesInARowStay) {
+  Learn();
+  for (int i = 0; i < 10; ++i) {
+    PutUnchanged(10, 2, PageState::kDirty);
+    Change(10);
+    slot_.pages.group(0).retained = 0;
+    EXPECT_TRUE(Restore().ok());
+    if (i == 0) continue;
+    EXPECT_THAT(slot_.demotion.cold_pages, IsEmpty()) << i;
+  }
+}
+
+TEST_F(MemoryPriceTest, NothingGoesBeforeItIsKnownWhatIsWorthKeeping) {
+  Learn(kLeasesCounted - 2);
+  PutUnchanged(10, 20, PageState::kDirty);
+  EXPECT_TRUE(Restore().ok());
+  EXPECT_EQ(slot_.policy->rates().version(), 0u);
+  EXPECT_THAT(slot_.demotion.cold_pages, IsEmpty());
+  // This lease is the last of those that are counted.
+  EXPECT_TRUE(Restore().ok());
+  EXPECT_EQ(slot_.policy->rates().version(), 1u);
+}
+
+TEST_F(MemoryPriceTest, WhereMemoryIsNextToFreeNoLeaseIsCounted) {
+  context_.retained_bytes_per_us = 1 << 20;
+  Learn(kLeasesCounted - 1);
+  PutUnchanged(10, 20, PageState::kDirty);
+  EXPECT_TRUE(Restore().ok());
+  EXPECT_EQ(slot_.policy->rates().version(), 0u);
+  EXPECT_EQ(slot_.read_then_written, nullptr);
+}
+
+TEST_F(MemoryPriceTest, APageThatWasOnlyReadIsMappedTheNextTime) {
+  Learn();
+  std::atomic<uint64_t>* const written = slot_.policy->read_then_written();
+  ASSERT_NE(written, nullptr);
+  written[0] = 0b11 << 10;
+  PutUnchanged(10, 2, PageState::kDirty);
+  Change(10);
+  EXPECT_TRUE(Restore().ok());
+  EXPECT_EQ(slot_.read_then_written, written);
+  EXPECT_TRUE(Restore().ok());
+  PutUnchanged(10, 2, PageState::kDirty);
+  slot_.pages.group(0).retained = 0;
+  Change(10);
+  EXPECT_TRUE(Restore().ok());
+  EXPECT_EQ(written[0], uint64_t{1} << 10);
+}
+
+TEST_F(MemoryPriceTest, PrivatePagesThatTheKernelTracksGoAtAWindowsEnd) {
+  slot_.policy = std::make_shared<TrackingPolicy>(Tracking::kAsync, true, 100);
+  TrackAsync(100);
+  context_.window_cycles = 1;
+  slot_.idle.pages = 40;
+  PutUnchanged(3, 1, PageState::kRetained);
+  kernel_.SetPagemap(
+      {Pages(3, 1, kPageIsPresent), Pages(20, 39, kPageIsPresent)});
+  // 39 pages cost 39 us in each cycle; to give them back, and to copy them
+  // again, 4 us and 4.7 us a page.
+  for (int i = 0; i < 4; ++i) {
+    Change(3);
+    EXPECT_TRUE(Restore().ok());
+    EXPECT_FALSE(slot_.demotion.due) << i;
+    EXPECT_THAT(TakeCalls(), ElementsAre("SCAN 0+100"));
+  }
+  Change(3);
+  EXPECT_TRUE(Restore().ok());
+  EXPECT_TRUE(slot_.demotion.due);
+  EXPECT_THAT(TakeCalls(), ElementsAre("SCAN 0+100", "SCAN 0+100 and protect",
+                                       "SCAN 0+100"));
+  EXPECT_THAT(slot_.demotion.cold_pages,
+              ElementsAre(((uint64_t{1} << 39) - 1) << 20));
+}
+
 // ---- The kernel's tracking -------------------------------------------------
 
 TEST_F(UffdRestoreTest, PagesThatAScanFindsAreRestored) {
@@ -300,7 +428,8 @@ TEST_F(UffdRestoreTest, AllIsProtectedAgainOnceTheWastePaysForIt) {
   PutUnchanged(3, 2, PageState::kRetained);
   EXPECT_TRUE(Restore().ok());
   EXPECT_THAT(TakeCalls(), ElementsAre("SCAN 0+20"));
-  EXPECT_EQ(slot_.async.wasted_ns, static_cast<uint64_t>(2 * kRestoreNs));
+  EXPECT_EQ(slot_.async.wasted_ns,
+            static_cast<uint64_t>(2 * kCosts.restore_ns));
   slot_.async.wasted_ns = 1'000'000;
   EXPECT_TRUE(Restore().ok());
   EXPECT_THAT(TakeCalls(), ElementsAre("SCAN 0+20", "SCAN 0+20 and protect"));

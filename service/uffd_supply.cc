@@ -15,7 +15,10 @@
 #include "firsttouch/pool/limits.h"
 #include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/in_bounds_faults.h"
+#include "firsttouch/service/measure_costs.h"
+#include "firsttouch/service/page_costs.h"
 #include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/proc.h"
 #include "firsttouch/uffd/units.h"
@@ -186,6 +189,18 @@ absl::Status UffdSupply::OpenPagemap() {
   return absl::OkStatus();
 }
 
+PageCosts UffdSupply::Costs() const {
+  // A fake kernel's speed says nothing.
+  if (&pool_.kernel != &RealKernel()) return {};
+  // Once in a process: the machine stays the same.
+  static const PageCosts costs = CostsOf(MeasurePageTimes(
+      pool_.kernel, uffd_->fd(),
+      reservation_base_ + pool_.layout.first_memory_offset_bytes(),
+      PagesRoundedUp(pool_.layout.memory_bytes()).value(),
+      pool_.fault_pool.zero_source));
+  return costs;
+}
+
 absl::Status UffdSupply::Attach(const Reservation& reservation) {
   reservation_base_ = reservation.base();
   reservation_bytes_ = reservation.bytes();
@@ -224,7 +239,11 @@ absl::Status UffdSupply::Attach(const Reservation& reservation) {
                                 !options_.tracking.has_value(),
       .stride_bytes = pool_.layout.slot_stride_bytes(),
       .include_in_core_dump = pool_.options.include_in_core_dump,
-      .window_cycles = std::max(1u, pool_.options.retained_cycles / 2)});
+      .window_cycles = std::max(1u, pool_.options.retained_cycles / 2),
+      .retained_bytes_per_us = pool_.options.retained_bytes_per_us,
+      .costs = Costs(),
+      .no_huge_pages_by_mmap = NoHugePagesByMmap(uffd_->available_features()),
+      .process_merges = &process_merges_});
   return absl::OkStatus();
 }
 

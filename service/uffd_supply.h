@@ -21,6 +21,7 @@
 #include "firsttouch/service/handler_threads.h"
 #include "firsttouch/service/memory_supply.h"
 #include "firsttouch/service/options.h"
+#include "firsttouch/service/page_costs.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/service/tracking_policy.h"
 #include "firsttouch/service/uffd_mapping.h"
@@ -100,6 +101,8 @@ class UffdSupply final : public MemorySupply {
   absl::Status ChooseBacking();
   absl::Status MapZeroSource();
   absl::Status OpenPagemap();
+  // What this machine takes; measured where that was not done before.
+  PageCosts Costs() const;
   // The number of private pages of a slot that the kernel tracks, by a scan.
   uint64_t CountPrivate(SlotState& slot) const;
 

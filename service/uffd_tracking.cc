@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <iterator>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/working_set.h"
@@ -160,6 +161,26 @@ void ProtectAll(const UffdContext& context, SlotState& slot) {
   if (!scan.ok()) return;
   slot.async.all_marked = true;
   slot.pages.Forget(0, slot.kernel_pages);
+}
+
+void ForEachPrivateRegion(
+    const UffdContext& context, SlotState& slot,
+    absl::FunctionRef<void(const PageRegion& region)> visit) {
+  ScanRequest request =
+      ScanRequest::PrivateCopies(slot.base, AddressOf(slot, slot.kernel_pages));
+  // Excludes pages that are only swapped: protected pages that were dropped
+  // look like that.
+  request.any_of = kPageIsPresent;
+  request.none_of |= kPageIsPfnZero;
+  request.report = 0;
+  PageRegion regions[64];
+  const ScanResult scan =
+      ScanPages(*context.fault_pool.kernel, context.pagemap_fd, request,
+                regions, 64, [&](const PageRegion& region) {
+                  visit(region);
+                  return true;
+                });
+  Count(slot.counters.kernel_calls, scan.calls);
 }
 
 uint64_t WrittenEnd(const SlotState& slot, uint64_t size_pages) {

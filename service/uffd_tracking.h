@@ -12,9 +12,11 @@
 
 #include <cstdint>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "firsttouch/service/slot_state.h"
 #include "firsttouch/service/uffd_mapping.h"
+#include "firsttouch/uffd/abi.h"
 
 namespace firsttouch {
 
@@ -40,6 +42,13 @@ void ProtectAll(const UffdContext& context, SlotState& slot);
 
 // Finds out which pages below kernel_pages have changed, and marks them dirty.
 absl::Status FindKernelWrites(const UffdContext& context, SlotState& slot);
+
+// Calls visit(region) for the private pages below kernel_pages: those that
+// leases have written to and that were not dropped since, protected or not.
+// Visits fewer where the scan fails.
+void ForEachPrivateRegion(
+    const UffdContext& context, SlotState& slot,
+    absl::FunctionRef<void(const PageRegion& region)> visit);
 
 // Finds out which untracked pages below `end_page` have changed; afterwards
 // none of them is untracked. Pages that no scan can judge are dropped, and so

@@ -46,14 +46,17 @@ MappingResult SetMappingProperties(Kernel& kernel, uintptr_t start,
       !advise(MADV_DONTDUMP, "MADV_DONTDUMP")) {
     return result;
   }
-  if (!(properties.huge_pages ? advise(MADV_HUGEPAGE, "MADV_HUGEPAGE")
+  if (!properties.no_huge_pages_by_mmap &&
+      !(properties.huge_pages ? advise(MADV_HUGEPAGE, "MADV_HUGEPAGE")
                               : advise(MADV_NOHUGEPAGE, "MADV_NOHUGEPAGE"))) {
     return result;
   }
-  ++result.calls;
-  if (ProcessMergesPages() && !advise(MADV_UNMERGEABLE, "MADV_UNMERGEABLE")) {
-    return result;
+  if (!properties.process_merges.has_value()) ++result.calls;
+  if (properties.process_merges.has_value() ? *properties.process_merges
+                                            : ProcessMergesPages()) {
+    if (!advise(MADV_UNMERGEABLE, "MADV_UNMERGEABLE")) return result;
   }
+  if (properties.may_be_populated) return result;
   // A mapping that is not locked takes MADV_DONTNEED.
   if (note(kernel.Madvise(start, bytes, kMadvDontNeed), "MADV_DONTNEED") ||
       result.error != EINVAL) {
@@ -64,6 +67,10 @@ MappingResult SetMappingProperties(Kernel& kernel, uintptr_t start,
     note(kernel.Madvise(start, bytes, kMadvDontNeed), "MADV_DONTNEED");
   }
   return result;
+}
+
+bool NoHugePagesByMmap(uint64_t available_features) {
+  return (available_features & kUffdFeatureMove) != 0;
 }
 
 CallResult DropMappedPages(Kernel& kernel, uintptr_t start, size_t bytes) {

@@ -21,6 +21,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 
 #include "firsttouch/uffd/kernel.h"
 
@@ -33,7 +34,19 @@ struct MappingProperties {
   bool inherit_on_fork = false;
   // False: MADV_NOHUGEPAGE. True: MADV_HUGEPAGE.
   bool huge_pages = false;
+  // The range is without huge pages already: its mmap(2) had MAP_STACK, on a
+  // kernel that NoHugePagesByMmap() is true of.
+  bool no_huge_pages_by_mmap = false;
+  // What ProcessMergesPages() has said, for callers that know.
+  std::optional<bool> process_merges;
+  // Pages may be in the range, and it may stay locked.
+  bool may_be_populated = false;
 };
+
+// Whether mmap(2) with MAP_STACK gives a mapping without huge pages, on a
+// kernel whose userfaultfd has these features (abi.h). (6.7; 6.8 is the first
+// that can be told by a feature. Before, MAP_STACK means nothing.)
+bool NoHugePagesByMmap(uint64_t available_features);
 
 struct MappingResult {
   int error = 0;          // errno of the call that failed

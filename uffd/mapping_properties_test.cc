@@ -11,10 +11,12 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/fake_kernel.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/test_util.h"
+#include "firsttouch/uffd/uffd.h"
 #include "firsttouch/uffd/units.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -30,10 +32,10 @@ using Op = FakeKernel::Op;
 
 constexpr size_t kBytes = 16 * kPageBytes;
 
-uintptr_t Map(int protection) {
+uintptr_t Map(int protection, int more_flags = 0) {
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | more_flags;
   const CallResult mapped =
-      RealKernel().Mmap(0, kBytes, protection,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      RealKernel().Mmap(0, kBytes, protection, flags, -1, 0);
   EXPECT_TRUE(mapped.ok()) << mapped.error;
   return static_cast<uintptr_t>(mapped.value);
 }
@@ -77,6 +79,29 @@ TEST(MappingPropertiesTest, AreThoseOfThePool) {
   EXPECT_THAT(flags,
               AllOf(HasSubstr(" dc "), HasSubstr(" dd "), HasSubstr(" nh ")));
   EXPECT_THAT(flags, AllOf(Not(HasSubstr(" mg ")), Not(HasSubstr(" lo "))));
+  munmap(reinterpret_cast<void*>(start), kBytes);
+}
+
+TEST(MappingPropertiesTest, WhatTheCallerKnowsIsNotAskedForAgain) {
+  FakeKernel kernel;
+  const uintptr_t start = Map(PROT_NONE);
+  const MappingResult set = SetMappingProperties(kernel, start, kBytes,
+                                                 {.no_huge_pages_by_mmap = true,
+                                                  .process_merges = false,
+                                                  .may_be_populated = true});
+  EXPECT_TRUE(set.ok());
+  EXPECT_EQ(set.calls, 2u);  // MADV_DONTFORK, MADV_DONTDUMP
+  EXPECT_EQ(kernel.Calls(Op::kMadvise), 2u);
+  munmap(reinterpret_cast<void*>(start), kBytes);
+}
+
+TEST(MappingPropertiesTest, MmapForbidsHugePagesWhereAFeatureSaysSo) {
+  absl::StatusOr<Uffd> uffd = Uffd::Open(RealKernel(), {});
+  if (!uffd.ok() || !NoHugePagesByMmap(uffd->available_features())) {
+    GTEST_SKIP() << "needs userfaultfd, and Linux 6.8";
+  }
+  const uintptr_t start = Map(PROT_NONE, MAP_STACK);
+  EXPECT_THAT(VmFlags(start), HasSubstr(" nh "));
   munmap(reinterpret_cast<void*>(start), kBytes);
 }
 

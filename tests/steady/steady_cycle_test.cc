@@ -344,8 +344,8 @@ class Bench {
 
 // The table. It changes when the library asks the kernel for more, or for less.
 constexpr char kSharedCounts[] =
-    R"(acquire, in a new slot: 11 calls, 0 signals, 0 faults, 2 mappings
-acquire, of another image: 11 calls, 0 signals, 0 faults, 0 mappings
+    R"(acquire, in a new slot: 9 calls, 0 signals, 0 faults, 2 mappings
+acquire, of another image: 9 calls, 0 signals, 0 faults, 0 mappings
 read a page, first touch: 2 calls, 1 signals, 0 faults, 0 mappings
 read 256 pages, first touch: 14 calls, 5 signals, 0 faults, 0 mappings
 write a page, first touch: 2 calls, 1 signals, 0 faults, 0 mappings
