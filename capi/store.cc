@@ -15,6 +15,7 @@
 #include "firsttouch/capi/firsttouch.h"
 #include "firsttouch/capi/images.h"
 #include "firsttouch/capi/objects.h"
+#include "firsttouch/capi/stats_json.h"
 #include "firsttouch/capi/status.h"
 #include "firsttouch/capi/versioned.h"
 #include "firsttouch/init/digest.h"
@@ -78,20 +79,6 @@ void Visit(const ImageStoreEntry& entry, ft_store_visit visit, void* user) {
   told.runs = entry.runs;
   told.in_use = entry.in_use ? 1 : 0;
   visit(user, &told);
-}
-
-std::string ToJson(const ImageStoreStats& stats) {
-  return absl::StrCat("{\"images\": ", stats.images,
-                      ", \"images_in_use\": ", stats.images_in_use,
-                      ", \"names\": ", stats.names,
-                      ", \"segments\": ", stats.segments,
-                      ", \"image_pages\": ", stats.image_pages,
-                      ", \"held_pages\": ", stats.held_pages,
-                      ", \"held_bytes\": ", stats.held_bytes,
-                      ", \"pages_shared\": ", stats.pages_shared,
-                      ", \"hash_collisions\": ", stats.hash_collisions,
-                      ", \"images_evicted\": ", stats.images_evicted,
-                      ", \"damaged_files\": ", stats.damaged_files, "}");
 }
 
 }  // namespace
