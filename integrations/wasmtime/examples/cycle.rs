@@ -8,12 +8,13 @@ mod ways;
 use firsttouch_wasmtime::split;
 use std::time::Instant;
 use wasmtime::Store;
-use ways::{ALL, App, Sizes, Supply, Way, median};
+use ways::{ALL, App, Sizes, Supply, Way};
 
 const PAGES: usize = 256;
 const CHANGED: [i32; 4] = [1, 4, 16, 64];
-/// Cycles of one way in one round.
-const CYCLES: usize = 500;
+/// Cycles of one way in one round: so many that the caches are warm, and so few
+/// that there are rounds in which nothing else ran.
+const CYCLES: usize = 250;
 
 /// `first`: the image's first bytes, so that there are several images.
 fn module(memory: bool, first: i32) -> Vec<u8> {
@@ -64,7 +65,7 @@ fn measure(supply: &Supply, app: &App<()>, changed: i32) -> f64 {
 fn main() {
     let rounds: usize = std::env::args()
         .nth(1)
-        .map_or(25, |text| text.parse().expect("a number of rounds"));
+        .map_or(100, |text| text.parse().expect("a number of rounds"));
     // A program for each number of pages: what a pool has found out about one is
     // not what is right for another.
     let with = CHANGED.map(|changed| module(true, changed));
@@ -90,9 +91,9 @@ fn main() {
         .collect();
     println!("{}", supplies[3].pool.as_ref().unwrap().describe().unwrap());
 
-    // Of each round: [way][k], less the same way without a memory.
-    let mut parts = vec![vec![Vec::new(); CHANGED.len()]; ALL.len()];
-    let mut cycles = parts.clone();
+    // Of each round: [way][k], and [way] without a memory.
+    let mut cycles = vec![vec![Vec::new(); CHANGED.len()]; ALL.len()];
+    let mut rests = ALL.map(|_| Vec::new());
     for round in 0..rounds + 1 {
         for (k, changed) in CHANGED.into_iter().enumerate() {
             for (way, (supply, (with, without))) in supplies.iter().zip(&apps).enumerate() {
@@ -101,46 +102,46 @@ fn main() {
                 // The first round is to warm up.
                 if round > 0 {
                     cycles[way][k].push(cycle);
-                    parts[way][k].push(cycle - rest);
+                    rests[way].push(rest);
                 }
             }
         }
     }
 
-    println!("medians of {rounds} rounds of {CYCLES} cycles, in us: memory's part (whole cycle)");
+    // Other work on the machine only adds.
+    let fastest = |values: &[f64]| values.iter().copied().fold(f64::INFINITY, f64::min);
+    println!(
+        "the fastest of {rounds} rounds of {CYCLES} cycles, in us: memory's part (whole cycle)"
+    );
     print!("{:14}", "changed pages");
     for changed in CHANGED {
         print!("{changed:>16}");
     }
     println!();
+    let rest = rests.map(|rests| fastest(&rests));
+    let part = |way: usize, k: usize| fastest(&cycles[way][k]) - rest[way];
     for (way, name) in ALL.iter().enumerate() {
         print!("{:14}", name.name());
         for k in 0..CHANGED.len() {
             print!(
                 "{:>16}",
                 format!(
-                    "{:.1} ({:.1})",
-                    median(parts[way][k].clone()) / 1000.0,
-                    median(cycles[way][k].clone()) / 1000.0
+                    "{:.2} ({:.2})",
+                    part(way, k) / 1000.0,
+                    fastest(&cycles[way][k]) / 1000.0
                 )
             );
         }
         println!();
     }
-    // The best of theirs, in the same round.
     let ours = ALL.iter().position(|way| *way == Way::Firsttouch).unwrap();
     print!("{:14}", "ratio");
     for k in 0..CHANGED.len() {
-        let ratios = (0..rounds)
-            .map(|round| {
-                let best = (0..ALL.len())
-                    .filter(|way| *way != ours)
-                    .map(|way| parts[way][k][round])
-                    .fold(f64::INFINITY, f64::min);
-                parts[ours][k][round] / best
-            })
-            .collect();
-        print!("{:>16.2}", median(ratios));
+        let best = (0..ALL.len())
+            .filter(|way| *way != ours)
+            .map(|way| part(way, k))
+            .fold(f64::INFINITY, f64::min);
+        print!("{:>16.2}", part(ours, k) / best);
     }
     println!("   firsttouch over the best of the others, memory's part");
 }

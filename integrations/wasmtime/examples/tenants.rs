@@ -20,7 +20,7 @@ use wasmtime::{
     WasmParams,
 };
 use wasmtime_wizer::{InstanceState, SnapshotVal, Wizer};
-use ways::{ALL, App, Sizes, Supply, Way, median};
+use ways::{ALL, App, Sizes, Supply, Way};
 
 const MAX_MEMORY_BYTES: u64 = 64 << 20;
 /// One tenant in this many goes out of bounds.
@@ -443,6 +443,11 @@ fn serve(supply: &Supply, app: &App<()>, options: &Options, first: u32, end: u32
 }
 
 // --- What it takes -----------------------------------------------------------
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
 
 /// A store and an instance for each slot, done with their work or fresh.
 fn fill(supply: &Supply, app: &App<()>, options: &Options, work: bool) -> Vec<Session> {

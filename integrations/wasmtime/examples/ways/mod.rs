@@ -127,8 +127,3 @@ impl<T: 'static> App<T> {
         }
     }
 }
-
-pub fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
