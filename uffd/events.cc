@@ -39,16 +39,16 @@ Event EventFromMessage(const uffd_msg& message) {
   return event;
 }
 
-EventReader::Batch EventReader::Read() {
+EventReader::Batch EventReader::Read(std::span<uffd_msg, kBatch> messages) {
   CallResult read;
   do {
-    read = kernel_.ReadEvents(fd_, messages_.data(), messages_.size());
+    read = kernel_.ReadEvents(fd_, messages.data(), messages.size());
   } while (read.error == EINTR);
   if (read.error == EAGAIN) return {};
   if (!read.ok()) return {{}, read.error};
   const size_t count = static_cast<size_t>(read.value);
   for (size_t i = 0; i < count; ++i) {
-    events_[i] = EventFromMessage(messages_[i]);
+    events_[i] = EventFromMessage(messages[i]);
   }
   return {std::span<const Event>(events_.data(), count), 0};
 }

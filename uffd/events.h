@@ -76,7 +76,10 @@ class EventReader {
 
   // Reads up to kBatch events with one system call. No events and no error:
   // there was nothing to read. A read that a signal interrupts is repeated.
-  Batch Read();
+  Batch Read() { return Read(messages_); }
+  // The same, by way of the caller's memory: what the kernel has told is there
+  // when the system call is over, whatever becomes of this process.
+  Batch Read(std::span<uffd_msg, kBatch> messages);
 
  private:
   Kernel& kernel_;

@@ -1,5 +1,6 @@
 #include "firsttouch/uffd/events.h"
 
+#include <array>
 #include <cerrno>
 #include <vector>
 
@@ -86,6 +87,17 @@ TEST(Events, MoreThanABatchComesInSeveral) {
   EXPECT_EQ(reader.Read().events.size(), EventReader::kBatch);
   EXPECT_EQ(reader.Read().events.size(), 3u);
   EXPECT_EQ(reader.Read().events.size(), 0u);
+}
+
+TEST(Events, TheMessagesAreInTheCallersMemory) {
+  FakeKernel kernel(FakeKernel::kScripted);
+  kernel.QueueEvents({Message(0x15), Message(0x16)});
+  EventReader reader(kernel, 3);
+  std::array<uffd_msg, EventReader::kBatch> messages = {};
+  EXPECT_EQ(reader.Read(messages).events.size(), 2u);
+  EXPECT_EQ(messages[0].event, 0x15);
+  EXPECT_EQ(messages[1].event, 0x16);
+  EXPECT_EQ(messages[2].event, 0);
 }
 
 TEST(Events, ASignalIsNoError) {
