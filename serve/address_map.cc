@@ -90,6 +90,29 @@ absl::StatusOr<AddressMap> AddressMap::Create(
   return map;
 }
 
+absl::StatusOr<AddressMap> AddressMap::FromPieces(
+    std::span<const Piece> pieces) {
+  AddressMap map;
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const Piece& piece = pieces[i];
+    const GuestRegion region = {.start = piece.start,
+                                .bytes = piece.bytes(),
+                                .image_offset_bytes = piece.image_offset_bytes,
+                                .page_bytes = piece.page_bytes};
+    if (absl::Status checked = CheckRegion(i, region); !checked.ok()) {
+      return checked;
+    }
+    const std::optional<Piece> other = map.Next(piece.start);
+    if (other.has_value() && other->start < piece.end) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("region ", i, " overlaps another: ", Hex(piece.start),
+                       " + ", Hex(piece.bytes()), " and ", Hex(other->start)));
+    }
+    map.pieces_[piece.start] = piece;
+  }
+  return map;
+}
+
 std::optional<AddressMap::Piece> AddressMap::Find(uintptr_t address) const {
   auto after = pieces_.upper_bound(address);
   if (after == pieces_.begin()) return std::nullopt;

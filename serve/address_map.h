@@ -83,6 +83,10 @@ class AddressMap {
   static absl::StatusOr<AddressMap> Create(
       std::span<const GuestRegion> regions);
 
+  // A map as another one was: its pieces, in any order and number. Errors as
+  // for Create, which limits their number to kMaxGuestRegions.
+  static absl::StatusOr<AddressMap> FromPieces(std::span<const Piece> pieces);
+
   // The piece that has this address, if any has.
   std::optional<Piece> Find(uintptr_t address) const;
 

@@ -150,5 +150,34 @@ TEST(AddressMapTest, AnySeriesOfEventsGivesWhatAPlainModelHas) {
   }
 }
 
+TEST(AddressMap, IsMadeOfThePiecesOfAnother) {
+  constexpr uintptr_t kAt = uintptr_t{1} << 40;
+  absl::StatusOr<AddressMap> map =
+      AddressMap::Create({{{.start = kAt, .bytes = 4096 * kPageBytes}}});
+  ASSERT_TRUE(map.ok());
+  for (uint64_t page = 0; page < 4096; page += 2) {
+    map->Free(kAt + page * kPageBytes, kAt + (page + 1) * kPageBytes);
+  }
+  std::vector<AddressMap::Piece> pieces;
+  for (std::optional<AddressMap::Piece> piece = map->Next(0); piece.has_value();
+       piece = map->Next(piece->end)) {
+    pieces.insert(pieces.begin(), *piece);
+  }
+  EXPECT_EQ(pieces.size(), 4096u) << "more than a guest may have regions";
+  absl::StatusOr<AddressMap> again = AddressMap::FromPieces(pieces);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->bytes(), map->bytes());
+  EXPECT_TRUE(again->Find(kAt)->freed);
+  EXPECT_FALSE(again->Find(kAt + kPageBytes)->freed);
+  EXPECT_EQ(again->Find(kAt + kPageBytes)->image_offset_bytes, kPageBytes);
+
+  pieces.push_back(pieces.front());
+  EXPECT_NE(AddressMap::FromPieces(pieces).status().ToString().find(
+                "region 4096 overlaps another"),
+            std::string::npos);
+  pieces = {{.start = kAt + 1, .end = kAt + kPageBytes}};
+  EXPECT_FALSE(AddressMap::FromPieces(pieces).ok());
+}
+
 }  // namespace
 }  // namespace firsttouch

@@ -26,8 +26,6 @@ constexpr int kFaultsPerTurn = 64;
 // signals interrupt asks again each time.
 constexpr size_t kManyFaults = 1024;
 
-constexpr std::chrono::milliseconds kFirstRetry{1};
-constexpr std::chrono::milliseconds kLongestRetry{250};
 // Stops without an event to read that are tried again at once, and how long
 // the longest wait after that is.
 constexpr uint32_t kStopsAtOnce = 4;
@@ -75,7 +73,8 @@ Guest::Guest(Parts parts)
       pidfd_(std::move(parts.pidfd)),
       reader_(kernel_, uffd_.get()),
       placer_(kernel_, uffd_.get(), *image_),
-      map_(std::move(parts.map)) {}
+      map_(std::move(parts.map)),
+      journal_(std::move(parts.journal)) {}
 
 Guest::~Guest() = default;
 
@@ -220,7 +219,16 @@ void Guest::LookAtProcess() {
 bool Guest::ReadEvents() {
   bool any = false;
   for (int i = 0; i < kBatchesPerTurn; ++i) {
-    const EventReader::Batch batch = reader_.Read();
+    EventReader::Batch batch;
+    if (journal_ == nullptr) {
+      batch = reader_.Read();
+    } else {
+      const bool complete = journal_->complete();
+      journal_->BeginRead(map_);
+      batch = reader_.Read(journal_->landing());
+      journal_->EndRead(batch.events.size());
+      if (complete && !journal_->complete()) TellJournalIsFull();
+    }
     if (batch.error != 0) {
       host_.Tell(absl::StrCat(
           "guest ", options_.name,
@@ -389,79 +397,6 @@ bool Guest::Serve(Fault& fault) {
                     /*retry=*/true);
     }
   }
-}
-
-bool Guest::Lose(Fault& fault, uintptr_t page, uint64_t page_bytes,
-                 const absl::Status& why, bool retry) {
-  const Clock::time_point now = Clock::now();
-  const auto tell = [&](const std::string& end) {
-    host_.Tell(absl::StrCat("guest ", options_.name, ": the page at ", "0x",
-                            absl::Hex(page), " cannot be had: ", why.ToString(),
-                            "; ", end));
-  };
-  const bool first = !fault.lost_at.has_value();
-  if (first) fault.lost_at = now;
-  if (retry && now - *fault.lost_at < options_.retry_for) {
-    if (std::any_of(later_.begin(), later_.end(), [&](const Fault& other) {
-          return other.address == fault.address;
-        })) {
-      return true;
-    }
-    if (first) {
-      tell(absl::StrCat("it is tried again for ", options_.retry_for.count(),
-                        " ms"));
-    }
-    ++stats_.retries;
-    const uint32_t doublings = std::min<uint32_t>(fault.tries++, 8);
-    fault.due = now + std::min(kFirstRetry * (1 << doublings), kLongestRetry);
-    later_.push_back(fault);
-    return true;
-  }
-  // Told before it is done: whoever sees what has become of the guest can read
-  // why. Of a page that nobody told of there is nothing to say yet: most likely
-  // it has been unmapped.
-  if (retry && !std::exchange(fault.told, true)) {
-    ++stats_.lost;
-    tell(options_.on_loss == OnLoss::kKill ? "its process is killed"
-                                           : "a touch of it is a SIGBUS");
-  }
-  if (retry && options_.on_loss == OnLoss::kKill && Kill()) return true;
-  while (true) {
-    const Placed poisoned = placer_.Poison(page, page_bytes, page_bytes);
-    switch (poisoned.outcome) {
-      case Placed::Outcome::kDone:
-        if (!std::exchange(fault.told, true)) {
-          ++stats_.lost;
-          tell("a touch of it is a SIGBUS");
-        }
-        placer_.Wake(page, page_bytes);
-        return true;
-      case Placed::Outcome::kStopped:
-        if (ReadEvents()) continue;
-        // Served again; what is wrong will be found again.
-        ++stops_;
-        return false;
-      case Placed::Outcome::kGone:
-        ended_ = true;
-        return true;
-      case Placed::Outcome::kUnregistered:
-        placer_.Wake(page, page_bytes);
-        return true;
-      case Placed::Outcome::kNotReady:
-      case Placed::Outcome::kLost:
-        tell(Kill() ? "its process has been killed, since this kernel cannot "
-                      "poison pages"
-                    : "whoever touches it waits for ever: this kernel cannot "
-                      "poison pages, and there is no descriptor of the process "
-                      "to kill it by");
-        return true;
-    }
-  }
-}
-
-bool Guest::Kill() {
-  return pidfd_ &&
-         syscall(SYS_pidfd_send_signal, pidfd_.get(), SIGKILL, nullptr, 0) == 0;
 }
 
 void Guest::WaitFor(const Fault& fault, uintptr_t page, const Placed& needs) {

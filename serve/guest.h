@@ -39,6 +39,7 @@
 #include "firsttouch/serve/address_map.h"
 #include "firsttouch/serve/early_pages.h"
 #include "firsttouch/serve/guest_image.h"
+#include "firsttouch/serve/guest_journal.h"
 #include "firsttouch/serve/page_placer.h"
 #include "firsttouch/serve/touches.h"
 #include "firsttouch/uffd/events.h"
@@ -140,6 +141,8 @@ class Guest : public std::enable_shared_from_this<Guest> {
     AddressMap map;
     std::shared_ptr<GuestImage> image;
     GuestOptions options;
+    // Where what another server must know is kept; null: nowhere.
+    std::unique_ptr<GuestJournal> journal;
   };
 
   // Makes the userfaultfd non-blocking. Errors: OutOfRange for a region that
@@ -173,6 +176,23 @@ class Guest : public std::enable_shared_from_this<Guest> {
   // Places all pages that the image stores and calls `done` (in a turn) with
   // the first error, or OK. After that the memory needs no server.
   void FillAll(std::function<void(absl::Status)> done);
+
+  // All pages count as changed, for ChangedPages(): what is known of them was
+  // lost with another server.
+  void ChangedAll();
+
+  // Gives the guest up to another server, which goes on by its journal. There
+  // are no more turns then. Nothing: it has ended, or has no journal.
+  struct Descriptors {
+    std::string journal;
+    UniqueFd uffd;
+    UniqueFd pidfd;
+  };
+  std::optional<Descriptors> Leave();
+  // The path of its journal; empty where it has none.
+  std::string journal_path() const;
+  // Takes the journal away, if there is one: no server will need it.
+  void Forget();
 
   // The pages that differ from the image since it was loaded, or since the last
   // call with `restart`: written to, or given back. Ascending; in the image.
@@ -225,6 +245,7 @@ class Guest : public std::enable_shared_from_this<Guest> {
             const absl::Status& why, bool retry)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Kill() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void TellJournalIsFull() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void WaitFor(const Fault& fault, uintptr_t page, const Placed& needs)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Record(const Fault& fault, const AddressMap::Piece& piece)
@@ -269,6 +290,7 @@ class Guest : public std::enable_shared_from_this<Guest> {
   EventReader reader_ ABSL_GUARDED_BY(mutex_);
   PagePlacer placer_ ABSL_GUARDED_BY(mutex_);
   AddressMap map_ ABSL_GUARDED_BY(mutex_);
+  const std::unique_ptr<GuestJournal> journal_ ABSL_PT_GUARDED_BY(mutex_);
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
   // Every page that is missing is lost.
   bool refused_ ABSL_GUARDED_BY(mutex_) = false;

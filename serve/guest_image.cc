@@ -16,6 +16,29 @@
 #include "firsttouch/uffd/uffd.h"
 
 namespace firsttouch {
+namespace {
+
+// Of bytes that may be those of a file which was cut short.
+absl::StatusOr<Digest> DigestOf(const Image& image, const PageRun& pages) {
+  constexpr uint64_t kPiecePages = 64;
+  std::vector<std::byte> piece(kPiecePages * kPageBytes);
+  Sha256 digest;
+  for (PageIndex page = pages.first; page < pages.end();) {
+    const uint64_t count =
+        std::min<uint64_t>(kPiecePages, (pages.end() - page).value());
+    const std::span<std::byte> into(piece.data(), count * kPageBytes);
+    if (const int error =
+            ReadMapped(image.data() + page.offset_bytes(), into)) {
+      return absl::DataLossError(absl::StrCat(
+          "cannot be read: ", ErrnoText(error), "; was the file cut short?"));
+    }
+    digest.Update(into);
+    page += PageCount(count);
+  }
+  return digest.Finish();
+}
+
+}  // namespace
 
 int ReadMapped(const std::byte* from, std::span<std::byte> into) {
   while (!into.empty()) {
@@ -44,6 +67,12 @@ const std::byte* ZeroBytes() {
 
 std::shared_ptr<GuestImage> GuestImage::Create(ImageRef image) {
   return std::shared_ptr<GuestImage>(new GuestImage(std::move(image)));
+}
+
+std::shared_ptr<GuestImage> GuestImage::CreateChecked(ImageRef image) {
+  std::shared_ptr<GuestImage> created = Create(std::move(image));
+  created->whole_ = true;
+  return created;
 }
 
 absl::StatusOr<std::shared_ptr<GuestImage>> GuestImage::OpenFile(
@@ -119,6 +148,10 @@ GuestImage::Place GuestImage::PlaceOf(PageIndex page) const {
 
 bool GuestImage::IsReady(PageIndex first, PageCount pages) const {
   const bool has_source = image_->has_source();
+  if (whole_ && !whole_is_right_.load(std::memory_order_acquire)) {
+    const std::optional<PageRun> run = image_->stored().NextRun(first);
+    if (run.has_value() && run->first < first + pages) return false;
+  }
   if (!has_source && files_.empty()) return true;
   const PageIndex end = first + pages;
   for (std::optional<PageRun> run = image_->stored().NextRun(first);
@@ -155,6 +188,9 @@ absl::Status GuestImage::MakeReady(PageIndex first, PageCount pages) {
                        " to ", (first + pages).value() - 1,
                        ": the page source failed"));
     }
+  }
+  if (whole_ && !whole_is_right_.load(std::memory_order_acquire)) {
+    if (absl::Status checked = CheckWhole(); !checked.ok()) return checked;
   }
   if (files_.empty()) return absl::OkStatus();
   const PageIndex end = first + pages;
@@ -232,6 +268,38 @@ std::byte* GuestImage::AddressOf(uint64_t page) const {
   return const_cast<std::byte*>(image_->data()) + page * kPageBytes;
 }
 
+absl::Status GuestImage::CheckWhole() {
+  MutexLock lock(&whole_mutex_);
+  if (whole_is_right_.load(std::memory_order_relaxed)) return absl::OkStatus();
+  // One of its own for each caller, as in Guest::Arrived().
+  const auto wrong = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(whole_mutex_) {
+    return absl::Status(whole_wrong_.code(), whole_wrong_.message());
+  };
+  if (!whole_wrong_.ok()) return wrong();
+  std::vector<ImageExtent> extents;
+  for (const PageRun& run : ExtentRuns(image_->stored())) {
+    absl::StatusOr<Digest> digest = DigestOf(*image_, run);
+    if (!digest.ok()) {
+      whole_wrong_ = absl::DataLossError(absl::StrCat(
+          "image '", image_->name(), "': pages ", run.first.value(), " to ",
+          run.end().value() - 1, " ", digest.status().message()));
+      return wrong();
+    }
+    extents.push_back({run, *digest});
+  }
+  const std::optional<Digest> expected = image_->known_digest();
+  const Digest found = ContentDigest(image_->size_bytes(), extents);
+  if (expected != found) {
+    whole_wrong_ = absl::DataLossError(
+        absl::StrCat("image '", image_->name(), "' does not match its digest ",
+                     expected.has_value() ? expected->ToHex() : "(none)",
+                     ": what it is stored in is damaged"));
+    return wrong();
+  }
+  whole_is_right_.store(true, std::memory_order_release);
+  return absl::OkStatus();
+}
+
 absl::Status GuestImage::Check(const File& file, size_t extent) const {
   const ImageExtent& expected = file.extents[extent];
   const auto lost = [&](const std::string& why) {
@@ -239,22 +307,9 @@ absl::Status GuestImage::Check(const File& file, size_t extent) const {
         "image '", image_->name(), "': pages ", expected.pages.first.value(),
         " to ", expected.pages.end().value() - 1, " of ", file.path, " ", why));
   };
-  constexpr uint64_t kPiecePages = 64;
-  std::vector<std::byte> piece(kPiecePages * kPageBytes);
-  Sha256 digest;
-  for (PageIndex page = expected.pages.first; page < expected.pages.end();) {
-    const uint64_t count =
-        std::min<uint64_t>(kPiecePages, (expected.pages.end() - page).value());
-    const std::span<std::byte> into(piece.data(), count * kPageBytes);
-    if (const int error =
-            ReadMapped(file.image->data() + page.offset_bytes(), into)) {
-      return lost(absl::StrCat("cannot be read: ", ErrnoText(error),
-                               "; was the file cut short?"));
-    }
-    digest.Update(into);
-    page += PageCount(count);
-  }
-  if (digest.Finish() != expected.digest) {
+  absl::StatusOr<Digest> digest = DigestOf(*file.image, expected.pages);
+  if (!digest.ok()) return lost(absl::StrCat(digest.status().message()));
+  if (*digest != expected.digest) {
     return lost("do not match their digest: the file is damaged");
   }
   file.checked[extent].store(true, std::memory_order_release);

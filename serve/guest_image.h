@@ -25,12 +25,14 @@
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/image_digest.h"
 #include "firsttouch/init/image_file.h"
 #include "firsttouch/init/page_map.h"
+#include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -44,9 +46,14 @@ const std::byte* ZeroBytes();
 
 class GuestImage {
  public:
-  // Serves an image whose bytes are right as they are: a built one, one of a
-  // store, one with a page source.
+  // Serves an image whose bytes are right as they are: a built one, one with a
+  // page source.
   static std::shared_ptr<GuestImage> Create(ImageRef image);
+
+  // Serves an image that knows the digest of its content (one of a store). All
+  // of it is checked when its first page is wanted; where the digest is wrong,
+  // no page is ready from then on.
+  static std::shared_ptr<GuestImage> CreateChecked(ImageRef image);
 
   // Opens an image file whose extents are checked against their digests, each
   // when a page of it is first wanted; of a delta also those of its parents.
@@ -104,8 +111,14 @@ class GuestImage {
   };
   Place PlaceOf(PageIndex page) const;
   absl::Status Check(const File& file, size_t extent) const;
+  absl::Status CheckWhole();
 
   const ImageRef image_;
+  // CreateChecked() only.
+  bool whole_ = false;
+  std::atomic<bool> whole_is_right_{false};
+  Mutex whole_mutex_;
+  absl::Status whole_wrong_ ABSL_GUARDED_BY(whole_mutex_);
   // Empty: nothing is checked.
   std::vector<File> files_;
 };

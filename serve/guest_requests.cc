@@ -1,7 +1,5 @@
 // What others ask of a guest between its turns.
 
-#include <sched.h>
-
 #include <cerrno>
 #include <functional>
 #include <optional>
@@ -32,40 +30,9 @@ void Guest::FillAll(std::function<void(absl::Status)> done) {
   SetTimer(Clock::duration::zero());
 }
 
-bool Guest::Poison() {
-  MutexLock lock(&mutex_);
-  refused_ = true;
-  if (ended_) return true;
-  ReadEvents();
-  for (std::optional<AddressMap::Piece> piece = map_.Next(0); piece.has_value();
-       piece = map_.Next(piece->end)) {
-    Placed poisoned;
-    for (uint32_t stops = 0; stops < 100; ++stops) {
-      poisoned =
-          placer_.Poison(piece->start, piece->bytes(), piece->page_bytes);
-      if (poisoned.outcome != Placed::Outcome::kStopped) break;
-      if (!ReadEvents()) sched_yield();
-    }
-    if (poisoned.outcome == Placed::Outcome::kGone) {
-      ended_ = true;
-      return true;
-    }
-    if (poisoned.outcome == Placed::Outcome::kLost ||
-        poisoned.outcome == Placed::Outcome::kStopped) {
-      const bool killed = Kill();
-      host_.Tell(absl::StrCat("guest ", options_.name,
-                              ": its missing pages cannot be poisoned (",
-                              poisoned.status.ToString(), ")",
-                              killed ? "; its process has been killed" : ""));
-      return killed;
-    }
-    placer_.Wake(piece->start, piece->bytes());
-  }
-  return true;
-}
-
 void Guest::WakeAll() {
   MutexLock lock(&mutex_);
+  if (ended_) return;
   for (std::optional<AddressMap::Piece> piece = map_.Next(0); piece.has_value();
        piece = map_.Next(piece->end)) {
     placer_.Wake(piece->start, piece->bytes());
@@ -78,7 +45,7 @@ absl::StatusOr<std::vector<PageRun>> Guest::ChangedPages(bool restart) {
   // First protected, then forgotten: a write between the two is a fault that
   // has not been served yet, and counts for the next time.
   for (std::optional<AddressMap::Piece> piece = map_.Next(0);
-       restart && piece.has_value(); piece = map_.Next(piece->end)) {
+       restart && !ended_ && piece.has_value(); piece = map_.Next(piece->end)) {
     if (!piece->track_writes) continue;
     int error = EAGAIN;
     for (uint32_t stops = 0; error == EAGAIN && stops < 100; ++stops) {
@@ -103,6 +70,33 @@ absl::StatusOr<std::vector<PageRun>> Guest::ChangedPages(bool restart) {
   std::vector<PageRun> runs = RunsIn(changed_);
   if (restart) changed_.clear();
   return runs;
+}
+
+void Guest::ChangedAll() {
+  MutexLock lock(&mutex_);
+  for (std::optional<AddressMap::Piece> piece = map_.Next(0); piece.has_value();
+       piece = map_.Next(piece->end)) {
+    MarkChanged(*piece, piece->start, piece->end);
+  }
+}
+
+std::optional<Guest::Descriptors> Guest::Leave() {
+  MutexLock lock(&mutex_);
+  if (ended_ || refused_ || journal_ == nullptr) return std::nullopt;
+  ended_ = true;
+  EndFillAll(absl::UnavailableError("another server goes on with the guest"));
+  // Nothing uses their numbers any more: the guest has ended, for this process.
+  return Descriptors{journal_->path(), std::move(uffd_), std::move(pidfd_)};
+}
+
+std::string Guest::journal_path() const {
+  MutexLock lock(&mutex_);
+  return journal_ == nullptr ? "" : journal_->path();
+}
+
+void Guest::Forget() {
+  MutexLock lock(&mutex_);
+  if (journal_ != nullptr) journal_->Forget();
 }
 
 std::vector<Touch> Guest::Touches() const {

@@ -50,7 +50,8 @@ void SendLine(int socket, const std::string& line) {
 
 }  // namespace
 
-absl::StatusOr<UniqueFd> ListenAt(const std::string& path, mode_t mode) {
+absl::StatusOr<UniqueFd> ListenAt(const std::string& path, mode_t mode,
+                                  int type) {
   sockaddr_un address = {};
   address.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof address.sun_path) {
@@ -62,7 +63,7 @@ absl::StatusOr<UniqueFd> ListenAt(const std::string& path, mode_t mode) {
   const auto* const name = reinterpret_cast<const sockaddr*>(&address);
   struct stat existing;
   if (lstat(path.c_str(), &existing) == 0) {
-    const UniqueFd probe(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    const UniqueFd probe(socket(AF_UNIX, type | SOCK_CLOEXEC, 0));
     if (!S_ISSOCK(existing.st_mode) ||
         connect(probe.get(), name, sizeof address) == 0) {
       return absl::AlreadyExistsError(absl::StrCat(
@@ -72,8 +73,7 @@ absl::StatusOr<UniqueFd> ListenAt(const std::string& path, mode_t mode) {
     }
     unlink(path.c_str());
   }
-  UniqueFd listening(
-      socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  UniqueFd listening(socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!listening) return absl::ErrnoToStatus(errno, "socket");
   // bind(2) makes the file with the permissions of the descriptor.
   if (fchmod(listening.get(), mode) != 0 ||
@@ -126,17 +126,31 @@ Listener::~Listener() {
   thread_.join();
 }
 
+void Listener::Drain() {
+  drains_ = true;
+  eventfd_write(stop_.get(), 1);
+  thread_.join();
+}
+
 void Listener::Run() {
-  while (true) {
+  bool ends = false;
+  while (!ends || waiting_ > 0) {
     std::array<epoll_event, 64> events;
     const int count =
         epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()),
                    NextDeadlineMs());
     for (int i = 0; i < count; ++i) {
       const uint64_t id = events[i].data.u64;
-      if (id == kStopId) return;
+      if (id == kStopId) {
+        if (!drains_) return;
+        ends = true;
+        epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, stop_.get(), nullptr);
+        epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, socket_.get(), nullptr);
+        paused_ = false;
+        continue;
+      }
       if (id == kSocketId) {
-        Accept();
+        if (!ends) Accept();
         continue;
       }
       const auto it = connections_.find(id);
@@ -273,6 +287,12 @@ absl::Status Listener::Arrive(Connection& connection,
   arrival.image = *std::move(image);
   arrival.options = options_.guest;
   arrival.options.name = absl::StrCat("pid ", connection.peer.pid);
+  if (options_.prepare != nullptr) {
+    if (absl::Status prepared = options_.prepare(connection.peer, arrival);
+        !prepared.ok()) {
+      return prepared;
+    }
+  }
   absl::StatusOr<uint64_t> id = server_.Attach(std::move(arrival));
   if (!id.ok()) return id.status();
   connection.guest = *id;

@@ -15,8 +15,10 @@
 #ifndef FIRSTTOUCH_SERVE_LISTENER_H_
 #define FIRSTTOUCH_SERVE_LISTENER_H_
 
+#include <sys/socket.h>
 #include <sys/types.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -52,6 +54,10 @@ struct ListenerOptions {
       image;
   // How guests are served. The process' number becomes their name.
   GuestOptions guest;
+  // Before a guest is served: may change how, or add a journal. An error
+  // refuses it. As for `image`.
+  std::function<absl::Status(const PeerProcess& peer, GuestArrival& arrival)>
+      prepare;
   // Users that are served; empty: all who can connect.
   std::vector<uid_t> users;
   // How long a client may take for its message.
@@ -70,7 +76,8 @@ struct ListenerOptions {
 // A listening socket at a path, mode `mode`. A socket that nobody listens at is
 // replaced. Errors: InvalidArgument (a path that is too long), AlreadyExists
 // (somebody listens there, or it is no socket), and what the system gives.
-absl::StatusOr<UniqueFd> ListenAt(const std::string& path, mode_t mode = 0600);
+absl::StatusOr<UniqueFd> ListenAt(const std::string& path, mode_t mode = 0600,
+                                  int type = SOCK_STREAM);
 
 class Listener {
  public:
@@ -80,6 +87,12 @@ class Listener {
 
   // Closes the socket and all connections; guests go on being served.
   ~Listener();
+
+  // Accepts nobody any more, and waits for the message of those who have
+  // connected, for as long as they may take. (Whoever connects meanwhile waits
+  // at the socket, for another descriptor of it.) The last call before the
+  // destructor.
+  void Drain();
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -112,6 +125,7 @@ class Listener {
   UniqueFd socket_;
   UniqueFd epoll_;
   UniqueFd stop_;
+  std::atomic<bool> drains_{false};
   std::thread thread_;
 
   // ---- Of the thread ----

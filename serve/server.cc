@@ -116,7 +116,7 @@ absl::Status Server::StartThreads() {
   return absl::OkStatus();
 }
 
-Server::~Server() {
+void Server::Stop() {
   {
     MutexLock lock(&jobs_mutex_);
     stopping_ = true;
@@ -126,13 +126,38 @@ Server::~Server() {
   }
   if (stop_) eventfd_write(stop_.get(), 1);
   for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
+}
+
+Server::~Server() {
+  Stop();
   std::map<uint64_t, std::shared_ptr<Guest>> left;
   {
     MutexLock lock(&mutex_);
     left.swap(guests_);
   }
   if (options_.at_end == ServerOptions::AtEnd::kLeave) return;
-  for (const auto& [id, guest] : left) guest->Poison();
+  for (const auto& [id, guest] : left) {
+    if (guest->Poison()) guest->Forget();
+  }
+}
+
+std::vector<Guest::Descriptors> Server::HandOver() {
+  Stop();
+  std::map<uint64_t, std::shared_ptr<Guest>> guests;
+  {
+    MutexLock lock(&mutex_);
+    guests = guests_;
+  }
+  std::vector<Guest::Descriptors> leaving;
+  for (const auto& [id, guest] : guests) {
+    std::optional<Guest::Descriptors> left = guest->Leave();
+    if (!left.has_value()) continue;
+    leaving.push_back(*std::move(left));
+    MutexLock lock(&mutex_);
+    guests_.erase(id);
+  }
+  return leaving;
 }
 
 void Server::ServeGuests() {
@@ -221,7 +246,21 @@ absl::Status Server::CheckDescriptor(int uffd) {
 }
 
 absl::StatusOr<uint64_t> Server::Attach(GuestArrival arrival) {
-  absl::StatusOr<AddressMap> map = AddressMap::Create(arrival.regions);
+  const std::string journal =
+      arrival.journal == nullptr ? "" : arrival.journal->path();
+  const bool taken_over = arrival.taken_over;
+  absl::StatusOr<uint64_t> id = AttachWhole(std::move(arrival));
+  if (!id.ok() && !journal.empty() &&
+      (!taken_over || absl::IsNotFound(id.status()))) {
+    unlink(journal.c_str());
+  }
+  return id;
+}
+
+absl::StatusOr<uint64_t> Server::AttachWhole(GuestArrival arrival) {
+  absl::StatusOr<AddressMap> map = arrival.map.has_value()
+                                       ? *std::move(arrival.map)
+                                       : AddressMap::Create(arrival.regions);
   if (!map.ok()) return map.status();
   if (map->bytes() > options_.max_guest_bytes) {
     return absl::ResourceExhaustedError(
@@ -241,10 +280,17 @@ absl::StatusOr<uint64_t> Server::Attach(GuestArrival arrival) {
   parts.map = *std::move(map);
   parts.image = std::move(arrival.image);
   parts.options = std::move(arrival.options);
+  parts.journal = std::move(arrival.journal);
   absl::StatusOr<std::shared_ptr<Guest>> guest =
       Guest::Create(std::move(parts));
   if (!guest.ok()) return guest.status();
-  absl::StatusOr<uint64_t> id = Add(*guest, /*limited=*/true);
+  if (arrival.taken_over) (*guest)->ChangedAll();
+  if (arrival.lose_missing && !(*guest)->Poison()) {
+    return absl::UnavailableError(
+        absl::StrCat("guest ", (*guest)->name(),
+                     ": its missing pages can be neither served nor poisoned"));
+  }
+  absl::StatusOr<uint64_t> id = Add(*guest, /*limited=*/!arrival.taken_over);
   if (id.ok() && arrival.taken_over) (*guest)->WakeAll();
   return id;
 }
@@ -291,14 +337,18 @@ void Server::Adopt(std::shared_ptr<Guest> child) {
 
 void Server::Remove(uint64_t id) {
   std::shared_ptr<Guest> guest;
-  MutexLock lock(&mutex_);
-  const auto it = guests_.find(id);
-  if (it == guests_.end()) return;
-  guest = std::move(it->second);
-  total_bytes_ -= guest->first_bytes();
-  guests_.erase(it);
-  epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, guest->poll_fd(), nullptr);
-  guests_changed_.SignalAll();
+  {
+    MutexLock lock(&mutex_);
+    const auto it = guests_.find(id);
+    if (it == guests_.end()) return;
+    guest = std::move(it->second);
+    total_bytes_ -= guest->first_bytes();
+    guests_.erase(it);
+    epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, guest->poll_fd(), nullptr);
+    guests_changed_.SignalAll();
+  }
+  // Not with the lock: a guest that forks asks for it with its own.
+  guest->Forget();
 }
 
 std::shared_ptr<Guest> Server::Find(uint64_t id) {

@@ -30,6 +30,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -40,6 +41,7 @@
 #include "firsttouch/serve/address_map.h"
 #include "firsttouch/serve/guest.h"
 #include "firsttouch/serve/guest_image.h"
+#include "firsttouch/serve/guest_journal.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/unique_fd.h"
@@ -80,8 +82,17 @@ struct GuestArrival {
   std::shared_ptr<GuestImage> image;
   GuestOptions options;
   // Another server has served it before: threads may wait for an answer to what
-  // that one has read.
+  // that one has read, and pages that it knows to have changed are not known.
+  // Limits on numbers do not refuse it.
   bool taken_over = false;
+  // What the guest has given back is not known: its missing pages are lost to
+  // it (Guest::Poison) from the start.
+  bool lose_missing = false;
+  // What became of the regions meanwhile (GuestJournal::Open), in place of
+  // them.
+  std::optional<AddressMap> map;
+  // Kept up to date from the start, for the server after this one; null: none.
+  std::unique_ptr<GuestJournal> journal;
 };
 
 class Server : private GuestHost {
@@ -100,7 +111,9 @@ class Server : private GuestHost {
   // or had no handshake; regions that AddressMap::Create refuses),
   // PermissionDenied (a userfaultfd of this process' own memory), OutOfRange (a
   // region behind the image's end), NotFound (the process has ended),
-  // ResourceExhausted (a limit of the options, or of the system).
+  // ResourceExhausted (a limit of the options, or of the system). A journal's
+  // file is taken away then; that of a guest which is taken over stays, unless
+  // its process has ended.
   absl::StatusOr<uint64_t> Attach(GuestArrival arrival);
 
   // The guest, or null where it has ended. It may be used as long as the server
@@ -113,6 +126,11 @@ class Server : private GuestHost {
   // is possible: the guest then stays.
   absl::Status Detach(uint64_t id, bool complete);
 
+  // Stops serving, so that another server can go on with the guests that have a
+  // journal: these are what it gives. To others happens what ServerOptions::
+  // at_end says. The last call before the destructor.
+  std::vector<Guest::Descriptors> HandOver();
+
   // Waits until the guest has ended.
   void WaitForEnd(uint64_t id);
 
@@ -121,6 +139,8 @@ class Server : private GuestHost {
  private:
   Server(ServerOptions options, Kernel& kernel);
   absl::Status StartThreads();
+  void Stop();
+  absl::StatusOr<uint64_t> AttachWhole(GuestArrival arrival);
   void ServeGuests();
   void RunJobs();
   absl::Status CheckDescriptor(int uffd);

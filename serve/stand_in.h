@@ -78,6 +78,7 @@ class StandIn {
   // gives pages back, `rounds` times. `zero` counts pages that were given back
   // at some time.
   Seen Race(uint64_t threads, uint64_t rounds);
+  void BeginRace(uint64_t threads, uint64_t rounds);
   // Connects to a server's socket, and sends what Firecracker does. The answer
   // is not read.
   bool Join(const std::string& path);

@@ -1,0 +1,139 @@
+// What becomes of a guest's pages that cannot be had.
+
+#include <sched.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "firsttouch/serve/address_map.h"
+#include "firsttouch/serve/guest.h"
+#include "firsttouch/serve/page_placer.h"
+
+namespace firsttouch {
+namespace {
+
+constexpr std::chrono::milliseconds kFirstRetry{1};
+constexpr std::chrono::milliseconds kLongestRetry{250};
+
+}  // namespace
+
+bool Guest::Lose(Fault& fault, uintptr_t page, uint64_t page_bytes,
+                 const absl::Status& why, bool retry) {
+  const Clock::time_point now = Clock::now();
+  const auto tell = [&](const std::string& end) {
+    host_.Tell(absl::StrCat("guest ", options_.name, ": the page at ", "0x",
+                            absl::Hex(page), " cannot be had: ", why.ToString(),
+                            "; ", end));
+  };
+  const bool first = !fault.lost_at.has_value();
+  if (first) fault.lost_at = now;
+  if (retry && now - *fault.lost_at < options_.retry_for) {
+    if (std::any_of(later_.begin(), later_.end(), [&](const Fault& other) {
+          return other.address == fault.address;
+        })) {
+      return true;
+    }
+    if (first) {
+      tell(absl::StrCat("it is tried again for ", options_.retry_for.count(),
+                        " ms"));
+    }
+    ++stats_.retries;
+    const uint32_t doublings = std::min<uint32_t>(fault.tries++, 8);
+    fault.due = now + std::min(kFirstRetry * (1 << doublings), kLongestRetry);
+    later_.push_back(fault);
+    return true;
+  }
+  // Told before it is done: whoever sees what has become of the guest can read
+  // why. Of a page that nobody told of there is nothing to say yet: most likely
+  // it has been unmapped.
+  if (retry && !std::exchange(fault.told, true)) {
+    ++stats_.lost;
+    tell(options_.on_loss == OnLoss::kKill ? "its process is killed"
+                                           : "a touch of it is a SIGBUS");
+  }
+  if (retry && options_.on_loss == OnLoss::kKill && Kill()) return true;
+  while (true) {
+    const Placed poisoned = placer_.Poison(page, page_bytes, page_bytes);
+    switch (poisoned.outcome) {
+      case Placed::Outcome::kDone:
+        if (!std::exchange(fault.told, true)) {
+          ++stats_.lost;
+          tell("a touch of it is a SIGBUS");
+        }
+        placer_.Wake(page, page_bytes);
+        return true;
+      case Placed::Outcome::kStopped:
+        if (ReadEvents()) continue;
+        // Served again; what is wrong will be found again.
+        ++stops_;
+        return false;
+      case Placed::Outcome::kGone:
+        ended_ = true;
+        return true;
+      case Placed::Outcome::kUnregistered:
+        placer_.Wake(page, page_bytes);
+        return true;
+      case Placed::Outcome::kNotReady:
+      case Placed::Outcome::kLost:
+        tell(Kill() ? "its process has been killed, since this kernel cannot "
+                      "poison pages"
+                    : "whoever touches it waits for ever: this kernel cannot "
+                      "poison pages, and there is no descriptor of the process "
+                      "to kill it by");
+        return true;
+    }
+  }
+}
+
+bool Guest::Kill() {
+  return pidfd_ &&
+         syscall(SYS_pidfd_send_signal, pidfd_.get(), SIGKILL, nullptr, 0) == 0;
+}
+
+bool Guest::Poison() {
+  MutexLock lock(&mutex_);
+  refused_ = true;
+  if (ended_) return true;
+  ReadEvents();
+  for (std::optional<AddressMap::Piece> piece = map_.Next(0); piece.has_value();
+       piece = map_.Next(piece->end)) {
+    Placed poisoned;
+    for (uint32_t stops = 0; stops < 100; ++stops) {
+      poisoned =
+          placer_.Poison(piece->start, piece->bytes(), piece->page_bytes);
+      if (poisoned.outcome != Placed::Outcome::kStopped) break;
+      if (!ReadEvents()) sched_yield();
+    }
+    if (poisoned.outcome == Placed::Outcome::kGone) {
+      ended_ = true;
+      return true;
+    }
+    if (poisoned.outcome == Placed::Outcome::kLost ||
+        poisoned.outcome == Placed::Outcome::kStopped) {
+      const bool killed = Kill();
+      host_.Tell(absl::StrCat("guest ", options_.name,
+                              ": its missing pages cannot be poisoned (",
+                              poisoned.status.ToString(), ")",
+                              killed ? "; its process has been killed" : ""));
+      return killed;
+    }
+    placer_.Wake(piece->start, piece->bytes());
+  }
+  return true;
+}
+
+void Guest::TellJournalIsFull() {
+  host_.Tell(absl::StrCat(
+      "guest ", options_.name, ": there is no room for its events in ",
+      journal_->path(), "; no other server can take it over any more"));
+}
+
+}  // namespace firsttouch
