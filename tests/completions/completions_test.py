@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What bash and zsh complete with the completions of our tools.
 
-  completions_test.py IMAGETOOL POOLDUMP DOCTOR
+  completions_test.py IMAGETOOL POOLDUMP DOCTOR FIRSTTOUCHD
 
 An interactive zsh in a pseudo-terminal gets a line and a Tab. What its completion
 system proposes goes through compadd; a function in its place writes it down.
@@ -19,7 +19,7 @@ import tempfile
 import time
 import unittest
 
-PROGRAMS = [pathlib.Path(path).resolve() for path in sys.argv[1:4]]
+PROGRAMS = [pathlib.Path(path).resolve() for path in sys.argv[1:5]]
 TIME_LIMIT = 60  # Seconds; only against a shell that hangs.
 
 RC = r"""
@@ -106,6 +106,9 @@ class ZshTest(unittest.TestCase):
     def test_a_program_without_commands(self):
         self.assertIn("--time-limit", self.proposals("doctor --"))
         self.assertEqual(self.proposals("doctor --format="), ["json", "text"])
+        self.assertIn("--keep-descriptors", self.proposals("firsttouchd --k"))
+        self.assertEqual(self.proposals("firsttouchd --at-end="), ["leave", "poison"])
+        self.assertIn("guest.ftimg", self.proposals("firsttouchd --image=gu"))
 
 
 class BashTest(unittest.TestCase):
@@ -152,6 +155,9 @@ class BashTest(unittest.TestCase):
         self.assertEqual(self.proposals("doctor", "--ti"), ["--time-limit"])
         self.assertEqual(self.proposals("doctor", "help", "man"), ["manual"])
         self.assertEqual(self.proposals("doctor", "--format", "=", ""), ["json", "text"])
+        self.assertEqual(self.proposals("firsttouchd", "--rep"), ["--replace"])
+        self.assertEqual(self.proposals("firsttouchd", "--on-loss", "=", ""),
+                         ["kill", "poison"])
 
 
 if __name__ == "__main__":

@@ -1,16 +1,7 @@
 // Fills the memory of other processes (microVMs above all) from an image. See
 // README.md beside this file.
 
-#include <grp.h>
-#include <pwd.h>
-#include <signal.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <chrono>
 #include <cstdint>
-#include <cstdio>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -21,18 +12,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/time.h"
-#include "firsttouch/init/digest.h"
-#include "firsttouch/init/image.h"
-#include "firsttouch/init/image_file.h"
-#include "firsttouch/init/image_store.h"
-#include "firsttouch/serve/guest.h"
-#include "firsttouch/serve/guest_image.h"
-#include "firsttouch/serve/listener.h"
-#include "firsttouch/serve/server.h"
 #include "firsttouch/tools/cli/command_line.h"
-#include "firsttouch/tools/firsttouchd/systemd.h"
-#include "firsttouch/uffd/unique_fd.h"
+#include "firsttouch/tools/firsttouchd/config.h"
+#include "firsttouch/tools/firsttouchd/daemon.h"
+#include "firsttouch/tools/firsttouchd/firsttouchd.pb.h"
 
 namespace firsttouch::firsttouchd {
 namespace {
@@ -44,29 +27,29 @@ constexpr char kName[] = "firsttouchd";
 constexpr int kExitFailed = 2;
 
 struct Words {
+  std::string config;
   std::vector<std::string> listen;
   std::string image;
   std::vector<std::string> parents;
   std::string store;
   std::string name;
-  std::string on_loss = "poison";
-  std::string retry_for = "0s";
-  std::string at_end = "poison";
+  std::string touches;
+  std::string state;
+  std::string metrics;
+  std::string on_loss;
+  std::string retry_for;
+  std::string at_end;
   std::string user;
-  uint64_t read_ahead_kib = 64;
-  uint64_t background_mib = 0;
-  uint64_t threads = 2;
-  uint64_t max_guests = 4096;
+  std::optional<uint64_t> read_ahead_kib;
+  std::optional<uint64_t> background_mib;
+  std::optional<uint32_t> threads;
+  std::optional<uint32_t> max_guests;
   bool record = false;
   bool kill_refused = false;
   bool refuse_forks = false;
+  bool keep_descriptors = false;
+  bool replace = false;
 };
-
-// One line, in one write, so that lines of threads do not mix.
-void Log(const std::string& text) {
-  const std::string line = absl::StrCat(kName, ": ", text, "\n");
-  fwrite(line.data(), 1, line.size(), stderr);
-}
 
 std::unique_ptr<CLI::App> MakeCommandLine(Words& words) {
   std::unique_ptr<CLI::App> app = cli::MakeApp(
@@ -79,18 +62,26 @@ std::unique_ptr<CLI::App> MakeCommandLine(Words& words) {
        .examples =
            "  firsttouchd --listen /run/vm/pages.sock --image base.ftimg\n"
            "  firsttouchd --listen /run/vm/pages.sock --store images "
-           "--name base\n",
-       .exit_codes = {{0, "ended by SIGTERM or SIGINT"},
+           "--name base\n"
+           "  firsttouchd --config /etc/firsttouchd.textproto --replace\n",
+       .exit_codes = {{0, "ended by SIGTERM or SIGINT, or replaced"},
                       {kExitFailed,
-                       "the image cannot be opened, or the socket not be "
-                       "listened at"}},
+                       "the image cannot be opened, the socket not be listened "
+                       "at, or the state not be used"}},
        .manual = {{"SYSTEMD",
                    "Sockets of socket activation (LISTEN_FDS) are listened at "
                    "in addition. Readiness is told to NOTIFY_SOCKET "
                    "(Type=notify)."}},
-       .environment = {{"LISTEN_FDS", "Listening sockets, with LISTEN_PID."},
-                       {"NOTIFY_SOCKET", "Who is told of readiness."}},
+       .environment = {{"LISTEN_FDS",
+                        "Descriptors, with LISTEN_PID and LISTEN_FDNAMES."},
+                       {"NOTIFY_SOCKET", "Who is told of readiness."},
+                       {"WATCHDOG_USEC", "How often, with WATCHDOG_PID."}},
        .single = true});
+  app->add_option("--config", words.config,
+                  "A file that says all of this, and more than one image and "
+                  "policy, in protobuf's text format; the command line goes "
+                  "before it")
+      ->type_name("FILE");
   app->add_option("--listen", words.listen, "A Unix socket to listen at")
       ->type_name("FILE");
   app->add_option("--image", words.image, "The image file that is served")
@@ -103,6 +94,23 @@ std::unique_ptr<CLI::App> MakeCommandLine(Words& words) {
       ->type_name("DIRECTORY");
   app->add_option("--name", words.name, "The image's name in the store")
       ->type_name("NAME");
+  app->add_option("--touches", words.touches,
+                  "Where the order of touches is kept (IMAGE.touches)")
+      ->type_name("FILE");
+  app->add_option("--state", words.state,
+                  "A folder on a tmpfs, in which guests are kept track of, so "
+                  "that the next firsttouchd goes on with them")
+      ->type_name("DIRECTORY");
+  app->add_flag("--replace", words.replace,
+                "Take over from the firsttouchd that uses the state, if there "
+                "is one");
+  app->add_flag("--keep-descriptors", words.keep_descriptors,
+                "Have systemd keep the guests' userfaultfds "
+                "(FileDescriptorStoreMax=)");
+  app->add_option("--metrics", words.metrics,
+                  "A Unix socket at which numbers are told, as OpenMetrics "
+                  "text over HTTP")
+      ->type_name("FILE");
   app->add_option("--on-loss", words.on_loss,
                   "What becomes of a guest that touches a page which cannot be "
                   "had: a SIGBUS, or SIGKILL")
@@ -140,156 +148,40 @@ std::unique_ptr<CLI::App> MakeCommandLine(Words& words) {
   return app;
 }
 
-absl::Status BecomeUser(const std::string& user) {
-  errno = 0;
-  const passwd* const entry = getpwnam(user.c_str());
-  if (entry == nullptr) {
-    return absl::NotFoundError(absl::StrCat("there is no user ", user));
+// What the command line says, as a configuration.
+Config ConfigOf(const Words& words) {
+  Config config;
+  if (!words.image.empty() || !words.store.empty() || !words.name.empty()) {
+    Image* const image = config.add_image();
+    image->set_file(words.image);
+    image->mutable_parent()->Assign(words.parents.begin(), words.parents.end());
+    image->set_store(words.store);
+    image->set_name_in_store(words.name);
+    image->set_touches(words.touches);
   }
-  if (setgroups(0, nullptr) != 0 || setgid(entry->pw_gid) != 0 ||
-      setuid(entry->pw_uid) != 0) {
-    return absl::ErrnoToStatus(errno, absl::StrCat("becoming user ", user));
-  }
-  return absl::OkStatus();
-}
-
-// The image, and how to keep what was learned of it.
-struct Served {
-  std::shared_ptr<GuestImage> image;
-  std::unique_ptr<ImageStore> store;
-  std::function<absl::Status()> save;
-};
-
-absl::StatusOr<Served> OpenFile(const Words& words) {
-  std::map<Digest, std::string> parents;
-  for (const std::string& path : words.parents) {
-    absl::StatusOr<ImageFileInfo> info = ReadImageFileInfo(path);
-    if (!info.ok()) return info.status();
-    parents[info->content] = path;
-  }
-  OpenImageOptions options;
-  options.find_parent =
-      [parents](const Digest& content) -> absl::StatusOr<std::string> {
-    const auto found = parents.find(content);
-    if (found != parents.end()) return found->second;
-    return absl::NotFoundError(
-        absl::StrCat("the image needs a parent with the digest ",
-                     content.ToHex(), ", which none of --parent has"));
-  };
-  absl::StatusOr<std::shared_ptr<GuestImage>> image =
-      GuestImage::OpenFile(words.image, options);
-  if (!image.ok()) return image.status();
-  Served served;
-  served.image = *std::move(image);
-  served.save = [image = served.image, path = words.image] {
-    WriteImageFileOptions write;
-    write.parent = image->image().parent();
-    return WriteImageFile(image->image(), path, write).status();
-  };
-  return served;
-}
-
-absl::StatusOr<Served> OpenStore(const Words& words) {
-  absl::StatusOr<std::unique_ptr<ImageStore>> store =
-      ImageStore::Open({.directory = words.store});
-  if (!store.ok()) return store.status();
-  absl::StatusOr<ImageRef> image = (*store)->Get(words.name);
-  if (!image.ok()) return image.status();
-  Served served;
-  served.store = *std::move(store);
-  served.image = GuestImage::Create(*std::move(image));
-  served.save = [store = served.store.get()] { return store->Flush(); };
-  return served;
-}
-
-// Serves until a signal comes.
-absl::Status Serve(const Words& words, absl::Duration retry_for) {
-  absl::StatusOr<std::vector<UniqueFd>> sockets = InheritedSockets();
-  if (!sockets.ok()) return sockets.status();
   for (const std::string& path : words.listen) {
-    absl::StatusOr<UniqueFd> socket = ListenAt(path);
-    if (!socket.ok()) return socket.status();
-    sockets->push_back(*std::move(socket));
+    config.add_listen()->set_path(path);
   }
-  if (sockets->empty()) {
-    return absl::InvalidArgumentError(
-        "there is no socket to listen at: say --listen, or use socket "
-        "activation");
+  Policy* const policy = config.mutable_policy();
+  if (!words.on_loss.empty()) policy->set_on_loss(words.on_loss);
+  if (!words.retry_for.empty()) policy->set_retry_for(words.retry_for);
+  if (words.read_ahead_kib.has_value()) {
+    policy->set_read_ahead(absl::StrCat(*words.read_ahead_kib, "KiB"));
   }
-  absl::StatusOr<Served> served =
-      words.image.empty() ? OpenStore(words) : OpenFile(words);
-  if (!served.ok()) return served.status();
-  if (!words.user.empty()) {
-    if (absl::Status became = BecomeUser(words.user); !became.ok()) {
-      return became;
-    }
+  if (words.background_mib.has_value()) {
+    policy->set_background(absl::StrCat(*words.background_mib, "MiB"));
   }
-  // Threads inherit the mask; the signals are taken by sigwait below.
-  sigset_t ends;
-  sigemptyset(&ends);
-  sigaddset(&ends, SIGTERM);
-  sigaddset(&ends, SIGINT);
-  sigaddset(&ends, SIGUSR1);
-  pthread_sigmask(SIG_BLOCK, &ends, nullptr);
-
-  ServerOptions options;
-  options.threads = static_cast<uint32_t>(words.threads);
-  options.max_guests = words.max_guests;
-  options.at_end = words.at_end == "leave" ? ServerOptions::AtEnd::kLeave
-                                           : ServerOptions::AtEnd::kPoison;
-  options.tell = Log;
-  options.ended = [&](const std::shared_ptr<Guest>& guest) {
-    const GuestStats stats = guest->Stats();
-    Log(absl::StrCat("guest ", guest->name(), " has ended: ", stats.faults,
-                     " faults, ", stats.pages_copied, " pages copied, ",
-                     stats.pages_placed_early, " placed early, ", stats.lost,
-                     " lost"));
-    if (!words.record) return;
-    guest->TeachWorkingSet();
-    // Saving takes as long as the image is large: not in this thread.
-    kill(getpid(), SIGUSR1);
-  };
-  absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(options);
-  if (!server.ok()) return server.status();
-
-  ListenerOptions listen;
-  listen.image = [&](const PeerProcess&) { return served->image; };
-  listen.guest.on_loss =
-      words.on_loss == "kill" ? OnLoss::kKill : OnLoss::kPoison;
-  listen.guest.retry_for = absl::ToChronoMilliseconds(retry_for);
-  listen.guest.most_read_ahead_bytes = words.read_ahead_kib << 10;
-  listen.guest.background_bytes_per_second = words.background_mib << 20;
-  listen.guest.record_touches = words.record;
-  listen.guest.serve_forks = !words.refuse_forks;
-  listen.kill_refused = words.kill_refused;
-  listen.tell = Log;
-  listen.arrived = [](uint64_t, const PeerProcess& peer) {
-    Log(absl::StrCat("guest pid ", peer.pid, " of user ", peer.uid,
-                     " is served"));
-  };
-  std::vector<std::unique_ptr<Listener>> listeners;
-  for (UniqueFd& socket : *sockets) {
-    absl::StatusOr<std::unique_ptr<Listener>> listener =
-        Listener::Start(**server, std::move(socket), listen);
-    if (!listener.ok()) return listener.status();
-    listeners.push_back(*std::move(listener));
-  }
-  if (const absl::Status told = Notify("READY=1"); !told.ok()) {
-    Log(told.ToString());
-  }
-  const auto save = [&] {
-    if (const absl::Status saved = served->save(); !saved.ok()) {
-      Log(absl::StrCat("what guests touch cannot be kept: ", saved.ToString()));
-    }
-  };
-  int signal = 0;
-  while (sigwait(&ends, &signal) == 0 && signal == SIGUSR1) save();
-  if (const absl::Status told = Notify("STOPPING=1"); !told.ok()) {
-    Log(told.ToString());
-  }
-  listeners.clear();
-  server->reset();
-  return absl::OkStatus();
+  if (words.kill_refused) policy->set_kill_refused(true);
+  if (words.refuse_forks) policy->set_refuse_forks(true);
+  if (!words.state.empty()) config.set_state(words.state);
+  if (!words.metrics.empty()) config.set_metrics(words.metrics);
+  if (!words.at_end.empty()) config.set_at_end(words.at_end);
+  if (!words.user.empty()) config.set_user(words.user);
+  if (words.threads.has_value()) config.set_threads(*words.threads);
+  if (words.max_guests.has_value()) config.set_max_guests(*words.max_guests);
+  if (words.record) config.set_record(true);
+  if (words.keep_descriptors) config.set_keep_descriptors(true);
+  return config;
 }
 
 int Main(const std::vector<std::string>& arguments) {
@@ -298,26 +190,28 @@ int Main(const std::vector<std::string>& arguments) {
   if (const std::optional<cli::Ending> ending = cli::Parse(*app, arguments)) {
     return cli::End(kName, *ending);
   }
-  absl::Duration retry_for;
-  std::string wrong;
-  if (!absl::ParseDuration(words.retry_for, &retry_for) ||
-      retry_for < absl::ZeroDuration()) {
-    wrong = absl::StrCat("--retry-for: \"", words.retry_for,
-                         "\" is not a duration, such as 5s");
-  } else if (words.image.empty() == words.store.empty() ||
-             words.store.empty() != words.name.empty()) {
-    wrong = "say either --image FILE, or --store DIRECTORY with --name NAME";
-  } else if ((words.read_ahead_kib & (words.read_ahead_kib - 1)) != 0) {
-    wrong = absl::StrCat("--read-ahead-kib: ", words.read_ahead_kib,
-                         " is no power of two");
-  }
-  if (!wrong.empty()) {
+  const auto usage = [](const absl::Status& wrong) {
     return cli::End(kName, {.exit_code = cli::kExitUsage,
-                            .error = absl::StrCat(wrong,
+                            .error = absl::StrCat(wrong.message(),
                                                   "; firsttouchd --help tells "
                                                   "more")});
+  };
+  Config config;
+  if (!words.config.empty()) {
+    if (const absl::Status read = ReadConfig(words.config, &config);
+        !read.ok()) {
+      return usage(read);
+    }
   }
-  if (const absl::Status served = Serve(words, retry_for); !served.ok()) {
+  Overlay(ConfigOf(words), &config);
+  absl::StatusOr<Plan> plan = PlanOf(config);
+  if (!plan.ok()) return usage(plan.status());
+  if (words.replace && plan->state.empty()) {
+    return usage(absl::InvalidArgumentError(
+        "--replace needs --state: that is where the other one is found"));
+  }
+  if (const absl::Status served = Daemon(*std::move(plan)).Run(words.replace);
+      !served.ok()) {
     return cli::End(kName, {.exit_code = kExitFailed,
                             .error = absl::StrCat(served.message())});
   }

@@ -2,21 +2,19 @@
 //
 //   firsttouchd_test FIRSTTOUCHD
 
-#include <fcntl.h>
 #include <poll.h>
+#include <pwd.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <array>
 #include <cerrno>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <system_error>
@@ -31,7 +29,7 @@
 #include "firsttouch/serve/guest_image.h"
 #include "firsttouch/serve/server.h"
 #include "firsttouch/serve/stand_in.h"
-#include "firsttouch/serve/test_image.h"
+#include "firsttouch/tools/firsttouchd/program.h"
 #include "firsttouch/uffd/unique_fd.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -40,114 +38,8 @@ namespace firsttouch {
 namespace {
 
 using ::testing::HasSubstr;
-using Seen = StandIn::Seen;
 
-constexpr uint64_t kPages = 256;
-std::string g_program;
-
-UniqueFd BoundSocket(const std::string& path, int type) {
-  UniqueFd fd(socket(AF_UNIX, type | SOCK_CLOEXEC, 0));
-  sockaddr_un address = {};
-  address.sun_family = AF_UNIX;
-  std::strncpy(address.sun_path, path.c_str(), sizeof address.sun_path - 1);
-  EXPECT_EQ(
-      bind(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-  return fd;
-}
-
-class FirsttouchdTest : public ::testing::Test {
- protected:
-  FirsttouchdTest() {
-    std::string folder = "/tmp/firsttouchd-XXXXXX";
-    folder_ = mkdtemp(folder.data());
-    notify_ = BoundSocket(folder_ + "/notify", SOCK_DGRAM);
-    image_ = TestImage(kPages);
-    EXPECT_TRUE(WriteImageFile(*image_, File()).ok());
-  }
-  ~FirsttouchdTest() override {
-    if (pid_ > 0) End(SIGKILL);
-    guest_.reset();
-    std::filesystem::remove_all(folder_);
-  }
-
-  std::string File() const { return folder_ + "/guest.ftimg"; }
-  std::string Socket() const { return folder_ + "/pages.sock"; }
-
-  bool MakeGuest() {
-    absl::StatusOr<std::unique_ptr<StandIn>> guest =
-        StandIn::Start({.image = image_, .pages = kPages});
-    if (!guest.ok()) {
-      skip_ = std::string(guest.status().message());
-      return false;
-    }
-    guest_ = *std::move(guest);
-    return true;
-  }
-
-  // Starts the program, with `listening` (if any) as systemd gives a socket.
-  void Start(std::vector<std::string> words, int listening = -1) {
-    words.insert(words.begin(), g_program);
-    log_ = folder_ + "/log";
-    pid_ = fork();
-    ASSERT_GE(pid_, 0);
-    if (pid_ > 0) return;
-    const int log = open(log_.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
-    dup2(log, STDERR_FILENO);
-    setenv("NOTIFY_SOCKET", (folder_ + "/notify").c_str(), 1);
-    if (listening >= 0) {
-      if (listening == 3) {
-        fcntl(3, F_SETFD, 0);
-      } else {
-        dup2(listening, 3);
-      }
-      setenv("LISTEN_FDS", "1", 1);
-      setenv("LISTEN_PID", std::to_string(getpid()).c_str(), 1);
-    }
-    std::vector<char*> arguments;
-    for (std::string& word : words) arguments.push_back(word.data());
-    arguments.push_back(nullptr);
-    execv(arguments[0], arguments.data());
-    _exit(127);
-  }
-
-  // The next thing that systemd is told.
-  std::string Told() {
-    pollfd waits = {.fd = notify_.get(), .events = POLLIN, .revents = 0};
-    if (poll(&waits, 1, 50'000) != 1) return "nothing; " + Log();
-    std::array<char, 256> bytes;
-    const ssize_t count = recv(notify_.get(), bytes.data(), bytes.size(), 0);
-    return {bytes.data(), static_cast<size_t>(count)};
-  }
-
-  // The exit code, or 1000 + the signal.
-  int End(int signal) {
-    if (signal != 0) kill(pid_, signal);
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    pid_ = -1;
-    return WIFSIGNALED(status) ? 1000 + WTERMSIG(status) : WEXITSTATUS(status);
-  }
-
-  std::string Log() {
-    std::string text;
-    const UniqueFd fd(open(log_.c_str(), O_RDONLY | O_CLOEXEC));
-    std::array<char, 4096> bytes;
-    for (ssize_t n; (n = read(fd.get(), bytes.data(), bytes.size())) > 0;) {
-      text.append(bytes.data(), n);
-    }
-    return text;
-  }
-
-  std::string folder_;
-  std::string log_;
-  std::string skip_;
-  ImageRef image_;
-  UniqueFd notify_;
-  std::unique_ptr<StandIn> guest_;
-  pid_t pid_ = -1;
-};
-
-TEST_F(FirsttouchdTest, ServesAGuestFromAFileAndEndsBySigterm) {
+TEST_F(ProgramTest, ServesAGuestFromAFileAndEndsBySigterm) {
   if (!MakeGuest()) GTEST_SKIP() << skip_;
   Start({"--listen", Socket(), "--image", File()});
   ASSERT_EQ(Told(), "READY=1");
@@ -162,7 +54,7 @@ TEST_F(FirsttouchdTest, ServesAGuestFromAFileAndEndsBySigterm) {
   EXPECT_EQ(rest.as_image + rest.sigbus, 156u);
 }
 
-TEST_F(FirsttouchdTest, ServesFromAStoreAtASocketOfSystemds) {
+TEST_F(ProgramTest, ServesFromAStoreAtASocketOfSystemds) {
   if (!MakeGuest()) GTEST_SKIP() << skip_;
   {
     absl::StatusOr<std::unique_ptr<ImageStore>> store =
@@ -179,7 +71,7 @@ TEST_F(FirsttouchdTest, ServesFromAStoreAtASocketOfSystemds) {
   EXPECT_EQ(guest_->Look(0, kPages), Seen{.as_image = kPages});
 }
 
-TEST_F(FirsttouchdTest, KeepsWhatGuestsTouchWithTheImage) {
+TEST_F(ProgramTest, KeepsWhatGuestsTouchWithTheImage) {
   if (!MakeGuest()) GTEST_SKIP() << skip_;
   Start({"--listen", Socket(), "--image", File(), "--record"});
   ASSERT_EQ(Told(), "READY=1");
@@ -209,7 +101,7 @@ int UffdOf(pid_t pid) {
   return -1;
 }
 
-TEST_F(FirsttouchdTest, AGuestOfAKilledServerWaitsUntilAnotherTakesOver) {
+TEST_F(ProgramTest, AGuestOfAKilledServerWaitsUntilAnotherTakesOver) {
   if (!MakeGuest()) GTEST_SKIP() << skip_;
   Start({"--listen", Socket(), "--image", File()});
   ASSERT_EQ(Told(), "READY=1");
@@ -235,7 +127,7 @@ TEST_F(FirsttouchdTest, AGuestOfAKilledServerWaitsUntilAnotherTakesOver) {
   EXPECT_EQ(guest_->Answer(), Seen{.as_image = kPages});
 }
 
-TEST_F(FirsttouchdTest, SaysWhatIsMissing) {
+TEST_F(ProgramTest, SaysWhatIsMissing) {
   Start({"--listen", Socket(), "--image", folder_ + "/none"});
   EXPECT_EQ(End(0), 2);
   EXPECT_THAT(Log(), HasSubstr(folder_ + "/none"));
@@ -247,12 +139,159 @@ TEST_F(FirsttouchdTest, SaysWhatIsMissing) {
   EXPECT_THAT(Log(), HasSubstr("say either --image FILE, or --store"));
 }
 
+TEST_F(ProgramTest, GuestsOfARecordedImageGetItsPagesInTheirOrder) {
+  if (!MakeGuest()) GTEST_SKIP() << skip_;
+  const std::unique_ptr<StandIn> second = AnotherGuest();
+  Start({"--listen", Socket(), "--image", File(), "--record"});
+  ASSERT_EQ(Told(), "READY=1");
+  ASSERT_TRUE(guest_->Join(Socket()));
+  guest_->Look(200, 3);
+  guest_->Look(40, 8);
+  guest_->Kill();
+  while (!std::filesystem::exists(File() + ".touches")) poll(nullptr, 0, 1);
+  EXPECT_EQ(End(SIGTERM), 0);
+  EXPECT_EQ(Told(), "STOPPING=1");
+  Start({"--listen", Socket(), "--image", File(), "--metrics",
+         folder_ + "/metrics"});
+  ASSERT_EQ(Told(), "READY=1");
+  ASSERT_TRUE(second->Join(Socket()));
+  // All eleven pages, before any is touched.
+  while (Ask(folder_ + "/metrics", "GET /metrics HTTP/1.0\r\n\r\n")
+             .find("firsttouchd_pages_placed_early_total 11\n") ==
+         std::string::npos) {
+    poll(nullptr, 0, 1);
+  }
+  EXPECT_EQ(second->Look(0, kPages), Seen{.as_image = kPages});
+  EXPECT_EQ(End(SIGTERM), 0);
+  // Damaged, it is told and not used.
+  std::filesystem::permissions(File() + ".touches",
+                               std::filesystem::perms::owner_all);
+  std::ofstream(File() + ".touches", std::ios::app) << "x";
+  EXPECT_EQ(Told(), "STOPPING=1");
+  Start({"--listen", Socket(), "--image", File()});
+  ASSERT_EQ(Told(), "READY=1");
+  EXPECT_THAT(Log(), HasSubstr("the order of touches is not used: " + File() +
+                               ".touches: this is no file of touches: it does "
+                               "not match its digest"));
+}
+
+TEST_F(ProgramTest, TellsNumbersAsOpenMetricsText) {
+  if (!MakeGuest()) GTEST_SKIP() << skip_;
+  Start({"--listen", Socket(), "--image", File(), "--metrics",
+         folder_ + "/metrics"});
+  ASSERT_EQ(Told(), "READY=1");
+  ASSERT_TRUE(guest_->Join(Socket()));
+  EXPECT_EQ(guest_->Look(0, kPages), Seen{.as_image = kPages});
+  const std::string answer =
+      Ask(folder_ + "/metrics", "GET /metrics HTTP/1.1\r\n\r\n");
+  EXPECT_THAT(answer, HasSubstr("HTTP/1.0 200 OK\r\n"));
+  EXPECT_THAT(answer, HasSubstr("application/openmetrics-text; version=1.0.0"));
+  EXPECT_THAT(answer, HasSubstr("\nfirsttouchd_guests 1\n"));
+  EXPECT_THAT(answer, HasSubstr("_pages_placed_total{from=\"image\"} 192\n"));
+  EXPECT_THAT(answer, HasSubstr("_pages_placed_total{from=\"zero\"} 64\n"));
+  EXPECT_THAT(answer, HasSubstr("_guest_memory_bytes 1048576\n"));
+  guest_->Kill();
+  while (Ask(folder_ + "/metrics", "GET").find("_guests_ended_total 1\n") ==
+         std::string::npos) {
+    poll(nullptr, 0, 1);
+  }
+  // What a guest did is counted when it is gone, too.
+  EXPECT_THAT(Ask(folder_ + "/metrics", "GET"),
+              HasSubstr("_pages_placed_total{from=\"image\"} 192\n"));
+}
+
+TEST_F(ProgramTest, TellsSystemdsWatchdogThatItIsWell) {
+  environment_ = {{"WATCHDOG_USEC", "2000"}};
+  Start({"--listen", Socket(), "--image", File()});
+  EXPECT_EQ(Told(), "READY=1");
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(Told(), "WATCHDOG=1");
+}
+
+TEST_F(ProgramTest, AConfigurationHasImagesAndPoliciesByTheSocket) {
+  if (!MakeGuest()) GTEST_SKIP() << skip_;
+  const std::unique_ptr<StandIn> second = AnotherGuest();
+  {
+    absl::StatusOr<std::unique_ptr<ImageStore>> store =
+        ImageStore::Open({.directory = folder_ + "/store"});
+    ASSERT_TRUE(store.ok()) << store.status();
+    ASSERT_TRUE((*store)->Put("base", *image_).ok());
+  }
+  const std::string config = folder_ + "/config";
+  std::ofstream(config) << "image { name: 'a' file: '" << File()
+                        << "' }\nimage { name: 'b' store: '" << folder_
+                        << "/store' name_in_store: 'base' }\nlisten { path: '"
+                        << Socket() << "' image: 'a' }\nlisten { path: '"
+                        << Socket() << "2' image: 'b' user_id: 4711 }\n"
+                        << "listen { path: '" << Socket()
+                        << "3' image: 'b' }\n";
+  Start({"--config", config});
+  ASSERT_EQ(Told(), "READY=1");
+  EXPECT_THAT(Ask(Socket() + "2", "[]"), HasSubstr("is not served here"));
+  ASSERT_TRUE(guest_->Join(Socket()));
+  ASSERT_TRUE(second->Join(Socket() + "3"));
+  EXPECT_EQ(guest_->Look(0, kPages), Seen{.as_image = kPages});
+  EXPECT_EQ(second->Look(0, kPages), Seen{.as_image = kPages});
+  EXPECT_EQ(End(SIGTERM), 0);
+
+  std::ofstream(config) << "image {\n  file: 'x'\n}\nretry: '5s'\n";
+  Start({"--config", config});
+  EXPECT_EQ(End(0), 64);
+  EXPECT_THAT(Log(), HasSubstr(config + ":4:6: "));
+}
+
+TEST_F(ProgramTest, AStoreThatIsDamagedIsSigbusAndNeverBytes) {
+  if (!MakeGuest()) GTEST_SKIP() << skip_;
+  {
+    absl::StatusOr<std::unique_ptr<ImageStore>> store =
+        ImageStore::Open({.directory = folder_ + "/store"});
+    ASSERT_TRUE(store.ok()) << store.status();
+    ASSERT_TRUE((*store)->Put("base", *image_).ok());
+  }
+  for (const auto& entry :
+       std::filesystem::directory_iterator(folder_ + "/store/segments")) {
+    std::filesystem::permissions(entry, std::filesystem::perms::owner_all);
+    std::fstream file(entry.path(),
+                      std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(-100, std::ios::end);
+    file << "other bytes";
+  }
+  Start(
+      {"--listen", Socket(), "--store", folder_ + "/store", "--name", "base"});
+  ASSERT_EQ(Told(), "READY=1");
+  ASSERT_TRUE(guest_->Join(Socket()));
+  EXPECT_EQ(guest_->Look(0, kPages), (Seen{.as_image = 64, .sigbus = 192}))
+      << "what the image does not store is zero, and known to be";
+  EXPECT_THAT(Log(), HasSubstr("image 'base' does not match its digest"));
+}
+
+TEST_F(ProgramTest, AnImageThatIsRemovedOrReplacedIsServedOnAsItWas) {
+  if (!MakeGuest()) GTEST_SKIP() << skip_;
+  Start({"--listen", Socket(), "--image", File()});
+  ASSERT_EQ(Told(), "READY=1");
+  ASSERT_TRUE(guest_->Join(Socket()));
+  EXPECT_EQ(guest_->Look(0, 1), Seen{.as_image = 1});
+  ASSERT_TRUE(std::filesystem::remove(File()));
+  EXPECT_EQ(guest_->Look(0, 100), Seen{.as_image = 100});
+  std::ofstream(File()) << "another one";
+  EXPECT_EQ(guest_->Look(0, kPages), Seen{.as_image = kPages});
+}
+
+TEST_F(ProgramTest, ServesAsAnOrdinaryUser) {
+  if (geteuid() != 0) GTEST_SKIP() << "it is one already";
+  if (getpwnam("nobody") == nullptr) GTEST_SKIP() << "there is no user nobody";
+  if (!MakeGuest()) GTEST_SKIP() << skip_;
+  Start({"--listen", Socket(), "--image", File(), "--user", "nobody"});
+  ASSERT_EQ(Told(), "READY=1");
+  struct stat status;
+  ASSERT_EQ(stat(absl::StrCat("/proc/", pid_).c_str(), &status), 0);
+  EXPECT_EQ(status.st_uid, getpwnam("nobody")->pw_uid);
+  ASSERT_TRUE(guest_->Join(Socket()));
+  EXPECT_EQ(guest_->Look(0, kPages), Seen{.as_image = kPages});
+}
+
 }  // namespace
 }  // namespace firsttouch
 
 int main(int argc, char** argv) {
-  testing::InitGoogleMock(&argc, argv);
-  if (argc != 2) return 2;
-  firsttouch::g_program = std::filesystem::absolute(argv[1]).string();
-  return RUN_ALL_TESTS();
+  return firsttouch::RunProgramTests(argc, argv);
 }

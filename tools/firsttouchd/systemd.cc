@@ -6,28 +6,32 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "firsttouch/serve/state_folder.h"
 
 namespace firsttouch::firsttouchd {
 namespace {
 
 // sd_listen_fds(3).
 constexpr int kFirstInherited = 3;
-constexpr int kMostInherited = 64;
+constexpr int kMostInherited = 8192;
 
 }  // namespace
 
-absl::StatusOr<std::vector<UniqueFd>> InheritedSockets() {
+absl::StatusOr<Inherited> TakeInherited() {
   const char* const pid = getenv("LISTEN_PID");
   const char* const count = getenv("LISTEN_FDS");
   if (pid == nullptr || count == nullptr || pid != std::to_string(getpid())) {
-    return std::vector<UniqueFd>();
+    return Inherited();
   }
   int number = 0;
   if (!absl::SimpleAtoi(count, &number) || number < 0 ||
@@ -38,26 +42,35 @@ absl::StatusOr<std::vector<UniqueFd>> InheritedSockets() {
                      "0 to ",
                      kMostInherited));
   }
-  std::vector<UniqueFd> sockets;
-  for (int fd = kFirstInherited; fd < kFirstInherited + number; ++fd) {
+  const char* const given = getenv("LISTEN_FDNAMES");
+  std::vector<std::string> names =
+      absl::StrSplit(given == nullptr ? "" : given, ':');
+  names.resize(static_cast<size_t>(number));
+  Inherited inherited;
+  for (int i = 0; i < number; ++i) {
+    const int fd = kFirstInherited + i;
     int listens = 0;
     socklen_t length = sizeof listens;
-    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) != 0 ||
-        listens == 0) {
+    const bool is_socket =
+        getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) == 0 &&
+        listens != 0;
+    if (!is_socket && !IsUserfaultfd(fd)) {
       return absl::InvalidArgumentError(absl::StrCat(
-          "descriptor ", fd, " of LISTEN_FDS is no listening socket"));
+          "descriptor ", fd,
+          " of LISTEN_FDS is neither a listening socket nor a userfaultfd"));
     }
     fcntl(fd, F_SETFD, FD_CLOEXEC);
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
-    sockets.emplace_back(fd);
+    (is_socket ? inherited.sockets : inherited.kept)
+        .push_back({names[static_cast<size_t>(i)], UniqueFd(fd)});
   }
   unsetenv("LISTEN_PID");
   unsetenv("LISTEN_FDS");
   unsetenv("LISTEN_FDNAMES");
-  return sockets;
+  return inherited;
 }
 
-absl::Status Notify(const std::string& state) {
+absl::Status Notify(const std::string& state, int fd) {
   const char* const path = getenv("NOTIFY_SOCKET");
   if (path == nullptr || path[0] == '\0') return absl::OkStatus();
   sockaddr_un address = {};
@@ -70,14 +83,50 @@ absl::Status Notify(const std::string& state) {
   std::memcpy(address.sun_path, path, length);
   // "@name" stands for a socket without a file.
   if (path[0] == '@') address.sun_path[0] = '\0';
-  const UniqueFd fd(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-  if (!fd || sendto(fd.get(), state.data(), state.size(), MSG_NOSIGNAL,
-                    reinterpret_cast<const sockaddr*>(&address),
-                    offsetof(sockaddr_un, sun_path) + length) < 0) {
+  const UniqueFd to(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  iovec bytes = {const_cast<char*>(state.data()), state.size()};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message = {};
+  message.msg_name = &address;
+  message.msg_namelen =
+      static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + length);
+  message.msg_iov = &bytes;
+  message.msg_iovlen = 1;
+  if (fd >= 0) {
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    cmsghdr* const header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+  }
+  if (!to || sendmsg(to.get(), &message, MSG_NOSIGNAL) < 0) {
     return absl::ErrnoToStatus(errno,
                                absl::StrCat("telling ", path, " ", state));
   }
   return absl::OkStatus();
+}
+
+absl::Status Keep(const std::string& name, int uffd) {
+  // FDPOLL=0: it is ready to be read at times, and that is no end.
+  return Notify(absl::StrCat("FDSTORE=1\nFDNAME=", name, "\nFDPOLL=0"), uffd);
+}
+
+absl::Status KeepNoMore(const std::string& name) {
+  return Notify(absl::StrCat("FDSTOREREMOVE=1\nFDNAME=", name));
+}
+
+std::optional<std::chrono::milliseconds> WatchdogPeriod() {
+  const char* const text = getenv("WATCHDOG_USEC");
+  const char* const pid = getenv("WATCHDOG_PID");
+  int64_t us = 0;
+  if (text == nullptr || !absl::SimpleAtoi(text, &us) || us <= 0 ||
+      (pid != nullptr && pid != std::to_string(getpid()))) {
+    return std::nullopt;
+  }
+  return std::max(std::chrono::milliseconds(us / 2000),
+                  std::chrono::milliseconds(1));
 }
 
 }  // namespace firsttouch::firsttouchd
