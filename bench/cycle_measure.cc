@@ -6,8 +6,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
-#include <barrier>
 #include <cstddef>
 #include <cstring>
 #include <functional>
@@ -15,10 +13,8 @@
 #include <numeric>
 #include <optional>
 #include <random>
-#include <thread>
 #include <utility>
 
-#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
@@ -26,6 +22,7 @@
 #include "firsttouch/bench/fixture.h"
 #include "firsttouch/bench/readings.h"
 #include "firsttouch/bench/report.h"
+#include "firsttouch/bench/thread_pool.h"
 #include "firsttouch/examples/system_calls.h"
 #include "firsttouch/integrations/wasm2c/plain_memory.h"
 #include "firsttouch/integrations/wasm2c/pool_memory.h"
@@ -222,50 +219,6 @@ void CountCalls(const CycleSettings& settings, const Subject& subject,
   contender.row.set_signals(static_cast<double>(calls->signals) / cycles);
 }
 
-// Threads that stay the same for as long as this is there: what a pool keeps
-// for one is found by it in the next round. The calling thread is the first.
-class Crew {
- public:
-  explicit Crew(uint32_t threads) : together_(threads) {
-    for (uint32_t thread = 1; thread < threads; ++thread) {
-      others_.emplace_back([this, thread] {
-        for (together_.arrive_and_wait(); body_; together_.arrive_and_wait()) {
-          if (thread < at_work_) body_(thread);
-          together_.arrive_and_wait();
-        }
-      });
-    }
-  }
-  ~Crew() {
-    body_ = nullptr;
-    together_.arrive_and_wait();
-    for (std::thread& other : others_) other.join();
-  }
-
-  // Calls body(thread) in so many of them at once. Those that wake up first
-  // wait for the others without sleeping.
-  void Run(uint32_t threads, absl::FunctionRef<void(uint32_t)> body) {
-    std::atomic<uint32_t> ready = 0;
-    at_work_ = threads;
-    body_ = [&](uint32_t thread) {
-      ready.fetch_add(1, std::memory_order_relaxed);
-      while (ready.load(std::memory_order_relaxed) != threads) {
-        std::this_thread::yield();
-      }
-      body(thread);
-    };
-    together_.arrive_and_wait();
-    body_(0);
-    together_.arrive_and_wait();
-  }
-
- private:
-  std::barrier<> together_;
-  uint32_t at_work_ = 0;
-  std::function<void(uint32_t)> body_;
-  std::vector<std::thread> others_;
-};
-
 // The cycles of one thread in one round, with the time of each.
 void RunRound(const CycleSettings& settings, Guests& guests, Ticks& ticks,
               Ticks& recycle) {
@@ -291,7 +244,7 @@ void SetTimes(const RoundTimes& times, CycleRow& row) {
 
 // One round of one contender.
 CycleRow RoundOf(const CycleSettings& settings, Contender& contender,
-                 Crew& crew) {
+                 ThreadPool& thread_pool) {
   // There before anything is counted.
   std::vector<Ticks> ticks(contender.row.threads(), Ticks(settings.cycles));
   std::vector<Ticks> recycle = ticks;
@@ -299,7 +252,7 @@ CycleRow RoundOf(const CycleSettings& settings, Contender& contender,
   for (Ticks& of_thread : recycle) of_thread.clear();
   const std::optional<uint64_t> shootdowns_before = TlbShootdowns();
   const uint64_t faults_before = MinorFaults();
-  crew.Run(contender.row.threads(), [&](uint32_t thread) {
+  thread_pool.Run(contender.row.threads(), [&](uint32_t thread) {
     RunRound(settings, *contender.guests[thread], ticks[thread],
              recycle[thread]);
   });
@@ -378,9 +331,9 @@ void Measure(const CycleSettings& settings, const CycleRow& like,
     }
   }
   std::erase_if(contenders, [](const auto& c) { return !c.strategy; });
-  Crew crew(*std::max_element(threads.begin(), threads.end()));
+  ThreadPool thread_pool(*std::max_element(threads.begin(), threads.end()));
   for (Contender& contender : contenders) {
-    crew.Run(contender.row.threads(), [&](uint32_t thread) {
+    thread_pool.Run(contender.row.threads(), [&](uint32_t thread) {
       for (int i = 0; i < settings.warmup; ++i) {
         contender.guests[thread]->Serve();
       }
@@ -388,7 +341,7 @@ void Measure(const CycleSettings& settings, const CycleRow& like,
   }
   auto samples = TakeTurns<CycleRow>(
       settings.rounds, contenders.size(),
-      [&](size_t i) { return RoundOf(settings, contenders[i], crew); });
+      [&](size_t i) { return RoundOf(settings, contenders[i], thread_pool); });
   if (!count) SetScaling(samples);
   const int rows_before = report.rows_size();
   AddMedians(samples, report.mutable_rows());

@@ -30,7 +30,9 @@ using wasm2c::MemoryRequest;
 
 class PoolSlot : public CycleSlot {
  public:
-  explicit PoolSlot(Service& pool) : pool_(pool) {}
+  explicit PoolSlot(Service& pool)
+      : pool_(pool),
+        wanted_({.size_bytes = pool.layout().options().max_memory_bytes}) {}
 
   std::byte* Acquire(const ImageRef& image) override {
     if (image != wanted_.image) wanted_.image = image;
@@ -44,7 +46,7 @@ class PoolSlot : public CycleSlot {
  private:
   Service& pool_;
   // Kept, as a host would that serves many guests of one image.
-  MemoryOptions wanted_{.size_bytes = kCycleMemoryBytes};
+  MemoryOptions wanted_;
   Memory memory_;
 };
 

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 
 #include <array>
+#include <fstream>
 #include <map>
 #include <set>
 #include <string>
@@ -216,6 +217,41 @@ TEST_F(Smoke, CycleCountsWhatCanBeKnown) {
       EXPECT_EQ(kib, changed_kib);
     }
   }
+}
+
+TEST_F(Smoke, ContendersReadTheSameAndPassOnACleanMemory) {
+  const std::string requests = absl::StrCat(testing::TempDir(), "/requests");
+  for (const char* request :
+       {"work=cycle pages=same k=4", "work=cycle pages=others k=9",
+        "work=cycle pages=mixed k=32 threads=2",
+        "work=cycle k=4 image_kib=64 images=9 slots=4", "work=cycle grown=1",
+        "work=touch first=264 count=16 write=1", "work=first k=2 slots=3",
+        "work=many k=2 slots=5"}) {
+    std::ofstream(requests) << "round " << request << " cycles=7\ncheck\n";
+    Names sums;
+    for (const char* way : {"firsttouch", "dontneed", "scan", "memcpy"}) {
+      if (std::string(way) == "scan" && !Pagemap::Open(RealKernel()).ok()) {
+        continue;
+      }
+      const Ran ran =
+          RunProgram(absl::StrCat("peers/native ", way, " < ", requests), "&1");
+      EXPECT_EQ(ran.exit_code, 0) << request << ": " << way << ran.output;
+      const std::vector<std::string> lines = absl::StrSplit(ran.output, '\n');
+      google::protobuf::Struct answer;
+      ASSERT_TRUE(JsonStringToMessage(lines[0], &answer).ok()) << ran.output;
+      if (answer.fields().contains("sum")) {
+        sums.insert(answer.fields().at("sum").string_value());
+      }
+      EXPECT_THAT(lines[1], HasSubstr("\"clean\":\"yes\"")) << request;
+    }
+    EXPECT_LE(sums.size(), 1u)
+        << request << ": " << testing::PrintToString(sums);
+  }
+  EXPECT_THAT(RunProgram("peers/native some < /dev/null").exit_code, 0);
+  std::ofstream(requests) << "round work=cycle\n";
+  EXPECT_THAT(
+      RunProgram(absl::StrCat("peers/native some < ", requests), "&1").output,
+      HasSubstr("some: there is no such way"));
 }
 
 TEST_F(Smoke, ImagesHaveTheRowsAndGoalsOfEachTable) {

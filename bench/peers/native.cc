@@ -1,0 +1,579 @@
+// The contenders written in C++: this library, and the kernel's own ways. Does
+// the work of guest.wat without WebAssembly, and answers the requests of
+// standard input as README.md has them:
+//
+//   native WAY
+//
+// Ways: those of kWays, the names of cycle_strategies.h in one word each;
+// "fork", a child for each lease; "anonymous", memory without an image.
+
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "firsttouch/bench/cycle_measure.h"
+#include "firsttouch/bench/cycle_strategies.h"
+#include "firsttouch/bench/fixture.h"
+#include "firsttouch/bench/peers/guest.h"
+#include "firsttouch/bench/readings.h"
+#include "firsttouch/bench/thread_pool.h"
+#include "firsttouch/examples/system_calls.h"
+#include "firsttouch/examples/tenants.h"
+#include "firsttouch/integrations/wasm2c/plain_memory.h"
+#include "firsttouch/integrations/wasm2c/pool_memory.h"
+#include "firsttouch/integrations/wasm2c/wasi.h"
+#include "firsttouch/service/service.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch::bench {
+namespace {
+
+constexpr uint64_t kMemoryBytes = 2 << 20;
+constexpr uint64_t kMaxMemoryBytes = 8 << 20;
+constexpr uint64_t kWarmup = 400;
+
+constexpr std::pair<const char*, const char*> kWays[] = {
+    {"firsttouch", kDefaultName}, {"dontneed", kCopyOnWriteName},
+    {"scan", kScanName},          {"memcpy", kCopyImageName},
+    {"limit", kLimitName},        {"fork", kCopyOnWriteName},
+    {"anonymous", kLimitName}};
+
+LayoutOptions LayoutOf(uint64_t slots, uint64_t max_bytes = kMemoryBytes) {
+  return {.instances = static_cast<uint32_t>(slots),
+          .max_memory_bytes = max_bytes,
+          .guard_after_bytes = (uint64_t{6} << 30) - max_bytes};
+}
+
+// One thread's part of a row: its slots, each with the image that it had last.
+class Worker {
+ public:
+  Worker(const std::string& way, CycleStrategy& strategy,
+         const std::vector<ImageRef>& images, const Zipf& zipf,
+         const Request& request, uint64_t thread)
+      : request_(request),
+        images_(images),
+        zipf_(zipf),
+        cycle_(request),
+        thread_(thread),
+        fork_(way == "fork"),
+        // Whose slots are all alike.
+        pool_(way == "firsttouch") {
+    for (uint64_t i = 0; i < request.Number("slots", 1); ++i) {
+      slots_.push_back({strategy.NewSlot(), nullptr});
+    }
+    if (fork_) {
+      void* const shared = mmap(nullptr, kPageBytes, PROT_READ | PROT_WRITE,
+                                MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+      if (shared == MAP_FAILED) Die("mmap failed");
+      told_ = static_cast<uint64_t*>(shared);
+    }
+  }
+
+  void Run(uint64_t cycles) {
+    ticks.clear();
+    sum = 0;
+    const uint64_t together = slots_.size();
+    uint64_t last = NowTicks();
+    for (uint64_t done = 0; done < cycles; done += together) {
+      if (together == 1) {
+        const ImageRef& image = Wanted(0);
+        Slot& slot = slots_.front();
+        std::byte* const base = slot.slot->Acquire(image);
+        sum = std::rotl(sum, 1) ^ Work(base, next_++);
+        if (!fork_) slot.slot->Release(cycle_.list, kMemoryBytes);
+      } else {
+        Batch(together);
+      }
+      const uint64_t now = NowTicks();
+      ticks.push_back((now - last) / together);
+      last = now;
+    }
+  }
+
+  bool FindsClean() {
+    const ImageRef& image = images_.front();
+    bool clean = true;
+    std::vector<std::byte*> bases;
+    for (Slot& slot : slots_) bases.push_back(slot.slot->Acquire(image));
+    for (const std::byte* base : bases) {
+      const uint64_t bytes = image->pages().bytes();
+      clean &= memcmp(base, image->data(), bytes) == 0;
+      for (uint64_t i = bytes; i < kMemoryBytes; ++i) {
+        clean &= base[i] == std::byte{0};
+      }
+    }
+    for (Slot& slot : slots_) slot.slot->Release(PageList(), kMemoryBytes);
+    return clean;
+  }
+
+  Ticks ticks;
+  uint64_t sum = 0;
+
+ private:
+  struct Slot {
+    std::unique_ptr<CycleSlot> slot;
+    const Image* image;
+    bool taken = false;
+  };
+
+  const ImageRef& Wanted(uint64_t i) const {
+    return images_[zipf_.Pick((next_ + i) ^ (thread_ << 32))];
+  }
+
+  uint64_t Work(std::byte* base, uint64_t number) {
+    if (!fork_) return cycle_.Run(base, number);
+    const pid_t child = fork();
+    if (child < 0) Die("fork failed");
+    if (child == 0) {
+      *told_ = cycle_.Run(base, number);
+      _exit(0);
+    }
+    waitpid(child, nullptr, 0);
+    return *told_;
+  }
+
+  // As many leases at once as there are slots.
+  void Batch(uint64_t together) {
+    std::vector<std::pair<Slot*, std::byte*>> leases;
+    for (uint64_t i = 0; i < together; ++i) {
+      const ImageRef& image = Wanted(i);
+      // A pool chooses by itself; of the others, a free slot with the image.
+      auto found = slots_.end();
+      if (!pool_) {
+        found = std::find_if(slots_.begin(), slots_.end(), [&](const Slot& s) {
+          return !s.taken && s.image == image.get();
+        });
+      }
+      if (found == slots_.end()) {
+        found = std::find_if(slots_.begin(), slots_.end(),
+                             [](const Slot& s) { return !s.taken; });
+      }
+      found->taken = true;
+      found->image = image.get();
+      leases.emplace_back(&*found, found->slot->Acquire(image));
+    }
+    std::vector<std::vector<uint32_t>> lists;
+    for (const auto& [slot, base] : leases) {
+      sum = std::rotl(sum, 1) ^ Work(base, next_++);
+      lists.push_back(cycle_.list);
+    }
+    for (uint64_t i = 0; i < together; ++i) {
+      leases[i].first->slot->Release(lists[i], kMemoryBytes);
+      leases[i].first->taken = false;
+    }
+  }
+
+  const Request& request_;
+  const std::vector<ImageRef>& images_;
+  const Zipf& zipf_;
+  Cycle cycle_;
+  const uint64_t thread_;
+  const bool fork_;
+  const bool pool_;
+  std::vector<Slot> slots_;
+  uint64_t* told_ = nullptr;
+  uint64_t next_ = 1;
+};
+
+void Mark(const Request& request, bool begin) {
+  if (request.Number("marked", 0) == 0) return;
+  if (begin) {
+    examples::BeginCountedPart();
+  } else {
+    examples::EndCountedPart();
+  }
+}
+
+void AnswerTimes(const std::vector<Ticks>& ticks, Answer& answer) {
+  const RoundTimes times = TimesOfRound(ticks);
+  answer.Number("median_ns", times.median_ns);
+  answer.Number("mean_ns", times.mean_ns);
+  answer.Number("p99_ns", times.p99_ns);
+  answer.Number("per_second", times.cycles_per_second);
+}
+
+std::unique_ptr<CycleStrategy> MakeStrategy(const std::string& way,
+                                            const LayoutOptions& layout) {
+  for (const auto& [word, name] : kWays) {
+    if (way != word) continue;
+    for (const CycleStrategyFactory& factory : AllCycleStrategies()) {
+      if (factory.name == name) return OrDie(factory.make(layout));
+    }
+  }
+  Die(absl::StrCat(way, ": there is no such way"));
+}
+
+// What answers the rounds of one row.
+class Row {
+ public:
+  virtual ~Row() = default;
+  virtual void Round(Answer& answer) = 0;
+  virtual bool FindsClean() { return true; }
+};
+
+class CycleRows : public Row {
+ public:
+  CycleRows(const std::string& way, const Request& request)
+      : request_(request),
+        zipf_(request.Number("images", 1)),
+        threads_(static_cast<uint32_t>(request.Number("threads", 1))),
+        thread_pool_(threads_),
+        strategy_(MakeStrategy(
+            way, LayoutOf(request.Number("slots", 1) * threads_ + 1))) {
+    for (uint64_t i = 0; i < request.Number("images", 1); ++i) {
+      images_.push_back(ImageOf(i, request.Number("image_kib", 1024) << 10));
+    }
+    for (uint32_t thread = 0; thread < threads_; ++thread) {
+      workers_.push_back(std::make_unique<Worker>(way, *strategy_, images_,
+                                                  zipf_, request_, thread));
+    }
+    thread_pool_.Run(threads_, [&](uint32_t i) { workers_[i]->Run(kWarmup); });
+  }
+
+  void Round(Answer& answer) override {
+    const uint64_t cycles = request_.Number("cycles", 500);
+    thread_pool_.Run(threads_, [&](uint32_t i) { workers_[i]->Run(1); });
+    const uint64_t before = Faults();
+    thread_pool_.Run(threads_, [&](uint32_t i) {
+      Mark(request_, true);
+      workers_[i]->Run(cycles);
+      Mark(request_, false);
+    });
+    const uint64_t faults = Faults() - before;
+    std::vector<Ticks> ticks;
+    uint64_t sum = 0;
+    double done = 0;
+    for (const auto& worker : workers_) {
+      ticks.push_back(worker->ticks);
+      sum += worker->sum;
+      done += static_cast<double>(worker->ticks.size() *
+                                  request_.Number("slots", 1));
+    }
+    AnswerTimes(ticks, answer);
+    answer.Number("cycles", done);
+    answer.Number("faults", static_cast<double>(faults));
+    answer.Sum(sum);
+  }
+
+  bool FindsClean() override {
+    // Each in the thread that has the slots.
+    std::vector<char> clean(threads_);
+    thread_pool_.Run(threads_, [&](uint32_t i) {
+      clean[i] = workers_[i]->FindsClean() ? 1 : 0;
+    });
+    return std::count(clean.begin(), clean.end(), 1) == threads_;
+  }
+
+ private:
+  const Request request_;
+  const Zipf zipf_;
+  const uint32_t threads_;
+  ThreadPool thread_pool_;
+  std::unique_ptr<CycleStrategy> strategy_;
+  std::vector<ImageRef> images_;
+  std::vector<std::unique_ptr<Worker>> workers_;
+};
+
+// Touches of memory without a page.
+class TouchRows : public Row {
+ public:
+  TouchRows(const std::string& way, const Request& request)
+      : request_(request),
+        image_(way == "anonymous"
+                   ? nullptr
+                   // With pages behind those of the others' images: the last
+                   // ones of a cold memory are there.
+                   : ImageOf(0, kCycleImageBytes + 8 * kPageBytes)) {
+    if (way == "firsttouch") {
+      pool_ = OrDie(Service::Create({.layout = LayoutOf(1)}));
+    } else {
+      mapping_ = std::make_unique<Mapping>(kMemoryBytes, image_);
+    }
+  }
+
+  void Round(Answer& answer) override {
+    const uint64_t cycles = request_.Number("cycles", 500);
+    const uint64_t count = request_.Number("count", 256);
+    Ticks ticks;
+    uint64_t sum = 0;
+    uint64_t faults = 0;
+    for (uint64_t i = 0; i < cycles; ++i) {
+      Memory memory;
+      if (pool_ != nullptr) {
+        memory = ColdMemory(*pool_, image_, kMemoryBytes);
+      } else {
+        mapping_->MapAnew();
+      }
+      std::byte* const base = pool_ ? memory.base() : mapping_->base();
+      const uint64_t before = pool_ ? pool_->Stats().faults() : MinorFaults();
+      const uint64_t start = NowTicks();
+      sum = std::rotl(sum, 1) ^ Touch(request_, base);
+      ticks.push_back(NowTicks() - start);
+      faults += (pool_ ? pool_->Stats().faults() : MinorFaults()) - before;
+    }
+    AnswerTimes({ticks}, answer);
+    answer.Number("touch_median_ns", TicksToNs(Median(ticks)));
+    answer.Number("cycles", static_cast<double>(cycles));
+    answer.Number("faults", static_cast<double>(faults));
+    answer.Number("touched", static_cast<double>(cycles * count));
+    answer.Sum(sum);
+  }
+
+ private:
+  const Request request_;
+  const ImageRef image_;
+  std::unique_ptr<Service> pool_;
+  std::unique_ptr<Mapping> mapping_;
+};
+
+// Growing in each cycle, and writing to what is new.
+class GrowRows : public Row {
+ public:
+  GrowRows(const std::string& way, const Request& request)
+      : request_(request),
+        strategy_(
+            MakeStrategy(way, wasm2c::LayoutForGuests(2, kMaxMemoryBytes))),
+        source_(strategy_->NewSource()),
+        image_(ImageOf(0, kCycleImageBytes)) {
+    Run(kWarmup);
+  }
+
+  void Round(Answer& answer) override {
+    const uint64_t before = MinorFaults();
+    Mark(request_, true);
+    Run(request_.Number("cycles", 500));
+    Mark(request_, false);
+    answer.Number("faults", static_cast<double>(MinorFaults() - before));
+    AnswerTimes({ticks_}, answer);
+    answer.Number("cycles", static_cast<double>(ticks_.size()));
+    answer.Sum(sum_);
+  }
+
+ private:
+  void Run(uint64_t cycles) {
+    const uint64_t grown = request_.Number("grown", 1) << 16;
+    const wasm2c::MemoryRequest wanted = {.image = image_,
+                                          .size_bytes = kMemoryBytes};
+    ticks_.clear();
+    sum_ = 0;
+    for (uint64_t i = 0; i < cycles; ++i) {
+      const uint64_t start = NowTicks();
+      {
+        const auto memories = OrDie(source_->Acquire({&wanted, 1}));
+        OrDie(memories[0]->Grow(kMemoryBytes + grown));
+        std::byte* const base = memories[0]->base();
+        uint64_t sum = 0;
+        for (uint64_t at = kMemoryBytes; at < kMemoryBytes + grown;
+             at += kPageBytes) {
+          sum += Load(base + at);
+          Store(base + at, 1);
+        }
+        sum_ = std::rotl(sum_, 1) ^ (sum + kMemoryBytes + grown);
+      }
+      ticks_.push_back(NowTicks() - start);
+    }
+  }
+
+  const Request request_;
+  std::unique_ptr<CycleStrategy> strategy_;
+  std::unique_ptr<wasm2c::MemorySource> source_;
+  const ImageRef image_;
+  Ticks ticks_;
+  uint64_t sum_ = 0;
+};
+
+// SQLite, compiled by wasm2c; as cycle_measure.cc has it.
+class SqliteRows : public Row {
+ public:
+  SqliteRows(const std::string& way, const Request& request)
+      : request_(request), rows_(request.Number("rows", 20000)) {
+    const auto plain = OrDie(wasm2c::PlainMemorySource::Create(
+        {.slots = 1, .max_memory_bytes = kSqliteMemoryBytes}));
+    database_ = OrDie(
+        examples::SetUpDatabase(plain.get(), static_cast<uint32_t>(rows_)));
+    strategy_ =
+        MakeStrategy(way, wasm2c::LayoutForGuests(2, kSqliteMemoryBytes));
+    source_ = strategy_->NewSource();
+    for (int i = 0; i < 60; ++i) Serve();
+  }
+
+  void Round(Answer& answer) override {
+    const uint64_t cycles = request_.Number("cycles", 40);
+    Ticks ticks;
+    const uint64_t before = MinorFaults();
+    Mark(request_, true);
+    for (uint64_t i = 0; i < cycles; ++i) {
+      const uint64_t start = NowTicks();
+      Serve();
+      ticks.push_back(NowTicks() - start);
+    }
+    Mark(request_, false);
+    answer.Number("faults", static_cast<double>(MinorFaults() - before));
+    AnswerTimes({ticks}, answer);
+    answer.Number("cycles", static_cast<double>(cycles));
+  }
+
+  bool FindsClean() override {
+    return OrDie(examples::CompareSlots(*database_, source_.get(), 1))
+               .differing_bytes == 0;
+  }
+
+ private:
+  void Serve() {
+    wasi_.Reset();
+    examples::SqliteGuest guest =
+        OrDie(database_->Instantiate(source_.get(), &wasi_));
+    RequestOrDie(guest, rows_, request_.Text("pages") == "same" ? 0 : ++next_);
+  }
+
+  const Request request_;
+  const uint64_t rows_;
+  std::shared_ptr<const examples::SqliteTemplate> database_;
+  std::unique_ptr<CycleStrategy> strategy_;
+  std::unique_ptr<wasm2c::MemorySource> source_;
+  wasm2c::Wasi wasi_;
+  uint64_t next_ = 0;
+};
+
+// The first cycles of slots that nobody had, of an image that ran in another.
+void FirstCycles(const std::string& way, const Request& request,
+                 Answer& answer) {
+  const uint64_t count = request.Number("slots", 12);
+  const auto strategy = MakeStrategy(way, LayoutOf(count + 1));
+  const ImageRef image = ImageOf(0, kCycleImageBytes);
+  Cycle cycle(request);
+  const auto held = strategy->NewSlot();
+  for (uint64_t i = 1; i <= 20; ++i) {
+    cycle.Run(held->Acquire(image), i);
+    held->Release(cycle.list, kMemoryBytes);
+  }
+  held->Acquire(image);
+  std::vector<std::unique_ptr<CycleSlot>> slots(count);
+  for (auto& slot : slots) slot = strategy->NewSlot();
+  std::vector<std::vector<uint32_t>> lists(count);
+  Ticks ticks(count);
+  uint64_t sum = 0;
+  const uint64_t before = MinorFaults();
+  for (uint64_t i = 0; i < count; ++i) {
+    const uint64_t start = NowTicks();
+    sum = std::rotl(sum, 1) ^ cycle.Run(slots[i]->Acquire(image), i + 1);
+    ticks[i] = NowTicks() - start;
+    lists[i] = cycle.list;
+  }
+  for (uint64_t i = 0; i < count; ++i) {
+    const uint64_t start = NowTicks();
+    slots[i]->Release(lists[i], kMemoryBytes);
+    ticks[i] += NowTicks() - start;
+  }
+  answer.Number("faults", static_cast<double>(MinorFaults() - before));
+  held->Release(PageList(), kMemoryBytes);
+  AnswerTimes({ticks}, answer);
+  answer.Number("cycles", static_cast<double>(count));
+  answer.Sum(sum);
+}
+
+// So many slots, all leased at once: time of each part, and memory.
+void Many(const std::string& way, const Request& request, Answer& answer) {
+  const uint64_t count = request.Number("slots", 100);
+  const ImageRef image = ImageOf(0, kCycleImageBytes);
+  Cycle cycle(request);
+  uint64_t start = NowTicks();
+  const auto strategy = MakeStrategy(way, LayoutOf(count));
+  answer.Number("create_ns", NsSince(start));
+  std::vector<std::unique_ptr<CycleSlot>> slots(count);
+  for (auto& slot : slots) slot = strategy->NewSlot();
+  for (uint64_t i = 0; i < 100; ++i) {
+    cycle.Run(slots[0]->Acquire(image), i);
+    slots[0]->Release(cycle.list, kMemoryBytes);
+  }
+  const auto before = Footprint();
+  Ticks acquire;
+  Ticks touch;
+  Ticks release;
+  std::vector<std::vector<uint32_t>> lists(count);
+  for (uint64_t i = 0; i < count; ++i) {
+    start = NowTicks();
+    std::byte* const base = slots[i]->Acquire(image);
+    const uint64_t acquired = NowTicks();
+    cycle.Run(base, i);
+    touch.push_back(NowTicks() - acquired);
+    acquire.push_back(acquired - start);
+    lists[i] = cycle.list;
+  }
+  const auto busy = Footprint();
+  for (uint64_t i = 0; i < count; ++i) {
+    start = NowTicks();
+    slots[i]->Release(lists[i], kMemoryBytes);
+    release.push_back(NowTicks() - start);
+  }
+  const auto idle = Footprint();
+  answer.Number("acquire_ns", TicksToNs(Median(acquire)));
+  answer.Number("touch_ns", TicksToNs(Median(touch)));
+  answer.Number("release_ns", TicksToNs(Median(release)));
+  constexpr const char* kWhat[] = {"private_kib", "pss_kib", "tables_kib",
+                                   "mappings"};
+  for (size_t i = 0; i < std::size(kWhat); ++i) {
+    const auto slots_count = static_cast<double>(count);
+    answer.Number(absl::StrCat("busy_", kWhat[i]),
+                  (busy[i] - before[i]) / slots_count);
+    answer.Number(absl::StrCat("idle_", kWhat[i]),
+                  (idle[i] - before[i]) / slots_count);
+  }
+}
+
+int Main(int argc, char** argv) {
+  if (argc < 2) Die("the way is expected");
+  const std::string way = argv[1];
+  // Of the request that was made last; a row is over when another begins.
+  std::string of;
+  std::unique_ptr<Row> row;
+  for (std::string line; std::getline(std::cin, line);) {
+    const Request request(line);
+    const std::string work = request.Text("work");
+    Answer answer;
+    if (request.verb == "check") {
+      answer.Text("clean", row == nullptr || row->FindsClean() ? "yes" : "no");
+      if (way == "firsttouch") answer.Text("supply", DescribeDefaultOptions());
+      row = nullptr;
+      of.clear();
+    } else if (work == "first") {
+      FirstCycles(way, request, answer);
+    } else if (work == "many") {
+      Many(way, request, answer);
+    } else {
+      if (of != line) {
+        row = nullptr;
+        of = line;
+        if (work == "touch") {
+          row = std::make_unique<TouchRows>(way, request);
+        } else if (work == "sqlite") {
+          row = std::make_unique<SqliteRows>(way, request);
+        } else if (request.Number("grown", 0) > 0) {
+          row = std::make_unique<GrowRows>(way, request);
+        } else {
+          row = std::make_unique<CycleRows>(way, request);
+        }
+      }
+      row->Round(answer);
+    }
+    answer.Print();
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace firsttouch::bench
+
+int main(int argc, char** argv) { return firsttouch::bench::Main(argc, argv); }
