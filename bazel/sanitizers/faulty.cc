@@ -34,11 +34,11 @@ int main(int argc, char** argv) {
   // Not a constant to the compiler, which would warn of what comes.
   int eight = 7 + argc / 2;
   int result = 0;
-  if (fault == "asan") {
+  if (fault == "overflow") {
     result = heap_overflow(eight);
-  } else if (fault == "ubsan") {
+  } else if (fault == "undefined") {
     result = signed_overflow(eight + 1);
-  } else if (fault == "tsan") {
+  } else if (fault == "race") {
     result = data_race();
   }
   std::printf("survived '%s': %d\n", argc > 1 ? argv[1] : "", result);

@@ -2,15 +2,15 @@
 # Passes if a program built with a sanitizer fails when it commits the fault that
 # the sanitizer is for, with the sanitizer's report, and only then.
 #
-#   finds.sh <sanitizer> <text of the report> <program>
+#   finds.sh <fault> <text of the report> <program>
 set -euo pipefail
 
-sanitizer="$1"
+fault="$1"
 report="$2"
 program="$3"
 
 "$program" || { echo "failed without a fault" >&2; exit 1; }
-if output="$("$program" "$sanitizer" 2>&1)"; then
+if output="$("$program" "$fault" 2>&1)"; then
   echo "the fault went unnoticed: $output" >&2
   exit 1
 fi
