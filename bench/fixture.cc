@@ -5,7 +5,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/image_builder.h"
@@ -38,6 +40,16 @@ ImageRef PatternImage(uint64_t bytes, uint32_t seed) {
         }
         return absl::OkStatus();
       }));
+}
+
+std::string NewFolder(std::string directory, std::string_view name) {
+  if (directory.empty()) directory = std::filesystem::temp_directory_path();
+  std::string folder = std::move(directory);
+  folder.append("/").append(name).append(".XXXXXX");
+  if (mkdtemp(folder.data()) == nullptr) {
+    Die(absl::StrCat("--directory: cannot make a folder ", folder));
+  }
+  return folder + "/";
 }
 
 LayoutOptions OneSlot(uint64_t memory_bytes, uint64_t fault_around_bytes) {

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -36,6 +37,10 @@ T OrDie(absl::StatusOr<T> value) {
 // An image all of whose pages are stored and differ from each other. No byte of
 // it is 0 or 1, so that whoever writes a 1 changes the page.
 ImageRef PatternImage(uint64_t bytes, uint32_t seed = 1);
+
+// A new folder in `directory`, or where temporary ones usually are if that is
+// empty. Ends with a slash.
+std::string NewFolder(std::string directory, std::string_view name);
 
 // A layout of one memory, with huge-page guards behind it.
 LayoutOptions OneSlot(uint64_t memory_bytes,

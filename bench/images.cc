@@ -15,7 +15,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -512,13 +511,8 @@ int Main(int argc, char** argv) {
 
   auto report = NewReport<ImagesReport>(rounds);
   report.set_default_options(DescribeDefaultOptions());
-  std::string folder = absl::GetFlag(FLAGS_directory);
-  if (folder.empty()) folder = std::filesystem::temp_directory_path();
-  folder += "/firsttouch_images.XXXXXX";
-  if (mkdtemp(folder.data()) == nullptr) {
-    Die(absl::StrCat("--directory: cannot make a folder ", folder));
-  }
-  folder += "/";
+  const std::string folder =
+      NewFolder(absl::GetFlag(FLAGS_directory), "firsttouch_images");
   for (const std::string& table : tables) {
     if (table == "start") {
       MeasureStarts(folder, rounds, rows, "warm", {"same", "other"}, report);

@@ -262,7 +262,7 @@ std::string GoalsText(const std::string& title, const Repeated<Goal>& goals) {
       absl::StrAppend(&value, " ", Short(goal.measured_by_mean()));
     }
     absl::StrAppendFormat(
-        &text, "  %-21s%-22s%7s%13s  %s\n", goal.where(), goal.other(),
+        &text, "  %-23s%-22s%7s%13s  %s\n", goal.where(), goal.other(),
         absl::StrCat(goal.at_least() ? ">=" : "<=", Short(goal.bound())), value,
         !goal.has_reached() ? "not measured"
         : goal.reached()    ? "ok"

@@ -17,6 +17,7 @@
 #include "absl/strings/str_split.h"
 #include "firsttouch/bench/cycle_strategies.h"
 #include "firsttouch/bench/report.pb.h"
+#include "firsttouch/bench/serve_guests.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/pagemap.h"
 #include "gmock/gmock.h"
@@ -291,7 +292,80 @@ TEST_F(Smoke, ImagesHaveTheRowsAndGoalsOfEachTable) {
   EXPECT_THAT(goals, SizeIs(3));
 }
 
-TEST_F(Smoke, TextFitsATerminalAndImagesLeaveNothingBehind) {
+TEST_F(Smoke, ServeCountsWhatServersAndThePageCacheDid) {
+  const auto report = ReportOf<ServeReport>(absl::StrCat(
+      "serve --quick --format=json --directory=", testing::TempDir()));
+  const double pages = static_cast<double>(report.touched_bytes() / 4096);
+  const double mib = static_cast<double>(report.image_bytes()) / (1 << 20);
+  double early = 0;
+  std::map<std::string, Names> situations;
+  for (const ServeRow& row : report.rows()) {
+    SCOPED_TRACE(row.DebugString());
+    situations[row.way()].insert(absl::StrCat(row.pattern(), "/",
+                                              row.page_cache(), "/",
+                                              row.touch(), "/", row.guests()));
+    EXPECT_GE(row.all_ms(), row.mean_ms());
+    EXPECT_GT(row.mean_ms(), row.ready_ms());
+    if (row.page_cache() == "warm") {
+      EXPECT_EQ(row.cached_mib_before(), mib);
+    } else {
+      EXPECT_LE(row.cached_mib_before(), mib / 100);
+      EXPECT_GE(row.cached_mib_after(), pages / 256);
+    }
+    EXPECT_EQ(row.has_faults(), row.way() != kMappingName);
+    if (row.way() == kMappingName) continue;
+    EXPECT_GE(row.copied(), pages);
+    EXPECT_GT(row.server_kib(), 0);
+    const bool has_set = row.way() == kSetName || row.way() == kUncheckedName;
+    if (has_set) {
+      // A guest may be faster, so that this is nothing in some rows.
+      early += row.early();
+    } else {
+      EXPECT_EQ(row.early(), 0);
+    }
+    if (row.way() == kNoSetName) {
+      // Read-ahead, where pages are touched in a row.
+      EXPECT_LE(row.faults(), row.pattern() == "random" ? pages : pages / 2);
+    } else if (!has_set) {
+      EXPECT_EQ(row.faults(), pages);
+      EXPECT_EQ(row.copied(), pages);
+    }
+  }
+  EXPECT_GT(early, 0);
+  Names expected;
+  for (const char* pattern : {"sequential/", "random/"}) {
+    for (const char* cache : {"warm/", "cold/"}) {
+      if (report.skipped_size() > 0 && cache[0] == 'c') continue;
+      for (const char* touch : {"written/", "read/"}) {
+        for (const char* guests : {"1", "3"}) {
+          expected.insert(absl::StrCat(pattern, cache, touch, guests));
+        }
+      }
+    }
+  }
+  const Names fault = {"random/warm/read/1"};
+  EXPECT_EQ(situations,
+            (std::map<std::string, Names>{{kMappingName, expected},
+                                          {kExampleName, expected},
+                                          {kSetName, expected},
+                                          {kUncheckedName, expected},
+                                          {kNoSetName, expected},
+                                          {kBareLoopName, fault},
+                                          {kPageName, fault}}));
+  Names goals;
+  for (const Goal& goal : report.goals()) {
+    goals.insert(goal.name());
+    EXPECT_TRUE(goal.has_reached()) << goal.DebugString();
+  }
+  Names to_reach = {"working set: time / the other's", "a fault / the other's",
+                    "memory of the server / for one guest"};
+  if (report.skipped_size() == 0) {
+    to_reach.insert("set, unchecked: time / the other's");
+  }
+  EXPECT_EQ(goals, to_reach);
+}
+
+TEST_F(Smoke, TextFitsATerminalAndNothingIsLeftBehind) {
   const std::string directory = absl::StrCat(testing::TempDir(), "/images");
   ASSERT_EQ(system(absl::StrCat("mkdir -p ", directory).c_str()), 0);
   const std::map<std::string, std::vector<const char*>> expected = {
@@ -301,7 +375,10 @@ TEST_F(Smoke, TextFitsATerminalAndImagesLeaveNothingBehind) {
         "2 threads, k=32 mixed of 1 MiB", "SQLite, the same rows each time",
         "goals that were measured are reached"}},
       {absl::StrCat("images --quick --directory=", directory),
-       {"first query / the other's"}}};
+       {"first query / the other's"}},
+      {absl::StrCat("serve --quick --directory=", directory),
+       {"random, warm, each page written, 3 guests",
+        "working set: time / the other's"}}};
   for (const auto& [command, texts] : expected) {
     const Ran ran = RunProgram(command);
     EXPECT_EQ(ran.exit_code, 0) << command;
@@ -324,6 +401,8 @@ TEST(Flags, BadValuesAreNamed) {
               HasSubstr("--strategies: there is no such strategy"));
   EXPECT_THAT(ErrorOf("cycle --tables=all"),
               HasSubstr("--tables: all is none of steady, first, idle"));
+  EXPECT_THAT(ErrorOf("serve --quick --tables=fault,faults"),
+              HasSubstr("--tables: faults is none of guests, fault"));
   EXPECT_THAT(ErrorOf("ratios --format=xml"),
               HasSubstr("--format=xml is neither text nor json"));
   EXPECT_EQ(RunProgram("ratios --format=xml").exit_code, 1);
