@@ -22,6 +22,7 @@
 #include "firsttouch/locator/locator.h"
 #include "firsttouch/service/signals.h"
 #include "firsttouch/service/test_fixture.h"
+#include "firsttouch/uffd/fake_kernel.h"
 #include "firsttouch/uffd/units.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -54,7 +55,7 @@ class ServiceTest : public testing::TestWithParam<Way> {
       GTEST_SKIP() << "this machine has no " << missing;
     }
     absl::StatusOr<std::unique_ptr<Service>> service =
-        CreateService(GetParam(), std::move(options));
+        CreateService(GetParam(), std::move(options), kernel_);
     ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
   }
@@ -69,6 +70,9 @@ class ServiceTest : public testing::TestWithParam<Way> {
     return GetParam().tracking == Tracking::kSignal;
   }
 
+  // Forwards all calls. How fast the machine is does not decide what a pool
+  // does where its kernel is none (UffdSupply::Costs()).
+  FakeKernel kernel_;
   std::unique_ptr<Service> service_;
 };
 
