@@ -1,8 +1,8 @@
 """Measures the contenders of bench/peers in turns, and writes what came out.
 
 Called by report.sh. A row is one piece of work with its parameters; all
-contenders that can do it take turns within each round. A row is a file in
-ROWS, and one that is there is not measured again.
+contenders that can do it take turns within each round. A row is a file in a folder
+of its commit, and one that is there is not measured again.
 """
 
 import argparse
@@ -207,15 +207,16 @@ def all_rows():
                 rows.append(Row(
                     "threads", f"{pages}, k={k}, {threads} thread"
                     + ("s" if threads > 1 else ""),
-                    f"work=cycle pages={pages} k={k} threads={threads}",
-                    value="per_second", cycles=2 * CYCLES[k], without=("fork",)))
+                    # Long enough that threads which share a core take turns.
+                    f"work=cycle pages={pages} k={k} threads={threads} ms=40",
+                    value="per_second", cycles=1_000_000, without=("fork",)))
     rows.append(Row("many images", "1,000 of 64 KiB over 64 slots, k=4",
                     "work=cycle k=4 image_kib=64 images=1000 slots=64", cycles=640,
                     without=("limit", "fork")))
     rows.append(Row("more than the caches hold", "64 slots, 1 MiB changed in each",
                     "work=cycle k=256 slots=64", cycles=64, without=("fork",)))
     for slots in (100, 1000, 10000):
-        rows.append(Row("many slots", f"{slots:,}, k=16",
+        rows.append(Row("many slots", f"{slots:,}, k=16, one round",
                         f"work=many slots={slots} k=16", value="acquire_ns", rounds=1,
                         without=("limit", "fork", "batches", "memcpy")))
     for pages in ("same", "others"):
@@ -230,7 +231,7 @@ def number_of(row, answer):
     if row.value == "memory_ns":
         # What a module without a memory takes is no part of it. The mean has in it
         # what a contender does every some cycles.
-        return max(answer["mean_ns"] - answer.get("rest_mean_ns", 0), 0.1)
+        return answer["mean_ns"] - answer.get("rest_mean_ns", 0)
     if row.value == "touch_page_ns":
         return answer["touch_median_ns"] / row.number("count")
     return answer[row.value]
@@ -329,10 +330,14 @@ def summarize(result):
             if "failed" not in e and e["numbers"]}
     for end in good.values():
         numbers = sorted(end["numbers"])
+        if statistics.median(numbers) <= 0:
+            end["failed"] = "takes no longer than a module without a memory"
+            continue
         end["median"] = statistics.median(numbers)
         end["low"], end["high"] = (
             (numbers[0], numbers[-1]) if len(numbers) < 4
             else statistics.quantiles(numbers, n=4)[::2])
+    good = {n: e for n, e in good.items() if "median" in e}
     result["ratios"] = {}
     for family, name in OURS.items():
         others = [n for n, e in good.items() if not n.startswith("firsttouch")
@@ -344,7 +349,10 @@ def summarize(result):
             continue
         best = (max if more_is_better else min)(others, key=lambda n: good[n]["median"])
         ours, theirs = good[name]["numbers"], good[best]["numbers"]
-        ratios = [(a / b if more_is_better else b / a) for a, b in zip(ours, theirs)]
+        ratios = [(a / b if more_is_better else b / a)
+                  for a, b in zip(ours, theirs) if a > 0 and b > 0]
+        if not ratios:
+            continue
         result["ratios"][name] = {
             "best": best, "median": statistics.median(ratios),
             "low": min(ratios), "high": max(ratios)}
@@ -375,7 +383,9 @@ def main():
     parser.add_argument("--again", action="store_true",
                         help="measures rows that are there already, too")
     options = parser.parse_args()
-    kept = options.out / ("quick" if options.quick else "rows")
+    # What was measured of another commit is no row of this report.
+    kept = (options.out / ("quick" if options.quick else "rows")
+            / (options.commit.replace("/", "-") or "unknown"))
     kept.mkdir(parents=True, exist_ok=True)
     os.environ["LD_LIBRARY_PATH"] = str(options.build / "lib")
     everybody = contenders(options.build, str(options.programs / "native"))

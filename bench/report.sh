@@ -5,8 +5,9 @@
 #   bench/report.sh [--quick] [--rows=PART-OF-A-NAME] [--rounds=N] [--again]
 #
 # They come into FIRSTTOUCH_REPORT_DIR, or ~/.cache/firsttouch-report, with all that is
-# built. A row that is there is not measured again unless --again is given, so a run
-# that was interrupted goes on where it was. bench/peers/README.md has the rest.
+# built. A row of the same commit that is there is not measured again unless --again is
+# given, so a run that was interrupted goes on where it was. bench/peers/README.md has
+# the rest.
 set -euo pipefail
 
 root="$(dirname "$(dirname "$(readlink --canonicalize "$0")")")"

@@ -62,6 +62,12 @@ class Request {
     }
     return number;
   }
+  // What a round may take; UINT64_MAX if it ends by its cycles.
+  uint64_t BudgetTicks() const {
+    const uint64_t ms = Number("ms", 0);
+    if (ms == 0) return UINT64_MAX;
+    return static_cast<uint64_t>(static_cast<double>(ms) * 1e6 * TicksPerNs());
+  }
 
   std::string verb;
 
@@ -77,6 +83,13 @@ class Answer {
   }
   void Text(const std::string& name, const std::string& value) {
     parts_.push_back(absl::StrCat("\"", name, "\":\"", value, "\""));
+  }
+  // Of each thread.
+  void Times(const std::vector<Ticks>& ticks) {
+    const RoundTimes times = TimesOfRound(ticks);
+    Number("median_ns", times.median_ns);
+    Number("mean_ns", times.mean_ns);
+    Number("p99_ns", times.p99_ns);
   }
   void Sum(uint64_t sum) { Text("sum", absl::StrFormat("%016x", sum)); }
   void Print() const {

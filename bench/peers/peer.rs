@@ -368,6 +368,8 @@ struct Part {
     /// Of the guest's touches alone.
     touch_ticks: Vec<u64>,
     sum: u64,
+    begun: u64,
+    ended: u64,
 }
 
 struct Work {
@@ -379,10 +381,18 @@ struct Work {
 }
 
 impl Work {
-    fn cycles(&mut self, cycles: u64) -> Part {
-        let mut part = Part::default();
-        let mut last = ticks();
+    /// So many cycles, or as many as begin within so many ticks.
+    fn cycles(&mut self, cycles: u64, budget: u64) -> Part {
+        let begun = ticks();
+        let mut part = Part {
+            begun,
+            ..Part::default()
+        };
+        let mut last = begun;
         for _ in 0..cycles.div_ceil(self.cycle.slots) {
+            if last - begun >= budget {
+                break;
+            }
             let mut guests = Vec::new();
             for i in 0..self.cycle.slots {
                 let app = self.zipf.pick((self.next + i) ^ (self.cycle.thread << 32));
@@ -409,6 +419,7 @@ impl Work {
             part.ticks.push((now - last) / self.cycle.slots);
             last = now;
         }
+        part.ended = last;
         part
     }
 
@@ -448,6 +459,10 @@ pub struct Modules {
 impl Row {
     fn new(way: &str, modules: &Modules, request: &Request) -> Row {
         let threads = request.number("threads", 1);
+        let budget = match request.number("ms", 0) {
+            0 => u64::MAX,
+            ms => (ms as f64 * 1e6 * ticks_per_ns()) as u64,
+        };
         let images = request.number("images", 1);
         let image_kib = request.number("image_kib", 1024) as usize;
         let supply = Arc::new(Supply::new(
@@ -488,8 +503,8 @@ impl Row {
                     let mut warm = false;
                     for job in todo {
                         if !std::mem::replace(&mut warm, true) {
-                            cycles.cycles(WARMUP);
-                            others.cycles(20);
+                            cycles.cycles(WARMUP, u64::MAX);
+                            others.cycles(20, u64::MAX);
                         }
                         barrier.wait();
                         let answer = match job {
@@ -497,13 +512,13 @@ impl Row {
                                 if marked {
                                     mark(true);
                                 }
-                                let part = cycles.cycles(count);
+                                let part = cycles.cycles(count, budget);
                                 if marked {
                                     mark(false);
                                 }
                                 (part, true)
                             }
-                            Job::Rest(count) => (others.cycles(count), true),
+                            Job::Rest(count) => (others.cycles(count, budget), true),
                             Job::Check => (Part::default(), cycles.finds_clean(&first)),
                         };
                         if done.send(answer).is_err() {
@@ -541,20 +556,17 @@ impl Row {
         let faults = faults() - before;
         let done: u64 = parts.iter().map(|(part, _)| part.ticks.len() as u64).sum();
         let times = |name: &str, parts: &[Vec<u64>], answer: &mut Answer| {
-            let (mut median, mut mean, mut p99, mut per_second) = (0.0_f64, 0.0, 0.0_f64, 0.0);
+            let (mut median, mut mean, mut p99) = (0.0_f64, 0.0, 0.0_f64);
             for ticks in parts {
                 let mut sorted = ticks.clone();
                 sorted.sort();
                 median = median.max(quantile(&sorted, 0.5) / ticks_per_ns());
                 p99 = p99.max(quantile(&sorted, 0.99) / ticks_per_ns());
-                let all = mean_ns(&sorted);
-                mean += all / parts.len() as f64;
-                per_second += 1e9 / all;
+                mean += mean_ns(&sorted) / parts.len() as f64;
             }
             answer.number(&format!("{name}median_ns"), median);
             answer.number(&format!("{name}mean_ns"), mean);
             answer.number(&format!("{name}p99_ns"), p99);
-            answer.number(&format!("{name}per_second"), per_second);
         };
         let of = |parts: &[(Part, bool)]| -> Vec<Vec<u64>> {
             parts.iter().map(|(part, _)| part.ticks.clone()).collect()
@@ -567,12 +579,21 @@ impl Row {
                 .collect();
             times("touch_", &touches, answer);
         }
-        answer.number("cycles", done as f64 * request.number("slots", 1) as f64);
+        let done = done as f64 * request.number("slots", 1) as f64;
+        answer.number("cycles", done);
+        // Of all that passed, also while a thread waited for a core or for a lock.
+        let begun = parts.iter().map(|(part, _)| part.begun).min().unwrap();
+        let ended = parts.iter().map(|(part, _)| part.ended).max().unwrap();
+        let ns = (ended - begun) as f64 / ticks_per_ns();
+        answer.number("per_second", 1e9 * done / ns);
         answer.number("faults", faults as f64);
-        let sum = parts
-            .iter()
-            .fold(0_u64, |sum, (part, _)| sum.wrapping_add(part.sum));
-        answer.text("sum", &format!("{sum:016x}"));
+        // Who is faster comes further in a time, and reads more.
+        if request.number("ms", 0) == 0 {
+            let sum = parts
+                .iter()
+                .fold(0_u64, |sum, (part, _)| sum.wrapping_add(part.sum));
+            answer.text("sum", &format!("{sum:016x}"));
+        }
         if !counted {
             let rest = self.all(|| Job::Rest(cycles.div_ceil(4).max(40)));
             times("rest_", &of(&rest), answer);
