@@ -314,60 +314,6 @@ Measure LookUp(const std::vector<uintptr_t>& addresses, bool one_by_one) {
   };
 }
 
-// Growing a memory by 64 KiB, so many times, with a write to each new page. The
-// kernel's own way is a reservation that is opened by mprotect(2).
-constexpr uint64_t kSteps = 32;
-constexpr uint64_t kGrownBytes = (kSteps + 1) * kFillBytes;
-constexpr uint64_t kGrownPages = kSteps * kFillBytes / kPageBytes;
-
-// grow(size) makes what begins at `size` larger.
-template <typename Grow>
-double TimeOfGrowing(std::byte* base, Grow grow) {
-  const uint64_t start = NowTicks();
-  for (uint64_t size = kFillBytes; size < kGrownBytes; size += kFillBytes) {
-    grow(size);
-    WriteEachPage(base + size, kFillBytes);
-  }
-  return NsSince(start);
-}
-
-Measure GrowMemory() {
-  const auto pool =
-      MakePool({.name = "grow",
-                .layout = OneSlot(kGrownBytes),
-                .supply = ChoiceOf(Supply::kUserfaultfd, Backing::kShared)});
-  return [=] {
-    Memory memory = ColdMemory(*pool, nullptr, kFillBytes);
-    const ServiceStats before = pool->Stats();
-    const double ns = TimeOfGrowing(memory.base(), [&](uint64_t size) {
-      OrDie(memory.Grow(size + kFillBytes));
-    });
-    const ServiceStats after = pool->Stats();
-    MustBe("calls to grow", after.grows - before.grows, kSteps, kSteps);
-    MustBe("pages", FilledPages(after) - FilledPages(before), kGrownPages);
-    return ns;
-  };
-}
-
-Measure GrowMapping() {
-  const auto mapping = std::make_shared<Mapping>(kGrownBytes);
-  return [=] {
-    mapping->MapAnew();
-    const auto set = [&](uint64_t from, uint64_t bytes, int access) {
-      if (mprotect(mapping->base() + from, bytes, access) != 0) {
-        Die("mprotect failed");
-      }
-    };
-    set(kFillBytes, kGrownBytes - kFillBytes, PROT_NONE);
-    const uint64_t before = MinorFaults();
-    const double ns = TimeOfGrowing(mapping->base(), [&](uint64_t size) {
-      set(size, kFillBytes, PROT_READ | PROT_WRITE);
-    });
-    MustBe("page faults", MinorFaults() - before, kGrownPages);
-    return ns;
-  };
-}
-
 // What is compared, how many units a measurement does, and both sides of it.
 struct Contest {
   Ratio row;
@@ -451,8 +397,6 @@ std::vector<Contest> Contests() {
       LookUp(addresses, false), "", nullptr, 5);
   add("locate an address", "lookup", kLookups, "16 pools, one by one",
       LookUp(addresses, true), "", nullptr);
-  add("grow, and write to what is new", "64 KiB", kSteps, "Memory::Grow",
-      GrowMemory(), "mprotect", GrowMapping());
   return contests;
 }
 

@@ -109,7 +109,7 @@ TEST_F(Smoke, RatiosSayWhatIsReached) {
       ReportOf<RatioReport>("ratios --rounds=1 --repeats=1 --format=json");
   EXPECT_THAT(report.machine().kernel(), HasSubstr("Linux"));
   EXPECT_EQ(report.rounds(), 1);
-  EXPECT_THAT(report.ratios(), SizeIs(17));
+  EXPECT_THAT(report.ratios(), SizeIs(16));
   Names with_goal;
   for (const Ratio& ratio : report.ratios()) {
     EXPECT_GT(ratio.ours_ns(), 0) << ratio.DebugString();
