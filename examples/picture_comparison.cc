@@ -162,6 +162,7 @@ absl::StatusOr<std::vector<WayResult>> Compare(
   for (uint32_t round = 0; round < options.rounds; ++round) {
     for (size_t turn = 0; turn < ways.size(); ++turn) {
       const size_t i = (round + turn) % ways.size();
+      const uint64_t skipped_before = results[i].skipped;
       const absl::StatusOr<double> seconds =
           Time(samples, ways[i], options.threads, results[i]);
       if (!seconds.ok()) {
@@ -169,7 +170,9 @@ absl::StatusOr<std::vector<WayResult>> Compare(
             seconds.status().code(),
             absl::StrCat(ways[i].name, ": ", seconds.status().message()));
       }
-      rates[i].push_back(static_cast<double>(samples.size()) / *seconds);
+      const uint64_t decoded =
+          samples.size() - (results[i].skipped - skipped_before);
+      rates[i].push_back(static_cast<double>(decoded) / *seconds);
     }
   }
   for (size_t i = 0; i < ways.size(); ++i) {

@@ -12,7 +12,8 @@ set -euo pipefail
 here="$(dirname "$(readlink --canonicalize "$0")")"
 mkdir -p "$1"/{bin,modules,left_out,lib,mended}
 out="$(readlink --canonicalize "$1")"
-rm -f "$out"/left_out/*
+# What an earlier run has built is no contender of this one.
+rm -f "$out"/{left_out,bin}/*
 export PATH="$PATH:$HOME/.cargo/bin" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$out/target}"
 
 install -m 644 "$2" "$out/lib/libfirsttouch.so.1"
@@ -39,16 +40,28 @@ build() {
   fi
 }
 
-# mend NAME CRATE VERSION FILE SED-SCRIPT: our crate NAME in a copy that builds with
-# CRATE of that version, in which FILE is changed.
+# build_mended AS NAME CRATE VERSION FILE SED-SCRIPT [ARGUMENT...]: the program AS of our
+# crate NAME, in a copy that builds with CRATE of that version, in which FILE is changed.
+build_mended() {
+  local as="$1"
+  shift
+  if mend "${@:1:5}" 2> "$out/left_out/$as.log"; then
+    build "$as" "$out/mended/$1/peer" "${@:6}"
+  else
+    tail -n 1 "$out/left_out/$as.log" > "$out/left_out/$as"
+    echo "left out: $as: $(cat "$out/left_out/$as")" >&2
+  fi
+}
+
 mend() {
   local name="$1" crate="$2" version="$3" file="$4" script="$5" copy="$out/mended/$1"
-  cargo fetch --quiet --locked --manifest-path="$here/$name/Cargo.toml"
-  rm -rf "$copy" && mkdir -p "$copy"
-  cp -r "$here/$name" "$copy/peer"
-  cp "$here/peer.rs" "$copy/"
-  cp -r "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/"$crate-$version" "$copy/$crate"
-  sed -i "$script" "$copy/$crate/$file"
+  cargo fetch --quiet --locked --manifest-path="$here/$name/Cargo.toml" || return 1
+  rm -rf "$copy" && mkdir -p "$copy" || return 1
+  cp -r "$here/$name" "$copy/peer" || return 1
+  cp "$here/peer.rs" "$copy/" || return 1
+  cp -r "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/"$crate-$version" "$copy/$crate" ||
+    return 1
+  sed -i "$script" "$copy/$crate/$file" || return 1
   if cmp --quiet "$copy/$crate/$file" \
     "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/"$crate-$version/$file"; then
     echo "$0: nothing to mend in $crate $version: $file" >&2
@@ -63,15 +76,16 @@ mend() {
 # The newest that Rust 1.95 builds; its own `rust-version` asks for more.
 build wasmtime-50.0.1 "$here/wasmtime" --ignore-rust-version
 # Its scan takes pages that nobody has touched for changed ones: they count as written.
-mend wasmtime wasmtime 50.0.1 src/runtime/vm/sys/unix/pagemap.rs \
-  's/\.category_mask(Categories::WRITTEN | Categories::PFNZERO | Categories::FILE)/&.category_anyof_mask(Categories::PRESENT | Categories::SWAPPED)/'
-build wasmtime-50.0.1-scan-mended "$out/mended/wasmtime/peer" --ignore-rust-version
+build_mended wasmtime-50.0.1-scan-mended \
+  wasmtime wasmtime 50.0.1 src/runtime/vm/sys/unix/pagemap.rs \
+  's/\.category_mask(Categories::WRITTEN | Categories::PFNZERO | Categories::FILE)/&.category_anyof_mask(Categories::PRESENT | Categories::SWAPPED)/' \
+  --ignore-rust-version
 build wasmtime-firsttouch "$here/wasmtime-firsttouch"
 # userfaultfd 0.4 refuses a kernel that offers an operation that it does not know,
 # as each since 6.6 does.
-mend wasmtime-0.33 userfaultfd 0.4.2 src/lib.rs \
+build_mended wasmtime-0.33-ioctls-mended \
+  wasmtime-0.33 userfaultfd 0.4.2 src/lib.rs \
   's/IoctlFlags::from_bits(register.ioctls).ok_or(Error::UnrecognizedIoctls(register.ioctls))/Ok(IoctlFlags::from_bits_truncate(register.ioctls))/'
-build wasmtime-0.33-ioctls-mended "$out/mended/wasmtime-0.33/peer"
 
 # SQLite with a database in it, for all; and on wasm2c's own runtime.
 for peer in "$out"/bin/wasmtime-[!0]*; do
@@ -93,4 +107,5 @@ done
     -I. -I/usr/share/wabt/wasm2c -I/usr/include -o "$out/bin/wasm2c-stock" \
     "$here/wasm2c_stock.c" wasi_stubs.c sqlite.c /usr/share/wabt/wasm2c/wasm-rt-impl.c -lm
 ) 2> "$out/left_out/wasm2c-stock.log" ||
-  grep --max-count=1 error "$out/left_out/wasm2c-stock.log" > "$out/left_out/wasm2c-stock"
+  grep --max-count=1 error "$out/left_out/wasm2c-stock.log" > "$out/left_out/wasm2c-stock" ||
+  tail -n 1 "$out/left_out/wasm2c-stock.log" > "$out/left_out/wasm2c-stock"
