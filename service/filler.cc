@@ -325,8 +325,13 @@ FaultResult Filler::Read(uint64_t page) {
   if (IsStored(slot_, page)) {
     if (slot_.image_mapped && (ReadThenWritten(page / kPagesPerGroup) & bit)) {
       Count(slot_.counters.missing_read_faults);
-      const FaultResult result = MakeImagePagesWritable({page, 1});
+      FaultResult result = MakeImagePagesWritable({page, 1});
       if (result.kind == FaultResult::Kind::kResolved) return result;
+      // The image's own page will do for a read. It is noted as dirty by now,
+      // and must not be protected then.
+      result = MapRun(page, 1);
+      return result.kind == FaultResult::Kind::kResolved ? Unprotect(page, 1)
+                                                         : result;
     }
     if (slot_.image_mapped) {
       Count(slot_.counters.minor_faults);

@@ -99,6 +99,18 @@ TEST_F(FillerTest, APageThatReadersWriteToAfterwardsIsPrivateFromTheRead) {
       ElementsAre("CONTINUE 16+4 WP", "CONTINUE 21+2 WP", "CONTINUE 24+8 WP"));
 }
 
+TEST_F(FillerTest,
+       WhereAReadFindsNoRoomForAPrivatePageTheImagesIsNotProtected) {
+  UseImage(ImageOf(100), /*mapped=*/true);
+  std::atomic<uint64_t> written[2] = {uint64_t{1} << 20, 0};
+  slot_.read_then_written = written;
+  kernel_.Fail(Op::kCopy, 1, RangeResult{0, ENOMEM});
+  EXPECT_THAT(CallsOfRead(20),
+              ElementsAre("COPY 20+1 from image 20", "CONTINUE 20+1 WP",
+                          "WRITEPROTECT 20+1 off"));
+  EXPECT_EQ(States(19, 3), ".d.");
+}
+
 TEST_F(FillerTest, AWriteToAPageThatWasMappedForAReadIsRemembered) {
   UseImage(ImageOf(100), /*mapped=*/true);
   std::atomic<uint64_t> written[2] = {};
