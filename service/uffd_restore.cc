@@ -1,5 +1,7 @@
 #include "firsttouch/service/uffd_restore.h"
 
+#include <errno.h>
+
 #include <algorithm>
 #include <atomic>
 #include <bit>
@@ -21,6 +23,8 @@
 #include "firsttouch/service/uffd_mapping.h"
 #include "firsttouch/service/uffd_tracking.h"
 #include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/mapping_properties.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
@@ -61,23 +65,39 @@ void TeachReads(SlotState& slot, uint64_t end_page) {
 // Ends a profiling lease: keeps the working set that it has shown, and nothing
 // else.
 absl::Status FinishProfilingLease(const UffdContext& context, SlotState& slot) {
+  Kernel& kernel = *context.fault_pool.kernel;
   const uint64_t pages = slot.kernel_pages;
+  const uintptr_t start = AddressOf(slot, 0);
   uint64_t touched = 0;
   const bool found = FindKernelWrites(context, slot).ok();
   if (found) {
     slot.pages.ForEachGroup([&](uint64_t, const PageGroup& group) {
       touched += std::popcount(group.present.load(std::memory_order_relaxed));
     });
+  }
+  bool locked = false;
+  CallResult dropped;
+  if (!found || touched != 0) {
+    Count(slot.counters.kernel_calls);
+    dropped = kernel.Madvise(start, pages * kPageBytes, kMadvDontNeed);
+    locked = dropped.error == EINVAL;
+  }
+  if (found && !locked) {
     Teach(slot, [](uint64_t, const PageGroup& group) {
       return group.dirty.load(std::memory_order_relaxed);
     });
     TeachReads(slot, pages);
   }
-  if (!found || touched != 0) {
-    if (absl::Status status = DropRange(context, slot, 0, pages);
-        !status.ok()) {
-      return status;
-    }
+  slot.pages.Forget(0, pages);
+  if (locked) {
+    // By mlockall(2): the kernel has populated all of it, so that what is there
+    // tells nothing of the guest. The next lease teaches, by its first writes.
+    Count(slot.counters.kernel_calls, 2);
+    kernel.Munlock(start, pages * kPageBytes);
+    dropped = DropMappedPages(kernel, start, pages * kPageBytes);
+  }
+  if (!dropped.ok()) {
+    return CallFailed(context, slot, dropped.error, "MADV_DONTNEED", 0, pages);
   }
   slot.kernel_pages = 0;
   slot.tracking = Tracking::kSignal;
@@ -323,15 +343,14 @@ absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
     const double whole_scan_ns =
         context.costs.scan_ns +
         static_cast<double>(keep_pages) * context.costs.scan_page_ns;
-    if (slot.kernel_pages<keep_pages&& static_cast<double>(
-                              slot.window.signals) *
-                          context.costs.signal_ns>
-            cycles *
-        whole_scan_ns) {
+    const double signals_ns =
+        static_cast<double>(slot.window.signals) * context.costs.signal_ns;
+    const bool tracks_all = slot.kernel_pages >= keep_pages;
+    if (!tracks_all && signals_ns > cycles * whole_scan_ns) {
       // The dirty set churns behind the image, too.
       status = EnterAsync(context, slot, keep_pages);
     }
-    FindColdPrivatePages(context, slot, memory_ns);
+    if (status.ok()) FindColdPrivatePages(context, slot, memory_ns);
   }
   if (slot.window.windows_to_teach > 0 && slot.image != nullptr) {
     --slot.window.windows_to_teach;

@@ -219,6 +219,22 @@ TEST_F(UffdRestoreTest, AProfilingLeaseOfWhichNoScanTellsTeachesNothing) {
   EXPECT_EQ(slot_.tracking, Tracking::kSignal);
 }
 
+TEST_F(UffdRestoreTest, AProfilingLeaseOfLockedMemoryTeachesNothing) {
+  const ImageRef image = ImageOf(20);
+  UseImage(image, /*mapped=*/true);
+  slot_.tracking = Tracking::kProfiling;
+  slot_.kernel_pages = 20;
+  kernel_.SetPagemap({Pages(0, 20, kPageIsPresent)});
+  kernel_.Fail(Op::kMadvise, 1, CallResult{0, EINVAL});
+  EXPECT_TRUE(Restore().ok());
+  EXPECT_THAT(TakeCalls(),
+              ElementsAre("SCAN 0+20", "madvise 0+20 DONTNEED", "munlock 0+20",
+                          "madvise 0+20 DONTNEED",
+                          "REGISTER 0+20 on uffd MISSING WP MINOR"));
+  EXPECT_FALSE(image->working_set().known());
+  EXPECT_EQ(States(0, 20), std::string(20, '.'));
+}
+
 // ---- Sampling windows ------------------------------------------------------
 
 TEST_F(UffdRestoreTest, PagesOfTwoWindowsWithoutAChangeAreCold) {
