@@ -70,9 +70,9 @@ struct FaultPool {
   ProcessMark made_by = ProcessMark::Here();
   PoolEntry entry;
   // The number of slots that keep private pages from one lease to the next.
-  // Not for the fault path; here since the service counts them, and what
-  // supplies the memory reads them.
-  std::atomic<uint32_t> keeping_slots{0};
+  // Not for the fault path, and not in its cache lines; here since the service
+  // counts them, and what supplies the memory reads them.
+  alignas(64) std::atomic<uint32_t> keeping_slots{0};
   // Indexed by slot number modulo kShards, so that threads on different slots
   // do not share a cache line.
   static constexpr uint32_t kShards = 8;

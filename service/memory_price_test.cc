@@ -12,7 +12,9 @@
 #include "firsttouch/init/image.h"
 #include "firsttouch/service/retention.h"
 #include "firsttouch/service/service.h"
+#include "firsttouch/service/service_with_kernel.h"
 #include "firsttouch/service/test_fixture.h"
+#include "firsttouch/uffd/fake_kernel.h"
 #include "firsttouch/uffd/units.h"
 #include "gtest/gtest.h"
 
@@ -41,13 +43,14 @@ class MemoryPriceTest : public testing::TestWithParam<Case> {
  protected:
   void Make(uint64_t retained_bytes_per_us) {
     absl::StatusOr<std::unique_ptr<Service>> service =
-        Service::Create({.name = "price",
-                         .layout = {.instances = 1,
-                                    .max_memory_bytes = kSize,
-                                    .guard_after_bytes = 65536},
-                         .supply = AnySupply{{.tracking = GetParam().tracking}},
-                         .trap_callback = JumpOutOfTrap,
-                         .retained_bytes_per_us = retained_bytes_per_us});
+        CreateService({.name = "price",
+                       .layout = {.instances = 1,
+                                  .max_memory_bytes = kSize,
+                                  .guard_after_bytes = 65536},
+                       .supply = AnySupply{{.tracking = GetParam().tracking}},
+                       .trap_callback = JumpOutOfTrap,
+                       .retained_bytes_per_us = retained_bytes_per_us},
+                      kernel_);
     if (!service.ok() && GetParam().tracking == Tracking::kAsync) {
       GTEST_SKIP() << "not to be had here: " << service.status();
     }
@@ -88,6 +91,9 @@ class MemoryPriceTest : public testing::TestWithParam<Case> {
     return service_->Stats().idle_private_bytes / kPageBytes;
   }
 
+  // Forwards all calls. How fast the machine is decides nothing then
+  // (UffdSupply::Costs()).
+  FakeKernel kernel_;
   const ImageRef image_ = PatternImage("price", kImagePages);
   const std::vector<uint8_t> initial_ = InitialBytes(image_, kSize);
   std::unique_ptr<Service> service_;

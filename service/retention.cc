@@ -26,6 +26,8 @@ double PageMemoryNs(uint64_t bytes_per_us, uint32_t keeping_slots) {
 }
 
 uint32_t LeastChanges(const PageCosts& costs, double memory_ns) {
+  // Then the last sampling windows tell, however slow this machine copies.
+  if (memory_ns <= 0) return 0;
   const double share = (costs.restore_ns + memory_ns) / costs.signal_ns;
   const double changes = std::ceil(share * kLeasesCounted);
   if (changes < kLeastThatTells) return 0;
@@ -40,20 +42,26 @@ bool ShouldGiveBack(const PageCosts& costs, double rent_ns, uint64_t pages) {
 void ChangeRates::Add(std::span<const uint64_t> changed,
                       uint32_t least_changes) {
   MutexLock lock(&mutex_);
-  if (changes_.size() < changed.size() * 64)
+  if (counted_.size() < changed.size()) {
+    counted_.resize(changed.size());
     changes_.resize(changed.size() * 64);
+  }
   for (size_t index = 0; index < changed.size(); ++index) {
+    counted_[index] |= changed[index];
     for (uint64_t bits = changed[index]; bits != 0; bits &= bits - 1) {
       ++changes_[index * 64 + std::countr_zero(bits)];
     }
   }
   if (++leases_ < kLeasesCounted) return;
-  Words regular((changes_.size() + 63) / 64);
-  for (size_t page = 0; page < changes_.size(); ++page) {
-    if (changes_[page] >= least_changes) {
-      regular[page / 64] |= uint64_t{1} << (page % 64);
+  Words regular(counted_.size());
+  for (size_t index = 0; index < counted_.size(); ++index) {
+    for (uint64_t bits = counted_[index]; bits != 0; bits &= bits - 1) {
+      const uint64_t page = bits & -bits;
+      uint8_t& changes = changes_[index * 64 + std::countr_zero(bits)];
+      if (changes >= least_changes) regular[index] |= page;
+      changes /= 2;
+      if (changes == 0) counted_[index] &= ~page;
     }
-    changes_[page] /= 2;
   }
   leases_ /= 2;
   regular_ = std::move(regular);

@@ -45,7 +45,8 @@ double PageMemoryNs(uint64_t bytes_per_us, uint32_t keeping_slots);
 
 // In how many of kLeasesCounted leases a page has to be changed at least, to be
 // worth keeping, at `memory_ns` (m). At most all but four of them: what almost
-// every lease changes is kept at any price. 0 where so few leases cannot tell.
+// every lease changes is kept at any price. 0 where memory is free, and where
+// so few leases cannot tell.
 uint32_t LeastChanges(const PageCosts& costs, double memory_ns);
 
 // Whether to give back `pages` pages with one call, now that keeping them has
@@ -61,8 +62,8 @@ class ChangeRates {
 
   // Adds the pages that one lease has changed. After kLeasesCounted leases, and
   // then after each half as many, those that were changed in at least
-  // `least_changes` of the last ones become the regular pages; older leases
-  // count half.
+  // `least_changes` (not 0) of the last ones become the regular pages; older
+  // leases count half.
   void Add(std::span<const uint64_t> changed, uint32_t least_changes);
 
   // Changes with the regular pages. 0: nothing is known yet.
@@ -73,6 +74,9 @@ class ChangeRates {
  private:
   mutable Mutex mutex_;
   std::vector<uint8_t> changes_ ABSL_GUARDED_BY(mutex_);
+  // The pages of which `changes_` is not 0: in a memory of 4 GiB a few of a
+  // million, and other threads wait while they are gone through.
+  Words counted_ ABSL_GUARDED_BY(mutex_);
   uint32_t leases_ ABSL_GUARDED_BY(mutex_) = 0;
   Words regular_ ABSL_GUARDED_BY(mutex_);
   std::atomic<uint64_t> version_{0};

@@ -38,6 +38,11 @@ TEST(RetentionTest, FewLeasesDoNotTellWhatIsSeldomFromWhatIsMoreSeldom) {
   EXPECT_EQ(LeastChanges(kCosts, 101), 3u);
 }
 
+TEST(RetentionTest, WhereMemoryIsFreeASlowMachineKeepsAsMuch) {
+  EXPECT_EQ(LeastChanges({.signal_ns = 6400, .restore_ns = 1000}, 0), 0u);
+  EXPECT_EQ(LeastChanges({.signal_ns = 6400, .restore_ns = 1000}, 1), 11u);
+}
+
 TEST(RetentionTest, WhatNearlyEveryLeaseChangesIsKeptAtAnyPrice) {
   EXPECT_EQ(LeastChanges(kCosts, 1e12), kLeasesCounted - 4);
 }

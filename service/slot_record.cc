@@ -52,6 +52,7 @@ void Abandon(SlotState& slot) {
   slot.read_then_written = nullptr;
   slot.demotion.regular_pages.clear();
   slot.demotion.regular_version = 0;
+  slot.demotion.rent_ns = 0;
   slot.image_pages = 0;
   slot.image_stored = nullptr;
   slot.image_data = nullptr;
@@ -63,6 +64,7 @@ void Abandon(SlotState& slot) {
   slot.tracking = Tracking::kSignal;
   slot.kernel_pages = 0;
   slot.async.all_marked = false;
+  slot.async.rent_ns = 0;
   slot.kept_pages = 0;
   slot.idle.keeps_fewer = false;
   slot.growth.pages = 0;

@@ -37,7 +37,7 @@ namespace {
 constexpr uint64_t kMostMappedPages = 4096;
 
 // With the backing kShared: whether a few copies will do, so that mapping the
-// image into a slot that has none does not pay. Mapping makes five calls, which
+// image into a slot that has none does not pay. Mapping makes six calls, which
 // take as long as about four copies; the pages that are written are copied in
 // any case.
 bool FewPagesWillDo(const Image& image) {
@@ -136,6 +136,7 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
   slot.demotion.regular_pages.clear();
   slot.demotion.regular_version = 0;
   slot.demotion.rent_ns = 0;
+  slot.async.rent_ns = 0;
   slot.prefill_wanted = image != nullptr;
   BeginSamplingWindow(slot);
   slot.window.last_noted_at = ~uint32_t{0};
