@@ -123,7 +123,7 @@ absl::Status UnpoisonAtRelease(const UffdContext& context, SlotState& slot) {
           done.error,
           absl::StrCat("taking back ", bytes, " trapping bytes at ",
                        absl::Hex(start), " of slot ",
-                       &slot - context.fault_pool.slots, " in pool \"",
+                       SlotNumber(context.fault_pool, slot), " in pool \"",
                        context.fault_pool.name, "\""));
     }
     // Pages of the memory itself may have been among them.
