@@ -118,6 +118,8 @@ struct Demotion {
   // ns, up to this cycle of the sampling window.
   double rent_ns = 0;
   uint32_t rent_cycles = 0;
+  // Decides which leases are counted (ChangeRates).
+  uint32_t chance = 0;
 };
 
 // What is known of the kernel's tracking, with kAsync. Owner.

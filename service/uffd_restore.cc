@@ -110,9 +110,13 @@ absl::Status FinishProfilingLease(const UffdContext& context, SlotState& slot) {
 constexpr uint64_t kWorthDemoting = 8;
 constexpr uint32_t kPutOffWindows = 8;
 
-// One lease in this many of a slot, outside the steady path, is counted by
-// ChangeRates.
-constexpr uint32_t kCountedEvery = 4;
+// Whether ChangeRates counts a lease: one in four of a slot, outside the steady
+// path. By chance, so that all of them are counted where different guests take
+// turns.
+bool IsCounted(Demotion& demotion) {
+  demotion.chance = demotion.chance * 1664525 + 1013904223;
+  return demotion.chance >> 30 == 0;
+}
 
 // The cost of restoring these pages of a group, in ns.
 double RestoreNs(const UffdContext& context, const SlotState& slot,
@@ -168,8 +172,7 @@ class Retention {
         slot.read_then_written = slot.policy->read_then_written();
       }
     }
-    counts_ = demotion.regular_version == 0 ||
-              slot.window_cycles % kCountedEvery == 0;
+    counts_ = demotion.regular_version == 0 || IsCounted(demotion);
   }
 
   // Notes what a lease did to a group: its dirty pages, those of them that it

@@ -372,6 +372,17 @@ TEST_F(MemoryPriceTest, NothingGoesBeforeItIsKnownWhatIsWorthKeeping) {
   EXPECT_EQ(slot_.policy->rates().version(), 1u);
 }
 
+TEST_F(MemoryPriceTest, GuestsThatTakeTurnsAreAllCounted) {
+  Learn();
+  PutUnchanged(3, 1, PageState::kRetained);
+  PutUnchanged(10, 1, PageState::kRetained);
+  for (int i = 0; i < 600; ++i) {
+    Change(i % 2 == 0 ? 3 : 10);
+    EXPECT_TRUE(Restore().ok());
+  }
+  EXPECT_THAT(slot_.policy->rates().Regular(), ElementsAre(1 << 3 | 1 << 10));
+}
+
 TEST_F(MemoryPriceTest, WhereMemoryIsNextToFreeNoLeaseIsCounted) {
   context_.retained_bytes_per_us = 1 << 20;
   Learn(kLeasesCounted - 1);
