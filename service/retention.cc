@@ -26,8 +26,8 @@ double PageMemoryNs(uint64_t bytes_per_us, uint32_t keeping_slots) {
 }
 
 uint32_t LeastChanges(const PageCosts& costs, double memory_ns) {
-  // Then the last sampling windows tell, however slow this machine copies.
-  if (memory_ns <= 0) return 0;
+  // Otherwise it is this machine's speed that decides, and not the memory.
+  if (memory_ns <= costs.restore_ns) return 0;
   const double share = (costs.restore_ns + memory_ns) / costs.signal_ns;
   const double changes = std::ceil(share * kLeasesCounted);
   if (changes < kLeastThatTells) return 0;

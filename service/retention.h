@@ -45,8 +45,8 @@ double PageMemoryNs(uint64_t bytes_per_us, uint32_t keeping_slots);
 
 // In how many of kLeasesCounted leases a page has to be changed at least, to be
 // worth keeping, at `memory_ns` (m). At most all but four of them: what almost
-// every lease changes is kept at any price. 0 where memory is free, and where
-// so few leases cannot tell.
+// every lease changes is kept at any price. 0 where a page's memory is not
+// worth more than restoring it, and where so few leases cannot tell.
 uint32_t LeastChanges(const PageCosts& costs, double memory_ns);
 
 // Whether to give back `pages` pages with one call, now that keeping them has

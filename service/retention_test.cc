@@ -38,9 +38,10 @@ TEST(RetentionTest, FewLeasesDoNotTellWhatIsSeldomFromWhatIsMoreSeldom) {
   EXPECT_EQ(LeastChanges(kCosts, 101), 3u);
 }
 
-TEST(RetentionTest, WhereMemoryIsFreeASlowMachineKeepsAsMuch) {
+TEST(RetentionTest, WhereMemoryIsNextToFreeNoMachineIsTooSlowToKeepPages) {
   EXPECT_EQ(LeastChanges({.signal_ns = 6400, .restore_ns = 1000}, 0), 0u);
-  EXPECT_EQ(LeastChanges({.signal_ns = 6400, .restore_ns = 1000}, 1), 11u);
+  EXPECT_EQ(LeastChanges({.signal_ns = 6400, .restore_ns = 1000}, 1000), 0u);
+  EXPECT_EQ(LeastChanges({.signal_ns = 6400, .restore_ns = 1000}, 1001), 21u);
 }
 
 TEST(RetentionTest, WhatNearlyEveryLeaseChangesIsKeptAtAnyPrice) {
