@@ -295,7 +295,7 @@ TEST_F(Smoke, ImagesHaveTheRowsAndGoalsOfEachTable) {
 TEST_F(Smoke, ServeCountsWhatServersAndThePageCacheDid) {
   const auto report = ReportOf<ServeReport>(absl::StrCat(
       "serve --quick --format=json --directory=", testing::TempDir()));
-  const double pages = static_cast<double>(report.touched_bytes() / 4096);
+  const double pages = static_cast<double>(report.touched_bytes()) / 4096;
   const double mib = static_cast<double>(report.image_bytes()) / (1 << 20);
   double early = 0;
   std::map<std::string, Names> situations;

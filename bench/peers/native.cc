@@ -62,8 +62,7 @@ class Worker {
   Worker(const std::string& way, CycleStrategy& strategy,
          const std::vector<ImageRef>& images, const Zipf& zipf,
          const Request& request, uint64_t thread)
-      : request_(request),
-        images_(images),
+      : images_(images),
         zipf_(zipf),
         cycle_(request),
         thread_(thread),
@@ -182,7 +181,6 @@ class Worker {
     }
   }
 
-  const Request& request_;
   const std::vector<ImageRef>& images_;
   const Zipf& zipf_;
   Cycle cycle_;
