@@ -1,44 +1,58 @@
 #include "firsttouch/serve/early_pages.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
 
-void EarlyPages::Add(std::span<const PageRun> runs, const AddressMap& map) {
-  for (const PageRun& run : runs) {
+void EarlyPages::Plan(std::shared_ptr<const std::vector<PageRun>> runs,
+                      const AddressMap& map) {
+  first_ = std::move(runs);
+  for (std::optional<AddressMap::Piece> piece = map.Next(0); piece.has_value();
+       piece = map.Next(piece->end)) {
+    pieces_.push_back(*piece);
+  }
+}
+
+bool EarlyPages::NextRange() {
+  for (; first_ != nullptr && next_run_ < first_->size(); ++next_run_) {
+    const PageRun& run = (*first_)[next_run_];
     const uint64_t first = run.first.offset_bytes();
     const uint64_t end = run.end().offset_bytes();
-    for (std::optional<AddressMap::Piece> piece = map.Next(0);
-         piece.has_value(); piece = map.Next(piece->end)) {
-      const uint64_t from = std::max(first, piece->image_offset_bytes);
-      const uint64_t to = std::min(end, piece->OffsetOf(piece->end));
+    while (next_piece_ < pieces_.size()) {
+      const AddressMap::Piece& piece = pieces_[next_piece_++];
+      const uint64_t from = std::max(first, piece.image_offset_bytes);
+      const uint64_t to = std::min(end, piece.OffsetOf(piece.end));
       if (from >= to) continue;
-      const uint64_t mask = piece->page_bytes - 1;
+      const uint64_t mask = piece.page_bytes - 1;
       const uintptr_t start =
-          (piece->start + (from - piece->image_offset_bytes)) & ~mask;
-      first_.push_back({start, start + ((to - from + mask) & ~mask)});
+          (piece.start + (from - piece.image_offset_bytes)) & ~mask;
+      range_ = {start, start + ((to - from + mask) & ~mask)};
+      return true;
     }
+    next_piece_ = 0;
   }
+  first_ = nullptr;
+  pieces_ = {};
+  return false;
 }
 
 std::optional<EarlyPages::Some> EarlyPages::Next(const AddressMap& map,
                                                  const PageMap& stored,
                                                  bool rest) {
-  while (!first_.empty()) {
-    Range& range = first_.front();
-    const std::optional<AddressMap::Piece> piece = map.Next(range.start);
-    if (range.start >= range.end || !piece.has_value() ||
-        piece->start >= range.end) {
-      first_.pop_front();
+  while (range_.start < range_.end || NextRange()) {
+    const std::optional<AddressMap::Piece> piece = map.Next(range_.start);
+    if (!piece.has_value() || piece->start >= range_.end) {
+      range_ = {};
       continue;
     }
     const uintptr_t start = piece->start;
     const uintptr_t end =
-        std::min<uint64_t>({piece->end, range.end,
+        std::min<uint64_t>({piece->end, range_.end,
                             start + std::max(kMostBytes, piece->page_bytes)});
-    range.start = end;
+    range_.start = end;
     if (piece->freed) continue;
     return Some{*piece, start, end, false};
   }
@@ -71,7 +85,7 @@ void EarlyPages::PutBack(const Some& some) {
   if (some.of_the_rest) {
     rest_at_ = some.start;
   } else {
-    first_.push_front({some.start, some.end});
+    range_.start = some.start;
   }
 }
 

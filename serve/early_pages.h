@@ -4,10 +4,11 @@
 #ifndef FIRSTTOUCH_SERVE_EARLY_PAGES_H_
 #define FIRSTTOUCH_SERVE_EARLY_PAGES_H_
 
+#include <cstddef>
 #include <cstdint>
-#include <deque>
+#include <memory>
 #include <optional>
-#include <span>
+#include <vector>
 
 #include "firsttouch/init/page_map.h"
 #include "firsttouch/serve/address_map.h"
@@ -30,18 +31,23 @@ class EarlyPages {
     bool of_the_rest = false;
   };
 
-  // Pages of the image that come first, behind those that were added before.
-  void Add(std::span<const PageRun> runs, const AddressMap& map);
+  // Pages of the image, where the map has them now, that come first. Once, in
+  // the beginning. Guests may share the runs; they are let go of when all have
+  // been given.
+  void Plan(std::shared_ptr<const std::vector<PageRun>> runs,
+            const AddressMap& map);
 
   // The next pages. nullopt: none; with `rest`, all that the image stores has
   // been given.
   std::optional<Some> Next(const AddressMap& map, const PageMap& stored,
                            bool rest);
-  // Could not be placed, and comes next again.
+  // What Next() has given last could not be placed, and comes next again.
   void PutBack(const Some& some);
 
   // Whether only the rest is left.
-  bool first_ones_are_done() const { return first_.empty(); }
+  bool first_ones_are_done() const {
+    return first_ == nullptr && range_.start >= range_.end;
+  }
   bool rest_is_done() const { return rest_ended_; }
   // No rest is given any more, or from the start of the image again.
   void EndRest() { rest_ended_ = true; }
@@ -53,8 +59,18 @@ class EarlyPages {
     uintptr_t end = 0;
   };
 
-  // In the order in which they are placed.
-  std::deque<Range> first_;
+  // Goes on to the next range of the first pages. False: there are no more.
+  bool NextRange();
+
+  // Null: all of them have been given.
+  std::shared_ptr<const std::vector<PageRun>> first_;
+  // Where they were when they were planned.
+  std::vector<AddressMap::Piece> pieces_;
+  // What comes next: a run, and a piece that may have a part of it.
+  size_t next_run_ = 0;
+  size_t next_piece_ = 0;
+  // What is left of the range that is being given.
+  Range range_;
   // Where the rest goes on.
   uintptr_t rest_at_ = 0;
   bool rest_ended_ = false;

@@ -2,7 +2,9 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -46,6 +48,10 @@ PageRun Pages(uint64_t first, uint64_t pages) {
   return {PageIndex(first), PageCount(pages)};
 }
 
+std::shared_ptr<const std::vector<PageRun>> Runs(std::vector<PageRun> runs) {
+  return std::make_shared<std::vector<PageRun>>(std::move(runs));
+}
+
 // From where, and how many pages.
 struct Given {
   uintptr_t start = 0;
@@ -78,8 +84,7 @@ TEST(EarlyPages, ComeInTheOrderOfTheRunsWhereverTheyAre) {
   const AddressMap map = TwoRegions();
   EarlyPages early;
   // The second run lies in both regions.
-  early.Add(std::vector<PageRun>{Pages(300, 2), Pages(254, 4), Pages(9, 1)},
-            map);
+  early.Plan(Runs({Pages(300, 2), Pages(254, 4), Pages(9, 1)}), map);
   EXPECT_FALSE(early.first_ones_are_done());
   EXPECT_THAT(AllOf(early, map, Stored(512, {}), /*rest=*/false),
               ElementsAre(Given{kLow + 44 * kPageBytes, 2}, Given{kLow, 2},
@@ -88,10 +93,26 @@ TEST(EarlyPages, ComeInTheOrderOfTheRunsWhereverTheyAre) {
   EXPECT_TRUE(early.first_ones_are_done());
 }
 
+TEST(EarlyPages, ShareTheirRunsAndLetGoOfThemInTheEnd) {
+  const AddressMap map = TwoRegions();
+  const auto runs = Runs({Pages(3, 1), Pages(300, 1)});
+  EarlyPages one;
+  EarlyPages other;
+  one.Plan(runs, map);
+  other.Plan(runs, map);
+  EXPECT_EQ(runs.use_count(), 3);
+  const auto both = ElementsAre(Given{kHigh + 3 * kPageBytes, 1},
+                                Given{kLow + 44 * kPageBytes, 1});
+  EXPECT_THAT(AllOf(one, map, Stored(512, {}), /*rest=*/false), both);
+  EXPECT_EQ(runs.use_count(), 2);
+  EXPECT_THAT(AllOf(other, map, Stored(512, {}), /*rest=*/false), both);
+  EXPECT_EQ(runs.use_count(), 1);
+}
+
 TEST(EarlyPages, OutsideOfEveryRegionAreLeftOut) {
   const AddressMap map = TwoRegions();
   EarlyPages early;
-  early.Add(std::vector<PageRun>{Pages(510, 100), Pages(4000, 1)}, map);
+  early.Plan(Runs({Pages(510, 100), Pages(4000, 1)}), map);
   EXPECT_THAT(AllOf(early, map, Stored(512, {}), /*rest=*/false),
               ElementsAre(Given{kLow + 254 * kPageBytes, 2}));
 }
@@ -100,7 +121,7 @@ TEST(EarlyPages, OutsideOfEveryRegionAreLeftOut) {
 TEST(EarlyPages, AreAtMost256KiBAtATime) {
   const AddressMap map = TwoRegions();
   EarlyPages early;
-  early.Add(std::vector<PageRun>{Pages(0, 130)}, map);
+  early.Plan(Runs({Pages(0, 130)}), map);
   EXPECT_THAT(AllOf(early, map, Stored(512, {}), /*rest=*/false),
               ElementsAre(Given{kHigh, 64}, Given{kHigh + 64 * kPageBytes, 64},
                           Given{kHigh + 128 * kPageBytes, 2}));
@@ -109,7 +130,7 @@ TEST(EarlyPages, AreAtMost256KiBAtATime) {
 TEST(EarlyPages, ThatAreGivenBackOrGoneMeanwhileAreSkipped) {
   AddressMap map = TwoRegions();
   EarlyPages early;
-  early.Add(std::vector<PageRun>{Pages(0, 8), Pages(256, 4)}, map);
+  early.Plan(Runs({Pages(0, 8), Pages(256, 4)}), map);
   map.Free(kHigh + 2 * kPageBytes, kHigh + 4 * kPageBytes);
   map.Unmap(kHigh + 6 * kPageBytes, kHigh + 8 * kPageBytes);
   map.Unmap(kLow, kLow + kMiB);
@@ -122,7 +143,7 @@ TEST(EarlyPages, OfHugePagesAreWholeOnes) {
                                .bytes = 3 * kHugePageBytes,
                                .page_bytes = kHugePageBytes}});
   EarlyPages early;
-  early.Add(std::vector<PageRun>{Pages(600, 1)}, map);
+  early.Plan(Runs({Pages(600, 1)}), map);
   EXPECT_THAT(AllOf(early, map, Stored(1536, {Pages(1030, 1)}), /*rest=*/true),
               ElementsAre(Given{kHigh + kHugePageBytes, 512},
                           Given{kHigh + 2 * kHugePageBytes, 512, true}));
@@ -155,7 +176,7 @@ TEST(EarlyPages, ThatCouldNotBePlacedComeNextAgain) {
   const AddressMap map = TwoRegions();
   const PageMap stored = Stored(512, {Pages(0, 1), Pages(3, 1)});
   EarlyPages early;
-  early.Add(std::vector<PageRun>{Pages(0, 80), Pages(100, 1)}, map);
+  early.Plan(Runs({Pages(0, 80), Pages(100, 1)}), map);
   std::optional<EarlyPages::Some> some = early.Next(map, stored, true);
   ASSERT_TRUE(some.has_value());
   early.PutBack(*some);

@@ -27,15 +27,14 @@ void Guest::PlanEarly() {
         RunsOf(image_->image().working_set(), runs);
     runs.insert(runs.end(), set.begin(), set.end());
   }
-  early_.Add(runs, map_);
-  if (!runs.empty()) {
-    // All at once, since a disk is fastest so, and before the first one is
-    // needed.
-    host_.RunElsewhere(/*urgent=*/false,
-                       [image = image_, runs = std::move(runs)] {
-                         image->BeginReading(runs);
-                       });
-  }
+  if (runs.empty()) return;
+  const auto shared = image_->Shared(std::move(runs));
+  early_.Plan(shared, map_);
+  // All at once, since a disk is fastest so, and before the first one is
+  // needed.
+  host_.RunElsewhere(/*urgent=*/false, [image = image_, shared] {
+    image->BeginReading(*shared);
+  });
 }
 
 bool Guest::PlaceEarly() {

@@ -264,6 +264,17 @@ void GuestImage::BeginReading(std::span<const PageRun> runs) const {
   }
 }
 
+std::shared_ptr<const std::vector<PageRun>> GuestImage::Shared(
+    std::vector<PageRun> runs) {
+  MutexLock lock(&shared_mutex_);
+  std::shared_ptr<const std::vector<PageRun>> shared = shared_.lock();
+  if (shared == nullptr || *shared != runs) {
+    shared = std::make_shared<const std::vector<PageRun>>(std::move(runs));
+    shared_ = shared;
+  }
+  return shared;
+}
+
 std::byte* GuestImage::AddressOf(uint64_t page) const {
   return const_cast<std::byte*>(image_->data()) + page * kPageBytes;
 }

@@ -86,6 +86,10 @@ class GuestImage {
   // the files only; others have no more read than what is not ready.)
   void BeginReading(std::span<const PageRun> runs) const;
 
+  // One copy for all guests that have the same pages placed early. Whoever asks
+  // for others does not share with those before it.
+  std::shared_ptr<const std::vector<PageRun>> Shared(std::vector<PageRun> runs);
+
  private:
   // One file of the image: itself, its parent, and so on. The bytes of its
   // extents are read through the image that was opened from it.
@@ -121,6 +125,11 @@ class GuestImage {
   absl::Status whole_wrong_ ABSL_GUARDED_BY(whole_mutex_);
   // Empty: nothing is checked.
   std::vector<File> files_;
+
+  Mutex shared_mutex_;
+  // As long as a guest has it.
+  std::weak_ptr<const std::vector<PageRun>> shared_
+      ABSL_GUARDED_BY(shared_mutex_);
 };
 
 }  // namespace firsttouch

@@ -329,6 +329,18 @@ TEST_F(ServerTest, TouchesAreRecordedInOrderAndPlacedForTheNextGuest) {
   EXPECT_EQ(second->Look(0, 256), Seen{.as_image = 256});
 }
 
+TEST(GuestImageTest, WhatIsPlacedEarlyIsOneCopyAsLongAsSomebodyHasIt) {
+  const auto image = GuestImage::Create(TestImage(8));
+  const std::vector<PageRun> runs = {PageRun{PageIndex(1), PageCount(2)}};
+  auto first = image->Shared(runs);
+  EXPECT_EQ(*first, runs);
+  EXPECT_EQ(image->Shared(runs), first);
+  EXPECT_NE(image->Shared({PageRun{PageIndex(1), PageCount(3)}}), first);
+  const std::weak_ptr<const std::vector<PageRun>> let_go = first;
+  first.reset();
+  EXPECT_TRUE(let_go.expired());
+}
+
 TEST_F(ServerTest, ManyGuestsOfOneImageAtOnce) {
   const ImageRef image = TestImage(512);
   std::vector<std::unique_ptr<StandIn>> guests;
