@@ -22,6 +22,8 @@ namespace {
 // A turn ends after this many: then it is others' turn.
 constexpr int kBatchesPerTurn = 8;
 constexpr int kFaultsPerTurn = 64;
+// So often a fault is tried that the guest's own events interrupt.
+constexpr int kTriesPerTurn = 8;
 // Waiting faults above this are looked through for the same page: a thread that
 // signals interrupt asks again each time.
 constexpr size_t kManyFaults = 1024;
@@ -69,6 +71,7 @@ Guest::Guest(Parts parts)
       options_(std::move(parts.options)),
       image_(std::move(parts.image)),
       first_bytes_(parts.map.bytes()),
+      forked_(parts.forked),
       uffd_(std::move(parts.uffd)),
       pidfd_(std::move(parts.pidfd)),
       reader_(kernel_, uffd_.get()),
@@ -280,6 +283,8 @@ void Guest::Handle(const Event& event) {
     case Event::Kind::kRemap:
       ++stats_.moves;
       map_.Move(event.from, event.to, event.bytes);
+      // What has moved may be behind where the filling is.
+      if (fill_done_ != nullptr) early_.RestartRest();
       return;
     case Event::Kind::kFork:
       ++stats_.forks;
@@ -304,6 +309,7 @@ void Guest::AdoptChild(int uffd) {
   parts.options.name = absl::StrCat(options_.name, "/fork", stats_.forks);
   parts.options.place_working_set = false;
   parts.options.place_first = nullptr;
+  parts.forked = true;
   std::shared_ptr<Guest> child(new Guest(std::move(parts)));
   {
     MutexLock lock(&child->mutex_);
@@ -323,19 +329,23 @@ void Guest::AdoptChild(int uffd) {
 
 bool Guest::Serve(Fault& fault) {
   bool alone = false;  // Without read-ahead.
+  int tries = 0;       // That events have interrupted.
   while (true) {
     const std::optional<AddressMap::Piece> piece = map_.Find(fault.address);
     if (!piece.has_value()) {
       // An event may say where it comes from. If not: memory that has been
       // unmapped since, or that nobody told of.
-      if (ReadEvents()) continue;
+      if (ReadEvents()) {
+        if (++tries < kTriesPerTurn) continue;
+        return false;
+      }
       return Lose(fault, RoundDownToPage(fault.address), kPageBytes,
                   absl::NotFoundError("it is in none of the guest's regions"),
                   /*retry=*/false);
     }
     const uintptr_t page = fault.address & ~(piece->page_bytes - 1);
     const uintptr_t page_end = page + piece->page_bytes;
-    if (refused_) {
+    if (refused_ && !fault.write_protect) {
       return Lose(fault, page, piece->page_bytes,
                   absl::UnavailableError("the guest is not served any more"),
                   /*retry=*/false);
@@ -379,8 +389,11 @@ bool Guest::Serve(Fault& fault) {
         return true;
       case Placed::Outcome::kStopped:
         ++stats_.stopped;
-        if (ReadEvents()) continue;
-        ++stops_;
+        if (!ReadEvents()) {
+          ++stops_;
+        } else if (++tries < kTriesPerTurn) {
+          continue;
+        }
         return false;
       case Placed::Outcome::kNotReady:
         WaitFor(fault, page, placed);

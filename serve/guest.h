@@ -143,6 +143,8 @@ class Guest : public std::enable_shared_from_this<Guest> {
     GuestOptions options;
     // Where what another server must know is kept; null: nowhere.
     std::unique_ptr<GuestJournal> journal;
+    // A child that a guest has forked: nobody else has its userfaultfd.
+    bool forked = false;
   };
 
   // Makes the userfaultfd non-blocking. Errors: OutOfRange for a region that
@@ -165,16 +167,18 @@ class Guest : public std::enable_shared_from_this<Guest> {
   // Turns every page that is missing into a lost one (SIGBUS), or kills the
   // process where the kernel cannot do that, so that the descriptors can be
   // closed without a page that silently reads as zero. For a guest whose memory
-  // goes on living without a server. False: neither could be done (the host has
-  // been told), and to close the descriptors would be wrong.
+  // goes on living without a server. Pages that are there can be written to
+  // from then on, and count as changed. False: neither could be done (the host
+  // has been told), and to close the descriptors would be wrong.
   bool Poison();
 
   // Makes threads that wait ask again: for a server that has taken over a
   // userfaultfd from one that has died, which may have read their faults.
   void WakeAll();
 
-  // Places all pages that the image stores and calls `done` (in a turn) with
-  // the first error, or OK. After that the memory needs no server.
+  // Places all pages that the image stores and calls `done` (with the guest's
+  // lock: it must not call the guest) with the first error, or OK. After that
+  // the memory needs no server. Another call before that takes its place.
   void FillAll(std::function<void(absl::Status)> done);
 
   // All pages count as changed, for ChangedPages(): what is known of them was
@@ -210,6 +214,7 @@ class Guest : public std::enable_shared_from_this<Guest> {
   const std::string& name() const { return options_.name; }
   const std::shared_ptr<GuestImage>& image() const { return image_; }
   uint64_t first_bytes() const { return first_bytes_; }
+  bool forked() const { return forked_; }
 
  private:
   // Somebody waits for the page at `address`.
@@ -280,6 +285,7 @@ class Guest : public std::enable_shared_from_this<Guest> {
   const GuestOptions options_;
   const std::shared_ptr<GuestImage> image_;
   const uint64_t first_bytes_;
+  const bool forked_;
   const Clock::time_point came_ = Clock::now();
   UniqueFd epoll_;
   UniqueFd timer_;

@@ -60,37 +60,34 @@ bool Guest::Lose(Fault& fault, uintptr_t page, uint64_t page_bytes,
                                            : "a touch of it is a SIGBUS");
   }
   if (retry && options_.on_loss == OnLoss::kKill && Kill()) return true;
-  while (true) {
-    const Placed poisoned = placer_.Poison(page, page_bytes, page_bytes);
-    switch (poisoned.outcome) {
-      case Placed::Outcome::kDone:
-        if (!std::exchange(fault.told, true)) {
-          ++stats_.lost;
-          tell("a touch of it is a SIGBUS");
-        }
-        placer_.Wake(page, page_bytes);
-        return true;
-      case Placed::Outcome::kStopped:
-        if (ReadEvents()) continue;
-        // Served again; what is wrong will be found again.
-        ++stops_;
-        return false;
-      case Placed::Outcome::kGone:
-        ended_ = true;
-        return true;
-      case Placed::Outcome::kUnregistered:
-        placer_.Wake(page, page_bytes);
-        return true;
-      case Placed::Outcome::kNotReady:
-      case Placed::Outcome::kLost:
-        tell(Kill() ? "its process has been killed, since this kernel cannot "
-                      "poison pages"
-                    : "whoever touches it waits for ever: this kernel cannot "
-                      "poison pages, and there is no descriptor of the process "
-                      "to kill it by");
-        return true;
-    }
+  switch (placer_.Poison(page, page_bytes, page_bytes).outcome) {
+    case Placed::Outcome::kDone:
+      if (!std::exchange(fault.told, true)) {
+        ++stats_.lost;
+        tell("a touch of it is a SIGBUS");
+      }
+      placer_.Wake(page, page_bytes);
+      return true;
+    case Placed::Outcome::kStopped:
+      // Served again; what is wrong will be found again.
+      if (!ReadEvents()) ++stops_;
+      return false;
+    case Placed::Outcome::kGone:
+      ended_ = true;
+      return true;
+    case Placed::Outcome::kUnregistered:
+      placer_.Wake(page, page_bytes);
+      return true;
+    case Placed::Outcome::kNotReady:
+    case Placed::Outcome::kLost:
+      tell(Kill() ? "its process has been killed, since this kernel cannot "
+                    "poison pages"
+                  : "whoever touches it waits for ever: this kernel cannot "
+                    "poison pages, and there is no descriptor of the process "
+                    "to kill it by");
+      return true;
   }
+  return true;
 }
 
 bool Guest::Kill() {
@@ -102,6 +99,7 @@ bool Guest::Poison() {
   MutexLock lock(&mutex_);
   refused_ = true;
   if (ended_) return true;
+  EndFillAll(absl::CancelledError("the guest is not served any more"));
   ReadEvents();
   for (std::optional<AddressMap::Piece> piece = map_.Next(0); piece.has_value();
        piece = map_.Next(piece->end)) {
@@ -109,6 +107,11 @@ bool Guest::Poison() {
     for (uint32_t stops = 0; stops < 100; ++stops) {
       poisoned =
           placer_.Poison(piece->start, piece->bytes(), piece->page_bytes);
+      // Nobody may be there to let a page be written to later.
+      if (poisoned.outcome == Placed::Outcome::kDone && piece->track_writes) {
+        MarkChanged(*piece, piece->start, piece->end);
+        poisoned = placer_.Unprotect(piece->start, piece->bytes());
+      }
       if (poisoned.outcome != Placed::Outcome::kStopped) break;
       if (!ReadEvents()) sched_yield();
     }

@@ -82,7 +82,7 @@ void Guest::ChangedAll() {
 
 std::optional<Guest::Descriptors> Guest::Leave() {
   MutexLock lock(&mutex_);
-  if (ended_ || refused_ || journal_ == nullptr) return std::nullopt;
+  if (ended_ || journal_ == nullptr) return std::nullopt;
   ended_ = true;
   EndFillAll(absl::UnavailableError("another server goes on with the guest"));
   // Nothing uses their numbers any more: the guest has ended, for this process.

@@ -136,8 +136,9 @@ Server::~Server() {
     MutexLock lock(&mutex_);
     left.swap(guests_);
   }
-  if (options_.at_end == ServerOptions::AtEnd::kLeave) return;
+  const bool leave = options_.at_end == ServerOptions::AtEnd::kLeave;
   for (const auto& [id, guest] : left) {
+    if (leave && !guest->forked()) continue;
     if (guest->Poison()) guest->Forget();
   }
 }
@@ -170,8 +171,7 @@ void Server::ServeGuests() {
     const std::shared_ptr<Guest> guest = Find(id);
     if (guest == nullptr) continue;
     if (!guest->Turn()) {
-      if (options_.ended != nullptr) options_.ended(guest);
-      Remove(id);
+      End(id, guest);
       continue;
     }
     // Behind those that have become ready meanwhile. Fails where the guest was
@@ -335,6 +335,16 @@ void Server::Adopt(std::shared_ptr<Guest> child) {
   if (!id.ok()) Tell(absl::StrCat("guest ", child->name(), " cannot be kept"));
 }
 
+void Server::End(uint64_t id, const std::shared_ptr<Guest>& guest) {
+  {
+    // Its process may end while it is detached.
+    MutexLock lock(&mutex_);
+    if (!guests_.contains(id) || !ending_.insert(id).second) return;
+  }
+  if (options_.ended != nullptr) options_.ended(guest);
+  Remove(id);
+}
+
 void Server::Remove(uint64_t id) {
   std::shared_ptr<Guest> guest;
   {
@@ -344,6 +354,7 @@ void Server::Remove(uint64_t id) {
     guest = std::move(it->second);
     total_bytes_ -= guest->first_bytes();
     guests_.erase(it);
+    ending_.erase(id);
     epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, guest->poll_fd(), nullptr);
     guests_changed_.SignalAll();
   }
@@ -367,7 +378,7 @@ absl::Status Server::Detach(uint64_t id, bool complete) {
         "guest ", guest->name(),
         ": its missing pages can be neither poisoned nor served by nobody"));
   }
-  Remove(id);
+  End(id, guest);
   return absl::OkStatus();
 }
 

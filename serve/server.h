@@ -31,6 +31,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -61,7 +62,8 @@ struct ServerOptions {
     // Their missing pages are lost to them (Guest::Poison): a touch is a
     // SIGBUS, and nothing reads as zero that is not.
     kPoison,
-    // Nothing: another process has the descriptors too, and takes over.
+    // Nothing: another process has the descriptors too, and takes over. To
+    // forked children, whose descriptors nobody else has, what kPoison says.
     kLeave,
   };
   AtEnd at_end = AtEnd::kPoison;
@@ -69,8 +71,9 @@ struct ServerOptions {
   // One line that an operator should know. Any thread; must not call the
   // server or a guest.
   std::function<void(const std::string& text)> tell;
-  // A guest has ended by itself: what it touched, and what was done for it, can
-  // still be asked for. In a thread that serves guests; must not wait long.
+  // A guest has ended, or is being detached: what it touched, and what was done
+  // for it, can still be asked for. Once for each, in a thread that serves
+  // guests or in that of Detach(); must not wait long.
   std::function<void(const std::shared_ptr<Guest>& guest)> ended;
 };
 
@@ -145,6 +148,7 @@ class Server : private GuestHost {
   void RunJobs();
   absl::Status CheckDescriptor(int uffd);
   absl::StatusOr<uint64_t> Add(std::shared_ptr<Guest> guest, bool limited);
+  void End(uint64_t id, const std::shared_ptr<Guest>& guest);
   void Remove(uint64_t id);
 
   void RunElsewhere(bool urgent, std::function<void()> job) override;
@@ -162,6 +166,8 @@ class Server : private GuestHost {
   uint64_t last_id_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t total_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   std::map<uint64_t, std::shared_ptr<Guest>> guests_ ABSL_GUARDED_BY(mutex_);
+  // Of these, whose end is being told.
+  std::set<uint64_t> ending_ ABSL_GUARDED_BY(mutex_);
 
   Mutex jobs_mutex_;
   CondVar jobs_changed_;

@@ -415,6 +415,33 @@ TEST_F(ServerTest, AServerThatEndsLeavesSigbusAndNotZeroes) {
   EXPECT_EQ(guest->Look(0, 64), (Seen{.as_image = 1, .sigbus = 63}));
 }
 
+TEST_F(ServerTest, AServerThatEndsLetsProtectedPagesBeWrittenTo) {
+  const ImageRef image = TestImage(64);
+  auto guest = MakeStandIn({.image = image, .pages = 64, .track_writes = true});
+  SKIP_WITHOUT(guest);
+  StartServer();
+  Attach(*guest, GuestImage::Create(image));
+  EXPECT_EQ(guest->Look(0, 8), Seen{.as_image = 8});
+  server_.reset();
+  EXPECT_TRUE(guest->Write(0, 8));
+}
+
+TEST_F(ServerTest, TheEndOfAGuestIsToldOnceAlsoWhereItIsDetached) {
+  const ImageRef image = TestImage(64);
+  auto guest = MakeStandIn({.image = image, .pages = 64});
+  SKIP_WITHOUT(guest);
+  std::atomic<int> ends{0};
+  ServerOptions options;
+  options.ended = [&ends](const std::shared_ptr<Guest>&) { ++ends; };
+  StartServer(std::move(options));
+  ASSERT_NE(Attach(*guest, GuestImage::Create(image)), nullptr);
+  EXPECT_TRUE(server_->Detach(id_, /*complete=*/false).ok());
+  EXPECT_EQ(ends, 1);
+  EXPECT_EQ(server_->Detach(id_, /*complete=*/false).code(),
+            absl::StatusCode::kNotFound);
+  EXPECT_EQ(ends, 1);
+}
+
 TEST_F(ServerTest, AnotherServerTakesOverAndThreadsThatWaitGoOn) {
   const ImageRef image = TestImage(64);
   auto guest = MakeStandIn({.image = image, .pages = 64});
