@@ -17,7 +17,8 @@
 //   {"ok": true}, or {"error": "why"}, whereupon the socket is closed.
 // It may then send requests, a JSON object in a line each:
 //   {"request": "fill"}   place all pages; answered once they are there
-//   {"request": "leave"}  the memory is not registered any more
+//   {"request": "leave"}  the memory is not registered any more; once that is
+//                         answered, the socket is closed
 //
 // Threads: thread-compatible. Not for signal handlers.
 

@@ -25,6 +25,8 @@ namespace {
 constexpr uint64_t kStopId = 0;
 constexpr uint64_t kSocketId = 1;
 constexpr size_t kMaxRequestBytes = 4096;
+// At a time.
+constexpr int kMostAccepted = 64;
 // How long nothing is accepted when there are no descriptors for it.
 constexpr int kPauseMs = 100;
 
@@ -205,7 +207,8 @@ void Listener::DropLate() {
 }
 
 void Listener::Accept() {
-  while (true) {
+  // Whoever connects without end does not hold up those who have connected.
+  for (int i = 0; i < kMostAccepted; ++i) {
     UniqueFd socket(
         accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!socket) {
@@ -293,8 +296,13 @@ absl::Status Listener::Arrive(Connection& connection,
       return prepared;
     }
   }
+  const std::string journal =
+      arrival.journal == nullptr ? "" : arrival.journal->path();
   absl::StatusOr<uint64_t> id = server_.Attach(std::move(arrival));
-  if (!id.ok()) return id.status();
+  if (!id.ok()) {
+    if (options_.refused != nullptr) options_.refused(journal);
+    return id.status();
+  }
   connection.guest = *id;
   if (options_.arrived != nullptr) options_.arrived(*id, connection.peer);
   return absl::OkStatus();
@@ -324,6 +332,7 @@ bool Listener::HearRequest(Connection& connection) {
       const absl::Status left =
           server_.Detach(connection.guest, /*complete=*/true);
       SendLine(connection.socket->get(), AnswerLine(left));
+      if (left.ok()) return false;  // There is nothing more to ask for.
       continue;
     }
     SendLine(

@@ -67,6 +67,9 @@ struct ListenerOptions {
   // A client that sent a userfaultfd and is refused is killed: a VMM would wait
   // for ever at its first fault, since it does not read what it is told.
   bool kill_refused = false;
+  // What `prepare` has made ready is not served after all; the path of its
+  // journal, if it had one. In the listener's thread.
+  std::function<void(const std::string& journal)> refused;
   // One line that an operator should know; as ServerOptions::tell.
   std::function<void(const std::string& text)> tell;
   // A guest is served now. In the listener's thread.
