@@ -154,6 +154,8 @@ absl::Status Daemon::OpenSockets(bool replace) {
 
 absl::Status Daemon::Open(bool replace) {
   AllowManyDescriptors();
+  // Whoever reads the log may end before this does.
+  signal(SIGPIPE, SIG_IGN);
   for (const Image& image : plan_.images) {
     absl::StatusOr<std::unique_ptr<ServedImage>> served =
         ServedImage::Open(image, Log);
@@ -240,6 +242,7 @@ std::vector<GuestArrival> Daemon::FindGuests() {
     return guests;
   }
   for (const std::string& path : *journals) {
+    const bool passed = belongings_.guests.contains(path);
     absl::StatusOr<GuestArrival> guest = FindGuest(path);
     if (guest.ok()) {
       guests.push_back(*std::move(guest));
@@ -249,9 +252,11 @@ std::vector<GuestArrival> Daemon::FindGuests() {
                        absl::IsNotFound(guest.status())
                            ? ""
                            : "; threads of it that touch missing pages wait"));
+      if (passed && !absl::IsNotFound(guest.status())) ++left_behind_;
     }
   }
   // Of guests that have ended meanwhile.
+  belongings_.guests.clear();
   for (const auto& [name, uffd] : kept_) {
     if (!std::filesystem::exists(absl::StrCat(plan_.state, "/", name))) {
       LogUnlessOk(KeepNoMore(name));
@@ -302,7 +307,7 @@ void Daemon::Ended(const std::shared_ptr<Guest>& guest) {
     std::erase_if(counted_, [](const auto& one) { return one.expired(); });
     counted_.push_back(guest);
   }
-  if (plan_.keep_descriptors) {
+  if (plan_.keep_descriptors && !guest->journal_path().empty()) {
     LogUnlessOk(KeepNoMore(NameOf(guest->journal_path())));
   }
   if (!plan_.record) return;
@@ -379,6 +384,11 @@ absl::Status Daemon::Start(std::vector<GuestArrival> guests) {
                                        GuestArrival& arrival) {
       return Prepare(key, peer, arrival);
     };
+    if (plan_.keep_descriptors) {
+      listen.refused = [](const std::string& journal) {
+        LogUnlessOk(KeepNoMore(NameOf(journal)));
+      };
+    }
     listen.tell = Log;
     listen.arrived = [](uint64_t, const PeerProcess& peer) {
       Log(absl::StrCat("guest pid ", peer.pid, " of user ", peer.uid,
@@ -423,6 +433,8 @@ bool Daemon::HandOverAll() {
       AcceptSuccessor(belongings_.sockets[kHandOverKey].get());
   if (!successor.ok()) {
     LogUnlessOk(successor.status());
+    // Where there are no descriptors it waits, and is not asked at once again.
+    poll(nullptr, 0, 100);
     return false;
   }
   metrics_.reset();
@@ -436,9 +448,7 @@ bool Daemon::HandOverAll() {
   }
   server_.reset();
   saver_.reset();
-  absl::StatusOr<UniqueFd> lock(
-      UniqueFd(fcntl(state_->lock(), F_DUPFD_CLOEXEC, 0)));
-  belongings_.lock = *std::move(lock);
+  belongings_.lock.reset(fcntl(state_->lock(), F_DUPFD_CLOEXEC, 0));
   const absl::Status handed = HandOver(successor->get(), belongings_);
   if (handed.ok()) {
     Log(absl::StrCat("another firsttouchd goes on with ",
@@ -454,6 +464,12 @@ absl::Status Daemon::Run(bool replace) {
   if (absl::Status opened = Open(replace); !opened.ok()) return opened;
   std::vector<GuestArrival> guests = FindGuests();
   if (successor_.has_value()) {
+    if (left_behind_ > 0) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(left_behind_,
+                       " guests of the other server cannot be served by this "
+                       "one; that one goes on"));
+    }
     if (absl::Status taken = successor_->Take(); !taken.ok()) return taken;
     successor_.reset();
   }

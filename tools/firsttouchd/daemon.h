@@ -68,7 +68,9 @@ class Daemon {
   std::unique_ptr<StateFolder> state_;
   // Sockets, and what guests' descriptors are here before they are served.
   Belongings belongings_;
-  std::optional<Successor> successor_;    // This is one.
+  std::optional<Successor> successor_;  // This is one.
+  // Guests that the other server has passed, and this one cannot serve.
+  size_t left_behind_ = 0;
   std::map<std::string, UniqueFd> kept_;  // By systemd, by name.
   UniqueFd signals_;
 

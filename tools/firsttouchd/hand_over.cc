@@ -211,6 +211,11 @@ absl::Status HandOver(int successor, const Belongings& belongings) {
   }
   if (absl::Status sent = Send(successor, kEnd); !sent.ok()) return sent;
   absl::StatusOr<Received> answer = Receive(successor);
+  if (!answer.ok()) {
+    // From here on it cannot say so any more; it may have done so just now.
+    shutdown(successor, SHUT_RDWR);
+    answer = Receive(successor);
+  }
   if (!answer.ok()) return answer.status();
   if (answer->text == kTaken) return absl::OkStatus();
   return absl::UnavailableError("the next server has not taken the guests");

@@ -195,6 +195,17 @@ TEST_F(SurvivalTest, ANewServerReplacesTheOldWithoutAFaultLost) {
   EXPECT_EQ(second->Look(0, kPages), Seen{.as_image = kPages});
 }
 
+TEST_F(SurvivalTest, AServerThatLacksTheImageDoesNotReplaceTheOld) {
+  if (!Serve(Words())) GTEST_SKIP() << skip_;
+  ASSERT_TRUE(WriteImageFile(*TestImage(kPages / 2), File() + "2").ok());
+  StartBeside({"--listen", Socket(), "--image", File() + "2", "--state",
+               State(), "--replace"});
+  EXPECT_EQ(End(0), 2);
+  EXPECT_EQ(Told(), "READY=1") << "the old one, again";
+  EXPECT_EQ(guest_->Look(0, kPages), Seen{.as_image = kPages});
+  EXPECT_THAT(Log(), HasSubstr("cannot be served by this one"));
+}
+
 TEST_F(SurvivalTest, AServerWhoseSuccessorDiesGoesOn) {
   if (!Serve(Words())) GTEST_SKIP() << skip_;
   ASSERT_TRUE(guest_->GiveBack(8, 4));
