@@ -89,7 +89,7 @@ struct GuestOptions {
 
   // A child that the guest forks is served like the guest (the client has asked
   // for the event; otherwise there is none, and no server knows the child).
-  // False: its pages that are missing are lost to it, by `on_loss`.
+  // False: a touch of its missing pages is a SIGBUS.
   bool serve_forks = true;
 };
 

@@ -8,8 +8,10 @@
 //
 //   absl::StatusOr<std::shared_ptr<GuestImage>> image =
 //       GuestImage::OpenFile("/var/lib/vm/base.ftimg");
-//   if (!(*image)->IsReady(page)) absl::Status ready =
-//   (*image)->MakeReady(page, 1);
+//   if (!(*image)->IsReady(page, PageCount(1))) {
+//     absl::Status ready = (*image)->MakeReady(page, PageCount(1));
+//     ...
+//   }
 //   ... (*image)->image().data() + page.offset_bytes() ...
 //
 // Threads: any. Not for signal handlers.

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
+#include <memory>
 #include <optional>
 
 #include "absl/status/status.h"
@@ -78,6 +78,8 @@ Placed PagePlacer::PlaceHuge(const AddressMap::Piece& piece, uintptr_t page,
   const uint64_t stored =
       piece.freed ? 0 : image.stored().CountIn(first, kPages);
   const std::byte* from = ZeroBytes();
+  // Where the image stores a part. Not kept: of each guest it would be 2 MiB.
+  std::unique_ptr<std::byte[]> whole;
   if (stored > 0) {
     if (!image_.IsReady(first, kPages)) {
       return {.outcome = Placed::Outcome::kNotReady,
@@ -88,8 +90,7 @@ Placed PagePlacer::PlaceHuge(const AddressMap::Piece& piece, uintptr_t page,
   }
   if (stored > 0 && stored < kPages.value()) {
     // Holes of an image may not be read.
-    if (huge_ == nullptr) huge_ = std::make_unique<std::byte[]>(kHugePageBytes);
-    std::memset(huge_.get(), 0, kHugePageBytes);
+    whole = std::make_unique<std::byte[]>(kHugePageBytes);
     const PageIndex end = first + kPages;
     for (std::optional<PageRun> run = image.stored().NextRun(first);
          run.has_value() && run->first < end;
@@ -97,11 +98,11 @@ Placed PagePlacer::PlaceHuge(const AddressMap::Piece& piece, uintptr_t page,
       const PageCount pages = std::min(run->end(), end) - run->first;
       if (const int error = ReadMapped(
               image.data() + run->first.offset_bytes(),
-              {huge_.get() + (run->first - first).bytes(), pages.bytes()})) {
+              {whole.get() + (run->first - first).bytes(), pages.bytes()})) {
         return After(error, "reading the image");
       }
     }
-    from = huge_.get();
+    from = whole.get();
   }
   const uint64_t mode = piece.track_writes && !write ? kUffdCopyWp : 0;
   const int error = kernel_

@@ -9,7 +9,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <string>
 
 #include "absl/status/status.h"
@@ -77,8 +76,6 @@ class PagePlacer {
   const GuestImage& image_;
   uint64_t copied_ = 0;
   uint64_t zeroed_ = 0;
-  // A huge page of which the image stores a part.
-  std::unique_ptr<std::byte[]> huge_;
 };
 
 }  // namespace firsttouch

@@ -262,7 +262,7 @@ absl::StatusOr<uint64_t> Server::AttachWhole(GuestArrival arrival) {
                                        ? *std::move(arrival.map)
                                        : AddressMap::Create(arrival.regions);
   if (!map.ok()) return map.status();
-  if (map->bytes() > options_.max_guest_bytes) {
+  if (!arrival.taken_over && map->bytes() > options_.max_guest_bytes) {
     return absl::ResourceExhaustedError(
         absl::StrCat("the guest's regions have ", map->bytes(),
                      " bytes; one guest may have ", options_.max_guest_bytes,

@@ -86,7 +86,7 @@ struct GuestArrival {
   GuestOptions options;
   // Another server has served it before: threads may wait for an answer to what
   // that one has read, and pages that it knows to have changed are not known.
-  // Limits on numbers do not refuse it.
+  // The limits of ServerOptions do not refuse it.
   bool taken_over = false;
   // What the guest has given back is not known: its missing pages are lost to
   // it (Guest::Poison) from the start.

@@ -453,7 +453,12 @@ TEST_F(ServerTest, AnotherServerTakesOverAndThreadsThatWaitGoOn) {
   ASSERT_EQ(poll(&waits, 1, 60'000), 1);
   EventReader reader(RealKernel(), uffd.get());
   ASSERT_EQ(reader.Read().events.size(), 1u);
-  StartServer();
+  // Limits are for those who come, and not for those who are there.
+  ServerOptions options;
+  options.max_guests = 0;
+  options.max_guest_bytes = 0;
+  options.max_total_bytes = 0;
+  StartServer(std::move(options));
   GuestArrival arrival = ArrivalOf(*guest, GuestImage::Create(image));
   arrival.taken_over = true;
   ASSERT_TRUE(server_->Attach(std::move(arrival)).ok());

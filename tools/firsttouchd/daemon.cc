@@ -186,17 +186,19 @@ absl::StatusOr<GuestArrival> Daemon::FindGuest(const std::string& path) {
     arrival.pidfd = std::move(passed->second.pidfd);
     belongings_.guests.erase(passed);
   }
+  const auto kept = kept_.find(NameOf(path));
+  if (!arrival.uffd && kept != kept_.end()) {
+    arrival.uffd = std::move(kept->second);
+  }
   if (!arrival.pidfd) {
     absl::StatusOr<UniqueFd> process = OpenProcess(record);
-    if (absl::IsNotFound(process.status())) {
+    // Who sent the userfaultfd need not be whose memory it is: what is at hand
+    // tells itself whether that is there (Server::Attach).
+    if (absl::IsNotFound(process.status()) && !arrival.uffd) {
       left->journal->Forget();
       return process.status();
     }
     if (process.ok()) arrival.pidfd = *std::move(process);
-  }
-  const auto kept = kept_.find(NameOf(path));
-  if (!arrival.uffd && kept != kept_.end()) {
-    arrival.uffd = std::move(kept->second);
   }
   if (!arrival.uffd) {
     absl::StatusOr<UniqueFd> uffd = DescriptorOf(record, arrival.pidfd.get());
@@ -355,11 +357,15 @@ absl::Status Daemon::Start(std::vector<GuestArrival> guests) {
   server_ = *std::move(server);
   for (GuestArrival& guest : guests) {
     const std::string name = guest.options.name;
+    const std::string journal = NameOf(guest.journal->path());
     absl::Status taken = guest.journal->GoOn(*guest.map);
     if (taken.ok()) taken = server_->Attach(std::move(guest)).status();
     Log(taken.ok() ? absl::StrCat("guest ", name, " is taken over")
                    : absl::StrCat("guest ", name,
                                   " is not taken over: ", taken.message()));
+    if (plan_.keep_descriptors && absl::IsNotFound(taken)) {
+      LogUnlessOk(KeepNoMore(journal));
+    }
   }
   for (const auto& [key, socket] : belongings_.sockets) {
     if (key == kHandOverKey) continue;
