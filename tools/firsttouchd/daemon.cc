@@ -338,17 +338,23 @@ std::string Daemon::Metrics() {
   return OpenMetricsText(sum, guests, ended_guests_);
 }
 
-absl::Status Daemon::Start(std::vector<GuestArrival> guests) {
-  absl::StatusOr<std::unique_ptr<Saver>> saver = Saver::Start([this] {
-    for (const std::unique_ptr<ServedImage>& image : images_) {
-      if (const absl::Status saved = image->Save(); !saved.ok()) {
-        Log(absl::StrCat("what guests touch cannot be kept: ",
-                         saved.message()));
-      }
+void Daemon::SaveImages() {
+  for (const std::unique_ptr<ServedImage>& image : images_) {
+    if (const absl::Status saved = image->Save(); !saved.ok()) {
+      Log(absl::StrCat("what guests touch cannot be kept: ", saved.message()));
     }
-  });
-  if (!saver.ok()) return saver.status();
-  saver_ = *std::move(saver);
+  }
+}
+
+absl::Status Daemon::Start(std::vector<GuestArrival> guests) {
+  // It outlives a server that nobody has taken over from: guests do not wait
+  // until an image has been written.
+  if (saver_ == nullptr) {
+    absl::StatusOr<std::unique_ptr<Saver>> saver =
+        Saver::Start([this] { SaveImages(); });
+    if (!saver.ok()) return saver.status();
+    saver_ = *std::move(saver);
+  }
   ServerOptions options = plan_.server;
   options.tell = Log;
   options.ended = [this](const std::shared_ptr<Guest>& guest) { Ended(guest); };
@@ -358,8 +364,15 @@ absl::Status Daemon::Start(std::vector<GuestArrival> guests) {
   for (GuestArrival& guest : guests) {
     const std::string name = guest.options.name;
     const std::string journal = NameOf(guest.journal->path());
-    absl::Status taken = guest.journal->GoOn(*guest.map);
-    if (taken.ok()) taken = server_->Attach(std::move(guest)).status();
+    if (const absl::Status goes_on = guest.journal->GoOn(*guest.map);
+        !goes_on.ok()) {
+      // Without a record rather than not at all. The old one would be wrong.
+      Log(absl::StrCat("guest ", name,
+                       " cannot be taken over again: ", goes_on.message()));
+      guest.journal->Forget();
+      guest.journal = nullptr;
+    }
+    const absl::Status taken = server_->Attach(std::move(guest)).status();
     Log(taken.ok() ? absl::StrCat("guest ", name, " is taken over")
                    : absl::StrCat("guest ", name,
                                   " is not taken over: ", taken.message()));
@@ -453,7 +466,6 @@ bool Daemon::HandOverAll() {
                                          std::move(guest.pidfd)};
   }
   server_.reset();
-  saver_.reset();
   belongings_.lock.reset(fcntl(state_->lock(), F_DUPFD_CLOEXEC, 0));
   const absl::Status handed = HandOver(successor->get(), belongings_);
   if (handed.ok()) {

@@ -59,6 +59,7 @@ class Daemon {
                        GuestArrival& arrival);
   void Ended(const std::shared_ptr<Guest>& guest);
   std::string Metrics();
+  void SaveImages();
   Ending Wait();
   // True: the next one goes on.
   bool HandOverAll();
