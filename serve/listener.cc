@@ -1,5 +1,6 @@
 #include "firsttouch/serve/listener.h"
 
+#include <poll.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -39,10 +40,12 @@ UniqueFd PidfdOfPeer(int socket, pid_t pid) {
   if (getsockopt(socket, SOL_SOCKET, kSoPeerPidfd, &fd, &length) == 0) {
     return UniqueFd(fd);
   }
-  // Of a process that has ended meanwhile the number may be another's; but then
-  // its userfaultfd has no process either, and is refused.
-  return pid > 0 ? UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)))
-                 : UniqueFd();
+  if (pid <= 0) return UniqueFd();
+  UniqueFd opened(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+  // Of a process that has ended meanwhile the number may be another's, which
+  // must not be killed in its place. But then its end of the socket is closed.
+  pollfd ended = {.fd = socket, .events = 0, .revents = 0};
+  return poll(&ended, 1, 0) == 0 ? std::move(opened) : UniqueFd();
 }
 
 void SendLine(int socket, const std::string& line) {

@@ -263,6 +263,18 @@ TEST_F(SurvivalTest, SystemdKeepsDescriptorsForTheNextStart) {
   EXPECT_EQ(Told(), "FDSTOREREMOVE=1\nFDNAME=" + name);
 }
 
+TEST_F(SurvivalTest, SystemdKeepsNoDescriptorOfAGuestThatIsRefused) {
+  if (!MakeGuest()) GTEST_SKIP() << skip_;
+  ASSERT_TRUE(WriteImageFile(*TestImage(kPages / 2), File() + "2").ok());
+  Start({"--listen", Socket(), "--image", File() + "2", "--state", State(),
+         "--keep-descriptors"});
+  ASSERT_EQ(Told(), "READY=1");
+  ASSERT_TRUE(guest_->Join(Socket()));
+  EXPECT_THAT(Told(), StartsWith("FDSTORE=1\nFDNAME=guest-"));
+  EXPECT_THAT(Told(), StartsWith("FDSTOREREMOVE=1\nFDNAME=guest-"));
+  EXPECT_EQ(Journals().size(), 0u);
+}
+
 }  // namespace
 }  // namespace firsttouch
 
