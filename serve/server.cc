@@ -131,15 +131,19 @@ void Server::Stop() {
 
 Server::~Server() {
   Stop();
-  std::map<uint64_t, std::shared_ptr<Guest>> left;
-  {
-    MutexLock lock(&mutex_);
-    left.swap(guests_);
-  }
   const bool leave = options_.at_end == ServerOptions::AtEnd::kLeave;
-  for (const auto& [id, guest] : left) {
-    if (leave && !guest->forked()) continue;
-    if (guest->Poison()) guest->Forget();
+  while (true) {
+    std::map<uint64_t, std::shared_ptr<Guest>> left;
+    {
+      MutexLock lock(&mutex_);
+      left.swap(guests_);
+    }
+    if (left.empty()) return;
+    for (const auto& [id, guest] : left) {
+      if (leave && !guest->forked()) continue;
+      // May read of a fork: the child is among the guests then.
+      if (guest->Poison()) guest->Forget();
+    }
   }
 }
 
