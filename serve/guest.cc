@@ -243,6 +243,7 @@ bool Guest::ReadEvents() {
     // Faults may be read before the event that explains them, so that they wait
     // until all has been read.
     for (const Event& event : batch.events) Handle(event);
+    if (journal_ != nullptr) journal_->Answered();
     // The kernel fills a batch as long as it has events.
     if (batch.events.size() < EventReader::kBatch) return any;
   }

@@ -275,15 +275,18 @@ uffd_msg* GuestJournal::log() const {
       bytes + RoundUpToPage(sizeof(File) + file_->record_bytes));
 }
 
+void GuestJournal::Answered() {
+  if (landed_ == 0) return;
+  // In this order: what has landed is in the log, and is not to count twice at
+  // any moment.
+  std::memset(file_->landing, 0, landed_ * sizeof(uffd_msg));
+  landed_ = 0;
+  file_->logged_before.store(file_->logged.load(std::memory_order_relaxed),
+                             std::memory_order_release);
+}
+
 void GuestJournal::BeginRead(const AddressMap& map) {
-  if (landed_ > 0) {
-    // In this order: what has landed is in the log, and is not to count twice
-    // at any moment.
-    std::memset(file_->landing, 0, landed_ * sizeof(uffd_msg));
-    landed_ = 0;
-    file_->logged_before.store(file_->logged.load(std::memory_order_relaxed),
-                               std::memory_order_release);
-  }
+  Answered();
   if (log_capacity_ - file_->logged.load(std::memory_order_relaxed) >=
           EventReader::kBatch ||
       !complete_) {

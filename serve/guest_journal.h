@@ -10,6 +10,7 @@
 //   BeginRead();                        // makes room
 //   reader.Read(journal->landing());    // events are in the file from here on
 //   EndRead(count);                     // appends them to the log in the file
+//   Answered();                         // a fork, too, has been answered
 //
 // The file has the regions, or what has become of them, when it is made; then a
 // log of events; then where events land. Once the log is full, a new file takes
@@ -92,6 +93,8 @@ class GuestJournal {
   std::span<uffd_msg, EventReader::kBatch> landing();
   // So many have been read.
   void EndRead(size_t count);
+  // They have been answered. BeginRead() says so otherwise, as late as that.
+  void Answered();
 
   // Whether the file has all that has happened.
   bool complete() const { return complete_; }

@@ -214,6 +214,20 @@ TEST_F(GuestJournalTest, AForkThatWasNotAnsweredIsTold) {
   absl::StatusOr<GuestJournal::Left> left = GuestJournal::Open(path_);
   ASSERT_TRUE(left.ok()) << left.status();
   EXPECT_TRUE(left->lost_fork);
+  journal_->EndRead(1);
+  journal_->Answered();
+  left = GuestJournal::Open(path_);
+  ASSERT_TRUE(left.ok()) << left.status();
+  EXPECT_FALSE(left->lost_fork);
+}
+
+TEST_F(GuestJournalTest, WhatWasAnsweredIsInTheLogAndCountsOnce) {
+  Create();
+  Read({Removed(1, 1), Fault(7)});
+  journal_->Answered();
+  EXPECT_EQ(Freed(), "1+1 ");
+  Read({Removed(3, 2)});
+  EXPECT_EQ(Freed(), "1+1 3+2 ");
 }
 
 TEST_F(GuestJournalTest, OutlivesTheDeathOfItsProcess) {
