@@ -180,7 +180,7 @@ absl::StatusOr<GuestArrival> Daemon::FindGuest(const std::string& path) {
   const GuestRecord& record = left->journal->record();
   GuestArrival arrival;
   arrival.taken_over = true;
-  const auto passed = belongings_.guests.find(path);
+  const auto passed = belongings_.guests.find(NameOf(path));
   if (passed != belongings_.guests.end()) {
     arrival.uffd = std::move(passed->second.uffd);
     arrival.pidfd = std::move(passed->second.pidfd);
@@ -244,7 +244,7 @@ std::vector<GuestArrival> Daemon::FindGuests() {
     return guests;
   }
   for (const std::string& path : *journals) {
-    const bool passed = belongings_.guests.contains(path);
+    const bool passed = belongings_.guests.contains(NameOf(path));
     absl::StatusOr<GuestArrival> guest = FindGuest(path);
     if (guest.ok()) {
       guests.push_back(*std::move(guest));
@@ -462,8 +462,8 @@ bool Daemon::HandOverAll() {
   }
   listeners_.clear();
   for (Guest::Descriptors& guest : server_->HandOver()) {
-    belongings_.guests[guest.journal] = {std::move(guest.uffd),
-                                         std::move(guest.pidfd)};
+    belongings_.guests[NameOf(guest.journal)] = {std::move(guest.uffd),
+                                                 std::move(guest.pidfd)};
   }
   server_.reset();
   belongings_.lock.reset(fcntl(state_->lock(), F_DUPFD_CLOEXEC, 0));

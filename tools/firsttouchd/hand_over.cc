@@ -200,10 +200,10 @@ absl::Status HandOver(int successor, const Belongings& belongings) {
       return sent;
     }
   }
-  for (const auto& [path, guest] : belongings.guests) {
+  for (const auto& [name, guest] : belongings.guests) {
     const std::array<int, 2> both = {guest.uffd.get(), guest.pidfd.get()};
     if (absl::Status sent =
-            Send(successor, absl::StrCat(kGuest, path),
+            Send(successor, absl::StrCat(kGuest, name),
                  std::span<const int>(both).first(guest.pidfd ? 2 : 1));
         !sent.ok()) {
       return sent;

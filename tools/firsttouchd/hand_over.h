@@ -10,7 +10,7 @@
 //
 //   old                                    next
 //     <- connects ---------------------------
-//     -- "lock", "socket NAME", "guest PATH", ..., "end" ->
+//     -- "lock", "socket NAME", "guest NAME", ..., "end" ->
 //     <- "taken" ----------------------------
 //
 // Threads: thread-compatible.
@@ -36,8 +36,9 @@ struct Belongings {
     UniqueFd pidfd;  // May be none.
   };
   UniqueFd lock;
-  std::map<std::string, UniqueFd> sockets;    // By SocketKey().
-  std::map<std::string, Descriptors> guests;  // By the path of the journal.
+  std::map<std::string, UniqueFd> sockets;  // By SocketKey().
+  // By the name of the journal's file: the folder may be written otherwise.
+  std::map<std::string, Descriptors> guests;
 };
 
 // Where the server of a state listens for the next one.
