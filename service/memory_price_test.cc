@@ -90,6 +90,12 @@ class MemoryPriceTest : public testing::TestWithParam<Case> {
   uint64_t KeptPages() const {
     return service_->Stats().idle_private_bytes / kPageBytes;
   }
+  // Fewer pages are known to be kept only if some were given back. With
+  // asynchronous tracking they are counted now and then, and then were fewer.
+  static uint64_t MostOthers() {
+    return kOthersAltogether /
+           (GetParam().tracking == Tracking::kAsync ? 3 : 2);
+  }
 
   // Forwards all calls. How fast the machine is decides nothing then
   // (UffdSupply::Costs()).
@@ -123,7 +129,7 @@ TEST_P(MemoryPriceTest, WhatLeasesHaveStoppedChangingIsGivenBack) {
   Make(/*retained_bytes_per_us=*/64 * 1024);
   if (IsSkipped()) return;
   for (int i = 0; i < 100; ++i) Cycle(/*others=*/true);
-  EXPECT_GT(KeptPages(), kOthersAltogether / 2);
+  EXPECT_GT(KeptPages(), MostOthers());
   for (int i = 0; i < 1000; ++i) Cycle(/*others=*/false);
   EXPECT_EQ(KeptPages(), kAlways.size());
   const Memory memory = Acquire();
@@ -153,8 +159,7 @@ TEST_P(MemoryPriceTest, WhereMemoryIsFreeWhatChangesNowAndThenIsKept) {
   Make(/*retained_bytes_per_us=*/0);
   if (IsSkipped()) return;
   for (int i = 0; i < kSettled; ++i) Cycle(/*others=*/true);
-  // With asynchronous tracking they are counted now and then.
-  EXPECT_GT(KeptPages(), kOthersAltogether / 2);
+  EXPECT_GT(KeptPages(), MostOthers());
   EXPECT_EQ(service_->Stats().pages_demoted, 0u);
 }
 
