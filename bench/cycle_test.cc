@@ -159,9 +159,9 @@ TEST_F(CycleGoals, SamePagesAreComparedWithTheLimitAndTheScan) {
   const std::string text = GoalsText("goals", report_.goals());
   EXPECT_THAT(text, HasSubstr("\ngoals\n\nsame pages: system calls\n"
                               "  k=4 of 1 MiB                                  "
-                              " <=0            0  ok\n"));
+                              "   <=0            0  ok\n"));
   EXPECT_THAT(text,
-              HasSubstr("  k=4 of 1 MiB         memcpy of the changed  <=1.15"
+              HasSubstr("  k=4 of 1 MiB           memcpy of the changed  <=1.15"
                         "    1.10 1.10  ok\n"));
   EXPECT_THAT(text, HasSubstr("0.25  NOT REACHED\n"));
   EXPECT_THAT(text, HasSubstr("  not measured\n"));

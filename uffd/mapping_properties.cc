@@ -52,10 +52,10 @@ MappingResult SetMappingProperties(Kernel& kernel, uintptr_t start,
     return result;
   }
   if (!properties.process_merges.has_value()) ++result.calls;
-  if (properties.process_merges.has_value() ? *properties.process_merges
-                                            : ProcessMergesPages()) {
-    if (!advise(MADV_UNMERGEABLE, "MADV_UNMERGEABLE")) return result;
-  }
+  const bool merges = properties.process_merges.has_value()
+                          ? *properties.process_merges
+                          : ProcessMergesPages();
+  if (merges && !advise(MADV_UNMERGEABLE, "MADV_UNMERGEABLE")) return result;
   if (properties.may_be_populated) return result;
   // A mapping that is not locked takes MADV_DONTNEED.
   if (note(kernel.Madvise(start, bytes, kMadvDontNeed), "MADV_DONTNEED") ||
