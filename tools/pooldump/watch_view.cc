@@ -235,6 +235,7 @@ bool WatchView::Press(int key) {
       break;
     case static_cast<int>(Key::kLeft):
       if (left_ > frozen_) --left_;
+      at_last_column_ = false;
       break;
     case 'r':
       reverse_ = !reverse_;
@@ -470,11 +471,15 @@ void WatchView::AppendTable(size_t room, size_t width,
   left_ = std::clamp(left_, frozen_, std::max(frozen_, columns_.size() - 1));
   if (reveal_sort_ && sort_ >= frozen_) {
     left_ = std::min(left_, sort_);
+    at_last_column_ = false;
     while (end_from(left_) <= sort_) ++left_;
   }
   reveal_sort_ = false;
+  // Whoever looks at the last columns goes on doing so when one gets wider.
+  while (at_last_column_ && end_from(left_) < columns_.size()) ++left_;
   const size_t end_column = end_from(left_);
   more_columns_ = end_column < columns_.size();
+  at_last_column_ = left_ > frozen_ && !more_columns_;
 
   const auto visible = [&](const auto& cells) {
     std::remove_cvref_t<decltype(cells)> some(

@@ -104,10 +104,11 @@ class WatchView {
   // Those of `columns_` before `frozen_` stay where the others are scrolled.
   cli::Columns<Slot> columns_;
   size_t frozen_ = 0;
-  size_t sort_ = 0;            // In columns_.
-  size_t left_ = 0;            // The first column behind the frozen ones.
-  bool reveal_sort_ = false;   // The column was chosen just now.
-  bool more_columns_ = false;  // To the right of what the screen shows.
+  size_t sort_ = 0;              // In columns_.
+  size_t left_ = 0;              // The first column behind the frozen ones.
+  bool reveal_sort_ = false;     // The column was chosen just now.
+  bool more_columns_ = false;    // To the right of what the screen shows.
+  bool at_last_column_ = false;  // The screen was scrolled to it.
   std::string filter_;
   std::string edited_;
   std::string wrong_filter_;  // Why `edited_` is none.

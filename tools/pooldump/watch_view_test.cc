@@ -285,6 +285,11 @@ TEST(WatchView, ArrowsShowTheOtherColumnsBesideTheSlot) {
   }
   EXPECT_THAT(Text(view, 24, 60), HasSubstr("calls"));
   EXPECT_THAT(Text(view, 24, 60), Not(HasSubstr("faults/s  traps/s  hand")));
+  // It stays there when another column gets wider.
+  ProcessSnapshot wider = Process(2, 2, 1);
+  wider.mutable_pools(0)->mutable_slots(0)->set_state_name("as wide as can be");
+  view.Take(wider);
+  EXPECT_THAT(Text(view, 24, 60), HasSubstr("calls"));
   for (int i = 0; i < 50; ++i) {
     EXPECT_TRUE(view.Press(static_cast<int>(Key::kLeft)));
   }
