@@ -313,7 +313,7 @@ def starts(programs, kept, quick):
         rows.setdefault((start["page_cache"], start["query"]), {})[
             OURS["C++"] if way == "working set" else way] = {
             "family": "C++", "answers": [], "numbers": start["round_all_ns"],
-            "faults": start["faults"] + start["kernel_faults"]}
+            "faults": start.get("faults", 0) + start.get("kernel_faults", 0)}
     for i, ((cache, query), found) in enumerate(rows.items()):
         (kept / f"fresh-process-{i}.json").write_text(json.dumps({
             "section": "fresh process", "value": "all_ns", "request": "bench/images",
