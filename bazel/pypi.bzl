@@ -7,23 +7,47 @@ which took most of its time: checking this tree takes a third. No Python is run.
 
 load("//bazel:repository.bzl", "finish_package", "stand_in_programs")
 
+def _fetch(ctx, url, sha256, archive):
+    """Fetches the package; returns None, or why that failed."""
+    if ctx.download(url, output = archive, sha256 = sha256, allow_fail = True).success:
+        return None
+
+    # pip knows of a mirror, a proxy or a certificate that Bazel does not.
+    wheel = url.split("/")[-1]
+    name, version = wheel.split("-")[:2]
+    package = "{}=={}".format(name, version)
+    result = ctx.execute([
+        "sh",
+        "-c",
+        "python3 -m pip download --quiet --no-deps --only-binary=:all: --dest=. \"$1\" &&" +
+        " echo \"$2  $3\" | sha256sum --check --status && mv -- \"$3\" \"$4\"",
+        "-",
+        package,
+        sha256,
+        wheel,
+        archive,
+    ])
+    if result.return_code:
+        return "could not download {}, and `pip download {}` failed: {}".format(
+            url,
+            package,
+            result.stderr.strip(),
+        )
+    return None
+
 def _wheel_program_impl(ctx):
     machine = ctx.execute(["uname", "-m"]).stdout.strip()
     url, _, sha256 = ctx.attr.wheels.get(machine, "").partition("#sha256=")
-    error = None
-    if not url:
-        error = "there is no package for {}".format(machine)
-    else:
-        # A wheel is a .zip, and Bazel goes by the name.
-        archive = "wheel.zip"
-        if ctx.download(url, output = archive, sha256 = sha256, allow_fail = True).success:
-            ctx.extract(archive)
-            ctx.delete(archive)
-            ctx.execute(["chmod", "+x", ctx.attr.program])
-        else:
-            error = "could not download {}".format(url)
+
+    # A wheel is a .zip, and Bazel goes by the name.
+    archive = "wheel.zip"
+    error = _fetch(ctx, url, sha256, archive) if url else "there is no package for " + machine
     if error:
         stand_in_programs(ctx, [ctx.attr.program], error)
+    else:
+        ctx.extract(archive)
+        ctx.delete(archive)
+        ctx.execute(["chmod", "+x", ctx.attr.program])
     finish_package(ctx, ctx.attr.build_file)
 
 _wheel_program = repository_rule(
