@@ -2,18 +2,18 @@
 
 #include <poll.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
 #include <sys/un.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstring>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "firsttouch/serve/handshake.h"
+#include "firsttouch/serve/unix_socket.h"
 #include "firsttouch/uffd/abi.h"
 
 namespace firsttouch {
@@ -22,18 +22,16 @@ namespace {
 constexpr size_t kMaxAnswerBytes = size_t{64} << 10;
 
 absl::StatusOr<UniqueFd> ConnectTo(const std::string& path) {
-  sockaddr_un address = {};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path) {
+  const std::optional<sockaddr_un> address = SocketAddress(path);
+  if (!address.has_value()) {
     return absl::InvalidArgumentError(
         absl::StrCat("the socket's path '", path, "' has ", path.size(),
-                     " bytes; it may have ", sizeof address.sun_path - 1));
+                     " bytes; it may have ", kMaxSocketPathBytes));
   }
-  std::memcpy(address.sun_path, path.c_str(), path.size());
   UniqueFd connected(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!connected) return absl::ErrnoToStatus(errno, "socket");
-  if (connect(connected.get(), reinterpret_cast<const sockaddr*>(&address),
-              sizeof address) != 0) {
+  if (connect(connected.get(), reinterpret_cast<const sockaddr*>(&*address),
+              sizeof *address) != 0) {
     return absl::ErrnoToStatus(
         errno, absl::StrCat("connecting to ", path, "; does a server listen?"));
   }
@@ -41,19 +39,7 @@ absl::StatusOr<UniqueFd> ConnectTo(const std::string& path) {
 }
 
 absl::Status SendWithDescriptor(int socket, const std::string& text, int fd) {
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control = {};
-  iovec bytes = {const_cast<char*>(text.data()), text.size()};
-  msghdr message = {};
-  message.msg_iov = &bytes;
-  message.msg_iovlen = 1;
-  message.msg_control = control.data();
-  message.msg_controllen = control.size();
-  cmsghdr* const header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof fd);
-  std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
-  const ssize_t sent = sendmsg(socket, &message, MSG_NOSIGNAL);
+  const ssize_t sent = SendWithDescriptors(socket, text, {&fd, 1});
   if (sent < 0) return absl::ErrnoToStatus(errno, "sendmsg to the server");
   if (static_cast<size_t>(sent) != text.size()) {
     return absl::InternalError("the server took only a part of the message");

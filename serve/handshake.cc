@@ -1,17 +1,16 @@
 #include "firsttouch/serve/handshake.h"
 
 #include <sys/socket.h>
-#include <sys/uio.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cmath>
 #include <cstddef>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "firsttouch/serve/unix_socket.h"
 #include "google/protobuf/struct.pb.h"
 #include "google/protobuf/util/json_util.h"
 
@@ -239,34 +238,12 @@ absl::StatusOr<std::optional<HandshakeReader::Message>> HandshakeReader::Read(
     int socket) {
   while (true) {
     std::array<char, 4096> bytes;
-    alignas(cmsghdr)
-        std::array<char, CMSG_SPACE(sizeof(int) * kMostDescriptors)>
-            control;
-    iovec into = {bytes.data(), bytes.size()};
-    msghdr message = {};
-    message.msg_iov = &into;
-    message.msg_iovlen = 1;
-    message.msg_control = control.data();
-    message.msg_controllen = control.size();
-    const ssize_t count =
-        recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (count < 0 && errno == EINTR) continue;
+    int flags = 0;
+    const ssize_t count = ReceiveWithDescriptors(
+        socket, bytes, MSG_DONTWAIT, kMostDescriptors, descriptors_, flags);
     if (count < 0 && errno == EAGAIN) break;
     if (count < 0) return absl::ErrnoToStatus(errno, "recvmsg");
-    // Whatever came is ours to close, also where it is refused.
-    for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
-         header = CMSG_NXTHDR(&message, header)) {
-      if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) {
-        continue;
-      }
-      const size_t descriptors = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-      for (size_t i = 0; i < descriptors; ++i) {
-        int fd;
-        std::memcpy(&fd, CMSG_DATA(header) + i * sizeof fd, sizeof fd);
-        descriptors_.emplace_back(fd);
-      }
-    }
-    if ((message.msg_flags & MSG_CTRUNC) != 0) lost_descriptors_ = true;
+    if ((flags & MSG_CTRUNC) != 0) lost_descriptors_ = true;
     if (count == 0) {
       ended_ = true;
       break;

@@ -13,11 +13,11 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstring>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "firsttouch/serve/unix_socket.h"
 #include "firsttouch/uffd/signal_masked_thread.h"
 
 namespace firsttouch {
@@ -57,20 +57,18 @@ void SendLine(int socket, const std::string& line) {
 
 absl::StatusOr<UniqueFd> ListenAt(const std::string& path, mode_t mode,
                                   int type) {
-  sockaddr_un address = {};
-  address.sun_family = AF_UNIX;
-  if (path.empty() || path.size() >= sizeof address.sun_path) {
+  const std::optional<sockaddr_un> address = SocketAddress(path);
+  if (path.empty() || !address.has_value()) {
     return absl::InvalidArgumentError(
         absl::StrCat("the socket's path '", path, "' has ", path.size(),
-                     " bytes; it may have 1 to ", sizeof address.sun_path - 1));
+                     " bytes; it may have 1 to ", kMaxSocketPathBytes));
   }
-  std::memcpy(address.sun_path, path.c_str(), path.size());
-  const auto* const name = reinterpret_cast<const sockaddr*>(&address);
+  const auto* const name = reinterpret_cast<const sockaddr*>(&*address);
   struct stat existing;
   if (lstat(path.c_str(), &existing) == 0) {
     const UniqueFd probe(socket(AF_UNIX, type | SOCK_CLOEXEC, 0));
     if (!S_ISSOCK(existing.st_mode) ||
-        connect(probe.get(), name, sizeof address) == 0) {
+        connect(probe.get(), name, sizeof *address) == 0) {
       return absl::AlreadyExistsError(absl::StrCat(
           path, S_ISSOCK(existing.st_mode) ? ": somebody listens there already"
                                            : ": there is a file that is no "
@@ -82,7 +80,7 @@ absl::StatusOr<UniqueFd> ListenAt(const std::string& path, mode_t mode,
   if (!listening) return absl::ErrnoToStatus(errno, "socket");
   // bind(2) makes the file with the permissions of the descriptor.
   if (fchmod(listening.get(), mode) != 0 ||
-      bind(listening.get(), name, sizeof address) != 0 ||
+      bind(listening.get(), name, sizeof *address) != 0 ||
       listen(listening.get(), SOMAXCONN) != 0) {
     return absl::ErrnoToStatus(errno, absl::StrCat("listening at ", path));
   }

@@ -27,6 +27,7 @@
 #include "firsttouch/serve/server.h"
 #include "firsttouch/serve/stand_in.h"
 #include "firsttouch/serve/test_image.h"
+#include "firsttouch/serve/unix_socket.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/test_util.h"
 #include "gmock/gmock.h"
@@ -46,32 +47,16 @@ class RawClient {
  public:
   explicit RawClient(const std::string& path)
       : socket_(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    sockaddr_un address = {};
-    address.sun_family = AF_UNIX;
-    std::strncpy(address.sun_path, path.c_str(), sizeof address.sun_path - 1);
-    connected_ = connect(socket_.get(), reinterpret_cast<sockaddr*>(&address),
-                         sizeof address) == 0;
+    const sockaddr_un address = SocketAddress(path).value();
+    connected_ =
+        connect(socket_.get(), reinterpret_cast<const sockaddr*>(&address),
+                sizeof address) == 0;
   }
 
   bool connected() const { return connected_; }
 
   void Send(const std::string& text, const std::vector<int>& descriptors) {
-    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * 16)> control{};
-    iovec bytes = {const_cast<char*>(text.data()), text.size()};
-    msghdr message = {};
-    message.msg_iov = &bytes;
-    message.msg_iovlen = 1;
-    if (!descriptors.empty()) {
-      const size_t size = descriptors.size() * sizeof(int);
-      message.msg_control = control.data();
-      message.msg_controllen = CMSG_SPACE(size);
-      cmsghdr* const header = CMSG_FIRSTHDR(&message);
-      header->cmsg_level = SOL_SOCKET;
-      header->cmsg_type = SCM_RIGHTS;
-      header->cmsg_len = CMSG_LEN(size);
-      std::memcpy(CMSG_DATA(header), descriptors.data(), size);
-    }
-    sendmsg(socket_.get(), &message, MSG_NOSIGNAL);
+    SendWithDescriptors(socket_.get(), text, descriptors);
   }
 
   void EndSending() { shutdown(socket_.get(), SHUT_WR); }

@@ -22,6 +22,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/serve/handshake.h"
+#include "firsttouch/serve/unix_socket.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/uffd.h"
@@ -152,22 +153,9 @@ class Body {
   }
 
   void SendWithUffd(int to, const void* what, size_t size) {
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-    iovec bytes = {const_cast<void*>(what), size};
-    msghdr message = {};
-    message.msg_iov = &bytes;
-    message.msg_iovlen = 1;
-    if (uffd_.has_value()) {
-      message.msg_control = control;
-      message.msg_controllen = sizeof control;
-      cmsghdr* const header = CMSG_FIRSTHDR(&message);
-      header->cmsg_level = SOL_SOCKET;
-      header->cmsg_type = SCM_RIGHTS;
-      header->cmsg_len = CMSG_LEN(sizeof(int));
-      const int fd = uffd_->fd();
-      std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
-    }
-    sendmsg(to, &message, MSG_NOSIGNAL);
+    const int fd = uffd_.has_value() ? uffd_->fd() : -1;
+    SendWithDescriptors(to, {static_cast<const char*>(what), size},
+                        {&fd, uffd_.has_value() ? size_t{1} : 0});
   }
 
   StandIn::Seen Look(uint64_t first, uint64_t pages) {

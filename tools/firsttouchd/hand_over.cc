@@ -14,6 +14,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/serve/unix_socket.h"
 
 namespace firsttouch::firsttouchd {
 namespace {
@@ -34,24 +35,7 @@ void BePatient(int socket) {
 
 absl::Status Send(int socket, const std::string& text,
                   std::span<const int> descriptors = {}) {
-  iovec bytes = {const_cast<char*>(text.data()), text.size()};
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * kMostDescriptors)>
-      control = {};
-  msghdr message = {};
-  message.msg_iov = &bytes;
-  message.msg_iovlen = 1;
-  if (!descriptors.empty()) {
-    message.msg_control = control.data();
-    message.msg_controllen = CMSG_SPACE(descriptors.size_bytes());
-    cmsghdr* const header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(descriptors.size_bytes());
-    std::memcpy(CMSG_DATA(header), descriptors.data(),
-                descriptors.size_bytes());
-  }
-  while (sendmsg(socket, &message, MSG_NOSIGNAL) < 0) {
-    if (errno == EINTR) continue;
+  if (SendWithDescriptors(socket, text, descriptors) < 0) {
     return absl::ErrnoToStatus(
         errno, absl::StrCat("giving to the next server: ", text));
   }
@@ -65,35 +49,14 @@ struct Received {
 
 absl::StatusOr<Received> Receive(int socket) {
   std::array<char, 8192> text;
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * kMostDescriptors)>
-      control;
-  iovec bytes = {text.data(), text.size()};
-  msghdr message = {};
-  message.msg_iov = &bytes;
-  message.msg_iovlen = 1;
-  message.msg_control = control.data();
-  message.msg_controllen = control.size();
-  ssize_t count;
-  do {
-    count = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
-  } while (count < 0 && errno == EINTR);
+  Received received;
+  int flags = 0;
+  const ssize_t count = ReceiveWithDescriptors(
+      socket, text, 0, kMostDescriptors, received.descriptors, flags);
   if (count < 0) {
     return absl::ErrnoToStatus(errno, "waiting for the other server");
   }
-  Received received;
-  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
-       header = CMSG_NXTHDR(&message, header)) {
-    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) {
-      continue;
-    }
-    const size_t descriptors = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (size_t i = 0; i < descriptors; ++i) {
-      int fd;
-      std::memcpy(&fd, CMSG_DATA(header) + i * sizeof fd, sizeof fd);
-      received.descriptors.emplace_back(fd);
-    }
-  }
-  if ((message.msg_flags & (MSG_CTRUNC | MSG_TRUNC)) != 0) {
+  if ((flags & (MSG_CTRUNC | MSG_TRUNC)) != 0) {
     return absl::ResourceExhaustedError(
         "descriptors of the other server were lost: this process has as many "
         "as it may (RLIMIT_NOFILE)");
@@ -116,19 +79,17 @@ std::string HandOverPath(const std::string& state) {
 
 absl::StatusOr<Successor> Successor::Ask(const std::string& state) {
   const std::string path = HandOverPath(state);
-  sockaddr_un address = {};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        path, " has ", path.size(), " bytes; a socket's path may have ",
-        sizeof address.sun_path - 1));
+  const std::optional<sockaddr_un> address = SocketAddress(path);
+  if (!address.has_value()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " has ", path.size(),
+                     " bytes; a socket's path may have ", kMaxSocketPathBytes));
   }
-  std::memcpy(address.sun_path, path.c_str(), path.size());
   UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
   if (!socket) return absl::ErrnoToStatus(errno, "socket");
   BePatient(socket.get());
-  if (connect(socket.get(), reinterpret_cast<const sockaddr*>(&address),
-              sizeof address) != 0) {
+  if (connect(socket.get(), reinterpret_cast<const sockaddr*>(&*address),
+              sizeof *address) != 0) {
     if (errno == ENOENT || errno == ECONNREFUSED) {
       return absl::UnavailableError(
           absl::StrCat("there is no server at ", path));

@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "firsttouch/init/image_file.h"
 #include "firsttouch/serve/test_image.h"
+#include "firsttouch/serve/unix_socket.h"
 #include "gmock/gmock.h"
 
 namespace firsttouch {
@@ -27,18 +28,11 @@ std::string& Program() {
   return *program;
 }
 
-sockaddr_un AddressOf(const std::string& path) {
-  sockaddr_un address = {};
-  address.sun_family = AF_UNIX;
-  std::strncpy(address.sun_path, path.c_str(), sizeof address.sun_path - 1);
-  return address;
-}
-
 }  // namespace
 
 UniqueFd BoundSocket(const std::string& path, int type) {
   UniqueFd fd(socket(AF_UNIX, type | SOCK_CLOEXEC, 0));
-  const sockaddr_un address = AddressOf(path);
+  const sockaddr_un address = SocketAddress(path).value();
   EXPECT_EQ(bind(fd.get(), reinterpret_cast<const sockaddr*>(&address),
                  sizeof address),
             0);
@@ -47,7 +41,7 @@ UniqueFd BoundSocket(const std::string& path, int type) {
 
 std::string Ask(const std::string& path, const std::string& text) {
   const UniqueFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  const sockaddr_un address = AddressOf(path);
+  const sockaddr_un address = SocketAddress(path).value();
   if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address),
               sizeof address) != 0) {
     return "nobody listens";

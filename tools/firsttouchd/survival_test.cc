@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 #include <cstdint>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <memory>
@@ -24,6 +23,7 @@
 #include "firsttouch/init/image_file.h"
 #include "firsttouch/serve/stand_in.h"
 #include "firsttouch/serve/test_image.h"
+#include "firsttouch/serve/unix_socket.h"
 #include "firsttouch/tools/firsttouchd/program.h"
 #include "firsttouch/uffd/unique_fd.h"
 #include "gmock/gmock.h"
@@ -211,11 +211,8 @@ TEST_F(SurvivalTest, AServerWhoseSuccessorDiesGoesOn) {
   ASSERT_TRUE(guest_->GiveBack(8, 4));
   {
     const UniqueFd dies(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-    sockaddr_un address = {};
-    address.sun_family = AF_UNIX;
-    std::strncpy(address.sun_path, (State() + "/successor").c_str(),
-                 sizeof address.sun_path - 1);
-    ASSERT_EQ(connect(dies.get(), reinterpret_cast<sockaddr*>(&address),
+    const sockaddr_un address = SocketAddress(State() + "/successor").value();
+    ASSERT_EQ(connect(dies.get(), reinterpret_cast<const sockaddr*>(&address),
                       sizeof address),
               0);
     char first[8] = {};

@@ -12,11 +12,13 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <span>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "firsttouch/serve/state_folder.h"
+#include "firsttouch/serve/unix_socket.h"
 
 namespace firsttouch::firsttouchd {
 namespace {
@@ -73,35 +75,19 @@ absl::StatusOr<Inherited> TakeInherited() {
 absl::Status Notify(const std::string& state, int fd) {
   const char* const path = getenv("NOTIFY_SOCKET");
   if (path == nullptr || path[0] == '\0') return absl::OkStatus();
-  sockaddr_un address = {};
-  address.sun_family = AF_UNIX;
-  const size_t length = std::strlen(path);
-  if (length >= sizeof address.sun_path) {
+  std::optional<sockaddr_un> address = SocketAddress(path);
+  if (!address.has_value()) {
     return absl::InvalidArgumentError(
         absl::StrCat("NOTIFY_SOCKET is too long: ", path));
   }
-  std::memcpy(address.sun_path, path, length);
   // "@name" stands for a socket without a file.
-  if (path[0] == '@') address.sun_path[0] = '\0';
+  if (path[0] == '@') address->sun_path[0] = '\0';
+  const size_t address_bytes =
+      offsetof(sockaddr_un, sun_path) + std::strlen(path);
   const UniqueFd to(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-  iovec bytes = {const_cast<char*>(state.data()), state.size()};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message = {};
-  message.msg_name = &address;
-  message.msg_namelen =
-      static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + length);
-  message.msg_iov = &bytes;
-  message.msg_iovlen = 1;
-  if (fd >= 0) {
-    message.msg_control = control;
-    message.msg_controllen = sizeof control;
-    cmsghdr* const header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
-  }
-  if (!to || sendmsg(to.get(), &message, MSG_NOSIGNAL) < 0) {
+  const std::span<const int> descriptors(&fd, fd >= 0 ? 1 : 0);
+  if (!to || SendWithDescriptors(to.get(), state, descriptors, &*address,
+                                 address_bytes) < 0) {
     return absl::ErrnoToStatus(errno,
                                absl::StrCat("telling ", path, " ", state));
   }
