@@ -137,6 +137,11 @@ uint64_t WordOf(const WorkingSet::Words& words, uint64_t index) {
   return index < words.size() ? words[index] : 0;
 }
 
+void AddTo(WorkingSet::Words& words, uint64_t index, uint64_t pages) {
+  if (index >= words.size()) words.resize(index + 1);
+  words[index] |= pages;
+}
+
 // The pages of a group of which there is no reason to give them back: those
 // that are worth keeping or, where that is not known, those that were changed
 // in the last two sampling windows.
@@ -181,13 +186,13 @@ class Retention {
   void Note(uint64_t index, uint64_t dirty, uint64_t changed,
             uint64_t really_changed, uint64_t fresh, uint64_t again) {
     if (least_changes_ == 0) return;
-    if (counts_) Put(changed_, index, changed);
+    if (counts_) AddTo(changed_, index, changed);
     if (slot_.demotion.regular_version == 0) return;
     const uint64_t stale = dirty & ~again &
                            ~WordOf(slot_.demotion.regular_pages, index) &
                            ~WordMask(index, 0, slot_.kernel_pages);
     if (stale != 0) {
-      Put(stale_, index, stale);
+      AddTo(stale_, index, stale);
       stale_pages_ += std::popcount(stale);
     }
     // Read, and not written: such pages are mapped clean the next time.
@@ -236,11 +241,6 @@ class Retention {
   double memory_ns() const { return memory_ns_; }
 
  private:
-  static void Put(WorkingSet::Words& words, uint64_t index, uint64_t pages) {
-    if (index >= words.size()) words.resize(index + 1);
-    words[index] = pages;
-  }
-
   const UffdContext& context_;
   SlotState& slot_;
   const double memory_ns_;
@@ -277,19 +277,17 @@ void FindColdPrivatePages(const UffdContext& context, SlotState& slot,
   // What is dropped keeps its protection, so that the next scans find no page
   // there.
   ProtectAll(context, slot);
-  ForEachPrivateRegion(context, slot, [&](const PageRegion& region) {
-    ForEachWordIn(slot, region, [&](uint64_t index, uint64_t pages) {
-      const PageGroup& group = slot.pages.group(index);
-      const uint64_t stale = pages & ~WarmPages(slot, index, group) &
-                             ~group.dirty.load(std::memory_order_relaxed);
-      if (stale == 0) return;
-      if (index >= demotion.cold_pages.size()) {
-        demotion.cold_pages.resize(index + 1);
-      }
-      demotion.cold_pages[index] |= stale;
-      demotion.due = true;
-    });
-  });
+  ForEachPrivateRegion(
+      context, slot, slot.kernel_pages, [&](const PageRegion& region) {
+        ForEachWordIn(slot, region, [&](uint64_t index, uint64_t pages) {
+          const PageGroup& group = slot.pages.group(index);
+          const uint64_t stale = pages & ~WarmPages(slot, index, group) &
+                                 ~group.dirty.load(std::memory_order_relaxed);
+          if (stale == 0) return;
+          AddTo(demotion.cold_pages, index, stale);
+          demotion.due = true;
+        });
+      });
 }
 
 // Ends a sampling window: acts on what was counted in it.
@@ -314,8 +312,7 @@ absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
     const uint64_t cold =
         dirty & ~known & ~WordMask(index, 0, slot.kernel_pages);
     if (cold != 0) {
-      slot.demotion.cold_pages.resize(index + 1);
-      slot.demotion.cold_pages[index] = cold;
+      AddTo(slot.demotion.cold_pages, index, cold);
       demotable += std::popcount(cold);
     }
   });

@@ -117,26 +117,13 @@ uint64_t UffdSupply::KeptPages(SlotState& slot) {
     // Protected pages stay private, and not all dirty pages are private: counts
     // them where there may be more than before, or fewer.
     const uint64_t least = slot.idle.pages.load(std::memory_order_relaxed);
-    pages = pages > least || slot.idle.keeps_fewer ? CountPrivate(slot) : least;
+    pages = pages > least || slot.idle.keeps_fewer
+                ? ForEachPrivateRegion(*context_, slot, slot.kept_pages,
+                                       [](const PageRegion&) {})
+                : least;
   }
   slot.idle.keeps_fewer = false;
   return pages;
-}
-
-uint64_t UffdSupply::CountPrivate(SlotState& slot) const {
-  ScanRequest request = ScanRequest::PrivateCopies(
-      slot.base, slot.base + slot.kept_pages * kPageBytes);
-  // Excludes pages that are only swapped: protected pages that were dropped
-  // look like that.
-  request.any_of = kPageIsPresent;
-  request.none_of |= kPageIsPfnZero;
-  request.report = 0;
-  PageRegion regions[64];
-  const ScanResult scan =
-      ScanPages(pool_.kernel, pagemap_->fd(), request, regions, 64,
-                [](const PageRegion&) { return true; });
-  Count(slot.counters.kernel_calls, scan.calls);
-  return scan.pages;
 }
 
 PageSpan UffdSupply::KeptSpan(const SlotState& slot) const {

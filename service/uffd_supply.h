@@ -103,9 +103,6 @@ class UffdSupply final : public MemorySupply {
   absl::Status OpenPagemap();
   // What this machine takes; measured where that was not done before.
   PageCosts Costs() const;
-  // The number of private pages of a slot that the kernel tracks, by a scan.
-  uint64_t CountPrivate(SlotState& slot) const;
-
   const SuppliedPool pool_;
   const UserfaultfdOptions options_;
   const std::string reason_;

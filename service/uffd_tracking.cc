@@ -163,11 +163,11 @@ void ProtectAll(const UffdContext& context, SlotState& slot) {
   slot.pages.Forget(0, slot.kernel_pages);
 }
 
-void ForEachPrivateRegion(
-    const UffdContext& context, SlotState& slot,
+uint64_t ForEachPrivateRegion(
+    const UffdContext& context, SlotState& slot, uint64_t end_page,
     absl::FunctionRef<void(const PageRegion& region)> visit) {
   ScanRequest request =
-      ScanRequest::PrivateCopies(slot.base, AddressOf(slot, slot.kernel_pages));
+      ScanRequest::PrivateCopies(slot.base, AddressOf(slot, end_page));
   // Excludes pages that are only swapped: protected pages that were dropped
   // look like that.
   request.any_of = kPageIsPresent;
@@ -181,6 +181,7 @@ void ForEachPrivateRegion(
                   return true;
                 });
   Count(slot.counters.kernel_calls, scan.calls);
+  return scan.pages;
 }
 
 uint64_t WrittenEnd(const SlotState& slot, uint64_t size_pages) {

@@ -43,11 +43,11 @@ void ProtectAll(const UffdContext& context, SlotState& slot);
 // Finds out which pages below kernel_pages have changed, and marks them dirty.
 absl::Status FindKernelWrites(const UffdContext& context, SlotState& slot);
 
-// Calls visit(region) for the private pages below kernel_pages: those that
-// leases have written to and that were not dropped since, protected or not.
-// Visits fewer where the scan fails.
-void ForEachPrivateRegion(
-    const UffdContext& context, SlotState& slot,
+// Calls visit(region) for the private pages below `end_page`: those that leases
+// have written to and that were not dropped since, protected or not. Returns
+// their number. Visits fewer where the scan fails.
+uint64_t ForEachPrivateRegion(
+    const UffdContext& context, SlotState& slot, uint64_t end_page,
     absl::FunctionRef<void(const PageRegion& region)> visit);
 
 // Finds out which untracked pages below `end_page` have changed; afterwards
