@@ -51,7 +51,7 @@ PageTimes MeasurePageTimes(Kernel& kernel, int uffd, uintptr_t start,
     auto* const page = reinterpret_cast<std::byte*>(address);
     page[kPageBytes / 2] = std::byte{1};
     const uint64_t changed = MonotonicNanos();
-    RestoreZeroPage(page);
+    RestoreZeroPage(page, /*downwards=*/false);
     const uint64_t restored = MonotonicNanos();
     const auto least = [](double& least_ns, uint64_t ns) {
       const auto now = static_cast<double>(ns);

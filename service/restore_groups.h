@@ -34,23 +34,27 @@ struct Restored {
   uint64_t changed_pages = 0;
 };
 
-// Restores these pages of one group; returns which of them had changed.
+// Restores these pages of one group, in the direction that the slot has for
+// this restore; returns which of them had changed.
 inline uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits,
                              Restored& restored) {
   const uint64_t first_page = index * kPagesPerGroup;
   const uint64_t stored = StoredPages(slot, index);
   auto* const memory =
       reinterpret_cast<std::byte*>(slot.base + first_page * kPageBytes);
+  const bool downwards = !slot.restored_downwards;
   uint64_t changed = 0;
   bool unreadable = false;
   while (bits != 0) {
-    const int bit = std::countr_zero(bits);
-    bits &= bits - 1;
+    const int bit =
+        downwards ? 63 - std::countl_zero(bits) : std::countr_zero(bits);
+    bits &= ~(uint64_t{1} << bit);
     std::byte* const page = memory + bit * kPageBytes;
     const bool was_changed =
         (stored >> bit & 1) != 0
-            ? RestorePage(page, StoredPage(slot, first_page + bit), &unreadable)
-            : RestoreZeroPage(page);
+            ? RestorePage(page, StoredPage(slot, first_page + bit), downwards,
+                          &unreadable)
+            : RestoreZeroPage(page, downwards);
     changed |= uint64_t{was_changed} << bit;
     ++restored.pages;
     restored.changed_pages += was_changed;
@@ -63,10 +67,10 @@ inline uint64_t RestoreGroup(SlotState& slot, uint64_t index, uint64_t bits,
   return changed;
 }
 
-// Goes through the groups of a slot, in the opposite direction to the last
-// time, and restores the dirty pages of each. Calls done(index, group, dirty,
-// changed) after each group that has dirty pages, and none(group) for each that
-// has none.
+// Goes through the groups of a slot, the pages of each, and the lines of each
+// page in the opposite direction to the last time, and restores the dirty ones.
+// Calls done(index, group, dirty, changed) after each group that has dirty
+// pages, and none(group) for each that has none.
 template <typename Done, typename None>
 Restored RestoreGroups(SlotState& slot, Done done, None none) {
   Restored restored;

@@ -17,14 +17,17 @@ namespace firsttouch {
 // both pages takes as long as copying one to the other would (the copy reads
 // what it overwrites, too), and it tells at no cost which pages a guest has
 // really changed; lines that are not written stay clean and need not go back to
-// memory.
+// memory. Nothing is faster than reading both, and what has been read last is
+// still in the cache: so a caller goes in the opposite direction to its last
+// time. `downwards`: from the end of the pages to their start.
 //
 // Sets `*unreadable` where `from` cannot be read (see EndOfGuardedRead()), and
 // otherwise leaves it alone; `to` has unspecified bytes then.
 //
 // Any thread; async-signal-safe.
-bool RestorePage(std::byte* to, const std::byte* from, bool* unreadable);
-bool RestoreZeroPage(std::byte* to);
+bool RestorePage(std::byte* to, const std::byte* from, bool downwards,
+                 bool* unreadable);
+bool RestoreZeroPage(std::byte* to, bool downwards);
 
 // Copies `bytes` bytes. False where they cannot all be read or written; what is
 // at `to` is unspecified then. Any thread; async-signal-safe.

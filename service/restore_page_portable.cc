@@ -18,7 +18,8 @@
 
 namespace firsttouch {
 
-bool RestorePage(std::byte* to, const std::byte* from, bool* unreadable) {
+bool RestorePage(std::byte* to, const std::byte* from, bool /*downwards*/,
+                 bool* unreadable) {
   std::byte wanted[kPageBytes];
   if (!CopyGuarded(wanted, from, kPageBytes)) {
     *unreadable = true;
@@ -29,7 +30,7 @@ bool RestorePage(std::byte* to, const std::byte* from, bool* unreadable) {
   return true;
 }
 
-bool RestoreZeroPage(std::byte* to) {
+bool RestoreZeroPage(std::byte* to, bool /*downwards*/) {
   if (std::all_of(to, to + kPageBytes,
                   [](std::byte byte) { return byte == std::byte{0}; })) {
     return false;

@@ -31,21 +31,27 @@ Page Pattern() {
 TEST(RestorePageTest, EveryByteOfAPageIsRestoredAndReported) {
   const Page initial = Pattern();
   bool unreadable = false;
-  for (size_t at = 0; at < kPageBytes; ++at) {
-    Page page = initial;
-    page.bytes[at] ^= std::byte{0x80};
-    EXPECT_TRUE(RestorePage(page.bytes, initial.bytes, &unreadable)) << at;
-    ASSERT_EQ(memcmp(page.bytes, initial.bytes, kPageBytes), 0) << at;
+  for (const bool downwards : {false, true}) {
+    for (size_t at = 0; at < kPageBytes; ++at) {
+      Page page = initial;
+      page.bytes[at] ^= std::byte{0x80};
+      EXPECT_TRUE(
+          RestorePage(page.bytes, initial.bytes, downwards, &unreadable))
+          << at;
+      ASSERT_EQ(memcmp(page.bytes, initial.bytes, kPageBytes), 0) << at;
+    }
   }
 }
 
 TEST(RestorePageTest, EveryByteOfAZeroPageIsRestoredAndReported) {
   const Page zero = {};
-  for (size_t at = 0; at < kPageBytes; ++at) {
-    Page page = {};
-    page.bytes[at] = std::byte{1};
-    EXPECT_TRUE(RestoreZeroPage(page.bytes)) << at;
-    ASSERT_EQ(memcmp(page.bytes, zero.bytes, kPageBytes), 0) << at;
+  for (const bool downwards : {false, true}) {
+    for (size_t at = 0; at < kPageBytes; ++at) {
+      Page page = {};
+      page.bytes[at] = std::byte{1};
+      EXPECT_TRUE(RestoreZeroPage(page.bytes, downwards)) << at;
+      ASSERT_EQ(memcmp(page.bytes, zero.bytes, kPageBytes), 0) << at;
+    }
   }
 }
 
@@ -53,19 +59,24 @@ TEST(RestorePageTest, AnUnchangedPageIsReportedAsSuch) {
   const Page initial = Pattern();
   bool unreadable = false;
   Page page = initial;
-  EXPECT_FALSE(RestorePage(page.bytes, initial.bytes, &unreadable));
   Page zero = {};
-  EXPECT_FALSE(RestoreZeroPage(zero.bytes));
+  for (const bool downwards : {false, true}) {
+    EXPECT_FALSE(
+        RestorePage(page.bytes, initial.bytes, downwards, &unreadable));
+    EXPECT_FALSE(RestoreZeroPage(zero.bytes, downwards));
+  }
 }
 
 TEST(RestorePageTest, APageThatChangedAllOverIsRestored) {
   const Page initial = Pattern();
   bool unreadable = false;
-  Page page;
-  memset(page.bytes, 0xff, kPageBytes);
-  EXPECT_TRUE(RestorePage(page.bytes, initial.bytes, &unreadable));
-  EXPECT_EQ(memcmp(page.bytes, initial.bytes, kPageBytes), 0);
-  EXPECT_FALSE(unreadable);
+  for (const bool downwards : {false, true}) {
+    Page page;
+    memset(page.bytes, 0xff, kPageBytes);
+    EXPECT_TRUE(RestorePage(page.bytes, initial.bytes, downwards, &unreadable));
+    EXPECT_EQ(memcmp(page.bytes, initial.bytes, kPageBytes), 0);
+    EXPECT_FALSE(unreadable);
+  }
 }
 
 TEST(RestorePageTest, ACopyIsWholeAndADifferenceIsFound) {
@@ -104,9 +115,11 @@ TEST(RestorePageTest, AReadThatCannotBeDoneIsEndedAndReported) {
   ASSERT_EQ(sigaction(SIGBUS, &action, &before), 0);
   for (const Page& present : {Pattern(), Page{}}) {
     Page page = present;
-    bool unreadable = false;
-    RestorePage(page.bytes, cut, &unreadable);
-    EXPECT_TRUE(unreadable);
+    for (const bool downwards : {false, true}) {
+      bool unreadable = false;
+      RestorePage(page.bytes, cut, downwards, &unreadable);
+      EXPECT_TRUE(unreadable);
+    }
     EXPECT_FALSE(CopyGuarded(page.bytes, cut, kPageBytes));
     EXPECT_TRUE(DiffersFrom(page.bytes, cut));
   }

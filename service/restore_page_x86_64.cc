@@ -37,11 +37,18 @@ namespace {
 
 constexpr size_t kLineBytes = 64;
 
+// The offset of step `i` in a page that is walked in steps of `bytes`.
+constexpr size_t StepAt(size_t i, size_t bytes, bool downwards) {
+  return downwards ? kPageBytes - bytes - i * bytes : i * bytes;
+}
+
 template <bool kToZeroes>
-bool RestoreSse2(std::byte* to, const std::byte* from, bool* unreadable) {
+bool RestoreSse2(std::byte* to, const std::byte* from, bool downwards,
+                 bool* unreadable) {
   bool changed = false;
   [[maybe_unused]] uint64_t failed = 0;
-  for (size_t at = 0; at < kPageBytes; at += kLineBytes) {
+  for (size_t i = 0; i < kPageBytes / kLineBytes; ++i) {
+    const size_t at = StepAt(i, kLineBytes, downwards);
     auto* const line = reinterpret_cast<__m128i*>(to + at);
     __m128i wanted[4] = {};
     if constexpr (!kToZeroes) {
@@ -70,11 +77,13 @@ bool RestoreSse2(std::byte* to, const std::byte* from, bool* unreadable) {
 // Looks at four lines at a time: the number of tests determines the cost.
 template <bool kToZeroes>
 [[gnu::target("avx2")]] bool RestoreAvx2(std::byte* to, const std::byte* from,
-                                         bool* unreadable) {
+                                         bool downwards, bool* unreadable) {
   constexpr int kHalves = 8;
+  constexpr size_t kStepBytes = kHalves * sizeof(__m256i);
   bool changed = false;
   [[maybe_unused]] uint64_t failed = 0;
-  for (size_t at = 0; at < kPageBytes; at += kHalves * sizeof(__m256i)) {
+  for (size_t step = 0; step < kPageBytes / kStepBytes; ++step) {
+    const size_t at = StepAt(step, kStepBytes, downwards);
     auto* const halves = reinterpret_cast<__m256i*>(to + at);
     __m256i wanted[kHalves] = {};
     if constexpr (!kToZeroes) {
@@ -118,14 +127,15 @@ const bool kHasAvx2 = HasAvx2();
 
 }  // namespace
 
-bool RestorePage(std::byte* to, const std::byte* from, bool* unreadable) {
-  return kHasAvx2 ? RestoreAvx2<false>(to, from, unreadable)
-                  : RestoreSse2<false>(to, from, unreadable);
+bool RestorePage(std::byte* to, const std::byte* from, bool downwards,
+                 bool* unreadable) {
+  return kHasAvx2 ? RestoreAvx2<false>(to, from, downwards, unreadable)
+                  : RestoreSse2<false>(to, from, downwards, unreadable);
 }
 
-bool RestoreZeroPage(std::byte* to) {
-  return kHasAvx2 ? RestoreAvx2<true>(to, nullptr, nullptr)
-                  : RestoreSse2<true>(to, nullptr, nullptr);
+bool RestoreZeroPage(std::byte* to, bool downwards) {
+  return kHasAvx2 ? RestoreAvx2<true>(to, nullptr, downwards, nullptr)
+                  : RestoreSse2<true>(to, nullptr, downwards, nullptr);
 }
 
 bool CopyGuarded(std::byte* to, const std::byte* from, size_t bytes) {

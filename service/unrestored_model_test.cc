@@ -14,8 +14,8 @@
 
 namespace firsttouch {
 
-bool RestorePage(std::byte*, const std::byte*, bool*) { return true; }
-bool RestoreZeroPage(std::byte*) { return true; }
+bool RestorePage(std::byte*, const std::byte*, bool, bool*) { return true; }
+bool RestoreZeroPage(std::byte*, bool) { return true; }
 
 bool CopyGuarded(std::byte*, const std::byte*, size_t) { return true; }
 
