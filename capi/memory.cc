@@ -1,11 +1,12 @@
 // Memories in C. Acquire and release are thin: what they do in a steady cycle
-// beside service/steady_path.cc is to look two handles up, to fill one struct
-// and to move a Memory in or out of its entry. No system call, lock or
-// allocation, and no atomic instruction that is more than a load or a store.
+// beside service/steady_path.cc is to look two handles up, and to fill an
+// entry of the registry. No system call, lock or allocation, and no atomic
+// instruction that is more than a load or a store.
 
 #include "firsttouch/service/memory.h"
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -26,9 +27,14 @@
 #include "firsttouch/capi/versioned.h"
 #include "firsttouch/capi/wait.h"
 #include "firsttouch/init/image.h"
+#include "firsttouch/service/leases.h"
 #include "firsttouch/service/memory_pages.h"
 #include "firsttouch/service/run_trapped.h"
 #include "firsttouch/service/service.h"
+#include "firsttouch/service/service_pool.h"
+#include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/steady_acquire.h"
+#include "firsttouch/service/steady_path.h"
 #include "firsttouch/service/trap.h"
 
 namespace firsttouch::capi {
@@ -36,94 +42,95 @@ namespace {
 
 constexpr ft_memory_options kNoOptions = FT_MEMORY_OPTIONS_INIT;
 
-// What the service is asked for, from options of this library's version. Made
-// in place, and destroyed by nobody: it owns nothing, see below.
-union AskedRoom {
-  AskedRoom() {}
-  AskedRoom(const AskedRoom&) = delete;
-  AskedRoom& operator=(const AskedRoom&) = delete;
-  ~AskedRoom() {}
-  MemoryOptions options;
-};
-
-// A reference without a share in the count, which would be two locked
-// instructions a cycle: the handle keeps the image during the call, and a slot
-// that keeps it makes a reference of its own (Image::Hold()).
-inline ImageRef Borrow(const Image* image) {
-  return ImageRef(ImageRef(), image);
-}
-
-// False for an image's handle that is not valid.
-[[gnu::always_inline]] inline bool FillOptions(const ft_memory_options& options,
-                                               PoolRecord& record,
-                                               AskedRoom& asked) {
-  const Image* image = nullptr;
-  if ((options.image.entry | options.image.serial) != 0) {
-    const ImageRef* const found = FindImage(options.image);
-    if (found == nullptr) [[unlikely]] {
-      return false;
-    }
-    image = found->get();
-  }
-  new (&asked.options) MemoryOptions{
-      .image = Borrow(image),
-      .size_bytes = options.size_bytes != 0
-                        ? std::optional<uint64_t>(options.size_bytes)
-                        : std::nullopt,
-      .trap_callback = options.trap_callback != nullptr
-                           ? &PoolRecord::OnMemoryTrap
-                           : nullptr,
-      .trap_user = &record,
-  };
-  if (options.wait_ns != 0) [[unlikely]] {
-    asked.options.deadline = DeadlineAfter(options.wait_ns);
-  }
-  return true;
-}
-
-inline uint32_t IndexOf(ft_pool pool) {
-  return static_cast<uint32_t>(pool.entry);
-}
-
 [[gnu::cold]] ft_status FailImage(ft_error* error, const char* function,
                                   ft_image image) {
   return FailHandle(error, function, "image", image.entry, image.serial);
 }
 
-// A result that is destroyed only where it is an error: a memory in it has been
-// moved out, and then there is nothing to do.
-union AcquiredRoom {
-  AcquiredRoom() {}
-  AcquiredRoom(const AcquiredRoom&) = delete;
-  AcquiredRoom& operator=(const AcquiredRoom&) = delete;
-  ~AcquiredRoom() {}
-  absl::StatusOr<Memory> memory;
-};
+// The image that is asked for, as the handle has it, or none. False for a
+// handle that is not valid. (A slot that keeps the image makes a reference of
+// its own.)
+[[gnu::always_inline]] inline bool ImageOf(const ft_memory_options& options,
+                                           const Image** image) {
+  *image = nullptr;
+  if ((options.image.entry | options.image.serial) == 0) return true;
+  const ImageRef* const found = FindImage(options.image);
+  if (found == nullptr) [[unlikely]] {
+    return false;
+  }
+  *image = found->get();
+  return true;
+}
+
+// What the steady path is asked for.
+[[gnu::always_inline]] inline LeaseTerms TermsOf(
+    const ft_memory_options& options, const Image* image,
+    const PoolPlace& place) {
+  return {.image = image,
+          .initial_bytes = options.size_bytes != 0 ? options.size_bytes
+                           : image != nullptr      ? image->size_bytes()
+                                                   : 0,
+          .trap_callback = options.trap_callback != nullptr
+                               ? &PoolRecord::OnMemoryTrap
+                               : nullptr,
+          .trap_user = place.record.load(std::memory_order_relaxed)};
+}
+
+// What a service is asked for. Borrows the image: a reference with a share in
+// the count would be two locked instructions, and the handle keeps the image
+// during the call.
+MemoryOptions ToCpp(const ft_memory_options& options, const Image* image,
+                    const PoolPlace& place) {
+  const LeaseTerms terms = TermsOf(options, image, place);
+  MemoryOptions asked = {
+      .image = ImageRef(ImageRef(), image),
+      .size_bytes = terms.initial_bytes,
+      .trap_callback = terms.trap_callback,
+      .trap_user = terms.trap_user,
+  };
+  if (options.wait_ns != 0) asked.deadline = DeadlineAfter(options.wait_ns);
+  return asked;
+}
+
+// Where the steady path cannot lease `own`, the slot that this thread had
+// parked, if any.
+[[gnu::noinline]] ft_status AcquireSlowly(const PoolPlace& place,
+                                          const ft_memory_options& options,
+                                          const Image* image, SlotState* own,
+                                          ft_memory* memory, void** base,
+                                          ft_error* error) {
+  absl::StatusOr<Memory> acquired =
+      AcquireAny(*place.pool, ToCpp(options, image, place), own);
+  if (!acquired.ok()) return Fail(error, acquired.status());
+  if (base != nullptr) *base = acquired->base();
+  const uint32_t slot = acquired->instance();  // of one memory each
+  new (&place.entries[slot].place) Memory(*std::move(acquired));
+  HoldMemory(place, slot, options, memory);
+  return FT_OK;
+}
 
 // `options` has this library's size.
 [[gnu::always_inline]] inline ft_status Acquire(
-    PoolRecord& record, ft_pool pool, const ft_memory_options& options,
-    ft_memory* memory, void** base, ft_error* error) {
-  AskedRoom asked;
-  if (!FillOptions(options, record, asked)) [[unlikely]] {
+    const PoolPlace& place, const ft_memory_options& options, ft_memory* memory,
+    void** base, ft_error* error) {
+  const Image* image = nullptr;
+  if (!ImageOf(options, &image)) [[unlikely]] {
     return FailImage(error, "ft_memory_acquire", options.image);
   }
-  AcquiredRoom acquired;
-  new (&acquired.memory)
-      absl::StatusOr<Memory>(record.service().Acquire(asked.options));
-  if (!acquired.memory.ok()) [[unlikely]] {
-    const ft_status status = Fail(error, acquired.memory.status());
-    std::destroy_at(&acquired.memory);
-    return status;
+  const OwnSlot own = LeaseOwn(*place.pool, TermsOf(options, image, place));
+  if (!own.is_leased) [[unlikely]] {
+    return AcquireSlowly(place, options, image, own.slot, memory, base, error);
   }
-  if (base != nullptr) *base = acquired.memory->base();
-  HoldMemory(record, IndexOf(pool), *std::move(acquired.memory),
-             options.trap_callback, options.trap_user, memory);
+  const auto slot = static_cast<uint32_t>(own.slot - place.first_slot);
+  const auto* const held =
+      new (&place.entries[slot].place) Memory(place.pool->MemoryOf(*own.slot));
+  if (base != nullptr) *base = held->base();
+  HoldMemory(place, slot, options, memory);
   return FT_OK;
 }
 
 // With options of another version, or none.
-[[gnu::noinline]] ft_status AcquireOther(PoolRecord& record, ft_pool pool,
+[[gnu::noinline]] ft_status AcquireOther(const PoolPlace& place,
                                          const ft_memory_options* options,
                                          ft_memory* memory, void** base,
                                          ft_error* error) {
@@ -132,10 +139,10 @@ union AcquiredRoom {
   const ft_status status =
       TakeStruct("ft_memory_acquire", room, &options, error);
   if (status != FT_OK) return status;
-  return Acquire(record, pool, *options, memory, base, error);
+  return Acquire(place, *options, memory, base, error);
 }
 
-ft_status AcquireInstance(ft_pool pool, PoolRecord& record,
+ft_status AcquireInstance(const PoolPlace& place,
                           const ft_memory_options* const* options, size_t count,
                           ft_memory* memories, ft_error* error) {
   constexpr const char* kFunction = "ft_memory_acquire_instance";
@@ -147,18 +154,21 @@ ft_status AcquireInstance(ft_pool pool, PoolRecord& record,
     if (known[i] == nullptr) known[i] = &kNoOptions;
     const ft_status status = TakeStruct(kFunction, rooms[i], &known[i], error);
     if (status != FT_OK) return status;
-    AskedRoom room;
-    if (!FillOptions(*known[i], record, room)) {
+    const Image* image = nullptr;
+    if (!ImageOf(*known[i], &image)) {
       return FailImage(error, kFunction, known[i]->image);
     }
-    asked.push_back(room.options);
+    asked.push_back(ToCpp(*known[i], image, place));
   }
   absl::StatusOr<std::vector<Memory>> acquired =
-      record.service().AcquireInstance(asked);
+      firsttouch::AcquireInstance(*place.pool, asked);
   if (!acquired.ok()) return Fail(error, acquired.status());
   for (size_t i = 0; i < count; ++i) {
-    HoldMemory(record, IndexOf(pool), std::move((*acquired)[i]),
-               known[i]->trap_callback, known[i]->trap_user, &memories[i]);
+    Memory& held = (*acquired)[i];
+    const auto slot =
+        static_cast<uint32_t>(held.instance() * count + held.memory_index());
+    new (&place.entries[slot].place) Memory(std::move(held));
+    HoldMemory(place, slot, *known[i], &memories[i]);
   }
   return FT_OK;
 }
@@ -177,15 +187,6 @@ ft_status WithMemory(const char* function, ft_memory memory, ft_error* error,
   return Call(error, [&] { return body(entry->memory()); });
 }
 
-// A memory that is taken out of its entry to be released; empty afterwards.
-union HeldRoom {
-  explicit HeldRoom(MemoryEntry& entry) : memory(TakeMemory(entry)) {}
-  HeldRoom(const HeldRoom&) = delete;
-  HeldRoom& operator=(const HeldRoom&) = delete;
-  ~HeldRoom() {}
-  Memory memory;
-};
-
 [[gnu::noinline]] ft_status ReleaseOrphan(ft_memory memory, ft_error* error) {
   return Call(error, [&] {
     bool found = false;
@@ -200,6 +201,8 @@ union HeldRoom {
 
 using firsttouch::ImageRef;
 using firsttouch::Memory;
+using firsttouch::ServicePool;
+using firsttouch::SlotState;
 using firsttouch::TrapInfo;
 using firsttouch::capi::Call;
 using firsttouch::capi::Fail;
@@ -207,14 +210,15 @@ using firsttouch::capi::FailHandle;
 using firsttouch::capi::FailMemory;
 using firsttouch::capi::FailNull;
 using firsttouch::capi::FindMemory;
-using firsttouch::capi::FindPool;
-using firsttouch::capi::FindRecord;
+using firsttouch::capi::FindPlace;
 using firsttouch::capi::Finish;
+using firsttouch::capi::FoundMemory;
 using firsttouch::capi::GiveStruct;
 using firsttouch::capi::GiveText;
-using firsttouch::capi::HeldRoom;
+using firsttouch::capi::LetGoOfEntry;
+using firsttouch::capi::LocateMemory;
 using firsttouch::capi::MemoryEntry;
-using firsttouch::capi::PoolRecord;
+using firsttouch::capi::PoolPlace;
 using firsttouch::capi::ToJson;
 using firsttouch::capi::WithMemory;
 
@@ -224,18 +228,17 @@ ft_status ft_memory_acquire(ft_pool pool, const ft_memory_options* options,
   if (memory == nullptr) [[unlikely]] {
     return FailNull(error, __func__, "memory");
   }
-  PoolRecord* const record = FindPool(pool);
-  if (record == nullptr) [[unlikely]] {
+  const PoolPlace* const place = FindPlace(pool);
+  if (place == nullptr) [[unlikely]] {
     return FailHandle(error, __func__, "pool", pool.entry, pool.serial);
   }
   return Call(error, [&]() -> ft_status {
     if (options == nullptr || options->struct_size != sizeof *options)
         [[unlikely]] {
-      return firsttouch::capi::AcquireOther(*record, pool, options, memory,
-                                            base, error);
+      return firsttouch::capi::AcquireOther(*place, options, memory, base,
+                                            error);
     }
-    return firsttouch::capi::Acquire(*record, pool, *options, memory, base,
-                                     error);
+    return firsttouch::capi::Acquire(*place, *options, memory, base, error);
   });
 }
 
@@ -245,13 +248,13 @@ ft_status ft_memory_acquire_instance(ft_pool pool,
                                      ft_error* error) noexcept {
   if (options == nullptr) return FailNull(error, __func__, "options");
   if (memories == nullptr) return FailNull(error, __func__, "memories");
-  PoolRecord* const record = FindPool(pool);
-  if (record == nullptr) {
+  const PoolPlace* const place = FindPlace(pool);
+  if (place == nullptr) {
     return FailHandle(error, __func__, "pool", pool.entry, pool.serial);
   }
   // Before `count` is believed; Service says the rest.
   const uint32_t per_instance =
-      record->service().layout().options().memories_per_instance;
+      place->pool->layout.options().memories_per_instance;
   if (count != per_instance) {
     return Call(error, [&] {
       return Fail(error, FT_ERROR_INVALID_ARGUMENT,
@@ -261,26 +264,24 @@ ft_status ft_memory_acquire_instance(ft_pool pool,
     });
   }
   return Call(error, [&] {
-    return firsttouch::capi::AcquireInstance(pool, *record, options, count,
-                                             memories, error);
+    return firsttouch::capi::AcquireInstance(*place, options, count, memories,
+                                             error);
   });
 }
 
 ft_status ft_memory_release(ft_memory memory, ft_error* error) noexcept {
-  PoolRecord* const record = FindRecord(memory);
-  if (record == nullptr) [[unlikely]] {
+  const FoundMemory found = LocateMemory(memory);
+  if (found.entry == nullptr) [[unlikely]] {
     return FailMemory(error, __func__, memory);
   }
-  MemoryEntry& entry = record->entry(static_cast<uint32_t>(memory.entry));
-  if (!firsttouch::capi::Fits(*record, entry, memory)) [[unlikely]] {
-    return FailMemory(error, __func__, memory);
-  }
-  if (record->is_orphan.load(std::memory_order_relaxed)) [[unlikely]] {
+  const PoolPlace& place = *found.place;
+  if ((place.serial.load(std::memory_order_relaxed) & 1) == 0) [[unlikely]] {
     return firsttouch::capi::ReleaseOrphan(memory, error);
   }
-  // From here on another thread may lease the slot, and the record may go.
-  HeldRoom held(entry);
-  return Call(error, [&] { return Finish(error, held.memory.Release()); });
+  ServicePool& pool = *place.pool;
+  SlotState& slot = place.first_slot[static_cast<uint32_t>(memory.entry)];
+  LetGoOfEntry(*found.entry);
+  return Call(error, [&] { return Finish(error, ReleaseSlot(pool, slot)); });
 }
 
 ft_status ft_memory_reset(ft_memory memory, ft_error* error) noexcept {

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -43,13 +42,6 @@ Changes& TheChanges() {
   return *changes;
 }
 
-// x such that odd * x is 1, modulo 2^64: each step doubles the right bits.
-uint64_t Inverse(uint64_t odd) {
-  uint64_t x = odd;
-  for (int i = 0; i < 6; ++i) x *= 2 - odd * x;
-  return x;
-}
-
 // Deletes the records of orphans none of whose memories is held any more.
 void SweepOrphans(Changes& changes)
     ABSL_EXCLUSIVE_LOCKS_REQUIRED(changes.mutex) {
@@ -77,9 +69,6 @@ absl::Status PoolRecord::Begin(std::unique_ptr<Service> service) {
   const PoolLayout& layout = service->layout();
   slots_ = layout.slots();
   memories_per_instance_ = layout.options().memories_per_instance;
-  first_memory_ = service->base() + layout.first_memory_offset_bytes();
-  stride_shift_ = std::countr_zero(layout.slot_stride_bytes());
-  stride_inverse_ = Inverse(layout.slot_stride_bytes() >> stride_shift_);
   // Zeroes that are not there before they are used, as entries want it.
   entry_room_ = calloc(size_t{slots_} + 1, sizeof(MemoryEntry));
   if (entry_room_ == nullptr) {
@@ -98,7 +87,8 @@ absl::Status PoolRecord::Begin(std::unique_ptr<Service> service) {
 TrapAction PoolRecord::OnMemoryTrap(const TrapInfo& trap) {
   const auto& record = *static_cast<const PoolRecord*>(trap.user);
   const MemoryEntry& entry =
-      record.entry(trap.instance * record.memories_per_instance_ + trap.memory);
+      record.entries_[trap.instance * record.memories_per_instance_ +
+                      trap.memory];
   return CallTrapCallback(entry.trap_callback, entry.trap_user, trap);
 }
 
@@ -134,6 +124,12 @@ absl::StatusOr<ft_pool> AddPool(std::unique_ptr<PoolRecord> record) {
     if (place.record.load(std::memory_order_relaxed) != nullptr) continue;
     record->table_index = index;
     record->first_serial = changes.next_serials[index];
+    place.pool = &PoolOf(record->service());
+    place.first_slot = place.pool->slots.get();
+    place.entries = record->entries();
+    place.first_serial = record->first_serial;
+    place.slots = record->slots();
+    place.memory_entry = kMemoryTag | index << 32;
     place.record.store(record.release(), std::memory_order_release);
     const uint64_t serial =
         place.serial.fetch_add(1, std::memory_order_release) + 1;
@@ -151,8 +147,7 @@ bool RemovePool(ft_pool pool) {
     const MutexLock lock(&changes.mutex);
     record = FindPool(pool);
     if (record == nullptr) return false;
-    g_pools[record->table_index].serial.fetch_add(1, std::memory_order_release);
-    record->is_orphan.store(true, std::memory_order_seq_cst);
+    g_pools[record->table_index].serial.fetch_add(1, std::memory_order_seq_cst);
   }
   // Not under the lock: an image's source may be destroyed by this.
   record->DropService();
@@ -168,12 +163,13 @@ absl::Status ReleaseOfOrphan(ft_memory memory, bool* found) {
   Memory held;
   {
     const MutexLock lock(&changes.mutex);
-    MemoryEntry* const entry = FindMemory(memory);
-    *found = entry != nullptr;
-    if (entry == nullptr) return absl::OkStatus();
-    record = FindRecord(memory);
+    const FoundMemory held_in = LocateMemory(memory);
+    *found = held_in.entry != nullptr;
+    if (!*found) return absl::OkStatus();
+    record = held_in.place->record.load(std::memory_order_relaxed);
     ++record->releases;
-    held = TakeMemory(*entry);
+    held = std::move(held_in.entry->memory());
+    LetGoOfEntry(*held_in.entry);
   }
   absl::Status status = held.Release();  // not under the lock, as above
   const MutexLock lock(&changes.mutex);

@@ -32,6 +32,8 @@
 #include "firsttouch/init/image.h"
 #include "firsttouch/service/memory.h"
 #include "firsttouch/service/service.h"
+#include "firsttouch/service/service_pool.h"
+#include "firsttouch/service/slot_state.h"
 #include "firsttouch/service/trap.h"
 
 namespace firsttouch::capi {
@@ -46,7 +48,8 @@ inline constexpr uint64_t kImageTag = uint64_t{0xf3} << 56;
 struct alignas(64) MemoryEntry {
   // Odd while held.
   std::atomic<uint64_t> serial;
-  // Where the Memory is constructed while it is held.
+  // Has a Memory while it is held, which is never destroyed: a release gives
+  // back the slot, and leaves this as it is.
   alignas(Memory) std::array<std::byte, sizeof(Memory)> place;
   ft_trap_callback trap_callback;
   void* trap_user;
@@ -68,16 +71,7 @@ class PoolRecord {
   Service& service() { return *service_; }
   const Service& service() const { return *service_; }
   uint32_t slots() const { return slots_; }
-  MemoryEntry& entry(uint32_t slot) const { return entries_[slot]; }
-
-  // The entry of the memory that begins at `base`.
-  uint32_t SlotAt(const std::byte* base) const {
-    // A multiple of the stride, so that multiplying by the inverse of its odd
-    // part divides it.
-    return static_cast<uint32_t>(
-        ((reinterpret_cast<uintptr_t>(base) - first_memory_) >> stride_shift_) *
-        stride_inverse_);
-  }
+  MemoryEntry* entries() const { return entries_; }
 
   // Called in signal context with the record as TrapInfo::user: call what the
   // lease, or the pool, has for a callback.
@@ -94,8 +88,6 @@ class PoolRecord {
   // pool in the same place have smaller ones. Even.
   uint64_t first_serial = 0;
   uint64_t table_index = 0;
-  // The service is gone, and memories are still held.
-  std::atomic<bool> is_orphan{false};
 
   // Lets the service go.
   void DropService() { service_.reset(); }
@@ -109,21 +101,33 @@ class PoolRecord {
   std::unique_ptr<Service> service_;
   MemoryEntry* entries_ = nullptr;
   void* entry_room_ = nullptr;  // of calloc(3)
-  uintptr_t first_memory_ = 0;
-  uint32_t stride_shift_ = 0;
-  uint64_t stride_inverse_ = 0;
   uint32_t slots_ = 0;
   uint32_t memories_per_instance_ = 1;
 };
 
 inline constexpr uint32_t kMaxPools = 4096;
 
-// One place of the table of pools.
-struct PoolPlace {
+// One place of the table of pools, with all that acquire and release read of a
+// pool, in one cache line: a guest that writes to some pages leaves nothing
+// else in the first-level cache, and then each line more is some ns more.
+struct alignas(64) PoolPlace {
+  // Null: nothing is here. Written last when a pool comes.
   std::atomic<PoolRecord*> record{nullptr};
-  // Odd while the pool's handle is valid.
+  // Odd while the pool's handle is valid; even with a record: the service is
+  // gone, and memories are still held.
   std::atomic<uint64_t> serial{0};
+
+  // Of the record and its service; valid as long as `record` is there, and
+  // `pool` and `first_slot` as long as the service or the slot's lease is.
+  ServicePool* pool = nullptr;
+  SlotState* first_slot = nullptr;
+  MemoryEntry* entries = nullptr;
+  uint64_t first_serial = 0;
+  uint32_t slots = 0;
+  // Of the handles of its memories, without the slot; fixed.
+  uint64_t memory_entry = 0;
 };
+static_assert(sizeof(PoolPlace) == 64);
 extern std::array<PoolPlace, kMaxPools> g_pools;
 
 // Takes a pool in, whose callbacks know the record's address already.
@@ -139,77 +143,80 @@ bool RemovePool(ft_pool pool);
 // valid.
 absl::Status ReleaseOfOrphan(ft_memory memory, bool* found);
 
-// The pool of a handle, or null.
-inline PoolRecord* FindPool(ft_pool pool) {
+// The place of a pool's handle, or null.
+inline PoolPlace* FindPlace(ft_pool pool) {
   const uint64_t index = pool.entry ^ kPoolTag;
   if (index >= kMaxPools) [[unlikely]] {
     return nullptr;
   }
-  const PoolPlace& place = g_pools[index];
+  PoolPlace& place = g_pools[index];
   if (place.serial.load(std::memory_order_acquire) != pool.serial ||
       (pool.serial & 1) == 0) [[unlikely]] {
     return nullptr;
   }
-  return place.record.load(std::memory_order_acquire);
+  return &place;
 }
 
-// The record that a memory is of, or null; says nothing of the serial number.
-inline PoolRecord* FindRecord(ft_memory memory) {
+// The pool of a handle, or null.
+inline PoolRecord* FindPool(ft_pool pool) {
+  const PoolPlace* const place = FindPlace(pool);
+  return place == nullptr ? nullptr
+                          : place->record.load(std::memory_order_acquire);
+}
+
+// A memory that is held: the place of its pool, and its own entry. Null for a
+// handle that is not valid.
+struct FoundMemory {
+  const PoolPlace* place = nullptr;
+  MemoryEntry* entry = nullptr;
+};
+inline FoundMemory LocateMemory(ft_memory memory) {
   const uint64_t index = (memory.entry ^ kMemoryTag) >> 32;
+  const auto slot = static_cast<uint32_t>(memory.entry);
   if (index >= kMaxPools) [[unlikely]] {
-    return nullptr;
+    return {};
   }
-  PoolRecord* const record =
-      g_pools[index].record.load(std::memory_order_acquire);
-  if (record == nullptr ||
-      static_cast<uint32_t>(memory.entry) >= record->slots()) [[unlikely]] {
-    return nullptr;
+  const PoolPlace& place = g_pools[index];
+  if (place.record.load(std::memory_order_acquire) == nullptr ||
+      slot >= place.slots) [[unlikely]] {
+    return {};
   }
-  return record;
-}
-
-// Whether the entry holds what the handle names.
-inline bool Fits(const PoolRecord& record, const MemoryEntry& entry,
-                 ft_memory memory) {
-  return (memory.serial & 1) != 0 &&
-         entry.serial.load(std::memory_order_acquire) ==
-             memory.serial - record.first_serial;
+  MemoryEntry& entry = place.entries[slot];
+  if ((memory.serial & 1) == 0 ||
+      entry.serial.load(std::memory_order_acquire) !=
+          memory.serial - place.first_serial) [[unlikely]] {
+    return {};
+  }
+  return {&place, &entry};
 }
 
 // The entry of a memory that is held, or null.
 inline MemoryEntry* FindMemory(ft_memory memory) {
-  const PoolRecord* const record = FindRecord(memory);
-  if (record == nullptr) [[unlikely]] {
-    return nullptr;
-  }
-  MemoryEntry& entry = record->entry(static_cast<uint32_t>(memory.entry));
-  return Fits(*record, entry, memory) ? &entry : nullptr;
+  return LocateMemory(memory).entry;
 }
 
-// Puts a memory into its entry, and gives the handle. What is passed by
-// reference is left empty.
-inline void HoldMemory(PoolRecord& record, uint32_t pool_index, Memory&& memory,
-                       ft_trap_callback trap_callback, void* trap_user,
-                       ft_memory* handle) {
-  const uint32_t slot = record.SlotAt(memory.base());
-  MemoryEntry& entry = record.entry(slot);
-  new (&entry.place) Memory(std::move(memory));
-  entry.trap_callback = trap_callback;
-  entry.trap_user = trap_user;
+// Gives the handle of a memory that has just been constructed in the entry of
+// the slot with this number.
+inline void HoldMemory(const PoolPlace& place, uint32_t slot,
+                       const ft_memory_options& options, ft_memory* handle) {
+  MemoryEntry& entry = place.entries[slot];
+  // Without a callback nobody looks at these.
+  if (options.trap_callback != nullptr) {
+    entry.trap_callback = options.trap_callback;
+    entry.trap_user = options.trap_user;
+  }
   const uint64_t serial = entry.serial.load(std::memory_order_relaxed) + 1;
   entry.serial.store(serial, std::memory_order_release);
-  handle->entry = kMemoryTag | uint64_t{pool_index} << 32 | slot;
-  handle->serial = serial + record.first_serial;
+  handle->entry = place.memory_entry | slot;
+  handle->serial = serial + place.first_serial;
 }
 
-// Takes a memory out of its entry, whose handle is not valid from then on.
-// Before the memory is released: then the entry is its next lease's.
-inline Memory TakeMemory(MemoryEntry& entry) {
-  // What is left is empty, and has nothing to be destroyed.
-  Memory memory = std::move(entry.memory());
+// The handle of the memory in the entry is not valid from here on. Before the
+// memory is released: then the entry is its next lease's, or gone with the
+// pool.
+inline void LetGoOfEntry(MemoryEntry& entry) {
   entry.serial.store(entry.serial.load(std::memory_order_relaxed) + 1,
                      std::memory_order_release);
-  return memory;
 }
 
 // Images are in tables of so many, which are made as they are needed, and stay.

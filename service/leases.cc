@@ -166,7 +166,7 @@ absl::Status PrepareSlot(ServicePool& pool, SlotState& slot,
   slot.initial_bytes = size_bytes;
   slot.remap_wanted = false;
   slot.exceptions.store(0, std::memory_order_relaxed);
-  BeginLease(slot, options);
+  BeginLease(slot, TermsOf(options));
   return absl::OkStatus();
 }
 
@@ -212,7 +212,7 @@ absl::StatusOr<std::vector<Memory>> AcquireInstance(
       return status;
     }
   }
-  SlotState* const own = ClaimOwn(pool, options[0]);
+  SlotState* const own = ClaimOwn(pool, options[0].image.get());
   absl::StatusOr<uint32_t> instance =
       own != nullptr ? pool.SlotNumber(*own) : TakeInstance(pool, options[0]);
   if (!instance.ok()) return instance.status();

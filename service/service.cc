@@ -35,6 +35,8 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(
   return CreateService(std::move(options), RealKernel());
 }
 
+ServicePool& PoolOf(Service& service) { return *service.pool_; }
+
 Service::~Service() { Orphan(std::unique_ptr<ServicePool>(pool_)); }
 
 absl::StatusOr<Memory> Service::Acquire(const MemoryOptions& options) {

@@ -146,7 +146,8 @@ class Service {
   uint32_t pool_id() const;
 
  private:
-  friend class ServiceMaker;  // service_with_kernel.h
+  friend class ServiceMaker;                     // service_with_kernel.h
+  friend ServicePool& PoolOf(Service& service);  // service_pool.h
   explicit Service(ServicePool* pool) : pool_(pool) {}
 
   ServicePool* pool_;

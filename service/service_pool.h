@@ -71,6 +71,8 @@ struct DestroySlots {
   void operator()(SlotState* first) const { std::destroy_n(first, slots); }
 };
 
+class Service;
+
 struct ServicePool {
   static absl::StatusOr<std::unique_ptr<ServicePool>> Create(
       ServiceOptions options, Kernel& kernel, SupplyOpener open_supply);
@@ -153,6 +155,10 @@ struct ServicePool {
   absl::Status Start(SupplyOpener open_supply);
   absl::Status MapBookKeeping();
 };
+
+// The pool of a service, for interfaces that call the functions above by
+// themselves (capi).
+ServicePool& PoolOf(Service& service);
 
 }  // namespace firsttouch
 

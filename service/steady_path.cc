@@ -4,8 +4,9 @@
 //
 // It makes no system call, takes no lock, calls no virtual method, and asks
 // nothing about what supplies the memory; everything else is in AcquireAny()
-// and ReleaseAny(). The decision is made from the slot's record, from its first
-// three cache lines (slot_state.h):
+// and ReleaseAny(). Its acquire is LeaseOwn() of steady_acquire.h. The decision
+// is made from the slot's record, from its first three cache lines
+// (slot_state.h):
 //
 //   a supply that does not know each change    SupplyTraits::steady_cycles
 //     by itself                                is 0
@@ -34,6 +35,7 @@
 #include "firsttouch/service/restore_groups.h"
 #include "firsttouch/service/service_pool.h"
 #include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/steady_acquire.h"
 #include "firsttouch/service/this_thread.h"
 
 namespace firsttouch {
@@ -59,21 +61,6 @@ bool RestoreSteady(uint32_t steady_cycles, SlotState& slot) {
   return true;
 }
 
-// Whether this thread, which has parked a slot, may run guest code: it may have
-// released a memory that another thread acquired.
-bool ThisThreadIsReady(const ServicePool& pool) {
-  // This is in the cache line that ClaimOwn() has just looked at.
-  return ParkedSlotFor(pool).thread_is_ready;
-}
-
-// Whether a claimed slot can be leased as it is.
-bool IsReadyFor(const SlotState& slot, const MemoryOptions& options) {
-  return slot.image == options.image &&
-         slot.initial_bytes == options.initial_bytes() &&
-         !slot.prefill_wanted && !slot.other_tracking_wanted &&
-         !slot.has_poisoned_pages.load(std::memory_order_acquire);
-}
-
 // Whether the guest changed nothing but retained pages.
 bool IsSteady(const SlotState& slot) {
   return slot.exceptions.load(std::memory_order_relaxed) == 0 &&
@@ -83,36 +70,14 @@ bool IsSteady(const SlotState& slot) {
 
 }  // namespace
 
-void BeginLease(SlotState& slot, const MemoryOptions& options) {
-  slot.trap_callback = options.trap_callback;
-  slot.trap_user = options.trap_user;
-  slot.lifecycle.Move(SlotLifecycle::kLeased);
-  slot.size_bytes.store(slot.initial_bytes, std::memory_order_release);
-}
-
-SlotState* ClaimOwn(const ServicePool& pool, const MemoryOptions& options) {
-  ParkedSlot& parked = ParkedSlotFor(pool);
-  if (parked.pool != pool.steady.number ||
-      parked.image != options.image.get()) {
-    return nullptr;
-  }
-  parked.pool = 0;
-  return parked.slot->lifecycle.TakeParked() ? parked.slot : nullptr;
-}
-
 absl::StatusOr<Memory> AcquireOne(ServicePool& pool,
                                   const MemoryOptions& options) {
-  // In a steady cycle only the following runs.
-  SlotState* own = nullptr;
-  if (pool.InOwnerProcess()) [[likely]] {
-    own = ClaimOwn(pool, options);
-    if (own != nullptr && IsReadyFor(*own, options) && ThisThreadIsReady(pool))
-        [[likely]] {
-      BeginLease(*own, options);
-      return pool.MemoryOf(*own);
-    }
+  // In a steady cycle only LeaseOwn() runs.
+  const OwnSlot own = LeaseOwn(pool, TermsOf(options));
+  if (own.is_leased) [[likely]] {
+    return pool.MemoryOf(*own.slot);
   }
-  return AcquireAny(pool, options, own);
+  return AcquireAny(pool, options, own.slot);
 }
 
 void ParkSlot(ServicePool& pool, SlotState& slot) {

@@ -10,20 +10,21 @@
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/service_pool.h"
 #include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/steady_acquire.h"
 
 namespace firsttouch {
+
+inline LeaseTerms TermsOf(const MemoryOptions& options) {
+  return {.image = options.image.get(),
+          .initial_bytes = options.initial_bytes(),
+          .trap_callback = options.trap_callback,
+          .trap_user = options.trap_user};
+}
 
 // Service::Acquire and Memory::Release.
 absl::StatusOr<Memory> AcquireOne(ServicePool& pool,
                                   const MemoryOptions& options);
 absl::Status ReleaseSlot(ServicePool& pool, SlotState& slot);
-
-// Claims and returns the slot that this thread parked with such an image; null
-// where there is none, or another thread has taken it.
-SlotState* ClaimOwn(const ServicePool& pool, const MemoryOptions& options);
-
-// Makes the slot, which is prepared, the memory of a lease.
-void BeginLease(SlotState& slot, const MemoryOptions& options);
 
 // Keeps a clean slot, which is kParking, for this thread's next acquire. The
 // slot that the thread had parked before becomes free for every thread. The
