@@ -22,6 +22,8 @@
 #include <vector>
 
 #include "firsttouch/capi/firsttouch.h"
+#include "firsttouch/capi/registry.h"
+#include "firsttouch/service/options.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -424,6 +426,13 @@ TEST(Null, IsAnErrorThatNamesTheParameter) {
   EXPECT_TRUE(refused(ft_image_open(nullptr, nullptr, &image, &error)));
   EXPECT_TRUE(refused(ft_image_open("/", nullptr, nullptr, &error)));
   EXPECT_TRUE(refused(ft_image_write(image, nullptr, nullptr, &error)));
+  ft_pending_file pending = {};
+  EXPECT_TRUE(
+      refused(ft_image_prepare(image, nullptr, nullptr, &pending, &error)));
+  EXPECT_TRUE(refused(ft_image_prepare(image, "/", nullptr, nullptr, &error)));
+  EXPECT_TRUE(refused(ft_image_inspect(
+      nullptr, [](void*, const ft_file_info*) {}, nullptr, &error)));
+  EXPECT_TRUE(refused(ft_image_inspect("/", nullptr, nullptr, &error)));
   EXPECT_TRUE(refused(ft_image_verify(nullptr, nullptr, &error)));
   EXPECT_TRUE(refused(ft_image_merge(nullptr, "/", nullptr, &error)));
   EXPECT_TRUE(refused(ft_image_merge("/", nullptr, nullptr, &error)));
@@ -465,6 +474,10 @@ TEST(Null, IsAnErrorThatNamesTheParameter) {
   EXPECT_TRUE(refused(ft_table_pool_create(&table_options, nullptr, &error)));
   EXPECT_TRUE(
       refused(ft_table_acquire(tables, 0, 0, nullptr, nullptr, &error)));
+  EXPECT_TRUE(refused(ft_stack_pool_get_info(stacks, nullptr, &error)));
+  EXPECT_TRUE(refused(ft_stack_pool_get_layout(stacks, nullptr, &error)));
+  EXPECT_TRUE(refused(ft_table_pool_get_info(tables, nullptr, &error)));
+  EXPECT_TRUE(refused(ft_table_pool_get_layout(tables, nullptr, &error)));
   EXPECT_EQ(ft_locate(nullptr, nullptr), FT_ERROR_INVALID_ARGUMENT);
   EXPECT_EQ(ft_handle_signal(SIGSEGV, nullptr, nullptr), FT_FAULT_NOT_MINE);
   ft_signals_fill_mask(nullptr);
@@ -538,6 +551,29 @@ TEST(Pool, TakesEachOption) {
   EXPECT_EQ(info.supply, FT_SUPPLY_MAPPINGS);
   EXPECT_EQ(info.scan, FT_NO);
   EXPECT_NE(info.serves_kernel_faults, 0u);
+}
+
+TEST(Pool, TakesWhatMemoryIsWorth) {
+  const auto asked_for = [](const ft_pool_options& options) {
+    const Pool pool(1, options);
+    return FindPool(pool.handle())->service().options().retained_bytes_per_us;
+  };
+  ft_pool_options options = FT_POOL_OPTIONS_INIT;
+  options.retained_bytes_per_us = 1000;
+  EXPECT_EQ(asked_for(options), ServiceOptions().retained_bytes_per_us);
+  options.flags = FT_POOL_RETAINED_BYTES_PER_US;
+  EXPECT_EQ(asked_for(options), 1000u);
+  options.retained_bytes_per_us = 0;
+  EXPECT_EQ(asked_for(options), 0u);
+}
+
+TEST(Pool, TakesOptionsFromBeforeTheyHadWhatMemoryIsWorth) {
+  ft_pool_options options = FT_POOL_OPTIONS_INIT;
+  options.struct_size = offsetof(ft_pool_options, retained_bytes_per_us);
+  options.retained_bytes_per_us = 1000;  // not the caller's to set
+  const Pool pool(1, options);
+  EXPECT_EQ(FindPool(pool.handle())->service().options().retained_bytes_per_us,
+            ServiceOptions().retained_bytes_per_us);
 }
 
 TEST(Pool, RefusesWhatItDoesNotKnow) {
@@ -843,6 +879,144 @@ TEST(ImageFile, OfADeltaFindsItsParent) {
   for (const ft_image image : {parent, delta, found, opened}) {
     ASSERT_FT_OK(ft_image_release(image, e));
   }
+}
+
+// What ft_image_inspect tells, in values of its own.
+struct FileFacts {
+  int visits = 0;
+  ft_file_info info = {};
+  std::vector<std::string> texts;
+  std::vector<uint64_t> stored;  // first, length, ...
+  std::vector<uint64_t> zeroed;
+  std::vector<uint64_t> written;
+  std::vector<uint64_t> read;
+  std::string source_digest;
+
+  static void Visit(void* user, const ft_file_info* info) {
+    auto& facts = *static_cast<FileFacts*>(user);
+    ++facts.visits;
+    facts.info = *info;
+    facts.texts = {info->name, info->tool, info->source, info->comment};
+    for (size_t i = 0; i < info->extent_count; ++i) {
+      facts.stored.push_back(info->extents[i].first);
+      facts.stored.push_back(info->extents[i].length);
+    }
+    for (size_t i = 0; i < info->zeroed_count; ++i) {
+      facts.zeroed.push_back(info->zeroed[i].first);
+      facts.zeroed.push_back(info->zeroed[i].length);
+    }
+    facts.written.assign(info->written, info->written + info->written_count);
+    facts.read.assign(info->read, info->read + info->read_count);
+    if (info->source_digest != nullptr) {
+      facts.source_digest.assign(
+          reinterpret_cast<const char*>(info->source_digest), FT_DIGEST_BYTES);
+    }
+  }
+};
+
+TEST(ImageFile, IsLookedInto) {
+  const ft_image image = ImageOf("hello");
+  const std::array<uint64_t, 1> written = {0b101};
+  const std::array<uint64_t, 1> read = {0b10};
+  ASSERT_FT_OK(ft_image_replace_working_set(image, written.data(), 1,
+                                            read.data(), 1, e));
+  const std::string source_digest(FT_DIGEST_BYTES, 's');
+  ft_write_options write = FT_WRITE_OPTIONS_INIT;
+  write.tool = "capi_test 1";
+  write.source = "hello";
+  write.created_unix_seconds = 1234567890;
+  write.source_digest = reinterpret_cast<const uint8_t*>(source_digest.data());
+  const std::string path = PathOf("looked_into.ftimg");
+  ASSERT_FT_OK(ft_image_write(image, path.c_str(), &write, e));
+  FileFacts facts;
+  ASSERT_FT_OK(ft_image_inspect(path.c_str(), &FileFacts::Visit, &facts, e));
+  EXPECT_EQ(facts.visits, 1);
+  EXPECT_EQ(facts.info.struct_size, sizeof(ft_file_info));
+  EXPECT_EQ(facts.info.version, 1u);
+  EXPECT_EQ(facts.info.is_delta, 0u);
+  EXPECT_EQ(facts.info.size_bytes, 4 * kPage);
+  EXPECT_EQ(facts.info.stored_pages, 1u);
+  EXPECT_EQ(facts.info.data_offset % kPage, 0u);
+  EXPECT_GE(facts.info.file_bytes, facts.info.data_offset + kPage);
+  EXPECT_GT(facts.info.disk_bytes, 0u);
+  EXPECT_GT(facts.info.manifest_bytes, 0u);
+  EXPECT_LT(facts.info.manifest_offset, facts.info.data_offset);
+  EXPECT_EQ(facts.info.created_unix_seconds, 1234567890);
+  EXPECT_EQ(facts.texts,
+            (std::vector<std::string>{"text", "capi_test 1", "hello", ""}));
+  EXPECT_EQ(facts.stored, (std::vector<uint64_t>{0, 1}));
+  EXPECT_TRUE(facts.zeroed.empty());
+  EXPECT_EQ(facts.written, (std::vector<uint64_t>{0b101}));
+  EXPECT_EQ(facts.read, (std::vector<uint64_t>{0b10}));
+  EXPECT_EQ(facts.source_digest, source_digest);
+  std::array<uint8_t, FT_DIGEST_BYTES> content = {};
+  ASSERT_FT_OK(ft_image_get_digest(image, content.data(), e));
+  EXPECT_EQ(memcmp(facts.info.content, content.data(), content.size()), 0);
+
+  // A delta, whose parent need not be there, and has one page that it has not.
+  const std::string zeroes(kPage, '\0');
+  const ft_page page = {.page = 0, .bytes = zeroes.data()};
+  ft_image_options options = FT_IMAGE_OPTIONS_INIT;
+  options.size_bytes = 4 * kPage;
+  ft_image changed = {};
+  ASSERT_FT_OK(ft_image_with_pages(&options, image, &page, 1, &changed, e));
+  write = FT_WRITE_OPTIONS_INIT;
+  write.parent = image;
+  ASSERT_FT_OK(ft_image_write(changed, path.c_str(), &write, e));
+  FileFacts delta;
+  ASSERT_FT_OK(ft_image_inspect(path.c_str(), &FileFacts::Visit, &delta, e));
+  EXPECT_EQ(delta.info.is_delta, 1u);
+  EXPECT_EQ(memcmp(delta.info.parent, content.data(), content.size()), 0);
+  EXPECT_EQ(delta.info.stored_pages, 0u);
+  EXPECT_EQ(delta.zeroed, (std::vector<uint64_t>{0, 1}));
+  EXPECT_EQ(delta.info.source_digest, nullptr);
+
+  std::ofstream(PathOf("no_image")) << "no image";
+  ft_error error = FT_ERROR_INIT;
+  EXPECT_EQ(ft_image_inspect(PathOf("no_image").c_str(), &FileFacts::Visit,
+                             &delta, &error),
+            FT_ERROR_INVALID_ARGUMENT);
+  EXPECT_THAT(error.message, HasSubstr("no_image"));
+  EXPECT_EQ(ft_image_inspect(PathOf("none").c_str(), &FileFacts::Visit, &delta,
+                             nullptr),
+            FT_ERROR_NOT_FOUND);
+  EXPECT_EQ(delta.visits, 1);
+  for (const ft_image held : {image, changed}) {
+    ASSERT_FT_OK(ft_image_release(held, e));
+  }
+}
+
+TEST(ImageFile, IsPreparedAndAppearsWhenItIsCommitted) {
+  const ft_image image = ImageOf("hello");
+  const std::string path = PathOf("prepared.ftimg");
+  ft_pending_file pending = {};
+  ASSERT_FT_OK(ft_image_prepare(image, path.c_str(), nullptr, &pending, e));
+  EXPECT_EQ(ft_image_verify(path.c_str(), nullptr, nullptr),
+            FT_ERROR_NOT_FOUND);
+  ASSERT_FT_OK(ft_pending_file_drop(pending, e));
+  EXPECT_EQ(ft_pending_file_commit(pending, nullptr), FT_ERROR_INVALID_HANDLE);
+  EXPECT_EQ(ft_image_verify(path.c_str(), nullptr, nullptr),
+            FT_ERROR_NOT_FOUND);
+
+  ASSERT_FT_OK(ft_image_prepare(image, path.c_str(), nullptr, &pending, e));
+  ASSERT_FT_OK(ft_pending_file_commit(pending, e));
+  ASSERT_FT_OK(ft_image_verify(path.c_str(), nullptr, e));
+  EXPECT_EQ(ft_pending_file_commit(pending, nullptr), FT_ERROR_INVALID_HANDLE);
+  ft_error error = FT_ERROR_INIT;
+  EXPECT_EQ(ft_pending_file_drop(pending, &error), FT_ERROR_INVALID_HANDLE);
+  EXPECT_THAT(error.message, HasSubstr("of no pending file"));
+
+  ft_write_options write = FT_WRITE_OPTIONS_INIT;
+  write.flags = FT_WRITE_NEW;
+  ASSERT_FT_OK(ft_image_prepare(image, path.c_str(), &write, &pending, e));
+  EXPECT_EQ(ft_pending_file_commit(pending, nullptr), FT_ERROR_ALREADY_EXISTS);
+  EXPECT_EQ(ft_pending_file_commit(pending, nullptr), FT_ERROR_INVALID_HANDLE);
+  write.struct_size = 8;
+  EXPECT_EQ(ft_image_prepare(image, path.c_str(), &write, &pending, nullptr),
+            FT_ERROR_STRUCT_SIZE);
+  EXPECT_EQ(ft_image_prepare({}, path.c_str(), nullptr, &pending, nullptr),
+            FT_ERROR_INVALID_HANDLE);
+  ASSERT_FT_OK(ft_image_release(image, e));
 }
 
 TEST(Image, KeepsAWorkingSet) {
@@ -1343,6 +1517,91 @@ TEST(Stack, IsCleanForTheNext) {
   options.strategy = 9;
   EXPECT_EQ(ft_stack_pool_create(&options, &pool, nullptr),
             FT_ERROR_INVALID_ARGUMENT);
+}
+
+TEST(Stack, PoolTellsWhatItIsAndCounts) {
+  ft_stack_pool_options options = FT_STACK_POOL_OPTIONS_INIT;
+  options.stacks = 3;
+  options.stack_bytes = 16 * kPage;
+  options.guard_bytes = 2 * kPage;
+  ft_stack_pool pool = {};
+  ASSERT_FT_OK(ft_stack_pool_create(&options, &pool, e));
+  ft_stack stack = {};
+  void* base = nullptr;
+  ASSERT_FT_OK(ft_stack_acquire(pool, 0, &stack, &base, nullptr, e));
+  ft_stack_pool_info info = FT_STACK_POOL_INFO_INIT;
+  ASSERT_FT_OK(ft_stack_pool_get_info(pool, &info, e));
+  EXPECT_EQ(info.stacks, 3u);
+  EXPECT_EQ(info.in_use, 1u);
+  EXPECT_EQ(info.quarantined, 0u);
+  EXPECT_THAT(info.guards,
+              testing::AnyOf(FT_GUARDS_MARKERS, FT_GUARDS_MPROTECT));
+  ft_layout layout = FT_LAYOUT_INIT;
+  ASSERT_FT_OK(ft_stack_pool_get_layout(pool, &layout, e));
+  EXPECT_EQ(layout.slots, 3u);
+  EXPECT_EQ(layout.memory_bytes, 16 * kPage);
+  const uint64_t from_first = reinterpret_cast<uintptr_t>(base) - info.base -
+                              layout.first_memory_offset_bytes;
+  EXPECT_EQ(from_first % layout.slot_stride_bytes, 0u);
+  EXPECT_LT(from_first / layout.slot_stride_bytes, 3u);
+
+  info.struct_size = 8;
+  EXPECT_EQ(ft_stack_pool_get_info(pool, &info, nullptr), FT_ERROR_STRUCT_SIZE);
+  layout.struct_size = 8;
+  EXPECT_EQ(ft_stack_pool_get_layout(pool, &layout, nullptr),
+            FT_ERROR_STRUCT_SIZE);
+  ASSERT_FT_OK(ft_stack_release(stack, e));
+  info = FT_STACK_POOL_INFO_INIT;
+  ASSERT_FT_OK(ft_stack_pool_get_info(pool, &info, e));
+  EXPECT_EQ(info.in_use, 0u);
+  ASSERT_FT_OK(ft_stack_pool_destroy(pool, e));
+  ft_error error = FT_ERROR_INIT;
+  EXPECT_EQ(ft_stack_pool_get_info(pool, &info, &error),
+            FT_ERROR_INVALID_HANDLE);
+  EXPECT_THAT(error.message, HasSubstr("of no pool of stacks"));
+  EXPECT_EQ(ft_stack_pool_get_layout({}, &layout, nullptr),
+            FT_ERROR_INVALID_HANDLE);
+}
+
+TEST(Table, PoolTellsWhatItIsAndCounts) {
+  ft_table_pool_options options = FT_TABLE_POOL_OPTIONS_INIT;
+  options.tables = 2;
+  options.max_elements = 1000;
+  options.element_bytes = 16;
+  ft_table_pool pool = {};
+  ASSERT_FT_OK(ft_table_pool_create(&options, &pool, e));
+  ft_table table = {};
+  void* data = nullptr;
+  ASSERT_FT_OK(ft_table_acquire(pool, 10, 0, &table, &data, e));
+  ft_table_pool_info info = FT_TABLE_POOL_INFO_INIT;
+  ASSERT_FT_OK(ft_table_pool_get_info(pool, &info, e));
+  EXPECT_EQ(info.max_elements, 1000u);
+  EXPECT_EQ(info.element_bytes, 16u);
+  EXPECT_EQ(info.tables, 2u);
+  EXPECT_EQ(info.in_use, 1u);
+  EXPECT_EQ(info.quarantined, 0u);
+  ft_layout layout = FT_LAYOUT_INIT;
+  ASSERT_FT_OK(ft_table_pool_get_layout(pool, &layout, e));
+  EXPECT_EQ(layout.slots, 2u);
+  EXPECT_EQ(layout.memory_bytes, 4 * kPage);
+  const uint64_t from_first = reinterpret_cast<uintptr_t>(data) - info.base -
+                              layout.first_memory_offset_bytes;
+  EXPECT_EQ(from_first % layout.slot_stride_bytes, 0u);
+  EXPECT_LT(from_first / layout.slot_stride_bytes, 2u);
+
+  info.struct_size = 8;
+  EXPECT_EQ(ft_table_pool_get_info(pool, &info, nullptr), FT_ERROR_STRUCT_SIZE);
+  layout.struct_size = 8;
+  EXPECT_EQ(ft_table_pool_get_layout(pool, &layout, nullptr),
+            FT_ERROR_STRUCT_SIZE);
+  ASSERT_FT_OK(ft_table_release(table, e));
+  ASSERT_FT_OK(ft_table_pool_destroy(pool, e));
+  ft_error error = FT_ERROR_INIT;
+  EXPECT_EQ(ft_table_pool_get_info(pool, &info, &error),
+            FT_ERROR_INVALID_HANDLE);
+  EXPECT_THAT(error.message, HasSubstr("of no pool of tables"));
+  EXPECT_EQ(ft_table_pool_get_layout({}, &layout, nullptr),
+            FT_ERROR_INVALID_HANDLE);
 }
 
 TEST(Table, IsCleanForTheNextAndGrows) {

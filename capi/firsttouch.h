@@ -372,7 +372,9 @@ enum {
   // pooldump may not read the pool's records.
   FT_POOL_UNPUBLISHED = 4,
   // A core dump includes the pool.
-  FT_POOL_IN_CORE_DUMP = 8
+  FT_POOL_IN_CORE_DUMP = 8,
+  // retained_bytes_per_us counts.
+  FT_POOL_RETAINED_BYTES_PER_US = 16
 };
 
 // What a pool is asked for.
@@ -419,11 +421,16 @@ typedef struct ft_pool_options {
   // NULL.
   ft_trap_callback trap_callback;
   void* trap_user;
+  // What memory is worth: the private bytes that all slots together may keep
+  // for each microsecond by which that shortens a cycle. With 0 memory is free,
+  // and every page is kept that a guest has changed in the last
+  // retained_cycles. Without FT_POOL_RETAINED_BYTES_PER_US: 524288.
+  uint64_t retained_bytes_per_us;
 } ft_pool_options;
 #define FT_POOL_OPTIONS_INIT                                                 \
   {                                                                          \
     sizeof(ft_pool_options), 0, NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, \
-        0, NULL, NULL                                                        \
+        0, NULL, NULL, 0                                                     \
   }
 
 // What a pool has become.
@@ -668,15 +675,105 @@ typedef struct ft_write_options {
   const char* comment;
   ft_progress progress;
   void* user;
+  // When the source was made into an image, in seconds since 1970; 0: not told.
+  int64_t created_unix_seconds;
+  // The digest of the source's bytes, FT_DIGEST_BYTES of them; may be NULL.
+  const uint8_t* source_digest;
 } ft_write_options;
 #define FT_WRITE_OPTIONS_INIT \
-  { sizeof(ft_write_options), 0, {0, 0}, NULL, NULL, NULL, NULL, NULL }
+  { sizeof(ft_write_options), 0, {0, 0}, NULL, NULL, NULL, NULL, NULL, 0, NULL }
 
 // Writes the image and its working set. The file appears whole, or not at all.
 // `options` may be NULL. Any thread; not in a signal handler.
 FT_API ft_status ft_image_write(ft_image image, const char* path,
                                 const ft_write_options* options,
                                 ft_error* error) FT_NOEXCEPT;
+
+// A file that is written, and whose name is still to be given.
+typedef struct ft_pending_file {
+  uint64_t entry;
+  uint64_t serial;
+} ft_pending_file;
+
+// ft_image_write without its last step: for several files of which all are to
+// appear, or none. What can be known to fail has failed by then: no room, a
+// folder of that name. `options` may be NULL. Any thread; not in a signal
+// handler.
+FT_API ft_status ft_image_prepare(ft_image image, const char* path,
+                                  const ft_write_options* options,
+                                  ft_pending_file* pending,
+                                  ft_error* error) FT_NOEXCEPT;
+
+// Gives the file its name. ALREADY_EXISTS with FT_WRITE_NEW where that is
+// taken. Whatever it returns, the handle is used up. Any thread; not in a
+// signal handler.
+FT_API ft_status ft_pending_file_commit(ft_pending_file pending,
+                                        ft_error* error) FT_NOEXCEPT;
+
+// Drops the file; nothing is left of it. Any thread; not in a signal handler.
+FT_API ft_status ft_pending_file_drop(ft_pending_file pending,
+                                      ft_error* error) FT_NOEXCEPT;
+
+// Pages that lie together, and the digest of their bytes. Never changes.
+typedef struct ft_extent {
+  uint64_t first;
+  uint64_t length;
+  uint8_t digest[FT_DIGEST_BYTES];
+} ft_extent;
+
+// What the header and the manifest of an image file say. The library sets
+// struct_size.
+typedef struct ft_file_info {
+  size_t struct_size;
+  // Of the format.
+  uint32_t version;
+  // Not 0: a delta. What it stores differs from its parent, an image with the
+  // digest `parent`.
+  uint32_t is_delta;
+  // Of the file, with its holes; and what the file system has allocated.
+  uint64_t file_bytes;
+  uint64_t disk_bytes;
+  // Page p is at data_offset + p * FT_PAGE_BYTES.
+  uint64_t manifest_offset;
+  uint64_t manifest_bytes;
+  uint64_t data_offset;
+  // Of the memory, and pages that the file itself stores.
+  uint64_t size_bytes;
+  uint64_t stored_pages;
+  // Of the whole image, the parent's part included.
+  uint8_t content[FT_DIGEST_BYTES];
+  // All zero where there is none.
+  uint8_t parent[FT_DIGEST_BYTES];
+  // What it stores, ascending; and of a delta, pages that are zero here and not
+  // in the parent.
+  const ft_extent* extents;
+  size_t extent_count;
+  const ft_page_run* zeroed;
+  size_t zeroed_count;
+  // The working set: see ft_image_get_working_set.
+  const uint64_t* written;
+  size_t written_count;
+  const uint64_t* read;
+  size_t read_count;
+  // Where the image came from; "" where that is not told. With a NUL.
+  const char* name;
+  const char* tool;
+  const char* source;
+  const char* comment;
+  int64_t created_unix_seconds;
+  // FT_DIGEST_BYTES; NULL where that is not told.
+  const uint8_t* source_digest;
+} ft_file_info;
+
+// Told what a file says; what `info` points to is valid until it returns.
+typedef void (*ft_file_visit)(void* user, const ft_file_info* info);
+
+// Reads the header and the manifest of an image file, checked as ft_image_open
+// checks them, and no page; of a delta no parent is needed. Calls `visit` once,
+// in the calling thread, unless it fails. Errors: those of ft_image_open. Any
+// thread; not in a signal handler.
+FT_API ft_status ft_image_inspect(const char* path, ft_file_visit visit,
+                                  void* user, ft_error* error) FT_NOEXCEPT;
 
 // Whether everything in an image file matches its digests. `options` may be
 // NULL. Any thread; not in a signal handler.
@@ -1051,7 +1148,8 @@ typedef struct ft_stack_pool_options {
   uint64_t stack_bytes;
   // Below each, and above the last; a multiple of 4096. 0: 65536.
   uint64_t guard_bytes;
-  // So many at the top stay resident from one owner to the next. 0: 16384.
+  // So many at the top stay resident from one owner to the next, in whole pages
+  // (1: none). 0: 16384.
   uint64_t keep_resident_bytes;
 } ft_stack_pool_options;
 #define FT_STACK_POOL_OPTIONS_INIT \
@@ -1074,6 +1172,40 @@ FT_API ft_status ft_stack_acquire(ft_stack_pool pool, int64_t wait_ns,
 // Cleans the stack and gives it back. Nothing may be running on it. Any thread;
 // not in a signal handler.
 FT_API ft_status ft_stack_release(ft_stack stack, ft_error* error) FT_NOEXCEPT;
+
+// What keeps code off a guard.
+enum {
+  // Marks in the page tables (Linux 6.13): the pool is one mapping.
+  FT_GUARDS_MARKERS = 0,
+  // mprotect(2): two mappings a stack.
+  FT_GUARDS_MPROTECT = 1
+};
+
+// What a pool of stacks has become, and how many are held.
+typedef struct ft_stack_pool_info {
+  size_t struct_size;
+  // The pool's first address. Where each stack lies from there:
+  // ft_stack_pool_get_layout.
+  uint64_t base;
+  uint32_t stacks;
+  uint32_t in_use;
+  // Stacks that could not be cleaned: they are never handed out again.
+  uint32_t quarantined;
+  // FT_GUARDS_*.
+  int32_t guards;
+} ft_stack_pool_info;
+#define FT_STACK_POOL_INFO_INIT \
+  { sizeof(ft_stack_pool_info), 0, 0, 0, 0, 0 }
+
+// Any thread; not in a signal handler.
+FT_API ft_status ft_stack_pool_get_info(ft_stack_pool pool,
+                                        ft_stack_pool_info* info,
+                                        ft_error* error) FT_NOEXCEPT;
+
+// Where the stacks lie: memory_bytes is what a stack has. Any thread; not in a
+// signal handler.
+FT_API ft_status ft_stack_pool_get_layout(ft_stack_pool pool, ft_layout* layout,
+                                          ft_error* error) FT_NOEXCEPT;
 
 // A pool of tables: arrays of elements of one size, handed out with every byte
 // zero. Not inherited by a child of fork(2).
@@ -1100,7 +1232,8 @@ typedef struct ft_table_pool_options {
   uint64_t max_elements;
   // Bytes of an element. 0: 8.
   uint64_t element_bytes;
-  // So many at the start stay resident from one owner to the next. 0: 65536.
+  // So many at the start stay resident from one owner to the next, in whole
+  // pages (1: none). 0: 65536.
   uint64_t keep_resident_bytes;
 } ft_table_pool_options;
 #define FT_TABLE_POOL_OPTIONS_INIT \
@@ -1129,6 +1262,34 @@ FT_API ft_status ft_table_grow(ft_table table, uint64_t elements,
 // Sets the table to zero and gives it back. Any thread; not in a signal
 // handler.
 FT_API ft_status ft_table_release(ft_table table, ft_error* error) FT_NOEXCEPT;
+
+// What a pool of tables has become, and how many are held.
+typedef struct ft_table_pool_info {
+  size_t struct_size;
+  // The pool's first address. Where each table lies from there:
+  // ft_table_pool_get_layout.
+  uint64_t base;
+  uint64_t max_elements;
+  uint64_t element_bytes;
+  uint32_t tables;
+  uint32_t in_use;
+  // Tables that could not be cleaned: they are never handed out again.
+  uint32_t quarantined;
+  // 0.
+  uint32_t reserved;
+} ft_table_pool_info;
+#define FT_TABLE_POOL_INFO_INIT \
+  { sizeof(ft_table_pool_info), 0, 0, 0, 0, 0, 0, 0 }
+
+// Any thread; not in a signal handler.
+FT_API ft_status ft_table_pool_get_info(ft_table_pool pool,
+                                        ft_table_pool_info* info,
+                                        ft_error* error) FT_NOEXCEPT;
+
+// Where the tables lie: memory_bytes is what a table has at most, rounded up to
+// a page. Any thread; not in a signal handler.
+FT_API ft_status ft_table_pool_get_layout(ft_table_pool pool, ft_layout* layout,
+                                          ft_error* error) FT_NOEXCEPT;
 
 // --- Guarded calls: ft_run_guarded -------------------------------------------
 

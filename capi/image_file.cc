@@ -5,18 +5,23 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/capi/firsttouch.h"
 #include "firsttouch/capi/images.h"
+#include "firsttouch/capi/objects.h"
 #include "firsttouch/capi/status.h"
 #include "firsttouch/capi/versioned.h"
 #include "firsttouch/init/digest.h"
 #include "firsttouch/init/image.h"
+#include "firsttouch/init/image_digest.h"
+#include "firsttouch/init/page_map.h"
 
 namespace firsttouch::capi {
 namespace {
@@ -93,8 +98,77 @@ ft_status TakeWriteOptions(const char* function,
   if (options->tool != nullptr) into->provenance.tool = options->tool;
   if (options->source != nullptr) into->provenance.source = options->source;
   if (options->comment != nullptr) into->provenance.comment = options->comment;
+  into->provenance.created_unix_seconds = options->created_unix_seconds;
+  if (options->source_digest != nullptr) {
+    Digest& digest = into->provenance.source_sha256.emplace();
+    memcpy(digest.bytes.data(), options->source_digest, FT_DIGEST_BYTES);
+  }
   into->progress = ProgressOf(options->progress, options->user);
   return TakeOptionalImage(function, options->parent, &into->parent, error);
+}
+
+using PendingFiles =
+    Objects<PendingImageFile, ft_pending_file, uint64_t{0xf9} << 56>;
+
+void GiveDigest(const Digest& digest, uint8_t (&into)[FT_DIGEST_BYTES]) {
+  memcpy(into, digest.bytes.data(), FT_DIGEST_BYTES);
+}
+
+void Visit(const ImageFileInfo& info, ft_file_visit visit, void* user) {
+  std::vector<ft_extent> extents;
+  extents.reserve(info.extents.size());
+  for (const ImageExtent& extent : info.extents) {
+    ft_extent& told = extents.emplace_back();
+    told.first = extent.pages.first.value();
+    told.length = extent.pages.length.value();
+    GiveDigest(extent.digest, told.digest);
+  }
+  std::vector<ft_page_run> zeroed;
+  zeroed.reserve(info.zeroed.size());
+  for (const PageRun& run : info.zeroed) {
+    zeroed.push_back(
+        {.first = run.first.value(), .length = run.length.value()});
+  }
+  const ImageProvenance& provenance = info.provenance;
+  ft_file_info told = {
+      .struct_size = sizeof(ft_file_info),
+      .version = info.version,
+      .is_delta = info.parent.has_value() ? 1U : 0U,
+      .file_bytes = info.file_bytes,
+      .disk_bytes = info.disk_bytes,
+      .manifest_offset = info.manifest_offset,
+      .manifest_bytes = info.manifest_bytes,
+      .data_offset = info.data_offset,
+      .size_bytes = info.size_bytes,
+      .stored_pages = info.stored_pages,
+      .content = {},
+      .parent = {},
+      .extents = extents.data(),
+      .extent_count = extents.size(),
+      .zeroed = zeroed.data(),
+      .zeroed_count = zeroed.size(),
+      .written = info.written.data(),
+      .written_count = info.written.size(),
+      .read = info.read.data(),
+      .read_count = info.read.size(),
+      .name = info.name.c_str(),
+      .tool = provenance.tool.c_str(),
+      .source = provenance.source.c_str(),
+      .comment = provenance.comment.c_str(),
+      .created_unix_seconds = provenance.created_unix_seconds,
+      .source_digest = provenance.source_sha256.has_value()
+                           ? provenance.source_sha256->bytes.data()
+                           : nullptr,
+  };
+  GiveDigest(info.content, told.content);
+  if (info.parent.has_value()) GiveDigest(*info.parent, told.parent);
+  visit(user, &told);
+}
+
+ft_status FailPending(ft_error* error, const char* function,
+                      ft_pending_file pending) {
+  return FailHandle(error, function, "pending file", pending.entry,
+                    pending.serial);
 }
 
 }  // namespace
@@ -102,10 +176,14 @@ ft_status TakeWriteOptions(const char* function,
 
 using firsttouch::ImageRef;
 using firsttouch::OpenImageOptions;
+using firsttouch::PendingImageFile;
 using firsttouch::capi::Call;
+using firsttouch::capi::Fail;
 using firsttouch::capi::FailNull;
+using firsttouch::capi::FailPending;
 using firsttouch::capi::Finish;
 using firsttouch::capi::GiveImage;
+using firsttouch::capi::PendingFiles;
 using firsttouch::capi::TakeOpenOptions;
 using firsttouch::capi::WithImage;
 
@@ -134,6 +212,60 @@ ft_status ft_image_write(ft_image image, const char* path,
     if (status != FT_OK) return status;
     return Finish(error,
                   firsttouch::WriteImageFile(*held, path, asked).status());
+  });
+}
+
+ft_status ft_image_prepare(ft_image image, const char* path,
+                           const ft_write_options* options,
+                           ft_pending_file* pending, ft_error* error) noexcept {
+  if (path == nullptr) return FailNull(error, __func__, "path");
+  if (pending == nullptr) return FailNull(error, __func__, "pending");
+  const char* const function = __func__;
+  return WithImage(function, image, error, [&](const ImageRef& held) {
+    firsttouch::WriteImageFileOptions asked;
+    const ft_status status =
+        firsttouch::capi::TakeWriteOptions(function, options, &asked, error);
+    if (status != FT_OK) return status;
+    absl::StatusOr<PendingImageFile> prepared =
+        firsttouch::PrepareImageFile(*held, path, asked);
+    if (!prepared.ok()) return Fail(error, prepared.status());
+    *pending = PendingFiles::The().Add(
+        std::make_shared<PendingImageFile>(*std::move(prepared)));
+    return ft_status{FT_OK};
+  });
+}
+
+ft_status ft_pending_file_commit(ft_pending_file pending,
+                                 ft_error* error) noexcept {
+  const char* const function = __func__;
+  return Call(error, [&] {
+    const std::shared_ptr<PendingImageFile> file =
+        PendingFiles::The().Remove(pending);
+    if (file == nullptr) return FailPending(error, function, pending);
+    return Finish(error, std::move(*file).Commit().status());
+  });
+}
+
+ft_status ft_pending_file_drop(ft_pending_file pending,
+                               ft_error* error) noexcept {
+  const char* const function = __func__;
+  return Call(error, [&] {
+    return PendingFiles::The().Remove(pending) != nullptr
+               ? ft_status{FT_OK}
+               : FailPending(error, function, pending);
+  });
+}
+
+ft_status ft_image_inspect(const char* path, ft_file_visit visit, void* user,
+                           ft_error* error) noexcept {
+  if (path == nullptr) return FailNull(error, __func__, "path");
+  if (visit == nullptr) return FailNull(error, __func__, "visit");
+  return Call(error, [&] {
+    const absl::StatusOr<firsttouch::ImageFileInfo> info =
+        firsttouch::ReadImageFileInfo(path);
+    if (!info.ok()) return Fail(error, info.status());
+    firsttouch::capi::Visit(*info, visit, user);
+    return ft_status{FT_OK};
   });
 }
 

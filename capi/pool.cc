@@ -23,9 +23,9 @@
 namespace firsttouch::capi {
 namespace {
 
-constexpr uint64_t kPoolFlags = FT_POOL_RETAINED_PAGES_LIMIT |
-                                FT_POOL_RESIDENT_BUDGET | FT_POOL_UNPUBLISHED |
-                                FT_POOL_IN_CORE_DUMP;
+constexpr uint64_t kPoolFlags =
+    FT_POOL_RETAINED_PAGES_LIMIT | FT_POOL_RESIDENT_BUDGET |
+    FT_POOL_UNPUBLISHED | FT_POOL_IN_CORE_DUMP | FT_POOL_RETAINED_BYTES_PER_US;
 
 absl::Status BadChoice(const char* field, int64_t value, const char* choices) {
   return absl::InvalidArgumentError(
@@ -154,6 +154,9 @@ absl::StatusOr<ServiceOptions> ServiceOptionsOf(
   }
   if ((options.flags & FT_POOL_RESIDENT_BUDGET) != 0) {
     asked.resident_budget_bytes = options.resident_budget_bytes;
+  }
+  if ((options.flags & FT_POOL_RETAINED_BYTES_PER_US) != 0) {
+    asked.retained_bytes_per_us = options.retained_bytes_per_us;
   }
   asked.publish = (options.flags & FT_POOL_UNPUBLISHED) == 0;
   asked.include_in_core_dump = (options.flags & FT_POOL_IN_CORE_DUMP) != 0;

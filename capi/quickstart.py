@@ -40,7 +40,8 @@ class PoolOptions(Struct):
                         "supply", "backing", "faults", "handler_threads", "kernel_faults", "tracking", "scan",
                         "strategy", "signals", "retained_cycles")] + [
                     ("retained_pages_limit", ctypes.c_uint64), ("resident_budget_bytes", ctypes.c_uint64),
-                    ("trap_callback", ctypes.c_void_p), ("trap_user", ctypes.c_void_p)]
+                    ("trap_callback", ctypes.c_void_p), ("trap_user", ctypes.c_void_p),
+                    ("retained_bytes_per_us", ctypes.c_uint64)]
 
 
 class ImageOptions(Struct):

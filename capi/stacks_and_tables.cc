@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "firsttouch/capi/firsttouch.h"
+#include "firsttouch/capi/layout.h"
 #include "firsttouch/capi/objects.h"
 #include "firsttouch/capi/status.h"
 #include "firsttouch/capi/versioned.h"
@@ -87,6 +88,49 @@ ft_status Create(const ft_table_pool_options& options, ft_table_pool* pool,
   return FT_OK;
 }
 
+constexpr const char* kStackPool = "pool of stacks";
+constexpr const char* kTablePool = "pool of tables";
+
+// Gives what body(pool) has, a struct, of a pool of either kind.
+template <typename Table, typename Handle, typename Given, typename Body>
+ft_status Tell(const char* function, const char* kind, const char* parameter,
+               Handle handle, Given* into, ft_error* error, Body body) {
+  if (into == nullptr) return FailNull(error, function, parameter);
+  return Call(error, [&] {
+    const auto pool = Table::The().Find(handle);
+    if (pool == nullptr) {
+      return FailHandle(error, function, kind, handle.entry, handle.serial);
+    }
+    return GiveStruct(function, body(*pool), into, error);
+  });
+}
+
+ft_stack_pool_info InfoOf(const StackPool& pool) {
+  return {
+      .struct_size = sizeof(ft_stack_pool_info),
+      .base = pool.base(),
+      .stacks = pool.capacity(),
+      .in_use = pool.in_use(),
+      .quarantined = pool.quarantined(),
+      .guards = pool.guards() == StackPool::Guards::kMarkers
+                    ? FT_GUARDS_MARKERS
+                    : FT_GUARDS_MPROTECT,
+  };
+}
+
+ft_table_pool_info InfoOf(const TablePool& pool) {
+  return {
+      .struct_size = sizeof(ft_table_pool_info),
+      .base = pool.base(),
+      .max_elements = pool.max_elements(),
+      .element_bytes = pool.element_bytes(),
+      .tables = pool.capacity(),
+      .in_use = pool.in_use(),
+      .quarantined = pool.quarantined(),
+      .reserved = 0,
+  };
+}
+
 // Takes an object out of its table, and so destroys it unless a call has it.
 template <typename Table, typename Handle>
 ft_status Drop(const char* function, const char* kind, Handle handle,
@@ -120,6 +164,8 @@ using firsttouch::capi::Table;
 using firsttouch::capi::TablePools;
 using firsttouch::capi::Tables;
 using firsttouch::capi::TakeStruct;
+using firsttouch::capi::Tell;
+using firsttouch::capi::ToC;
 
 ft_status ft_stack_pool_create(const ft_stack_pool_options* options,
                                ft_stack_pool* pool, ft_error* error) noexcept {
@@ -133,7 +179,21 @@ ft_status ft_stack_pool_create(const ft_stack_pool_options* options,
 }
 
 ft_status ft_stack_pool_destroy(ft_stack_pool pool, ft_error* error) noexcept {
-  return Drop<StackPools>(__func__, "pool of stacks", pool, error);
+  return Drop<StackPools>(__func__, firsttouch::capi::kStackPool, pool, error);
+}
+
+ft_status ft_stack_pool_get_info(ft_stack_pool pool, ft_stack_pool_info* info,
+                                 ft_error* error) noexcept {
+  return Tell<StackPools>(
+      __func__, firsttouch::capi::kStackPool, "info", pool, info, error,
+      [](const StackPool& held) { return firsttouch::capi::InfoOf(held); });
+}
+
+ft_status ft_stack_pool_get_layout(ft_stack_pool pool, ft_layout* layout,
+                                   ft_error* error) noexcept {
+  return Tell<StackPools>(
+      __func__, firsttouch::capi::kStackPool, "layout", pool, layout, error,
+      [](const StackPool& held) { return ToC(held.layout()); });
 }
 
 ft_status ft_stack_acquire(ft_stack_pool pool, int64_t wait_ns, ft_stack* stack,
@@ -143,8 +203,8 @@ ft_status ft_stack_acquire(ft_stack_pool pool, int64_t wait_ns, ft_stack* stack,
   return Call(error, [&] {
     std::shared_ptr<StackPool> from = StackPools::The().Find(pool);
     if (from == nullptr) {
-      return FailHandle(error, function, "pool of stacks", pool.entry,
-                        pool.serial);
+      return FailHandle(error, function, firsttouch::capi::kStackPool,
+                        pool.entry, pool.serial);
     }
     absl::StatusOr<StackLease> lease = from->Acquire(DeadlineAfter(wait_ns));
     if (!lease.ok()) return Fail(error, lease.status());
@@ -172,7 +232,21 @@ ft_status ft_table_pool_create(const ft_table_pool_options* options,
 }
 
 ft_status ft_table_pool_destroy(ft_table_pool pool, ft_error* error) noexcept {
-  return Drop<TablePools>(__func__, "pool of tables", pool, error);
+  return Drop<TablePools>(__func__, firsttouch::capi::kTablePool, pool, error);
+}
+
+ft_status ft_table_pool_get_info(ft_table_pool pool, ft_table_pool_info* info,
+                                 ft_error* error) noexcept {
+  return Tell<TablePools>(
+      __func__, firsttouch::capi::kTablePool, "info", pool, info, error,
+      [](const TablePool& held) { return firsttouch::capi::InfoOf(held); });
+}
+
+ft_status ft_table_pool_get_layout(ft_table_pool pool, ft_layout* layout,
+                                   ft_error* error) noexcept {
+  return Tell<TablePools>(
+      __func__, firsttouch::capi::kTablePool, "layout", pool, layout, error,
+      [](const TablePool& held) { return ToC(held.layout()); });
 }
 
 ft_status ft_table_acquire(ft_table_pool pool, uint64_t elements,
@@ -183,8 +257,8 @@ ft_status ft_table_acquire(ft_table_pool pool, uint64_t elements,
   return Call(error, [&] {
     std::shared_ptr<TablePool> from = TablePools::The().Find(pool);
     if (from == nullptr) {
-      return FailHandle(error, function, "pool of tables", pool.entry,
-                        pool.serial);
+      return FailHandle(error, function, firsttouch::capi::kTablePool,
+                        pool.entry, pool.serial);
     }
     absl::StatusOr<TableLease> lease =
         from->Acquire(elements, DeadlineAfter(wait_ns));

@@ -55,6 +55,10 @@ template <>
 inline constexpr size_t kFirstSize<ft_stack_pool_options> = 48;
 template <>
 inline constexpr size_t kFirstSize<ft_table_pool_options> = 48;
+template <>
+inline constexpr size_t kFirstSize<ft_stack_pool_info> = 32;
+template <>
+inline constexpr size_t kFirstSize<ft_table_pool_info> = 48;
 
 // No struct of any version is larger; what says so is not initialized.
 inline constexpr size_t kLargestStruct = 4096;

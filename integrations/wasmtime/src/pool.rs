@@ -69,6 +69,10 @@ pub struct PoolOptions {
     /// How many threads of the pool's own resolve faults, with userfaultfd; 0:
     /// each is resolved in the thread that took it.
     pub handler_threads: u32,
+    /// What memory is worth: the private bytes that all memories together may keep
+    /// from one lease to the next for each microsecond by which that shortens a
+    /// cycle. 0: memory is free. None: the library's default, 512 KiB.
+    pub retained_bytes_per_us: Option<u64>,
     /// Memories of which nobody has said what they start from.
     pub unbound: Unbound,
 }
@@ -85,6 +89,7 @@ impl Default for PoolOptions {
             supply: Supply::Any,
             backing: Backing::Any,
             handler_threads: 0,
+            retained_bytes_per_us: None,
             unbound: Unbound::Refuse,
         }
     }
@@ -161,6 +166,10 @@ impl Pool {
         };
         let wanted = sys::ft_pool_options {
             struct_size: size_of::<sys::ft_pool_options>(),
+            flags: match options.retained_bytes_per_us {
+                Some(_) => sys::FT_POOL_RETAINED_BYTES_PER_US,
+                None => 0,
+            },
             name: name.as_ptr(),
             layout: &layout,
             supply: options.supply as i32,
@@ -168,6 +177,7 @@ impl Pool {
             faults: i32::from(options.handler_threads > 0),
             handler_threads: options.handler_threads,
             trap_callback: Some(trap::on_trap),
+            retained_bytes_per_us: options.retained_bytes_per_us.unwrap_or(0),
             // SAFETY: all zero is what the header promises to be the default.
             ..unsafe { std::mem::zeroed() }
         };

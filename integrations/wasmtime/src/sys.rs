@@ -64,6 +64,8 @@ pub struct ft_layout_options {
     pub fault_around_bytes: u64,
 }
 
+pub const FT_POOL_RETAINED_BYTES_PER_US: u64 = 16;
+
 #[repr(C)]
 pub struct ft_pool_options {
     pub struct_size: usize,
@@ -84,6 +86,7 @@ pub struct ft_pool_options {
     pub resident_budget_bytes: u64,
     pub trap_callback: ft_trap_callback,
     pub trap_user: *mut c_void,
+    pub retained_bytes_per_us: u64,
 }
 
 #[repr(C)]

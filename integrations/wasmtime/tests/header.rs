@@ -34,7 +34,8 @@ fn structs_and_constants_are_those_of_the_header() {
         ft_pool_options {
             struct_size, flags, name, layout, supply, backing, faults, handler_threads,
             kernel_faults, tracking, scan, strategy, signals, retained_cycles,
-            retained_pages_limit, resident_budget_bytes, trap_callback, trap_user
+            retained_pages_limit, resident_budget_bytes, trap_callback, trap_user,
+            retained_bytes_per_us
         }
         ft_pool_info {
             struct_size, base, pool_id, supply, backing, scan, serves_kernel_faults,
@@ -66,6 +67,10 @@ fn structs_and_constants_are_those_of_the_header() {
     for (name, value) in [
         ("FT_OK", sys::FT_OK),
         ("FT_DIGEST_BYTES", sys::FT_DIGEST_BYTES as i32),
+        (
+            "FT_POOL_RETAINED_BYTES_PER_US",
+            sys::FT_POOL_RETAINED_BYTES_PER_US as i32,
+        ),
         ("FT_TRAP_UNHANDLED", sys::FT_TRAP_UNHANDLED),
         ("FT_TRAP_RESUME", sys::FT_TRAP_RESUME),
         ("FT_SUPPLY_ANY", firsttouch_wasmtime::Supply::Any as i32),
