@@ -3,13 +3,9 @@
 #include <sys/resource.h>
 #include <time.h>
 
-#include <cinttypes>
-#include <cstdio>
 #include <fstream>
 #include <numeric>
 #include <string>
-
-#include "firsttouch/control/block.h"
 
 namespace firsttouch::bench {
 namespace {
@@ -132,31 +128,6 @@ std::optional<uint64_t> TlbShootdowns() {
     return sum;
   }
   return std::nullopt;
-}
-
-std::optional<uint64_t> PrivateBytes(const std::byte* base, uint64_t bytes) {
-  std::ifstream smaps("/proc/self/smaps");
-  if (!smaps) return std::nullopt;
-  const auto first = reinterpret_cast<uintptr_t>(base);
-  bool inside = false;
-  bool control = false;
-  uint64_t sum = 0;
-  for (std::string line; std::getline(smaps, line);) {
-    uintptr_t start = 0;
-    uintptr_t end = 0;
-    uint64_t kib = 0;
-    const char* const text = line.c_str();
-    if (std::sscanf(text, "%" SCNxPTR "-%" SCNxPTR " ", &start, &end) == 2) {
-      inside = end > first && (start < first || start - first < bytes);
-      control = line.find(kControlMemfdPrefix) != std::string::npos;
-    } else if (inside &&
-               (std::sscanf(text, "Anonymous: %" SCNu64, &kib) == 1 ||
-                std::sscanf(text, "Swap: %" SCNu64, &kib) == 1 ||
-                (control && std::sscanf(text, "Rss: %" SCNu64, &kib) == 1))) {
-      sum += kib << 10;
-    }
-  }
-  return sum;
 }
 
 }  // namespace firsttouch::bench

@@ -79,17 +79,6 @@ uint64_t MinorFaults();
 // and all processes (the TLB line of /proc/interrupts); nullopt without one.
 std::optional<uint64_t> TlbShootdowns();
 
-// Bytes in [base, base + bytes) that belong to this process alone: anonymous
-// pages, resident or swapped out, and control blocks, which are memory of a
-// file only to the kernel. Counts whole mappings (/proc/self/smaps), so the
-// range should be one or more of them. nullopt where smaps is not to be read.
-std::optional<uint64_t> PrivateBytes(const std::byte* base, uint64_t bytes);
-
-// The same for all of this process.
-inline std::optional<uint64_t> PrivateBytesOfProcess() {
-  return PrivateBytes(nullptr, UINT64_MAX);
-}
-
 }  // namespace firsttouch::bench
 
 #endif  // FIRSTTOUCH_BENCH_READINGS_H_

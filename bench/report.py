@@ -1,8 +1,8 @@
-"""Measures the contenders of bench/peers in turns, and writes what came out.
+"""Measures the contenders of bench/peers in turns, and says what came out.
 
-Called by report.sh. A row is one piece of work with its parameters; all
-contenders that can do it take turns within each round. A row is a file in a folder
-of its commit, and one that is there is not measured again.
+Called by report.sh, and by `./bazelw run -c opt //bench:report` for the contenders in
+C++ alone. A row is one piece of work with its parameters; all contenders that can do it
+take turns within each round.
 """
 
 import argparse
@@ -14,12 +14,63 @@ import selectors
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import report_page
-from report_page import CYCLES, OURS
+from report_rows import (COPIED, COPIED_HANDLER, DONTNEED, FRESH, LIMIT, MAP_FILE, MEMCPY,
+                         NATIVE, OURS, SCAN, SEGV, SEGV_MASK, all_rows, is_variant)
 
 ANSWER_SECONDS = 90
+BEST_OTHER = (DONTNEED, SCAN, MEMCPY)
+CHANGING = ("recycle: others", "recycle, 4 MiB: others")
+
+# What firsttouch is to reach in C++: the rows (section: parts of the title), from how
+# many changed pages to how many, what is measured ("time" and "inverse": as a multiple
+# of the other's and the reverse, both by the means of the cycles and by their medians;
+# "above": a number less the other's; else a number), beside whom (the best of these),
+# and at most (at least, with ">=") what. A bound may depend on the number of pages.
+ANY = (0, 1 << 20)
+GOALS = [
+    ("recycle: same", ANY, "calls", None, "<=", 0),
+    ("recycle: same", ANY, "signals", None, "<=", 0),
+    ("recycle: same", ANY, "faults", None, "<=", 0),
+    ("recycle: same", (4, 256), "time", (LIMIT,), "<=", 1.15),
+    ("recycle: same", (1, 4), "inverse", (SCAN,), ">=", 10),
+    ("recycle: same", (16, 16), "inverse", (SCAN,), ">=", 2),
+    ("recycle: same", (64, 64), "inverse", (SCAN,), ">=", 1.2),
+    (CHANGING, (0, 15), "time", BEST_OTHER, "<=", 1.1),
+    (CHANGING, (16, 256), "time", BEST_OTHER, "<=", 0.75),
+    (("recycle: mixed", "recycle, 4 MiB: mixed"), ANY, "time", BEST_OTHER, "<=", 0.6),
+    ("first cycle: known image", ANY, "time", (DONTNEED,), "<=", 0.9),
+    ("first cycle: new image", ANY, "time", (DONTNEED,), "<=", 1.1),
+    ("first touch: read, image, each page", ANY, "time", (DONTNEED,), "<=", 1.3),
+    (("first touch: read, image, each page", "first touch: write, image, each page"), ANY,
+     "time of copied", (FRESH,), "<=", 0.8),
+    (("first touch: read, image, each page", "first touch: write, image, each page"), ANY,
+     "time of copied", (COPIED_HANDLER,), "<=", 0.45),
+    ("trap: by", ANY, "time", (SEGV,), "<=", 1.2),
+    ("trap: by", ANY, "time", (SEGV_MASK,), "<=", 1.2),
+    ("lookup: overlapping", ANY, "lookup_ns", None, "<=", 5),
+    ("threads: same, 2 threads", ANY, "beside_first", (LIMIT,), ">=", 0.95),
+    ("threads: same, 2 threads", ANY, "shootdowns", (LIMIT,), "above", 0.01),
+    ("threads: others, 2 threads", (0, 15), "time", BEST_OTHER, "<=", 1.1),
+    ("threads: others, 2 threads", (16, 256), "time", BEST_OTHER, "<=", 0.75),
+    ("threads: mixed, 2 threads", ANY, "time", BEST_OTHER, "<=", 0.6),
+    (("threads: 4 threads", "threads: 8 threads"), ANY, "beside_second", None, ">=", 0.9),
+    ("idle slots: 64", ANY, "idle_private_kib", None, "<=", lambda k: 12 + 4 * k),
+    ("SQLite: rows", ANY, "recycle", (SCAN,), "<=", 0.5),
+    ("SQLite: rows", ANY, "time", (SCAN,), "<=", 0.9),
+    ("SQLite: rows", ANY, "time", (DONTNEED,), "<=", 0.2),
+    ("fresh process: warm, the rows that it learned from", ANY, "query", (MAP_FILE,), "<=",
+     0.7),
+    (("image files: 64 MiB, open and bind", "image files: 1024 MiB"), ANY, "beside_first",
+     None, "<=", 1.5),
+    ("image files: store", ANY, "files", None, "<=", 8),
+    ("a new pool: of 64 slots", ANY, "create_ns", None, "<=", 1e6),
+    ("a new pool: of 64 slots", ANY, "acquire_ns", None, "<=", 1e6),
+    ("a new pool: of 64 slots", ANY, "touch_ns", None, "<=", 1e6),
+]
 
 
 class Contender:
@@ -70,7 +121,7 @@ class Contender:
         """System calls and signals of the request, and of how many cycles."""
         run = subprocess.run(
             [counter, *self.command],
-            input=f"{request} marked=1\n".encode(),
+            input=f"{request}\n".encode(),
             capture_output=True,
             timeout=ANSWER_SECONDS,
             check=False,
@@ -79,20 +130,8 @@ class Contender:
 
 
 def contenders(build, native):
-    modules = str(build / "modules")
-    found = [
-        Contender(name, "C++", [native, way])
-        for way, name in {
-            "firsttouch": OURS["C++"],
-            "dontneed": "file mapping + MADV_DONTNEED",
-            "scan": "file mapping + PAGEMAP_SCAN",
-            "memcpy": "memcpy of the image",
-            "limit": "memcpy of the changed (limit)",
-            "fork": "fork for each lease",
-            "anonymous": "anonymous memory",
-        }.items()
-    ]
-    for path in sorted((build / "bin").iterdir()):
+    found = [Contender(name, "C++", [native, way]) for way, name in NATIVE.items()]
+    for path in sorted((build / "bin").iterdir()) if build else ():
         if path.name == "wasm2c-stock":
             found.append(Contender("wasm2c's own runtime", "C++", [str(path), "stock"]))
             continue
@@ -112,118 +151,9 @@ def contenders(build, native):
                 "scan": f"Wasmtime {version}: keep, scan",
             }
         for way, name in ways.items():
-            found.append(Contender(name, "Wasmtime", [str(path), way, modules]))
+            found.append(Contender(name, "Wasmtime", [str(path), way,
+                                                      str(build / "modules")]))
     return found
-
-
-class Row:
-    """What is asked, of whom, and what must have happened meanwhile."""
-
-    def __init__(self, section, title, request, value="memory_ns", cycles=None,
-                 only=None, without=(), count=False, rounds=None):
-        self.section, self.title, self.value = section, title, value
-        self.words = dict(w.split("=") for w in request.split())
-        if cycles:
-            self.words["cycles"] = str(cycles)
-        self.request = "round " + " ".join(f"{n}={v}" for n, v in self.words.items())
-        self.only, self.without, self.count = only, without, count
-        self.rounds = rounds
-        self.name = "-".join(
-            "".join(c for c in w if c.isalnum() or c in "._")
-            for w in (section + " " + title).split()
-        )
-
-    def number(self, name, otherwise=0):
-        return int(self.words.get(name, otherwise))
-
-    def takes(self, contender):
-        name = contender.name
-        if any(part in name for part in self.without):
-            return False
-        if name.startswith("wasm2c") and self.words["work"] != "sqlite":
-            return False
-        if name == "anonymous memory" and self.words["work"] != "touch":
-            return False
-        return self.only is None or any(part in name for part in self.only)
-
-    def faults(self, contender):
-        """At least and at most so many page faults in a cycle; None: unknown."""
-        work, k = self.words["work"], self.number("k")
-        name = contender.name
-        if work == "touch":
-            count = self.number("count")
-            if name == OURS["C++"]:
-                return count / 256, count
-            around = 1 if self.number("write") or self.number("step", 1) > 16 else 16
-            return count / around, 2 * count + 8
-        if work != "cycle" or self.number("slots", 1) > 1 or self.number("grown"):
-            return None
-        drops = ("DONTNEED" in name or "fork" in name or "default" in name
-                 or "batches" in name)
-        if drops:
-            return 0.9 * k, None
-        if self.words.get("pages") == "same" and ("firsttouch" in name
-                                                  or "limit" in name):
-            return 0, 0.1 + 0.01 * k
-        return None
-
-
-def all_rows():
-    rows = []
-    not_memcpy = ("limit",)
-    for pages in ("same", "others", "mixed"):
-        for k in (32,) if pages == "mixed" else CYCLES:
-            if k or pages == "same":
-                rows.append(Row("recycle", f"{pages}, k={k}",
-                                f"work=cycle pages={pages} k={k}",
-                                cycles=CYCLES.get(k, 250), count=k in (16, 32)))
-    for k in (0, 1, 16, 64, 256):
-        rows.append(Row("first cycle", f"of a slot, known image, k={k}",
-                        f"work=first k={k} slots=32", without=not_memcpy + ("fork",)))
-    for write in (0, 1):
-        for where, first in (("image", 0), ("zeroes", 264)):
-            for step, count in ((1, 248), (8, 31)):
-                rows.append(Row(
-                    "first touch",
-                    f"{'write' if write else 'read'}, {where}, "
-                    f"{'each page' if step == 1 else 'each eighth page'}",
-                    f"work=touch write={write} first={first} step={step} count={count}",
-                    value="touch_page_ns", cycles=60,
-                    only=("firsttouch", "DONTNEED", "default", "uffd")
-                    + (("anonymous",) if first else ()),
-                    without=("on Wasmtime",)))
-    rows.append(Row("trap", "repeated", "work=traps", value="memory_ns", cycles=400,
-                    only=("Wasmtime",)))
-    rows.append(Row("trap", "the first of an instance", "work=traps", value="first_ns",
-                    cycles=50, only=("Wasmtime",)))
-    for grown in (1, 16):
-        rows.append(Row("growth", f"by {grown * 64} KiB in each cycle, all written",
-                        f"work=cycle k=0 grown={grown}", cycles=400 // grown + 40,
-                        count=True, without=("limit", "fork")))
-    cores = os.cpu_count()
-    for pages in ("same", "others"):
-        for k in (1, 16, 64):
-            for threads in (1, cores, 2 * cores):
-                rows.append(Row(
-                    "threads", f"{pages}, k={k}, {threads} thread"
-                    + ("s" if threads > 1 else ""),
-                    # Long enough that threads which share a core take turns.
-                    f"work=cycle pages={pages} k={k} threads={threads} ms=40",
-                    value="per_second", cycles=1_000_000, without=("fork",)))
-    rows.append(Row("many images", "1,000 of 64 KiB over 64 slots, k=4",
-                    "work=cycle k=4 image_kib=64 images=1000 slots=64", cycles=640,
-                    without=("limit", "fork")))
-    rows.append(Row("more than the caches hold", "64 slots, 1 MiB changed in each",
-                    "work=cycle k=256 slots=64", cycles=64, without=("fork",)))
-    for slots in (100, 1000, 10000):
-        rows.append(Row("many slots", f"{slots:,}, k=16, one round",
-                        f"work=many slots={slots} k=16", value="acquire_ns", rounds=1,
-                        without=("limit", "fork", "batches", "memcpy")))
-    for pages in ("same", "others"):
-        rows.append(Row("SQLite", f"{pages} rows", f"work=sqlite pages={pages}",
-                        value="mean_ns", cycles=30, count=True,
-                        without=("limit", "fork")))
-    return rows
 
 
 def number_of(row, answer):
@@ -237,90 +167,107 @@ def number_of(row, answer):
     return answer[row.value]
 
 
-def measure(row, everybody, rounds, counter):
-    taking = [c for c in everybody if row.takes(c)]
-    ends = {c.name: {"family": c.family, "answers": [], "numbers": []} for c in taking}
+def hold_to_counters(row, contender, end, answer):
+    """Says why the answer counts for nothing, if it does."""
+    if row.words["work"] == "traps" and answer["trapped"] != answer["cycles"]:
+        return f"{answer['trapped']} of {answer['cycles']} traps"
+    if not answer.get("cycles"):
+        return None
+    for counted in ("faults", "shootdowns"):
+        if counted in answer:
+            end.setdefault("each", {}).setdefault(counted, []).append(
+                answer[counted] / answer["cycles"])
+    bounds = row.faults(contender)
+    if bounds and "faults" in answer:
+        faults = answer["faults"] / answer["cycles"]
+        least, most = bounds
+        if faults < least or (most is not None and faults > most):
+            return (f"did not take place: {faults:.2f} page faults in a cycle, "
+                    f"expected {least:g} to {most if most is not None else 'any'}")
+    return None
+
+
+def disown_other_sums(row, ends):
+    """Who has read other bytes than the others has no number."""
+    by_round = {}
+    for name, end in ends.items():
+        for i, answer in enumerate(end["answers"]):
+            if "sum" in answer and not (name.startswith("anonymous")
+                                        and row.number("first") == 0):
+                by_round.setdefault(i, {}).setdefault(answer["sum"], []).append(name)
+    for seen in by_round.values():
+        right = max(seen.values(), key=len)
+        for names in seen.values():
+            for name in names if names is not right else ():
+                ends[name]["failed"] = "read other bytes than the others"
+
+
+def measure(row, everybody, rounds, quick, counter, directory):
+    """The results of a row: one, or one for each value of its word."""
+    few = {"warmup": 40} if quick else {}
+    if quick and row.section in ("SQLite", "fresh process"):
+        few["rows"] = 500
+    if row.section in ("fresh process", "image files"):
+        few["directory"] = directory
+        if quick and row.number("mib"):
+            few["mib"] = 1
+    if quick and row.number("cycles"):
+        few |= {"ms": 2} if row.number("ms") else {"cycles": min(20, row.number("cycles"))}
+    taking = [(c, None) for c in everybody if row.takes(c)]
+    if row.word:
+        # Each in a process of its own, so that all can take turns.
+        taking = [(Contender(c.name, c.family, c.command), n)
+                  for n in row.each for c, _ in taking]
+    ends = {n: {} for n in row.each}
+    for c, n in taking:
+        ends[n][c.name] = {"family": c.family, "answers": [], "numbers": []}
     for _ in range(row.rounds or rounds):
-        for c in taking:
-            end = ends[c.name]
+        for c, n in taking:
+            end = ends[n][c.name]
             if "failed" in end:
                 continue
-            answer = c.ask(row.request)
-            if "failed" in answer:
-                end["failed"] = answer["failed"]
+            answer = c.ask(row.request(**few, **({row.word: n} if n else {})))
+            failed = answer.get("failed") or hold_to_counters(row, c, end, answer)
+            if failed:
+                end["failed"] = failed
                 continue
-            if row.words["work"] == "traps" and answer["trapped"] != answer["cycles"]:
-                end["failed"] = f"{answer['trapped']} of {answer['cycles']} traps"
-                continue
-            bounds = row.faults(c)
-            if bounds and answer.get("cycles"):
-                faults = answer["faults"] / answer["cycles"]
-                end["faults"] = faults
-                least, most = bounds
-                if faults < least or (most is not None and faults > most):
-                    end["failed"] = (
-                        f"did not take place: {faults:.2f} page faults in a cycle, "
-                        f"expected {least:g} to {most if most is not None else 'any'}")
-                    continue
-            elif "faults" in answer and answer.get("cycles"):
-                end["faults"] = answer["faults"] / answer["cycles"]
             end["answers"].append(answer)
             end["numbers"].append(number_of(row, answer))
-    for c in taking:
-        if c.process is None:
-            continue
-        checked = c.ask("check")
-        if checked.get("clean") != "yes":
-            ends[c.name]["failed"] = checked.get("failed", "passed on what a guest wrote")
-        ends[c.name]["supply"] = checked.get("supply", "")
-        if row.count and "failed" not in ends[c.name]:
-            counted = c.counted(counter, row.request)
+            if row.fresh:
+                c.end()
+    for c, n in taking:
+        end = ends[n][c.name]
+        for counted, values in end.pop("each", {}).items():
+            end[counted] = statistics.median(values)
+        if c.process is not None:
+            checked = c.ask("check")
+            if checked.get("clean") != "yes":
+                end["failed"] = checked.get("failed", "passed on what a guest wrote")
+            end["supply"] = checked.get("supply", "")
+            end["optimized"] = checked.get("optimized", "")
+        if row.count and "failed" not in end:
+            cycles = min(100, int(end["answers"][0]["cycles"]))
+            counted = c.counted(counter, row.request(**{**few, "cycles": cycles}, marked=1))
             if counted:
-                cycles = ends[c.name]["answers"][0]["cycles"]
-                ends[c.name]["calls"] = counted["calls"] / cycles
-                ends[c.name]["signals"] = counted["signals"] / cycles
-        if row.words["work"] == "many":
+                end["calls"] = counted["calls"] / cycles
+                end["signals"] = counted["signals"] / cycles
+        if row.words["work"] == "many" or n:
             c.end()
-    # Rounds of a row differ in their cycles, contenders in nothing.
-    by_round = {}
-    for c in taking:
-        for i, answer in enumerate(ends[c.name]["answers"]):
-            if "sum" in answer and not (c.name.startswith("anonymous")
-                                        and row.number("first") == 0):
-                by_round.setdefault(i, {}).setdefault(answer["sum"], []).append(c.name)
-    for seen in by_round.values():
-        if len(seen) > 1:
-            right = max(seen.values(), key=len)
-            for names in seen.values():
-                for name in names:
-                    if names is not right:
-                        ends[name]["failed"] = "read other bytes than the others"
-    return {"section": row.section, "title": row.title, "value": row.value,
-            "request": row.request, "when": time.time(), "contenders": ends}
-
-
-def starts(programs, kept, quick):
-    """Writes the rows of fresh processes, which bench/images lets take turns."""
-    command = [str(programs.parent / "images"), "--format=json", "--tables=start,cold"]
-    run = subprocess.run(command + ["--quick"] * quick, capture_output=True, text=True,
-                         check=False)
-    if run.returncode != 0:
-        print(f"bench/images: {run.stderr.strip()}", flush=True)
-        return
-    rows = {}
-    for start in json.loads(run.stdout)["starts"]:
-        way = start["way"].replace("no working set", "firsttouch, no working set")
-        rows.setdefault((start["page_cache"], start["query"]), {})[
-            OURS["C++"] if way == "working set" else way] = {
-            "family": "C++", "answers": [], "numbers": start["round_all_ns"],
-            "faults": start.get("faults", 0) + start.get("kernel_faults", 0)}
-    for i, ((cache, query), found) in enumerate(rows.items()):
-        (kept / f"fresh-process-{i}.json").write_text(json.dumps({
-            "section": "fresh process", "value": "all_ns", "request": "bench/images",
-            "title": f"SQLite from a file, page cache {cache}, "
-                     + ("the rows that it learned from" if query == "same"
-                        else "other rows"),
-            "when": time.time(), "contenders": found}))
+    if not row.number("ms"):
+        # Rounds of a row differ in their cycles, contenders in nothing.
+        for found in ends.values():
+            disown_other_sums(row, found)
+    for n, name in ((n, name) for n in ends if n for name in ends[n]):
+        for of, field in zip(row.each, ("beside_first", "beside_second")):
+            pairs = zip(ends[n][name]["numbers"], ends.get(of, {}).get(
+                name, {"numbers": []})["numbers"])
+            ratios = [a / b for a, b in pairs if b > 0]
+            if ratios:
+                ends[n][name][field] = statistics.median(ratios)
+    return [{"section": row.section, "title": title, "value": row.value,
+             "request": row.request(**({row.word: n} if n else {})), "when": time.time(),
+             "contenders": found}
+            for title, (n, found) in zip(row.titles(), ends.items())]
 
 
 def summarize(result):
@@ -330,18 +277,17 @@ def summarize(result):
             if "failed" not in e and e["numbers"]}
     for end in good.values():
         numbers = sorted(end["numbers"])
-        if statistics.median(numbers) <= 0:
+        if statistics.median(numbers) <= 0 and result["value"] == "memory_ns":
             end["failed"] = "takes no longer than a module without a memory"
             continue
         end["median"] = statistics.median(numbers)
-        end["low"], end["high"] = (
-            (numbers[0], numbers[-1]) if len(numbers) < 4
-            else statistics.quantiles(numbers, n=4)[::2])
-    good = {n: e for n, e in good.items() if "median" in e}
+        end["low"], end["high"] = (numbers[len(numbers) // 4],
+                                   numbers[(3 * len(numbers)) // 4])
+    good = {n: e for n, e in good.items() if "failed" not in e}
     result["ratios"] = {}
     for family, name in OURS.items():
-        others = [n for n, e in good.items() if not n.startswith("firsttouch")
-                  and "limit" not in n
+        others = [n for n, e in good.items()
+                  if n not in OURS.values() and n != LIMIT and not is_variant(n)
                   # What is more than memory's part belongs to its runtime.
                   and (family == e["family"]
                        or result["value"] in ("memory_ns", "touch_page_ns"))]
@@ -356,7 +302,72 @@ def summarize(result):
         result["ratios"][name] = {
             "best": best, "median": statistics.median(ratios),
             "low": min(ratios), "high": max(ratios)}
-    return result
+
+
+def times_of(row, end, what, by):
+    """A number for each round, less of which is better."""
+    if what == "recycle":
+        return [a[f"recycle_{by}_ns"] for a in end["answers"]]
+    if what == "query":
+        return [a["query_ns"] for a in end["answers"]]
+    if row["value"] == "per_second":
+        return [1 / number for number in end["numbers"]]
+    if by == "median" and row["value"] in ("memory_ns", "mean_ns"):
+        return [a["median_ns"] for a in end["answers"]]
+    return end["numbers"]
+
+
+def measured_of(row, end, what):
+    """A number of the row's, of the rounds the median."""
+    if what in end:
+        return end[what]
+    return statistics.median(a[what] for a in end["answers"] if what in a)
+
+
+def goals_of(rows):
+    """What is to be reached in these rows, and what it is."""
+    found = []
+    for patterns, (least, most), what, others, sense, bound in GOALS:
+        for row in rows:
+            k = int(row["request"].partition(" k=")[2].split(" ")[0] or 0)
+            if not least <= k <= most or not any(
+                    row["section"] == section and all(p in row["title"]
+                                                      for p in parts.split(", "))
+                    for section, _, parts in (p.partition(": ") for p in (
+                        (patterns,) if isinstance(patterns, str) else patterns))):
+                continue
+            good = {n: e for n, e in row["contenders"].items() if "median" in e}
+            ours = COPIED if what.endswith("of copied") else OURS["C++"]
+            beside = [n for n in others or () if n in good]
+            if ours not in good or (others and not beside):
+                continue
+            sign = 1 if row["value"] != "per_second" else -1
+            other = min(beside, key=lambda n: sign * good[n]["median"], default="")
+            kind = what.partition(" ")[0]
+            try:
+                if kind in ("time", "inverse", "recycle", "query"):
+                    measured = []
+                    for by in ("mean", "median") if kind != "query" else ("median",):
+                        pairs = zip(*(times_of(row, good[n], kind, by)
+                                      for n in (ours, other)))
+                        measured.append(statistics.median(
+                            b / a if kind == "inverse" else a / b for a, b in pairs))
+                else:
+                    measured = [measured_of(row, good[ours], what)]
+                    if others and sense == "above":
+                        measured[0] -= measured_of(row, good[other], what)
+                    elif others:
+                        measured[0] /= measured_of(row, good[other], what)
+            except (KeyError, statistics.StatisticsError, ZeroDivisionError):
+                # Nobody has counted it here.
+                continue
+            limit = bound(k) if callable(bound) else bound
+            found.append({
+                "row": f"{row['section']}: {row['title']}", "what": what, "other": other,
+                "sense": sense, "bound": limit, "measured": measured,
+                "reached": min(measured) >= limit if sense == ">="
+                else max(measured) <= limit})
+    return found
 
 
 def processor():
@@ -367,84 +378,130 @@ def processor():
 
 
 def said(*command):
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return f"{command[0]} is not here"
+    return run.stdout.partition("\n")[0]
 
 
-def main():
+def about(rows, options):
+    ours = [e for r in rows for n, e in r["contenders"].items() if n == OURS["C++"]]
+    supply = next((e["supply"] for e in ours if e.get("supply")), "")
+    told = {
+        "machine": f"{processor()}, {os.cpu_count()} cores",
+        "kernel": f"{platform.system()} {platform.release()}",
+        "firsttouch's pools": supply,
+        "measured": time.strftime("%Y-%m-%d %H:%M", time.gmtime(rows[0]["when"]))
+                    + f" UTC, {options.rounds} rounds",
+    }
+    if options.quick or (supply and not any(e.get("optimized") for e in ours)):
+        told["NOTE"] = "quick, or built without -c opt: the numbers mean nothing"
+    if options.build:
+        told["versions"] = (f"firsttouch {options.commit}; {said('rustc', '--version')}; "
+                            f"{said('g++', '--version')}")
+        left_out = {p.name: p.read_text().strip()
+                    for p in sorted((options.build / "left_out").iterdir())
+                    if p.suffix != ".log"}
+        told["left out"] = "; ".join(f"{n}: {w}" for n, w in left_out.items()) or "nobody"
+    return told
+
+
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--build", type=pathlib.Path, required=True)
-    parser.add_argument("--programs", type=pathlib.Path, required=True)
-    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--programs", type=pathlib.Path, required=True,
+                        help="the folder of native and counted")
+    parser.add_argument("--build", type=pathlib.Path, help="what build.sh has built")
+    parser.add_argument("--out", type=pathlib.Path,
+                        help="where the pages go, and rows that are measured once only")
     parser.add_argument("--commit", default="")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--quick", action="store_true",
                         help="one round with few cycles, to see that all works")
-    parser.add_argument("--rows", default="", help="only rows with this in their names")
+    parser.add_argument("--rows", default="",
+                        help="only rows with one of these in their names, "
+                             "which --list tells: recycle-same,trap")
+    parser.add_argument("--list", action="store_true", help="the rows that there are")
     parser.add_argument("--again", action="store_true",
                         help="measures rows that are there already, too")
-    options = parser.parse_args()
-    # What was measured of another commit is no row of this report.
-    kept = (options.out / ("quick" if options.quick else "rows")
-            / (options.commit.replace("/", "-") or "unknown"))
-    kept.mkdir(parents=True, exist_ok=True)
-    os.environ["LD_LIBRARY_PATH"] = str(options.build / "lib")
-    everybody = contenders(options.build, str(options.programs / "native"))
+    parser.add_argument("--directory", type=pathlib.Path,
+                        help="where image files go, some GiB, on a disk for a cold page "
+                             "cache; a temporary one by default")
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+    return parser.parse_args()
+
+
+def all_results(options, kept, everybody, directory):
     counter = str(options.programs / "counted")
+    wanted = options.rows.split(",")
     begun = time.time()
     for row in all_rows():
-        path = kept / f"{row.name}.json"
-        if options.rows not in row.name or (path.exists() and not options.again):
+        if not any(row.takes(c) for c in everybody):
             continue
-        if options.quick:
-            if "cycles" in row.words:
-                row.request = row.request.replace(
-                    f"cycles={row.words['cycles']}", "cycles=20")
-            if row.number("slots") > 1000:
-                continue
+        paths = [kept / f"{row.name(t)}.json" for t in row.titles()] if kept else []
+        if not any(part in row.name() for part in wanted):
+            # Another run of the same commit may have measured it.
+            yield from (json.loads(p.read_text()) for p in paths if p.exists())
+            continue
+        if options.quick and (row.number("slots") > 1000 or row.number("images") == 50):
+            continue
+        if options.quick and row.word == "mib":
+            row.each = (1, 4)
+        if paths and not options.again and all(p.exists() for p in paths):
+            yield from (json.loads(p.read_text()) for p in paths)
+            continue
         start = time.time()
-        result = measure(row, everybody, 1 if options.quick else options.rounds, counter)
-        path.write_text(json.dumps(result))
-        failed = [f"{n}: {x['failed']}" for n, x in result["contenders"].items()
-                  if "failed" in x]
+        results = measure(row, everybody, 1 if options.quick else options.rounds,
+                          options.quick, counter, directory)
+        for path, result in zip(paths, results):
+            path.write_text(json.dumps(result))
+        failed = [f"{n}: {e['failed']}" for result in results
+                  for n, e in result["contenders"].items() if "failed" in e]
         print(f"{time.time() - begun:5.0f} s  {row.section}: {row.title} "
-              f"({time.time() - start:.1f} s)", *failed, sep="\n         ", flush=True)
+              f"({time.time() - start:.1f} s)", *failed, sep="\n         ",
+              file=sys.stderr, flush=True)
+        yield from results
+
+
+def main():
+    options = arguments()
+    if options.list:
+        print(*[r.name() for r in all_rows()], sep="\n")
+        return 0
+    kept = None
+    if options.out:
+        # What was measured of another commit is no row of this report.
+        kept = (options.out / ("quick" if options.quick else "rows")
+                / (options.commit.replace("/", "-") or "unknown"))
+        kept.mkdir(parents=True, exist_ok=True)
+    if options.build:
+        os.environ["LD_LIBRARY_PATH"] = str(options.build / "lib")
+    everybody = contenders(options.build, str(options.programs / "native"))
+    with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+        rows = list(all_results(options, kept, everybody, directory))
     for c in everybody:
         c.end()
-    if options.rows in "fresh process" and (
-            options.again or not list(kept.glob("fresh-process-*.json"))):
-        starts(options.programs, kept, options.quick)
-    rows = [json.loads((kept / f"{r.name}.json").read_text()) for r in all_rows()
-            if (kept / f"{r.name}.json").exists()]
-    rows += [json.loads(path.read_text())
-             for path in sorted(kept.glob("fresh-process-*.json"))]
+    if not rows:
+        print(f"--rows={options.rows}: there is no such row; --list has all",
+              file=sys.stderr)
+        return 1
     for row in rows:
         summarize(row)
-    left_out = {p.name: p.read_text().strip()
-                for p in sorted((options.build / "left_out").iterdir())
-                if p.suffix != ".log"}
-    about = {
-        "machine": f"{processor()}, {os.cpu_count()} cores",
-        "kernel": f"{platform.system()} {platform.release()}",
-        "versions": f"firsttouch {options.commit}; {said('rustc', '--version')}; "
-                    f"{said('g++', '--version').splitlines()[0]}",
-        "firsttouch's pools": next(
-            (x["supply"] for r in rows for n, x in r["contenders"].items()
-             if n == OURS["C++"] and x.get("supply")), ""),
-        "measured": time.strftime("%Y-%m-%d %H:%M", time.gmtime(rows[0]["when"]))
-                    + f" UTC, {options.rounds} rounds"
-                    + (" (QUICK: the numbers mean nothing)" if options.quick else ""),
-        "left out": "; ".join(f"{n}: {why}" for n, why in left_out.items()) or "nobody",
-    }
-    report = {"about": about, "rows": rows}
-    (options.out / "report.json").write_text(json.dumps(report, indent=1))
-    (options.out / "report.html").write_text(report_page.page(report))
-    (options.out / "report.md").write_text(report_page.markdown(report))
-    print(options.out / "report.html")
-    bad = [r for r in rows if any("did not take place" in x.get("failed", "")
-                                  or "other bytes" in x.get("failed", "")
-                                  or "passed on" in x.get("failed", "")
-                                  for n, x in r["contenders"].items()
-                                  if n in OURS.values())]
+    report = {"about": about(rows, options), "rows": rows, "goals": goals_of(rows)}
+    if options.out:
+        (options.out / "report.json").write_text(json.dumps(report, indent=1))
+        (options.out / "report.html").write_text(report_page.page(report))
+        (options.out / "report.md").write_text(report_page.markdown(report))
+        print(options.out / "report.html")
+    elif options.format == "json":
+        print(json.dumps(report, indent=1))
+    else:
+        print(report_page.text(report), end="")
+    bad = [r for r in rows if any("did not take place" in e.get("failed", "")
+                                  or "other bytes" in e.get("failed", "")
+                                  or "passed on" in e.get("failed", "")
+                                  for n, e in r["contenders"].items()
+                                  if n in OURS.values() or is_variant(n))]
     return 1 if bad else 0
 
 

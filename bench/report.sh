@@ -1,21 +1,24 @@
 #!/usr/bin/env bash
-# Builds this library and its peers, measures them in turns, and writes report.json
-# and report.html.
+# Builds this library and its peers, measures them in turns, and writes report.json,
+# report.html and report.md.
 #
-#   bench/report.sh [--quick] [--rows=PART-OF-A-NAME] [--rounds=N] [--again]
+#   bench/report.sh [--quick] [--rows=PART-OF-A-NAME,...] [--rounds=N] [--again] [--list]
 #
 # They come into FIRSTTOUCH_REPORT_DIR, or ~/.cache/firsttouch-report, with all that is
 # built. A row of the same commit that is there is not measured again unless --again is
-# given, so a run that was interrupted goes on where it was. bench/peers/README.md has
-# the rest.
+# given, so a run that was interrupted goes on where it was. Without cargo,
+# `./bazelw run -c opt //bench:report` measures the contenders in C++ and prints tables;
+# it runs this script with the folder of the programs as its first argument.
+# bench/peers/README.md has the rest.
 set -euo pipefail
 
+[[ "${1:-}" != --programs=* ]] || exec python3 -B bench/report.py "$@"
 root="$(dirname "$(dirname "$(readlink --canonicalize "$0")")")"
 out="${FIRSTTOUCH_REPORT_DIR:-$HOME/.cache/firsttouch-report}"
 mkdir -p "$out"
 cd "$root"
 
-./bazelw build -c opt //bench:peers/native //bench:peers/counted //bench:images \
+./bazelw build -c opt //bench:peers/native //bench:peers/counted \
   //capi:libfirsttouch.so //examples:sqlite_guest >&2
 bin="$(./bazelw info -c opt bazel-bin 2> /dev/null)"
 bench/peers/build.sh "$out/build" "$bin/capi/libfirsttouch.so" \

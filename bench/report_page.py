@@ -1,28 +1,55 @@
-"""Draws what report.py has measured: one page that needs nothing else."""
+"""Says what report.py has measured: as text, as one page that needs nothing else, and
+as the tables of docs/performance.md."""
 
 import html
 import io
 
-# Whose rows are compared with the best of the others.
-OURS = {"C++": "firsttouch", "Wasmtime": "firsttouch on Wasmtime 48"}
-# Pages changed, and how many cycles of them a round has.
-CYCLES = {0: 800, 1: 800, 4: 600, 16: 400, 64: 150, 256: 60}
+from report_rows import CYCLES, OURS, is_variant
+
+# What a contender has besides what is compared, all per cycle; and of the rows with a
+# pool of many slots or a new one.
+COUNTS = {"faults": ("page faults", "flt"), "calls": ("system calls", "calls"),
+          "signals": ("signals", "sigs"), "shootdowns": ("TLB shootdowns", "TLB"),
+          "beside_first": ("beside the first of these rows", "/1st"),
+          "beside_second": ("beside the second", "/2nd")}
+DETAILS = {"acquire_p999_ns": "acqp999", "release_p999_ns": "relp999",
+           "create_ns": "create", "open_ns": "open", "bind_ns": "bind",
+           "query_ns": "query", "acquire_ns": "acquire", "touch_ns": "touch",
+           "release_ns": "release", "busy_private_kib": "KiB", "book_bytes": "book B",
+           "idle_private_kib": "idleKiB", "busy_pss_kib": "pssKiB",
+           "idle_tables_kib": "tabKiB", "idle_mappings": "maps"}
 
 
 def shown(number, value):
+    if value in ("idle_private_kib", "files", "lookup_ns"):
+        return f"{number:,.2f}"
     if value == "per_second":
         return f"{number / 1000:,.1f}"
     return f"{number / 1000:,.2f}" if number < 100_000 else f"{number / 1000:,.0f}"
+
+
+def details(end):
+    """Medians over the rounds, times in us."""
+    found = {}
+    for field in DETAILS:
+        values = sorted(a[field] for a in end["answers"] if field in a)
+        if values:
+            unit = 1000 if field.endswith("_ns") else 1
+            found[field] = values[len(values) // 2] / unit
+    return found
 
 
 UNITS = {
     "memory_ns": "us of memory's part of a cycle",
     "touch_page_ns": "us for a page",
     "first_ns": "us",
-    "all_ns": "us to open, to bind and for the first request",
-    "mean_ns": "us for a request",
+    "all_ns": "us until the first request or touch is done",
+    "mean_ns": "us",
+    "lookup_ns": "ns",
     "per_second": "1,000 cycles a second, all threads",
     "acquire_ns": "us of an acquire",
+    "files": "times the bytes of one file on the disk",
+    "idle_private_kib": "KiB private to an idle slot",
 }
 COLORS = ["#0b6e4f", "#b23a48", "#3d5a80", "#bc6c25", "#6d597a", "#457b9d",
           "#8a817c", "#2a9d8f", "#e07a5f", "#577590", "#9c6644", "#7f5539", "#555555"]
@@ -51,6 +78,8 @@ def line_plot(rows, pages, colors):
 
     def draw(axes):
         for name, color in colors.items():
+            if is_variant(name):
+                continue
             points = [(int(r["request"].split(" k=")[1].split()[0]),
                        r["contenders"][name]["median"] / 1000)
                       for r in rows
@@ -75,7 +104,8 @@ def line_plot(rows, pages, colors):
 
 
 def bar_plot(row, colors):
-    ends = {n: e for n, e in row["contenders"].items() if "median" in e}
+    ends = {n: e for n, e in row["contenders"].items()
+            if "median" in e and not is_variant(n)}
 
     def draw(axes):
         names = list(reversed(ends))
@@ -113,25 +143,22 @@ dt { font-weight: 600; } dd { margin: 0 0 .4rem 1rem; }
 
 def row_table(row):
     e = html.escape
-    extra = [("faults", "page faults"), ("calls", "system calls"), ("signals", "signals")]
-    extra = [x for x in extra if any(x[0] in c for c in row["contenders"].values())]
-    many = "work=many" in row["request"]
-    fields = (["create_ns", "acquire_ns", "touch_ns", "release_ns", "busy_private_kib",
-               "idle_private_kib", "busy_pss_kib", "busy_tables_kib", "busy_mappings"]
-              if many else [])
+    good = [end for end in row["contenders"].values() if "median" in end]
+    extra = [x for x in COUNTS if any(x in end for end in good)]
+    fields = [x for x in DETAILS if any(x in details(end) for end in good)]
     lines = ["<tr><th></th><th>median</th><th>quartiles</th>"
-             + "".join(f"<th>{e(t)}</th>" for _, t in extra)
+             + "".join(f"<th>{e(COUNTS[x][0])}</th>" for x in extra)
              + "".join(f"<th>{e(f.replace('_', ' '))}</th>" for f in fields) + "</tr>"]
     for name, end in row["contenders"].items():
-        if "failed" in end or "median" not in end:
+        if "median" not in end:
             lines.append(f"<tr><td>{e(name)}</td><td class=failed colspan=9>"
                          f"{e(end.get('failed', 'nothing'))}</td></tr>")
             continue
         cells = [shown(end["median"], row["value"]),
                  f"{shown(end['low'], row['value'])} to {shown(end['high'], row['value'])}"]
-        cells += [f"{end[x]:.2f}" if x in end else "" for x, _ in extra]
-        cells += [f"{end['answers'][0][f] / (1000 if f.endswith('_ns') else 1):,.2f}"
-                  for f in fields]
+        cells += [f"{end[x]:.2f}" if x in end else "" for x in extra]
+        found = details(end)
+        cells += [f"{found[f]:,.2f}" if f in found else "" for f in fields]
         ours = " class=ours" if name in OURS.values() else ""
         lines.append(f"<tr{ours}><td>{e(name)}</td>"
                      + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
@@ -153,6 +180,66 @@ def ratio_table(rows):
     return "<div class=scroll><table>" + "".join(lines) + "</table></div>"
 
 
+def goal_lines(report):
+    """Each goal as (row, what is measured, bound, measured, whether it is reached)."""
+    for goal in report["goals"]:
+        kinds = {"inverse": "{} / ours", "time": "ours / {}", "time of copied": "copied / {}",
+                 "recycle": "acquire and release / {}", "query": "first query / {}"}
+        what = kinds.get(goal["what"], goal["what"].replace("_", " ")
+                         + (" / {}" if goal["other"] else "")).format(goal["other"])
+        if goal["sense"] == "above":
+            what = what.replace(" / ", " above ")
+        sense = goal["sense"].replace("above", "<=")
+        yield (goal["row"], what, f"{sense}{goal['bound']:g}",
+               " ".join(f"{m:.2f}" if abs(m) < 1000 else f"{m:,.0f}"
+                        for m in goal["measured"]), goal["reached"])
+
+
+def table(lines):
+    """Lines of cells as text, the first at the left and the others at the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*lines)]
+    return ["  ".join([line[0].ljust(widths[0])]
+                      + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])])
+            for line in lines]
+
+
+def text(report):
+    """Tables and goals, for a terminal."""
+    lines = [f"{what}: {told}" for what, told in report["about"].items()]
+    lines += ["x: as a multiple of firsttouch's; flt: page faults, calls: system calls, sigs:",
+              "signals, TLB: shootdowns of the machine, all per cycle; what the other columns",
+              "are says bench/README.md; times among them are in us"]
+    for row in report["rows"]:
+        good = {n: end for n, end in row["contenders"].items() if "median" in end}
+        mine = good.get(OURS["C++"], {}).get("median")
+        extra = [x for x in COUNTS if any(x in end for end in good.values())]
+        fields = [x for x in DETAILS if any(x in details(end) for end in good.values())]
+        cells = [["", "median"] + ["x"] * bool(mine) + [COUNTS[x][1] for x in extra]
+                 + [DETAILS[f] for f in fields]]
+        for name, end in good.items():
+            found = details(end)
+            cells.append([name, shown(end["median"], row["value"])]
+                         + ([f"{end['median'] / mine:.2f}"] if mine else [])
+                         + [f"{end[x]:.2f}" if x in end else "" for x in extra]
+                         + [f"{found[f]:,.2f}" if f in found else "" for f in fields])
+        lines += ["", f"{row['section']}: {row['title']} ({UNITS[row['value']]})"]
+        lines += table(cells) if good else []
+        lines += [f"  {name}: {end.get('failed', 'nothing')}"
+                  for name, end in row["contenders"].items() if "median" not in end]
+    goals = list(goal_lines(report))
+    if goals:
+        lines += ["", "goals of firsttouch with default options; of a time by the means of",
+                  "the cycles and by their medians, both of which must be within the bound"]
+    for i, (row, what, bound, measured, reached) in enumerate(goals):
+        lines += [row] if i == 0 or goals[i - 1][0] != row else []
+        lines.append(f"  {what:42}{bound:>9}{measured:>13}  "
+                     + ("ok" if reached else "NOT REACHED"))
+    if goals:
+        reached = sum(goal[-1] for goal in goals)
+        lines.append(f"{reached} of {len(goals)} goals that were measured are reached")
+    return "\n".join(lines) + "\n"
+
+
 def markdown(report):
     """The tables of docs/performance.md."""
     lines = [f"{what}: {text}  " for what, text in report["about"].items()]
@@ -165,6 +252,9 @@ def markdown(report):
                 lines.append(
                     f"| {row['section']}: {row['title']} | {ratio['best']} | "
                     f"{ratio['median']:.2f} | {ratio['low']:.2f} to {ratio['high']:.2f} |")
+    lines += ["", "| goal | what | to reach | measured |", "| --- | --- | --- | --- |"]
+    lines += [f"| {row} | {what} | {bound} | {measured}{'' if reached else ' **missed**'} |"
+              for row, what, bound, measured, reached in goal_lines(report)]
     return "\n".join(lines) + "\n"
 
 
@@ -186,10 +276,15 @@ def page(report):
                "clean memory; one that has not, or whose counters show that the work "
                "did not take place, has no number.</p><h2>Against the best other</h2>")
     out.append(ratio_table(rows))
+    out.append("<h2>Goals</h2><div class=scroll><table>")
+    for row, what, bound, measured, reached in goal_lines(report):
+        out.append(f"<tr><td>{e(row)}</td><td>{e(what)}</td><td>{e(bound)}</td>"
+                   f"<td>{measured}</td><td>{'' if reached else 'missed'}</td></tr>")
+    out.append("</table></div>")
     for section in dict.fromkeys(r["section"] for r in rows):
         mine = [r for r in rows if r["section"] == section]
         out.append(f"<h2>{e(section)}</h2><div class=plots>")
-        if section == "recycle":
+        if section in ("recycle", "recycle, 4 MiB", "whole pages"):
             for pages in ("same", "others"):
                 some = [r for r in mine if r["title"].startswith(pages)]
                 out.append(f"<figure><figcaption>{pages} pages each time</figcaption>"

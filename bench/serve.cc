@@ -22,9 +22,9 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/bench/fixture.h"
-#include "firsttouch/bench/report.h"
-#include "firsttouch/bench/report.pb.h"
+#include "firsttouch/bench/serve.pb.h"
 #include "firsttouch/bench/serve_guests.h"
+#include "firsttouch/bench/serve_report.h"
 #include "firsttouch/uffd/units.h"
 
 using firsttouch::bench::Words;
@@ -154,8 +154,7 @@ void AddGoals(ServeReport& report) {
             absl::StrCat(row.guests(), " ",
                          row.pattern() == "sequential" ? "seq." : row.pattern(),
                          " ", row.page_cache(), " ", row.touch()),
-            other, bound, /*at_least=*/false, measured, std::nullopt,
-            report.mutable_goals());
+            other, bound, measured, report.mutable_goals());
   };
   const auto ratio = [&](const ServeRow& row, const std::string& way,
                          const std::string& field) {

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "firsttouch/bench/report.pb.h"
+#include "firsttouch/bench/serve.pb.h"
 #include "firsttouch/init/page_map.h"
 #include "firsttouch/uffd/units.h"
 

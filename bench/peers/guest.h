@@ -27,10 +27,10 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
-#include "firsttouch/bench/cycle_measure.h"
 #include "firsttouch/bench/fixture.h"
 #include "firsttouch/bench/readings.h"
 #include "firsttouch/init/image_builder.h"
+#include "firsttouch/pool/layout.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch::bench {
@@ -102,6 +102,23 @@ class Answer {
 
 // The guest of guest.wat, and peer.rs's images.
 
+inline constexpr uint64_t kImageBytes = 1 << 20;
+
+// Of a memory, as the modules have them.
+inline uint64_t MemoryBytes(const Request& request) {
+  return request.Number("memory_kib", 2 << 10) << 10;
+}
+
+// For so many of them, as far apart as Wasmtime's, or as the request says.
+inline LayoutOptions LayoutOf(const Request& request, uint64_t slots) {
+  const uint64_t most = request.Number("max_kib", MemoryBytes(request) >> 10)
+                        << 10;
+  return {.instances = static_cast<uint32_t>(slots),
+          .max_memory_bytes = most,
+          .guard_after_bytes =
+              (request.Number("stride_kib", 6 << 20) << 10) - most};
+}
+
 inline uint64_t Mix(uint64_t number) {
   uint64_t z = (number + 1) * 0x9e3779b97f4a7c15;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
@@ -158,9 +175,10 @@ struct Cycle {
   explicit Cycle(const Request& request)
       : k(request.Number("k", 0)),
         same(request.Text("pages") == "others"  ? 0
-             : request.Text("pages") == "mixed" ? kMixedSame
+             : request.Text("pages") == "mixed" ? 28
                                                 : k),
-        pages(request.Number("image_kib", 1024) / 4),
+        pages(request.Number("of_kib", request.Number("image_kib", 1024)) / 4),
+        whole(request.Number("whole", 0) != 0),
         list(k) {}
 
   // One cycle's work; `list` has the pages that it has changed.
@@ -173,7 +191,11 @@ struct Cycle {
       const uint64_t page = step * 37 % pages;
       list[i] = static_cast<uint32_t>(page);
       std::byte* const at = base + page * kPageBytes + 8;
-      Store(at + cycle % 500 * 8, cycle);
+      if (whole) {
+        memset(at - 8, static_cast<int>(cycle & 0xff), kPageBytes);
+      } else {
+        Store(at + cycle % 500 * 8, cycle);
+      }
       sum = std::rotl(sum, 1) ^ Load(at + (cycle + 499) % 500 * 8);
     }
     return sum;
@@ -182,6 +204,7 @@ struct Cycle {
   uint64_t k;
   uint64_t same;
   uint64_t pages;
+  bool whole;
   std::vector<uint32_t> list;
 };
 
@@ -199,11 +222,15 @@ inline uint64_t Touch(const Request& request, std::byte* base) {
   return sum;
 }
 
-// Page faults so far, of this process and of its children that have ended.
+// Page faults so far, of this process, those that another thread has served
+// among them, and of its children that have ended.
 inline uint64_t Faults() {
+  rusage own = {};
   rusage children = {};
+  getrusage(RUSAGE_SELF, &own);
   getrusage(RUSAGE_CHILDREN, &children);
-  return MinorFaults() + static_cast<uint64_t>(children.ru_minflt);
+  return static_cast<uint64_t>(own.ru_minflt + own.ru_majflt +
+                               children.ru_minflt);
 }
 
 // Private and proportional memory, page tables (KiB) and mappings of this

@@ -16,10 +16,10 @@
             (i32.sub (local.get $pages) (local.get $same)))))))
     (i32.rem_u (i32.mul (local.get $i) (i32.const 37)) (local.get $pages)))
 
-  ;; Changes a word in each of $k pages and reads the one that the guest before
-  ;; has changed; returns a sum of what it has read.
+  ;; Changes a word in each of $k pages, or all of each where $whole, and reads the
+  ;; word that the guest before has changed; returns a sum of what it has read.
   (func (export "run") (param $k i32) (param $same i32) (param $start i32)
-    (param $pages i32) (param $cycle i32) (result i64)
+    (param $pages i32) (param $cycle i32) (param $whole i32) (result i64)
     (local $i i32) (local $at i32) (local $sum i64)
     (block $done
       (loop $next
@@ -28,10 +28,12 @@
           (call $page (local.get $i) (local.get $same) (local.get $start)
             (local.get $pages))
           (i32.const 12)))
-        (i64.store
-          (i32.add (local.get $at) (i32.add (i32.const 8) (i32.shl
-            (i32.rem_u (local.get $cycle) (i32.const 500)) (i32.const 3))))
-          (i64.extend_i32_u (local.get $cycle)))
+        (if (local.get $whole)
+          (then (memory.fill (local.get $at) (local.get $cycle) (i32.const 4096)))
+          (else (i64.store
+            (i32.add (local.get $at) (i32.add (i32.const 8) (i32.shl
+              (i32.rem_u (local.get $cycle) (i32.const 500)) (i32.const 3))))
+            (i64.extend_i32_u (local.get $cycle)))))
         (local.set $sum (i64.xor
           (i64.rotl (local.get $sum) (i64.const 1))
           (i64.load

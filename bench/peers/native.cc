@@ -4,8 +4,8 @@
 //
 //   native WAY
 //
-// Ways: those of kWays, the names of cycle_strategies.h in one word each;
-// "fork", a child for each lease; "anonymous", memory without an image.
+// Ways: those of ways.h; "fork", a child for each lease; and those that only
+// do what parts.h and images.h have.
 
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -23,52 +23,40 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "firsttouch/bench/cycle_measure.h"
-#include "firsttouch/bench/cycle_strategies.h"
 #include "firsttouch/bench/fixture.h"
 #include "firsttouch/bench/peers/guest.h"
+#include "firsttouch/bench/peers/images.h"
+#include "firsttouch/bench/peers/parts.h"
+#include "firsttouch/bench/peers/thread_pool.h"
+#include "firsttouch/bench/peers/ways.h"
 #include "firsttouch/bench/readings.h"
-#include "firsttouch/bench/thread_pool.h"
 #include "firsttouch/examples/system_calls.h"
 #include "firsttouch/examples/tenants.h"
 #include "firsttouch/integrations/wasm2c/plain_memory.h"
 #include "firsttouch/integrations/wasm2c/pool_memory.h"
 #include "firsttouch/integrations/wasm2c/wasi.h"
-#include "firsttouch/service/service.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch::bench {
 namespace {
 
-constexpr uint64_t kMemoryBytes = 2 << 20;
 constexpr uint64_t kMaxMemoryBytes = 8 << 20;
-constexpr uint64_t kWarmup = 400;
-
-constexpr std::pair<const char*, const char*> kWays[] = {
-    {"firsttouch", kDefaultName}, {"dontneed", kCopyOnWriteName},
-    {"scan", kScanName},          {"memcpy", kCopyImageName},
-    {"limit", kLimitName},        {"fork", kCopyOnWriteName},
-    {"anonymous", kLimitName}};
-
-LayoutOptions LayoutOf(uint64_t slots) {
-  return {.instances = static_cast<uint32_t>(slots),
-          .max_memory_bytes = kMemoryBytes,
-          .guard_after_bytes = (uint64_t{6} << 30) - kMemoryBytes};
-}
 
 // One thread's part of a row: its slots, each with the image that it had last.
 class Worker {
  public:
-  Worker(const std::string& way, CycleStrategy& strategy,
+  Worker(const std::string& way, Way& strategy,
          const std::vector<ImageRef>& images, const Zipf& zipf,
          const Request& request, uint64_t thread)
       : images_(images),
         zipf_(zipf),
         cycle_(request),
+        memory_bytes_(MemoryBytes(request)),
         thread_(thread),
         fork_(way == "fork"),
         // Whose slots are all alike.
-        pool_(way == "firsttouch") {
+        pool_(PoolOptionsOf(way).has_value()),
+        parts_(request.Number("parts", 0) != 0) {
     for (uint64_t i = 0; i < request.Number("slots", 1); ++i) {
       slots_.push_back({strategy.NewSlot(), nullptr});
     }
@@ -82,7 +70,9 @@ class Worker {
 
   // So many cycles, or as many as begin within so many ticks.
   void Run(uint64_t cycles, uint64_t budget = UINT64_MAX) {
-    ticks.clear();
+    for (Ticks* times : {&ticks, &acquire_ticks, &release_ticks}) {
+      times->clear();
+    }
     sum = 0;
     const uint64_t together = slots_.size();
     begun = NowTicks();
@@ -90,11 +80,7 @@ class Worker {
     for (uint64_t done = 0; done < cycles && last - begun < budget;
          done += together) {
       if (together == 1) {
-        const ImageRef& image = Wanted(0);
-        Slot& slot = slots_.front();
-        std::byte* const base = slot.slot->Acquire(image);
-        sum = std::rotl(sum, 1) ^ Work(base, next_++);
-        if (!fork_) slot.slot->Release(cycle_.list, kMemoryBytes);
+        Alone(last);
       } else {
         Batch(together);
       }
@@ -113,15 +99,18 @@ class Worker {
     for (const std::byte* base : bases) {
       const uint64_t bytes = image->pages().bytes();
       clean &= memcmp(base, image->data(), bytes) == 0;
-      for (uint64_t i = bytes; i < kMemoryBytes; ++i) {
+      for (uint64_t i = bytes; i < memory_bytes_; ++i) {
         clean &= base[i] == std::byte{0};
       }
     }
-    for (Slot& slot : slots_) slot.slot->Release(PageList(), kMemoryBytes);
+    for (Slot& slot : slots_) slot.slot->Release(PageList(), memory_bytes_);
     return clean;
   }
 
   Ticks ticks;
+  // Where the request asks for the parts of a cycle.
+  Ticks acquire_ticks;
+  Ticks release_ticks;
   uint64_t sum = 0;
   // When the last Run() did.
   uint64_t begun = 0;
@@ -150,6 +139,18 @@ class Worker {
     return *told_;
   }
 
+  // A lease in the only slot, which begins at `start`.
+  void Alone(uint64_t start) {
+    CycleSlot& slot = *slots_.front().slot;
+    std::byte* const base = slot.Acquire(Wanted(0));
+    if (parts_) acquire_ticks.push_back(NowTicks() - start);
+    sum = std::rotl(sum, 1) ^ Work(base, next_++);
+    if (fork_) return;
+    const uint64_t done = parts_ ? NowTicks() : 0;
+    slot.Release(cycle_.list, memory_bytes_);
+    if (parts_) release_ticks.push_back(NowTicks() - done);
+  }
+
   // As many leases at once as there are slots.
   void Batch(uint64_t together) {
     std::vector<std::pair<Slot*, std::byte*>> leases;
@@ -176,7 +177,7 @@ class Worker {
       lists.push_back(cycle_.list);
     }
     for (uint64_t i = 0; i < together; ++i) {
-      leases[i].first->slot->Release(lists[i], kMemoryBytes);
+      leases[i].first->slot->Release(lists[i], memory_bytes_);
       leases[i].first->taken = false;
     }
   }
@@ -184,9 +185,11 @@ class Worker {
   const std::vector<ImageRef>& images_;
   const Zipf& zipf_;
   Cycle cycle_;
+  const uint64_t memory_bytes_;
   const uint64_t thread_;
   const bool fork_;
   const bool pool_;
+  const bool parts_;
   std::vector<Slot> slots_;
   uint64_t* told_ = nullptr;
   uint64_t next_ = 1;
@@ -194,27 +197,16 @@ class Worker {
 
 void Mark(const Request& request, bool begin) {
   if (request.Number("marked", 0) == 0) return;
+  if (begin) examples::WaitUntilOtherThreadsSleep();
   (begin ? examples::BeginCountedPart : examples::EndCountedPart)();
 }
 
-std::unique_ptr<CycleStrategy> MakeStrategy(const std::string& way,
-                                            const LayoutOptions& layout) {
-  for (const auto& [word, name] : kWays) {
-    if (way != word) continue;
-    for (const CycleStrategyFactory& factory : AllCycleStrategies()) {
-      if (factory.name == name) return OrDie(factory.make(layout));
-    }
-  }
-  Die(absl::StrCat(way, ": there is no such way"));
+// A child of a lease has what its parent has mapped.
+std::unique_ptr<Way> MakeWay(const std::string& word,
+                             const LayoutOptions& layout,
+                             uint64_t size_bytes = 0) {
+  return OrDie(OpenWay(word == "fork" ? "dontneed" : word, layout, size_bytes));
 }
-
-// What answers the rounds of one row.
-class Row {
- public:
-  virtual ~Row() = default;
-  virtual void Round(Answer& answer) = 0;
-  virtual bool FindsClean() { return true; }
-};
 
 class CycleRows : public Row {
  public:
@@ -223,22 +215,26 @@ class CycleRows : public Row {
         zipf_(request.Number("images", 1)),
         threads_(static_cast<uint32_t>(request.Number("threads", 1))),
         thread_pool_(threads_),
-        strategy_(MakeStrategy(
-            way, LayoutOf(request.Number("slots", 1) * threads_ + 1))) {
+        way_(MakeWay(
+            way,
+            LayoutOf(request, request.Number("slots", 1) * threads_ + 1))) {
     for (uint64_t i = 0; i < request.Number("images", 1); ++i) {
       images_.push_back(ImageOf(i, request.Number("image_kib", 1024) << 10));
     }
     for (uint32_t thread = 0; thread < threads_; ++thread) {
-      workers_.push_back(std::make_unique<Worker>(way, *strategy_, images_,
-                                                  zipf_, request_, thread));
+      workers_.push_back(std::make_unique<Worker>(way, *way_, images_, zipf_,
+                                                  request_, thread));
     }
-    thread_pool_.Run(threads_, [&](uint32_t i) { workers_[i]->Run(kWarmup); });
+    thread_pool_.Run(threads_, [&](uint32_t i) {
+      workers_[i]->Run(request_.Number("warmup", 400));
+    });
   }
 
   void Round(Answer& answer) override {
     const uint64_t cycles = request_.Number("cycles", 500);
     const uint64_t budget = request_.BudgetTicks();
     thread_pool_.Run(threads_, [&](uint32_t i) { workers_[i]->Run(1); });
+    const std::optional<uint64_t> shootdowns_before = TlbShootdowns();
     const uint64_t before = Faults();
     thread_pool_.Run(threads_, [&](uint32_t i) {
       Mark(request_, true);
@@ -246,13 +242,20 @@ class CycleRows : public Row {
       Mark(request_, false);
     });
     const uint64_t faults = Faults() - before;
+    const std::optional<uint64_t> shootdowns = TlbShootdowns();
     std::vector<Ticks> ticks;
+    Ticks acquire;
+    Ticks release;
     uint64_t sum = 0;
     double done = 0;
     uint64_t begun = UINT64_MAX;
     uint64_t ended = 0;
     for (const auto& worker : workers_) {
       ticks.push_back(worker->ticks);
+      acquire.insert(acquire.end(), worker->acquire_ticks.begin(),
+                     worker->acquire_ticks.end());
+      release.insert(release.end(), worker->release_ticks.begin(),
+                     worker->release_ticks.end());
       sum += worker->sum;
       begun = std::min(begun, worker->begun);
       ended = std::max(ended, worker->ended);
@@ -264,6 +267,14 @@ class CycleRows : public Row {
     answer.Number("per_second", 1e9 * done / TicksToNs(ended - begun));
     answer.Number("cycles", done);
     answer.Number("faults", static_cast<double>(faults));
+    if (shootdowns.has_value() && shootdowns_before.has_value()) {
+      answer.Number("shootdowns",
+                    static_cast<double>(*shootdowns - *shootdowns_before));
+    }
+    if (!release.empty()) {
+      answer.Number("acquire_p999_ns", TicksToNs(Quantile(acquire, 0.999)));
+      answer.Number("release_p999_ns", TicksToNs(Quantile(release, 0.999)));
+    }
     // Who is faster comes further in a time, and reads more.
     if (budget == UINT64_MAX) answer.Sum(sum);
   }
@@ -282,61 +293,9 @@ class CycleRows : public Row {
   const Zipf zipf_;
   const uint32_t threads_;
   ThreadPool thread_pool_;
-  std::unique_ptr<CycleStrategy> strategy_;
+  std::unique_ptr<Way> way_;
   std::vector<ImageRef> images_;
   std::vector<std::unique_ptr<Worker>> workers_;
-};
-
-// Touches of memory without a page.
-class TouchRows : public Row {
- public:
-  TouchRows(const std::string& way, const Request& request)
-      : request_(request),
-        image_(way == "anonymous"
-                   ? nullptr
-                   // With pages behind those of the others' images: the last
-                   // ones of a cold memory are there.
-                   : ImageOf(0, kCycleImageBytes + 8 * kPageBytes)) {
-    if (way == "firsttouch") {
-      pool_ = OrDie(Service::Create({.layout = LayoutOf(1)}));
-    } else {
-      mapping_ = std::make_unique<Mapping>(kMemoryBytes, image_);
-    }
-  }
-
-  void Round(Answer& answer) override {
-    const uint64_t cycles = request_.Number("cycles", 500);
-    const uint64_t count = request_.Number("count", 256);
-    Ticks ticks;
-    uint64_t sum = 0;
-    uint64_t faults = 0;
-    for (uint64_t i = 0; i < cycles; ++i) {
-      Memory memory;
-      if (pool_ != nullptr) {
-        memory = ColdMemory(*pool_, image_, kMemoryBytes);
-      } else {
-        mapping_->MapAnew();
-      }
-      std::byte* const base = pool_ ? memory.base() : mapping_->base();
-      const uint64_t before = pool_ ? pool_->Stats().faults() : MinorFaults();
-      const uint64_t start = NowTicks();
-      sum = std::rotl(sum, 1) ^ Touch(request_, base);
-      ticks.push_back(NowTicks() - start);
-      faults += (pool_ ? pool_->Stats().faults() : MinorFaults()) - before;
-    }
-    answer.Times({ticks});
-    answer.Number("touch_median_ns", TicksToNs(Median(ticks)));
-    answer.Number("cycles", static_cast<double>(cycles));
-    answer.Number("faults", static_cast<double>(faults));
-    answer.Number("touched", static_cast<double>(cycles * count));
-    answer.Sum(sum);
-  }
-
- private:
-  const Request request_;
-  const ImageRef image_;
-  std::unique_ptr<Service> pool_;
-  std::unique_ptr<Mapping> mapping_;
 };
 
 // Growing in each cycle, and writing to what is new. Who has no pool opens what
@@ -346,24 +305,24 @@ class GrowRows : public Row {
  public:
   GrowRows(const std::string& way, const Request& request)
       : request_(request),
-        strategy_(
-            MakeStrategy(way, wasm2c::LayoutForGuests(2, kMaxMemoryBytes))),
-        source_(strategy_->NewSource()),
-        image_(ImageOf(0, kCycleImageBytes)),
-        opens_(way != "firsttouch") {
+        memory_bytes_(MemoryBytes(request)),
+        way_(MakeWay(way, wasm2c::LayoutForGuests(2, kMaxMemoryBytes))),
+        source_(way_->NewSource()),
+        image_(ImageOf(0, kImageBytes)),
+        opens_(!PoolOptionsOf(way).has_value()) {
     if (opens_) {
       Allow(OrDie(source_->Acquire({&wanted_, 1}))[0]->base(),
-            kMaxMemoryBytes - kMemoryBytes, PROT_NONE);
+            kMaxMemoryBytes - memory_bytes_, PROT_NONE);
     }
-    Run(kWarmup);
+    Run(request.Number("warmup", 400));
   }
 
   void Round(Answer& answer) override {
-    const uint64_t before = MinorFaults();
+    const uint64_t before = Faults();
     Mark(request_, true);
     Run(request_.Number("cycles", 500));
     Mark(request_, false);
-    answer.Number("faults", static_cast<double>(MinorFaults() - before));
+    answer.Number("faults", static_cast<double>(Faults() - before));
     answer.Times({ticks_});
     answer.Number("cycles", static_cast<double>(ticks_.size()));
     answer.Sum(sum_);
@@ -371,8 +330,8 @@ class GrowRows : public Row {
 
  private:
   // Of so many bytes behind the size.
-  static void Allow(std::byte* base, uint64_t bytes, int access) {
-    if (mprotect(base + kMemoryBytes, bytes, access) != 0) {
+  void Allow(std::byte* base, uint64_t bytes, int access) const {
+    if (mprotect(base + memory_bytes_, bytes, access) != 0) {
       Die("mprotect failed");
     }
   }
@@ -386,16 +345,16 @@ class GrowRows : public Row {
       std::byte* base = nullptr;
       {
         const auto memories = OrDie(source_->Acquire({&wanted_, 1}));
-        OrDie(memories[0]->Grow(kMemoryBytes + grown));
+        OrDie(memories[0]->Grow(memory_bytes_ + grown));
         base = memories[0]->base();
         if (opens_) Allow(base, grown, PROT_READ | PROT_WRITE);
         uint64_t sum = 0;
-        for (uint64_t at = kMemoryBytes; at < kMemoryBytes + grown;
+        for (uint64_t at = memory_bytes_; at < memory_bytes_ + grown;
              at += kPageBytes) {
           sum += Load(base + at);
           Store(base + at, 1);
         }
-        sum_ = std::rotl(sum_, 1) ^ (sum + kMemoryBytes + grown);
+        sum_ = std::rotl(sum_, 1) ^ (sum + memory_bytes_ + grown);
       }
       if (opens_) Allow(base, grown, PROT_NONE);
       ticks_.push_back(NowTicks() - start);
@@ -403,17 +362,18 @@ class GrowRows : public Row {
   }
 
   const Request request_;
-  std::unique_ptr<CycleStrategy> strategy_;
+  const uint64_t memory_bytes_;
+  std::unique_ptr<Way> way_;
   std::unique_ptr<wasm2c::MemorySource> source_;
   const ImageRef image_;
   const wasm2c::MemoryRequest wanted_ = {.image = image_,
-                                         .size_bytes = kMemoryBytes};
+                                         .size_bytes = memory_bytes_};
   const bool opens_;
   Ticks ticks_;
   uint64_t sum_ = 0;
 };
 
-// SQLite, compiled by wasm2c; as cycle_measure.cc has it.
+// SQLite, compiled by wasm2c.
 class SqliteRows : public Row {
  public:
   SqliteRows(const std::string& way, const Request& request)
@@ -422,25 +382,28 @@ class SqliteRows : public Row {
         {.slots = 1, .max_memory_bytes = kSqliteMemoryBytes}));
     database_ = OrDie(
         examples::SetUpDatabase(plain.get(), static_cast<uint32_t>(rows_)));
-    strategy_ =
-        MakeStrategy(way, wasm2c::LayoutForGuests(2, kSqliteMemoryBytes));
-    source_ = strategy_->NewSource();
-    for (int i = 0; i < 60; ++i) Serve();
+    way_ = MakeWay(way, wasm2c::LayoutForGuests(2, kSqliteMemoryBytes));
+    source_ = way_->NewSource();
+    for (uint64_t i = 0; i < request.Number("warmup", 60); ++i) Serve();
   }
 
   void Round(Answer& answer) override {
     const uint64_t cycles = request_.Number("cycles", 40);
     Ticks ticks;
-    const uint64_t before = MinorFaults();
+    Ticks recycle;
+    const uint64_t before = Faults();
     Mark(request_, true);
     for (uint64_t i = 0; i < cycles; ++i) {
       const uint64_t start = NowTicks();
-      Serve();
+      recycle.push_back(Serve());
       ticks.push_back(NowTicks() - start);
     }
     Mark(request_, false);
-    answer.Number("faults", static_cast<double>(MinorFaults() - before));
+    answer.Number("faults", static_cast<double>(Faults() - before));
     answer.Times({ticks});
+    const RoundTimes recycled = TimesOfRound({recycle});
+    answer.Number("recycle_median_ns", recycled.median_ns);
+    answer.Number("recycle_mean_ns", recycled.mean_ns);
     answer.Number("cycles", static_cast<double>(cycles));
   }
 
@@ -450,54 +413,66 @@ class SqliteRows : public Row {
   }
 
  private:
-  void Serve() {
+  // Returns the ticks of the part that is acquire and release.
+  uint64_t Serve() {
+    const uint64_t begun = NowTicks();
     wasi_.Reset();
-    examples::SqliteGuest guest =
+    std::optional<examples::SqliteGuest> guest =
         OrDie(database_->Instantiate(source_.get(), &wasi_));
-    RequestOrDie(guest, rows_, request_.Text("pages") == "same" ? 0 : ++next_);
+    const uint64_t acquired = NowTicks();
+    RequestOrDie(*guest, rows_, request_.Text("pages") == "same" ? 0 : ++next_);
+    const uint64_t done = NowTicks();
+    guest.reset();
+    return acquired - begun + (NowTicks() - done);
   }
 
   const Request request_;
   const uint64_t rows_;
   std::shared_ptr<const examples::SqliteTemplate> database_;
-  std::unique_ptr<CycleStrategy> strategy_;
+  std::unique_ptr<Way> way_;
   std::unique_ptr<wasm2c::MemorySource> source_;
   wasm2c::Wasi wasi_;
   uint64_t next_ = 0;
 };
 
-// The first cycles of slots that nobody had, of an image that ran in another.
+// The first cycles of slots that nobody had, of an image that ran in another,
+// or with `new`, each of an image that ran nowhere.
 void FirstCycles(const std::string& way, const Request& request,
                  Answer& answer) {
   const uint64_t count = request.Number("slots", 12);
-  const auto strategy = MakeStrategy(way, LayoutOf(count + 1));
-  const ImageRef image = ImageOf(0, kCycleImageBytes);
+  const uint64_t memory_bytes = MemoryBytes(request);
+  const auto slots_of = MakeWay(way, LayoutOf(request, count + 1));
+  const ImageRef image = ImageOf(0, kImageBytes);
+  std::vector<ImageRef> images(count, image);
+  for (uint64_t i = 0; i < count && request.Number("new", 0) != 0; ++i) {
+    images[i] = ImageOf(i + 1, kImageBytes);
+  }
   Cycle cycle(request);
-  const auto held = strategy->NewSlot();
+  const auto held = slots_of->NewSlot();
   for (uint64_t i = 1; i <= 20; ++i) {
     cycle.Run(held->Acquire(image), i);
-    held->Release(cycle.list, kMemoryBytes);
+    held->Release(cycle.list, memory_bytes);
   }
   held->Acquire(image);
   std::vector<std::unique_ptr<CycleSlot>> slots(count);
-  for (auto& slot : slots) slot = strategy->NewSlot();
+  for (auto& slot : slots) slot = slots_of->NewSlot();
   std::vector<std::vector<uint32_t>> lists(count);
   Ticks ticks(count);
   uint64_t sum = 0;
-  const uint64_t before = MinorFaults();
+  const uint64_t before = Faults();
   for (uint64_t i = 0; i < count; ++i) {
     const uint64_t start = NowTicks();
-    sum = std::rotl(sum, 1) ^ cycle.Run(slots[i]->Acquire(image), i + 1);
+    sum = std::rotl(sum, 1) ^ cycle.Run(slots[i]->Acquire(images[i]), i + 1);
     ticks[i] = NowTicks() - start;
     lists[i] = cycle.list;
   }
   for (uint64_t i = 0; i < count; ++i) {
     const uint64_t start = NowTicks();
-    slots[i]->Release(lists[i], kMemoryBytes);
+    slots[i]->Release(lists[i], memory_bytes);
     ticks[i] += NowTicks() - start;
   }
-  answer.Number("faults", static_cast<double>(MinorFaults() - before));
-  held->Release(PageList(), kMemoryBytes);
+  answer.Number("faults", static_cast<double>(Faults() - before));
+  held->Release(PageList(), memory_bytes);
   answer.Times({ticks});
   answer.Number("cycles", static_cast<double>(count));
   answer.Sum(sum);
@@ -506,18 +481,21 @@ void FirstCycles(const std::string& way, const Request& request,
 // So many slots, all leased at once: time of each part, and memory.
 void Many(const std::string& way, const Request& request, Answer& answer) {
   const uint64_t count = request.Number("slots", 100);
-  const ImageRef image = ImageOf(0, kCycleImageBytes);
+  const uint64_t memory_bytes = MemoryBytes(request);
+  const ImageRef image = ImageOf(0, kImageBytes);
   Cycle cycle(request);
   uint64_t start = NowTicks();
-  const auto strategy = MakeStrategy(way, LayoutOf(count));
+  const auto slots_of = MakeWay(way, LayoutOf(request, count), memory_bytes);
   std::vector<std::unique_ptr<CycleSlot>> slots(count);
   // Who has no pool reserves each for itself.
-  for (auto& slot : slots) slot = strategy->NewSlot();
+  for (auto& slot : slots) slot = slots_of->NewSlot();
   answer.Number("create_ns", NsSince(start));
   for (uint64_t i = 0; i < 100; ++i) {
     cycle.Run(slots[0]->Acquire(image), i);
-    slots[0]->Release(cycle.list, kMemoryBytes);
+    slots[0]->Release(cycle.list, memory_bytes);
   }
+  // Further pages that a guest reads, all over the image.
+  const uint64_t reads = request.Number("reads", 0);
   const auto before = Footprint();
   Ticks acquire;
   Ticks touch;
@@ -528,6 +506,10 @@ void Many(const std::string& way, const Request& request, Answer& answer) {
     std::byte* const base = slots[i]->Acquire(image);
     const uint64_t acquired = NowTicks();
     cycle.Run(base, i);
+    for (uint64_t r = 0; r < reads; ++r) {
+      const volatile std::byte* const page = base + r * (kImageBytes / reads);
+      static_cast<void>(page[kPageBytes]);
+    }
     touch.push_back(NowTicks() - acquired);
     acquire.push_back(acquired - start);
     lists[i] = cycle.list;
@@ -535,7 +517,7 @@ void Many(const std::string& way, const Request& request, Answer& answer) {
   const auto busy = Footprint();
   for (uint64_t i = 0; i < count; ++i) {
     start = NowTicks();
-    slots[i]->Release(lists[i], kMemoryBytes);
+    slots[i]->Release(lists[i], memory_bytes);
     release.push_back(NowTicks() - start);
   }
   const auto idle = Footprint();
@@ -549,6 +531,24 @@ void Many(const std::string& way, const Request& request, Answer& answer) {
     answer.Number(absl::StrCat("busy_", kWhat[i]), (busy[i] - before[i]) / all);
     answer.Number(absl::StrCat("idle_", kWhat[i]), (idle[i] - before[i]) / all);
   }
+  if (const uint64_t kept = slots_of->IdlePrivateBytes(); kept != 0) {
+    // Private all the same, and no page of a slot.
+    answer.Number("book_bytes",
+                  ((idle[0] - before[0]) * 1024 - static_cast<double>(kept)) /
+                      static_cast<double>(count));
+  }
+}
+
+std::unique_ptr<Row> MakeRow(const std::string& way, const Request& request) {
+  if (auto row = MakePartRow(way, request)) return row;
+  if (auto row = MakeImageRow(way, request)) return row;
+  if (request.Text("work") == "sqlite") {
+    return std::make_unique<SqliteRows>(way, request);
+  }
+  if (request.Number("grown", 0) > 0) {
+    return std::make_unique<GrowRows>(way, request);
+  }
+  return std::make_unique<CycleRows>(way, request);
 }
 
 int Main(int argc, char** argv) {
@@ -563,7 +563,12 @@ int Main(int argc, char** argv) {
     Answer answer;
     if (request.verb == "check") {
       answer.Text("clean", row == nullptr || row->FindsClean() ? "yes" : "no");
-      if (way == "firsttouch") answer.Text("supply", DescribeDefaultOptions());
+      if (const auto options = PoolOptionsOf(way)) {
+        answer.Text("supply", DescribePool(*options));
+      }
+#ifdef __OPTIMIZE__
+      answer.Text("optimized", "yes");
+#endif
       row = nullptr;
       of.clear();
     } else if (work == "first") {
@@ -574,15 +579,7 @@ int Main(int argc, char** argv) {
       if (of != line) {
         row = nullptr;
         of = line;
-        if (work == "touch") {
-          row = std::make_unique<TouchRows>(way, request);
-        } else if (work == "sqlite") {
-          row = std::make_unique<SqliteRows>(way, request);
-        } else if (request.Number("grown", 0) > 0) {
-          row = std::make_unique<GrowRows>(way, request);
-        } else {
-          row = std::make_unique<CycleRows>(way, request);
-        }
+        row = MakeRow(way, request);
       }
       row->Round(answer);
     }

@@ -10,11 +10,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use wasmtime::{Caller, Extern, Instance, Memory, Store, TypedFunc, Val};
 
 const PAGE: usize = 4096;
-/// The guest's memory at the start (guest.wat) and at most.
-const MEMORY_BYTES: usize = 2 << 20;
+/// The guest's memory at most (guest.wat).
 const MAX_MEMORY_BYTES: usize = 8 << 20;
-/// Cycles before the first that counts.
-const WARMUP: u64 = 400;
 
 /// What a supply is to have room for.
 pub struct Sizes {
@@ -58,6 +55,11 @@ impl Request {
             .get(name)
             .map_or(otherwise, |value| value.parse().expect("a number"))
     }
+}
+
+/// The guest's memory at the start.
+fn memory_bytes(request: &Request) -> usize {
+    (request.number("memory_kib", 2 << 10) as usize) << 10
 }
 
 /// One line of JSON.
@@ -176,6 +178,19 @@ fn with_data(module: &[u8], bytes: &[u8]) -> Vec<u8> {
     whole
 }
 
+/// guest.wat with a memory of so many bytes at the start, less than 8 MiB.
+fn with_size(guest: &[u8], bytes: usize) -> Vec<u8> {
+    // Its memory section: one memory, with a maximum, of 32 to 128 pages.
+    const MEMORY: [u8; 7] = [5, 5, 1, 1, 32, 0x80, 1];
+    let at = guest
+        .windows(MEMORY.len())
+        .position(|part| part == MEMORY)
+        .expect("the memory of guest.wat");
+    let mut sized = guest.to_vec();
+    sized[at + 4] = (bytes >> 16) as u8;
+    sized
+}
+
 /// The guest after it was set up: the same module with the bytes of its memory
 /// as its data. Its globals are as at first once no call is left on its stack.
 fn with_memory(module: &[u8], bytes: &[u8]) -> Vec<u8> {
@@ -278,7 +293,7 @@ pub fn wasi(name: &str, mut caller: Caller<'_, ()>, parameters: &[Val], results:
 
 // --- The guests of one thread ------------------------------------------------
 
-type Run = (i32, i32, i32, i32, i32);
+type Run = (i32, i32, i32, i32, i32, i32);
 
 /// What a request says of cycles.
 #[derive(Clone, Copy)]
@@ -286,6 +301,7 @@ struct Cycle {
     k: u64,
     same: u64,
     pages: u64,
+    whole: bool,
     grown: u64,
     slots: u64,
     thread: u64,
@@ -310,7 +326,8 @@ impl Cycle {
                 "mixed" => 28,
                 _ => k,
             },
-            pages: request.number("image_kib", 1024) / 4,
+            pages: request.number("of_kib", request.number("image_kib", 1024)) / 4,
+            whole: request.number("whole", 0) != 0,
             grown: request.number("grown", 0),
             slots: request.number("slots", 1),
             thread,
@@ -329,6 +346,7 @@ impl Cycle {
             start as i32,
             self.pages as i32,
             cycle as i32,
+            i32::from(self.whole),
         )
     }
 }
@@ -424,14 +442,14 @@ impl Work {
     }
 
     /// Whether a fresh instance of the first image finds it, and zeroes.
-    fn finds_clean(&self, image_bytes: &[u8]) -> bool {
+    fn finds_clean(&self, image_bytes: &[u8], memory_bytes: usize) -> bool {
         (0..self.cycle.slots)
             .map(|_| Guest::new(&self.supply, &self.apps[0]))
             .collect::<Vec<_>>()
             .iter_mut()
             .all(|guest| {
                 let bytes = guest.memory().data(&guest.store).to_vec();
-                bytes.len() == MEMORY_BYTES
+                bytes.len() == memory_bytes
                     && bytes[..image_bytes.len()] == *image_bytes
                     && bytes[image_bytes.len()..].iter().all(|byte| *byte == 0)
             })
@@ -472,16 +490,15 @@ impl Row {
         let apps: Arc<Vec<App>> = Arc::new(
             (0..images)
                 .map(|image| {
-                    supply.app(&with_data(
-                        &modules.guest,
-                        &image_bytes(image, image_kib << 10),
-                    ))
+                    let guest = with_size(&modules.guest, memory_bytes(request));
+                    supply.app(&with_data(&guest, &image_bytes(image, image_kib << 10)))
                 })
                 .collect(),
         );
         let rest = Arc::new(vec![supply.app(&modules.rest)]);
         let zipf = Arc::new(Zipf::new(images));
         let first = Arc::new(image_bytes(0, image_kib << 10));
+        let (warmup, size) = (request.number("warmup", 400), memory_bytes(request));
         let barrier = Arc::new(std::sync::Barrier::new(threads as usize));
         let threads = (0..threads)
             .map(|thread| {
@@ -503,7 +520,7 @@ impl Row {
                     let mut warm = false;
                     for job in todo {
                         if !std::mem::replace(&mut warm, true) {
-                            cycles.cycles(WARMUP, u64::MAX);
+                            cycles.cycles(warmup, u64::MAX);
                             others.cycles(20, u64::MAX);
                         }
                         barrier.wait();
@@ -519,7 +536,7 @@ impl Row {
                                 (part, true)
                             }
                             Job::Rest(count) => (others.cycles(count, budget), true),
-                            Job::Check => (Part::default(), cycles.finds_clean(&first)),
+                            Job::Check => (Part::default(), cycles.finds_clean(&first, size)),
                         };
                         if done.send(answer).is_err() {
                             break;
@@ -614,7 +631,8 @@ fn sizes_for(slots: u64) -> Sizes {
     }
 }
 
-/// The first cycles of slots that nobody had, of an image that ran in another.
+/// The first cycles of slots that nobody had, of an image that ran in another, or
+/// with `new`, each of an image that ran nowhere.
 fn first_cycles(way: &str, modules: &Modules, request: &Request, answer: &mut Answer) {
     let slots = request.number("slots", 12);
     let cycle = Cycle {
@@ -624,14 +642,14 @@ fn first_cycles(way: &str, modules: &Modules, request: &Request, answer: &mut An
     let supply = Supply::new(way, &sizes_for(slots + 1));
     let app = supply.app(&with_data(&modules.guest, &image_bytes(0, 1 << 20)));
     let rest = supply.app(&modules.rest);
-    let timed = |app: &App, slots: u64, sum: &mut u64| -> f64 {
+    let timed = |apps: &[&App], sum: &mut u64| -> f64 {
         let mut guests = Vec::new();
-        let mut times = vec![0; slots as usize];
-        for (i, time) in times.iter_mut().enumerate() {
+        let mut times = Vec::new();
+        for (i, app) in apps.iter().enumerate() {
             let begun = ticks();
             let mut guest = Guest::new(&supply, app);
             *sum = sum.rotate_left(1) ^ guest.run(cycle.run(i as u64 + 1));
-            *time = ticks() - begun;
+            times.push(ticks() - begun);
             guests.push(guest);
         }
         for (i, guest) in guests.into_iter().enumerate() {
@@ -644,20 +662,27 @@ fn first_cycles(way: &str, modules: &Modules, request: &Request, answer: &mut An
     };
     let mut sum = 0;
     for _ in 0..20 {
-        timed(&app, 1, &mut sum);
-        timed(&rest, 1, &mut sum);
+        timed(&[&app], &mut sum);
+        timed(&[&rest], &mut sum);
     }
     // Holds the slot that is not fresh.
     let held = Guest::new(&supply, &app);
     sum = 0;
+    let new = request.number("new", 0) != 0;
+    let new_apps: Vec<App> = (0..if new { slots } else { 0 })
+        .map(|i| supply.app(&with_data(&modules.guest, &image_bytes(i + 1, 1 << 20))))
+        .collect();
+    let apps: Vec<&App> = (0..slots as usize)
+        .map(|i| new_apps.get(i).unwrap_or(&app))
+        .collect();
     let before = faults();
-    let mean = timed(&app, slots, &mut sum);
+    let mean = timed(&apps, &mut sum);
     answer.number("faults", (faults() - before) as f64);
     answer.number("cycles", slots as f64);
     answer.number("mean_ns", mean);
     answer.text("sum", &format!("{sum:016x}"));
-    let mut none = 0;
-    answer.number("rest_mean_ns", timed(&rest, slots, &mut none));
+    let rests = vec![&rest; slots as usize];
+    answer.number("rest_mean_ns", timed(&rests, &mut 0));
     drop(held);
 }
 
@@ -676,7 +701,7 @@ fn traps(way: &str, modules: &Modules, request: &Request, answer: &mut Answer) {
         let begun = ticks();
         let end = peek.call(
             &mut guest.store,
-            (MEMORY_BYTES + (i as usize % 64) * PAGE) as i32,
+            (memory_bytes(request) + (i as usize % 64) * PAGE) as i32,
         );
         times.push(ticks() - begun);
         trapped += u64::from(end.is_err());

@@ -11,7 +11,7 @@
             (i32.sub (local.get $pages) (local.get $same)))))))
     (i32.rem_u (i32.mul (local.get $i) (i32.const 37)) (local.get $pages)))
   (func (export "run") (param $k i32) (param $same i32) (param $start i32)
-    (param $pages i32) (param $cycle i32) (result i64)
+    (param $pages i32) (param $cycle i32) (param $whole i32) (result i64)
     (local $i i32) (local $sum i64)
     (block $done
       (loop $next

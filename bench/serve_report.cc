@@ -1,4 +1,4 @@
-#include "firsttouch/bench/report.h"
+#include "firsttouch/bench/serve_report.h"
 
 #include <sys/utsname.h>
 #include <unistd.h>
@@ -160,21 +160,16 @@ std::optional<double> RatioOfRounds(const Message* numerator,
 }
 
 void AddGoal(const std::string& name, const std::string& where,
-             const std::string& other, double bound, bool at_least,
-             std::optional<double> measured, std::optional<double> by_mean,
-             Repeated<Goal>* goals) {
+             const std::string& other, double bound,
+             std::optional<double> measured, Repeated<Goal>* goals) {
   Goal& goal = *goals->Add();
   goal.set_name(name);
   goal.set_where(where);
   goal.set_other(other);
   goal.set_bound(bound);
-  goal.set_at_least(at_least);
   if (!measured.has_value()) return;
   goal.set_measured(*measured);
-  if (by_mean.has_value()) goal.set_measured_by_mean(*by_mean);
-  const double mean = by_mean.value_or(*measured);
-  goal.set_reached(at_least ? std::min(*measured, mean) >= bound
-                            : std::max(*measured, mean) <= bound);
+  goal.set_reached(*measured <= bound);
 }
 
 std::string Short(std::optional<double> value) {
@@ -257,16 +252,12 @@ std::string GoalsText(const std::string& title, const Repeated<Goal>& goals) {
     reached += goal.reached() ? 1 : 0;
     if (goal.name() != last) absl::StrAppend(&text, "\n", goal.name(), "\n");
     last = goal.name();
-    std::string value = Short(NumberOf(goal, "measured"));
-    if (goal.has_measured_by_mean()) {
-      absl::StrAppend(&value, " ", Short(goal.measured_by_mean()));
-    }
-    absl::StrAppendFormat(
-        &text, "  %-23s%-22s%7s%13s  %s\n", goal.where(), goal.other(),
-        absl::StrCat(goal.at_least() ? ">=" : "<=", Short(goal.bound())), value,
-        !goal.has_reached() ? "not measured"
-        : goal.reached()    ? "ok"
-                            : "NOT REACHED");
+    absl::StrAppendFormat(&text, "  %-23s%-22s%7s%13s  %s\n", goal.where(),
+                          goal.other(), absl::StrCat("<=", Short(goal.bound())),
+                          Short(NumberOf(goal, "measured")),
+                          !goal.has_reached() ? "not measured"
+                          : goal.reached()    ? "ok"
+                                              : "NOT REACHED");
   }
   return absl::StrCat(text, "\n", reached, " of ", measured,
                       " goals that were measured are reached\n");

@@ -1,4 +1,4 @@
-#include "firsttouch/bench/processes.h"
+#include "firsttouch/bench/serve_processes.h"
 
 #include <fcntl.h>
 #include <poll.h>

@@ -1,8 +1,8 @@
 // Processes that are measured together: how they come and go, wait for each
 // other, and tell each other numbers. Whatever fails ends the program.
 
-#ifndef FIRSTTOUCH_BENCH_PROCESSES_H_
-#define FIRSTTOUCH_BENCH_PROCESSES_H_
+#ifndef FIRSTTOUCH_BENCH_SERVE_PROCESSES_H_
+#define FIRSTTOUCH_BENCH_SERVE_PROCESSES_H_
 
 #include <sys/mman.h>
 #include <sys/types.h>
@@ -92,4 +92,4 @@ class Gate {
 
 }  // namespace firsttouch::bench
 
-#endif  // FIRSTTOUCH_BENCH_PROCESSES_H_
+#endif  // FIRSTTOUCH_BENCH_SERVE_PROCESSES_H_

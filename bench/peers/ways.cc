@@ -1,4 +1,4 @@
-#include "firsttouch/bench/cycle_strategies.h"
+#include "firsttouch/bench/peers/ways.h"
 
 #include <algorithm>
 #include <cstring>
@@ -8,7 +8,6 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/bench/fixture.h"
-#include "firsttouch/bench/readings.h"
 #include "firsttouch/init/image_builder.h"
 #include "firsttouch/integrations/wasm2c/pool_memory.h"
 #include "firsttouch/service/memory.h"
@@ -30,9 +29,8 @@ using wasm2c::MemoryRequest;
 
 class PoolSlot : public CycleSlot {
  public:
-  explicit PoolSlot(Service& pool)
-      : pool_(pool),
-        wanted_({.size_bytes = pool.layout().options().max_memory_bytes}) {}
+  PoolSlot(Service& pool, uint64_t size_bytes)
+      : pool_(pool), wanted_({.size_bytes = size_bytes}) {}
 
   std::byte* Acquire(const ImageRef& image) override {
     if (image != wanted_.image) wanted_.image = image;
@@ -50,37 +48,25 @@ class PoolSlot : public CycleSlot {
   Memory memory_;
 };
 
-class Pool : public CycleStrategy {
+class Pool : public Way {
  public:
-  explicit Pool(std::unique_ptr<Service> pool) : pool_(std::move(pool)) {}
+  Pool(std::unique_ptr<Service> pool, uint64_t size_bytes)
+      : pool_(std::move(pool)), size_bytes_(size_bytes) {}
 
   std::unique_ptr<CycleSlot> NewSlot() override {
-    return std::make_unique<PoolSlot>(*pool_);
+    return std::make_unique<PoolSlot>(*pool_, size_bytes_);
   }
   std::unique_ptr<wasm2c::MemorySource> NewSource() override {
     return OrDie(wasm2c::PoolMemorySource::Create(pool_.get()));
   }
-  std::optional<uint64_t> PrivateBytesOfAll() override {
-    // NOLINTNEXTLINE: the pool's first address.
-    return PrivateBytes(reinterpret_cast<const std::byte*>(pool_->base()),
-                        pool_->layout().reservation_bytes());
+  uint64_t IdlePrivateBytes() const override {
+    return pool_->Stats().idle_private_bytes;
   }
 
  private:
   const std::unique_ptr<Service> pool_;
+  const uint64_t size_bytes_;
 };
-
-CycleStrategyFactory Ours(const char* name, const SupplyChoice& supply,
-                          bool for_sqlite = false, bool publish = true) {
-  const auto make = [=](const LayoutOptions& layout)
-      -> absl::StatusOr<std::unique_ptr<CycleStrategy>> {
-    auto pool = Service::Create(
-        {.name = name, .layout = layout, .supply = supply, .publish = publish});
-    if (!pool.ok()) return pool.status();
-    return std::make_unique<Pool>(*std::move(pool));
-  };
-  return {name, make, {.for_sqlite = for_sqlite}};
-}
 
 // The others: memory that is reserved once for each slot, and stays with its
 // image as long as the next guest has the same.
@@ -95,10 +81,6 @@ class MappingSlot : public CycleSlot {
       if (image != nullptr) Bind();
     }
     return base();
-  }
-
-  std::optional<uint64_t> PrivateBytesOfSlot() const {
-    return PrivateBytes(base(), mapping_.bytes());
   }
 
  protected:
@@ -123,38 +105,20 @@ class MappingSlot : public CycleSlot {
 };
 
 template <typename Slot>
-class Mappings : public CycleStrategy {
+class Mappings : public Way {
  public:
   explicit Mappings(uint64_t bytes) : bytes_(bytes) {}
 
   std::unique_ptr<CycleSlot> NewSlot() override {
-    auto slot = std::make_unique<Slot>(bytes_);
-    slots_.push_back(slot.get());
-    return slot;
+    return std::make_unique<Slot>(bytes_);
   }
   std::unique_ptr<wasm2c::MemorySource> NewSource() override {
     return SourceOf(NewSlot(), bytes_);
   }
-  std::optional<uint64_t> PrivateBytesOfAll() override {
-    uint64_t sum = 0;
-    for (const MappingSlot* slot : slots_) {
-      const std::optional<uint64_t> bytes = slot->PrivateBytesOfSlot();
-      if (!bytes.has_value()) return std::nullopt;
-      sum += *bytes;
-    }
-    return sum;
-  }
 
  private:
   const uint64_t bytes_;
-  std::vector<const MappingSlot*> slots_;
 };
-
-template <typename Slot>
-absl::StatusOr<std::unique_ptr<CycleStrategy>> MakeMappings(
-    const LayoutOptions& layout) {
-  return std::make_unique<Mappings<Slot>>(layout.max_memory_bytes);
-}
 
 // Copy-on-write, and the kernel throws all changed pages away.
 class DontNeedSlot : public MappingSlot {
@@ -200,13 +164,6 @@ class ScanSlot : public MappingSlot {
   std::vector<PageRegion> regions_ = std::vector<PageRegion>(512);
 };
 
-absl::StatusOr<std::unique_ptr<CycleStrategy>> MakeScanStrategy(
-    const LayoutOptions& layout) {
-  const absl::StatusOr<Pagemap> pagemap = Pagemap::Open(RealKernel());
-  if (!pagemap.ok()) return pagemap.status();
-  return MakeMappings<ScanSlot>(layout);
-}
-
 // Anonymous memory that the image is copied into: all of it, always. What lies
 // behind it is dropped if anything there can have changed, which (to its
 // advantage) it is told.
@@ -237,11 +194,11 @@ class CopyChangedSlot : public CopyAllSlot {
   using CopyAllSlot::CopyAllSlot;
   void Release(std::optional<PageList> changed, uint64_t) override {
     if (!changed.has_value()) Die("the limit must be told what has changed");
-    constexpr uint64_t kImagePages = kCycleImageBytes / kPageBytes;
+    const uint64_t image_pages = image_bytes().size() / kPageBytes;
     const std::byte* const image = image_bytes().data();
     for (uint32_t page : *changed) {
       std::byte* const to = base() + page * kPageBytes;
-      if (page < kImagePages) {
+      if (page < image_pages) {
         memcpy(to, image + page * kPageBytes, kPageBytes);
       } else {
         memset(to, 0, kPageBytes);
@@ -340,51 +297,83 @@ class SlotSource : public wasm2c::MemorySource {
 
 }  // namespace
 
-const std::vector<CycleStrategyFactory>& AllCycleStrategies() {
+std::optional<ServiceOptions> PoolOptionsOf(const std::string& word) {
   constexpr Supply kUffd = Supply::kUserfaultfd;
   constexpr Backing kShared = Backing::kShared;
   constexpr Backing kCopied = Backing::kCopied;
   constexpr Resolve kInThread = Resolve::kInThread;
   constexpr Resolve kHandler = Resolve::kHandlerThread;
-  static const auto* const strategies = new std::vector<CycleStrategyFactory>{
-      Ours(kDefaultName, AnySupply(), /*for_sqlite=*/true),
-      Ours("not published", AnySupply(), /*for_sqlite=*/false,
-           /*publish=*/false),
-      Ours("copied, in-thread", ChoiceOf(kUffd, kCopied), /*for_sqlite=*/true),
-      Ours("shared, handler thread", ChoiceOf(kUffd, kShared, kHandler)),
-      Ours("copied, handler thread", ChoiceOf(kUffd, kCopied, kHandler)),
-      Ours("tracking: signal",
-           ChoiceOf(kUffd, kShared, kInThread, Tracking::kSignal)),
-      Ours("tracking: async",
-           ChoiceOf(kUffd, kShared, kInThread, Tracking::kAsync)),
-      Ours("mappings-drop", ChoiceOf(Supply::kMappingsDrop)),
-      Ours("mappings-scan", ChoiceOf(Supply::kMappingsScan)),
-      {kCopyOnWriteName, MakeMappings<DontNeedSlot>, {.for_sqlite = true}},
-      {kScanName, MakeScanStrategy, {.for_sqlite = true}},
-      {kCopyImageName, MakeMappings<CopyAllSlot>, {.for_sqlite = true}},
-      {kLimitName, MakeMappings<CopyChangedSlot>, {.is_limit = true}},
-  };
-  return *strategies;
+  const std::pair<const char*, SupplyChoice> supplies[] = {
+      {"firsttouch", AnySupply()},
+      {"unpublished", AnySupply()},
+      {"copied", ChoiceOf(kUffd, kCopied)},
+      {"handler", ChoiceOf(kUffd, kShared, kHandler)},
+      {"copied-handler", ChoiceOf(kUffd, kCopied, kHandler)},
+      {"signal", ChoiceOf(kUffd, kShared, kInThread, Tracking::kSignal)},
+      {"async", ChoiceOf(kUffd, kShared, kInThread, Tracking::kAsync)},
+      {"mappings-drop", ChoiceOf(Supply::kMappingsDrop)},
+      {"mappings-scan", ChoiceOf(Supply::kMappingsScan)}};
+  for (const auto& [name, supply] : supplies) {
+    if (word != name) continue;
+    return ServiceOptions{
+        .name = word, .supply = supply, .publish = word != "unpublished"};
+  }
+  return std::nullopt;
 }
 
-LayoutOptions CycleLayout(uint32_t slots) {
-  return {.instances = slots,
-          .max_memory_bytes = kCycleMemoryBytes,
-          .guard_after_bytes = 2 << 20};
+absl::StatusOr<std::unique_ptr<Way>> OpenWay(const std::string& word,
+                                             const LayoutOptions& layout,
+                                             uint64_t size_bytes) {
+  const uint64_t bytes = size_bytes == 0 ? layout.max_memory_bytes : size_bytes;
+  if (std::optional<ServiceOptions> options = PoolOptionsOf(word)) {
+    options->layout = layout;
+    auto pool = Service::Create(*std::move(options));
+    if (!pool.ok()) return pool.status();
+    return std::make_unique<Pool>(*std::move(pool), bytes);
+  }
+  if (word == "dontneed") {
+    return std::make_unique<Mappings<DontNeedSlot>>(bytes);
+  }
+  if (word == "memcpy") return std::make_unique<Mappings<CopyAllSlot>>(bytes);
+  if (word == "limit") {
+    return std::make_unique<Mappings<CopyChangedSlot>>(bytes);
+  }
+  if (word == "scan") {
+    const absl::StatusOr<Pagemap> pagemap = Pagemap::Open(RealKernel());
+    if (!pagemap.ok()) return pagemap.status();
+    return std::make_unique<Mappings<ScanSlot>>(bytes);
+  }
+  return absl::NotFoundError(absl::StrCat(word, ": there is no such way"));
 }
 
-std::string DescribeDefaultOptions() {
-  const auto pool = Service::Create({.layout = CycleLayout(1)});
+std::string DescribePool(ServiceOptions options) {
+  options.layout = OneSlot(1 << 20);
+  const auto pool = Service::Create(std::move(options));
   if (!pool.ok()) return pool.status().ToString();
   std::string supply = SupplyName((*pool)->supply());
   if (IsMappings((*pool)->supply())) return supply;
-  return absl::StrCat(supply, ", ", BackingName((*pool)->backing()), ", ",
-                      ResolveName(Resolve::kInThread));
+  return absl::StrCat(supply, ", ", BackingName((*pool)->backing()));
 }
 
 std::unique_ptr<wasm2c::MemorySource> SourceOf(std::unique_ptr<CycleSlot> slot,
                                                uint64_t max_bytes) {
   return std::make_unique<SlotSource>(std::move(slot), max_bytes);
+}
+
+void RequestOrDie(examples::SqliteGuest& guest, uint64_t rows,
+                  uint64_t number) {
+  constexpr uint64_t kOwner = 4711;
+  // Steps without a pattern that a page could follow.
+  const uint64_t found = (number == 0 ? rows / 8 : number * 7919 % rows) + 1;
+  const uint64_t updated = (number == 0 ? 7 : number * 104'729) % rows + 1;
+  const auto got = guest.Run([=](Z_sqlite_guest_instance_t* instance) {
+    if (Z_sqlite_guestZ_find(instance, found) != found) return 1;
+    if (Z_sqlite_guestZ_insert(instance, kOwner, 1) != 0) return 2;
+    if (Z_sqlite_guestZ_update(instance, updated, kOwner) != 0) return 3;
+    return 0;
+  });
+  if (!got.ok()) Die(got.status().ToString());
+  if (*got != 0) Die(absl::StrCat("SQLite's answer ", *got, " is wrong"));
 }
 
 }  // namespace firsttouch::bench

@@ -1,7 +1,7 @@
 // Threads that measure at the same time.
 
-#ifndef FIRSTTOUCH_BENCH_THREAD_POOL_H_
-#define FIRSTTOUCH_BENCH_THREAD_POOL_H_
+#ifndef FIRSTTOUCH_BENCH_PEERS_THREAD_POOL_H_
+#define FIRSTTOUCH_BENCH_PEERS_THREAD_POOL_H_
 
 #include <atomic>
 #include <barrier>
@@ -60,4 +60,4 @@ class ThreadPool {
 
 }  // namespace firsttouch::bench
 
-#endif  // FIRSTTOUCH_BENCH_THREAD_POOL_H_
+#endif  // FIRSTTOUCH_BENCH_PEERS_THREAD_POOL_H_

@@ -1,8 +1,8 @@
-// What all that is measured goes through: rounds in which strategies take
+// What all that bench:serve measures goes through: rounds in which ways take
 // turns, rows that are medians of these, what is to be reached, and how all of
 // it is printed, for people and for programs.
 //
-// Rows are messages of report.proto; what is done to their numbers is done by
+// Rows are messages of serve.proto; what is done to their numbers is done by
 // the names of the fields. Rows that are compared with each other have a field
 // `way`, and a function
 //
@@ -10,8 +10,8 @@
 //
 // beside them, which is the same for all that differ in their way only.
 
-#ifndef FIRSTTOUCH_BENCH_REPORT_H_
-#define FIRSTTOUCH_BENCH_REPORT_H_
+#ifndef FIRSTTOUCH_BENCH_SERVE_REPORT_H_
+#define FIRSTTOUCH_BENCH_SERVE_REPORT_H_
 
 #include <cstddef>
 #include <optional>
@@ -20,7 +20,7 @@
 #include <vector>
 
 #include "absl/functional/function_ref.h"
-#include "firsttouch/bench/report.pb.h"
+#include "firsttouch/bench/serve.pb.h"
 #include "google/protobuf/message.h"
 #include "google/protobuf/repeated_field.h"
 
@@ -103,12 +103,10 @@ const Row* RowBeside(const Repeated<Row>& rows, const Row& like,
   return nullptr;
 }
 
-// Adds what is to be reached: `measured`, and `by_mean` if there is one, at
-// most `bound`, or at least.
+// Adds what is to be reached: `measured` at most `bound`.
 void AddGoal(const std::string& name, const std::string& where,
-             const std::string& other, double bound, bool at_least,
-             std::optional<double> measured, std::optional<double> by_mean,
-             Repeated<Goal>* goals);
+             const std::string& other, double bound,
+             std::optional<double> measured, Repeated<Goal>* goals);
 
 // A number in at most seven columns: "0", "0.25", "61.5", "1363", "220k"; "-"
 // where there is none.
@@ -164,4 +162,4 @@ int Print(const google::protobuf::Message& report, const std::string& text);
 
 }  // namespace firsttouch::bench
 
-#endif  // FIRSTTOUCH_BENCH_REPORT_H_
+#endif  // FIRSTTOUCH_BENCH_SERVE_REPORT_H_

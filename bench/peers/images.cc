@@ -1,0 +1,351 @@
+#include "firsttouch/bench/peers/images.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/strings/str_cat.h"
+#include "firsttouch/bench/fixture.h"
+#include "firsttouch/bench/peers/ways.h"
+#include "firsttouch/bench/readings.h"
+#include "firsttouch/examples/tenants.h"
+#include "firsttouch/init/image.h"
+#include "firsttouch/init/image_builder.h"
+#include "firsttouch/init/image_file.h"
+#include "firsttouch/init/image_store.h"
+#include "firsttouch/integrations/wasm2c/plain_memory.h"
+#include "firsttouch/integrations/wasm2c/pool_memory.h"
+#include "firsttouch/integrations/wasm2c/wasi.h"
+#include "firsttouch/service/service.h"
+#include "firsttouch/uffd/unique_fd.h"
+#include "firsttouch/uffd/units.h"
+
+namespace firsttouch::bench {
+namespace {
+
+using examples::SqliteGuest;
+using examples::SqliteTemplate;
+using wasm2c::Wasi;
+
+// Has `body` done by a child of this process, which stays as fresh as it was.
+void InChild(absl::FunctionRef<void()> body) {
+  const pid_t child = fork();
+  if (child < 0) Die("fork failed");
+  if (child == 0) {
+    body();
+    _exit(0);
+  }
+  int status = 0;
+  if (waitpid(child, &status, 0) != child || status != 0) {
+    Die("what a row needs could not be made");
+  }
+}
+
+// A file in the directory of the request, which `make` writes if it is not
+// there.
+std::string FileOf(const Request& request, const std::string& name,
+                   absl::FunctionRef<void(const std::string&)> make) {
+  std::string path = absl::StrCat(request.Text("directory"), "/", name);
+  if (!std::filesystem::exists(path)) InChild([&] { make(path); });
+  return path;
+}
+
+// The kernel's own ways with a file, in which the memory's bytes are.
+class FileSlot : public CycleSlot {
+ public:
+  FileSlot(const std::string& file, const ImageFileInfo& info, bool read)
+      : fd_(open(file.c_str(), O_RDONLY | O_CLOEXEC)),
+        offset_(static_cast<off_t>(info.data_offset)),
+        bytes_(RoundUpToPage(info.size_bytes)),
+        read_(read) {
+    if (!fd_) Die(absl::StrCat("cannot open ", file));
+  }
+
+  std::byte* Acquire(const ImageRef&) override {
+    base_ = mmap(nullptr, kSqliteMemoryBytes, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base_ == MAP_FAILED) Die("mmap failed");
+    auto* const base = static_cast<std::byte*>(base_);
+    for (uint64_t done = 0; read_ && done < bytes_;) {
+      const ssize_t got = pread(fd_.get(), base + done, bytes_ - done,
+                                offset_ + static_cast<off_t>(done));
+      if (got <= 0) Die("pread failed");
+      done += static_cast<uint64_t>(got);
+    }
+    if (!read_ && mmap(base, bytes_, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd_.get(),
+                       offset_) == MAP_FAILED) {
+      Die("mmap of the file failed");
+    }
+    return base;
+  }
+  void Release(std::optional<PageList>, uint64_t) override {
+    munmap(base_, kSqliteMemoryBytes);
+  }
+
+ private:
+  const UniqueFd fd_;
+  const off_t offset_;
+  const uint64_t bytes_;
+  const bool read_;
+  void* base_ = nullptr;
+};
+
+struct Pool {
+  std::unique_ptr<Service> service;
+  std::unique_ptr<wasm2c::MemorySource> source;
+};
+
+Pool MakeGuestPool() {
+  Pool pool;
+  pool.service =
+      OrDie(Service::Create({.name = "starts",
+                             .layout = wasm2c::LayoutForGuests(
+                                 /*instances=*/1, kSqliteMemoryBytes)}));
+  pool.source = OrDie(wasm2c::PoolMemorySource::Create(pool.service.get()));
+  return pool;
+}
+
+// SQLite's memory after its set-up, with what ten tenants have taught, or
+// without.
+void WriteSqlite(uint64_t rows, bool with_set, const std::string& file) {
+  const Pool pool = MakeGuestPool();
+  const auto database = OrDie(
+      examples::SetUpDatabase(pool.source.get(), static_cast<uint32_t>(rows)));
+  for (int tenant = 0; tenant < 10; ++tenant) {
+    Wasi wasi;
+    SqliteGuest guest = OrDie(database->Instantiate(pool.source.get(), &wasi));
+    RequestOrDie(guest, rows, 0);
+  }
+  const ImageRef image = database->memories().front().image;
+  if (!with_set) image->working_set().Replace({}, {});
+  OrDie(WriteImageFile(*image, file).status());
+}
+
+class StartRow : public Row {
+ public:
+  StartRow(const std::string& way, const Request& request)
+      : way_(way),
+        rows_(request.Number("rows", 20'000)),
+        // The request that has taught the working set, or another one.
+        number_(request.Text("pages") == "same" ? 0 : 1),
+        file_(FileOf(request, way == "firsttouch" ? "with.ftimg" : "no.ftimg",
+                     [&](const std::string& path) {
+                       WriteSqlite(rows_, way == "firsttouch", path);
+                     })) {
+    if (request.Text("cache") == "cold") {
+      const UniqueFd fd(open(file_.c_str(), O_RDONLY | O_CLOEXEC));
+      posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED);
+    }
+    // The same request to another database, in other memory, before anything is
+    // measured: what is measured is memory, not the program's own pages, nor
+    // the instance around the memory.
+    const auto source = OrDie(wasm2c::PlainMemorySource::Create(
+        {.slots = 1,
+         .max_memory_bytes = kSqliteMemoryBytes,
+         .method = wasm2c::PlainMethod::kEagerCopy}));
+    fresh_ = OrDie(examples::FreshInstance(source.get()));
+    constexpr uint32_t kFewRows = 100;
+    const auto other = OrDie(examples::SetUpDatabase(source.get(), kFewRows));
+    Wasi wasi;
+    SqliteGuest guest = OrDie(other->Instantiate(source.get(), &wasi));
+    RequestOrDie(guest, kFewRows, number_);
+    TicksPerNs();  // Calibrates.
+  }
+
+  void Round(Answer& answer) override {
+    const ImageFileInfo info = OrDie(ReadImageFileInfo(file_));
+    Pool pool;
+    wasm2c::MemoryRequest memory{.image = nullptr,
+                                 .size_bytes = info.size_bytes};
+    const bool ours = way_ == "firsttouch" || way_ == "no-set";
+    uint64_t begun = NowTicks();
+    if (ours) {
+      pool = MakeGuestPool();
+      answer.Number("create_ns", NsSince(begun));
+      begun = NowTicks();
+      memory.image = OrDie(OpenImageFile(file_));
+    } else if (way_ == "read-file" || way_ == "map-file") {
+      pool.source =
+          SourceOf(std::make_unique<FileSlot>(file_, info, way_ == "read-file"),
+                   kSqliteMemoryBytes);
+    } else {
+      Die(absl::StrCat(way_, ": there is no such way to start"));
+    }
+    const uint64_t opened = NowTicks();
+    Wasi wasi;
+    const auto database = OrDie(fresh_->WithMemories({&memory, 1}));
+    SqliteGuest guest = OrDie(database->Instantiate(pool.source.get(), &wasi));
+    const uint64_t bound = NowTicks();
+    const auto faults = [&] {
+      return MinorFaults() + (ours ? pool.service->Stats().faults() : 0);
+    };
+    const uint64_t faults_before = faults();
+    const uint64_t asked = NowTicks();
+    RequestOrDie(guest, rows_, number_);
+    const double query_ns = NsSince(asked);
+    answer.Number("faults", static_cast<double>(faults() - faults_before));
+    answer.Number("cycles", 1);
+    answer.Number("open_ns", TicksToNs(opened - begun));
+    answer.Number("bind_ns", TicksToNs(bound - opened));
+    answer.Number("query_ns", query_ns);
+    answer.Number("all_ns", TicksToNs(bound - begun) + query_ns);
+  }
+
+ private:
+  const std::string way_;
+  const uint64_t rows_;
+  const uint64_t number_;
+  const std::string file_;
+  std::shared_ptr<const SqliteTemplate> fresh_;
+};
+
+// A file all of whose pages are stored.
+std::string FullFile(const Request& request) {
+  const uint64_t mib = request.Number("mib", 1);
+  return FileOf(
+      request, absl::StrCat(mib, ".ftimg"), [&](const std::string& path) {
+        OrDie(WriteImageFile(*PatternImage(mib << 20), path).status());
+      });
+}
+
+class SizeRow : public Row {
+ public:
+  explicit SizeRow(const Request& request) : file_(FullFile(request)) {
+    TicksPerNs();  // Calibrates.
+  }
+
+  void Round(Answer& answer) override {
+    const ImageFileInfo info = OrDie(ReadImageFileInfo(file_));
+    const auto service = OrDie(Service::Create(
+        {.name = "starts", .layout = OneSlot(RoundUpToPage(info.size_bytes))}));
+    const uint64_t begun = NowTicks();
+    const ImageRef image = OrDie(OpenImageFile(file_));
+    const uint64_t opened = NowTicks();
+    const Memory memory = OrDie(
+        service->Acquire({.image = image, .size_bytes = info.size_bytes}));
+    const uint64_t bound = NowTicks();
+    const volatile std::byte* const last = memory.base() + info.size_bytes - 1;
+    if (*last == std::byte{0}) Die("the last byte is not the image's");
+    answer.Number("touch_ns", NsSince(bound));
+    answer.Number("open_ns", TicksToNs(opened - begun));
+    answer.Number("bind_ns", TicksToNs(bound - opened));
+    answer.Number("all_ns", TicksToNs(bound - begun));
+  }
+
+ private:
+  const std::string file_;
+};
+
+// Bytes on the disk, as the file system has allocated them.
+uint64_t BytesOnDisk(const std::string& directory) {
+  uint64_t bytes = 0;
+  for (const auto& entry :
+       std::filesystem::recursive_directory_iterator(directory)) {
+    struct stat status = {};
+    stat(entry.path().c_str(), &status);
+    bytes += static_cast<uint64_t>(status.st_blocks) * 512;
+  }
+  return bytes;
+}
+
+class StoreRow : public Row {
+ public:
+  explicit StoreRow(const Request& request) : request_(request) {}
+
+  void Round(Answer& answer) override {
+    const uint64_t images = request_.Number("images", 50);
+    const uint64_t bytes = request_.Number("mib", 4) << 20;
+    const ImageRef base = PatternImage(bytes, 1);
+    const std::string directory =
+        NewFolder(request_.Text("directory"), "store");
+    const std::unique_ptr<ImageStore> store =
+        OrDie(ImageStore::Open({.directory = directory + "store"}));
+    uint64_t one = 0;
+    for (uint64_t i = 0; i < images; ++i) {
+      // Every tenth page is the image's own.
+      const ImageRef own = PatternImage(bytes, static_cast<uint32_t>(2 + i));
+      std::vector<PageData> pages;
+      for (uint64_t page = 0; page < bytes / kPageBytes; page += 10) {
+        pages.push_back({PageIndex(page), own->PageBytes(PageIndex(page))});
+      }
+      const ImageRef image = OrDie(ImageWithPages(
+          {.name = absl::StrCat("image ", i), .size_bytes = bytes}, base.get(),
+          pages));
+      if (i == 0) {
+        const std::string file = directory + "one.ftimg";
+        OrDie(WriteImageFile(*image, file).status());
+        one = OrDie(ReadImageFileInfo(file)).disk_bytes;
+      }
+      OrDie(store->Put(image->name(), *image).status());
+    }
+    OrDie(store->Flush());
+    const auto stored = static_cast<double>(BytesOnDisk(directory + "store"));
+    answer.Number("files", stored / static_cast<double>(one));
+    std::filesystem::remove_all(directory);
+  }
+
+ private:
+  const Request request_;
+};
+
+class BuildRow : public Row {
+ public:
+  explicit BuildRow(const Request& request)
+      : request_(request),
+        file_(FullFile(request)),
+        image_(PatternImage(request.Number("mib", 1) << 20)) {}
+
+  void Round(Answer& answer) override {
+    using Options = OpenImageOptions;
+    const std::string what = request_.Text("what");
+    const uint64_t bytes = image_->pages().bytes();
+    const uint64_t begun = NowTicks();
+    if (what == "bytes") {
+      OrDie(ImageFromBytes({.name = "built", .size_bytes = bytes},
+                           {image_->data(), bytes})
+                .status());
+    } else if (what == "write") {
+      OrDie(WriteImageFile(*image_, file_ + ".written").status());
+    } else if (what == "verify") {
+      OrDie(OpenImageFile(file_, {.verify = Options::Verify::kAll}).status());
+    } else if (what == "copy") {
+      OrDie(OpenImageFile(file_, {.backing = Options::Backing::kCopied})
+                .status());
+    } else {
+      Die(absl::StrCat("what=", what, " makes no image"));
+    }
+    answer.Number("mean_ns", NsSince(begun));
+  }
+
+ private:
+  const Request request_;
+  const std::string file_;
+  const ImageRef image_;
+};
+
+}  // namespace
+
+std::unique_ptr<Row> MakeImageRow(const std::string& way,
+                                  const Request& request) {
+  const std::string work = request.Text("work");
+  if (work == "start") return std::make_unique<StartRow>(way, request);
+  if (work == "size") return std::make_unique<SizeRow>(request);
+  if (work == "store") return std::make_unique<StoreRow>(request);
+  if (work == "build") return std::make_unique<BuildRow>(request);
+  return nullptr;
+}
+
+}  // namespace firsttouch::bench

@@ -1,0 +1,146 @@
+"""That the report's rows take place, are right, and are held to the goals. Run by
+report_test.sh. No time is asserted."""
+
+import json
+import subprocess
+import unittest
+
+import report
+from report_rows import DONTNEED, LIMIT, MEMCPY, OURS, SCAN
+
+MINE = OURS["C++"]
+ROWS = ("recycle-same-k4,recycle-others-k16,recycle-mixed,4-MiB-others-k4,"
+        "whole-pages-same-k16,image-k1,first-touch,trap,lookup,growth-by-64,"
+        "threads-same-k16,many-images,slots-64-k4,SQLite-same,"
+        "pool-of-64,from-a-file,image-files,what-bounds-it")
+
+
+def run(*arguments):
+    return subprocess.run(["bench/report", "--programs=bench/peers", *arguments],
+                          capture_output=True, text=True, check=False)
+
+
+class Rows(unittest.TestCase):
+
+    @classmethod
+    def setUpClass(cls):
+        cls.ran = run("--quick", "--format=json", f"--rows={ROWS}")
+        cls.report = json.loads(cls.ran.stdout)
+
+    def rows(self, section):
+        return [r for r in self.report["rows"] if r["section"] == section]
+
+    def test_all_contenders_do_the_same_work_and_pass_on_a_clean_memory(self):
+        self.assertEqual(self.ran.returncode, 0, self.ran.stderr)
+        sections = {row.section for row in report.all_rows()}
+        self.assertEqual({r["section"] for r in self.report["rows"]},
+                         sections - {"many slots", "more than the caches hold"})
+        for row in self.report["rows"]:
+            self.assertIn(MINE if row["section"] != "what bounds it" else "the machine",
+                          row["contenders"])
+            for name, end in row["contenders"].items():
+                failed = end.get("failed", "")
+                if "PAGEMAP_SCAN" in failed or "not supported" in failed:
+                    continue
+                self.assertEqual(failed, "", f"{row['title']}: {name}")
+                self.assertGreaterEqual(end["median"], 0)
+
+    def test_what_can_be_counted_is(self):
+        found = 0
+        for row in self.rows("recycle"):
+            if not row["title"].startswith("same"):
+                continue
+            for name, calls, faults in ((MINE, 0, 0), (LIMIT, 0, 0), (DONTNEED, 1, 4)):
+                end = row["contenders"][name]
+                self.assertAlmostEqual(end["faults"], faults, delta=0.5, msg=name)
+                if "calls" in end:
+                    self.assertEqual((end["calls"], end["signals"]), (calls, 0), name)
+                found += 1
+        self.assertEqual(found, 3)
+        for row in self.rows("idle slots"):
+            if row["title"].startswith("64"):
+                kib = row["contenders"][MINE]["median"]
+                self.assertTrue(4 * 4 <= kib <= 4 * 4 + 12, kib)
+
+    def test_threads_take_turns_and_have_their_parts_told(self):
+        rows = self.rows("threads")
+        self.assertEqual([r["title"] for r in rows],
+                         ["same, k=16, 1 thread", "same, k=16, 2 threads",
+                          "same, k=16, 4 threads", "same, k=16, 8 threads"])
+        for row in rows:
+            end = row["contenders"][MINE]
+            self.assertIn("acquire_p999_ns", end["answers"][0])
+            self.assertGreater(end["beside_second"], 0)
+
+    def test_the_goals_that_these_rows_have_are_told(self):
+        self.assertEqual(
+            {(g["row"].split(":")[0], g["what"]) for g in self.report["goals"]
+             if g["what"] not in ("calls", "signals")},
+            {("recycle", "faults"), ("recycle", "time"), ("recycle", "inverse"),
+             ("recycle, 4 MiB", "time"), ("first cycle", "time"), ("first touch", "time"),
+             ("first touch", "time of copied"), ("trap", "time"), ("lookup", "lookup_ns"),
+             ("threads", "beside_first"), ("threads", "beside_second"),
+             ("threads", "shootdowns"), ("idle slots", "idle_private_kib"),
+             ("SQLite", "recycle"), ("SQLite", "time"), ("fresh process", "query"),
+             ("a new pool", "create_ns"),
+             ("a new pool", "acquire_ns"), ("a new pool", "touch_ns")})
+
+    def test_text_fits_a_terminal_and_mistakes_are_named(self):
+        ran = run("--quick", "--rows=what-bounds,trap-by-read")
+        self.assertEqual(ran.returncode, 0, ran.stderr)
+        self.assertIn("the numbers mean nothing", ran.stdout)
+        self.assertIn("goals that were measured are reached", ran.stdout)
+        for line in ran.stdout.splitlines()[5:]:
+            self.assertLessEqual(len(line), 80)
+        ran = run("--rows=none")
+        self.assertEqual((ran.returncode, ran.stderr),
+                         (1, "--rows=none: there is no such row; --list has all\n"))
+        ran = subprocess.run(["bench/peers/native", "some"], input="round work=cycle\n",
+                             capture_output=True, text=True, check=False)
+        self.assertIn("some: there is no such way", ran.stderr)
+
+
+class Goals(unittest.TestCase):
+    """On made-up rounds."""
+
+    def goals(self, title, means, medians=None, section="recycle"):
+        ends = {name: {"family": "C++", "numbers": numbers, "answers": [
+            {"median_ns": n} for n in (medians or means)[name]]}
+            for name, numbers in means.items()}
+        row = {"section": section, "title": title, "value": "memory_ns",
+               "request": f"round work=cycle k={title.split('=')[1]} cycles=1",
+               "contenders": ends}
+        report.summarize(row)
+        return [(g["what"], g["other"], g["bound"], g["measured"], g["reached"])
+                for g in report.goals_of([row])]
+
+    def test_a_ratio_is_taken_within_a_round(self):
+        self.assertEqual(
+            self.goals("others, k=16", {MINE: [10, 20, 90], DONTNEED: [10, 40, 30]}),
+            [("time", DONTNEED, 0.75, [1, 1], False)])
+
+    def test_a_goal_holds_for_means_and_for_medians(self):
+        self.assertEqual(
+            self.goals("mixed, k=32", {MINE: [70], SCAN: [100]}, {MINE: [50], SCAN: [100]}),
+            [("time", SCAN, 0.6, [0.7, 0.5], False)])
+
+    def test_the_best_other_is_neither_the_limit_nor_one_of_ours(self):
+        self.assertEqual(
+            self.goals("others, k=1", {MINE: [100], "firsttouch: copied": [1], LIMIT: [1],
+                                       SCAN: [400], MEMCPY: [200], DONTNEED: [300]}),
+            [("time", MEMCPY, 1.1, [0.5, 0.5], True)])
+
+    def test_one_and_four_pages_have_other_bounds_than_more(self):
+        bounds = [bound for k in (0, 1, 4, 16, 64, 256)
+                  for what, _, bound, _, _ in self.goals(f"same, k={k}",
+                                                         {MINE: [1], SCAN: [1]})
+                  if what == "inverse"]
+        self.assertEqual(bounds, [10, 10, 2, 1.2])
+
+    def test_without_ours_or_the_other_there_are_none(self):
+        self.assertEqual(self.goals("same, k=4", {LIMIT: [1]}), [])
+        self.assertEqual(self.goals("mixed, k=32", {MINE: [1], LIMIT: [1]}), [])
+
+
+if __name__ == "__main__":
+    unittest.main()
