@@ -106,12 +106,6 @@ def firsttouch_dependencies():
     )
     _maybe(
         system_repository,
-        name = "com_github_google_benchmark",
-        build_file = Label("//bazel/third_party:benchmark.BUILD"),
-        packages = {"libbenchmark-dev": "/usr/include/benchmark/benchmark.h"},
-    )
-    _maybe(
-        system_repository,
         name = "com_google_protobuf",
         build_file = Label("//bazel/third_party:protobuf.BUILD"),
         files = {
