@@ -207,6 +207,8 @@ def measure(row, everybody, rounds, quick, counter, directory):
     few = {"warmup": 40} if quick else {}
     if quick and row.section in ("SQLite", "fresh process"):
         few["rows"] = 500
+    if quick and row.number("images"):
+        few["images"] = 20
     if row.section in ("fresh process", "image files"):
         few["directory"] = directory
         if quick and row.number("mib"):
@@ -443,7 +445,7 @@ def all_results(options, kept, everybody, directory):
             # Another run of the same commit may have measured it.
             yield from (json.loads(p.read_text()) for p in paths if p.exists())
             continue
-        if options.quick and (row.number("slots") > 1000 or row.number("images") == 50):
+        if options.quick and (row.number("slots") > 1000 or row.words["work"] == "store"):
             continue
         if options.quick and row.word == "mib":
             row.each = (1, 4)

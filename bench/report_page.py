@@ -287,8 +287,9 @@ def page(report):
         if section in ("recycle", "recycle, 4 MiB", "whole pages"):
             for pages in ("same", "others"):
                 some = [r for r in mine if r["title"].startswith(pages)]
-                out.append(f"<figure><figcaption>{pages} pages each time</figcaption>"
-                           f"{line_plot(some, pages, colors)}</figure>")
+                if some:
+                    out.append(f"<figure><figcaption>{pages} pages each time</figcaption>"
+                               f"{line_plot(some, pages, colors)}</figure>")
             plotted = [r for r in mine if r["title"].startswith("mixed")]
         else:
             plotted = mine

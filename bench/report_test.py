@@ -9,7 +9,7 @@ import report
 from report_rows import DONTNEED, LIMIT, MEMCPY, OURS, SCAN
 
 MINE = OURS["C++"]
-ROWS = ("recycle-same-k4,recycle-others-k16,recycle-mixed,4-MiB-others-k4,"
+ROWS = ("recycle-same-k4,recycle-mixed,4-MiB-others-k4,"
         "whole-pages-same-k16,image-k1,first-touch,trap,lookup,growth-by-64,"
         "threads-same-k16,many-images,slots-64-k4,SQLite-same,"
         "pool-of-64,from-a-file,image-files,what-bounds-it")
