@@ -16,6 +16,7 @@
 #include "firsttouch/service/test_fixture.h"
 #include "firsttouch/uffd/fake_kernel.h"
 #include "firsttouch/uffd/units.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 namespace firsttouch {
@@ -155,9 +156,20 @@ TEST_P(MemoryPriceTest, WhatEveryLeaseChangesIsNeverGivenBack) {
   EXPECT_EQ(KeptPages(), kAlways.size());
 }
 
+TEST_P(MemoryPriceTest, DescribeSaysWhatMemoryIsWorth) {
+  Make(/*retained_bytes_per_us=*/1234);
+  if (IsSkipped()) return;
+  EXPECT_THAT(service_->Describe(),
+              testing::HasSubstr("retained pages: at most 1234 bytes for each "
+                                 "us that they shorten a cycle "
+                                 "(retained_bytes_per_us)\n"));
+}
+
 TEST_P(MemoryPriceTest, WhereMemoryIsFreeWhatChangesNowAndThenIsKept) {
   Make(/*retained_bytes_per_us=*/0);
   if (IsSkipped()) return;
+  EXPECT_THAT(service_->Describe(),
+              testing::HasSubstr("retained pages: memory is free"));
   for (int i = 0; i < kSettled; ++i) Cycle(/*others=*/true);
   EXPECT_GT(KeptPages(), MostOthers());
   EXPECT_EQ(service_->Stats().pages_demoted, 0u);

@@ -305,6 +305,13 @@ std::string UffdSupply::Describe() const {
           : std::string("tracked by signal (no WP_ASYNC before 6.7, or no "
                         "shared backing, or no room for four mappings a slot)"),
       "\n");
+  const uint64_t worth = pool_.options.retained_bytes_per_us;
+  absl::StrAppend(&text, "retained pages: ",
+                  worth == 0 ? std::string("memory is free")
+                             : absl::StrCat("at most ", worth,
+                                            " bytes for each us that they "
+                                            "shorten a cycle"),
+                  " (retained_bytes_per_us)\n");
   return text;
 }
 

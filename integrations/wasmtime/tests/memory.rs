@@ -300,6 +300,16 @@ fn options_that_cannot_work_are_errors_with_their_names() {
 fn what_a_pool_is_can_be_read() {
     let pool = pool();
     assert!(!pool.describe().unwrap().is_empty());
+    let worth = Pool::new(&PoolOptions {
+        memories: 1,
+        retained_bytes_per_us: Some(1234),
+        ..PoolOptions::default()
+    })
+    .unwrap();
+    if worth.uses_userfaultfd().unwrap() {
+        let text = worth.describe().unwrap();
+        assert!(text.contains("at most 1234 bytes for each us"), "{text}");
+    }
     let stats = pool.stats_json().unwrap();
     assert!(stats.starts_with('{') && stats.ends_with('}'), "{stats}");
 }
