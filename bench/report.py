@@ -19,7 +19,7 @@ import time
 
 import report_page
 from report_rows import (COPIED, COPIED_HANDLER, DONTNEED, FRESH, LIMIT, MAP_FILE, MEMCPY,
-                         NATIVE, OURS, SCAN, SEGV, SEGV_MASK, all_rows, is_variant)
+                         NATIVE, OURS, SCAN, SEGV, SEGV_MASK, Row, all_rows, is_variant)
 
 ANSWER_SECONDS = 90
 BEST_OTHER = (DONTNEED, SCAN, MEMCPY)

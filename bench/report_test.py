@@ -100,6 +100,31 @@ class Rows(unittest.TestCase):
         self.assertIn("some: there is no such way", ran.stderr)
 
 
+class Counters(unittest.TestCase):
+    """On made-up answers."""
+
+    def test_who_has_not_taken_the_faults_that_are_named_has_no_number(self):
+        row = report.Row("recycle", "k=16", "work=cycle pages=same k=16")
+        for name, family, right, wrong in (
+                (MINE, "C++", 0, 16), (LIMIT, "C++", 0, 16), (SCAN, "C++", 0, 16),
+                (DONTNEED, "C++", 16, 0), ("Wasmtime 50: default", "Wasmtime", 16, 0),
+                ("Wasmtime 50: keep resident", "Wasmtime", 0, 16),
+                ("Wasmtime 50: scan, mended", "Wasmtime", 0, 16),
+                ("Wasmtime 0.33: uffd", "Wasmtime", 16, 0),
+                ("Wasmtime 0.33: uffd", "Wasmtime", 16, 32)):
+            contender = report.Contender(name, family, [])
+            for faults, counts in ((right, True), (wrong, False)):
+                failed = report.hold_to_counters(
+                    row, contender, {}, {"cycles": 400, "faults": 400 * faults})
+                self.assertEqual(failed is None, counts, f"{name}: {failed}")
+
+    def test_who_has_read_other_bytes_has_no_number(self):
+        ends = {name: {"answers": [{"sum": one}, {"sum": two}]}
+                for name, one, two in ((MINE, "a", "b"), (SCAN, "a", "b"), (MEMCPY, "a", "c"))}
+        report.disown_other_sums(report.Row("recycle", "k=1", "work=cycle k=1"), ends)
+        self.assertEqual([name for name, end in ends.items() if "failed" in end], [MEMCPY])
+
+
 class Goals(unittest.TestCase):
     """On made-up rounds."""
 
