@@ -490,12 +490,19 @@ void Many(const std::string& way, const Request& request, Answer& answer) {
   // Who has no pool reserves each for itself.
   for (auto& slot : slots) slot = slots_of->NewSlot();
   answer.Number("create_ns", NsSince(start));
+  // Guests read further pages, all over the image.
+  const uint64_t reads = request.Number("reads", 0);
+  const auto run = [&](std::byte* base, uint64_t number) {
+    cycle.Run(base, number);
+    for (uint64_t r = 0; r < reads; ++r) {
+      const volatile std::byte* const page = base + r * (kImageBytes / reads);
+      static_cast<void>(page[kPageBytes]);
+    }
+  };
   for (uint64_t i = 0; i < 100; ++i) {
-    cycle.Run(slots[0]->Acquire(image), i);
+    run(slots[0]->Acquire(image), i);
     slots[0]->Release(cycle.list, memory_bytes);
   }
-  // Further pages that a guest reads, all over the image.
-  const uint64_t reads = request.Number("reads", 0);
   const auto before = Footprint();
   Ticks acquire;
   Ticks touch;
@@ -505,11 +512,7 @@ void Many(const std::string& way, const Request& request, Answer& answer) {
     start = NowTicks();
     std::byte* const base = slots[i]->Acquire(image);
     const uint64_t acquired = NowTicks();
-    cycle.Run(base, i);
-    for (uint64_t r = 0; r < reads; ++r) {
-      const volatile std::byte* const page = base + r * (kImageBytes / reads);
-      static_cast<void>(page[kPageBytes]);
-    }
+    run(base, i);
     touch.push_back(NowTicks() - acquired);
     acquire.push_back(acquired - start);
     lists[i] = cycle.list;

@@ -38,7 +38,7 @@ namespace {
 // What was computed is needed, and what memory holds may have been read.
 template <typename T>
 void Keep(const T& value) {
-  asm volatile("" : : "g"(value) : "memory");
+  asm volatile("" : : "m"(value) : "memory");
 }
 
 // Touches of memory without a page.
@@ -272,11 +272,13 @@ class LocateRow : public Row {
       uint64_t last = 0;
       const uint64_t start = NowTicks();
       for (int i = 0; i < kTimes; ++i) {
-        for (const uintptr_t address : addresses) {
-          const Location location =
-              Locate(one_by_one_ ? address + (last & none) : address);
-          last = location.in_bounds ? location.page : location.size_bytes;
-          if (!one_by_one_) Keep(last);
+        if (one_by_one_) {
+          for (const uintptr_t address : addresses) {
+            const Location location = Locate(address + (last & none));
+            last = location.in_bounds ? location.page : location.size_bytes;
+          }
+        } else {
+          for (const uintptr_t address : addresses) Keep(Locate(address));
         }
       }
       const double ns = NsSince(start);
