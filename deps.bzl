@@ -136,6 +136,12 @@ def firsttouch_dependencies():
         build_file = Label("//bazel/third_party:zstd.BUILD"),
         packages = {"libzstd-dev": "/usr/include/zstd.h"},
     )
+    _maybe(
+        system_repository,
+        name = "xxhash",
+        build_file = Label("//bazel/third_party:xxhash.BUILD"),
+        packages = {"libxxhash-dev": "/usr/include/xxhash.h"},
+    )
 
     # The reader of ELF files, of elfutils.
     _maybe(

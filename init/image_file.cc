@@ -20,6 +20,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/atomic_file.h"
+#include "firsttouch/init/checksum.h"
 #include "firsttouch/init/digest.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/image_digest.h"
@@ -100,15 +101,32 @@ absl::Status VerifyData(const OpenedImageFile& file,
   const uint64_t total = PageCount(info.stored_pages).bytes();
   uint64_t done = 0;
   for (size_t i = 0; i < info.extents.size(); ++i) {
+    std::optional<uint64_t> wrong;  // Of all stored pages.
+    const uint64_t before = done;
     absl::Status status = ReadExtent(
         file, i, buffer,
         [&](std::span<const std::byte> bytes) {
+          for (uint64_t at = 0; at < bytes.size(); at += kPageBytes) {
+            const uint64_t index = (done + at) / kPageBytes;
+            if (index < info.page_checksums.size() &&
+                ChecksumOf(bytes.subspan(at, kPageBytes)) !=
+                    info.page_checksums[index]) {
+              wrong = index;
+            }
+          }
           done += bytes.size();
           if (progress) progress(done, total);
           return absl::OkStatus();
         },
         calls);
     if (!status.ok()) return status;
+    if (!wrong.has_value()) continue;
+    return absl::DataLossError(absl::StrCat(
+        file.prefix, "page ",
+        (info.extents[i].pages.first + PageCount(*wrong - before / kPageBytes))
+            .value(),
+        " does not have the checksum that the manifest says (page_xxh3), and "
+        "its extent has its digest; the manifest was made wrongly"));
   }
 
   // What the file system has data for, outside the extents.
@@ -442,9 +460,19 @@ absl::StatusOr<PendingImageFile> PendingImageFileMaker::Prepare(
   if (absl::Status status = CheckWritable(info); !status.ok()) {
     return absl::Status(status.code(), absl::StrCat(prefix, status.message()));
   }
+  if (info.stored_pages <= kMaxPageChecksums) {
+    info.page_checksums.resize(info.stored_pages);
+  }
 
-  // Digests have a fixed length, so that the manifest has its final one.
-  const ImageHeader layout = HeaderFor(EncodeManifest(info), info.size_bytes);
+  // Digests and checksums have a fixed length, so that the manifest has its
+  // final one.
+  ImageHeader layout = HeaderFor(EncodeManifest(info), info.size_bytes);
+  if (layout.manifest_bytes > kMaxManifestBytes) {
+    // What a reader can do without.
+    info.page_checksums.clear();
+    layout = HeaderFor(EncodeManifest(info), info.size_bytes);
+  }
+  const bool checksums = !info.page_checksums.empty();
   if (layout.manifest_bytes > kMaxManifestBytes) {
     return absl::ResourceExhaustedError(
         absl::StrCat(prefix, "the manifest would have ", layout.manifest_bytes,
@@ -471,6 +499,10 @@ absl::StatusOr<PendingImageFile> PendingImageFileMaker::Prepare(
           absl::Status read = writer->ReadData(offset, written);
           if (!read.ok()) return read;
           sha.Update(written);
+          for (uint64_t at = 0; checksums && at < bytes; at += kPageBytes) {
+            info.page_checksums[(done + at) / kPageBytes] =
+                ChecksumOf(written.subspan(at, kPageBytes));
+          }
           done += bytes;
           if (options.progress) options.progress(done, total);
           return absl::OkStatus();

@@ -69,6 +69,8 @@ inline constexpr uint32_t kImageFileVersion = 1;
 // the most scattered way there is.
 inline constexpr uint64_t kMaxManifestBytes = uint64_t{64} << 20;
 inline constexpr uint64_t kMaxImageExtents = uint64_t{1} << 20;
+// Of more stored pages (8 GiB) no checksums are written, one by one.
+inline constexpr uint64_t kMaxPageChecksums = uint64_t{1} << 21;
 // How long a chain of deltas may be, the one that is opened included.
 inline constexpr int kMaxImageChain = 16;
 
@@ -105,6 +107,10 @@ struct ImageFileInfo {
   std::vector<PageRun> zeroed;
   // Pages in `extents`.
   uint64_t stored_pages = 0;
+  // A checksum (checksum.h) of each of these pages, ascending; empty where the
+  // file has none: it is an old one, or stores more than kMaxPageChecksums,
+  // or its manifest had no room.
+  std::vector<uint64_t> page_checksums;
   // Of a delta: the content digest of the image that it changes.
   std::optional<Digest> parent;
   // Of the whole image, the parent's part included (see digest.h).

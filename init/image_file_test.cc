@@ -27,6 +27,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/init/checksum.h"
 #include "firsttouch/init/digest.h"
 #include "firsttouch/init/fake_memfd.h"
 #include "firsttouch/init/image.h"
@@ -377,6 +378,41 @@ TEST_F(ImageFileTest, ABitFlippedAnywhereIsFound) {
   }
 }
 
+TEST_F(ImageFileTest, EachStoredPageHasItsChecksum) {
+  const absl::StatusOr<ImageFileInfo> written =
+      WriteImageFile(*MakeImage(700, {{1, 1}, {2, 2}, {600, 3}}), Path("a"));
+  ASSERT_TRUE(written.ok()) << written.status();
+  EXPECT_THAT(written->page_checksums,
+              ElementsAre(ChecksumOf(PageOf(1)), ChecksumOf(PageOf(2)),
+                          ChecksumOf(PageOf(3))));
+  EXPECT_EQ(ReadImageFileInfo(Path("a"))->page_checksums,
+            written->page_checksums);
+  // So does what other programs compute.
+  EXPECT_EQ(ChecksumOf({}), 0x2D06800538D394C2u);
+}
+
+// Whoever checks pages alone would refuse what the extents allow.
+TEST_F(ImageFileTest, AChecksumThatContradictsTheDigestsIsFound) {
+  std::vector<std::byte> bytes = PageOf(1);
+  const std::vector<std::byte> second = PageOf(2);
+  bytes.insert(bytes.end(), second.begin(), second.end());
+  ASSERT_TRUE(WriteImageFile(*MakeImage(9, {{4, 1}, {5, 2}}), Path("a")).ok());
+  ImageManifest manifest = Delta({});
+  manifest.set_size_bytes(9 * kPageBytes);
+  manifest.add_extent_first_page(4);
+  manifest.add_extent_pages(2);
+  manifest.set_extent_sha256(Raw(Sha256Of(bytes)));
+  manifest.add_page_xxh3(ChecksumOf(PageOf(1)));
+  manifest.add_page_xxh3(ChecksumOf(PageOf(1)));
+  std::string forged = Forge(manifest);
+  const std::string right = Slurp(Path("a"));
+  forged.replace(forged.size() - 9 * kPageBytes, 9 * kPageBytes,
+                 right.substr(right.size() - 9 * kPageBytes));
+  Spit(Path("a"), forged);
+  EXPECT_THAT(VerifyImageFile(Path("a")).status().message(),
+              HasSubstr("page 5 does not have the checksum"));
+}
+
 TEST_F(ImageFileTest, OtherFilesAndVersionsAreNamed) {
   const auto message = [&](const std::string& bytes) {
     Spit(Path("a"), bytes);
@@ -466,6 +502,9 @@ TEST_F(ImageFileTest, ManifestsThatLieAreRefused) {
               HasSubstr("1 of extent_first_page and 2 of extent_pages"));
   EXPECT_THAT(changed([](M& m) { m.set_extent_sha256("short"); }),
               HasSubstr("extent_sha256 has 5 bytes; 1 extents need 32 each"));
+  EXPECT_THAT(changed([](M& m) { m.add_page_xxh3(7); }),
+              HasSubstr("page_xxh3 has 1 checksums; it must have one for each "
+                        "of the 2 stored pages, or none"));
   EXPECT_THAT(changed([](M& m) { m.clear_content_sha256(); }),
               HasSubstr("content_sha256 is missing"));
   EXPECT_THAT(changed([](M& m) { m.set_content_sha256("x"); }),

@@ -347,6 +347,8 @@ std::string EncodeManifest(const ImageFileInfo& info) {
     manifest.add_zeroed_first_page(run.first.value());
     manifest.add_zeroed_pages(run.length.value());
   }
+  manifest.mutable_page_xxh3()->Add(info.page_checksums.begin(),
+                                    info.page_checksums.end());
   manifest.set_working_set_written(WordBytes(info.written));
   manifest.set_working_set_read(WordBytes(info.read));
   if (info.provenance != ImageProvenance()) {
@@ -448,6 +450,15 @@ absl::StatusOr<ImageFileInfo> DecodeManifest(const ImageHeader& header,
         digests.substr(i * Digest::kBytes, Digest::kBytes);
     info.extents.push_back({(*runs)[i], *Digest::FromBytes(digest)});
     info.stored_pages += (*runs)[i].length.value();
+  }
+  info.page_checksums.assign(manifest.page_xxh3().begin(),
+                             manifest.page_xxh3().end());
+  if (!info.page_checksums.empty() &&
+      info.page_checksums.size() != info.stored_pages) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("manifest: page_xxh3 has ", info.page_checksums.size(),
+                     " checksums; it must have one for each of the ",
+                     info.stored_pages, " stored pages, or none"));
   }
   absl::StatusOr<std::vector<PageRun>> zeroed = Runs(
       manifest.zeroed_first_page(), manifest.zeroed_pages(), pages, "zeroed");
