@@ -16,14 +16,11 @@
 #include "absl/status/status.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/control/published_memfd.h"
 #include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
 namespace {
-
-// Linux 6.3 and 5.1.
-constexpr unsigned kMfdNoexecSeal = 0x0008;
-constexpr int kSealFutureWrite = 0x0010;
 
 // Header, names and description.
 constexpr uint64_t kHeadBytes = 16384;
@@ -124,30 +121,10 @@ ControlBlock::ControlBlock(Kernel& kernel, const Shape& shape)
 }
 
 void ControlBlock::OpenMemfd(MemfdCalls& calls, std::string_view pool_name) {
-  const MemfdResult limit = calls.FileSizeLimit();
-  if (limit.ok() && bytes_ > static_cast<uint64_t>(limit.value)) {
-    // Trying would raise SIGXFSZ.
-    why_ = absl::StrCat("RLIMIT_FSIZE ", limit.value, " is below the ", bytes_,
-                        " bytes of its control block, for which it counts "
-                        "too: raise it (ulimit -f)");
-    return;
-  }
-  const std::string name =
-      absl::StrCat(kControlMemfdPrefix, std::string(pool_name));
-  constexpr unsigned kFlags = MFD_ALLOW_SEALING | MFD_CLOEXEC;
-  MemfdResult created = calls.Create(name.c_str(), kFlags | kMfdNoexecSeal);
-  if (created.error == EINVAL) created = calls.Create(name.c_str(), kFlags);
-  if (!created.ok()) {
-    why_ = absl::StrCat("memfd_create: ", std::strerror(created.error));
-    return;
-  }
-  UniqueFd fd(static_cast<int>(created.value));
-  const MemfdResult sized = calls.Truncate(fd.get(), bytes_);
-  if (!sized.ok()) {
-    why_ = absl::StrCat("ftruncate of a memfd to ", bytes_,
-                        " bytes: ", std::strerror(sized.error));
-    return;
-  }
+  UniqueFd fd = OpenPublished(
+      calls, absl::StrCat(kControlMemfdPrefix, std::string(pool_name)), bytes_,
+      "control block", why_);
+  if (!fd) return;
   struct stat status = {};
   if (fstat(fd.get(), &status) != 0) {
     why_ = absl::StrCat("fstat of a memfd: ", std::strerror(errno));
@@ -207,15 +184,7 @@ absl::StatusOr<std::unique_ptr<ControlBlock>> ControlBlock::Create(
     kernel.Madvise(pages_at, pages_bytes, MADV_DONTDUMP);
   }
   if (block->fd_) {
-    // Refused where the kernel lacks one of the seals: a reader that runs as
-    // this user could write then, as it could by other ways.
-    constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW;
-    if (!calls
-             .AddSeals(block->fd_.get(),
-                       kSeals | kSealFutureWrite | F_SEAL_SEAL)
-             .ok()) {
-      calls.AddSeals(block->fd_.get(), kSeals | F_SEAL_SEAL);
-    }
+    SealPublished(calls, block->fd_.get());
     ForkRegistry::Add(block.get());
   }
   return block;

@@ -2,6 +2,7 @@
 
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 
 #include <algorithm>
@@ -21,7 +22,10 @@ namespace {
 
 constexpr size_t kMaxAnswerBytes = size_t{64} << 10;
 
-absl::StatusOr<UniqueFd> ConnectTo(const std::string& path) {
+// Connects, and waits until then where the server has as many clients waiting
+// as it may.
+absl::StatusOr<UniqueFd> ConnectTo(const std::string& path,
+                                   absl::Time deadline) {
   const std::optional<sockaddr_un> address = SocketAddress(path);
   if (!address.has_value()) {
     return absl::InvalidArgumentError(
@@ -30,11 +34,27 @@ absl::StatusOr<UniqueFd> ConnectTo(const std::string& path) {
   }
   UniqueFd connected(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!connected) return absl::ErrnoToStatus(errno, "socket");
-  if (connect(connected.get(), reinterpret_cast<const sockaddr*>(&*address),
-              sizeof *address) != 0) {
+  while (true) {
+    // No time at all would mean for ever.
+    const timeval left = absl::ToTimeval(
+        std::max(deadline - absl::Now(), absl::Microseconds(1)));
+    setsockopt(connected.get(), SOL_SOCKET, SO_SNDTIMEO, &left, sizeof left);
+    if (connect(connected.get(), reinterpret_cast<const sockaddr*>(&*address),
+                sizeof *address) == 0) {
+      break;
+    }
+    // A signal interrupts the wait, and there is no connection.
+    if (errno == EINTR) continue;
+    if (errno == EAGAIN) {
+      return absl::DeadlineExceededError(absl::StrCat(
+          "connecting to ", path, ": the server has not accepted in time"));
+    }
     return absl::ErrnoToStatus(
         errno, absl::StrCat("connecting to ", path, "; does a server listen?"));
   }
+  const timeval for_ever = {};
+  setsockopt(connected.get(), SOL_SOCKET, SO_SNDTIMEO, &for_ever,
+             sizeof for_ever);
   return connected;
 }
 
@@ -55,7 +75,8 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(
   if (absl::StatusOr<AddressMap> map = AddressMap::Create(regions); !map.ok()) {
     return map.status();
   }
-  absl::StatusOr<UniqueFd> socket = ConnectTo(socket_path);
+  const absl::Time deadline = absl::Now() + options.answer_deadline;
+  absl::StatusOr<UniqueFd> socket = ConnectTo(socket_path, deadline);
   if (!socket.ok()) return socket.status();
   UffdOptions wanted;
   wanted.required_features =
@@ -80,7 +101,7 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(
                  std::vector<GuestRegion>(regions.begin(), regions.end())));
   absl::Status taken = SendWithDescriptor(client->socket_.get(),
                                           RegionsText(regions), client->uffd());
-  if (taken.ok()) taken = client->Answer(absl::Now() + options.answer_deadline);
+  if (taken.ok()) taken = client->Answer(deadline);
   if (taken.ok()) return client;
   // A server that is late has a descriptor of its own.
   for (const GuestRegion& region : regions) {

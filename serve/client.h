@@ -43,7 +43,7 @@ struct ClientOptions {
   bool kernel_faults = false;
   // Have forked children served as well. Needs CAP_SYS_PTRACE.
   bool follow_forks = false;
-  // How long the server may take for its answer.
+  // How long the server may take to accept the connection and to answer.
   absl::Duration answer_deadline = absl::Seconds(30);
 };
 

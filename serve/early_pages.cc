@@ -17,6 +17,11 @@ void EarlyPages::Plan(std::shared_ptr<const std::vector<PageRun>> runs,
 }
 
 bool EarlyPages::NextRange() {
+  if (!again_.empty()) {
+    range_ = again_.back();
+    again_.pop_back();
+    return true;
+  }
   for (; first_ != nullptr && next_run_ < first_->size(); ++next_run_) {
     const PageRun& run = (*first_)[next_run_];
     const uint64_t first = run.first.offset_bytes();
@@ -83,10 +88,12 @@ std::optional<EarlyPages::Some> EarlyPages::Next(const AddressMap& map,
 
 void EarlyPages::PutBack(const Some& some) {
   if (some.of_the_rest) {
-    rest_at_ = some.start;
-  } else {
-    range_.start = some.start;
+    rest_at_ = std::min(rest_at_, some.start);
+    rest_ended_ = false;
+    return;
   }
+  if (range_.start < range_.end) again_.push_back(range_);
+  range_ = {some.start, some.end};
 }
 
 void EarlyPages::RestartRest() {

@@ -19,9 +19,8 @@ namespace firsttouch {
 // they are at each call.
 class EarlyPages {
  public:
-  // What is given at a time, at most, unless a page is larger: a thread may
-  // have to wait until so much is placed.
-  static constexpr uint64_t kMostBytes = uint64_t{256} << 10;
+  // What is given at a time, at most, unless a page is larger.
+  static constexpr uint64_t kMostBytes = uint64_t{64} << 10;
 
   // Pages to place next, within one piece.
   struct Some {
@@ -41,12 +40,13 @@ class EarlyPages {
   // been given.
   std::optional<Some> Next(const AddressMap& map, const PageMap& stored,
                            bool rest);
-  // What Next() has given last could not be placed, and comes next again.
+  // What Next() has given could not be placed, and comes again: before the
+  // others, whatever the map has there by then.
   void PutBack(const Some& some);
 
   // Whether only the rest is left.
   bool first_ones_are_done() const {
-    return first_ == nullptr && range_.start >= range_.end;
+    return first_ == nullptr && range_.start >= range_.end && again_.empty();
   }
   bool rest_is_done() const { return rest_ended_; }
   // No rest is given any more, or from the start of the image again.
@@ -69,8 +69,9 @@ class EarlyPages {
   // What comes next: a run, and a piece that may have a part of it.
   size_t next_run_ = 0;
   size_t next_piece_ = 0;
-  // What is left of the range that is being given.
+  // What is left of the range that is being given, and what was put back.
   Range range_;
+  std::vector<Range> again_;
   // Where the rest goes on.
   uintptr_t rest_at_ = 0;
   bool rest_ended_ = false;

@@ -117,14 +117,14 @@ TEST(EarlyPages, OutsideOfEveryRegionAreLeftOut) {
               ElementsAre(Given{kLow + 254 * kPageBytes, 2}));
 }
 
-// A thread may have to wait for what is being placed.
-TEST(EarlyPages, AreAtMost256KiBAtATime) {
+// Parts that several threads place, and that do not keep each other waiting.
+TEST(EarlyPages, AreAtMost64KiBAtATime) {
   const AddressMap map = TwoRegions();
   EarlyPages early;
-  early.Plan(Runs({Pages(0, 130)}), map);
+  early.Plan(Runs({Pages(0, 34)}), map);
   EXPECT_THAT(AllOf(early, map, Stored(512, {}), /*rest=*/false),
-              ElementsAre(Given{kHigh, 64}, Given{kHigh + 64 * kPageBytes, 64},
-                          Given{kHigh + 128 * kPageBytes, 2}));
+              ElementsAre(Given{kHigh, 16}, Given{kHigh + 16 * kPageBytes, 16},
+                          Given{kHigh + 32 * kPageBytes, 2}));
 }
 
 TEST(EarlyPages, ThatAreGivenBackOrGoneMeanwhileAreSkipped) {
@@ -153,12 +153,12 @@ TEST(EarlyPages, TheRestIsWhatTheImageStoresAndNothingElse) {
   AddressMap map = TwoRegions();
   map.Free(kHigh + 20 * kPageBytes, kHigh + 22 * kPageBytes);
   const PageMap stored =
-      Stored(512, {Pages(19, 5), Pages(256, 70), Pages(511, 1)});
+      Stored(512, {Pages(19, 5), Pages(256, 18), Pages(511, 1)});
   EarlyPages early;
   EXPECT_THAT(AllOf(early, map, stored, /*rest=*/false), IsEmpty());
   EXPECT_FALSE(early.rest_is_done());
   const auto all =
-      ElementsAre(Given{kLow, 64, true}, Given{kLow + 64 * kPageBytes, 6, true},
+      ElementsAre(Given{kLow, 16, true}, Given{kLow + 16 * kPageBytes, 2, true},
                   Given{kLow + 255 * kPageBytes, 1, true},
                   Given{kHigh + 19 * kPageBytes, 1, true},
                   Given{kHigh + 22 * kPageBytes, 2, true});
@@ -176,18 +176,23 @@ TEST(EarlyPages, ThatCouldNotBePlacedComeNextAgain) {
   const AddressMap map = TwoRegions();
   const PageMap stored = Stored(512, {Pages(0, 1), Pages(3, 1)});
   EarlyPages early;
-  early.Plan(Runs({Pages(0, 80), Pages(100, 1)}), map);
+  early.Plan(Runs({Pages(0, 20), Pages(100, 1)}), map);
   std::optional<EarlyPages::Some> some = early.Next(map, stored, true);
   ASSERT_TRUE(some.has_value());
   early.PutBack(*some);
-  EXPECT_EQ(NextOf(early, map, stored, true), (Given{kHigh, 64}));
+  EXPECT_EQ(NextOf(early, map, stored, true), (Given{kHigh, 16}));
   EXPECT_EQ(NextOf(early, map, stored, true),
-            (Given{kHigh + 64 * kPageBytes, 16}));
+            (Given{kHigh + 16 * kPageBytes, 4}));
   EXPECT_EQ(NextOf(early, map, stored, true),
             (Given{kHigh + 100 * kPageBytes, 1}));
-  some = early.Next(map, stored, true);
-  ASSERT_TRUE(some.has_value() && some->of_the_rest);
+  const std::optional<EarlyPages::Some> rest = early.Next(map, stored, true);
+  ASSERT_TRUE(rest.has_value() && rest->of_the_rest);
+  // One that was not given last, and when all others have been.
+  EXPECT_TRUE(early.first_ones_are_done());
   early.PutBack(*some);
+  EXPECT_FALSE(early.first_ones_are_done());
+  EXPECT_EQ(NextOf(early, map, stored, true), (Given{kHigh, 16}));
+  early.PutBack(*rest);
   EXPECT_THAT(AllOf(early, map, stored, true),
               ElementsAre(Given{kHigh, 1, true},
                           Given{kHigh + 3 * kPageBytes, 1, true}));

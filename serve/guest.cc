@@ -28,6 +28,9 @@ constexpr int kTriesPerTurn = 8;
 // signals interrupt asks again each time.
 constexpr size_t kManyFaults = 1024;
 
+// Checked behind a page that was waited for.
+constexpr PageCount kCheckedAhead(16);
+
 // Stops without an event to read that are tried again at once, and how long
 // the longest wait after that is.
 constexpr uint32_t kStopsAtOnce = 4;
@@ -72,6 +75,7 @@ Guest::Guest(Parts parts)
       image_(std::move(parts.image)),
       first_bytes_(parts.map.bytes()),
       forked_(parts.forked),
+      pid_(parts.pid),
       uffd_(std::move(parts.uffd)),
       pidfd_(std::move(parts.pidfd)),
       reader_(kernel_, uffd_.get()),
@@ -146,6 +150,7 @@ bool Guest::Turn() {
     EndFillAll(absl::CancelledError("the guest has ended"));
     return false;
   }
+  PublishWaiting();
   SetTimer(NextDue(more));
   return true;
 }
@@ -273,19 +278,24 @@ void Guest::Handle(const Event& event) {
       for (std::optional<AddressMap::Piece> piece = map_.Next(event.start);
            piece.has_value() && piece->start < event.end;
            piece = map_.Next(piece->end)) {
-        MarkChanged(*piece, piece->start, std::min(piece->end, event.end));
+        const uintptr_t end = std::min(piece->end, event.end);
+        MarkChanged(*piece, piece->start, end);
+        Count(piece->image_offset_bytes, &RegionInBlock::pages_given_back,
+              (end - piece->start) / kPageBytes);
       }
       map_.Free(event.start, event.end);
       return;
     case Event::Kind::kUnmap:
       ++stats_.unmaps;
       map_.Unmap(event.start, event.end);
+      PublishPlaces();
       return;
     case Event::Kind::kRemap:
       ++stats_.moves;
       map_.Move(event.from, event.to, event.bytes);
       // What has moved may be behind where the filling is.
       if (fill_done_ != nullptr) early_.RestartRest();
+      PublishPlaces();
       return;
     case Event::Kind::kFork:
       ++stats_.forks;
@@ -363,6 +373,9 @@ bool Guest::Serve(Fault& fault) {
                   /*retry=*/false);
     }
     uintptr_t end = page_end;
+    const uint64_t offset = piece->OffsetOf(page);
+    const uint64_t copied = placer_.pages_copied();
+    const uint64_t zeroed = placer_.pages_zeroed();
     Placed placed;
     if (fault.write_protect) {
       placed = placer_.Unprotect(page, piece->page_bytes);
@@ -370,6 +383,10 @@ bool Guest::Serve(Fault& fault) {
       if (!alone) end = ReadAhead(*piece, page);
       placed = placer_.Place(*piece, page, end, fault.write);
     }
+    Count(offset, &RegionInBlock::pages_copied,
+          placer_.pages_copied() - copied);
+    Count(offset, &RegionInBlock::pages_zeroed,
+          placer_.pages_zeroed() - zeroed);
     if (end > page_end && (placed.outcome == Placed::Outcome::kNotReady ||
                            placed.outcome == Placed::Outcome::kLost)) {
       // What is behind the page need not be there for the page.
@@ -380,9 +397,12 @@ bool Guest::Serve(Fault& fault) {
       case Placed::Outcome::kDone:
         if (fault.write_protect) {
           ++stats_.write_protect_faults;
+          Count(offset, &RegionInBlock::protect_faults);
           MarkChanged(*piece, page, page_end);
         } else {
           ++stats_.faults;
+          Count(offset, fault.write ? &RegionInBlock::write_faults
+                                    : &RegionInBlock::read_faults);
           next_in_row_ = end;
           if (fault.write) MarkChanged(*piece, page, page_end);
           Record(fault, *piece);
@@ -421,6 +441,10 @@ void Guest::WaitFor(const Fault& fault, uintptr_t page, const Placed& needs) {
       /*urgent=*/true, [self = shared_from_this(), page, first = needs.first,
                         pages = needs.pages] {
         self->Arrived(page, self->image_->MakeReady(first, pages));
+        // What a next fault in a row wants. Whoever needs it is told of errors.
+        if (!self->image_->image().has_source()) {
+          self->image_->MakeReady(first + pages, kCheckedAhead).IgnoreError();
+        }
       });
 }
 
@@ -432,6 +456,7 @@ void Guest::Arrived(uintptr_t page, const absl::Status& status) {
   // ThreadSanitizer does not see it.
   waiter.mapped().ready = absl::Status(status.code(), status.message());
   queue_.push_back(std::move(waiter.mapped()));
+  PublishWaiting();
   SetTimer(Clock::duration::zero());
 }
 

@@ -20,6 +20,8 @@
 #ifndef FIRSTTOUCH_SERVE_GUEST_H_
 #define FIRSTTOUCH_SERVE_GUEST_H_
 
+#include <sys/types.h>
+
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -35,6 +37,8 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "firsttouch/control/guests.h"
+#include "firsttouch/control/guests_block.h"
 #include "firsttouch/init/page_map.h"
 #include "firsttouch/serve/address_map.h"
 #include "firsttouch/serve/early_pages.h"
@@ -120,6 +124,9 @@ class GuestHost {
   // Runs `job`, which may wait, in a thread that serves nobody. `urgent`: a
   // thread of a guest waits for it.
   virtual void RunElsewhere(bool urgent, std::function<void()> job) = 0;
+  // The same, soon, in a thread that has nothing else to do, on a processor
+  // that nobody waits for. False where there is none: then the job never runs.
+  virtual bool Help(std::function<void()> job) = 0;
   // The guest has forked: the child is a guest of its own.
   virtual void Adopt(std::shared_ptr<Guest> child) = 0;
   // Something that an operator should know: one line.
@@ -145,6 +152,8 @@ class Guest : public std::enable_shared_from_this<Guest> {
     std::unique_ptr<GuestJournal> journal;
     // A child that a guest has forked: nobody else has its userfaultfd.
     bool forked = false;
+    // Of the process, for readers in other processes; 0: not known.
+    pid_t pid = 0;
   };
 
   // Makes the userfaultfd non-blocking. Errors: OutOfRange for a region that
@@ -210,6 +219,10 @@ class Guest : public std::enable_shared_from_this<Guest> {
   // guests of this image and whoever saves it.
   void TeachWorkingSet() const;
 
+  // Tells readers in other processes of it, as guest `number`, from now on and
+  // as long as it is there; in place of what they were told before.
+  void PublishIn(GuestsBlock& block, uint64_t number);
+
   GuestStats Stats() const;
   const std::string& name() const { return options_.name; }
   const std::shared_ptr<GuestImage>& image() const { return image_; }
@@ -249,6 +262,7 @@ class Guest : public std::enable_shared_from_this<Guest> {
   bool Lose(Fault& fault, uintptr_t page, uint64_t page_bytes,
             const absl::Status& why, bool retry)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void CountLost(uintptr_t page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Kill() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void TellJournalIsFull() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void WaitFor(const Fault& fault, uintptr_t page, const Placed& needs)
@@ -264,11 +278,26 @@ class Guest : public std::enable_shared_from_this<Guest> {
   // Places some pages early, no more than a thread may have to wait for. False:
   // there is nothing to do at the moment.
   bool PlaceEarly() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // A step of that: adds to `bytes` what it has placed, or all there may be
-  // where something else comes first.
-  bool PlaceSomeEarly(uint64_t& bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // What is to be placed next; may be nothing.
+  std::vector<EarlyPages::Some> NextEarly()
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Takes those out that wait for a check or a page source, which begins.
+  void WaitForEarly(std::vector<EarlyPages::Some>& pages)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // What became of placing some early. False: no more for now.
+  bool AfterEarly(const EarlyPages::Some& some, const Placed& placed)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndFillAll(const absl::Status& status)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  // For readers in other processes: adds to a count of the region that has this
+  // place of the image; where the regions are now; how many faults wait.
+  void Count(uint64_t image_offset_bytes, uint64_t RegionInBlock::*count,
+             uint64_t number = 1) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::optional<size_t> RegionOf(uint64_t image_offset_bytes) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void PublishPlaces() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void PublishWaiting() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   void MarkChanged(const AddressMap::Piece& piece, uintptr_t start,
                    uintptr_t end) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -286,6 +315,7 @@ class Guest : public std::enable_shared_from_this<Guest> {
   const std::shared_ptr<GuestImage> image_;
   const uint64_t first_bytes_;
   const bool forked_;
+  const pid_t pid_;
   const Clock::time_point came_ = Clock::now();
   UniqueFd epoll_;
   UniqueFd timer_;
@@ -331,6 +361,14 @@ class Guest : public std::enable_shared_from_this<Guest> {
   std::vector<uint64_t> touched_ ABSL_GUARDED_BY(mutex_);
   std::vector<Touch> touches_ ABSL_GUARDED_BY(mutex_);
   GuestStats stats_ ABSL_GUARDED_BY(mutex_);
+
+  // Null: nobody is told.
+  std::unique_ptr<GuestsBlock::Entry> published_ ABSL_GUARDED_BY(mutex_);
+  struct PublishedRegion {
+    uint64_t image_offset_bytes = 0;
+    uint64_t bytes = 0;
+  };
+  std::vector<PublishedRegion> regions_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace firsttouch

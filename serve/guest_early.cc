@@ -1,23 +1,166 @@
 // What a guest is given before it asks for it.
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/control/guests.h"
 #include "firsttouch/init/page_map.h"
 #include "firsttouch/serve/early_pages.h"
 #include "firsttouch/serve/guest.h"
+#include "firsttouch/serve/guest_image.h"
 #include "firsttouch/serve/page_placer.h"
 #include "firsttouch/serve/touches.h"
+#include "firsttouch/uffd/kernel.h"
+#include "firsttouch/uffd/mutex.h"
+#include "firsttouch/uffd/units.h"
 
 namespace firsttouch {
+
+namespace {
+
+// What is placed early before a guest is looked at again: a thread may have to
+// wait until that is done.
+constexpr uint64_t kMostBytesAtOnce = uint64_t{512} << 10;
+// What is checked ahead before other jobs have their turn.
+constexpr uint64_t kCheckedPagesAtOnce = 1024;
+
+// Checks pages of the runs before anybody asks for them, from page `from` of
+// run `run` on.
+void CheckAhead(GuestHost& host, const std::shared_ptr<GuestImage>& image,
+                const std::shared_ptr<const std::vector<PageRun>>& runs,
+                size_t run, uint64_t from) {
+  for (uint64_t left = kCheckedPagesAtOnce; run < runs->size();) {
+    const PageRun& pages = (*runs)[run];
+    const uint64_t count = std::min(pages.length.value() - from, left);
+    // Whoever needs what is damaged will be told.
+    if (!image->MakeReady(pages.first + PageCount(from), PageCount(count))
+             .ok()) {
+      return;
+    }
+    left -= count;
+    from += count;
+    if (from == pages.length.value()) {
+      from = 0;
+      ++run;
+    }
+    if (left > 0) continue;
+    host.RunElsewhere(/*urgent=*/false, [&host, image, runs, run, from] {
+      CheckAhead(host, image, runs, run, from);
+    });
+    return;
+  }
+}
+
+// Pages that several threads place, each what nobody has begun with.
+class SharedPlacing {
+ public:
+  struct Failure {
+    size_t index = 0;
+    Placed placed;
+  };
+
+  explicit SharedPlacing(std::vector<EarlyPages::Some> pages)
+      : pages_(std::move(pages)), counts_(pages_.size()) {}
+
+  // In a thread that helps. Ends at once where all is done.
+  void Help(Kernel& kernel, int uffd, const GuestImage& image) {
+    {
+      MutexLock lock(&mutex_);
+      if (closed_) return;
+      ++helping_;
+    }
+    PagePlacer placer(kernel, uffd, image);
+    Place(placer);
+    MutexLock lock(&mutex_);
+    --helping_;
+    helped_.SignalAll();
+  }
+
+  // In the thread that has the guest: places what nobody else does, and waits
+  // for those who help. Nobody uses the guest for this afterwards.
+  void PlaceAll(PagePlacer& placer) {
+    Place(placer);
+    {
+      MutexLock lock(&mutex_);
+      closed_ = true;
+      while (helping_ > 0) helped_.Wait(&mutex_);
+    }
+    // Threads that wait go on when all is there, and not at each part of it, of
+    // which the next one would stop them.
+    for (size_t i = 0; i < pages_.size();) {
+      const uintptr_t start = pages_[i].start;
+      uintptr_t end = pages_[i].end;
+      const size_t first = i;
+      while (++i < pages_.size() && pages_[i].start == end) end = pages_[i].end;
+      if (i > first + 1) placer.Wake(start, end - start);
+    }
+  }
+
+  // After PlaceAll().
+  const std::vector<EarlyPages::Some>& pages() const { return pages_; }
+  // How many have been begun with, from the first on.
+  size_t begun() const { return std::min(next_.load(), pages_.size()); }
+  std::vector<Failure> failures() const {
+    MutexLock lock(&mutex_);
+    return failures_;
+  }
+  // Pages of each that were placed; those that were there do not count.
+  struct Counts {
+    uint64_t copied = 0;
+    uint64_t zeroed = 0;
+  };
+  const std::vector<Counts>& counts() const { return counts_; }
+
+ private:
+  bool IsJoined(size_t index) const {
+    return (index > 0 && pages_[index - 1].end == pages_[index].start) ||
+           (index + 1 < pages_.size() &&
+            pages_[index].end == pages_[index + 1].start);
+  }
+
+  void Place(PagePlacer& placer) {
+    while (!failed_.load(std::memory_order_relaxed)) {
+      const size_t index = next_.fetch_add(1);
+      if (index >= pages_.size()) return;
+      const EarlyPages::Some& some = pages_[index];
+      const Counts before = {placer.pages_copied(), placer.pages_zeroed()};
+      Placed placed =
+          placer.Place(some.piece, some.start, some.end, /*write=*/false,
+                       IsJoined(index) ? PagePlacer::Waking::kLater
+                                       : PagePlacer::Waking::kAtOnce);
+      counts_[index] = {placer.pages_copied() - before.copied,
+                        placer.pages_zeroed() - before.zeroed};
+      if (placed.outcome == Placed::Outcome::kDone) continue;
+      failed_.store(true, std::memory_order_relaxed);
+      MutexLock lock(&mutex_);
+      failures_.push_back({index, std::move(placed)});
+    }
+  }
+
+  const std::vector<EarlyPages::Some> pages_;
+  std::vector<Counts> counts_;  // Each of whoever has taken it.
+  std::atomic<size_t> next_{0};
+  std::atomic<bool> failed_{false};
+  mutable Mutex mutex_;
+  CondVar helped_;
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
+  int helping_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::vector<Failure> failures_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace
 
 void Guest::PlanEarly() {
   std::vector<PageRun> runs;
@@ -28,75 +171,122 @@ void Guest::PlanEarly() {
     runs.insert(runs.end(), set.begin(), set.end());
   }
   if (runs.empty()) return;
-  const auto shared = image_->Shared(std::move(runs));
+  bool first = false;
+  const auto shared = image_->Shared(std::move(runs), first);
   early_.Plan(shared, map_);
+  // Another guest that has not got all of them yet has had them read.
+  if (!first) return;
   // All at once, since a disk is fastest so, and before the first one is
   // needed.
-  host_.RunElsewhere(/*urgent=*/false, [image = image_, shared] {
+  host_.RunElsewhere(/*urgent=*/false, [&host = host_, image = image_, shared] {
     image->BeginReading(*shared);
+    if (image->image().has_source()) return;
+    CheckAhead(host, image, shared, 0, 0);
   });
 }
 
-bool Guest::PlaceEarly() {
-  for (uint64_t bytes = 0; bytes < EarlyPages::kMostBytes;) {
-    if (!PlaceSomeEarly(bytes)) return false;
+std::vector<EarlyPages::Some> Guest::NextEarly() {
+  std::vector<EarlyPages::Some> pages;
+  const Clock::time_point now = Clock::now();
+  for (uint64_t bytes = 0; bytes < kMostBytesAtOnce;) {
+    if (early_.first_ones_are_done() && fill_done_ == nullptr &&
+        now < background_due_) {
+      break;
+    }
+    const std::optional<EarlyPages::Some> some = early_.Next(
+        map_, image_->image().stored(),
+        options_.background_bytes_per_second != 0 || fill_done_ != nullptr);
+    if (!some.has_value()) break;
+    bytes += some->end - some->start;
+    pages.push_back(*some);
+    if (some->of_the_rest && fill_done_ == nullptr) {
+      const double seconds =
+          static_cast<double>(some->end - some->start) /
+          static_cast<double>(options_.background_bytes_per_second);
+      background_due_ =
+          std::max(background_due_, now) +
+          std::chrono::nanoseconds(static_cast<int64_t>(seconds * 1e9));
+    }
   }
-  return true;
+  return pages;
 }
 
-bool Guest::PlaceSomeEarly(uint64_t& bytes) {
-  if (early_waits_ || early_failed_ || refused_) return false;
-  const Clock::time_point now = Clock::now();
-  if (early_.first_ones_are_done() && fill_done_ == nullptr &&
-      now < background_due_) {
-    return false;
+void Guest::WaitForEarly(std::vector<EarlyPages::Some>& pages) {
+  std::vector<PageRun> needed;
+  // Backwards, so that they come again in their order.
+  for (size_t i = pages.size(); i-- > 0;) {
+    const EarlyPages::Some& some = pages[i];
+    const PageRun run = {PageContaining(some.piece.OffsetOf(some.start)),
+                         PagesRoundedUp(some.end - some.start)};
+    if (some.piece.freed || image_->IsReady(run.first, run.length)) continue;
+    needed.push_back(run);
+    early_.PutBack(some);
+    pages.erase(pages.begin() + static_cast<ptrdiff_t>(i));
   }
-  const std::optional<EarlyPages::Some> early = early_.Next(
-      map_, image_->image().stored(),
-      options_.background_bytes_per_second != 0 || fill_done_ != nullptr);
-  if (!early.has_value()) {
+  if (needed.empty()) return;
+  early_waits_ = true;
+  host_.RunElsewhere(
+      /*urgent=*/false,
+      [self = shared_from_this(), needed = std::move(needed)] {
+        absl::Status status;
+        for (size_t i = needed.size(); i-- > 0 && status.ok();) {
+          status = self->image_->MakeReady(needed[i].first, needed[i].length);
+        }
+        self->ArrivedEarly(status);
+      });
+}
+
+bool Guest::PlaceEarly() {
+  if (early_waits_ || early_failed_ || refused_) return false;
+  std::vector<EarlyPages::Some> pages = NextEarly();
+  if (pages.empty()) {
     if (early_.rest_is_done()) EndFillAll(absl::OkStatus());
     return false;
   }
-  bytes += early->end - early->start;
-  const uint64_t before = placer_.pages_copied() + placer_.pages_zeroed();
-  const Placed placed =
-      placer_.Place(early->piece, early->start, early->end, /*write=*/false);
-  stats_.pages_placed_early +=
-      placer_.pages_copied() + placer_.pages_zeroed() - before;
-  if (placed.outcome == Placed::Outcome::kStopped ||
-      placed.outcome == Placed::Outcome::kNotReady) {
-    early_.PutBack(*early);
+  WaitForEarly(pages);
+  const auto shared = std::make_shared<SharedPlacing>(std::move(pages));
+  if (shared->pages().size() > 1) {
+    host_.Help([shared, &kernel = kernel_, uffd = uffd_.get(), image = image_] {
+      shared->Help(kernel, uffd, *image);
+    });
   }
+  PagePlacer placer(kernel_, uffd_.get(), *image_);
+  shared->PlaceAll(placer);
+  for (size_t i = 0; i < shared->begun(); ++i) {
+    const auto& [copied, zeroed] = shared->counts()[i];
+    const EarlyPages::Some& some = shared->pages()[i];
+    const uint64_t offset = some.piece.OffsetOf(some.start);
+    placer_.Count(copied, zeroed);
+    stats_.pages_placed_early += copied + zeroed;
+    Count(offset, &RegionInBlock::pages_copied, copied);
+    Count(offset, &RegionInBlock::pages_zeroed, zeroed);
+    Count(offset, &RegionInBlock::pages_early, copied + zeroed);
+  }
+  for (size_t i = shared->pages().size(); i-- > shared->begun();) {
+    early_.PutBack(shared->pages()[i]);
+  }
+  const std::vector<SharedPlacing::Failure> failures = shared->failures();
+  if (failures.size() < shared->begun()) stops_ = 0;
+  bool more = true;
+  for (const SharedPlacing::Failure& failure : failures) {
+    more = AfterEarly(shared->pages()[failure.index], failure.placed) && more;
+  }
+  return more && !early_waits_;
+}
+
+bool Guest::AfterEarly(const EarlyPages::Some& some, const Placed& placed) {
   switch (placed.outcome) {
     case Placed::Outcome::kDone:
-      stops_ = 0;
-      [[fallthrough]];
     case Placed::Outcome::kUnregistered:
       // What is not registered needs no page.
-      if (early->of_the_rest && fill_done_ == nullptr) {
-        const double seconds =
-            static_cast<double>(early->end - early->start) /
-            static_cast<double>(options_.background_bytes_per_second);
-        background_due_ =
-            std::max(background_due_, now) +
-            std::chrono::nanoseconds(static_cast<int64_t>(seconds * 1e9));
-        return false;
-      }
-      return true;
-    case Placed::Outcome::kStopped:
-      ++stats_.stopped;
-      if (!ReadEvents()) ++stops_;
-      bytes = EarlyPages::kMostBytes;
       return true;
     case Placed::Outcome::kNotReady:
-      early_waits_ = true;
-      host_.RunElsewhere(
-          /*urgent=*/false, [self = shared_from_this(), first = placed.first,
-                             pages = placed.pages] {
-            self->ArrivedEarly(self->image_->MakeReady(first, pages));
-          });
-      return false;
+      // It was, and is not any more.
+    case Placed::Outcome::kStopped:
+      early_.PutBack(some);
+      ++stats_.stopped;
+      if (!ReadEvents()) ++stops_;
+      return true;
     case Placed::Outcome::kGone:
       ended_ = true;
       return false;

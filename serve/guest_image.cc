@@ -11,8 +11,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "firsttouch/init/checksum.h"
 #include "firsttouch/init/digest.h"
 #include "firsttouch/serve/address_map.h"
+#include "firsttouch/uffd/page_words.h"
 #include "firsttouch/uffd/uffd.h"
 
 namespace firsttouch {
@@ -125,25 +127,53 @@ absl::Status GuestImage::AddFile(ImageRef image, const std::string& path) {
   File file;
   file.image = std::move(image);
   file.path = path;
-  file.checked = std::make_unique<std::atomic<bool>[]>(info->extents.size());
   file.extents = std::move(info->extents);
+  file.checksums = std::move(info->page_checksums);
+  file.pages_before.reserve(file.extents.size());
+  uint64_t pages = 0;
+  for (const ImageExtent& extent : file.extents) {
+    file.pages_before.push_back(pages);
+    pages += extent.pages.length.value();
+  }
+  file.checked = std::make_unique<std::atomic<uint64_t>[]>(
+      WordsFor(file.checksums.empty() ? file.extents.size() : pages));
   file.own = *std::move(own);
   file.zeroed = *std::move(zeroed);
   files_.push_back(std::move(file));
   return absl::OkStatus();
 }
 
-GuestImage::Place GuestImage::PlaceOf(PageIndex page) const {
+GuestImage::Place GuestImage::PlaceOf(PageIndex page, PageIndex end) const {
   for (const File& file : files_) {
     if (file.own.Contains(page)) {
       const auto after = std::upper_bound(
           file.extents.begin(), file.extents.end(), page,
           [](PageIndex p, const ImageExtent& e) { return p < e.pages.first; });
-      return {&file, static_cast<size_t>(after - file.extents.begin()) - 1};
+      const auto extent = static_cast<size_t>(after - file.extents.begin()) - 1;
+      const PageRun& run = file.extents[extent].pages;
+      // A page of the delta may lie inside an extent of its parent.
+      const PageCount pages = &file == files_.data()
+                                  ? std::min(end, run.end()) - page
+                                  : PageCount(1);
+      if (file.checksums.empty()) return {&file, extent, pages, extent, 1};
+      return {&file, extent, pages,
+              file.pages_before[extent] + (page - run.first).value(),
+              pages.value()};
     }
     if (file.zeroed.Contains(page)) break;
   }
   return {};
+}
+
+bool GuestImage::IsChecked(const Place& place) {
+  bool all = true;
+  ForEachWordOf(place.first_bit, place.first_bit + place.bits,
+                [&](uint64_t index, uint64_t bits) {
+                  const uint64_t word = place.file->checked[index].load(
+                      std::memory_order_acquire);
+                  all = all && (word & bits) == bits;
+                });
+  return all;
 }
 
 bool GuestImage::IsReady(PageIndex first, PageCount pages) const {
@@ -157,23 +187,16 @@ bool GuestImage::IsReady(PageIndex first, PageCount pages) const {
   for (std::optional<PageRun> run = image_->stored().NextRun(first);
        run.has_value() && run->first < end;
        run = image_->stored().NextRun(run->end())) {
-    for (PageIndex page = run->first; page < std::min(run->end(), end);) {
+    const PageIndex run_end = std::min(run->end(), end);
+    for (PageIndex page = run->first; page < run_end;) {
       if (has_source && !image_->IsFetched(page)) return false;
       if (files_.empty()) {
         ++page;
         continue;
       }
-      const Place place = PlaceOf(page);
-      if (place.file == nullptr ||
-          !place.file->checked[place.extent].load(std::memory_order_acquire)) {
-        return false;
-      }
-      // A page of the next file may lie inside an extent of this one.
-      if (files_.size() == 1) {
-        page = place.file->extents[place.extent].pages.end();
-      } else {
-        ++page;
-      }
+      const Place place = PlaceOf(page, run_end);
+      if (place.file == nullptr || !IsChecked(place)) return false;
+      page += place.pages;
     }
   }
   return true;
@@ -197,28 +220,55 @@ absl::Status GuestImage::MakeReady(PageIndex first, PageCount pages) {
   for (std::optional<PageRun> run = image_->stored().NextRun(first);
        run.has_value() && run->first < end;
        run = image_->stored().NextRun(run->end())) {
-    for (PageIndex page = run->first; page < std::min(run->end(), end);
-         ++page) {
-      const Place place = PlaceOf(page);
+    const PageIndex run_end = std::min(run->end(), end);
+    for (PageIndex page = run->first; page < run_end;) {
+      const Place place = PlaceOf(page, run_end);
       if (place.file == nullptr) {
         return absl::DataLossError(
             absl::StrCat("image '", image_->name(), "': page ", page.value(),
                          " is stored, and no file has a digest for it"));
       }
-      if (place.file->checked[place.extent].load(std::memory_order_acquire)) {
-        continue;
+      if (!IsChecked(place)) {
+        if (absl::Status checked = place.file->checksums.empty()
+                                       ? CheckExtent(place)
+                                       : CheckPages(page, place);
+            !checked.ok()) {
+          return checked;
+        }
       }
-      if (absl::Status checked = Check(*place.file, place.extent);
-          !checked.ok()) {
-        return checked;
-      }
+      page += place.pages;
     }
   }
   return absl::OkStatus();
 }
 
+bool GuestImage::SeemsReadAndReady(std::span<const PageRun> runs) const {
+  // mincore(2) of every page takes as long as to place some of them.
+  constexpr uint64_t kSamples = 64;
+  uint64_t pages = 0;
+  for (const PageRun& run : runs) pages += run.length.value();
+  const uint64_t step = std::max<uint64_t>(1, pages / kSamples);
+  uint64_t next = 0;    // Of all pages of the runs.
+  uint64_t before = 0;  // Of this run.
+  for (const PageRun& run : runs) {
+    for (; next < before + run.length.value(); next += step) {
+      const PageIndex page = run.first + PageCount(next - before);
+      if (page.value() >= image_->pages().value()) continue;
+      unsigned char flags = 0;
+      if (!IsReady(page, PageCount(1)) ||
+          mincore(AddressOf(page.value()), kPageBytes, &flags) != 0 ||
+          (flags & 1) == 0) {
+        return false;
+      }
+    }
+    before += run.length.value();
+  }
+  return true;
+}
+
 void GuestImage::BeginReading(std::span<const PageRun> runs) const {
-  // A digest is one of all stored pages of a block, or of fewer.
+  if (SeemsReadAndReady(runs)) return;
+  // Where a digest is one of all stored pages of a block, all are read.
   const uint64_t block = ExtentBlockPages(image_->pages());
   const uint64_t image_end = image_->pages().value();
   // What mincore(2) says of the block that was asked for last.
@@ -228,6 +278,10 @@ void GuestImage::BeginReading(std::span<const PageRun> runs) const {
     // Errors are for whoever needs the pages.
     madvise(AddressOf(first), (end - first) * kPageBytes, MADV_WILLNEED);
   };
+  const bool whole_blocks =
+      whole_ || std::any_of(files_.begin(), files_.end(), [](const File& file) {
+        return file.checksums.empty();
+      });
   std::vector<bool> begun(image_end / block + 1);
   for (const PageRun& run : runs) {
     const uint64_t run_end = std::min(run.end().value(), image_end);
@@ -237,8 +291,14 @@ void GuestImage::BeginReading(std::span<const PageRun> runs) const {
       const uint64_t block_end = std::min(first + block, image_end);
       const uint64_t end = std::min(run_end, block_end);
       if (!begun[index] && !IsReady(PageIndex(page), PageCount(end - page))) {
-        begun[index] = true;
-        read(first, block_end);
+        if (whole_blocks) {
+          begun[index] = true;
+          read(first, block_end);
+        } else {
+          read(page, end);
+        }
+        page = end;
+        continue;
       }
       if (!begun[index] && asked != index) {
         asked = index;
@@ -265,10 +325,11 @@ void GuestImage::BeginReading(std::span<const PageRun> runs) const {
 }
 
 std::shared_ptr<const std::vector<PageRun>> GuestImage::Shared(
-    std::vector<PageRun> runs) {
+    std::vector<PageRun> runs, bool& first) {
   MutexLock lock(&shared_mutex_);
   std::shared_ptr<const std::vector<PageRun>> shared = shared_.lock();
-  if (shared == nullptr || *shared != runs) {
+  first = shared == nullptr || *shared != runs;
+  if (first) {
     shared = std::make_shared<const std::vector<PageRun>>(std::move(runs));
     shared_ = shared;
   }
@@ -311,8 +372,58 @@ absl::Status GuestImage::CheckWhole() {
   return absl::OkStatus();
 }
 
-absl::Status GuestImage::Check(const File& file, size_t extent) const {
-  const ImageExtent& expected = file.extents[extent];
+absl::Status GuestImage::CheckPages(PageIndex page, const Place& place) const {
+  // Few enough for a processor's cache.
+  constexpr uint64_t kPiecePages = 16;
+  const File& file = *place.file;
+  const auto buffer =
+      std::make_unique_for_overwrite<std::byte[]>(kPiecePages * kPageBytes);
+  const auto lost = [&](PageIndex first, uint64_t pages,
+                        const std::string& why) {
+    return absl::DataLossError(
+        absl::StrCat("image '", image_->name(), "': ",
+                     pages == 1 ? absl::StrCat("page ", first.value())
+                                : absl::StrCat("pages ", first.value(), " to ",
+                                               first.value() + pages - 1),
+                     " of ", file.path, " ", why));
+  };
+  for (uint64_t done = 0; done < place.bits;) {
+    const uint64_t first_bit = place.first_bit + done;
+    // The bits of one word, so that they are set at once.
+    const uint64_t pages =
+        std::min({kPiecePages, place.bits - done,
+                  kPagesPerWord - first_bit % kPagesPerWord});
+    const PageIndex first = page + PageCount(done);
+    if (const int error = ReadMapped(AddressOf(first.value()),
+                                     {buffer.get(), pages * kPageBytes})) {
+      return lost(first, pages,
+                  absl::StrCat("cannot be read: ", ErrnoText(error),
+                               "; was the file cut short?"));
+    }
+    uint64_t right = 0;
+    std::optional<PageIndex> wrong;
+    for (uint64_t i = 0; i < pages; ++i) {
+      if (ChecksumOf({buffer.get() + i * kPageBytes, kPageBytes}) ==
+          file.checksums[first_bit + i]) {
+        right |= uint64_t{1} << ((first_bit + i) % kPagesPerWord);
+      } else {
+        wrong = first + PageCount(i);
+      }
+    }
+    file.checked[first_bit / kPagesPerWord].fetch_or(right,
+                                                     std::memory_order_release);
+    if (wrong.has_value()) {
+      return lost(*wrong, 1,
+                  "does not match its checksum: the file is damaged");
+    }
+    done += pages;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GuestImage::CheckExtent(const Place& place) const {
+  const File& file = *place.file;
+  const ImageExtent& expected = file.extents[place.extent];
   const auto lost = [&](const std::string& why) {
     return absl::DataLossError(absl::StrCat(
         "image '", image_->name(), "': pages ", expected.pages.first.value(),
@@ -323,7 +434,9 @@ absl::Status GuestImage::Check(const File& file, size_t extent) const {
   if (*digest != expected.digest) {
     return lost("do not match their digest: the file is damaged");
   }
-  file.checked[extent].store(true, std::memory_order_release);
+  file.checked[place.first_bit / kPagesPerWord].fetch_or(
+      uint64_t{1} << (place.first_bit % kPagesPerWord),
+      std::memory_order_release);
   return absl::OkStatus();
 }
 

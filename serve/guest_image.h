@@ -57,8 +57,9 @@ class GuestImage {
   // no page is ready from then on.
   static std::shared_ptr<GuestImage> CreateChecked(ImageRef image);
 
-  // Opens an image file whose extents are checked against their digests, each
-  // when a page of it is first wanted; of a delta also those of its parents.
+  // Opens an image file. Each page is checked against its checksum, when it is
+  // first wanted; in a file without checksums (an old one) each extent against
+  // its digest. Of a delta, so are those of its parents.
   // Errors: those of OpenImageFile and ReadImageFileInfo; InvalidArgument for
   // `options.parent`, whose file is not known (say options.find_parent);
   // Unavailable if the file was replaced meanwhile.
@@ -77,20 +78,23 @@ class GuestImage {
   // image's end.
   bool IsReady(PageIndex first, PageCount pages) const;
 
-  // Makes them so, and waits as long as it takes. Errors: DataLoss for an
-  // extent whose digest is wrong, or which cannot be read, with the image's
-  // name, the pages and the file; of a page source what it answered. A later
-  // call tries again.
+  // Makes them so, and waits as long as it takes. Errors: DataLoss for a page
+  // whose checksum, or an extent whose digest, is wrong, or which cannot be
+  // read, with the image's name, the pages and the file; of a page source what
+  // it answered. A later call tries again.
   absl::Status MakeReady(PageIndex first, PageCount pages);
 
   // Has the kernel read what these pages need from files, all at once, and
   // waits for none of it. (What is in the page cache is known to the owner of
-  // the files only; others have no more read than what is not ready.)
+  // the files only; others have no more read than what is not ready.) Fast
+  // where the runs ascend.
   void BeginReading(std::span<const PageRun> runs) const;
 
   // One copy for all guests that have the same pages placed early. Whoever asks
-  // for others does not share with those before it.
-  std::shared_ptr<const std::vector<PageRun>> Shared(std::vector<PageRun> runs);
+  // for others does not share with those before it. `first`: nobody has them
+  // yet.
+  std::shared_ptr<const std::vector<PageRun>> Shared(std::vector<PageRun> runs,
+                                                     bool& first);
 
  private:
   // One file of the image: itself, its parent, and so on. The bytes of its
@@ -101,8 +105,12 @@ class GuestImage {
     std::vector<ImageExtent> extents;  // Ascending.
     PageMap own;                       // The pages of the extents.
     PageMap zeroed;
-    // For each extent, whether it was found right.
-    std::unique_ptr<std::atomic<bool>[]> checked;
+    // Of each page of the extents, ascending. Empty: extents are checked.
+    std::vector<uint64_t> checksums;
+    // For each extent, how many pages those before it have.
+    std::vector<uint64_t> pages_before;
+    // Bits: whether this page of the extents, or this extent, was found right.
+    std::unique_ptr<std::atomic<uint64_t>[]> checked;
   };
 
   explicit GuestImage(ImageRef image) : image_(std::move(image)) {}
@@ -110,13 +118,25 @@ class GuestImage {
   absl::Status AddFile(ImageRef image, const std::string& path);
   // For calls on the mapping.
   std::byte* AddressOf(uint64_t page) const;
-  // The extent that has the bytes of a stored page; null where none has.
+  // Where the bytes of a stored page are; without a file where nothing has
+  // them.
   struct Place {
     const File* file = nullptr;
     size_t extent = 0;
+    // Pages from here on that the extent has, and no other file of the image.
+    PageCount pages{0};
+    // The bits of File::checked for them: one for each, or one for all.
+    uint64_t first_bit = 0;
+    uint64_t bits = 0;
   };
-  Place PlaceOf(PageIndex page) const;
-  absl::Status Check(const File& file, size_t extent) const;
+  // Whether all of some pages of the runs are in the page cache and ready.
+  bool SeemsReadAndReady(std::span<const PageRun> runs) const;
+  // At most `end`.
+  Place PlaceOf(PageIndex page, PageIndex end) const;
+  static bool IsChecked(const Place& place);
+  // Pages from `page` on; makes IsChecked(place) true.
+  absl::Status CheckPages(PageIndex page, const Place& place) const;
+  absl::Status CheckExtent(const Place& place) const;
   absl::Status CheckWhole();
 
   const ImageRef image_;

@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "firsttouch/control/guests.h"
 #include "firsttouch/serve/address_map.h"
 #include "firsttouch/serve/guest.h"
 #include "firsttouch/serve/page_placer.h"
@@ -55,7 +56,7 @@ bool Guest::Lose(Fault& fault, uintptr_t page, uint64_t page_bytes,
   // why. Of a page that nobody told of there is nothing to say yet: most likely
   // it has been unmapped.
   if (retry && !std::exchange(fault.told, true)) {
-    ++stats_.lost;
+    CountLost(page);
     tell(options_.on_loss == OnLoss::kKill ? "its process is killed"
                                            : "a touch of it is a SIGBUS");
   }
@@ -63,7 +64,7 @@ bool Guest::Lose(Fault& fault, uintptr_t page, uint64_t page_bytes,
   switch (placer_.Poison(page, page_bytes, page_bytes).outcome) {
     case Placed::Outcome::kDone:
       if (!std::exchange(fault.told, true)) {
-        ++stats_.lost;
+        CountLost(page);
         tell("a touch of it is a SIGBUS");
       }
       placer_.Wake(page, page_bytes);
@@ -88,6 +89,12 @@ bool Guest::Lose(Fault& fault, uintptr_t page, uint64_t page_bytes,
       return true;
   }
   return true;
+}
+
+void Guest::CountLost(uintptr_t page) {
+  ++stats_.lost;
+  const std::optional<AddressMap::Piece> piece = map_.Find(page);
+  if (piece.has_value()) Count(piece->OffsetOf(page), &RegionInBlock::lost);
 }
 
 bool Guest::Kill() {

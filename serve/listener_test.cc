@@ -21,6 +21,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "firsttouch/serve/client.h"
 #include "firsttouch/serve/guest_image.h"
 #include "firsttouch/serve/handshake.h"
@@ -330,6 +331,23 @@ TEST_F(ListenerTest, AClientWithoutAServerSaysWhere) {
   EXPECT_EQ(none.code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(none.message()),
               HasSubstr("/tmp/nobody-listens-here"));
+}
+
+TEST_F(ListenerTest, AClientDoesNotWaitForEverToBeAccepted) {
+  const UniqueFd full(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const sockaddr_un address = SocketAddress(path_).value();
+  const auto* const to = reinterpret_cast<const sockaddr*>(&address);
+  ASSERT_EQ(bind(full.get(), to, sizeof address), 0);
+  ASSERT_EQ(listen(full.get(), 0), 0);
+  const UniqueFd waits(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  ASSERT_EQ(connect(waits.get(), to, sizeof address), 0);
+  const std::vector<GuestRegion> regions = {{.start = 4096, .bytes = 4096}};
+  const absl::Status late =
+      Client::Connect(path_, regions,
+                      {.answer_deadline = absl::Milliseconds(1)})
+          .status();
+  EXPECT_EQ(late.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(std::string(late.message()), HasSubstr("has not accepted"));
 }
 
 }  // namespace

@@ -16,6 +16,11 @@ namespace firsttouch {
 namespace {
 
 constexpr FillPolicy kFill = {.max_stalls = 0, .wake_present = true};
+constexpr FillPolicy kFillAsleep = {.max_stalls = 0, .wake_present = false};
+
+const FillPolicy& PolicyOf(PagePlacer::Waking waking) {
+  return waking == PagePlacer::Waking::kLater ? kFillAsleep : kFill;
+}
 
 }  // namespace
 
@@ -44,27 +49,33 @@ Placed PagePlacer::After(int error, const std::string& what) const {
 }
 
 Placed PagePlacer::CopyPages(uintptr_t start, const std::byte* from,
-                             uint64_t bytes, bool protect, uint64_t& count) {
+                             uint64_t bytes, bool protect, Waking waking,
+                             uint64_t& count) {
+  const uint64_t mode =
+      (protect ? kUffdCopyWp : 0) |
+      (waking == Waking::kLater ? kUffdCopyDontWake : uint64_t{0});
   const FillResult filled =
       CopyRange(kernel_, uffd_, start, reinterpret_cast<uintptr_t>(from), bytes,
-                protect ? kUffdCopyWp : 0, kFill);
+                mode, PolicyOf(waking));
   count += filled.pages_filled();
   return After(filled.error, "UFFDIO_COPY");
 }
 
 Placed PagePlacer::ZeroPages(uintptr_t start, uint64_t bytes, bool protect,
-                             bool write) {
+                             bool write, Waking waking) {
   // The kernel's zero page cannot be write-protected in the same call, and a
   // write to it would be a second fault.
   if (!protect && !(write && bytes == kPageBytes)) {
-    const FillResult filled = ZeroRange(kernel_, uffd_, start, bytes, 0, kFill);
+    const FillResult filled = ZeroRange(
+        kernel_, uffd_, start, bytes,
+        waking == Waking::kLater ? kUffdZeroPageDontWake : 0, PolicyOf(waking));
     zeroed_ += filled.pages_filled();
     return After(filled.error, "UFFDIO_ZEROPAGE");
   }
   for (uint64_t done = 0; done < bytes; done += kHugePageBytes) {
-    Placed placed =
-        CopyPages(start + done, ZeroBytes(),
-                  std::min(bytes - done, kHugePageBytes), protect, zeroed_);
+    Placed placed = CopyPages(start + done, ZeroBytes(),
+                              std::min(bytes - done, kHugePageBytes), protect,
+                              waking, zeroed_);
     if (placed.outcome != Placed::Outcome::kDone) return placed;
   }
   return {};
@@ -120,7 +131,7 @@ Placed PagePlacer::PlaceHuge(const AddressMap::Piece& piece, uintptr_t page,
 }
 
 Placed PagePlacer::Place(const AddressMap::Piece& piece, uintptr_t start,
-                         uintptr_t end, bool write) {
+                         uintptr_t end, bool write, Waking waking) {
   const Image& image = image_.image();
   for (uintptr_t at = start; at < end;) {
     const bool written = write && at == start;
@@ -137,10 +148,10 @@ Placed PagePlacer::Place(const AddressMap::Piece& piece, uintptr_t start,
     const std::optional<PageRun> stored = image.stored().NextRun(page);
     Placed placed;
     if (piece.freed || !stored.has_value()) {
-      placed = ZeroPages(at, bytes, protect, written);
+      placed = ZeroPages(at, bytes, protect, written, waking);
     } else if (stored->first > page) {
       bytes = std::min(bytes, (stored->first - page).bytes());
-      placed = ZeroPages(at, bytes, protect, written);
+      placed = ZeroPages(at, bytes, protect, written, waking);
     } else {
       bytes = std::min(bytes, stored->length.bytes());
       const PageCount pages = PagesRoundedUp(bytes);
@@ -150,7 +161,7 @@ Placed PagePlacer::Place(const AddressMap::Piece& piece, uintptr_t start,
                   .pages = pages};
       } else {
         placed = CopyPages(at, image.data() + page.offset_bytes(), bytes,
-                           protect, copied_);
+                           protect, waking, copied_);
       }
     }
     if (placed.outcome != Placed::Outcome::kDone) return placed;

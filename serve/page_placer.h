@@ -48,10 +48,14 @@ class PagePlacer {
   PagePlacer(Kernel& kernel, int uffd, const GuestImage& image)
       : kernel_(kernel), uffd_(uffd), image_(image) {}
 
+  // Whether threads that wait for a page go on as soon as it is placed. Later:
+  // the caller calls Wake().
+  enum class Waking : uint8_t { kAtOnce, kLater };
+
   // Places [start, end), which is in `piece`. `write`: the first page is about
   // to be written to.
   Placed Place(const AddressMap::Piece& piece, uintptr_t start, uintptr_t end,
-               bool write);
+               bool write, Waking waking = Waking::kAtOnce);
   // Lets a page be written to.
   Placed Unprotect(uintptr_t page, uint64_t page_bytes);
   // Makes each touch of the missing pages a SIGBUS.
@@ -62,12 +66,18 @@ class PagePlacer {
   // In units of kPageBytes, since the placer was made.
   uint64_t pages_copied() const { return copied_; }
   uint64_t pages_zeroed() const { return zeroed_; }
+  // Pages that another placer has placed for this one.
+  void Count(uint64_t copied, uint64_t zeroed) {
+    copied_ += copied;
+    zeroed_ += zeroed;
+  }
 
  private:
   Placed PlaceHuge(const AddressMap::Piece& piece, uintptr_t page, bool write);
   Placed CopyPages(uintptr_t start, const std::byte* from, uint64_t bytes,
-                   bool protect, uint64_t& count);
-  Placed ZeroPages(uintptr_t start, uint64_t bytes, bool protect, bool write);
+                   bool protect, Waking waking, uint64_t& count);
+  Placed ZeroPages(uintptr_t start, uint64_t bytes, bool protect, bool write,
+                   Waking waking);
   // What an errno of `what` says.
   Placed After(int error, const std::string& what) const;
 

@@ -7,10 +7,13 @@
 
 #include <array>
 #include <cerrno>
+#include <fstream>
 #include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "firsttouch/control/guests_block.h"
+#include "firsttouch/init/memfd.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/signal_masked_thread.h"
 #include "firsttouch/uffd/uffd.h"
@@ -69,6 +72,16 @@ absl::StatusOr<bool> IsOwnMemory(Kernel& kernel, int fd) {
   return own;
 }
 
+// The number of the process of a pidfd, as this process sees it; 0: not known.
+pid_t PidOf(int pidfd) {
+  std::ifstream lines(absl::StrCat("/proc/self/fdinfo/", pidfd));
+  for (std::string word; lines >> word;) {
+    pid_t pid = 0;
+    if (word == "Pid:") return lines >> pid && pid > 0 ? pid : 0;
+  }
+  return 0;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options,
@@ -79,6 +92,16 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(ServerOptions options,
         options.waiting_threads, " waiting threads; each must be at least 1"));
   }
   std::unique_ptr<Server> server(new Server(std::move(options), kernel));
+  if (server->options_.publish) {
+    // Twice as many: children that are forked have no other limit.
+    server->published_ =
+        GuestsBlock::Create(RealMemfdCalls(), server->options_.name,
+                            2 * server->options_.max_guests);
+    if (!server->published_->published()) {
+      server->Tell(absl::StrCat("guests are not shown to pooldump: ",
+                                server->published_->why()));
+    }
+  }
   if (absl::Status started = server->StartThreads(); !started.ok()) {
     return started;
   }
@@ -174,7 +197,10 @@ void Server::ServeGuests() {
     const uint64_t id = event.data.u64;
     const std::shared_ptr<Guest> guest = Find(id);
     if (guest == nullptr) continue;
-    if (!guest->Turn()) {
+    ++serving_;
+    const bool goes_on = guest->Turn();
+    --serving_;
+    if (!goes_on) {
       End(id, guest);
       continue;
     }
@@ -193,7 +219,9 @@ void Server::RunJobs() {
     {
       MutexLock lock(&jobs_mutex_);
       while (!stopping_ && urgent_jobs_.empty() && jobs_.empty()) {
+        ++idle_;
         jobs_changed_.Wait(&jobs_mutex_);
+        --idle_;
       }
       if (stopping_) return;
       std::deque<std::function<void()>>& queue =
@@ -210,6 +238,16 @@ void Server::RunElsewhere(bool urgent, std::function<void()> job) {
   if (stopping_) return;
   (urgent ? urgent_jobs_ : jobs_).push_back(std::move(job));
   jobs_changed_.Signal();
+}
+
+bool Server::Help(std::function<void()> job) {
+  // Where all serve, the processors have enough to do.
+  if (serving_ >= options_.threads) return false;
+  MutexLock lock(&jobs_mutex_);
+  if (stopping_ || idle_ <= urgent_jobs_.size() + jobs_.size()) return false;
+  urgent_jobs_.push_back(std::move(job));
+  jobs_changed_.Signal();
+  return true;
 }
 
 void Server::Tell(const std::string& text) {
@@ -280,6 +318,7 @@ absl::StatusOr<uint64_t> Server::AttachWhole(GuestArrival arrival) {
   parts.kernel = &kernel_;
   parts.host = this;
   parts.uffd = std::move(arrival.uffd);
+  if (arrival.pidfd) parts.pid = PidOf(arrival.pidfd.get());
   parts.pidfd = std::move(arrival.pidfd);
   parts.map = *std::move(map);
   parts.image = std::move(arrival.image);
@@ -301,6 +340,9 @@ absl::StatusOr<uint64_t> Server::AttachWhole(GuestArrival arrival) {
 
 absl::StatusOr<uint64_t> Server::Add(std::shared_ptr<Guest> guest,
                                      bool limited) {
+  const uint64_t id = ++last_id_;
+  // Not with the lock, as in Remove().
+  if (published_ != nullptr) guest->PublishIn(*published_, id);
   MutexLock lock(&mutex_);
   if (limited && guests_.size() >= options_.max_guests) {
     return absl::ResourceExhaustedError(
@@ -316,7 +358,6 @@ absl::StatusOr<uint64_t> Server::Add(std::shared_ptr<Guest> guest,
                      " more would exceed ", options_.max_total_bytes,
                      " (ServerOptions::max_total_bytes)"));
   }
-  const uint64_t id = ++last_id_;
   epoll_event event{};
   event.events = EPOLLIN | EPOLLONESHOT;
   event.data.u64 = id;

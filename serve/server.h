@@ -24,6 +24,7 @@
 #ifndef FIRSTTOUCH_SERVE_SERVER_H_
 #define FIRSTTOUCH_SERVE_SERVER_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -39,6 +40,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "firsttouch/control/guests_block.h"
 #include "firsttouch/serve/address_map.h"
 #include "firsttouch/serve/guest.h"
 #include "firsttouch/serve/guest_image.h"
@@ -67,6 +69,11 @@ struct ServerOptions {
     kLeave,
   };
   AtEnd at_end = AtEnd::kPoison;
+
+  // By which people and pooldump find it: 1 to 64 bytes.
+  std::string name = "server";
+  // Tell readers in other processes of the guests (control/guests.h).
+  bool publish = true;
 
   // One line that an operator should know. Any thread; must not call the
   // server or a guest.
@@ -152,6 +159,7 @@ class Server : private GuestHost {
   void Remove(uint64_t id);
 
   void RunElsewhere(bool urgent, std::function<void()> job) override;
+  bool Help(std::function<void()> job) override;
   void Adopt(std::shared_ptr<Guest> child) override;
   void Tell(const std::string& text) override;
 
@@ -160,17 +168,24 @@ class Server : private GuestHost {
   UniqueFd epoll_;
   UniqueFd stop_;  // An eventfd: readable once the server is to end.
   std::vector<std::thread> threads_;
+  // Null where nothing is to be published.
+  std::shared_ptr<GuestsBlock> published_;
+  std::atomic<uint64_t> last_id_{0};
 
   mutable Mutex mutex_;
   CondVar guests_changed_;
-  uint64_t last_id_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t total_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   std::map<uint64_t, std::shared_ptr<Guest>> guests_ ABSL_GUARDED_BY(mutex_);
   // Of these, whose end is being told.
   std::set<uint64_t> ending_ ABSL_GUARDED_BY(mutex_);
 
+  // Threads that serve a guest at the moment.
+  std::atomic<uint32_t> serving_{0};
+
   Mutex jobs_mutex_;
   CondVar jobs_changed_;
+  // Threads that wait for a job.
+  size_t idle_ ABSL_GUARDED_BY(jobs_mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(jobs_mutex_) = false;
   std::deque<std::function<void()>> urgent_jobs_ ABSL_GUARDED_BY(jobs_mutex_);
   std::deque<std::function<void()>> jobs_ ABSL_GUARDED_BY(jobs_mutex_);

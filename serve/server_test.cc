@@ -21,6 +21,7 @@
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/image_builder.h"
 #include "firsttouch/init/image_file.h"
+#include "firsttouch/init/image_format.h"
 #include "firsttouch/init/page_source.h"
 #include "firsttouch/serve/guest.h"
 #include "firsttouch/serve/guest_image.h"
@@ -332,10 +333,15 @@ TEST_F(ServerTest, TouchesAreRecordedInOrderAndPlacedForTheNextGuest) {
 TEST(GuestImageTest, WhatIsPlacedEarlyIsOneCopyAsLongAsSomebodyHasIt) {
   const auto image = GuestImage::Create(TestImage(8));
   const std::vector<PageRun> runs = {PageRun{PageIndex(1), PageCount(2)}};
-  auto first = image->Shared(runs);
+  bool new_ones = false;
+  auto first = image->Shared(runs, new_ones);
+  EXPECT_TRUE(new_ones);
   EXPECT_EQ(*first, runs);
-  EXPECT_EQ(image->Shared(runs), first);
-  EXPECT_NE(image->Shared({PageRun{PageIndex(1), PageCount(3)}}), first);
+  EXPECT_EQ(image->Shared(runs, new_ones), first);
+  EXPECT_FALSE(new_ones);
+  EXPECT_NE(image->Shared({PageRun{PageIndex(1), PageCount(3)}}, new_ones),
+            first);
+  EXPECT_TRUE(new_ones);
   const std::weak_ptr<const std::vector<PageRun>> let_go = first;
   first.reset();
   EXPECT_TRUE(let_go.expired());
@@ -513,6 +519,21 @@ class DamagedImageTest : public ServerTest {
     return *opened;
   }
 
+  void RemoveChecksums() {
+    absl::StatusOr<ImageFileInfo> info = ReadImageFileInfo(path_);
+    ASSERT_TRUE(info.ok()) << info.status();
+    std::ifstream in(path_, std::ios::binary);
+    in.seekg(static_cast<std::streamoff>(info->data_offset));
+    const std::string data{std::istreambuf_iterator<char>(in), {}};
+    info->page_checksums.clear();
+    const std::string manifest = EncodeManifest(*info);
+    const ImageHeader header = HeaderFor(manifest, info->size_bytes);
+    std::string file = EncodeHeader(header) + manifest;
+    file.resize(header.data_offset);
+    std::ofstream(path_, std::ios::binary) << file << data;
+    data_offset_ = header.data_offset;
+  }
+
   // Changes one byte of a page.
   void Damage(uint64_t page) {
     std::fstream file(path_, std::ios::in | std::ios::out | std::ios::binary);
@@ -525,7 +546,7 @@ class DamagedImageTest : public ServerTest {
   uint64_t data_offset_ = 0;
 };
 
-TEST_F(DamagedImageTest, AFileIsServedAndEachExtentCheckedOnce) {
+TEST_F(DamagedImageTest, AFileIsServedAndEachPageCheckedOnce) {
   auto guest = MakeStandIn({.image = image_, .pages = 1024});
   SKIP_WITHOUT(guest);
   StartServer();
@@ -535,9 +556,39 @@ TEST_F(DamagedImageTest, AFileIsServedAndEachExtentCheckedOnce) {
   EXPECT_EQ(told_.text(), "");
 }
 
+TEST_F(DamagedImageTest, APageWithAWrongChecksumIsSigbusAndNeverBytes) {
+  auto guest = MakeStandIn({.image = image_, .pages = 1024});
+  SKIP_WITHOUT(guest);
+  Damage(1);
+  StartServer();
+  const auto served = Attach(*guest, Open());
+  EXPECT_EQ(guest->Look(0, 1024), (Seen{.as_image = 1023, .sigbus = 1}));
+  EXPECT_THAT(told_.text(),
+              HasSubstr(absl::StrCat("page 1 of ", path_,
+                                     " does not match its checksum")));
+  EXPECT_EQ(served->Stats().lost, 1u);
+}
+
+// Another guest does not get what was found wrong for the first one.
+TEST_F(DamagedImageTest, APageThatIsWrongStaysSo) {
+  auto first = MakeStandIn({.image = image_, .pages = 1024});
+  SKIP_WITHOUT(first);
+  auto second = MakeStandIn({.image = image_, .pages = 1024});
+  SKIP_WITHOUT(second);
+  Damage(64);
+  StartServer();
+  const auto image = Open();
+  Attach(*first, image);
+  EXPECT_EQ(first->Look(0, 1024), (Seen{.as_image = 1023, .sigbus = 1}));
+  Attach(*second, image);
+  EXPECT_EQ(second->Look(0, 1024), (Seen{.as_image = 1023, .sigbus = 1}));
+}
+
+// As files were before they had checksums.
 TEST_F(DamagedImageTest, AnExtentWithAWrongDigestIsSigbusAndNeverBytes) {
   auto guest = MakeStandIn({.image = image_, .pages = 1024});
   SKIP_WITHOUT(guest);
+  RemoveChecksums();
   Damage(1);
   StartServer();
   const auto served = Attach(*guest, Open());
@@ -553,7 +604,8 @@ TEST_F(DamagedImageTest, AFileThatIsCutShortIsSigbusAndNeverZeroes) {
   SKIP_WITHOUT(guest);
   StartServer();
   const auto image = Open();
-  Attach(*guest, image);
+  // Nothing behind what it looks at first.
+  Attach(*guest, image, {.most_read_ahead_bytes = kPageBytes});
   EXPECT_EQ(guest->Look(0, 512), Seen{.as_image = 512});
   ASSERT_EQ(truncate(path_.c_str(),
                      static_cast<off_t>(data_offset_ + 512 * kPageBytes)),
@@ -581,7 +633,7 @@ TEST_F(DamagedImageTest, AFileThatIsCutShortAfterItsCheckIsSigbusToo) {
 TEST_F(DamagedImageTest, AGuestMayBeKilledInstead) {
   auto guest = MakeStandIn({.image = image_, .pages = 1024});
   SKIP_WITHOUT(guest);
-  Damage(1);
+  Damage(0);
   StartServer();
   Attach(*guest, Open(), {.on_loss = OnLoss::kKill});
   EXPECT_TRUE(guest->Look(0, 1).hung);
@@ -617,11 +669,12 @@ TEST_F(DamagedImageTest, TheDigestsOfADeltaAndItsParentAreChecked) {
   StartServer();
   Attach(*right, *opened);
   EXPECT_EQ(right->Look(0, 1024), Seen{.as_image = 1024});
-  Damage(4);  // Its extent in the parent has pages 4 to 6: 5 is the child's.
+  Damage(4);
+  Damage(5);  // The child's.
   opened = GuestImage::OpenFile(child_path, options);
   ASSERT_TRUE(opened.ok()) << opened.status();
   Attach(*wrong, *opened);
-  EXPECT_EQ(wrong->Look(0, 1024), (Seen{.as_image = 1022, .sigbus = 2}));
+  EXPECT_EQ(wrong->Look(0, 1024), (Seen{.as_image = 1023, .sigbus = 1}));
   std::filesystem::remove(child_path);
 }
 

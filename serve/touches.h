@@ -24,7 +24,7 @@ struct Touch {
   friend bool operator==(const Touch&, const Touch&) = default;
 };
 
-// Touches as runs to place: those that follow each other closely (256 of them)
+// Touches as runs to place: those that follow each other closely (4096 of them)
 // in ascending order and joined, so that few calls place many pages.
 std::vector<PageRun> RunsOf(std::span<const Touch> touches);
 

@@ -34,16 +34,16 @@ TEST(Touches, ThatFollowCloselyAreSortedAndJoined) {
 // What is touched first is placed first, however it lies.
 TEST(Touches, OfLaterGroupsComeLater) {
   std::vector<Touch> touches;
-  for (uint64_t i = 0; i < 256; ++i) touches.push_back(Of(1000 + i));
+  for (uint64_t i = 0; i < 4096; ++i) touches.push_back(Of(1000 + i));
   touches.push_back(Of(5));
   touches.push_back(Of(4));
-  EXPECT_THAT(RunsOf(touches), ElementsAre(Pages(1000, 256), Pages(4, 2)));
+  EXPECT_THAT(RunsOf(touches), ElementsAre(Pages(1000, 4096), Pages(4, 2)));
 }
 
 TEST(Touches, InARowAreOneRunAcrossGroups) {
   std::vector<Touch> touches;
-  for (uint64_t i = 0; i < 600; ++i) touches.push_back(Of(i));
-  EXPECT_THAT(RunsOf(touches), ElementsAre(Pages(0, 600)));
+  for (uint64_t i = 0; i < 9000; ++i) touches.push_back(Of(i));
+  EXPECT_THAT(RunsOf(touches), ElementsAre(Pages(0, 9000)));
 }
 
 TEST(Touches, SetsOfPagesKeepRunsAcrossWords) {

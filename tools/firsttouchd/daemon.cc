@@ -30,6 +30,9 @@ constexpr char kOfSystemd[] = "systemd:";
 constexpr char kMetricsKey[] = "metrics:";
 constexpr char kHandOverKey[] = "successor";
 
+// All deadlines together that clients and a successor have.
+constexpr std::chrono::milliseconds kLongestHandOver{60'000};
+
 void LogUnlessOk(const absl::Status& status) {
   if (!status.ok()) Log(absl::StrCat(status.message()));
 }
@@ -456,6 +459,9 @@ bool Daemon::HandOverAll() {
     poll(nullptr, 0, 100);
     return false;
   }
+  // Clients and the successor have deadlines, which are longer than a
+  // watchdog's may be.
+  const WatchdogMeanwhile watchdog(kLongestHandOver);
   metrics_.reset();
   for (const std::unique_ptr<Listener>& listener : listeners_) {
     listener->Drain();

@@ -10,6 +10,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
@@ -223,6 +224,28 @@ TEST_F(SurvivalTest, AServerWhoseSuccessorDiesGoesOn) {
   EXPECT_EQ(guest_->Look(0, kPages), (Seen{.as_image = kPages - 3, .zero = 3}));
   EXPECT_THAT(Log(), HasSubstr("nobody has taken over, and this server goes "
                                "on"));
+}
+
+// A successor may take longer than a watchdog waits.
+TEST_F(SurvivalTest, TheWatchdogIsToldAlsoWhileASuccessorThinks) {
+  environment_ = {{"WATCHDOG_USEC", "2000"}};
+  if (!Serve(Words())) GTEST_SKIP() << skip_;
+  const UniqueFd thinks(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  const sockaddr_un address = SocketAddress(State() + "/successor").value();
+  ASSERT_EQ(connect(thinks.get(), reinterpret_cast<const sockaddr*>(&address),
+                    sizeof address),
+            0);
+  std::string text;
+  do {
+    std::array<char, 256> bytes = {};
+    ASSERT_GT(recv(thinks.get(), bytes.data(), bytes.size() - 1, 0), 0);
+    text = bytes.data();
+  } while (text != "end");
+  // What it was told before that.
+  char byte;
+  while (recv(notify_.get(), &byte, 1, MSG_DONTWAIT) > 0) {
+  }
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(Told(), "WATCHDOG=1");
 }
 
 TEST_F(SurvivalTest, OneStateHasOneServer) {

@@ -1,6 +1,8 @@
 #include "firsttouch/tools/firsttouchd/systemd.h"
 
 #include <fcntl.h>
+#include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -19,6 +21,7 @@
 #include "absl/strings/str_split.h"
 #include "firsttouch/serve/state_folder.h"
 #include "firsttouch/serve/unix_socket.h"
+#include "firsttouch/uffd/signal_masked_thread.h"
 
 namespace firsttouch::firsttouchd {
 namespace {
@@ -113,6 +116,29 @@ std::optional<std::chrono::milliseconds> WatchdogPeriod() {
   }
   return std::max(std::chrono::milliseconds(us / 2000),
                   std::chrono::milliseconds(1));
+}
+
+WatchdogMeanwhile::WatchdogMeanwhile(std::chrono::milliseconds longest) {
+  const std::optional<std::chrono::milliseconds> period = WatchdogPeriod();
+  if (!period.has_value()) return;
+  end_.reset(eventfd(0, EFD_CLOEXEC));
+  if (!end_) return;
+  const auto until = std::chrono::steady_clock::now() + longest;
+  absl::StatusOr<std::thread> thread = StartSignalMaskedThread(
+      "ft-watchdog", [end = end_.get(), period = *period, until] {
+        pollfd waits = {.fd = end, .events = POLLIN, .revents = 0};
+        while (std::chrono::steady_clock::now() < until) {
+          Notify("WATCHDOG=1").IgnoreError();
+          if (poll(&waits, 1, static_cast<int>(period.count())) > 0) return;
+        }
+      });
+  if (thread.ok()) thread_ = *std::move(thread);
+}
+
+WatchdogMeanwhile::~WatchdogMeanwhile() {
+  if (!thread_.joinable()) return;
+  eventfd_write(end_.get(), 1);
+  thread_.join();
 }
 
 }  // namespace firsttouch::firsttouchd

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -47,6 +48,21 @@ absl::Status KeepNoMore(const std::string& name);
 // $WATCHDOG_USEC says, where $WATCHDOG_PID is this process or not there.
 // Nothing: there is no watchdog.
 std::optional<std::chrono::milliseconds> WatchdogPeriod();
+
+// Tells the watchdog so from a thread of its own, as long as it lives and at
+// most for `longest`: while the main thread waits for something that has a
+// deadline. Nothing where there is no watchdog.
+class WatchdogMeanwhile {
+ public:
+  explicit WatchdogMeanwhile(std::chrono::milliseconds longest);
+  ~WatchdogMeanwhile();
+  WatchdogMeanwhile(const WatchdogMeanwhile&) = delete;
+  WatchdogMeanwhile& operator=(const WatchdogMeanwhile&) = delete;
+
+ private:
+  UniqueFd end_;  // An eventfd.
+  std::thread thread_;
+};
 
 }  // namespace firsttouch::firsttouchd
 
