@@ -298,6 +298,11 @@ absl::StatusOr<Image::Mapping> Image::PrivateMapping() const {
                    "is no memory, or a file that it is made of was cut short"));
 }
 
+bool Image::has_memfd() const {
+  return on_demand_ == nullptr ||
+         on_demand_->memfd.load(std::memory_order_relaxed) >= 0;
+}
+
 uint64_t Image::MemfdBytes() const {
   const int memfd = on_demand_ == nullptr
                         ? memfd_

@@ -211,6 +211,10 @@ class Image : public std::enable_shared_from_this<Image> {
   // without. Borrowed. Errors: as of OnDemandMemfd().
   absl::StatusOr<Mapping> PrivateMapping() const;
 
+  // Whether there is a memfd: false for a file-backed image of which
+  // OnDemandMemfd() has not been called.
+  bool has_memfd() const;
+
   // Bytes of memory that the memfds of this image take at present: of a built
   // image its pages, of a file-backed one what has been fetched. 0 where the
   // kernel does not tell. A system call; not in a signal handler.

@@ -50,6 +50,7 @@ class Filler {
   // Called when more of the image is touched than was copied in beforehand.
   void AskForMapping() {
     if (fault_pool_.backing == Backing::kShared && !slot_.image_mapped &&
+        !slot_.image_copied &&
         !slot_.mapping_wanted.load(std::memory_order_relaxed)) {
       slot_.mapping_wanted.store(true, std::memory_order_relaxed);
     }
@@ -193,6 +194,9 @@ FaultResult Filler::CopyImageAround(uint64_t page) {
 }
 
 FaultResult Filler::CopyRun(uint64_t page, uint64_t pages) {
+  if (!slot_.has_clean_copies.load(std::memory_order_relaxed)) {
+    slot_.has_clean_copies.store(true, std::memory_order_relaxed);
+  }
   const auto copy = [&] {
     const FillResult fill =
         CopyRange(*fault_pool_.kernel, fault_pool_.uffd, AddressOf(slot_, page),
@@ -267,7 +271,7 @@ FaultResult Filler::WriteImagePage(uint64_t page) {
   // Filled as a private page at once: filling a missing page costs no TLB
   // shootdown, copying a mapped one does.
   PageRange range{page, 1};
-  if (fault_pool_.backing == Backing::kCopied) {
+  if (fault_pool_.backing == Backing::kCopied || slot_.image_copied) {
     // The whole run of missing pages around it in one copy; all of them count
     // as changed, which costs less than to protect the others.
     range = ranges_.ImageRunAround(page);
@@ -319,7 +323,10 @@ FaultResult Filler::Read(uint64_t page) {
     // Another thread is writing to it for the first time right now: help.
     return Write(page, /*protection=*/false);
   }
-  if (!slot_.reads_to_teach.load(std::memory_order_relaxed)) {
+  // Where neighbours are copied along, what is present says little of what was
+  // read.
+  if (!slot_.image_copied &&
+      !slot_.reads_to_teach.load(std::memory_order_relaxed)) {
     slot_.reads_to_teach.store(true, std::memory_order_relaxed);
   }
   if (IsStored(slot_, page)) {
@@ -338,8 +345,9 @@ FaultResult Filler::Read(uint64_t page) {
       const FaultResult result = MapImageAround(page);
       return MayDoAlone(result) ? MapRun(page, 1) : result;
     }
-    AskForMapping();
     Count(slot_.counters.missing_read_faults);
+    if (slot_.image_copied) return WriteImagePage(page);
+    AskForMapping();
     const FaultResult result = CopyImageAround(page);
     return MayDoAlone(result) ? CopyRun(page, 1) : result;
   }

@@ -28,6 +28,8 @@
 //                written) or kMissing (dropped)
 //   release      kDirty -> kRetained, after its bytes were restored
 //   release      any -> kMissing, when the page was dropped
+//   bind         kDirty, kRetained: stay so, with the bytes of another image
+//                (uffd_bind.h), or become kMissing as all others do
 // Three more planes say when the page was last found changed at a release:
 // `last`, at the last one (a steady release notes nothing), `recent`, in this
 // sampling window of cycles, and `previous`, in the window before
@@ -42,7 +44,8 @@
 // completed (it failed, or was left by longjmp): a release drops it, since it
 // may or may not be there. A clean page can be there without `present` only
 // where the image has one, so that it lies within every lease's bounds and
-// holds what the lease is to see; binding another image drops it.
+// holds what the lease is to see (SlotState::has_clean_copies, where it is a
+// copy); binding another image drops it.
 //
 // One cache line describes 64 pages: 4 KiB of page states for 15 MiB.
 

@@ -58,6 +58,8 @@ void Abandon(SlotState& slot) {
   slot.image_data = nullptr;
   slot.image_fetch = nullptr;
   slot.image_mapped = false;
+  slot.image_copied = false;
+  slot.has_clean_copies.store(false, std::memory_order_relaxed);
   slot.mapping_wanted.store(false, std::memory_order_relaxed);
   slot.prefill_wanted = false;
   slot.other_tracking_wanted = false;

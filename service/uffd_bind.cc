@@ -12,14 +12,17 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "firsttouch/init/image.h"
 #include "firsttouch/init/working_set.h"
 #include "firsttouch/pool/reservation.h"
 #include "firsttouch/service/fault_pool.h"
 #include "firsttouch/service/filler.h"
 #include "firsttouch/service/page_states.h"
+#include "firsttouch/service/restore_groups.h"
 #include "firsttouch/service/slot_record.h"
 #include "firsttouch/service/slot_state.h"
+#include "firsttouch/service/this_thread.h"
 #include "firsttouch/service/tracking_policy.h"
 #include "firsttouch/service/uffd_drop.h"
 #include "firsttouch/service/uffd_mapping.h"
@@ -52,6 +55,79 @@ bool FewPagesWillDo(const Image& image) {
         std::popcount(read[i] & ~(i < written.size() ? written[i] : 0));
   }
   return only_read <= kFewPages;
+}
+
+// An image of at most this many pages is copied in by its first touch, and not
+// mapped, where the slot has had another: the copy takes less than the calls.
+constexpr uint64_t kSmallImagePages = 16;
+
+// Pages of a slot whose next guests are not known to write them cost a restore
+// at each release: more than this many are dropped.
+constexpr uint64_t kMostForeignPages = 16;
+
+// Whether the slot's resident pages may be given the contents of another image,
+// of which `touched_pages` pages or fewer differ, instead of being dropped: all
+// of them are known, and can be written.
+bool MayRewrite(const SlotState& slot, const Image* image,
+                uint64_t touched_pages) {
+  if (slot.tracking != Tracking::kSignal ||
+      slot.has_clean_copies.load(std::memory_order_relaxed) ||
+      slot.any_untracked.load(std::memory_order_relaxed) ||
+      // Its pages may not be there yet.
+      (image != nullptr && image->has_source())) {
+    return false;
+  }
+  const WorkingSet::Words written =
+      image != nullptr ? image->working_set().written() : WorkingSet::Words();
+  uint64_t foreign = 0;
+  bool writable = true;
+  slot.pages.ForEachGroup([&](uint64_t index, const PageGroup& group) {
+    const uint64_t mask = WordMask(index, 0, touched_pages);
+    const uint64_t dirty = group.dirty.load(std::memory_order_relaxed);
+    const uint64_t present = group.present.load(std::memory_order_relaxed);
+    const uint64_t untracked = group.untracked.load(std::memory_order_relaxed);
+    writable &= (((present ^ dirty) | untracked) & mask) == 0;
+    foreign += std::popcount(dirty & mask &
+                             ~(index < written.size() ? written[index] : 0));
+  });
+  return writable && foreign <= kMostForeignPages;
+}
+
+// Gives the resident pages below `touched_pages` the contents of the slot's
+// image.
+absl::Status RewritePages(const UffdContext& context, SlotState& slot,
+                          uint64_t touched_pages) {
+  // A page that the kernel or the host has taken away is supplied again by the
+  // touch, as at a release.
+  slot.last_fault_page.store(~uint64_t{0}, std::memory_order_relaxed);
+  slot.restorer.store(ThisThread(), std::memory_order_relaxed);
+  slot.size_bytes.store(touched_pages * kPageBytes, std::memory_order_seq_cst);
+  Restored restored;
+  slot.pages.ForEachGroup([&](uint64_t index, const PageGroup& group) {
+    RestoreGroup(slot, index,
+                 group.dirty.load(std::memory_order_relaxed) &
+                     WordMask(index, 0, touched_pages),
+                 restored);
+  });
+  slot.size_bytes.store(0, std::memory_order_seq_cst);
+  CountOwned(slot.counters.pages_restored, restored.pages);
+  const uint8_t exceptions = slot.exceptions.fetch_and(
+      static_cast<uint8_t>(~kSlotLost), std::memory_order_relaxed);
+  if ((exceptions & kSlotLost) != 0) {
+    return absl::UnavailableError(absl::StrCat(
+        "a page at offset ",
+        slot.lost_page.load(std::memory_order_relaxed) - slot.base, " of slot ",
+        SlotNumber(context.fault_pool, slot), " in pool \"",
+        context.fault_pool.name,
+        "\" was unmapped or made inaccessible by somebody else while the slot "
+        "was idle, or cannot be supplied: acquire again, which maps the slot "
+        "anew; leave the mappings of a pool alone"));
+  }
+  // The image's file was cut short.
+  if (restored.pages != 0 && (exceptions & kSlotDropped) != 0) {
+    return DropRange(context, slot, 0, touched_pages);
+  }
+  return absl::OkStatus();
 }
 
 // Leaves pages out that are better filled as private ones at their first touch.
@@ -87,16 +163,25 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
   const uint64_t touched_pages = std::max(old_pages, new_pages);
   std::shared_ptr<TrackingPolicy> policy;
   if (image != nullptr) policy = context.policies->Find(image);
+  const bool shared = context.fault_pool.backing == Backing::kShared;
+  const bool copy_small = shared && !map_now && new_pages > 0 &&
+                          new_pages <= kSmallImagePages &&
+                          slot.image != nullptr;
+  // Copying a page into a memfd, for other slots, takes as long as copying it
+  // into this one.
+  const bool few = new_pages > 0 && FewPagesWillDo(*image);
+  const bool copy_first = shared && !map_now && new_pages > 0 && !few &&
+                          !image->has_memfd() && image->working_set().known();
   const bool profiling = new_pages > 0 && context.profile_unknown_images &&
-                         !image->working_set().known() &&
+                         !copy_small && !image->working_set().known() &&
                          KernelMayServe(*image) &&
                          policy->tracking() == Tracking::kSignal;
   const bool map =
-      context.fault_pool.backing == Backing::kShared && new_pages > 0 &&
-      (map_now || slot.image_mapped || profiling ||
-       policy->tracking() != Tracking::kSignal || !FewPagesWillDo(*image));
+      shared && new_pages > 0 &&
+      (map_now || profiling || policy->tracking() != Tracking::kSignal ||
+       !(copy_small || copy_first || few));
   int memfd = -1;
-  if ((map || slot.image_mapped) && new_pages > 0) {
+  if (map) {
     absl::StatusOr<int> on_demand = image->OnDemandMemfd();
     if (!on_demand.ok()) return on_demand.status();
     memfd = *on_demand;
@@ -104,12 +189,16 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
   slot.remap_wanted = true;
   absl::Status status = LeaveKernelTracking(context, slot, 0);
   if (!status.ok()) return status;
-  if (map || slot.image_mapped) {
+  const bool rewrite = !map && !slot.image_mapped &&
+                       MayRewrite(slot, image.get(), touched_pages);
+  if (map) {
     status = MapAnew(context, slot, 0, new_pages, memfd, profiling);
     if (status.ok() && old_pages > new_pages) {
       status = MapAnew(context, slot, new_pages, old_pages - new_pages, -1);
     }
-  } else if (touched_pages > 0) {
+  } else if (slot.image_mapped) {
+    status = MapAnew(context, slot, 0, touched_pages, -1);
+  } else if (touched_pages > 0 && !rewrite) {
     // Drops more than what the planes know of: a copy that failed or was left
     // half-way may have placed pages of the old image that were not noted.
     Count(slot.counters.kernel_calls);
@@ -122,8 +211,14 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
   }
   if (!status.ok()) return status;
   slot.image_mapped = map;
-  slot.mapping_wanted.store(false, std::memory_order_relaxed);
-  slot.pages.Forget(0, touched_pages);
+  slot.image_copied = copy_small && !map;
+  // The next lease shares the pages that are only read.
+  slot.mapping_wanted.store(copy_first && !copy_small && !map,
+                            std::memory_order_relaxed);
+  if (!rewrite) {
+    slot.pages.Forget(0, touched_pages);
+    slot.has_clean_copies.store(false, std::memory_order_relaxed);
+  }
   slot.pages.ForgetHistory();
   slot.demotion.cold_pages.clear();
   if (profiling) {
@@ -143,7 +238,8 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
   slot.growth.pages = 0;
   slot.growth.pages_before = 0;
   SetImage(slot, image);
-  return absl::OkStatus();
+  return rewrite ? RewritePages(context, slot, touched_pages)
+                 : absl::OkStatus();
 }
 
 void FillWorkingSet(const UffdContext& context, SlotState& slot,
@@ -176,16 +272,18 @@ void FillWorkingSet(const UffdContext& context, SlotState& slot,
                [&](uint64_t, uint64_t pages) { pages_to_fill += pages; });
   if (pages_to_fill <= most_pages) {
     for_each_run(written, [&](uint64_t page, uint64_t pages) {
-      FillPrivate(context.fault_pool, number, page, pages);
       const uint64_t index = page / kPagesPerGroup;
       PageGroup& group = slot.pages.group(index);
+      const uint64_t before = group.dirty.load(std::memory_order_relaxed);
+      FillPrivate(context.fault_pool, number, page, pages);
       const uint64_t filled = WordMask(index, page, page + pages) &
                               group.dirty.load(std::memory_order_relaxed);
       // Notes the pages as if an earlier guest had changed them, so that they
       // are not dropped before guests have had time to change them.
       group.retained.fetch_or(filled, std::memory_order_relaxed);
       group.previous.fetch_or(filled, std::memory_order_relaxed);
-      CountOwned(slot.counters.pages_prefilled, std::popcount(filled));
+      CountOwned(slot.counters.pages_prefilled,
+                 std::popcount(filled & ~before));
     });
   }
   // Pages that are only read are mapped clean and have to stay within bounds:
@@ -195,6 +293,7 @@ void FillWorkingSet(const UffdContext& context, SlotState& slot,
   if (!slot.image_mapped) {
     left = std::min(left, most_pages - std::min(most_pages, pages_to_fill));
   }
+  if (slot.image_copied) return;
   WorkingSet::Words to_map = set.read();
   LeaveOutReadThenWritten(slot, to_map);
   for_each_run(to_map, [&](uint64_t page, uint64_t pages) {

@@ -16,7 +16,8 @@
 namespace firsttouch {
 
 // Makes the slot's memory that of `image` (null: zeroes), whatever it was
-// before. Only pages that are known to be clean stay resident. Every property
+// before. Only pages whose contents are known, and that can be given those of
+// `image`, stay resident. Every property
 // of the range (registration, DONTFORK, DONTDUMP, NOHUGEPAGE) is as before. An
 // error that leaves the slot's `remap_wanted` false has changed nothing.
 absl::Status BindImage(const UffdContext& context, SlotState& slot,

@@ -45,8 +45,8 @@ void Teach(const SlotState& slot, PagesOf pages_of) {
 }
 
 // Tells the image which pages below `end_page` guests touch: those that are
-// present. Pages that were mapped because the set said so teach nothing new,
-// since they are in it.
+// present. Retained pages are there in any case. Pages that were mapped because
+// the set said so teach nothing new, since they are in it.
 void TeachReads(SlotState& slot, uint64_t end_page) {
   slot.reads_to_teach.store(false, std::memory_order_relaxed);
   if (slot.image == nullptr) return;
@@ -54,6 +54,7 @@ void TeachReads(SlotState& slot, uint64_t end_page) {
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t pages = (group.present.load(std::memory_order_relaxed) |
                             group.dirty.load(std::memory_order_relaxed)) &
+                           ~group.retained.load(std::memory_order_relaxed) &
                            WordMask(index, 0, end_page);
     if (pages == 0) return;
     words.resize(index + 1);
@@ -290,6 +291,14 @@ void FindColdPrivatePages(const UffdContext& context, SlotState& slot,
       });
 }
 
+// Where a slot keeps its small image, clean pages are better shared than copied
+// with the others: the image is mapped before the next lease.
+void StopCopying(SlotState& slot) {
+  if (slot.image_copied) {
+    slot.mapping_wanted.store(true, std::memory_order_relaxed);
+  }
+}
+
 // Ends a sampling window: acts on what was counted in it.
 absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
                                uint64_t keep_pages, double memory_ns) {
@@ -297,6 +306,7 @@ absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
   uint64_t changing_pages = 0;
   double retained_ns = 0;
   uint64_t demotable = 0;
+  StopCopying(slot);
   slot.demotion.cold_pages.clear();
   slot.pages.ForEachGroup([&](uint64_t index, PageGroup& group) {
     const uint64_t dirty = group.dirty.load(std::memory_order_relaxed);
@@ -317,7 +327,8 @@ absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
     }
   });
   const auto cycles = static_cast<double>(slot.window_cycles);
-  if (slot.policy != nullptr && !slot.policy->fixed() &&
+  // One fault of a copied image makes many pages dirty.
+  if (slot.policy != nullptr && !slot.policy->fixed() && !slot.image_copied &&
       slot.window.pairs != 0) {
     const double private_pages = static_cast<double>(std::max(
         changing_pages, slot.idle.pages.load(std::memory_order_relaxed)));
@@ -431,6 +442,7 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
     }
   });
   if (dirty_pages > retained_pages_limit) {
+    StopCopying(slot);
     slot.prefill_wanted = slot.image != nullptr;
     return DropPages(context, slot, 0, keep_pages);
   }
@@ -456,7 +468,10 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
           uint64_t really_changed) {
         const uint64_t fresh =
             dirty & ~group.retained.load(std::memory_order_relaxed);
-        const uint64_t changed = really_changed | fresh;
+        // Where neighbours were copied along, the first write to a page that
+        // ended as it was cannot be told from none.
+        const uint64_t changed =
+            slot.image_copied ? really_changed : really_changed | fresh;
         changed_pages += std::popcount(changed);
         first_writes += std::popcount(fresh);
         late_writes += std::popcount(changed & ~WarmPages(slot, index, group));
@@ -483,9 +498,9 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
       });
   if (first_writes != 0 && slot.image != nullptr) {
     slot.window.windows_to_teach = 2;
-    if (!slot.image->working_set().known()) {
+    if (changed_pages != 0 && !slot.image->working_set().known()) {
       Teach(slot, [](uint64_t, const PageGroup& group) {
-        return group.dirty.load(std::memory_order_relaxed);
+        return group.last.load(std::memory_order_relaxed);
       });
     }
   }

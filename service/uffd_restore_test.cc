@@ -286,6 +286,24 @@ TEST_F(UffdRestoreTest, AWindowThatEndsBeginsAnother) {
   EXPECT_TRUE(IsIn(&PageGroup::previous, 3));
 }
 
+TEST_F(UffdRestoreTest, ASmallImageThatStaysIsMappedAfterAWindow) {
+  UseImage(ImageOf(16), /*mapped=*/false);
+  context_.window_cycles = 2;
+  slot_.image_copied = true;
+  EXPECT_TRUE(Restore().ok());
+  EXPECT_FALSE(slot_.mapping_wanted);
+  EXPECT_TRUE(Restore().ok());
+  EXPECT_TRUE(slot_.mapping_wanted);
+}
+
+TEST_F(UffdRestoreTest, ASmallImageThatMayNotKeepItsPagesIsMapped) {
+  UseImage(ImageOf(16), /*mapped=*/false);
+  slot_.image_copied = true;
+  Put(0, 16, PageState::kDirty);
+  EXPECT_TRUE(Restore(kKept, /*limit=*/10).ok());
+  EXPECT_TRUE(slot_.mapping_wanted);
+}
+
 TEST_F(UffdRestoreTest, ChurnIsVotedForTheKernelsTracking) {
   UseImage(ImageOf(100), /*mapped=*/true);
   slot_.policy = std::make_shared<TrackingPolicy>(std::nullopt, true);

@@ -245,8 +245,11 @@ absl::Status LeaveKernelTracking(const UffdContext& context, SlotState& slot,
 
 absl::Status AdjustTracking(const UffdContext& context, SlotState& slot,
                             uint64_t size_pages) {
-  const Tracking wanted =
-      slot.policy == nullptr ? Tracking::kSignal : slot.policy->tracking();
+  // The kernel would fill an image that is not mapped with zeroes. The choice
+  // may have changed since the slot was bound: the next lease maps the image.
+  const Tracking wanted = slot.policy == nullptr || !slot.image_mapped
+                              ? Tracking::kSignal
+                              : slot.policy->tracking();
   if (slot.tracking == Tracking::kProfiling) return absl::OkStatus();
   if (slot.tracking == wanted) {
     return LeaveKernelTracking(context, slot,

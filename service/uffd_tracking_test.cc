@@ -30,7 +30,9 @@ constexpr uint64_t kWritten = kPageIsWritten | kPageIsPresent;
 class UffdTrackingTest : public ScriptedUffdSlotTest {
  protected:
   // The policy of the slot's image asks for `tracking`.
+  // For the image that is mapped.
   void AskFor(Tracking tracking) {
+    slot_.image_mapped = true;
     slot_.policy =
         std::make_shared<TrackingPolicy>(tracking, /*async_works=*/true);
   }
@@ -216,6 +218,15 @@ TEST_F(UffdTrackingTest, WhereThePolicyAsksForNothingElseThereIsNoCall) {
   AskFor(Tracking::kAsync);
   TrackAsync(20);
   EXPECT_TRUE(AdjustTracking(context_, slot_, 100).ok());
+  EXPECT_THAT(TakeCalls(), IsEmpty());
+}
+
+TEST_F(UffdTrackingTest, AnImageThatIsNotMappedIsNotLeftToTheKernel) {
+  UseImage(ImageOf(20), /*mapped=*/true);
+  AskFor(Tracking::kAsync);
+  slot_.image_mapped = false;
+  EXPECT_TRUE(AdjustTracking(context_, slot_, 100).ok());
+  EXPECT_EQ(slot_.kernel_pages, 0u);
   EXPECT_THAT(TakeCalls(), IsEmpty());
 }
 
