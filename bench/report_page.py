@@ -20,8 +20,12 @@ DETAILS = {"acquire_p999_ns": "acqp999", "release_p999_ns": "relp999",
            "idle_tables_kib": "tabKiB", "idle_mappings": "maps"}
 
 
+# What is printed as it is; of all else, thousandths are.
+WHOLE = ("idle_private_kib", "files", "lookup_ns")
+
+
 def shown(number, value):
-    if value in ("idle_private_kib", "files", "lookup_ns"):
+    if value in WHOLE:
         return f"{number:,.2f}"
     if value == "per_second":
         return f"{number / 1000:,.1f}"
@@ -47,7 +51,7 @@ UNITS = {
     "mean_ns": "us",
     "lookup_ns": "ns",
     "per_second": "1,000 cycles a second, all threads",
-    "acquire_ns": "us of an acquire",
+    "lease_ns": "us of a lease",
     "files": "times the bytes of one file on the disk",
     "idle_private_kib": "KiB private to an idle slot",
 }
@@ -109,13 +113,14 @@ def bar_plot(row, colors):
 
     def draw(axes):
         names = list(reversed(ends))
-        values = [ends[n]["median"] / 1000 for n in names]
-        spread = [[v - ends[n]["low"] / 1000 for n, v in zip(names, values)],
-                  [ends[n]["high"] / 1000 - v for n, v in zip(names, values)]]
+        unit = 1 if row["value"] in WHOLE else 1000
+        values = [ends[n]["median"] / unit for n in names]
+        spread = [[v - ends[n]["low"] / unit for n, v in zip(names, values)],
+                  [ends[n]["high"] / unit - v for n, v in zip(names, values)]]
         axes.barh(names, values, color=[colors[n] for n in names],
                   xerr=[[max(s, 0) for s in side] for side in spread],
                   error_kw={"elinewidth": 0.8})
-        if max(values) > 30 * min(values):
+        if max(values) > 30 * min(values) > 0:
             axes.set_xscale("log")
         axes.set_xlabel(UNITS[row["value"]])
 

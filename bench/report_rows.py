@@ -195,7 +195,7 @@ def all_rows():
                     "work=cycle k=256 slots=64", cycles=64, without=("fork",)))
     for slots in (100, 1000, 10000):
         rows.append(Row("many slots", f"{slots:,}, k=16, one round",
-                        f"work=many slots={slots} k=16", value="acquire_ns", rounds=1,
+                        f"work=many slots={slots} k=16", value="lease_ns", rounds=1,
                         without=("limit", "fork", "batches", "memcpy")))
     for k in CYCLES:
         rows.append(Row("idle slots", f"64, k={k}, one round",

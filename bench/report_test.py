@@ -2,6 +2,7 @@
 report_test.sh. No time is asserted."""
 
 import json
+import pathlib
 import subprocess
 import unittest
 
@@ -40,7 +41,7 @@ class Rows(unittest.TestCase):
                           row["contenders"])
             for name, end in row["contenders"].items():
                 failed = end.get("failed", "")
-                if "PAGEMAP_SCAN" in failed or "not supported" in failed:
+                if any(m in failed for m in ("PAGEMAP_SCAN", "not supported", "page cache")):
                     continue
                 self.assertEqual(failed, "", f"{row['title']}: {name}")
                 self.assertGreaterEqual(end["median"], 0)
@@ -73,9 +74,15 @@ class Rows(unittest.TestCase):
             self.assertGreater(end["beside_second"], 0)
 
     def test_the_goals_that_these_rows_have_are_told(self):
+        told = {(g["row"].split(":")[0], g["what"]) for g in self.report["goals"]
+                if g["what"] not in ("calls", "signals")}
+        if not any(SCAN in r["contenders"] and "median" in r["contenders"][SCAN]
+                   for r in self.rows("recycle")):
+            self.skipTest("this kernel has no PAGEMAP_SCAN")
+        if "TLB:" not in pathlib.Path("/proc/interrupts").read_text(encoding="utf-8"):
+            self.skipTest("this machine counts no shootdowns")
         self.assertEqual(
-            {(g["row"].split(":")[0], g["what"]) for g in self.report["goals"]
-             if g["what"] not in ("calls", "signals")},
+            told,
             {("recycle", "faults"), ("recycle", "time"), ("recycle", "inverse"),
              ("recycle, 4 MiB", "time"), ("first cycle", "time"), ("first touch", "time"),
              ("first touch", "time of copied"), ("trap", "time"), ("lookup", "lookup_ns"),
@@ -123,6 +130,14 @@ class Counters(unittest.TestCase):
                 for name, one, two in ((MINE, "a", "b"), (SCAN, "a", "b"), (MEMCPY, "a", "c"))}
         report.disown_other_sums(report.Row("recycle", "k=1", "work=cycle k=1"), ends)
         self.assertEqual([name for name, end in ends.items() if "failed" in end], [MEMCPY])
+
+    def test_what_most_of_ours_have_read_is_not_right_for_that(self):
+        ends = {name: {"answers": [{"sum": one}]} for name, one in (
+            (MINE, "a"), ("firsttouch: copied", "a"), ("firsttouch: not published", "a"),
+            (SCAN, "b"), (MEMCPY, "b"))}
+        report.disown_other_sums(report.Row("recycle", "k=1", "work=cycle k=1"), ends)
+        self.assertNotIn("failed", ends[SCAN])
+        self.assertIn("failed", ends[MINE])
 
 
 class Goals(unittest.TestCase):

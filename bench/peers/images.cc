@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -134,6 +135,33 @@ void WriteSqlite(uint64_t rows, bool with_set, const std::string& file) {
   OrDie(WriteImageFile(*image, file).status());
 }
 
+// Returns how many pages of the file the kernel keeps all the same, as it does
+// those of tmpfs.
+int64_t DropFromPageCache(const std::string& file) {
+  const UniqueFd fd(open(file.c_str(), O_RDONLY | O_CLOEXEC));
+  struct stat status = {};
+  if (!fd || fstat(fd.get(), &status) != 0) {
+    Die(absl::StrCat("cannot open ", file));
+  }
+  const auto bytes = static_cast<uint64_t>(status.st_size);
+  void* const view = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, fd.get(), 0);
+  if (view == MAP_FAILED) Die("mmap of the file failed");
+  std::vector<unsigned char> cached(PagesRoundedUp(bytes).value());
+  int64_t left = 0;
+  // Pages that are just being written to the disk stay the first time.
+  for (int tries = 0; tries < 100; ++tries) {
+    fdatasync(fd.get());
+    posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED);
+    if (mincore(view, bytes, cached.data()) != 0) Die("mincore failed");
+    left = std::count_if(cached.begin(), cached.end(),
+                         [](unsigned char page) { return (page & 1) != 0; });
+    if (left == 0) break;
+    usleep(1000);
+  }
+  munmap(view, bytes);
+  return left;
+}
+
 class StartRow : public Row {
  public:
   StartRow(const std::string& way, const Request& request)
@@ -144,11 +172,9 @@ class StartRow : public Row {
         file_(FileOf(request, way == "firsttouch" ? "with.ftimg" : "no.ftimg",
                      [&](const std::string& path) {
                        WriteSqlite(rows_, way == "firsttouch", path);
-                     })) {
-    if (request.Text("cache") == "cold") {
-      const UniqueFd fd(open(file_.c_str(), O_RDONLY | O_CLOEXEC));
-      posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED);
-    }
+                     })),
+        info_(OrDie(ReadImageFileInfo(file_))) {
+    if (request.Text("cache") == "cold") cached_ = DropFromPageCache(file_);
     // The same request to another database, in other memory, before anything is
     // measured: what is measured is memory, not the program's own pages, nor
     // the instance around the memory.
@@ -166,10 +192,9 @@ class StartRow : public Row {
   }
 
   void Round(Answer& answer) override {
-    const ImageFileInfo info = OrDie(ReadImageFileInfo(file_));
     Pool pool;
     wasm2c::MemoryRequest memory{.image = nullptr,
-                                 .size_bytes = info.size_bytes};
+                                 .size_bytes = info_.size_bytes};
     const bool ours = way_ == "firsttouch" || way_ == "no-set";
     uint64_t begun = NowTicks();
     if (ours) {
@@ -178,9 +203,9 @@ class StartRow : public Row {
       begun = NowTicks();
       memory.image = OrDie(OpenImageFile(file_));
     } else if (way_ == "read-file" || way_ == "map-file") {
-      pool.source =
-          SourceOf(std::make_unique<FileSlot>(file_, info, way_ == "read-file"),
-                   kSqliteMemoryBytes);
+      pool.source = SourceOf(
+          std::make_unique<FileSlot>(file_, info_, way_ == "read-file"),
+          kSqliteMemoryBytes);
     } else {
       Die(absl::StrCat(way_, ": there is no such way to start"));
     }
@@ -198,6 +223,7 @@ class StartRow : public Row {
     const double query_ns = NsSince(asked);
     answer.Number("faults", static_cast<double>(faults() - faults_before));
     answer.Number("cycles", 1);
+    answer.Number("cached_pages", static_cast<double>(cached_));
     answer.Number("open_ns", TicksToNs(opened - begun));
     answer.Number("bind_ns", TicksToNs(bound - opened));
     answer.Number("query_ns", query_ns);
@@ -209,6 +235,9 @@ class StartRow : public Row {
   const uint64_t rows_;
   const uint64_t number_;
   const std::string file_;
+  const ImageFileInfo info_;
+  // Pages of the file that were in the page cache although none should be.
+  int64_t cached_ = 0;
   std::shared_ptr<const SqliteTemplate> fresh_;
 };
 
