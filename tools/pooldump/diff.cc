@@ -169,10 +169,14 @@ DiffReport Diff(const ProcessSnapshot& before, const ProcessSnapshot& after) {
         static_cast<double>(after.monotonic_ns() - before.monotonic_ns()) /
         1e9);
   }
-  std::map<uint32_t, const PoolSnapshot*> known;
-  for (const PoolSnapshot& pool : before.pools()) known[pool.pool_id()] = &pool;
+  // Pools and guests have numbers of their own.
+  const auto key = [](const PoolSnapshot& pool) {
+    return std::pair(pool.has_guest(), pool.pool_id());
+  };
+  std::map<std::pair<bool, uint32_t>, const PoolSnapshot*> known;
+  for (const PoolSnapshot& pool : before.pools()) known[key(pool)] = &pool;
   for (const PoolSnapshot& pool : after.pools()) {
-    const auto found = known.find(pool.pool_id());
+    const auto found = known.find(key(pool));
     if (found == known.end()) {
       report.add_warnings(absl::StrCat(Called(pool), " is new"));
       continue;

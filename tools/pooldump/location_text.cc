@@ -21,6 +21,29 @@ std::string Offset(int64_t offset) {
                       HexText(distance), ")");
 }
 
+// An address of a guest's process.
+std::string GuestLocationText(const Location& location,
+                              const std::string& name) {
+  std::string text =
+      absl::StrCat("guest ", name, ", region ", location.slot(), ", offset ",
+                   Offset(location.offset_bytes()), ", page ", location.page());
+  if (location.has_resident()) {
+    absl::StrAppend(&text, " (", ResidencyText(location.resident()), ")");
+  }
+  absl::StrAppend(&text, ": ");
+  if (location.has_image_page()) {
+    absl::StrAppend(&text, "page ", location.image_page(), " of image ",
+                    Printable(location.image_name()));
+    if (location.given_back_pages() > 0) {
+      absl::StrAppend(&text, ", or zeroes where it is among the ",
+                      location.given_back_pages(), " pages given back");
+    }
+  } else {
+    absl::StrAppend(&text, "zeroes at first");
+  }
+  return text;
+}
+
 }  // namespace
 
 std::string PageStateText(PageState state) {
@@ -75,6 +98,7 @@ std::string LocationText(const Location& location) {
   }
   // A pool on paper may have no name.
   const std::string name = Printable(location.pool());
+  if (location.has_guest_pid()) return GuestLocationText(location, name);
   std::string text =
       absl::StrCat(name == kUnnamed ? name : absl::StrCat("pool ", name),
                    ", slot ", location.slot());

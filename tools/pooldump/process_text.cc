@@ -225,9 +225,67 @@ void AppendSlots(const PoolSnapshot& pool, const Columns<Slot>& columns,
   }
 }
 
+void AppendImages(const PoolSnapshot& pool, const TextStyle& style,
+                  std::string* out) {
+  if (pool.images().empty()) return;
+  PlainTable images = MakeTable(ImageColumns(), pool.images(), false);
+  std::vector<int> ranks;
+  for (const Column<Image>& column : ImageColumns()) {
+    ranks.push_back(column.rank);
+  }
+  cli::FitTable(style, ranks, &images);
+  absl::StrAppend(out, "\n", TableText(images, style));
+}
+
+// What is said of a guest in place of what is said of a pool.
+void AppendGuest(const PoolSnapshot& pool, const TextStyle& style,
+                 std::string* out) {
+  const GuestFacts& guest = pool.guest();
+  AppendLine(
+      style, "guest",
+      absl::StrCat(Printable(pool.name()), " (number ", pool.pool_id(), "), ",
+                   guest.pid() == 0 ? std::string("process not known")
+                                    : absl::StrCat("process ", guest.pid()),
+                   guest.command().empty()
+                       ? std::string()
+                       : absl::StrCat(" (", Printable(guest.command()), ")")),
+      out);
+  AppendLine(style, "regions",
+             absl::StrCat(pool.totals().slots(), " of ",
+                          BytesText(pool.totals().size_bytes(), style),
+                          " in all, the lowest at ", HexText(pool.base())),
+             out);
+  if (guest.waiting_faults() > 0) {
+    AppendLine(style, "stalled",
+               Tinted(style, Tint::kBad,
+                      absl::StrCat(Plural(guest.waiting_faults(), "fault waits",
+                                          "faults wait"),
+                                   " for a page")),
+               out);
+  }
+  const Counters& counters = pool.totals().counters();
+  AppendLine(
+      style, "placed",
+      absl::StrCat(Plural(counters.pages_copied(), "page", "pages"),
+                   " of the image, ", counters.pages_zeroed(), " of zeroes; ",
+                   counters.pages_prefilled(), " before they were asked for"),
+      out);
+  if (counters.pages_dropped() > 0) {
+    AppendLine(style, "given back",
+               Plural(counters.pages_dropped(), "page", "pages"), out);
+  }
+}
+
 void AppendPool(const PoolSnapshot& pool, const Columns<Slot>& columns,
                 const Options& options, const TextStyle& style,
                 std::string* out) {
+  if (pool.has_guest()) {
+    AppendGuest(pool, style, out);
+    *out += '\n';
+    AppendSlots(pool, columns, options, style, out);
+    AppendImages(pool, style, out);
+    return;
+  }
   const PoolLayoutNumbers& layout = pool.layout();
   AppendLine(style, "pool",
              absl::StrCat(Printable(pool.name()), " (number ", pool.pool_id(),
@@ -252,14 +310,7 @@ void AppendPool(const PoolSnapshot& pool, const Columns<Slot>& columns,
   if (pool.has_mappings()) AppendMappings(pool.mappings(), style, out);
   *out += '\n';
   AppendSlots(pool, columns, options, style, out);
-  if (pool.images().empty()) return;
-  PlainTable images = MakeTable(ImageColumns(), pool.images(), false);
-  std::vector<int> ranks;
-  for (const Column<Image>& column : ImageColumns()) {
-    ranks.push_back(column.rank);
-  }
-  cli::FitTable(style, ranks, &images);
-  absl::StrAppend(out, "\n", TableText(images, style));
+  AppendImages(pool, style, out);
 }
 
 void AppendWarnings(const Repeated<std::string>& warnings,
@@ -281,6 +332,21 @@ std::string CsvRow(std::vector<Value> front, std::vector<Value> cells) {
 template <typename Row>
 void AppendNames(const Columns<Row>& columns, std::vector<std::string>* names) {
   for (const Column<Row>& column : columns) names->push_back(column.name);
+}
+
+// How many pools it has, and how many guests it serves.
+std::string HoldingsText(const ProcessSnapshot& process) {
+  const auto guests = static_cast<uint64_t>(
+      std::count_if(process.pools().begin(), process.pools().end(),
+                    [](const PoolSnapshot& pool) { return pool.has_guest(); }));
+  const uint64_t pools = static_cast<uint64_t>(process.pools_size()) - guests;
+  std::string text;
+  if (pools > 0 || !process.serves()) text = Plural(pools, "pool", "pools");
+  if (process.serves()) {
+    absl::StrAppend(&text, text.empty() ? "" : ", ",
+                    Plural(guests, "guest", "guests"));
+  }
+  return text;
 }
 
 }  // namespace
@@ -308,14 +374,13 @@ std::string LiveText(const ProcessSnapshot& process, const Options& options,
   }
   AppendLine(
       style, "process",
-      absl::StrCat(
-          process.pid(), process.command().empty() ? "" : " (",
-          Printable(process.command()), process.command().empty() ? "" : ")",
-          ", ",
-          process.stopped().empty()
-              ? ""
-              : Tinted(style, Tint::kWeak, process.stopped()) + ", ",
-          Plural(static_cast<uint64_t>(process.pools_size()), "pool", "pools")),
+      absl::StrCat(process.pid(), process.command().empty() ? "" : " (",
+                   Printable(process.command()),
+                   process.command().empty() ? "" : ")", ", ",
+                   process.stopped().empty()
+                       ? ""
+                       : Tinted(style, Tint::kWeak, process.stopped()) + ", ",
+                   HoldingsText(process)),
       &out);
   const Columns<Slot> columns = Chosen(
       options.batch() || HasRates(process) ? RatedSlotColumns() : SlotColumns(),

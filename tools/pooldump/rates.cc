@@ -22,11 +22,12 @@ double PerSecond(uint64_t now, uint64_t before, double seconds) {
 void RateMeter::Measure(ProcessSnapshot* snapshot) {
   const double seconds =
       static_cast<double>(snapshot->monotonic_ns() - before_ns_) / 1e9;
-  std::map<uint32_t, std::vector<Counters>> counters;
+  std::map<Key, std::vector<Counters>> counters;
   for (PoolSnapshot& pool : *snapshot->mutable_pools()) {
-    std::vector<Counters>& of_pool = counters[pool.pool_id()];
+    const Key key = {pool.has_guest(), pool.pool_id()};
+    std::vector<Counters>& of_pool = counters[key];
     of_pool.reserve(static_cast<size_t>(pool.slots_size()));
-    const auto known = before_.find(pool.pool_id());
+    const auto known = before_.find(key);
     Rates total;
     for (Slot& slot : *pool.mutable_slots()) {
       const size_t number = of_pool.size();

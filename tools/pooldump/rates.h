@@ -22,7 +22,9 @@ class RateMeter {
 
  private:
   // At the last look, by pool and slot.
-  std::map<uint32_t, std::vector<Counters>> before_;
+  // Pools and guests have numbers of their own.
+  using Key = std::pair<bool, uint32_t>;
+  std::map<Key, std::vector<Counters>> before_;
   int64_t before_ns_ = 0;  // 0: there was none.
 };
 

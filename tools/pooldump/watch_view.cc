@@ -304,8 +304,19 @@ std::vector<ScreenLine> WatchView::Help() const {
 ScreenLine WatchView::PoolLine(const PoolSnapshot& pool) const {
   const Totals& totals = pool.totals();
   ScreenLine line =
-      Plain(absl::StrCat("pool ", Printable(pool.name()), ": ", totals.slots(),
-                         " slots, ", totals.held(), " held"));
+      pool.has_guest()
+          ? Plain(absl::StrCat("guest ", Printable(pool.name()), ", process ",
+                               pool.guest().pid(), ": ", totals.slots(),
+                               totals.slots() == 1 ? " region" : " regions"))
+          : Plain(absl::StrCat("pool ", Printable(pool.name()), ": ",
+                               totals.slots(), " slots, ", totals.held(),
+                               " held"));
+  if (pool.guest().waiting_faults() > 0) {
+    line.pieces.push_back({", "});
+    line.pieces.push_back(
+        {absl::StrCat(pool.guest().waiting_faults(), " faults wait"),
+         Tint::kBad});
+  }
   if (totals.quarantined() > 0) {
     line.pieces.push_back({", "});
     line.pieces.push_back(

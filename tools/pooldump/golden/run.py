@@ -17,8 +17,9 @@ A case is a file:
   --- stderr
 
 All parts but the command may be left out; "exit: 0" is what is meant then. In
-command and stdin, {PID} is the process of the recipe and {BASE}, {BASE2} where
-its pools begin; {BASE+0x1000} is counted on from there. In what pooldump prints,
+command and stdin, {PID} is the process of the recipe, {GUEST}, {GUEST2} those
+of its guests, and {BASE}, {BASE2} where its pools begin, and then the memories
+of its guests; {BASE+0x1000} is counted on from there. In what pooldump prints,
 the same stands in place of the numbers, which are others each time. "..." in
 what is expected is any text in its line.
 
@@ -57,7 +58,7 @@ class Maker:
     """The process of a recipe; none without one."""
 
     def __init__(self, program, case, folder):
-        self.process, self.pid, self.bases = None, None, []
+        self.process, self.pid, self.bases, self.guests = None, None, [], []
         if "recipe" not in case.parts:
             return
         crashes = bool(case.all("core"))
@@ -78,7 +79,9 @@ class Maker:
             if code == 77:
                 raise Skip(error.strip())
             raise ValueError(f"pool_maker ended with {code}: {error}")
-        self.pid, self.bases = int(ready[1]), [int(b, 16) for b in ready[2:]]
+        self.pid = int(ready[1])
+        self.bases = [int(word, 16) for word in ready[2:] if word.startswith("0x")]
+        self.guests = [int(word[4:]) for word in ready[2:] if word.startswith("pid=")]
         if crashes:
             self.process.communicate(timeout=TIME_LIMIT)
             cores = sorted(folder.glob("core*"))
@@ -101,9 +104,11 @@ class Maker:
         def number(match):
             if match.group(1) == "PID":
                 return str(self.pid)
+            if match.group(1).startswith("GUEST"):
+                return str(self.guests[int(match.group(1)[5:] or 1) - 1])
             pool = int(match.group(2) or 1) - 1
             return hex(self.bases[pool] + int(match.group(3) or "0", 0))
-        return re.sub(r"\{(PID|BASE(\d*)(\+0x[0-9a-f]+|-0x[0-9a-f]+)?)\}", number, text)
+        return re.sub(r"\{(PID|GUEST\d*|BASE(\d*)(\+0x[0-9a-f]+|-0x[0-9a-f]+)?)\}", number, text)
 
     def take_out(self, text):
         """Numbers as {PID} and {BASE}."""
@@ -118,6 +123,9 @@ class Maker:
         text = re.sub(r"\b0x[0-9a-f]{9,16}\b", hexadecimal, text)
         # Addresses in json and textproto.
         text = re.sub(r"\b[0-9]{12,20}\b", lambda m: name(int(m.group(0))) or m.group(0), text)
+        for i, guest in enumerate(self.guests):
+            text = re.sub(rf"\b{guest}\b",
+                          "{GUEST" + ("" if i == 0 else str(i + 1)) + "}", text)
         if self.pid is not None:
             text = re.sub(rf"\b{self.pid}\b", "{PID}", text)
         return text

@@ -1,5 +1,5 @@
-// Reads the pools of a running process, from the control blocks that it
-// publishes (docs/control-block.md) and from /proc.
+// Reads the pools of a running process, and the guests of a page server, from
+// the blocks that it publishes (docs/control-block.md) and from /proc.
 //
 //   absl::StatusOr<LiveProcess> process = LiveProcess::Open(pid);
 //   if (!process.ok()) return process.status();
@@ -45,7 +45,9 @@ struct SnapshotOptions {
 
 class LiveProcess {
  public:
-  // Finds the process's pools. Errors: see above.
+  // Finds the process's pools, and whom it serves. Of a process that has
+  // neither and is served itself: what its server publishes of it. Errors: see
+  // above.
   static absl::StatusOr<LiveProcess> Open(pid_t pid);
 
   LiveProcess(LiveProcess&& other) noexcept;
@@ -64,6 +66,7 @@ class LiveProcess {
   // What an address is; see locate.h. The first call finds the pools and the
   // process's mappings, and later ones use what it found until LookAnew(), for
   // logs of many addresses. What is resident is asked of the kernel each time.
+  // InvalidArgument: several guests have memory at that address.
   absl::StatusOr<Location> Locate(uint64_t address);
   void LookAnew();
 

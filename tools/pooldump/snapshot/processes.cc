@@ -17,6 +17,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/control/block.h"
+#include "firsttouch/control/guests.h"
 #include "firsttouch/tools/pooldump/snapshot/proc_memory.h"
 #include "firsttouch/uffd/unique_fd.h"
 
@@ -28,14 +29,16 @@ struct CloseDir {
 };
 using Directory = std::unique_ptr<DIR, CloseDir>;
 
-bool HasControlBlock(DIR* descriptors) {
-  const std::string prefix = absl::StrCat("/memfd:", kControlMemfdPrefix);
+bool HasBlock(DIR* descriptors) {
+  const std::string of_pool = absl::StrCat("/memfd:", kControlMemfdPrefix);
+  const std::string of_guests = absl::StrCat("/memfd:", kGuestsMemfdPrefix);
   while (const dirent* entry = readdir(descriptors)) {
     char link[512];
     const ssize_t length =
         readlinkat(dirfd(descriptors), entry->d_name, link, sizeof(link));
-    if (length > 0 && std::string_view(link, static_cast<size_t>(length))
-                          .starts_with(prefix)) {
+    if (length <= 0) continue;
+    const std::string_view target(link, static_cast<size_t>(length));
+    if (target.starts_with(of_pool) || target.starts_with(of_guests)) {
       return true;
     }
   }
@@ -65,7 +68,7 @@ absl::StatusOr<ProcessList> FindProcesses() {
     const std::string folder = absl::StrCat("/proc/", pid);
     const Directory descriptors(opendir((folder + "/fd").c_str()));
     if (descriptors != nullptr) {
-      if (HasControlBlock(descriptors.get())) list.pids.push_back(pid);
+      if (HasBlock(descriptors.get())) list.pids.push_back(pid);
     } else if ((errno == EACCES || errno == EPERM) && HasCommandLine(folder)) {
       ++list.forbidden;
     }

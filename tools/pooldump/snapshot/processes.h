@@ -21,7 +21,8 @@ struct ProcessList {
   uint32_t forbidden = 0;
 };
 
-// The processes that have the descriptor of a control block, of all that /proc
+// The processes that have the descriptor of a control block, or of a guests
+// block, of all that /proc
 // shows here. Reads names of descriptors only. FailedPrecondition where /proc
 // is not mounted. Thread-safe. Allocates.
 absl::StatusOr<ProcessList> FindProcesses();

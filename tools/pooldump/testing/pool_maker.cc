@@ -1,6 +1,7 @@
-// Makes the pools of a recipe (recipe.proto, in text format, the first
-// argument), prints "ready PID" and the base of each pool, and waits for the
-// end of its standard input.
+// Makes the pools and guests of a recipe (recipe.proto, in text format, the
+// first argument), prints "ready PID", the base of each pool and of each
+// guest's memory, "pid=" and the process of each guest, and waits for the end
+// of its standard input.
 //
 // Each "g" there makes the first memory that is held write one more page, and
 // is answered by "grown".
@@ -36,6 +37,11 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/image_builder.h"
+#include "firsttouch/init/page_map.h"
+#include "firsttouch/serve/guest.h"
+#include "firsttouch/serve/guest_image.h"
+#include "firsttouch/serve/server.h"
+#include "firsttouch/serve/stand_in.h"
 #include "firsttouch/service/service.h"
 #include "firsttouch/tools/cli/bytes.h"
 #include "firsttouch/tools/cli/text_file.h"
@@ -151,6 +157,51 @@ std::unique_ptr<Service> MakePool(const Recipe::Pool& pool) {
   return Must(Service::Create(std::move(options)));
 }
 
+// A process, and what it did while it was served.
+struct ServedGuest {
+  std::unique_ptr<StandIn> process;
+  Recipe::Guest recipe;
+};
+
+ServedGuest StartGuest(const Recipe::Guest& recipe, const ImageRef& image) {
+  return {Must(StandIn::Start(
+              {.image = image,
+               .pages = image->pages().value(),
+               .regions = std::max<uint64_t>(1, recipe.regions())})),
+          recipe};
+}
+
+void Serve(const ServedGuest& guest, const ImageRef& image, Server& server) {
+  const Recipe::Guest& recipe = guest.recipe;
+  StandIn& process = *guest.process;
+  GuestArrival arrival;
+  arrival.uffd = process.Uffd();
+  arrival.pidfd = process.Pidfd();
+  arrival.regions = process.regions();
+  arrival.image = GuestImage::Create(image);
+  arrival.options.name = recipe.name();
+  // So that counts are the same each time.
+  arrival.options.most_read_ahead_bytes = kPageBytes;
+  if (recipe.early_pages() > 0) {
+    arrival.options.place_first =
+        std::make_shared<const std::vector<::firsttouch::PageRun>>(
+            std::vector<::firsttouch::PageRun>{
+                {PageIndex(0), PageCount(recipe.early_pages())}});
+  }
+  const uint64_t id = Must(server.Attach(std::move(arrival)));
+  // A turn counts what it has done before it lets go of the guest, as Stats()
+  // needs it.
+  while (server.Find(id)->Stats().pages_placed_early < recipe.early_pages()) {
+    std::this_thread::yield();
+  }
+  if (recipe.read_pages() > 0) process.Look(0, recipe.read_pages());
+  if (recipe.write_pages() > 0) process.Write(0, recipe.write_pages());
+  if (recipe.give_back_pages() > 0) {
+    process.GiveBack(0, recipe.give_back_pages());
+  }
+  server.Find(id)->Stats();
+}
+
 int Main(const std::string& text, bool busy) {
   Recipe recipe;
   Must(cli::ParseText("recipe", text, &recipe, nullptr));
@@ -158,6 +209,18 @@ int Main(const std::string& text, bool busy) {
   std::map<std::string, ImageRef> images;
   for (const Recipe::Image& image : recipe.images()) {
     images[image.name()] = MakeImage(image);
+  }
+  // Before this process has threads.
+  std::vector<ServedGuest> guests;
+  for (const Recipe::Guest& guest : recipe.guests()) {
+    guests.push_back(StartGuest(guest, images.at(guest.image())));
+  }
+  std::unique_ptr<Server> server;
+  if (recipe.serves() || !guests.empty()) {
+    server = Must(Server::Start({.name = "maker"}));
+  }
+  for (const ServedGuest& guest : guests) {
+    Serve(guest, images.at(guest.recipe.image()), *server);
   }
   std::vector<std::unique_ptr<Service>> pools;
   std::vector<Memory> held;
@@ -184,6 +247,12 @@ int Main(const std::string& text, bool busy) {
   }
   std::printf("ready %d", getpid());
   for (const auto& pool : pools) std::printf(" 0x%" PRIxPTR, pool->base());
+  for (const ServedGuest& guest : guests) {
+    std::printf(" 0x%" PRIxPTR, guest.process->regions().front().start);
+  }
+  for (const ServedGuest& guest : guests) {
+    std::printf(" pid=%d", guest.process->pid());
+  }
   std::printf("\n");
   std::fflush(stdout);
 
