@@ -12,6 +12,7 @@
 #ifndef FIRSTTOUCH_CONTROL_GUESTS_H_
 #define FIRSTTOUCH_CONTROL_GUESTS_H_
 
+#include <cstddef>
 #include <cstdint>
 
 #include "firsttouch/control/block.h"
@@ -41,6 +42,9 @@ struct GuestsHeader {
   ControlSection regions;  // RegionInBlock
 };
 static_assert(sizeof(GuestsHeader) == 160);
+
+// More guests than this are not published.
+inline constexpr size_t kMaxGuestsInBlock = size_t{1} << 16;
 
 // A guest. `sequence` is odd while the record or the place of a region is being
 // changed, and has another value afterwards.

@@ -60,7 +60,8 @@ void CopyText(std::string_view from, char (&to)[kBytes]) {
 std::shared_ptr<GuestsBlock> GuestsBlock::Create(MemfdCalls& calls,
                                                  std::string_view server_name,
                                                  size_t guests) {
-  std::shared_ptr<GuestsBlock> block(new GuestsBlock(guests));
+  std::shared_ptr<GuestsBlock> block(
+      new GuestsBlock(std::min(guests, kMaxGuestsInBlock)));
   block->Open(calls, server_name);
   return block;
 }
@@ -189,11 +190,13 @@ GuestsBlock::Entry::~Entry() {
               regions_, false);
 }
 
-void GuestsBlock::Entry::Move(size_t region, uint64_t start, uint64_t bytes) {
+void GuestsBlock::Entry::Move(size_t region, uint64_t start, uint64_t bytes,
+                              uint64_t image_offset_bytes) {
   Changing([&] {
     RegionInBlock& record = block_->region(first_region_ + region);
     Store(record.start, start);
     Store(record.bytes, bytes);
+    Store(record.image_offset_bytes, image_offset_bytes);
   });
 }
 

@@ -58,7 +58,8 @@ class GuestsBlock : public std::enable_shared_from_this<GuestsBlock> {
 
     size_t regions() const { return regions_; }
     // Where a region is now.
-    void Move(size_t region, uint64_t start, uint64_t bytes);
+    void Move(size_t region, uint64_t start, uint64_t bytes,
+              uint64_t image_offset_bytes);
     void Add(size_t region, uint64_t RegionInBlock::*count,
              uint64_t number = 1);
     void SetWaiting(uint64_t faults);

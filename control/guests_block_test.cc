@@ -115,7 +115,7 @@ TEST(GuestsBlockTest, AGuestIsThereAsLongAsItsEntry) {
 
   first->Add(1, &RegionInBlock::read_faults);
   first->Add(1, &RegionInBlock::read_faults, 4);
-  first->Move(1, 0x90000, 0x1000);
+  first->Move(1, 0x90000, 0x1000, 0x2000);
   first->SetWaiting(3);
   const RegionInBlock region = reader.Region(guest.first_region + 1);
   EXPECT_EQ(region.read_faults, 5u);

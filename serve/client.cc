@@ -44,8 +44,9 @@ absl::StatusOr<UniqueFd> ConnectTo(const std::string& path,
       break;
     }
     // A signal interrupts the wait, and there is no connection.
-    if (errno == EINTR) continue;
-    if (errno == EAGAIN) {
+    const bool interrupted = errno == EINTR;
+    if (interrupted && absl::Now() < deadline) continue;
+    if (interrupted || errno == EAGAIN) {
       return absl::DeadlineExceededError(absl::StrCat(
           "connecting to ", path, ": the server has not accepted in time"));
     }

@@ -151,6 +151,7 @@ bool Guest::Turn() {
     return false;
   }
   PublishWaiting();
+  if (std::exchange(places_changed_, false)) PublishPlaces();
   SetTimer(NextDue(more));
   return true;
 }
@@ -288,14 +289,14 @@ void Guest::Handle(const Event& event) {
     case Event::Kind::kUnmap:
       ++stats_.unmaps;
       map_.Unmap(event.start, event.end);
-      PublishPlaces();
+      places_changed_ = true;
       return;
     case Event::Kind::kRemap:
       ++stats_.moves;
       map_.Move(event.from, event.to, event.bytes);
       // What has moved may be behind where the filling is.
       if (fill_done_ != nullptr) early_.RestartRest();
-      PublishPlaces();
+      places_changed_ = true;
       return;
     case Event::Kind::kFork:
       ++stats_.forks;

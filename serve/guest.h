@@ -297,6 +297,8 @@ class Guest : public std::enable_shared_from_this<Guest> {
   std::optional<size_t> RegionOf(uint64_t image_offset_bytes) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void PublishPlaces() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Regions were unmapped or moved since the last PublishPlaces().
+  bool places_changed_ ABSL_GUARDED_BY(mutex_) = false;
   void PublishWaiting() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   void MarkChanged(const AddressMap::Piece& piece, uintptr_t start,

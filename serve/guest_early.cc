@@ -179,7 +179,11 @@ void Guest::PlanEarly() {
   // All at once, since a disk is fastest so, and before the first one is
   // needed.
   host_.RunElsewhere(/*urgent=*/false, [&host = host_, image = image_, shared] {
-    image->BeginReading(*shared);
+    std::vector<PageRun> by_address = *shared;
+    std::sort(
+        by_address.begin(), by_address.end(),
+        [](const PageRun& a, const PageRun& b) { return a.first < b.first; });
+    image->BeginReading(by_address);
     if (image->image().has_source()) return;
     CheckAhead(host, image, shared, 0, 0);
   });
@@ -268,9 +272,12 @@ bool Guest::PlaceEarly() {
   const std::vector<SharedPlacing::Failure> failures = shared->failures();
   if (failures.size() < shared->begun()) stops_ = 0;
   bool more = true;
+  const uint64_t stopped = stats_.stopped;
   for (const SharedPlacing::Failure& failure : failures) {
     more = AfterEarly(shared->pages()[failure.index], failure.placed) && more;
   }
+  // An event says when the mappings have changed.
+  if (stats_.stopped != stopped && !ReadEvents()) ++stops_;
   return more && !early_waits_;
 }
 
@@ -285,7 +292,6 @@ bool Guest::AfterEarly(const EarlyPages::Some& some, const Placed& placed) {
     case Placed::Outcome::kStopped:
       early_.PutBack(some);
       ++stats_.stopped;
-      if (!ReadEvents()) ++stops_;
       return true;
     case Placed::Outcome::kGone:
       ended_ = true;

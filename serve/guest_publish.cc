@@ -82,9 +82,10 @@ void Guest::Count(uint64_t image_offset_bytes, uint64_t RegionInBlock::*count,
 
 void Guest::PublishPlaces() {
   if (published_ == nullptr) return;
+  // The part that has the lowest place of the image, and what continues it.
   struct Now {
     uint64_t start = 0;
-    uint64_t lowest = UINT64_MAX;  // In the image.
+    uint64_t image_offset_bytes = UINT64_MAX;
     uint64_t bytes = 0;
   };
   std::vector<Now> now(regions_.size());
@@ -93,16 +94,18 @@ void Guest::PublishPlaces() {
     const std::optional<size_t> region = RegionOf(piece->image_offset_bytes);
     if (!region.has_value()) continue;
     Now& its = now[*region];
-    its.bytes += piece->bytes();
-    if (piece->image_offset_bytes < its.lowest) {
-      its.lowest = piece->image_offset_bytes;
-      // Where the region would begin.
-      its.start = piece->start - (piece->image_offset_bytes -
-                                  regions_[*region].image_offset_bytes);
+    if (piece->start == its.start + its.bytes &&
+        piece->image_offset_bytes == its.image_offset_bytes + its.bytes) {
+      its.bytes += piece->bytes();
+    } else if (piece->image_offset_bytes < its.image_offset_bytes) {
+      its = {piece->start, piece->image_offset_bytes, piece->bytes()};
     }
   }
   for (size_t i = 0; i < now.size(); ++i) {
-    published_->Move(i, now[i].start, now[i].bytes);
+    const bool gone = now[i].bytes == 0;
+    published_->Move(
+        i, now[i].start, now[i].bytes,
+        gone ? regions_[i].image_offset_bytes : now[i].image_offset_bytes);
   }
 }
 

@@ -145,7 +145,8 @@ Placed PagePlacer::Place(const AddressMap::Piece& piece, uintptr_t start,
     const bool protect = piece.track_writes && !written;
     uint64_t bytes = piece.track_writes && written ? kPageBytes : end - at;
     const PageIndex page = PageContaining(piece.OffsetOf(at));
-    const std::optional<PageRun> stored = image.stored().NextRun(page);
+    const std::optional<PageRun> stored =
+        image_.NextStoredRun(page, page + PagesRoundedUp(bytes));
     Placed placed;
     if (piece.freed || !stored.has_value()) {
       placed = ZeroPages(at, bytes, protect, written, waking);

@@ -160,6 +160,7 @@ Server::~Server() {
     {
       MutexLock lock(&mutex_);
       left.swap(guests_);
+      guest_count_ = 0;
     }
     if (left.empty()) return;
     for (const auto& [id, guest] : left) {
@@ -184,6 +185,7 @@ std::vector<Guest::Descriptors> Server::HandOver() {
     leaving.push_back(*std::move(left));
     MutexLock lock(&mutex_);
     guests_.erase(id);
+    guest_count_ = guests_.size();
   }
   return leaving;
 }
@@ -216,20 +218,29 @@ void Server::ServeGuests() {
 void Server::RunJobs() {
   while (true) {
     std::function<void()> job;
+    bool urgent = false;
     {
       MutexLock lock(&jobs_mutex_);
-      while (!stopping_ && urgent_jobs_.empty() && jobs_.empty()) {
+      // What nobody waits for leaves a thread to what somebody does.
+      const size_t most_background =
+          std::max<size_t>(options_.waiting_threads, 2) - 1;
+      while (!stopping_ && urgent_jobs_.empty() &&
+             (jobs_.empty() || background_ >= most_background)) {
         ++idle_;
         jobs_changed_.Wait(&jobs_mutex_);
         --idle_;
       }
       if (stopping_) return;
-      std::deque<std::function<void()>>& queue =
-          urgent_jobs_.empty() ? jobs_ : urgent_jobs_;
+      urgent = !urgent_jobs_.empty();
+      std::deque<std::function<void()>>& queue = urgent ? urgent_jobs_ : jobs_;
       job = std::move(queue.front());
       queue.pop_front();
+      if (!urgent) ++background_;
     }
     job();
+    if (urgent) continue;
+    MutexLock lock(&jobs_mutex_);
+    --background_;  // And looks itself for what waited for that.
   }
 }
 
@@ -241,8 +252,9 @@ void Server::RunElsewhere(bool urgent, std::function<void()> job) {
 }
 
 bool Server::Help(std::function<void()> job) {
-  // Where all serve, the processors have enough to do.
-  if (serving_ >= options_.threads) return false;
+  // A processor that a guest needs, or another thread that serves, is none to
+  // help on: whoever has begun would wait for the helper.
+  if (serving_ + guest_count_ >= processors_) return false;
   MutexLock lock(&jobs_mutex_);
   if (stopping_ || idle_ <= urgent_jobs_.size() + jobs_.size()) return false;
   urgent_jobs_.push_back(std::move(job));
@@ -366,6 +378,7 @@ absl::StatusOr<uint64_t> Server::Add(std::shared_ptr<Guest> guest,
   }
   total_bytes_ += bytes;
   guests_[id] = std::move(guest);
+  guest_count_ = guests_.size();
   return id;
 }
 
@@ -399,6 +412,7 @@ void Server::Remove(uint64_t id) {
     guest = std::move(it->second);
     total_bytes_ -= guest->first_bytes();
     guests_.erase(it);
+    guest_count_ = guests_.size();
     ending_.erase(id);
     epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, guest->poll_fd(), nullptr);
     guests_changed_.SignalAll();

@@ -24,6 +24,7 @@
 #ifndef FIRSTTOUCH_SERVE_SERVER_H_
 #define FIRSTTOUCH_SERVE_SERVER_H_
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -179,6 +180,11 @@ class Server : private GuestHost {
   // Of these, whose end is being told.
   std::set<uint64_t> ending_ ABSL_GUARDED_BY(mutex_);
 
+  // Processors that this process may use.
+  const unsigned processors_ =
+      std::max(std::thread::hardware_concurrency(), 1u);
+  // The number of `guests_`.
+  std::atomic<size_t> guest_count_{0};
   // Threads that serve a guest at the moment.
   std::atomic<uint32_t> serving_{0};
 
@@ -186,6 +192,8 @@ class Server : private GuestHost {
   CondVar jobs_changed_;
   // Threads that wait for a job.
   size_t idle_ ABSL_GUARDED_BY(jobs_mutex_) = 0;
+  // Threads that run a job that is not urgent.
+  size_t background_ ABSL_GUARDED_BY(jobs_mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(jobs_mutex_) = false;
   std::deque<std::function<void()>> urgent_jobs_ ABSL_GUARDED_BY(jobs_mutex_);
   std::deque<std::function<void()>> jobs_ ABSL_GUARDED_BY(jobs_mutex_);

@@ -8,10 +8,11 @@
 namespace firsttouch {
 namespace {
 
-// How close touches follow each other that are placed together: 16 MiB, which
-// take a few milliseconds. In order of their addresses they cost less, to read
-// from a disk and to place; a page that is needed before its turn is asked for.
-constexpr size_t kTouchesTogether = 4096;
+// How close touches follow each other that are placed together. In order of
+// their addresses pages cost less to place; but a page that is needed before
+// its turn is asked for. So there are few at first, and more and more.
+constexpr size_t kFewTouches = 256;
+constexpr size_t kMostTouches = 4096;
 
 void Append(PageRun run, std::vector<PageRun>& runs) {
   if (!runs.empty() && runs.back().end() == run.first) {
@@ -25,8 +26,9 @@ void Append(PageRun run, std::vector<PageRun>& runs) {
 
 std::vector<PageRun> RunsOf(std::span<const Touch> touches) {
   std::vector<PageRun> runs;
-  while (!touches.empty()) {
-    const size_t count = std::min(touches.size(), kTouchesTogether);
+  for (size_t together = kFewTouches; !touches.empty();
+       together = std::min(2 * together, kMostTouches)) {
+    const size_t count = std::min(touches.size(), together);
     std::vector<PageIndex> pages;
     for (const Touch& touch : touches.first(count)) pages.push_back(touch.page);
     std::sort(pages.begin(), pages.end());

@@ -34,10 +34,14 @@ TEST(Touches, ThatFollowCloselyAreSortedAndJoined) {
 // What is touched first is placed first, however it lies.
 TEST(Touches, OfLaterGroupsComeLater) {
   std::vector<Touch> touches;
-  for (uint64_t i = 0; i < 4096; ++i) touches.push_back(Of(1000 + i));
+  for (uint64_t i = 0; i < 256; ++i) touches.push_back(Of(1000 + i));
+  // The next group is twice as large.
+  for (uint64_t i = 0; i < 510; ++i) touches.push_back(Of(4999 - i));
   touches.push_back(Of(5));
   touches.push_back(Of(4));
-  EXPECT_THAT(RunsOf(touches), ElementsAre(Pages(1000, 4096), Pages(4, 2)));
+  touches.push_back(Of(3));
+  EXPECT_THAT(RunsOf(touches), ElementsAre(Pages(1000, 256), Pages(4, 2),
+                                           Pages(4490, 510), Pages(3, 1)));
 }
 
 TEST(Touches, InARowAreOneRunAcrossGroups) {

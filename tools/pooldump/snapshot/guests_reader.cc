@@ -112,6 +112,7 @@ absl::StatusOr<GuestsReader> GuestsReader::Open(BlockBytes& bytes) {
   }
   if (header.header_bytes < sizeof(GuestsHeader) ||
       header.block_bytes != bytes.bytes() ||
+      header.guests.records > kMaxGuestsInBlock ||
       !IsSection<GuestInBlock>(header.guests, header.block_bytes) ||
       !IsSection<RegionInBlock>(header.regions, header.block_bytes)) {
     return CorruptBlock(
@@ -195,6 +196,10 @@ absl::StatusOr<std::optional<PoolSnapshot>> GuestsReader::ReadGuest(
           absl::StrCat("a region of ", region.bytes, " bytes at 0x",
                        absl::Hex(region.start), " is not in an address space"));
     }
+    // A block in which guests name the same records has no end.
+    if (++regions_read_ > header_.regions.records) {
+      return CorruptBlock(name(), "its guests share their regions");
+    }
     *pool.add_slots() =
         SlotOf(region, static_cast<uint32_t>(i), guest.waiting > 0, image);
     AddToTotals(pool.slots(static_cast<int>(i)), *pool.mutable_totals());
@@ -217,6 +222,7 @@ absl::StatusOr<std::optional<PoolSnapshot>> GuestsReader::ReadGuest(
 
 absl::StatusOr<std::vector<PoolSnapshot>> GuestsReader::ReadGuests() {
   std::vector<PoolSnapshot> guests;
+  regions_read_ = 0;
   const ControlSection& section = header_.guests;
   const uint64_t end =
       section.offset_bytes + section.records * section.record_bytes;

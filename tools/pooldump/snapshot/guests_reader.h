@@ -41,6 +41,8 @@ class GuestsReader {
 
   BlockBytes* bytes_;
   GuestsHeader header_ = {};
+  // Of all guests since ReadGuests() began.
+  uint64_t regions_read_ = 0;
 };
 
 // Adds what the kernel says of a guest's process: its name, and what is
