@@ -358,7 +358,7 @@ release, 16 pages were changed: 1 calls, 0 signals, 0 faults, 0 mappings
 change 16 pages again and release: 0 calls, 0 signals, 0 faults, 0 mappings
 )";
 constexpr char kCopiedCounts[] =
-    R"(acquire, in a new slot: 4 calls, 0 signals, 0 faults, 0 mappings
+    R"(acquire, in a new slot: 3 calls, 0 signals, 0 faults, 0 mappings
 acquire, of another image: 4 calls, 0 signals, 0 faults, 0 mappings
 read a page, first touch: 2 calls, 1 signals, 0 faults, 0 mappings
 read 256 pages, first touch: 32 calls, 16 signals, 0 faults, 0 mappings
