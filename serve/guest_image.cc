@@ -201,8 +201,9 @@ std::optional<PageRun> GuestImage::NextStoredRun(PageIndex from,
 
 bool GuestImage::IsReady(PageIndex first, PageCount pages) const {
   const bool has_source = image_->has_source();
-  if (whole_ && !whole_is_right_.load(std::memory_order_acquire)) {
-    if (NextStoredRun(first, first + pages).has_value()) return false;
+  if (whole_ && !whole_is_right_.load(std::memory_order_acquire) &&
+      NextStoredRun(first, first + pages).has_value()) {
+    return false;
   }
   if (!has_source && files_.empty()) return true;
   const PageIndex end = first + pages;
