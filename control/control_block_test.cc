@@ -17,6 +17,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/init/fake_memfd.h"
+#include "firsttouch/uffd/test_util.h"
 #include "firsttouch/uffd/units.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -39,21 +40,6 @@ std::unique_ptr<ControlBlock> Make(MemfdCalls& calls,
 }
 
 std::unique_ptr<ControlBlock> Make() { return Make(RealMemfdCalls()); }
-
-// The descriptor of this process whose link contains `text`; -1 for none.
-int DescriptorOf(std::string_view text) {
-  for (int fd = 0; fd < 256; ++fd) {
-    char link[256];
-    const ssize_t length = readlink(absl::StrCat("/proc/self/fd/", fd).c_str(),
-                                    link, sizeof(link));
-    if (length > 0 &&
-        std::string_view(link, static_cast<size_t>(length)).find(text) !=
-            std::string_view::npos) {
-      return fd;
-    }
-  }
-  return -1;
-}
 
 // The exit code of a forked child that runs `body`; -1 for a signal.
 int InChild(const std::function<int()>& body) {

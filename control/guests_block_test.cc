@@ -16,6 +16,7 @@
 #include "firsttouch/control/guests.h"
 #include "firsttouch/init/fake_memfd.h"
 #include "firsttouch/init/memfd.h"
+#include "firsttouch/uffd/test_util.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -23,21 +24,6 @@ namespace firsttouch {
 namespace {
 
 using ::testing::HasSubstr;
-
-// The descriptor of this process whose link contains `text`; -1 for none.
-int DescriptorOf(std::string_view text) {
-  for (int fd = 0; fd < 256; ++fd) {
-    char link[256];
-    const ssize_t length = readlink(absl::StrCat("/proc/self/fd/", fd).c_str(),
-                                    link, sizeof(link));
-    if (length > 0 &&
-        std::string_view(link, static_cast<size_t>(length)).find(text) !=
-            std::string_view::npos) {
-      return fd;
-    }
-  }
-  return -1;
-}
 
 // The block as another process reads it.
 class Reader {

@@ -16,6 +16,8 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
+#include <string>
+#include <string_view>
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -106,6 +108,21 @@ bool RefuseSystemCalls(const std::vector<int>& numbers, int error,
   sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
   return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
          prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+int DescriptorOf(std::string_view text) {
+  for (int fd = 0; fd < 256; ++fd) {
+    char link[256];
+    const ssize_t length =
+        readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), link,
+                 sizeof link);
+    if (length > 0 &&
+        std::string_view(link, static_cast<size_t>(length)).find(text) !=
+            std::string_view::npos) {
+      return fd;
+    }
+  }
+  return -1;
 }
 
 ScratchMemory::ScratchMemory(size_t bytes) : bytes_(bytes) {

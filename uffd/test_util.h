@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace firsttouch {
@@ -44,6 +45,10 @@ bool BecomeNobody();
 // filters.
 bool RefuseSystemCalls(const std::vector<int>& numbers, int error,
                        bool refuse_uffd_device);
+
+// The descriptor below 256 of this process whose link in /proc/self/fd contains
+// `text`, as that of a memfd contains its name; -1 for none.
+int DescriptorOf(std::string_view text);
 
 // Private anonymous memory (read, write, NORESERVE, no huge pages) that the
 // destructor unmaps. Aborts where there is none.

@@ -27,6 +27,7 @@
 #include "firsttouch/init/image_builder.h"
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/supply.h"
+#include "firsttouch/uffd/test_util.h"
 #include "firsttouch/uffd/units.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -760,16 +761,9 @@ TEST(LiveTest, ReadsNoMixtureOfTwoMoments) {
 TEST(LiveTest, NobodyElseCanGetAWritableMapping) {
   auto service = MakeService(PoolOptionsOf("sealed", 2));
   // As any process of this user could.
-  int found = -1;
-  for (int fd = 3; fd < 256 && found < 0; ++fd) {
-    char link[200];
-    const ssize_t length = readlink(absl::StrCat("/proc/self/fd/", fd).c_str(),
-                                    link, sizeof(link));
-    if (length > 0 &&
-        absl::StrContains(absl::string_view(link, length), "pool:sealed")) {
-      found = open(absl::StrCat("/proc/self/fd/", fd).c_str(), O_RDWR);
-    }
-  }
+  const int found = open(
+      absl::StrCat("/proc/self/fd/", DescriptorOf("pool:sealed")).c_str(),
+      O_RDWR);
   ASSERT_GE(found, 0);
   EXPECT_EQ(mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, found, 0),
             MAP_FAILED);
