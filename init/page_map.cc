@@ -124,35 +124,38 @@ bool PageMap::Erase(PageIndex page) {
   return true;
 }
 
-uint64_t PageMap::Find(uint64_t from, bool wanted) const {
-  if (from >= pages_.value()) return pages_.value();
+uint64_t PageMap::Find(uint64_t from, uint64_t end, bool wanted) const {
+  if (from >= end) return end;
   size_t index = from / kPagesPerWord;
   // Bits below `from` are masked out; after the first word none are.
   uint64_t mask = ~uint64_t{0} << (from % kPagesPerWord);
-  for (; index < word_count(); ++index, mask = ~uint64_t{0}) {
+  for (; index * kPagesPerWord < end; ++index, mask = ~uint64_t{0}) {
     const uint64_t word = (wanted ? words_[index] : ~words_[index]) & mask;
     if (word != 0) {
-      // The complement has ones past the end of the map.
-      return std::min(index * kPagesPerWord + std::countr_zero(word),
-                      pages_.value());
+      // The word reaches past the end, where the complement has ones.
+      return std::min(index * kPagesPerWord + std::countr_zero(word), end);
     }
   }
-  return pages_.value();
+  return end;
 }
 
-std::optional<PageRun> PageMap::Next(uint64_t from, bool wanted) const {
-  const uint64_t first = Find(from, wanted);
-  if (first == pages_.value()) return std::nullopt;
-  const uint64_t end = Find(first, !wanted);
-  return PageRun{PageIndex(first), PageCount(end - first)};
+std::optional<PageRun> PageMap::Next(uint64_t from, uint64_t end,
+                                     bool wanted) const {
+  const uint64_t first = Find(from, end, wanted);
+  if (first >= end) return std::nullopt;
+  return PageRun{PageIndex(first), PageCount(Find(first, end, !wanted) - first)};
 }
 
 std::optional<PageRun> PageMap::NextRun(PageIndex from) const {
-  return Next(from.value(), true);
+  return Next(from.value(), pages_.value(), true);
+}
+
+std::optional<PageRun> PageMap::NextRun(PageIndex from, PageIndex end) const {
+  return Next(from.value(), std::min(end.value(), pages_.value()), true);
 }
 
 std::optional<PageRun> PageMap::NextGap(PageIndex from) const {
-  return Next(from.value(), false);
+  return Next(from.value(), pages_.value(), false);
 }
 
 uint64_t PageMap::CountIn(PageIndex from, PageCount length) const {

@@ -94,6 +94,9 @@ class PageMap {
   // pages() that are not in it (NextGap), cut to begin at or after `from`;
   // nullopt when there is none. `from` may be anything.
   std::optional<PageRun> NextRun(PageIndex from) const;
+  // As far as it lies before `end`: does not look for the end of a run that may
+  // be all of the map. nullopt where none begins before `end`.
+  std::optional<PageRun> NextRun(PageIndex from, PageIndex end) const;
   std::optional<PageRun> NextGap(PageIndex from) const;
 
   // How many pages of [from, from + length) are in the set. The range may reach
@@ -117,9 +120,10 @@ class PageMap {
   // As uffd/page_words.h has it, which is not for users.
   static constexpr uint64_t kPagesPerWord = 64;
 
-  // The first page at or after `from` whose membership is `wanted`, or pages().
-  uint64_t Find(uint64_t from, bool wanted) const;
-  std::optional<PageRun> Next(uint64_t from, bool wanted) const;
+  // The first page of [from, end) whose membership is `wanted`, or `end`, which
+  // is at most pages().
+  uint64_t Find(uint64_t from, uint64_t end, bool wanted) const;
+  std::optional<PageRun> Next(uint64_t from, uint64_t end, bool wanted) const;
   uint64_t* WordOf(PageIndex page, const char* operation);
   void Free();
 

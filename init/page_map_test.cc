@@ -32,13 +32,14 @@ using ::testing::StartsWith;
 // The same set, the plain way.
 using Model = std::vector<bool>;
 
-std::optional<PageRun> ModelNext(const Model& model, uint64_t from,
-                                 bool wanted) {
+std::optional<PageRun> ModelNext(const Model& model, uint64_t from, bool wanted,
+                                 uint64_t before = UINT64_MAX) {
+  before = std::min<uint64_t>(before, model.size());
   uint64_t first = from;
-  while (first < model.size() && model[first] != wanted) ++first;
-  if (first >= model.size()) return std::nullopt;
+  while (first < before && model[first] != wanted) ++first;
+  if (first >= before) return std::nullopt;
   uint64_t end = first;
-  while (end < model.size() && model[end] == wanted) ++end;
+  while (end < before && model[end] == wanted) ++end;
   return PageRun{PageIndex(first), PageCount(end - first)};
 }
 
@@ -84,6 +85,9 @@ void CheckSame(const PageMap& map, const Model& model, uint64_t low,
     ASSERT_EQ(map.NextRun(page), ModelNext(model, from, true)) << from;
     ASSERT_EQ(map.NextGap(page), ModelNext(model, from, false)) << from;
     for (uint64_t length = 0; from + length <= end; ++length) {
+      ASSERT_EQ(map.NextRun(page, page + PageCount(length)),
+                ModelNext(model, from, true, from + length))
+          << from << " + " << length;
       ASSERT_EQ(map.CountIn(page, PageCount(length)),
                 ModelCountIn(model, from, length))
           << from << " + " << length;

@@ -240,25 +240,21 @@ class SourceThreads : public EarlyFetch {
 
   // Gives 0 or an errno.
   int Fetch(uint64_t chunk, std::byte* buffer) {
-    const uint64_t first = chunk * requests_.chunk_pages;
-    const uint64_t end =
-        std::min(first + requests_.chunk_pages, image_.pages().value());
-    const std::span<std::byte> bytes(buffer, (end - first) * kPageBytes);
-    const absl::Status status = Ask(
-        *source_, image_.name(), image_.size_bytes(), PageIndex(first), bytes);
+    const PageIndex first(chunk * requests_.chunk_pages);
+    const PageIndex end = std::min(
+        first + PageCount(requests_.chunk_pages), PageIndex(0) + image_.pages());
+    const std::span<std::byte> bytes(buffer, (end - first).bytes());
+    const absl::Status status =
+        Ask(*source_, image_.name(), image_.size_bytes(), first, bytes);
     if (!status.ok()) return ErrnoOf(status);
     const ImageFetch& fetch = *image_.fetch();
     const PageMap& stored = image_.stored();
-    for (auto run = stored.NextRun(PageIndex(first));
-         run.has_value() && run->first < PageIndex(end);
-         run = stored.NextRun(run->end())) {
-      const uint64_t pages =
-          std::min(run->end().value(), end) - run->first.value();
+    for (auto run = stored.NextRun(first, end); run.has_value();
+         run = stored.NextRun(run->end(), end)) {
       const FillResult fill = CopyRange(
           *fetch.kernel, fetch.uffd, fetch.view + run->first.offset_bytes(),
-          reinterpret_cast<uintptr_t>(buffer) +
-              (run->first.value() - first) * kPageBytes,
-          pages * kPageBytes, 0, {});
+          reinterpret_cast<uintptr_t>(buffer) + (run->first - first).bytes(),
+          run->length.bytes(), 0, {});
       if (!fill.ok()) return fill.error;
     }
     return 0;

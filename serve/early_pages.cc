@@ -66,13 +66,13 @@ std::optional<EarlyPages::Some> EarlyPages::Next(const AddressMap& map,
        piece.has_value(); piece = map.Next(rest_at_)) {
     rest_at_ = piece->end;
     if (piece->freed) continue;
-    const std::optional<PageRun> run =
-        stored.NextRun(PageContaining(piece->image_offset_bytes));
+    const PageIndex first = PageContaining(piece->image_offset_bytes);
+    const std::optional<PageRun> run = stored.NextRun(
+        first, first + PagesRoundedUp(piece->end - piece->start));
     if (!run.has_value()) continue;
     const uint64_t mask = piece->page_bytes - 1;
     const uint64_t offset =
         std::max(piece->image_offset_bytes, run->first.offset_bytes() & ~mask);
-    if (offset >= piece->OffsetOf(piece->end)) continue;
     const uintptr_t start = piece->start + (offset - piece->image_offset_bytes);
     const uint64_t run_bytes =
         (run->end().offset_bytes() - offset + mask) & ~mask;

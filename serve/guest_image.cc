@@ -177,38 +177,17 @@ bool GuestImage::IsChecked(const Place& place) {
   return all;
 }
 
-std::optional<PageRun> GuestImage::NextStoredRun(PageIndex from,
-                                                 PageIndex end) const {
-  const PageMap& stored = image_->stored();
-  const auto find = [&](uint64_t page, bool wanted) {
-    while (page < end.value()) {
-      const uint64_t index = page / kPagesPerWord;
-      const uint64_t word =
-          (wanted ? stored.Word(index) : ~stored.Word(index)) &
-          (~uint64_t{0} << (page % kPagesPerWord));
-      page = index * kPagesPerWord;
-      if (word != 0) {
-        return std::min<uint64_t>(page + std::countr_zero(word), end.value());
-      }
-      page += kPagesPerWord;
-    }
-    return end.value();
-  };
-  const uint64_t first = find(from.value(), true);
-  if (first == end.value()) return std::nullopt;
-  return PageRun{PageIndex(first), PageCount(find(first, false) - first)};
-}
-
 bool GuestImage::IsReady(PageIndex first, PageCount pages) const {
   const bool has_source = image_->has_source();
+  const PageMap& stored = image_->stored();
   if (whole_ && !whole_is_right_.load(std::memory_order_acquire) &&
-      NextStoredRun(first, first + pages).has_value()) {
+      stored.NextRun(first, first + pages).has_value()) {
     return false;
   }
   if (!has_source && files_.empty()) return true;
   const PageIndex end = first + pages;
-  for (std::optional<PageRun> run = NextStoredRun(first, end); run.has_value();
-       run = NextStoredRun(run->end(), end)) {
+  for (std::optional<PageRun> run = stored.NextRun(first, end); run.has_value();
+       run = stored.NextRun(run->end(), end)) {
     for (PageIndex page = run->first; page < run->end();) {
       if (has_source && !image_->IsFetched(page)) return false;
       if (files_.empty()) {
@@ -237,9 +216,10 @@ absl::Status GuestImage::MakeReady(PageIndex first, PageCount pages) {
     if (absl::Status checked = CheckWhole(); !checked.ok()) return checked;
   }
   if (files_.empty()) return absl::OkStatus();
+  const PageMap& stored = image_->stored();
   const PageIndex end = first + pages;
-  for (std::optional<PageRun> run = NextStoredRun(first, end); run.has_value();
-       run = NextStoredRun(run->end(), end)) {
+  for (std::optional<PageRun> run = stored.NextRun(first, end); run.has_value();
+       run = stored.NextRun(run->end(), end)) {
     for (PageIndex page = run->first; page < run->end();) {
       const Place place = PlaceOf(page, run->end());
       if (place.file == nullptr) {

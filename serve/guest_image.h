@@ -72,11 +72,6 @@ class GuestImage {
   const Image& image() const { return *image_; }
   uint64_t bytes() const { return image_->pages().bytes(); }
 
-  // The first run of stored pages in [from, end), as far as it lies there.
-  // (PageMap::NextRun() looks for the end of a run that may be all of the
-  // image.)
-  std::optional<PageRun> NextStoredRun(PageIndex from, PageIndex end) const;
-
   // Whether the stored pages of the range can be copied at once, without
   // waiting for a page source or for a check of their digest. (A file's pages
   // may have to come from a disk all the same.) The range may reach past the

@@ -103,13 +103,12 @@ Placed PagePlacer::PlaceHuge(const AddressMap::Piece& piece, uintptr_t page,
     // Holes of an image may not be read.
     whole = std::make_unique<std::byte[]>(kHugePageBytes);
     const PageIndex end = first + kPages;
-    for (std::optional<PageRun> run = image.stored().NextRun(first);
-         run.has_value() && run->first < end;
-         run = image.stored().NextRun(run->end())) {
-      const PageCount pages = std::min(run->end(), end) - run->first;
-      if (const int error = ReadMapped(
-              image.data() + run->first.offset_bytes(),
-              {whole.get() + (run->first - first).bytes(), pages.bytes()})) {
+    for (std::optional<PageRun> run = image.stored().NextRun(first, end);
+         run.has_value(); run = image.stored().NextRun(run->end(), end)) {
+      if (const int error =
+              ReadMapped(image.data() + run->first.offset_bytes(),
+                         {whole.get() + (run->first - first).bytes(),
+                          run->length.bytes()})) {
         return After(error, "reading the image");
       }
     }
@@ -146,7 +145,7 @@ Placed PagePlacer::Place(const AddressMap::Piece& piece, uintptr_t start,
     uint64_t bytes = piece.track_writes && written ? kPageBytes : end - at;
     const PageIndex page = PageContaining(piece.OffsetOf(at));
     const std::optional<PageRun> stored =
-        image_.NextStoredRun(page, page + PagesRoundedUp(bytes));
+        image.stored().NextRun(page, page + PagesRoundedUp(bytes));
     Placed placed;
     if (piece.freed || !stored.has_value()) {
       placed = ZeroPages(at, bytes, protect, written, waking);
