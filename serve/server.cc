@@ -160,7 +160,6 @@ Server::~Server() {
     {
       MutexLock lock(&mutex_);
       left.swap(guests_);
-      guest_count_ = 0;
     }
     if (left.empty()) return;
     for (const auto& [id, guest] : left) {
@@ -185,7 +184,6 @@ std::vector<Guest::Descriptors> Server::HandOver() {
     leaving.push_back(*std::move(left));
     MutexLock lock(&mutex_);
     guests_.erase(id);
-    guest_count_ = guests_.size();
   }
   return leaving;
 }
@@ -254,7 +252,10 @@ void Server::RunElsewhere(bool urgent, std::function<void()> job) {
 bool Server::Help(std::function<void()> job) {
   // A processor that a guest needs, or another thread that serves, is none to
   // help on: whoever has begun would wait for the helper.
-  if (serving_ + guest_count_ >= processors_) return false;
+  {
+    MutexLock lock(&mutex_);
+    if (serving_ + guests_.size() >= processors_) return false;
+  }
   MutexLock lock(&jobs_mutex_);
   if (stopping_ || idle_ <= urgent_jobs_.size() + jobs_.size()) return false;
   urgent_jobs_.push_back(std::move(job));
@@ -378,7 +379,6 @@ absl::StatusOr<uint64_t> Server::Add(std::shared_ptr<Guest> guest,
   }
   total_bytes_ += bytes;
   guests_[id] = std::move(guest);
-  guest_count_ = guests_.size();
   return id;
 }
 
@@ -412,7 +412,6 @@ void Server::Remove(uint64_t id) {
     guest = std::move(it->second);
     total_bytes_ -= guest->first_bytes();
     guests_.erase(it);
-    guest_count_ = guests_.size();
     ending_.erase(id);
     epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, guest->poll_fd(), nullptr);
     guests_changed_.SignalAll();

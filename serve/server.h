@@ -183,8 +183,6 @@ class Server : private GuestHost {
   // Processors that this process may use.
   const unsigned processors_ =
       std::max(std::thread::hardware_concurrency(), 1u);
-  // The number of `guests_`.
-  std::atomic<size_t> guest_count_{0};
   // Threads that serve a guest at the moment.
   std::atomic<uint32_t> serving_{0};
 
