@@ -136,6 +136,43 @@ TEST_P(TakenPagesTest, AReleaseAndAResetRestoreWhatSomebodyTookAway) {
   EXPECT_EQ(service_->Stats().slots_quarantined, 0u);
 }
 
+// A page that was taken away is supplied again as a release restores it, by a
+// handler thread that has not finished when the release has.
+TEST_P(TakenPagesTest, ASlotGetsItsNextImageAfterTheFillsForTheLastOne) {
+  if (GetParam().by_mappings() ||
+      GetParam().resolve != Resolve::kHandlerThread) {
+    GTEST_SKIP() << "no other thread fills";
+  }
+  const ImageRef images[] = {PatternImage("one", kImagePages, {5}),
+                             PatternImage("other", kImagePages, {7})};
+  Memory memory = MustAcquire(images[0]);
+  Store(memory, 2 * kPageBytes, 9);
+  TakeAway(memory, 2, 1);
+  std::atomic<bool> filling{false};
+  std::atomic<bool> released{false};
+  std::atomic<bool> acquired{false};
+  std::atomic<bool> acquired_meanwhile{false};
+  const std::thread::id here = std::this_thread::get_id();
+  const auto stay = [&](const FakeKernel::Call&) {
+    if (std::this_thread::get_id() == here || filling.exchange(true)) return;
+    while (!released) sched_yield();
+    for (int i = 0; i < 2000 && !acquired; ++i) sched_yield();
+    acquired_meanwhile = acquired.load();
+  };
+  for (const Op op : {Op::kCopy, Op::kContinue}) kernel_.HookAfter(op, stay);
+  ASSERT_EQ(memory.Release(), absl::OkStatus());
+  released = true;
+  memory = MustAcquire(images[1]);
+  acquired = true;
+  for (const Op op : {Op::kCopy, Op::kContinue}) {
+    kernel_.HookAfter(op, nullptr);
+  }
+  if (!filling) GTEST_SKIP() << "the page is dropped, not restored";
+  EXPECT_FALSE(acquired_meanwhile);
+  EXPECT_EQ(FirstDifference(memory, InitialBytes(images[1], kPages * kPageBytes)),
+            std::nullopt);
+}
+
 // The snapshot's thread looks for changed pages while another thread makes a
 // page ready that was written to before.
 TEST_P(TakenPagesTest, ASnapshotHasAWriteToAPageThatIsMadeReadyMeanwhile) {

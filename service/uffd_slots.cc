@@ -35,6 +35,9 @@ namespace firsttouch {
 
 absl::Status UffdSupply::Bind(SlotState& slot, const ImageRef& image,
                               uint64_t size_pages) {
+  // A page that somebody took away was supplied by a handler thread when it was
+  // restored. That thread may not have come to the end of it yet.
+  WaitForFills(slot);
   absl::Status status;
   if (slot.remap_wanted) status = MapAllAnew(*context_, slot);
   if (status.ok() &&
