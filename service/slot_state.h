@@ -244,8 +244,8 @@ struct alignas(64) SlotState {
   // written. Where false, they are copied in: always with the backing kCopied,
   // and with kShared until the slot has a fault on a page of its image.
   bool image_mapped = false;
-  // Owner. The image is small and the slot has had others, so that its pages
-  // are copied in, with their neighbours, and never mapped (uffd_bind.h).
+  // Owner. The image is small and the slot has had another: the first touch of
+  // a page copies all of them, and they are not mapped.
   bool image_copied = false;
   // Clean copies of image pages may be there, of which `present` need not know
   // (page_states.h). Set by the fault path, cleared when they are dropped.

@@ -152,6 +152,43 @@ bool IsToBeMapped(const UffdContext& context, const SlotState& slot) {
           slot.policy->tracking() != Tracking::kSignal);
 }
 
+// How a slot gets the pages of an image that it is bound to.
+enum class Showing {
+  // The first touch of one copies them all.
+  kSmallCopy,
+  // They are copied in.
+  kCopies,
+  // They are copied in until the next lease, which maps the image, so that
+  // slots share the pages that are only read.
+  kCopiesFirst,
+  kMapping,
+  // The image is mapped, and the kernel notes what the lease touches.
+  kProfiledMapping,
+};
+
+Showing ShowingOf(const UffdContext& context, const SlotState& slot,
+                  const Image& image, const TrackingPolicy& policy,
+                  bool map_now) {
+  const uint64_t pages = image.pages().value();
+  if (context.fault_pool.backing != Backing::kShared || pages == 0) {
+    return Showing::kCopies;
+  }
+  if (policy.tracking() != Tracking::kSignal) return Showing::kMapping;
+  if (!map_now && pages <= kSmallImagePages && slot.image != nullptr) {
+    return Showing::kSmallCopy;
+  }
+  const bool known = image.working_set().known();
+  if (!known && context.profile_unknown_images && KernelMayServe(image)) {
+    return Showing::kProfiledMapping;
+  }
+  if (map_now) return Showing::kMapping;
+  if (FewPagesWillDo(image)) return Showing::kCopies;
+  // Copying a page into the memfd, for other slots, takes as long as copying it
+  // into this one.
+  return known && !image.has_memfd() ? Showing::kCopiesFirst
+                                     : Showing::kMapping;
+}
+
 }  // namespace
 
 absl::Status BindImage(const UffdContext& context, SlotState& slot,
@@ -162,24 +199,13 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
   const uint64_t new_pages = image == nullptr ? 0 : image->pages().value();
   const uint64_t touched_pages = std::max(old_pages, new_pages);
   std::shared_ptr<TrackingPolicy> policy;
-  if (image != nullptr) policy = context.policies->Find(image);
-  const bool shared = context.fault_pool.backing == Backing::kShared;
-  const bool copy_small = shared && !map_now && new_pages > 0 &&
-                          new_pages <= kSmallImagePages &&
-                          slot.image != nullptr;
-  // Copying a page into a memfd, for other slots, takes as long as copying it
-  // into this one.
-  const bool few = new_pages > 0 && FewPagesWillDo(*image);
-  const bool copy_first = shared && !map_now && new_pages > 0 && !few &&
-                          !image->has_memfd() && image->working_set().known();
-  const bool profiling = new_pages > 0 && context.profile_unknown_images &&
-                         !copy_small && !image->working_set().known() &&
-                         KernelMayServe(*image) &&
-                         policy->tracking() == Tracking::kSignal;
-  const bool map =
-      shared && new_pages > 0 &&
-      (map_now || profiling || policy->tracking() != Tracking::kSignal ||
-       !(copy_small || copy_first || few));
+  auto showing = Showing::kCopies;
+  if (image != nullptr) {
+    policy = context.policies->Find(image);
+    showing = ShowingOf(context, slot, *image, *policy, map_now);
+  }
+  const bool profiling = showing == Showing::kProfiledMapping;
+  const bool map = profiling || showing == Showing::kMapping;
   int memfd = -1;
   if (map) {
     absl::StatusOr<int> on_demand = image->OnDemandMemfd();
@@ -201,19 +227,12 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
   } else if (touched_pages > 0 && !rewrite) {
     // Drops more than what the planes know of: a copy that failed or was left
     // half-way may have placed pages of the old image that were not noted.
-    Count(slot.counters.kernel_calls);
-    const CallResult dropped = DropMappedPages(
-        *context.fault_pool.kernel, slot.base, touched_pages * kPageBytes);
-    if (!dropped.ok()) {
-      status = CallFailed(context, slot, dropped.error, "MADV_DONTNEED", 0,
-                          touched_pages);
-    }
+    status = DropRange(context, slot, 0, touched_pages);
   }
   if (!status.ok()) return status;
   slot.image_mapped = map;
-  slot.image_copied = copy_small && !map;
-  // The next lease shares the pages that are only read.
-  slot.mapping_wanted.store(copy_first && !copy_small && !map,
+  slot.image_copied = showing == Showing::kSmallCopy;
+  slot.mapping_wanted.store(showing == Showing::kCopiesFirst,
                             std::memory_order_relaxed);
   if (!rewrite) {
     slot.pages.Forget(0, touched_pages);
