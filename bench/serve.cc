@@ -58,7 +58,7 @@ std::string Situation(const ServeRow& row) {
 namespace {
 
 constexpr const char* kGuestWays[] = {kMappingName, kExampleName, kSetName,
-                                      kUncheckedName, kNoSetName};
+                                      kUncheckedName, kNoSetName, kLimitName};
 constexpr const char* kFaultWays[] = {kBareLoopName, kPageName};
 
 struct Sizes {

@@ -9,12 +9,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <optional>
+#include <thread>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -34,6 +36,7 @@
 #include "firsttouch/serve/touches.h"
 #include "firsttouch/uffd/abi.h"
 #include "firsttouch/uffd/events.h"
+#include "firsttouch/uffd/fill.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/unique_fd.h"
 
@@ -239,17 +242,59 @@ void RunExample(const ServedFile& file, const UniqueFd& socket,
   }
 }
 
-// The least that a fault can cost.
-void RunBareLoop(const ServedFile& file, const UniqueFd& socket,
-                 ServerCounts& counts, const Channel& channel) {
+// Copies what was recorded into the guest, in pieces of at most 512 KiB.
+void CopyRecorded(const OneGuest& guest, const TouchPattern& pattern,
+                  const std::byte* image, ServerCounts& counts) {
+  std::vector<PageRun> runs = *pattern.recorded;
+  std::sort(runs.begin(), runs.end(), [](const PageRun& a, const PageRun& b) {
+    return a.first < b.first;
+  });
+  constexpr PageCount kPiece(128);
+  std::vector<PageRun> pieces;
+  for (const PageRun& run : runs) {
+    for (PageIndex page = run.first; page < run.end(); page += kPiece) {
+      pieces.push_back({page, std::min(run.end() - page, kPiece)});
+    }
+    madvise(const_cast<std::byte*>(image) + run.first.offset_bytes(),
+            run.length.bytes(), MADV_WILLNEED);
+  }
+  std::atomic<size_t> next{0};
+  const auto copy = [&] {
+    for (size_t i; (i = next.fetch_add(1)) < pieces.size();) {
+      const uint64_t offset = pieces[i].first.offset_bytes();
+      // What the guest has asked for is woken by this, too.
+      const FillResult copied = CopyRange(
+          RealKernel(), guest.uffd.get(), guest.region.start + offset,
+          reinterpret_cast<uintptr_t>(image) + offset,
+          pieces[i].length.bytes(), 0, {});
+      if (!copied.ok()) Die(absl::StrCat("UFFDIO_COPY: errno ", copied.error));
+    }
+  };
+  std::vector<std::thread> others;
+  for (unsigned i = 1; i < std::thread::hardware_concurrency(); ++i) {
+    others.emplace_back(copy);
+  }
+  copy();
+  for (std::thread& other : others) other.join();
+  for (const PageRun& run : pieces) counts.early += run.length.value();
+  counts.copied += counts.early;
+}
+
+// The least that a fault can cost or, with `pattern`, that what was recorded
+// can.
+void RunBareLoop(const ServedFile& file, const TouchPattern* pattern,
+                 const UniqueFd& socket, ServerCounts& counts,
+                 const Channel& channel) {
   const UniqueFd fd = OpenFile(file.path());
-  const std::byte* const image =
-      MapOrDie(file.bytes(), PROT_READ, MAP_PRIVATE | MAP_POPULATE, fd.get(),
-               file.data_offset());
+  const std::byte* const image = MapOrDie(
+      file.bytes(), PROT_READ,
+      MAP_PRIVATE | (pattern == nullptr ? MAP_POPULATE : 0), fd.get(),
+      file.data_offset());
   channel.Tell();
   const OneGuest guest = TakeInOne(socket.get());
   fcntl(guest.uffd.get(), F_SETFL, 0);
   Welcome(guest);
+  if (pattern != nullptr) CopyRecorded(guest, *pattern, image, counts);
   uffd_msg message;
   while (RealKernel().ReadEvents(guest.uffd.get(), &message, 1).ok()) {
     ServeFault(guest, message, image, counts);
@@ -270,7 +315,7 @@ double KibOf(pid_t pid, const std::string& field) {
 }
 
 bool HasServerForEach(const std::string& way) {
-  return way == kExampleName || way == kBareLoopName;
+  return way == kExampleName || way == kBareLoopName || way == kLimitName;
 }
 
 // All servers of a sample, ready.
@@ -289,8 +334,10 @@ class Servers {
       processes_.emplace_back([&] {
         if (row.way() == kExampleName) {
           RunExample(file, socket, counts_[i], channel_);
+        } else if (row.way() == kLimitName) {
+          RunBareLoop(file, &pattern, socket, counts_[i], channel_);
         } else if (row.way() == kBareLoopName) {
-          RunBareLoop(file, socket, counts_[i], channel_);
+          RunBareLoop(file, nullptr, socket, counts_[i], channel_);
         } else {
           RunServer(file, pattern, row, std::move(socket), counts_[i],
                     channel_);

@@ -29,8 +29,11 @@ inline constexpr char kSetName[] = "working set";
 // As with a working set, of an image whose digests nobody checks.
 inline constexpr char kUncheckedName[] = "set, unchecked";
 inline constexpr char kNoSetName[] = "no working set";
-// The same without a working set and read-ahead, so that each fault is a
-// page; and a loop that does nothing but read a fault and copy a page.
+// What bounds a working set: the kernel is asked for all that was recorded at
+// once, and as many threads as there are processors copy it, by address, with
+// nothing looked at or checked.
+inline constexpr char kLimitName[] = "copies only (limit)";
+// serve/ without a working set and read-ahead, so that each fault is a page; and a loop that does nothing but read a fault and copy a page.
 inline constexpr char kPageName[] = "page by page";
 inline constexpr char kBareLoopName[] = "bare loop";
 
