@@ -251,6 +251,7 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
   slot.demotion.regular_version = 0;
   slot.demotion.rent_ns = 0;
   slot.async.rent_ns = 0;
+  slot.restore_ns = 0;
   slot.prefill_wanted = image != nullptr;
   BeginSamplingWindow(slot);
   slot.window.last_noted_at = ~uint32_t{0};

@@ -44,6 +44,8 @@ struct UffdContext {
   // ServiceOptions::retained_bytes_per_us; 0: memory is free.
   uint64_t retained_bytes_per_us = 0;
   PageCosts costs;
+  // Whether restores are timed. (A fake kernel's decide by `costs` alone.)
+  bool times_restores = false;
   // NoHugePagesByMmap() of this kernel.
   bool no_huge_pages_by_mmap = false;
   // What ProcessMergesPages() has said last; null: to be asked.

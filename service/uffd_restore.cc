@@ -338,9 +338,11 @@ absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
                     static_cast<double>(slot.window.pairs),
          .faulted = static_cast<double>(slot.window.faulted) / cycles,
          .retained = static_cast<double>(retained_pages),
-         .restore_ns = retained_pages == 0
-                           ? context.costs.restore_ns
-                           : retained_ns / static_cast<double>(retained_pages),
+         .restore_ns = slot.restore_ns != 0  ? slot.restore_ns
+                       : retained_pages == 0 ? context.costs.restore_ns
+                                             : retained_ns /
+                                                   static_cast<double>(
+                                                       retained_pages),
          .pages = static_cast<double>(WrittenEnd(slot, keep_pages)),
          .private_pages = private_pages,
          .memory_ns = memory_ns},
@@ -374,6 +376,18 @@ absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
   slot.pages.NextSamplingWindow();
   BeginSamplingWindow(slot);
   return status;
+}
+
+// Fewer pages say little of what each takes.
+constexpr uint64_t kPagesToTime = 32;
+
+// Follows lower times at once and higher ones slowly: what interrupts a restore
+// is not part of its cost.
+void NoteRestoreTime(SlotState& slot, uint64_t ns, uint64_t pages) {
+  constexpr float kRise = 1.05f;
+  const float now = static_cast<float>(ns) / static_cast<float>(pages);
+  slot.restore_ns =
+      slot.restore_ns == 0 ? now : std::min(now, slot.restore_ns * kRise);
 }
 
 // Notes how far upwards the guest has touched the pages that it grew into.
@@ -462,7 +476,11 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
   uint64_t changed_pages = 0;
   uint64_t regular_pages = 0;
   Retention retention(context, slot);
-  RestoreGroups(
+  // With kAsync, pages are restored that the kernel has just copied.
+  const bool timed =
+      context.times_restores && !async && dirty_pages >= kPagesToTime;
+  const uint64_t begun_ns = timed ? MonotonicNanos() : 0;
+  const Restored restored = RestoreGroups(
       slot,
       [&](uint64_t index, PageGroup& group, uint64_t dirty,
           uint64_t really_changed) {
@@ -496,6 +514,9 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
           group.last.store(0, std::memory_order_relaxed);
         }
       });
+  if (timed && restored.pages != 0) {
+    NoteRestoreTime(slot, MonotonicNanos() - begun_ns, restored.pages);
+  }
   if (first_writes != 0 && slot.image != nullptr) {
     slot.window.windows_to_teach = 2;
     if (changed_pages != 0 && !slot.image->working_set().known()) {

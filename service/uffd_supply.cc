@@ -242,6 +242,7 @@ absl::Status UffdSupply::Attach(const Reservation& reservation) {
       .window_cycles = std::max(1u, pool_.options.retained_cycles / 2),
       .retained_bytes_per_us = pool_.options.retained_bytes_per_us,
       .costs = Costs(),
+      .times_restores = &pool_.kernel == &RealKernel(),
       .no_huge_pages_by_mmap = NoHugePagesByMmap(uffd_->available_features()),
       .process_merges = &process_merges_});
   return absl::OkStatus();
