@@ -32,7 +32,7 @@ namespace {
 
 // What is placed early before a guest is looked at again: a thread may have to
 // wait until that is done.
-constexpr uint64_t kMostBytesAtOnce = uint64_t{512} << 10;
+constexpr uint64_t kMostBytesAtOnce = uint64_t{2} << 20;
 // What is checked ahead before other jobs have their turn.
 constexpr uint64_t kCheckedPagesAtOnce = 1024;
 
