@@ -263,10 +263,10 @@ void CopyRecorded(const OneGuest& guest, const TouchPattern& pattern,
     for (size_t i; (i = next.fetch_add(1)) < pieces.size();) {
       const uint64_t offset = pieces[i].first.offset_bytes();
       // What the guest has asked for is woken by this, too.
-      const FillResult copied = CopyRange(
-          RealKernel(), guest.uffd.get(), guest.region.start + offset,
-          reinterpret_cast<uintptr_t>(image) + offset,
-          pieces[i].length.bytes(), 0, {});
+      const FillResult copied =
+          CopyRange(RealKernel(), guest.uffd.get(), guest.region.start + offset,
+                    reinterpret_cast<uintptr_t>(image) + offset,
+                    pieces[i].length.bytes(), 0, {});
       if (!copied.ok()) Die(absl::StrCat("UFFDIO_COPY: errno ", copied.error));
     }
   };
@@ -286,10 +286,10 @@ void RunBareLoop(const ServedFile& file, const TouchPattern* pattern,
                  const UniqueFd& socket, ServerCounts& counts,
                  const Channel& channel) {
   const UniqueFd fd = OpenFile(file.path());
-  const std::byte* const image = MapOrDie(
-      file.bytes(), PROT_READ,
-      MAP_PRIVATE | (pattern == nullptr ? MAP_POPULATE : 0), fd.get(),
-      file.data_offset());
+  const std::byte* const image =
+      MapOrDie(file.bytes(), PROT_READ,
+               MAP_PRIVATE | (pattern == nullptr ? MAP_POPULATE : 0), fd.get(),
+               file.data_offset());
   channel.Tell();
   const OneGuest guest = TakeInOne(socket.get());
   fcntl(guest.uffd.get(), F_SETFL, 0);
@@ -469,7 +469,8 @@ ServedFile::ServedFile(std::string path, uint64_t bytes)
     std::memcpy(&word, image->PageBytes(page), sizeof word);
     words_.push_back(word);
   }
-  data_offset_ = OrDie(WriteImageFile(*image, path_)).data_offset;
+  data_offset_ = OrDie(WriteImageFile(*image, path_, {.page_checksums = true}))
+                     .data_offset;
 }
 
 uint64_t ServedFile::CachedBytes() const {

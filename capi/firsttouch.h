@@ -661,7 +661,10 @@ enum {
   // A file of that name is ALREADY_EXISTS.
   FT_WRITE_NEW = 1,
   // A symbolic link is replaced, not followed.
-  FT_WRITE_NO_FOLLOW = 2
+  FT_WRITE_NO_FOLLOW = 2,
+  // Gives each stored page a checksum, for a page server: see
+  // WriteImageFileOptions::page_checksums.
+  FT_WRITE_PAGE_CHECKSUMS = 4
 };
 
 typedef struct ft_write_options {

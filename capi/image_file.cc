@@ -88,13 +88,15 @@ ft_status TakeWriteOptions(const char* function,
   ft_write_options room;
   const ft_status status = TakeStruct(function, room, &options, error);
   if (status != FT_OK) return status;
-  constexpr uint64_t kKnown = FT_WRITE_NEW | FT_WRITE_NO_FOLLOW;
+  constexpr uint64_t kKnown =
+      FT_WRITE_NEW | FT_WRITE_NO_FOLLOW | FT_WRITE_PAGE_CHECKSUMS;
   if ((options->flags & ~kKnown) != 0) {
     return Fail(error, UnknownFlags("ft_write_options::flags",
                                     options->flags & ~kKnown));
   }
   into->replace = (options->flags & FT_WRITE_NEW) == 0;
   into->follow_links = (options->flags & FT_WRITE_NO_FOLLOW) == 0;
+  into->page_checksums = (options->flags & FT_WRITE_PAGE_CHECKSUMS) != 0;
   if (options->tool != nullptr) into->provenance.tool = options->tool;
   if (options->source != nullptr) into->provenance.source = options->source;
   if (options->comment != nullptr) into->provenance.comment = options->comment;

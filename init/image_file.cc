@@ -460,7 +460,7 @@ absl::StatusOr<PendingImageFile> PendingImageFileMaker::Prepare(
   if (absl::Status status = CheckWritable(info); !status.ok()) {
     return absl::Status(status.code(), absl::StrCat(prefix, status.message()));
   }
-  if (info.stored_pages <= kMaxPageChecksums) {
+  if (options.page_checksums && info.stored_pages <= kMaxPageChecksums) {
     info.page_checksums.resize(info.stored_pages);
   }
 
@@ -584,6 +584,7 @@ absl::StatusOr<ImageFileInfo> MergeImageFile(const std::string& path,
   return WriteImageFile(**image, merged_path,
                         {.provenance = info->provenance,
                          .replace = replace,
+                         .page_checksums = !info->page_checksums.empty(),
                          .progress = options.progress});
 }
 

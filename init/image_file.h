@@ -108,8 +108,8 @@ struct ImageFileInfo {
   // Pages in `extents`.
   uint64_t stored_pages = 0;
   // A checksum (checksum.h) of each of these pages, ascending; empty where the
-  // file has none: it is an old one, or stores more than kMaxPageChecksums,
-  // or its manifest had no room.
+  // file has none: it was written without them, or it stores more than
+  // kMaxPageChecksums, or its manifest had no room.
   std::vector<uint64_t> page_checksums;
   // Of a delta: the content digest of the image that it changes.
   std::optional<Digest> parent;
@@ -135,6 +135,11 @@ struct WriteImageFileOptions {
   ImageRef parent;
   // False: a file of that name is an error (AlreadyExists).
   bool replace = true;
+  // Gives each stored page a checksum, so that a page can be checked without
+  // its extent: for images that a page server (serve/) fills other processes
+  // with, page by page. Whoever opens the file reads 8 bytes for each page: for
+  // 1 GiB that takes some milliseconds.
+  bool page_checksums = false;
   // Where `path` is a symbolic link: write to what it leads to. False: replace
   // the link (AtomicFile::Existing says when that is right).
   bool follow_links = true;

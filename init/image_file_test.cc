@@ -378,9 +378,19 @@ TEST_F(ImageFileTest, ABitFlippedAnywhereIsFound) {
   }
 }
 
+// They cost whoever opens the file, whether or not pages are checked.
+TEST_F(ImageFileTest, NoPageHasAChecksumUnasked) {
+  const absl::StatusOr<ImageFileInfo> written =
+      WriteImageFile(*MakeImage(700, {{1, 1}, {600, 3}}), Path("a"));
+  ASSERT_TRUE(written.ok()) << written.status();
+  EXPECT_THAT(written->page_checksums, IsEmpty());
+  EXPECT_THAT(ReadImageFileInfo(Path("a"))->page_checksums, IsEmpty());
+}
+
 TEST_F(ImageFileTest, EachStoredPageHasItsChecksum) {
   const absl::StatusOr<ImageFileInfo> written =
-      WriteImageFile(*MakeImage(700, {{1, 1}, {2, 2}, {600, 3}}), Path("a"));
+      WriteImageFile(*MakeImage(700, {{1, 1}, {2, 2}, {600, 3}}), Path("a"),
+                     {.page_checksums = true});
   ASSERT_TRUE(written.ok()) << written.status();
   EXPECT_THAT(written->page_checksums,
               ElementsAre(ChecksumOf(PageOf(1)), ChecksumOf(PageOf(2)),

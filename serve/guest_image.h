@@ -71,6 +71,10 @@ class GuestImage {
 
   const Image& image() const { return *image_; }
   uint64_t bytes() const { return image_->pages().bytes(); }
+  // Whether the file has a checksum for each page.
+  bool has_page_checksums() const {
+    return !files_.empty() && !files_.front().checksums.empty();
+  }
 
   // Whether the stored pages of the range can be copied at once, without
   // waiting for a page source or for a check of their digest. (A file's pages

@@ -505,7 +505,8 @@ class DamagedImageTest : public ServerTest {
         ::testing::UnitTest::GetInstance()->current_test_info()->name(),
         ".ftimg");
     image_ = TestImage(1024);
-    absl::StatusOr<ImageFileInfo> written = WriteImageFile(*image_, path_);
+    absl::StatusOr<ImageFileInfo> written =
+        WriteImageFile(*image_, path_, {.page_checksums = true});
     ASSERT_TRUE(written.ok()) << written.status();
     data_offset_ = written->data_offset;
     std::filesystem::permissions(path_, std::filesystem::perms::owner_all);

@@ -45,6 +45,7 @@ absl::StatusOr<std::unique_ptr<ServedImage>> ServedImage::Open(
     served->save_working_set_ = [image = served->image_, path = image.file()] {
       WriteImageFileOptions write;
       write.parent = image->image().parent();
+      write.page_checksums = image->has_page_checksums();
       return WriteImageFile(image->image(), path, write).status();
     };
   } else {

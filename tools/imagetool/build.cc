@@ -318,6 +318,7 @@ absl::StatusOr<BuildReport> Build(const std::string& source,
       options.name.empty() ? Printable(FileName(source)) : options.name;
   WriteImageFileOptions write;
   write.replace = options.replace;
+  write.page_checksums = options.page_checksums;
   write.progress = options.progress;
   if (!options.parents.empty()) {
     absl::StatusOr<ImageRef> parent =

@@ -43,6 +43,7 @@ struct BuildOptions {
   std::string comment;
   std::vector<std::string> parents;  // Not empty: a delta of the first.
   bool replace = true;
+  bool page_checksums = false;  // See WriteImageFileOptions.
   int64_t created_unix_seconds = 0;
   ImageProgress progress;
 };

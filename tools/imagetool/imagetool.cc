@@ -81,6 +81,7 @@ struct Words {
   std::string comment;
   std::vector<std::string> parents;
   bool no_replace = false;
+  bool page_checksums = false;
   int level = PackOptions().level;
   std::string max_size;
   std::string svg;
@@ -167,6 +168,7 @@ int RunBuild(const Words& words) {
   options.comment = words.comment;
   options.parents = words.parents;
   options.replace = !words.no_replace;
+  options.page_checksums = words.page_checksums;
   const absl::StatusOr<int64_t> time = BuildTime();
   if (!time.ok()) {
     return Fail(time.status(), cli::kExitUsage);
@@ -370,6 +372,9 @@ void AddBuild(CLI::App* command, Words* words) {
       ->type_name("TEXT");
   command->add_option("--comment", words->comment, "To be kept in the file")
       ->type_name("TEXT");
+  command->add_flag("--page-checksums", words->page_checksums,
+                    "Give each stored page a checksum, for a server that "
+                    "serves the image page by page (firsttouchd)");
   AddParents(command, words,
              "Make a delta of this image. If that is a delta, too, give its "
              "parents after it");

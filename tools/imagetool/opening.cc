@@ -99,6 +99,7 @@ ImageReport ReportOf(const std::string& path, const ImageFileInfo& info) {
   report.set_pages(PagesOf(info.size_bytes));
   report.set_stored_pages(info.stored_pages);
   report.set_extents(info.extents.size());
+  report.set_page_checksums(!info.page_checksums.empty());
   uint64_t zeroed = 0;
   for (const PageRun& run : info.zeroed) zeroed += run.length.value();
   report.set_zeroed_pages(zeroed);

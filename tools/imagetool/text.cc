@@ -129,6 +129,7 @@ std::string TextOf(const ImageReport& report, const TextStyle& style) {
            " %), ", report.extents(),
            report.extents() == 1 ? " extent" : " extents"),
        &out);
+  Line(style, "checksums", report.page_checksums() ? "of each page" : "", &out);
   if (delta) {
     Line(style, "zeroed", Pages(report.zeroed_pages()), &out);
   }
