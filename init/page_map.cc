@@ -143,7 +143,8 @@ std::optional<PageRun> PageMap::Next(uint64_t from, uint64_t end,
                                      bool wanted) const {
   const uint64_t first = Find(from, end, wanted);
   if (first >= end) return std::nullopt;
-  return PageRun{PageIndex(first), PageCount(Find(first, end, !wanted) - first)};
+  return PageRun{PageIndex(first),
+                 PageCount(Find(first, end, !wanted) - first)};
 }
 
 std::optional<PageRun> PageMap::NextRun(PageIndex from) const {

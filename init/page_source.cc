@@ -241,8 +241,8 @@ class SourceThreads : public EarlyFetch {
   // Gives 0 or an errno.
   int Fetch(uint64_t chunk, std::byte* buffer) {
     const PageIndex first(chunk * requests_.chunk_pages);
-    const PageIndex end = std::min(
-        first + PageCount(requests_.chunk_pages), PageIndex(0) + image_.pages());
+    const PageIndex end = std::min(first + PageCount(requests_.chunk_pages),
+                                   PageIndex(0) + image_.pages());
     const std::span<std::byte> bytes(buffer, (end - first).bytes());
     const absl::Status status =
         Ask(*source_, image_.name(), image_.size_bytes(), first, bytes);

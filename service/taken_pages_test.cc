@@ -169,8 +169,9 @@ TEST_P(TakenPagesTest, ASlotGetsItsNextImageAfterTheFillsForTheLastOne) {
   }
   if (!filling) GTEST_SKIP() << "the page is dropped, not restored";
   EXPECT_FALSE(acquired_meanwhile);
-  EXPECT_EQ(FirstDifference(memory, InitialBytes(images[1], kPages * kPageBytes)),
-            std::nullopt);
+  EXPECT_EQ(
+      FirstDifference(memory, InitialBytes(images[1], kPages * kPageBytes)),
+      std::nullopt);
 }
 
 // The snapshot's thread looks for changed pages while another thread makes a

@@ -338,11 +338,10 @@ absl::Status EndSamplingWindow(const UffdContext& context, SlotState& slot,
                     static_cast<double>(slot.window.pairs),
          .faulted = static_cast<double>(slot.window.faulted) / cycles,
          .retained = static_cast<double>(retained_pages),
-         .restore_ns = slot.restore_ns != 0  ? slot.restore_ns
-                       : retained_pages == 0 ? context.costs.restore_ns
-                                             : retained_ns /
-                                                   static_cast<double>(
-                                                       retained_pages),
+         .restore_ns = slot.restore_ns != 0 ? slot.restore_ns
+                       : retained_pages == 0
+                           ? context.costs.restore_ns
+                           : retained_ns / static_cast<double>(retained_pages),
          .pages = static_cast<double>(WrittenEnd(slot, keep_pages)),
          .private_pages = private_pages,
          .memory_ns = memory_ns},

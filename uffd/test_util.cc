@@ -113,9 +113,8 @@ bool RefuseSystemCalls(const std::vector<int>& numbers, int error,
 int DescriptorOf(std::string_view text) {
   for (int fd = 0; fd < 256; ++fd) {
     char link[256];
-    const ssize_t length =
-        readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), link,
-                 sizeof link);
+    const ssize_t length = readlink(
+        ("/proc/self/fd/" + std::to_string(fd)).c_str(), link, sizeof link);
     if (length > 0 &&
         std::string_view(link, static_cast<size_t>(length)).find(text) !=
             std::string_view::npos) {

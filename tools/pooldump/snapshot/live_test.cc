@@ -761,9 +761,9 @@ TEST(LiveTest, ReadsNoMixtureOfTwoMoments) {
 TEST(LiveTest, NobodyElseCanGetAWritableMapping) {
   auto service = MakeService(PoolOptionsOf("sealed", 2));
   // As any process of this user could.
-  const int found = open(
-      absl::StrCat("/proc/self/fd/", DescriptorOf("pool:sealed")).c_str(),
-      O_RDWR);
+  const int found =
+      open(absl::StrCat("/proc/self/fd/", DescriptorOf("pool:sealed")).c_str(),
+           O_RDWR);
   ASSERT_GE(found, 0);
   EXPECT_EQ(mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, found, 0),
             MAP_FAILED);
