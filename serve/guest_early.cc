@@ -176,14 +176,20 @@ void Guest::PlanEarly() {
   early_.Plan(shared, map_);
   // Another guest that has not got all of them yet has had them read.
   if (!first) return;
-  // All at once, since a disk is fastest so, and before the first one is
-  // needed.
-  host_.RunElsewhere(/*urgent=*/false, [&host = host_, image = image_, shared] {
+  // All at once, since a disk is fastest so. Nothing is placed before that has
+  // begun: each page that a copy has to wait for would be read with some around
+  // it.
+  early_waits_ =
+      !image_->image().has_source() && !image_->SeemsReadAndReady(*shared);
+  host_.RunElsewhere(/*urgent=*/false, [&host = host_, image = image_, shared,
+                                        waits = early_waits_,
+                                        self = shared_from_this()] {
     std::vector<PageRun> by_address = *shared;
     std::sort(
         by_address.begin(), by_address.end(),
         [](const PageRun& a, const PageRun& b) { return a.first < b.first; });
     image->BeginReading(by_address);
+    if (waits) self->ArrivedEarly(absl::OkStatus());
     if (image->image().has_source()) return;
     CheckAhead(host, image, shared, 0, 0);
   });
