@@ -46,6 +46,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 // Bytes that differ from page to page and are never zero.
 std::vector<std::byte> PageOf(int seed) {
