@@ -100,23 +100,21 @@ RoundTimes TimesOfRound(const std::vector<Ticks>& ticks_of_threads) {
   for (const Ticks& ticks : ticks_of_threads) {
     const auto cycles = static_cast<double>(ticks.size());
     const uint64_t median = Median(ticks);
-    const double mean_ns = MeanCycleNs(ticks, median);
     times.median_ns = std::max(times.median_ns, MedianCycleNs(ticks, median));
-    times.mean_ns += mean_ns * cycles;
-    times.p99_ns = std::max(times.p99_ns, TicksToNs(Quantile(ticks, 0.99)));
+    times.mean_ns += MeanCycleNs(ticks, median) * cycles;
     times.cycles += cycles;
-    // A cycle of nothing may take no time that can be measured.
-    times.cycles_per_second += 1e9 / std::max(mean_ns, 0.1);
   }
   times.mean_ns /= times.cycles;
   return times;
 }
 
-uint64_t MinorFaults() {
-  rusage usage;
-  return getrusage(RUSAGE_SELF, &usage) == 0
-             ? static_cast<uint64_t>(usage.ru_minflt)
-             : 0;
+uint64_t Faults() {
+  rusage own = {};
+  rusage children = {};
+  getrusage(RUSAGE_SELF, &own);
+  getrusage(RUSAGE_CHILDREN, &children);
+  return static_cast<uint64_t>(own.ru_minflt + own.ru_majflt +
+                               children.ru_minflt);
 }
 
 std::optional<uint64_t> TlbShootdowns() {

@@ -64,16 +64,13 @@ struct RoundTimes {
   // more than ten medians and half a ms are left out: in these the thread did
   // not run, another program did.
   double mean_ns = 0;
-  // The worst 99th percentile, the clock's share included.
-  double p99_ns = 0;
   double cycles = 0;
-  // Of all threads together, by their means.
-  double cycles_per_second = 0;
 };
 RoundTimes TimesOfRound(const std::vector<Ticks>& ticks_of_threads);
 
-// Page faults of this process so far that needed no disk (getrusage).
-uint64_t MinorFaults();
+// Page faults so far, of this process, those that another thread has served
+// among them, and of its children that have ended (getrusage).
+uint64_t Faults();
 
 // Interrupts so far by which a core was told to forget translations, all cores
 // and all processes (the TLB line of /proc/interrupts); nullopt without one.

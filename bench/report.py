@@ -121,7 +121,7 @@ class Contender:
         """System calls and signals of the request, and of how many cycles."""
         try:
             run = subprocess.run(
-                [counter, *self.command],
+                [*counter, *self.command],
                 input=f"{request}\n".encode(),
                 capture_output=True,
                 timeout=ANSWER_SECONDS,
@@ -424,7 +424,7 @@ def about(rows, options):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--programs", type=pathlib.Path, required=True,
-                        help="the folder of native and counted")
+                        help="the folder of native")
     parser.add_argument("--build", type=pathlib.Path, help="what build.sh has built")
     parser.add_argument("--out", type=pathlib.Path,
                         help="where the pages go, and rows that are measured once only")
@@ -446,7 +446,7 @@ def arguments():
 
 
 def all_results(options, kept, everybody, directory):
-    counter = str(options.programs / "counted")
+    counter = (str(options.programs / "native"), "counted")
     wanted = options.rows.split(",")
     begun = time.time()
     for row in all_rows():

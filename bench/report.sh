@@ -18,8 +18,8 @@ out="${FIRSTTOUCH_REPORT_DIR:-$HOME/.cache/firsttouch-report}"
 mkdir -p "$out"
 cd "$root"
 
-./bazelw build -c opt //bench:peers/native //bench:peers/counted \
-  //capi:libfirsttouch.so //examples:sqlite_guest >&2
+./bazelw build -c opt //bench:peers/native //capi:libfirsttouch.so \
+  //examples:sqlite_guest >&2
 bin="$(./bazelw info -c opt bazel-bin 2> /dev/null)"
 bench/peers/build.sh "$out/build" "$bin/capi/libfirsttouch.so" \
   "$bin/examples/sqlite_guest.wasm"

@@ -179,7 +179,7 @@ def all_rows():
                         only=(OURS["C++"],), family="C++"))
     for grown in (1, 16):
         rows.append(Row("growth", f"by {grown * 64} KiB in each cycle, all written",
-                        f"work=cycle k=0 grown={grown}", cycles=400 // grown + 40,
+                        f"work=cycle k=0 grown={grown} max_kib=8192", cycles=400 // grown + 40,
                         count=True, without=("limit", "fork")))
     for pages in ("same", "others", "mixed"):
         for k in (32,) if pages == "mixed" else (1, 16, 64):

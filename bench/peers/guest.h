@@ -4,16 +4,11 @@
 #ifndef FIRSTTOUCH_BENCH_PEERS_GUEST_H_
 #define FIRSTTOUCH_BENCH_PEERS_GUEST_H_
 
-#include <sys/resource.h>
-
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <iostream>
 #include <map>
 #include <span>
@@ -62,12 +57,6 @@ class Request {
     }
     return number;
   }
-  // What a round may take; UINT64_MAX if it ends by its cycles.
-  uint64_t BudgetTicks() const {
-    const uint64_t ms = Number("ms", 0);
-    if (ms == 0) return UINT64_MAX;
-    return static_cast<uint64_t>(static_cast<double>(ms) * 1e6 * TicksPerNs());
-  }
 
   std::string verb;
 
@@ -78,18 +67,20 @@ class Request {
 // One line of JSON.
 class Answer {
  public:
-  void Number(const std::string& name, double value) {
-    parts_.push_back(absl::StrFormat("\"%s\":%.4f", name, value));
+  template <typename T>
+  void Number(const std::string& name, T value) {
+    parts_.push_back(
+        absl::StrFormat("\"%s\":%.4f", name, static_cast<double>(value)));
   }
   void Text(const std::string& name, const std::string& value) {
     parts_.push_back(absl::StrCat("\"", name, "\":\"", value, "\""));
   }
-  // Of each thread.
-  void Times(const std::vector<Ticks>& ticks) {
+  // Of each thread, in which so many cycles together are one reading.
+  void Times(const std::vector<Ticks>& ticks, uint64_t together = 1) {
     const RoundTimes times = TimesOfRound(ticks);
     Number("median_ns", times.median_ns);
     Number("mean_ns", times.mean_ns);
-    Number("p99_ns", times.p99_ns);
+    Number("cycles", times.cycles * static_cast<double>(together));
   }
   void Sum(uint64_t sum) { Text("sum", absl::StrFormat("%016x", sum)); }
   void Print() const {
@@ -207,55 +198,6 @@ struct Cycle {
   bool whole;
   std::vector<uint32_t> list;
 };
-
-// Part of `base`, as touch of guest.wat.
-inline uint64_t Touch(const Request& request, std::byte* base) {
-  const uint64_t step = request.Number("step", 1) * kPageBytes;
-  const bool write = request.Number("write", 0) != 0;
-  std::byte* at = base + request.Number("first", 0) * kPageBytes;
-  uint64_t sum = 0;
-  for (uint64_t left = request.Number("count", 256); left > 0; --left) {
-    if (write) Store(at, 1);
-    sum = std::rotl(sum, 1) ^ Load(at + 8);
-    at += step;
-  }
-  return sum;
-}
-
-// Page faults so far, of this process, those that another thread has served
-// among them, and of its children that have ended.
-inline uint64_t Faults() {
-  rusage own = {};
-  rusage children = {};
-  getrusage(RUSAGE_SELF, &own);
-  getrusage(RUSAGE_CHILDREN, &children);
-  return static_cast<uint64_t>(own.ru_minflt + own.ru_majflt +
-                               children.ru_minflt);
-}
-
-// Private and proportional memory, page tables (KiB) and mappings of this
-// process.
-inline std::array<double, 4> Footprint() {
-  std::array<double, 4> found = {};
-  for (const char* file : {"/proc/self/smaps_rollup", "/proc/self/status"}) {
-    std::ifstream lines(file);
-    for (std::string line; std::getline(lines, line);) {
-      uint64_t kib = 0;
-      const char* const text = line.c_str();
-      if (std::sscanf(text, "Private_Clean: %lu", &kib) == 1 ||
-          std::sscanf(text, "Private_Dirty: %lu", &kib) == 1) {
-        found[0] += static_cast<double>(kib);
-      } else if (std::sscanf(text, "Pss: %lu", &kib) == 1) {
-        found[1] = static_cast<double>(kib);
-      } else if (std::sscanf(text, "VmPTE: %lu", &kib) == 1) {
-        found[2] = static_cast<double>(kib);
-      }
-    }
-  }
-  std::ifstream maps("/proc/self/maps");
-  for (std::string line; std::getline(maps, line);) ++found[3];
-  return found;
-}
 
 }  // namespace firsttouch::bench
 

@@ -1,5 +1,3 @@
-#include "firsttouch/bench/peers/images.h"
-
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -19,6 +17,8 @@
 #include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/bench/fixture.h"
+#include "firsttouch/bench/peers/guest.h"
+#include "firsttouch/bench/peers/rows.h"
 #include "firsttouch/bench/peers/ways.h"
 #include "firsttouch/bench/readings.h"
 #include "firsttouch/examples/tenants.h"
@@ -104,30 +104,23 @@ class FileSlot : public CycleSlot {
   void* base_ = nullptr;
 };
 
-struct Pool {
-  std::unique_ptr<Service> service;
-  std::unique_ptr<wasm2c::MemorySource> source;
-};
-
-Pool MakeGuestPool() {
-  Pool pool;
-  pool.service =
-      OrDie(Service::Create({.name = "starts",
-                             .layout = wasm2c::LayoutForGuests(
-                                 /*instances=*/1, kSqliteMemoryBytes)}));
-  pool.source = OrDie(wasm2c::PoolMemorySource::Create(pool.service.get()));
-  return pool;
+std::unique_ptr<Way> OpenGuestPool() {
+  return OrDie(
+      OpenWay("firsttouch",
+              wasm2c::LayoutForGuests(/*instances=*/1, kSqliteMemoryBytes),
+              kSqliteMemoryBytes));
 }
 
 // SQLite's memory after its set-up, with what ten tenants have taught, or
 // without.
 void WriteSqlite(uint64_t rows, bool with_set, const std::string& file) {
-  const Pool pool = MakeGuestPool();
-  const auto database = OrDie(
-      examples::SetUpDatabase(pool.source.get(), static_cast<uint32_t>(rows)));
+  const std::unique_ptr<Way> pool = OpenGuestPool();
+  const auto source = pool->NewSource();
+  const auto database =
+      OrDie(examples::SetUpDatabase(source.get(), static_cast<uint32_t>(rows)));
   for (int tenant = 0; tenant < 10; ++tenant) {
     Wasi wasi;
-    SqliteGuest guest = OrDie(database->Instantiate(pool.source.get(), &wasi));
+    SqliteGuest guest = OrDie(database->Instantiate(source.get(), &wasi));
     RequestOrDie(guest, rows, 0);
   }
   const ImageRef image = database->memories().front().image;
@@ -162,85 +155,6 @@ int64_t DropFromPageCache(const std::string& file) {
   return left;
 }
 
-class StartRow : public Row {
- public:
-  StartRow(const std::string& way, const Request& request)
-      : way_(way),
-        rows_(request.Number("rows", 20'000)),
-        // The request that has taught the working set, or another one.
-        number_(request.Text("pages") == "same" ? 0 : 1),
-        file_(FileOf(request, way == "firsttouch" ? "with.ftimg" : "no.ftimg",
-                     [&](const std::string& path) {
-                       WriteSqlite(rows_, way == "firsttouch", path);
-                     })),
-        info_(OrDie(ReadImageFileInfo(file_))) {
-    if (request.Text("cache") == "cold") cached_ = DropFromPageCache(file_);
-    // The same request to another database, in other memory, before anything is
-    // measured: what is measured is memory, not the program's own pages, nor
-    // the instance around the memory.
-    const auto source = OrDie(wasm2c::PlainMemorySource::Create(
-        {.slots = 1,
-         .max_memory_bytes = kSqliteMemoryBytes,
-         .method = wasm2c::PlainMethod::kEagerCopy}));
-    fresh_ = OrDie(examples::FreshInstance(source.get()));
-    constexpr uint32_t kFewRows = 100;
-    const auto other = OrDie(examples::SetUpDatabase(source.get(), kFewRows));
-    Wasi wasi;
-    SqliteGuest guest = OrDie(other->Instantiate(source.get(), &wasi));
-    RequestOrDie(guest, kFewRows, number_);
-    TicksPerNs();  // Calibrates.
-  }
-
-  void Round(Answer& answer) override {
-    Pool pool;
-    wasm2c::MemoryRequest memory{.image = nullptr,
-                                 .size_bytes = info_.size_bytes};
-    const bool ours = way_ == "firsttouch" || way_ == "no-set";
-    uint64_t begun = NowTicks();
-    if (ours) {
-      pool = MakeGuestPool();
-      answer.Number("create_ns", NsSince(begun));
-      begun = NowTicks();
-      memory.image = OrDie(OpenImageFile(file_));
-    } else if (way_ == "read-file" || way_ == "map-file") {
-      pool.source = SourceOf(
-          std::make_unique<FileSlot>(file_, info_, way_ == "read-file"),
-          kSqliteMemoryBytes);
-    } else {
-      Die(absl::StrCat(way_, ": there is no such way to start"));
-    }
-    const uint64_t opened = NowTicks();
-    Wasi wasi;
-    const auto database = OrDie(fresh_->WithMemories({&memory, 1}));
-    SqliteGuest guest = OrDie(database->Instantiate(pool.source.get(), &wasi));
-    const uint64_t bound = NowTicks();
-    const auto faults = [&] {
-      return MinorFaults() + (ours ? pool.service->Stats().faults() : 0);
-    };
-    const uint64_t faults_before = faults();
-    const uint64_t asked = NowTicks();
-    RequestOrDie(guest, rows_, number_);
-    const double query_ns = NsSince(asked);
-    answer.Number("faults", static_cast<double>(faults() - faults_before));
-    answer.Number("cycles", 1);
-    answer.Number("cached_pages", static_cast<double>(cached_));
-    answer.Number("open_ns", TicksToNs(opened - begun));
-    answer.Number("bind_ns", TicksToNs(bound - opened));
-    answer.Number("query_ns", query_ns);
-    answer.Number("all_ns", TicksToNs(bound - begun) + query_ns);
-  }
-
- private:
-  const std::string way_;
-  const uint64_t rows_;
-  const uint64_t number_;
-  const std::string file_;
-  const ImageFileInfo info_;
-  // Pages of the file that were in the page cache although none should be.
-  int64_t cached_ = 0;
-  std::shared_ptr<const SqliteTemplate> fresh_;
-};
-
 // A file all of whose pages are stored.
 std::string FullFile(const Request& request) {
   const uint64_t mib = request.Number("mib", 1);
@@ -249,34 +163,6 @@ std::string FullFile(const Request& request) {
         OrDie(WriteImageFile(*PatternImage(mib << 20), path).status());
       });
 }
-
-class SizeRow : public Row {
- public:
-  explicit SizeRow(const Request& request) : file_(FullFile(request)) {
-    TicksPerNs();  // Calibrates.
-  }
-
-  void Round(Answer& answer) override {
-    const ImageFileInfo info = OrDie(ReadImageFileInfo(file_));
-    const auto service = OrDie(Service::Create(
-        {.name = "starts", .layout = OneSlot(RoundUpToPage(info.size_bytes))}));
-    const uint64_t begun = NowTicks();
-    const ImageRef image = OrDie(OpenImageFile(file_));
-    const uint64_t opened = NowTicks();
-    const Memory memory = OrDie(
-        service->Acquire({.image = image, .size_bytes = info.size_bytes}));
-    const uint64_t bound = NowTicks();
-    const volatile std::byte* const last = memory.base() + info.size_bytes - 1;
-    if (*last == std::byte{0}) Die("the last byte is not the image's");
-    answer.Number("touch_ns", NsSince(bound));
-    answer.Number("open_ns", TicksToNs(opened - begun));
-    answer.Number("bind_ns", TicksToNs(bound - opened));
-    answer.Number("all_ns", TicksToNs(bound - begun));
-  }
-
- private:
-  const std::string file_;
-};
 
 // Bytes on the disk, as the file system has allocated them.
 uint64_t BytesOnDisk(const std::string& directory) {
@@ -290,91 +176,150 @@ uint64_t BytesOnDisk(const std::string& directory) {
   return bytes;
 }
 
-class StoreRow : public Row {
- public:
-  explicit StoreRow(const Request& request) : request_(request) {}
-
-  void Round(Answer& answer) override {
-    const uint64_t images = request_.Number("images", 50);
-    const uint64_t bytes = request_.Number("mib", 4) << 20;
-    const ImageRef base = PatternImage(bytes, 1);
-    const std::string directory =
-        NewFolder(request_.Text("directory"), "store");
-    const std::unique_ptr<ImageStore> store =
-        OrDie(ImageStore::Open({.directory = directory + "store"}));
-    uint64_t one = 0;
-    for (uint64_t i = 0; i < images; ++i) {
-      // Every tenth page is the image's own.
-      const ImageRef own = PatternImage(bytes, static_cast<uint32_t>(2 + i));
-      std::vector<PageData> pages;
-      for (uint64_t page = 0; page < bytes / kPageBytes; page += 10) {
-        pages.push_back({PageIndex(page), own->PageBytes(PageIndex(page))});
-      }
-      const ImageRef image = OrDie(ImageWithPages(
-          {.name = absl::StrCat("image ", i), .size_bytes = bytes}, base.get(),
-          pages));
-      if (i == 0) {
-        const std::string file = directory + "one.ftimg";
-        OrDie(WriteImageFile(*image, file).status());
-        one = OrDie(ReadImageFileInfo(file)).disk_bytes;
-      }
-      OrDie(store->Put(image->name(), *image).status());
-    }
-    OrDie(store->Flush());
-    const auto stored = static_cast<double>(BytesOnDisk(directory + "store"));
-    answer.Number("files", stored / static_cast<double>(one));
-    std::filesystem::remove_all(directory);
-  }
-
- private:
-  const Request request_;
-};
-
-class BuildRow : public Row {
- public:
-  explicit BuildRow(const Request& request)
-      : request_(request),
-        file_(FullFile(request)),
-        image_(PatternImage(request.Number("mib", 1) << 20)) {}
-
-  void Round(Answer& answer) override {
-    using Options = OpenImageOptions;
-    const std::string what = request_.Text("what");
-    const uint64_t bytes = image_->pages().bytes();
-    const uint64_t begun = NowTicks();
-    if (what == "bytes") {
-      OrDie(ImageFromBytes({.name = "built", .size_bytes = bytes},
-                           {image_->data(), bytes})
-                .status());
-    } else if (what == "write") {
-      OrDie(WriteImageFile(*image_, file_ + ".written").status());
-    } else if (what == "verify") {
-      OrDie(OpenImageFile(file_, {.verify = Options::Verify::kAll}).status());
-    } else if (what == "copy") {
-      OrDie(OpenImageFile(file_, {.backing = Options::Backing::kCopied})
-                .status());
-    } else {
-      Die(absl::StrCat("what=", what, " makes no image"));
-    }
-    answer.Number("mean_ns", NsSince(begun));
-  }
-
- private:
-  const Request request_;
-  const std::string file_;
-  const ImageRef image_;
-};
-
 }  // namespace
 
-std::unique_ptr<Row> MakeImageRow(const std::string& way,
-                                  const Request& request) {
-  const std::string work = request.Text("work");
-  if (work == "start") return std::make_unique<StartRow>(way, request);
-  if (work == "size") return std::make_unique<SizeRow>(request);
-  if (work == "store") return std::make_unique<StoreRow>(request);
-  if (work == "build") return std::make_unique<BuildRow>(request);
-  return nullptr;
+// The first request of a process.
+void StartRound(const std::string& way, const Request& request,
+                Answer& answer) {
+  const bool with_set = way == "firsttouch";
+  const bool ours = with_set || way == "no-set";
+  if (!ours && way != "read-file" && way != "map-file") {
+    Die(absl::StrCat(way, ": there is no such way to start"));
+  }
+  const uint64_t rows = request.Number("rows", 20'000);
+  // The request that has taught the working set, or another one.
+  const uint64_t number = request.Text("pages") == "same" ? 0 : 1;
+  const std::string file = FileOf(
+      request, with_set ? "with.ftimg" : "no.ftimg",
+      [&](const std::string& path) { WriteSqlite(rows, with_set, path); });
+  const ImageFileInfo info = OrDie(ReadImageFileInfo(file));
+  answer.Number("cached_pages",
+                request.Text("cache") == "cold" ? DropFromPageCache(file) : 0);
+  // The same request to another database, in other memory, before anything is
+  // measured: what is measured is memory, not the program's own pages, nor the
+  // instance around the memory.
+  const auto other_source = OrDie(wasm2c::PlainMemorySource::Create(
+      {.slots = 1,
+       .max_memory_bytes = kSqliteMemoryBytes,
+       .method = wasm2c::PlainMethod::kEagerCopy}));
+  const auto fresh = OrDie(examples::FreshInstance(other_source.get()));
+  constexpr uint32_t kFewRows = 100;
+  const auto other =
+      OrDie(examples::SetUpDatabase(other_source.get(), kFewRows));
+  Wasi other_wasi;
+  SqliteGuest other_guest =
+      OrDie(other->Instantiate(other_source.get(), &other_wasi));
+  RequestOrDie(other_guest, kFewRows, number);
+
+  std::unique_ptr<Way> pool;
+  std::unique_ptr<wasm2c::MemorySource> source;
+  wasm2c::MemoryRequest memory{.image = nullptr, .size_bytes = info.size_bytes};
+  uint64_t begun = NowTicks();
+  if (ours) {
+    pool = OpenGuestPool();
+    source = pool->NewSource();
+    answer.Number("create_ns", NsSince(begun));
+    begun = NowTicks();
+    memory.image = OrDie(OpenImageFile(file));
+  } else {
+    source =
+        SourceOf(std::make_unique<FileSlot>(file, info, way == "read-file"),
+                 kSqliteMemoryBytes);
+  }
+  const uint64_t opened = NowTicks();
+  Wasi wasi;
+  const auto database = OrDie(fresh->WithMemories({&memory, 1}));
+  SqliteGuest guest = OrDie(database->Instantiate(source.get(), &wasi));
+  const uint64_t bound = NowTicks();
+  const auto faults = [&] {
+    return Faults() + (ours ? pool->pool()->Stats().faults() : 0);
+  };
+  const uint64_t faults_before = faults();
+  const uint64_t asked = NowTicks();
+  RequestOrDie(guest, rows, number);
+  const double query_ns = NsSince(asked);
+  answer.Number("faults", faults() - faults_before);
+  answer.Number("cycles", 1);
+  answer.Number("open_ns", TicksToNs(opened - begun));
+  answer.Number("bind_ns", TicksToNs(bound - opened));
+  answer.Number("query_ns", query_ns);
+  answer.Number("all_ns", TicksToNs(bound - begun) + query_ns);
+}
+
+// Open, bind and touch of a file of `mib`, to ask once in a process.
+void OpenRound(const std::string&, const Request& request, Answer& answer) {
+  const std::string file = FullFile(request);
+  const ImageFileInfo info = OrDie(ReadImageFileInfo(file));
+  const auto service = OrDie(Service::Create(
+      {.name = "starts", .layout = OneSlot(RoundUpToPage(info.size_bytes))}));
+  const uint64_t begun = NowTicks();
+  const ImageRef image = OrDie(OpenImageFile(file));
+  const uint64_t opened = NowTicks();
+  const Memory memory =
+      OrDie(service->Acquire({.image = image, .size_bytes = info.size_bytes}));
+  const uint64_t bound = NowTicks();
+  const volatile std::byte* const last = memory.base() + info.size_bytes - 1;
+  if (*last == std::byte{0}) Die("the last byte is not the image's");
+  answer.Number("touch_ns", NsSince(bound));
+  answer.Number("open_ns", TicksToNs(opened - begun));
+  answer.Number("bind_ns", TicksToNs(bound - opened));
+  answer.Number("all_ns", TicksToNs(bound - begun));
+}
+
+// Bytes of `images` that share nine tenths of their pages.
+void StoreRound(const std::string&, const Request& request, Answer& answer) {
+  const uint64_t images = request.Number("images", 50);
+  const uint64_t bytes = request.Number("mib", 4) << 20;
+  const ImageRef base = PatternImage(bytes, 1);
+  const std::string directory = NewFolder(request.Text("directory"), "store");
+  const std::unique_ptr<ImageStore> store =
+      OrDie(ImageStore::Open({.directory = directory + "store"}));
+  uint64_t one = 0;
+  for (uint64_t i = 0; i < images; ++i) {
+    // Every tenth page is the image's own.
+    const ImageRef own = PatternImage(bytes, static_cast<uint32_t>(2 + i));
+    std::vector<PageData> pages;
+    for (uint64_t page = 0; page < bytes / kPageBytes; page += 10) {
+      pages.push_back({PageIndex(page), own->PageBytes(PageIndex(page))});
+    }
+    const ImageRef image = OrDie(
+        ImageWithPages({.name = absl::StrCat("image ", i), .size_bytes = bytes},
+                       base.get(), pages));
+    if (i == 0) {
+      const std::string file = directory + "one.ftimg";
+      OrDie(WriteImageFile(*image, file).status());
+      one = OrDie(ReadImageFileInfo(file)).disk_bytes;
+    }
+    OrDie(store->Put(image->name(), *image).status());
+  }
+  OrDie(store->Flush());
+  const auto stored = static_cast<double>(BytesOnDisk(directory + "store"));
+  answer.Number("files", stored / static_cast<double>(one));
+  std::filesystem::remove_all(directory);
+}
+
+// `what` with an image of `mib`.
+void BuildRound(const std::string&, const Request& request, Answer& answer) {
+  using Options = OpenImageOptions;
+  const std::string what = request.Text("what");
+  const std::string file = FullFile(request);
+  const ImageRef image = PatternImage(request.Number("mib", 1) << 20);
+  const uint64_t bytes = image->pages().bytes();
+  const uint64_t begun = NowTicks();
+  if (what == "bytes") {
+    OrDie(ImageFromBytes({.name = "built", .size_bytes = bytes},
+                         {image->data(), bytes})
+              .status());
+  } else if (what == "write") {
+    OrDie(WriteImageFile(*image, file + ".written").status());
+  } else if (what == "verify") {
+    OrDie(OpenImageFile(file, {.verify = Options::Verify::kAll}).status());
+  } else if (what == "copy") {
+    OrDie(OpenImageFile(file, {.backing = Options::Backing::kCopied}).status());
+  } else {
+    Die(absl::StrCat("what=", what, " makes no image"));
+  }
+  answer.Number("mean_ns", NsSince(begun));
 }
 
 }  // namespace firsttouch::bench

@@ -1,5 +1,3 @@
-#include "firsttouch/bench/peers/parts.h"
-
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -19,6 +17,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "firsttouch/bench/fixture.h"
+#include "firsttouch/bench/peers/guest.h"
+#include "firsttouch/bench/peers/rows.h"
 #include "firsttouch/bench/peers/ways.h"
 #include "firsttouch/bench/readings.h"
 #include "firsttouch/locator/locator.h"
@@ -41,84 +41,38 @@ void Keep(const T& value) {
   asm volatile("" : : "m"(value) : "memory");
 }
 
-// Touches of memory without a page.
-class TouchRow : public Row {
- public:
-  TouchRow(const std::string& way, const Request& request)
-      : request_(request),
-        copies_(way == "fresh-copy"),
-        image_(way == "anonymous"
-                   ? nullptr
-                   // With pages behind those of the others' images: the last
-                   // ones of a cold memory are there.
-                   : ImageOf(0, kImageBytes + 8 * kPageBytes)) {
-    const bool unmasked = way == "unmasked";
-    if (auto options = PoolOptionsOf(unmasked ? "firsttouch" : way)) {
-      options->layout = LayoutOf(request, 1);
-      pool_ = OrDie(Service::Create(*std::move(options)));
-      if (unmasked) Unmask();
-    } else if (way == "anonymous" || way == "dontneed" || copies_) {
-      mapping_ = std::make_unique<Mapping>(MemoryBytes(request),
-                                           copies_ ? nullptr : image_);
-    } else {
-      Die(absl::StrCat(way, ": there is no such way to touch"));
-    }
+// Part of `base`, as touch of guest.wat.
+uint64_t TouchPages(const Request& request, std::byte* base) {
+  const uint64_t step = request.Number("step", 1) * kPageBytes;
+  const bool write = request.Number("write", 0) != 0;
+  std::byte* at = base + request.Number("first", 0) * kPageBytes;
+  uint64_t sum = 0;
+  for (uint64_t left = request.Number("count", 256); left > 0; --left) {
+    if (write) Store(at, 1);
+    sum = std::rotl(sum, 1) ^ Load(at + 8);
+    at += step;
   }
+  return sum;
+}
 
-  void Round(Answer& answer) override {
-    const uint64_t cycles = request_.Number("cycles", 500);
-    const uint64_t count = request_.Number("count", 256);
-    Ticks ticks;
-    uint64_t sum = 0;
-    uint64_t faults = 0;
-    for (uint64_t i = 0; i < cycles; ++i) {
-      Memory memory;
-      if (pool_ != nullptr) {
-        memory = ColdMemory(*pool_, image_, MemoryBytes(request_));
-      } else {
-        mapping_->MapAnew();
-      }
-      std::byte* const base = pool_ ? memory.base() : mapping_->base();
-      const uint64_t before = pool_ ? pool_->Stats().faults() : MinorFaults();
-      const uint64_t start = NowTicks();
-      if (copies_) Copy(base);
-      sum = std::rotl(sum, 1) ^ Touch(request_, base);
-      ticks.push_back(NowTicks() - start);
-      faults += (pool_ ? pool_->Stats().faults() : MinorFaults()) - before;
-    }
-    answer.Times({ticks});
-    answer.Number("touch_median_ns", TicksToNs(Median(ticks)));
-    answer.Number("cycles", static_cast<double>(cycles));
-    answer.Number("faults", static_cast<double>(faults));
-    answer.Number("touched", static_cast<double>(cycles * count));
-    answer.Sum(sum);
+// The part of the image that is touched so.
+void CopyPages(const Request& request, const Image& image, std::byte* base) {
+  constexpr uint64_t kAtOnce = 64 << 10;
+  const uint64_t first = request.Number("first", 0) * kPageBytes;
+  const uint64_t end = first + request.Number("count", 256) *
+                                   request.Number("step", 1) * kPageBytes;
+  for (uint64_t at = first; at < end; at += kAtOnce) {
+    memcpy(base + at, image.data() + at, std::min(kAtOnce, end - at));
   }
+}
 
- private:
-  static void Unmask() {
-    struct sigaction action = {};
-    sigaction(SIGBUS, nullptr, &action);
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGBUS, &action, nullptr);
-  }
-
-  // The part of the image that is touched.
-  void Copy(std::byte* base) const {
-    constexpr uint64_t kAtOnce = 64 << 10;
-    const uint64_t first = request_.Number("first", 0) * kPageBytes;
-    const uint64_t end = first + request_.Number("count", 256) *
-                                     request_.Number("step", 1) * kPageBytes;
-    for (uint64_t at = first; at < end; at += kAtOnce) {
-      memcpy(base + at, image_->data() + at, std::min(kAtOnce, end - at));
-    }
-  }
-
-  const Request request_;
-  const bool copies_;
-  const ImageRef image_;
-  std::unique_ptr<Service> pool_;
-  std::unique_ptr<Mapping> mapping_;
-};
+// From now on the fault handler blocks no signal.
+void Unmask() {
+  struct sigaction action = {};
+  sigaction(SIGBUS, nullptr, &action);
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGBUS, &action, nullptr);
+}
 
 // Leaving the bounds and coming back by siglongjmp.
 
@@ -168,57 +122,6 @@ uint64_t TicksOfTraps(volatile std::byte* address, bool write, int times) {
   return NowTicks() - start;
 }
 
-// Behind the size of a memory in a pool; or at a page that mprotect(2) has made
-// inaccessible before.
-class TrapRow : public Row {
- public:
-  TrapRow(const std::string& way, const Request& request) : request_(request) {
-    if (auto options = PoolOptionsOf(way)) {
-      options->layout = LayoutOf(request, 1);
-      options->trap_callback = JumpBack;
-      pool_ = OrDie(Service::Create(*std::move(options)));
-      memory_ = OrDie(pool_->Acquire({.size_bytes = kPageBytes}));
-      outside_ = memory_.base() + 2 * kPageBytes;
-      return;
-    }
-    if (way != "segv" && way != "segv-mask") {
-      Die(absl::StrCat(way, ": there is no such way to trap"));
-    }
-    mapping_ = std::make_unique<Mapping>(4 * kPageBytes);
-    outside_ = mapping_->base() + 2 * kPageBytes;
-    OrDie(EnsureAlternateStack());
-    if (mprotect(outside_, kPageBytes, PROT_NONE) != 0) Die("mprotect failed");
-    struct sigaction action = {};
-    action.sa_sigaction = OnSegv;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    if (sigaction(SIGSEGV, &action, nullptr) != 0) Die("sigaction failed");
-    g_guard = outside_;
-    g_restore_mask = way == "segv-mask";
-  }
-
-  void Round(Answer& answer) override {
-    constexpr int kTogether = 20;
-    const uint64_t times = request_.Number("cycles", 400) / kTogether + 1;
-    Ticks ticks;
-    g_traps = 0;
-    for (uint64_t i = 0; i < times; ++i) {
-      ticks.push_back(
-          TicksOfTraps(outside_, request_.Number("write", 0) != 0, kTogether) /
-          kTogether);
-    }
-    answer.Times({ticks});
-    answer.Number("cycles", static_cast<double>(times * kTogether));
-    answer.Number("trapped", static_cast<double>(g_traps));
-  }
-
- private:
-  const Request request_;
-  std::unique_ptr<Service> pool_;
-  Memory memory_;
-  std::unique_ptr<Mapping> mapping_;
-  std::byte* outside_ = nullptr;
-};
-
 // Pools that exist in the locator only, for as long as the program runs:
 // nothing is mapped, nobody touches them. Returns addresses in them.
 std::vector<uintptr_t> AddressesInPools(uint32_t pools) {
@@ -252,80 +155,155 @@ std::vector<uintptr_t> AddressesInPools(uint32_t pools) {
   return addresses;
 }
 
+// A word of each cache line: nobody reads less.
+uint64_t SumOfLines(const std::byte* bytes, uint64_t size_bytes) {
+  constexpr uint64_t kLineBytes = 64;
+  uint64_t sum = 0;
+  for (uint64_t at = 0; at < size_bytes; at += kLineBytes) {
+    sum += Load(bytes + at);
+  }
+  return sum;
+}
+
+}  // namespace
+
+// Of memory without a page.
+void TouchRound(const std::string& way, const Request& request,
+                Answer& answer) {
+  const bool copies = way == "fresh-copy";
+  const bool unmasked = way == "unmasked";
+  // With pages behind those of the others' images: the last ones of a cold
+  // memory are there.
+  const ImageRef image =
+      way == "anonymous" ? nullptr : ImageOf(0, kImageBytes + 8 * kPageBytes);
+  std::unique_ptr<Service> pool;
+  std::unique_ptr<Mapping> mapping;
+  if (auto options = PoolOptionsOf(unmasked ? "firsttouch" : way)) {
+    options->layout = LayoutOf(request, 1);
+    pool = OrDie(Service::Create(*std::move(options)));
+    if (unmasked) Unmask();
+  } else if (way == "anonymous" || way == "dontneed" || copies) {
+    mapping = std::make_unique<Mapping>(MemoryBytes(request),
+                                        copies ? nullptr : image);
+  } else {
+    Die(absl::StrCat(way, ": there is no such way to touch"));
+  }
+  Ticks ticks;
+  uint64_t sum = 0;
+  uint64_t faults = 0;
+  for (uint64_t i = 0; i < request.Number("cycles", 500); ++i) {
+    Memory memory;
+    if (pool != nullptr) {
+      memory = ColdMemory(*pool, image, MemoryBytes(request));
+    } else {
+      mapping->MapAnew();
+    }
+    std::byte* const base = pool ? memory.base() : mapping->base();
+    const uint64_t before = pool ? pool->Stats().faults() : Faults();
+    const uint64_t start = NowTicks();
+    if (copies) CopyPages(request, *image, base);
+    sum = std::rotl(sum, 1) ^ TouchPages(request, base);
+    ticks.push_back(NowTicks() - start);
+    faults += (pool ? pool->Stats().faults() : Faults()) - before;
+  }
+  answer.Times({ticks});
+  answer.Number("touch_median_ns", TicksToNs(Median(ticks)));
+  answer.Number("faults", faults);
+  answer.Sum(sum);
+}
+
+// Behind the size of a memory in a pool; or at a page that mprotect(2) has made
+// inaccessible before.
+void TrapRound(const std::string& way, const Request& request, Answer& answer) {
+  std::unique_ptr<Service> pool;
+  Memory memory;
+  std::unique_ptr<Mapping> mapping;
+  std::byte* outside;
+  if (auto options = PoolOptionsOf(way)) {
+    options->layout = LayoutOf(request, 1);
+    options->trap_callback = JumpBack;
+    pool = OrDie(Service::Create(*std::move(options)));
+    memory = OrDie(pool->Acquire({.size_bytes = kPageBytes}));
+    outside = memory.base() + 2 * kPageBytes;
+  } else if (way == "segv" || way == "segv-mask") {
+    mapping = std::make_unique<Mapping>(4 * kPageBytes);
+    outside = mapping->base() + 2 * kPageBytes;
+    OrDie(EnsureAlternateStack());
+    if (mprotect(outside, kPageBytes, PROT_NONE) != 0) Die("mprotect failed");
+    struct sigaction action = {};
+    action.sa_sigaction = OnSegv;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    if (sigaction(SIGSEGV, &action, nullptr) != 0) Die("sigaction failed");
+    g_guard = outside;
+    g_restore_mask = way == "segv-mask";
+  } else {
+    Die(absl::StrCat(way, ": there is no such way to trap"));
+  }
+  constexpr int kTogether = 20;
+  const bool write = request.Number("write", 0) != 0;
+  TicksOfTraps(outside, write, kTogether);  // Warms up.
+  Ticks ticks;
+  g_traps = 0;
+  for (uint64_t i = 0; i <= request.Number("cycles", 400) / kTogether; ++i) {
+    ticks.push_back(TicksOfTraps(outside, write, kTogether) / kTogether);
+  }
+  answer.Times({ticks}, kTogether);
+  answer.Number("trapped", g_traps);
+}
+
 // From an address to the memory that it lies in, in 16 pools: where no lookup
 // waits for the one before, so that the processor overlaps them; or where each
 // does.
-class LocateRow : public Row {
- public:
-  explicit LocateRow(const Request& request)
-      : one_by_one_(request.Text("order") == "waiting") {}
-
-  void Round(Answer& answer) override {
-    static const std::vector<uintptr_t> addresses = AddressesInPools(16);
-    constexpr int kTimes = 100;
-    // Always zero, which the compiler cannot know: the next address waits for
-    // the last result.
-    const volatile uint64_t zero = 0;
-    const uint64_t none = zero;
-    double best_ns = 0;
-    for (int repeat = 0; repeat < 5; ++repeat) {
-      uint64_t last = 0;
-      const uint64_t start = NowTicks();
-      for (int i = 0; i < kTimes; ++i) {
-        if (one_by_one_) {
-          for (const uintptr_t address : addresses) {
-            const Location location = Locate(address + (last & none));
-            last = location.in_bounds ? location.page : location.size_bytes;
-          }
-        } else {
-          for (const uintptr_t address : addresses) Keep(Locate(address));
+void LookupRound(const std::string&, const Request& request, Answer& answer) {
+  static const std::vector<uintptr_t> addresses = AddressesInPools(16);
+  constexpr int kTimes = 100;
+  const bool one_by_one = request.Text("order") == "waiting";
+  // Always zero, which the compiler cannot know: the next address waits for
+  // the last result.
+  const volatile uint64_t zero = 0;
+  const uint64_t none = zero;
+  double best_ns = 0;
+  for (int repeat = 0; repeat < 5; ++repeat) {
+    uint64_t last = 0;
+    const uint64_t start = NowTicks();
+    for (int i = 0; i < kTimes; ++i) {
+      if (one_by_one) {
+        for (const uintptr_t address : addresses) {
+          const Location location = Locate(address + (last & none));
+          last = location.in_bounds ? location.page : location.size_bytes;
         }
+      } else {
+        for (const uintptr_t address : addresses) Keep(Locate(address));
       }
-      const double ns = NsSince(start);
-      Keep(last);
-      if (repeat == 0 || ns < best_ns) best_ns = ns;
     }
-    answer.Number("lookup_ns",
-                  best_ns / static_cast<double>(kTimes * addresses.size()));
+    const double ns = NsSince(start);
+    Keep(last);
+    if (repeat == 0 || ns < best_ns) best_ns = ns;
   }
-
- private:
-  const bool one_by_one_;
-};
+  answer.Number("lookup_ns",
+                best_ns / static_cast<double>(kTimes * addresses.size()));
+}
 
 // What a process takes until its first guest runs; to ask once in each.
-class CreateRow : public Row {
- public:
-  CreateRow(const std::string& way, const Request& request)
-      : options_(PoolOptionsOf(way)) {
-    if (!options_) Die(absl::StrCat(way, ": there is no such way to create"));
-    options_->layout = LayoutOf(request, request.Number("slots", 64));
-    size_bytes_ = MemoryBytes(request);
-    TicksPerNs();  // Calibrates.
-  }
-
-  void Round(Answer& answer) override {
-    const ImageRef image = ImageOf(0, kImageBytes);
-    const uint64_t begun = NowTicks();
-    const auto pool = OrDie(Service::Create(*options_));
-    const uint64_t created = NowTicks();
-    Memory memory =
-        OrDie(pool->Acquire({.image = image, .size_bytes = size_bytes_}));
-    const uint64_t acquired = NowTicks();
-    Store(memory.base(), 1);
-    const uint64_t touched = NowTicks();
-    OrDie(memory.Release());
-    answer.Number("release_ns", NsSince(touched));
-    answer.Number("create_ns", TicksToNs(created - begun));
-    answer.Number("acquire_ns", TicksToNs(acquired - created));
-    answer.Number("touch_ns", TicksToNs(touched - acquired));
-    answer.Number("all_ns", TicksToNs(touched - begun));
-  }
-
- private:
-  std::optional<ServiceOptions> options_;
-  uint64_t size_bytes_ = 0;
-};
+void CreateRound(const std::string& way, const Request& request,
+                 Answer& answer) {
+  const LayoutOptions layout = LayoutOf(request, request.Number("slots", 64));
+  const ImageRef image = ImageOf(0, kImageBytes);
+  const uint64_t begun = NowTicks();
+  const auto pool = OrDie(OpenWay(way, layout, MemoryBytes(request)));
+  const uint64_t created = NowTicks();
+  const auto slot = pool->NewSlot();
+  std::byte* const base = slot->Acquire(image);
+  const uint64_t acquired = NowTicks();
+  Store(base, 1);
+  const uint64_t touched = NowTicks();
+  slot->Release(std::nullopt, MemoryBytes(request));
+  answer.Number("release_ns", NsSince(touched));
+  answer.Number("create_ns", TicksToNs(created - begun));
+  answer.Number("acquire_ns", TicksToNs(acquired - created));
+  answer.Number("touch_ns", TicksToNs(touched - acquired));
+  answer.Number("all_ns", TicksToNs(touched - begun));
+}
 
 // What bounds the cycle of a memory whose guests write to other pages each
 // time, whoever does it: to copy an image needs to find out nothing; to read
@@ -333,113 +311,61 @@ class CreateRow : public Row {
 // out without the kernel which pages changed; and with its help, what the first
 // write to a page costs that is protected asynchronously, a scan for such pages
 // where none was written, and to protect them all again.
-class FloorRow : public Row {
- public:
-  explicit FloorRow(const Request& request)
-      : request_(request),
-        what_(request.Text("what")),
-        pages_(request.Number("pages", 256)),
-        image_(ImageOf(0, pages_ * kPageBytes)),
-        pagemap_(OrDie(Pagemap::Open(RealKernel()))),
-        mapping_(image_->pages().bytes(), image_) {
-    Write();
-    if (what_ == "copy" || what_ == "read") return;
-    uffd_ = OrDie(Uffd::Open(
-        RealKernel(), {.required_features = kUffdFeaturePagefaultFlagWp |
-                                            kUffdFeatureWpAsync |
-                                            kUffdFeatureWpHugetlbfsShmem}));
-    OrDie(uffd_->Register(start(), mapping_.bytes(), kUffdRegisterWp,
-                          kUffdIoctlWriteProtect));
-    Protect();
-  }
-
-  void Round(Answer& answer) override {
-    const auto nothing = [] {};
-    if (what_ == "copy") {
-      Time(answer, nothing, [&] {
-        memcpy(mapping_.base(), image_->data(), mapping_.bytes());
-        Keep(mapping_.base());
-      });
-    } else if (what_ == "read") {
-      Time(answer, nothing, [&] {
-        Keep(SumOfLines(mapping_.base()) + SumOfLines(image_->data()));
-      });
-    } else if (what_ == "write") {
-      Time(
-          answer, [&] { Protect(); }, [&] { Write(); });
-    } else if (what_ == "scan") {
-      Time(answer, nothing, [&] {
-        PageRegion regions[16];
-        Scan(ScanRequest::Unmarked(start(), end()), regions);
-      });
-    } else if (what_ == "protect") {
-      Time(
-          answer, [&] { Write(); }, [&] { Protect(); });
-    } else {
-      Die(absl::StrCat("what=", what_, " is no bound"));
-    }
-  }
-
- private:
-  template <typename Prepare, typename Body>
-  void Time(Answer& answer, const Prepare& prepare, const Body& body) {
-    Ticks ticks;
-    for (uint64_t i = 0; i < request_.Number("cycles", 100); ++i) {
-      prepare();
-      const uint64_t begun = NowTicks();
-      body();
-      ticks.push_back(NowTicks() - begun);
-    }
-    answer.Times({ticks});
-    answer.Number("cycles", static_cast<double>(ticks.size()));
-  }
-
-  uintptr_t start() const {
-    return reinterpret_cast<uintptr_t>(mapping_.base());
-  }
-  uintptr_t end() const { return start() + mapping_.bytes(); }
-  void Write() { WriteEachPage(mapping_.base(), mapping_.bytes()); }
-  void Protect() { Scan(ScanRequest::UnmarkedAndProtect(start(), end()), {}); }
-
-  void Scan(const ScanRequest& request, std::span<PageRegion> regions) {
-    if (!ScanPages(RealKernel(), pagemap_.fd(), request, regions.data(),
-                   regions.size(), [](const PageRegion&) { return true; })
+void FloorRound(const std::string&, const Request& request, Answer& answer) {
+  const std::string what = request.Text("what");
+  const ImageRef image = ImageOf(0, request.Number("pages", 256) * kPageBytes);
+  const Pagemap pagemap = OrDie(Pagemap::Open(RealKernel()));
+  // Before the memory that it guards: that is unmapped first.
+  std::optional<Uffd> uffd;
+  Mapping mapping(image->pages().bytes(), image);
+  std::byte* const base = mapping.base();
+  const auto start = reinterpret_cast<uintptr_t>(base);
+  const uintptr_t end = start + mapping.bytes();
+  const auto scan = [&](const ScanRequest& wanted, size_t capacity) {
+    PageRegion regions[16];
+    if (!ScanPages(RealKernel(), pagemap.fd(), wanted, regions, capacity,
+                   [](const PageRegion&) { return true; })
              .ok()) {
       Die("PAGEMAP_SCAN failed");
     }
+  };
+  const auto protect = [&] {
+    scan(ScanRequest::UnmarkedAndProtect(start, end), 0);
+  };
+  const auto write = [&] { WriteEachPage(base, mapping.bytes()); };
+  write();
+  if (what != "copy" && what != "read") {
+    uffd = OrDie(Uffd::Open(
+        RealKernel(), {.required_features = kUffdFeaturePagefaultFlagWp |
+                                            kUffdFeatureWpAsync |
+                                            kUffdFeatureWpHugetlbfsShmem}));
+    OrDie(uffd->Register(start, mapping.bytes(), kUffdRegisterWp,
+                         kUffdIoctlWriteProtect));
+    protect();
   }
-
-  // A word of each cache line: nobody reads less.
-  uint64_t SumOfLines(const std::byte* bytes) const {
-    constexpr uint64_t kLineBytes = 64;
-    uint64_t sum = 0;
-    for (uint64_t at = 0; at < mapping_.bytes(); at += kLineBytes) {
-      sum += Load(bytes + at);
+  Ticks ticks;
+  for (uint64_t i = 0; i < request.Number("cycles", 100); ++i) {
+    if (what == "write") protect();
+    if (what == "protect") write();
+    const uint64_t begun = NowTicks();
+    if (what == "copy") {
+      memcpy(base, image->data(), mapping.bytes());
+      Keep(base);
+    } else if (what == "read") {
+      Keep(SumOfLines(base, mapping.bytes()) +
+           SumOfLines(image->data(), mapping.bytes()));
+    } else if (what == "write") {
+      write();
+    } else if (what == "scan") {
+      scan(ScanRequest::Unmarked(start, end), 16);
+    } else if (what == "protect") {
+      protect();
+    } else {
+      Die(absl::StrCat("what=", what, " is no bound"));
     }
-    return sum;
+    ticks.push_back(NowTicks() - begun);
   }
-
-  const Request request_;
-  const std::string what_;
-  const uint64_t pages_;
-  const ImageRef image_;
-  const Pagemap pagemap_;
-  // Before the memory that it guards: that is unmapped first.
-  std::optional<Uffd> uffd_;
-  Mapping mapping_;
-};
-
-}  // namespace
-
-std::unique_ptr<Row> MakePartRow(const std::string& way,
-                                 const Request& request) {
-  const std::string work = request.Text("work");
-  if (work == "touch") return std::make_unique<TouchRow>(way, request);
-  if (work == "traps") return std::make_unique<TrapRow>(way, request);
-  if (work == "locate") return std::make_unique<LocateRow>(request);
-  if (work == "create") return std::make_unique<CreateRow>(way, request);
-  if (work == "floor") return std::make_unique<FloorRow>(request);
-  return nullptr;
+  answer.Times({ticks});
 }
 
 }  // namespace firsttouch::bench

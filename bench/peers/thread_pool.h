@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <barrier>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <thread>
@@ -22,7 +23,7 @@ class ThreadPool {
     for (uint32_t thread = 1; thread < threads; ++thread) {
       others_.emplace_back([this, thread] {
         for (together_.arrive_and_wait(); body_; together_.arrive_and_wait()) {
-          if (thread < at_work_) body_(thread);
+          body_(thread);
           together_.arrive_and_wait();
         }
       });
@@ -34,14 +35,13 @@ class ThreadPool {
     for (std::thread& other : others_) other.join();
   }
 
-  // Calls body(thread) in so many of them at once. Those that wake up first
-  // wait for the others without sleeping.
-  void Run(uint32_t threads, absl::FunctionRef<void(uint32_t)> body) {
-    std::atomic<uint32_t> ready = 0;
-    at_work_ = threads;
+  // Calls body(thread) in all of them at once. Those that wake up first wait
+  // for the others without sleeping.
+  void Run(absl::FunctionRef<void(uint32_t)> body) {
+    std::atomic<size_t> ready = 0;
     body_ = [&](uint32_t thread) {
       ready.fetch_add(1, std::memory_order_relaxed);
-      while (ready.load(std::memory_order_relaxed) != threads) {
+      while (ready.load(std::memory_order_relaxed) != others_.size() + 1) {
         std::this_thread::yield();
       }
       body(thread);
@@ -53,7 +53,6 @@ class ThreadPool {
 
  private:
   std::barrier<> together_;
-  uint32_t at_work_ = 0;
   std::function<void(uint32_t)> body_;
   std::vector<std::thread> others_;
 };

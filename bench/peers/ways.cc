@@ -1,5 +1,7 @@
 #include "firsttouch/bench/peers/ways.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
 #include <string_view>
@@ -40,6 +42,7 @@ class PoolSlot : public CycleSlot {
   void Release(std::optional<PageList>, uint64_t) override {
     OrDie(memory_.Release());
   }
+  void Grow(uint64_t, uint64_t to) override { OrDie(memory_.Grow(to)); }
 
  private:
   Service& pool_;
@@ -59,9 +62,7 @@ class Pool : public Way {
   std::unique_ptr<wasm2c::MemorySource> NewSource() override {
     return OrDie(wasm2c::PoolMemorySource::Create(pool_.get()));
   }
-  uint64_t IdlePrivateBytes() const override {
-    return pool_->Stats().idle_private_bytes;
-  }
+  Service* pool() override { return pool_.get(); }
 
  private:
   const std::unique_ptr<Service> pool_;
@@ -82,6 +83,12 @@ class MappingSlot : public CycleSlot {
     }
     return base();
   }
+  void Grow(uint64_t from, uint64_t to) override {
+    Allow(from, to, PROT_READ | PROT_WRITE);
+  }
+  void Close(uint64_t from, uint64_t to) override {
+    Allow(from, to, PROT_NONE);
+  }
 
  protected:
   // Makes the memory show the image, which is there.
@@ -100,6 +107,10 @@ class MappingSlot : public CycleSlot {
   }
 
  private:
+  void Allow(uint64_t from, uint64_t to, int access) {
+    if (mprotect(base() + from, to - from, access) != 0) Die("mprotect failed");
+  }
+
   ImageRef image_;
   Mapping mapping_;
 };
@@ -207,14 +218,13 @@ class CopyChangedSlot : public CopyAllSlot {
   }
 };
 
-// A guest's memory in a slot.
+// A guest's memory in a slot. Nobody asks it for what it does not have.
 class SlotMemory : public GuestMemory {
  public:
   SlotMemory(CycleSlot& slot, std::byte* base, uint64_t size_bytes,
              uint64_t max_bytes)
       : slot_(slot),
         base_(base),
-        initial_bytes_(size_bytes),
         max_bytes_(max_bytes),
         size_bytes_(size_bytes) {}
   ~SlotMemory() override {
@@ -235,21 +245,14 @@ class SlotMemory : public GuestMemory {
   absl::Status MakeReady(uint64_t, uint64_t, Access) override {
     return absl::OkStatus();
   }
-  absl::Status Reset() override {
-    slot_.Release(std::nullopt, RoundUpToPage(size_bytes_));
-    size_bytes_ = initial_bytes_;
-    return absl::OkStatus();
-  }
-  absl::StatusOr<ImageRef> Snapshot(std::string_view name) override {
-    return ImageFromBytes(
-        {.name = std::string(name), .size_bytes = size_bytes_},
-        {base_, size_bytes_});
+  absl::Status Reset() override { return absl::UnimplementedError("Reset"); }
+  absl::StatusOr<ImageRef> Snapshot(std::string_view) override {
+    return absl::UnimplementedError("Snapshot");
   }
 
  private:
   CycleSlot& slot_;
   std::byte* const base_;
-  const uint64_t initial_bytes_;
   const uint64_t max_bytes_;
   uint64_t size_bytes_;
 };
@@ -298,21 +301,20 @@ class SlotSource : public wasm2c::MemorySource {
 }  // namespace
 
 std::optional<ServiceOptions> PoolOptionsOf(const std::string& word) {
-  constexpr Supply kUffd = Supply::kUserfaultfd;
-  constexpr Backing kShared = Backing::kShared;
-  constexpr Backing kCopied = Backing::kCopied;
-  constexpr Resolve kInThread = Resolve::kInThread;
-  constexpr Resolve kHandler = Resolve::kHandlerThread;
+  using enum Supply;
+  using enum Backing;
+  using enum Resolve;
+  using enum Tracking;
   const std::pair<const char*, SupplyChoice> supplies[] = {
       {"firsttouch", AnySupply()},
       {"unpublished", AnySupply()},
-      {"copied", ChoiceOf(kUffd, kCopied)},
-      {"handler", ChoiceOf(kUffd, kShared, kHandler)},
-      {"copied-handler", ChoiceOf(kUffd, kCopied, kHandler)},
-      {"signal", ChoiceOf(kUffd, kShared, kInThread, Tracking::kSignal)},
-      {"async", ChoiceOf(kUffd, kShared, kInThread, Tracking::kAsync)},
-      {"mappings-drop", ChoiceOf(Supply::kMappingsDrop)},
-      {"mappings-scan", ChoiceOf(Supply::kMappingsScan)}};
+      {"copied", ChoiceOf(kUserfaultfd, kCopied)},
+      {"handler", ChoiceOf(kUserfaultfd, kShared, kHandlerThread)},
+      {"copied-handler", ChoiceOf(kUserfaultfd, kCopied, kHandlerThread)},
+      {"signal", ChoiceOf(kUserfaultfd, kShared, kInThread, kSignal)},
+      {"async", ChoiceOf(kUserfaultfd, kShared, kInThread, kAsync)},
+      {"mappings-drop", ChoiceOf(kMappingsDrop)},
+      {"mappings-scan", ChoiceOf(kMappingsScan)}};
   for (const auto& [name, supply] : supplies) {
     if (word != name) continue;
     return ServiceOptions{
@@ -324,13 +326,13 @@ std::optional<ServiceOptions> PoolOptionsOf(const std::string& word) {
 absl::StatusOr<std::unique_ptr<Way>> OpenWay(const std::string& word,
                                              const LayoutOptions& layout,
                                              uint64_t size_bytes) {
-  const uint64_t bytes = size_bytes == 0 ? layout.max_memory_bytes : size_bytes;
   if (std::optional<ServiceOptions> options = PoolOptionsOf(word)) {
     options->layout = layout;
     auto pool = Service::Create(*std::move(options));
     if (!pool.ok()) return pool.status();
-    return std::make_unique<Pool>(*std::move(pool), bytes);
+    return std::make_unique<Pool>(*std::move(pool), size_bytes);
   }
+  const uint64_t bytes = layout.max_memory_bytes;
   if (word == "dontneed") {
     return std::make_unique<Mappings<DontNeedSlot>>(bytes);
   }
@@ -344,15 +346,6 @@ absl::StatusOr<std::unique_ptr<Way>> OpenWay(const std::string& word,
     return std::make_unique<Mappings<ScanSlot>>(bytes);
   }
   return absl::NotFoundError(absl::StrCat(word, ": there is no such way"));
-}
-
-std::string DescribePool(ServiceOptions options) {
-  options.layout = OneSlot(1 << 20);
-  const auto pool = Service::Create(std::move(options));
-  if (!pool.ok()) return pool.status().ToString();
-  std::string supply = SupplyName((*pool)->supply());
-  if (IsMappings((*pool)->supply())) return supply;
-  return absl::StrCat(supply, ", ", BackingName((*pool)->backing()));
 }
 
 std::unique_ptr<wasm2c::MemorySource> SourceOf(std::unique_ptr<CycleSlot> slot,

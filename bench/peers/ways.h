@@ -19,6 +19,7 @@
 #include "firsttouch/integrations/wasm2c/guest_memory.h"
 #include "firsttouch/pool/layout.h"
 #include "firsttouch/service/options.h"
+#include "firsttouch/service/service.h"
 
 namespace firsttouch::bench {
 
@@ -35,6 +36,11 @@ class CycleSlot {
   // `bytes` of the memory. (All but the memcpy limit have to find that out.)
   // nullopt: nobody knows which.
   virtual void Release(std::optional<PageList> changed, uint64_t bytes) = 0;
+  // The leased memory grows: what is new may be touched.
+  virtual void Grow(uint64_t /*from*/, uint64_t /*to*/) {}
+  // After Release(): a touch of what it has grown by is a trap again, in a slot
+  // that does not see to that by itself.
+  virtual void Close(uint64_t /*from*/, uint64_t /*to*/) {}
 };
 
 // What all threads of a measurement share.
@@ -45,23 +51,19 @@ class Way {
   // One memory at a time, for one thread, of a wasm2c guest that stays in its
   // bounds: not all ways have guards.
   virtual std::unique_ptr<wasm2c::MemorySource> NewSource() = 0;
-  // Bytes of private pages that idle slots keep, all together; 0 where nobody
-  // counts them.
-  virtual uint64_t IdlePrivateBytes() const { return 0; }
+  // This library's; null for the kernel's own ways.
+  virtual Service* pool() { return nullptr; }
 };
 
-// The way of that word, for memories of this layout, of which each slot has so
-// many bytes; 0: as many as it may have. Errors: NotFound for a word that is
-// none; others say why this machine cannot.
+// The way of that word, for memories of this layout that have so many bytes at
+// first. Errors: NotFound for a word that is none; others say why this machine
+// cannot.
 absl::StatusOr<std::unique_ptr<Way>> OpenWay(const std::string& word,
                                              const LayoutOptions& layout,
-                                             uint64_t size_bytes = 0);
+                                             uint64_t size_bytes);
 
 // What makes a pool in that way; nullopt if it is none of this library's.
 std::optional<ServiceOptions> PoolOptionsOf(const std::string& word);
-
-// What a pool of these options is on this machine, in a few words.
-std::string DescribePool(ServiceOptions options);
 
 // Memories of at most `max_bytes` for guests of wasm2c that stay in their
 // bounds, one at a time, in a slot that is told the size in whole pages when a
