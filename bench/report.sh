@@ -2,11 +2,11 @@
 # Builds this library and its peers, measures them in turns, and writes report.json,
 # report.html and report.md.
 #
-#   bench/report.sh [--quick] [--rows=PART-OF-A-NAME,...] [--rounds=N] [--again] [--list]
+#   bench/report.sh [--quick] [--rows=PART-OF-A-NAME,...] [--rounds=N] [--list]
 #
 # They come into FIRSTTOUCH_REPORT_DIR, or ~/.cache/firsttouch-report, with all that is
-# built. A row of the same commit that is there is not measured again unless --again is
-# given, so a run that was interrupted goes on where it was. Without cargo,
+# built. A row of the same commit that is in its folder `rows` is not measured again, so a
+# run that was interrupted goes on where it was. Without cargo,
 # `./bazelw run -c opt //bench:report` measures the contenders in C++ and prints tables;
 # it runs this script with the folder of the programs as its first argument.
 # bench/peers/README.md has the rest.

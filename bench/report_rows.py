@@ -41,12 +41,17 @@ NATIVE = {
     "machine": "the machine",
 }
 # Of whom only this work is asked.
-ONLY_WORK = {UNMASKED: "touch", "anonymous memory": "touch",
-             NO_SET: "start", READ_FILE: "start", MAP_FILE: "start", FRESH: "touch", SEGV: "traps", SEGV_MASK: "traps", "the machine": "floor",
-             "wasm2c's own runtime": "sqlite"}
+ONLY_WORK = {UNMASKED: "touch", "anonymous memory": "touch", FRESH: "touch",
+             NO_SET: "start", READ_FILE: "start", MAP_FILE: "start", SEGV: "traps",
+             SEGV_MASK: "traps", "the machine": "floor", "wasm2c's own runtime": "sqlite"}
+# The ways of a release of Wasmtime.
+WASMTIME = {"default": "default", "batch": "batches of 16", "keep": "keep resident",
+            "scan": "keep, scan"}
 # Pages changed, and how many cycles of them a round has.
 CYCLES = {0: 800, 1: 800, 4: 600, 16: 400, 64: 150, 256: 60}
 THREADS = (1, 2, 4, 8)
+# Rows without other contenders.
+ALONE = {"only": (OURS["C++"],), "family": "C++"}
 
 
 def is_variant(name):
@@ -71,8 +76,28 @@ class Row:
         self.word, self.each = each or (None, (None,))
         self.fresh = fresh
 
-    def request(self, **more):
-        return "round " + " ".join(f"{n}={v}" for n, v in {**self.words, **more}.items())
+    def request(self, each=None, **more):
+        words = {**self.words, **more} | ({self.word: each} if each else {})
+        return "round " + " ".join(f"{n}={v}" for n, v in words.items())
+
+    def hurried(self):
+        """What is asked instead, to see that all works; None for what takes long."""
+        if self.number("slots") > 1000 or self.words["work"] == "store":
+            return None
+        few = {"warmup": 40}
+        if self.section in ("SQLite", "fresh process"):
+            few["rows"] = 500
+        if self.number("images"):
+            few["images"] = 20
+        if self.number("mib"):
+            few["mib"] = 1
+        if self.word == "mib":
+            self.each = (1, 4)
+        if self.number("ms"):
+            few["ms"] = 2
+        elif self.number("cycles"):
+            few["cycles"] = min(20, self.number("cycles"))
+        return few
 
     def name(self, title=None):
         return "-".join("".join(c for c in w if c.isalnum() or c in "._")
@@ -176,7 +201,7 @@ def all_rows():
     for order in ("overlapping", "waiting"):
         rows.append(Row("lookup", f"an address in 16 pools, {order}",
                         f"work=locate order={order}", value="lookup_ns",
-                        only=(OURS["C++"],), family="C++"))
+                        **ALONE))
     for grown in (1, 16):
         rows.append(Row("growth", f"by {grown * 64} KiB in each cycle, all written",
                         f"work=cycle k=0 grown={grown} max_kib=8192", cycles=400 // grown + 40,
@@ -207,7 +232,7 @@ def all_rows():
             "idle slots", f"10,000 of {most}, 16 pages read, 4 changed",
             f"work=many slots=10000 k=4 reads=16 memory_kib=4096 max_kib={max_kib} "
             f"stride_kib={stride_kib}", value="idle_private_kib", rounds=1,
-            only=(OURS["C++"],), family="C++"))
+            **ALONE))
     for pages in ("same", "others"):
         rows.append(Row("SQLite", f"{pages} rows", f"work=sqlite pages={pages}",
                         value="mean_ns", cycles=30, count=True, variants=(COPIED,),
@@ -215,7 +240,7 @@ def all_rows():
     for slots in (64, 10000):
         rows.append(Row("a new pool", f"of {slots:,} slots, until its first guest runs",
                         f"work=create slots={slots}", value="all_ns", fresh=True,
-                        only=(OURS["C++"],), family="C++"))
+                        **ALONE))
     for pages, which in (("same", "the rows that it learned from"),
                          ("others", "other rows")):
         for cache in ("warm", "cold") if pages == "same" else ("warm",):
@@ -226,16 +251,16 @@ def all_rows():
                             only=(OURS["C++"], READ_FILE, MAP_FILE)))
     rows.append(Row("image files", "open and bind, all pages stored", "work=size",
                     value="all_ns", fresh=True, each=("mib", (1, 64, 1024)),
-                    only=(OURS["C++"],), family="C++"))
+                    **ALONE))
     rows.append(Row("image files", "50 that share nine tenths of their pages, in a store",
                     "work=store images=50 mib=4", value="files", rounds=1,
-                    only=(OURS["C++"],), family="C++"))
+                    **ALONE))
     for what, title in (("bytes", "build one from bytes"),
                         ("write", "write one, with digests, synced"),
                         ("verify", "open one and verify all"),
                         ("copy", "open one as a copy")):
         rows.append(Row("image files", f"{title}, 64 MiB", f"work=build what={what} mib=64",
-                        value="mean_ns", only=(OURS["C++"],), family="C++"))
+                        value="mean_ns", **ALONE))
     for what, pages, title in (
             ("copy", 256, "memcpy of an image of 1 MiB"),
             ("read", 256, "to read 1 MiB and its image"),

@@ -7,7 +7,7 @@ import subprocess
 import unittest
 
 import report
-from report_rows import DONTNEED, LIMIT, MEMCPY, OURS, SCAN
+from report_rows import DONTNEED, LIMIT, MEMCPY, OURS, SCAN, Row, all_rows
 
 MINE = OURS["C++"]
 ROWS = ("recycle-same-k4,recycle-mixed,4-MiB-others-k4,"
@@ -33,7 +33,7 @@ class Rows(unittest.TestCase):
 
     def test_all_contenders_do_the_same_work_and_pass_on_a_clean_memory(self):
         self.assertEqual(self.ran.returncode, 0, self.ran.stderr)
-        sections = {row.section for row in report.all_rows()}
+        sections = {row.section for row in all_rows()}
         self.assertEqual({r["section"] for r in self.report["rows"]},
                          sections - {"many slots", "more than the caches hold"})
         for row in self.report["rows"]:
@@ -111,7 +111,7 @@ class Counters(unittest.TestCase):
     """On made-up answers."""
 
     def test_who_has_not_taken_the_faults_that_are_named_has_no_number(self):
-        row = report.Row("recycle", "k=16", "work=cycle pages=same k=16")
+        row = Row("recycle", "k=16", "work=cycle pages=same k=16")
         for name, family, right, wrong in (
                 (MINE, "C++", 0, 16), (LIMIT, "C++", 0, 16), (SCAN, "C++", 0, 16),
                 (DONTNEED, "C++", 16, 0), ("Wasmtime 50: default", "Wasmtime", 16, 0),
@@ -122,20 +122,20 @@ class Counters(unittest.TestCase):
             contender = report.Contender(name, family, [])
             for faults, counts in ((right, True), (wrong, False)):
                 failed = report.hold_to_counters(
-                    row, contender, {}, {"cycles": 400, "faults": 400 * faults})
+                    row, contender, {"cycles": 400, "faults": 400 * faults})
                 self.assertEqual(failed is None, counts, f"{name}: {failed}")
 
     def test_who_has_read_other_bytes_has_no_number(self):
         ends = {name: {"answers": [{"sum": one}, {"sum": two}]}
                 for name, one, two in ((MINE, "a", "b"), (SCAN, "a", "b"), (MEMCPY, "a", "c"))}
-        report.disown_other_sums(report.Row("recycle", "k=1", "work=cycle k=1"), ends)
+        report.disown_other_sums(Row("recycle", "k=1", "work=cycle k=1"), ends)
         self.assertEqual([name for name, end in ends.items() if "failed" in end], [MEMCPY])
 
     def test_what_most_of_ours_have_read_is_not_right_for_that(self):
         ends = {name: {"answers": [{"sum": one}]} for name, one in (
             (MINE, "a"), ("firsttouch: copied", "a"), ("firsttouch: not published", "a"),
             (SCAN, "b"), (MEMCPY, "b"))}
-        report.disown_other_sums(report.Row("recycle", "k=1", "work=cycle k=1"), ends)
+        report.disown_other_sums(Row("recycle", "k=1", "work=cycle k=1"), ends)
         self.assertNotIn("failed", ends[SCAN])
         self.assertIn("failed", ends[MINE])
 
