@@ -104,7 +104,7 @@ class FileSlot : public CycleSlot {
   void* base_ = nullptr;
 };
 
-std::unique_ptr<Way> OpenGuestPool() {
+Way OpenGuestPool() {
   return OrDie(
       OpenWay("firsttouch",
               wasm2c::LayoutForGuests(/*instances=*/1, kSqliteMemoryBytes),
@@ -114,8 +114,8 @@ std::unique_ptr<Way> OpenGuestPool() {
 // SQLite's memory after its set-up, with what ten tenants have taught, or
 // without.
 void WriteSqlite(uint64_t rows, bool with_set, const std::string& file) {
-  const std::unique_ptr<Way> pool = OpenGuestPool();
-  const auto source = pool->NewSource();
+  const Way pool = OpenGuestPool();
+  const auto source = pool.NewSource();
   const auto database =
       OrDie(examples::SetUpDatabase(source.get(), static_cast<uint32_t>(rows)));
   for (int tenant = 0; tenant < 10; ++tenant) {
@@ -211,13 +211,13 @@ void StartRound(const std::string& way, const Request& request,
       OrDie(other->Instantiate(other_source.get(), &other_wasi));
   RequestOrDie(other_guest, kFewRows, number);
 
-  std::unique_ptr<Way> pool;
+  Way pool;
   std::unique_ptr<wasm2c::MemorySource> source;
   wasm2c::MemoryRequest memory{.image = nullptr, .size_bytes = info.size_bytes};
   uint64_t begun = NowTicks();
   if (ours) {
     pool = OpenGuestPool();
-    source = pool->NewSource();
+    source = pool.NewSource();
     answer.Number("create_ns", NsSince(begun));
     begun = NowTicks();
     memory.image = OrDie(OpenImageFile(file));
@@ -232,7 +232,7 @@ void StartRound(const std::string& way, const Request& request,
   SqliteGuest guest = OrDie(database->Instantiate(source.get(), &wasi));
   const uint64_t bound = NowTicks();
   const auto faults = [&] {
-    return Faults() + (ours ? pool->pool()->Stats().faults() : 0);
+    return Faults() + (ours ? pool.pool->Stats().faults() : 0);
   };
   const uint64_t faults_before = faults();
   const uint64_t asked = NowTicks();

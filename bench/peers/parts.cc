@@ -4,14 +4,19 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <functional>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <memory>
 #include <optional>
 #include <random>
-#include <span>
+#include <sstream>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -165,6 +170,28 @@ uint64_t SumOfLines(const std::byte* bytes, uint64_t size_bytes) {
   return sum;
 }
 
+// Of this process: private and proportional memory, page tables (KiB) and
+// mappings.
+constexpr const char* kFootprint[] = {"private_kib", "pss_kib", "tables_kib",
+                                      "mappings"};
+
+std::array<double, 4> ReadFootprint() {
+  std::map<std::string, double> kib;
+  for (const char* file : {"/proc/self/smaps_rollup", "/proc/self/status"}) {
+    std::ifstream lines(file);
+    for (std::string line; std::getline(lines, line);) {
+      std::istringstream words(line);
+      std::string name;
+      words >> name >> kib[name];
+    }
+  }
+  std::ifstream maps("/proc/self/maps");
+  const auto mappings =
+      std::count(std::istreambuf_iterator<char>(maps), {}, '\n');
+  return {kib["Private_Clean:"] + kib["Private_Dirty:"], kib["Pss:"],
+          kib["VmPTE:"], static_cast<double>(mappings)};
+}
+
 }  // namespace
 
 // Of memory without a page.
@@ -290,9 +317,9 @@ void CreateRound(const std::string& way, const Request& request,
   const LayoutOptions layout = LayoutOf(request, request.Number("slots", 64));
   const ImageRef image = ImageOf(0, kImageBytes);
   const uint64_t begun = NowTicks();
-  const auto pool = OrDie(OpenWay(way, layout, MemoryBytes(request)));
+  const Way pool = OrDie(OpenWay(way, layout, MemoryBytes(request)));
   const uint64_t created = NowTicks();
-  const auto slot = pool->NewSlot();
+  const auto slot = pool.new_slot();
   std::byte* const base = slot->Acquire(image);
   const uint64_t acquired = NowTicks();
   Store(base, 1);
@@ -303,6 +330,103 @@ void CreateRound(const std::string& way, const Request& request,
   answer.Number("acquire_ns", TicksToNs(acquired - created));
   answer.Number("touch_ns", TicksToNs(touched - acquired));
   answer.Number("all_ns", TicksToNs(touched - begun));
+}
+
+// One lease of each of so many slots that nobody had, all at once: "first", of
+// an image that ran in another slot, or with `new`, each of an image that ran
+// nowhere; "many", by its parts, and with what it takes of memory.
+void SlotsRound(const std::string& way, const Request& request,
+                Answer& answer) {
+  const bool many = request.Text("work") == "many";
+  const uint64_t count = request.Number("slots", 100);
+  const uint64_t memory_bytes = MemoryBytes(request);
+  const ImageRef known = ImageOf(0, kImageBytes);
+  std::vector<ImageRef> images(count, known);
+  for (uint64_t i = 0; i < count && request.Number("new", 0) != 0; ++i) {
+    images[i] = ImageOf(i + 1, kImageBytes);
+  }
+  const uint64_t begun = NowTicks();
+  const Way slots_of =
+      OrDie(OpenWay(way, LayoutOf(request, count + 1), memory_bytes));
+  // Who has no pool reserves each for itself.
+  const auto held = slots_of.new_slot();
+  std::vector<std::unique_ptr<CycleSlot>> slots(count);
+  for (auto& slot : slots) slot = slots_of.new_slot();
+  const double create_ns = NsSince(begun);
+  // Guests may read further pages, all over the image.
+  const uint64_t reads = request.Number("reads", 0);
+  Cycle cycle(request);
+  const auto run = [&](std::byte* base, uint64_t number) {
+    const uint64_t sum = cycle.Run(base, number);
+    for (uint64_t r = 0; r < reads; ++r) {
+      const volatile std::byte* const page = base + r * (kImageBytes / reads);
+      static_cast<void>(page[kPageBytes]);
+    }
+    return sum;
+  };
+  for (uint64_t i = 1; i <= (many ? 100 : 20); ++i) {
+    run(held->Acquire(known), i);
+    held->Release(cycle.list, memory_bytes);
+  }
+  held->Acquire(known);
+  const auto footprint = [&] {
+    return many ? ReadFootprint() : std::array<double, 4>{};
+  };
+  footprint();  // Its own pages are there then.
+  const auto before = footprint();
+  Ticks acquire(count);
+  Ticks touch(count);
+  Ticks release(count);
+  std::vector<std::vector<uint32_t>> lists(count);
+  uint64_t sum = 0;
+  const uint64_t faults_before = Faults();
+  for (uint64_t i = 0; i < count; ++i) {
+    const uint64_t start = NowTicks();
+    std::byte* const base = slots[i]->Acquire(images[i]);
+    const uint64_t acquired = NowTicks();
+    sum = std::rotl(sum, 1) ^ run(base, i + 1);
+    touch[i] = NowTicks() - acquired;
+    acquire[i] = acquired - start;
+    lists[i] = cycle.list;
+  }
+  const auto busy = footprint();
+  for (uint64_t i = 0; i < count; ++i) {
+    const uint64_t start = NowTicks();
+    slots[i]->Release(lists[i], memory_bytes);
+    release[i] = NowTicks() - start;
+  }
+  const uint64_t faults = Faults() - faults_before;
+  const auto idle = footprint();
+  const uint64_t kept =
+      slots_of.pool ? slots_of.pool->Stats().idle_private_bytes : 0;
+  held->Release(PageList(), memory_bytes);
+  if (!many) {
+    Ticks all(count);
+    for (uint64_t i = 0; i < count; ++i) {
+      all[i] = acquire[i] + touch[i] + release[i];
+    }
+    answer.Times({all});
+    answer.Number("faults", faults);
+    answer.Sum(sum);
+    return;
+  }
+  answer.Number("create_ns", create_ns);
+  answer.Number("acquire_ns", TicksToNs(Median(acquire)));
+  answer.Number("touch_ns", TicksToNs(Median(touch)));
+  answer.Number("release_ns", TicksToNs(Median(release)));
+  const auto slot_count = static_cast<double>(count);
+  for (size_t i = 0; i < std::size(kFootprint); ++i) {
+    answer.Number(absl::StrCat("busy_", kFootprint[i]),
+                  (busy[i] - before[i]) / slot_count);
+    answer.Number(absl::StrCat("idle_", kFootprint[i]),
+                  (idle[i] - before[i]) / slot_count);
+  }
+  if (kept != 0) {
+    // Private all the same, and no page of a slot.
+    answer.Number("book_bytes",
+                  ((idle[0] - before[0]) * 1024 - static_cast<double>(kept)) /
+                      slot_count);
+  }
 }
 
 // What bounds the cycle of a memory whose guests write to other pages each

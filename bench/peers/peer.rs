@@ -363,11 +363,7 @@ impl Guest {
         Guest { store, instance }
     }
     fn run(&mut self, cycle: Run) -> u64 {
-        let run: TypedFunc<Run, i64> = self
-            .instance
-            .get_typed_func(&mut self.store, "run")
-            .unwrap();
-        run.call(&mut self.store, cycle).unwrap() as u64
+        self.call("run", cycle)
     }
     fn call<P: wasmtime::WasmParams>(&mut self, name: &str, parameters: P) -> u64 {
         let run: TypedFunc<P, i64> = self.instance.get_typed_func(&mut self.store, name).unwrap();
@@ -573,17 +569,15 @@ impl Row {
         let faults = faults() - before;
         let done: u64 = parts.iter().map(|(part, _)| part.ticks.len() as u64).sum();
         let times = |name: &str, parts: &[Vec<u64>], answer: &mut Answer| {
-            let (mut median, mut mean, mut p99) = (0.0_f64, 0.0, 0.0_f64);
+            let (mut median, mut mean) = (0.0_f64, 0.0);
             for ticks in parts {
                 let mut sorted = ticks.clone();
                 sorted.sort();
                 median = median.max(quantile(&sorted, 0.5) / ticks_per_ns());
-                p99 = p99.max(quantile(&sorted, 0.99) / ticks_per_ns());
                 mean += mean_ns(&sorted) / parts.len() as f64;
             }
             answer.number(&format!("{name}median_ns"), median);
             answer.number(&format!("{name}mean_ns"), mean);
-            answer.number(&format!("{name}p99_ns"), p99);
         };
         let of = |parts: &[(Part, bool)]| -> Vec<Vec<u64>> {
             parts.iter().map(|(part, _)| part.ticks.clone()).collect()
@@ -870,7 +864,6 @@ impl Sqlite {
         answer.number("cycles", times.len() as f64);
         times.sort();
         answer.number("mean_ns", mean_ns(&times));
-        answer.number("p99_ns", quantile(&times, 0.99) / ticks_per_ns());
         answer.text("sum", &format!("{sum:016x}"));
     }
 }

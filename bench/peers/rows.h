@@ -26,6 +26,7 @@ Round TouchRound;
 Round TrapRound;
 Round LookupRound;
 Round CreateRound;
+Round SlotsRound;
 Round FloorRound;
 
 // Image files, made in `directory` unless they are there.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <string_view>
 #include <utility>
 
@@ -51,24 +52,6 @@ class PoolSlot : public CycleSlot {
   Memory memory_;
 };
 
-class Pool : public Way {
- public:
-  Pool(std::unique_ptr<Service> pool, uint64_t size_bytes)
-      : pool_(std::move(pool)), size_bytes_(size_bytes) {}
-
-  std::unique_ptr<CycleSlot> NewSlot() override {
-    return std::make_unique<PoolSlot>(*pool_, size_bytes_);
-  }
-  std::unique_ptr<wasm2c::MemorySource> NewSource() override {
-    return OrDie(wasm2c::PoolMemorySource::Create(pool_.get()));
-  }
-  Service* pool() override { return pool_.get(); }
-
- private:
-  const std::unique_ptr<Service> pool_;
-  const uint64_t size_bytes_;
-};
-
 // The others: memory that is reserved once for each slot, and stays with its
 // image as long as the next guest has the same.
 
@@ -113,22 +96,6 @@ class MappingSlot : public CycleSlot {
 
   ImageRef image_;
   Mapping mapping_;
-};
-
-template <typename Slot>
-class Mappings : public Way {
- public:
-  explicit Mappings(uint64_t bytes) : bytes_(bytes) {}
-
-  std::unique_ptr<CycleSlot> NewSlot() override {
-    return std::make_unique<Slot>(bytes_);
-  }
-  std::unique_ptr<wasm2c::MemorySource> NewSource() override {
-    return SourceOf(NewSlot(), bytes_);
-  }
-
- private:
-  const uint64_t bytes_;
 };
 
 // Copy-on-write, and the kernel throws all changed pages away.
@@ -217,6 +184,11 @@ class CopyChangedSlot : public CopyAllSlot {
     }
   }
 };
+
+template <typename Slot>
+std::unique_ptr<CycleSlot> NewMappingSlot(uint64_t bytes) {
+  return std::make_unique<Slot>(bytes);
+}
 
 // A guest's memory in a slot. Nobody asks it for what it does not have.
 class SlotMemory : public GuestMemory {
@@ -323,29 +295,34 @@ std::optional<ServiceOptions> PoolOptionsOf(const std::string& word) {
   return std::nullopt;
 }
 
-absl::StatusOr<std::unique_ptr<Way>> OpenWay(const std::string& word,
-                                             const LayoutOptions& layout,
-                                             uint64_t size_bytes) {
+absl::StatusOr<Way> OpenWay(const std::string& word,
+                            const LayoutOptions& layout, uint64_t size_bytes) {
+  const uint64_t bytes = layout.max_memory_bytes;
   if (std::optional<ServiceOptions> options = PoolOptionsOf(word)) {
     options->layout = layout;
-    auto pool = Service::Create(*std::move(options));
-    if (!pool.ok()) return pool.status();
-    return std::make_unique<Pool>(*std::move(pool), size_bytes);
+    auto made = Service::Create(*std::move(options));
+    if (!made.ok()) return made.status();
+    Service& pool = **made;
+    return Way{*std::move(made), bytes, [&pool, size_bytes] {
+                 return std::make_unique<PoolSlot>(pool, size_bytes);
+               }};
   }
-  const uint64_t bytes = layout.max_memory_bytes;
-  if (word == "dontneed") {
-    return std::make_unique<Mappings<DontNeedSlot>>(bytes);
+  const std::map<std::string, std::unique_ptr<CycleSlot> (*)(uint64_t)> slots =
+      {{"dontneed", NewMappingSlot<DontNeedSlot>},
+       {"scan", NewMappingSlot<ScanSlot>},
+       {"memcpy", NewMappingSlot<CopyAllSlot>},
+       {"limit", NewMappingSlot<CopyChangedSlot>}};
+  const auto found = slots.find(word);
+  if (found == slots.end()) {
+    return absl::NotFoundError(absl::StrCat(word, ": there is no such way"));
   }
-  if (word == "memcpy") return std::make_unique<Mappings<CopyAllSlot>>(bytes);
-  if (word == "limit") {
-    return std::make_unique<Mappings<CopyChangedSlot>>(bytes);
-  }
-  if (word == "scan") {
-    const absl::StatusOr<Pagemap> pagemap = Pagemap::Open(RealKernel());
-    if (!pagemap.ok()) return pagemap.status();
-    return std::make_unique<Mappings<ScanSlot>>(bytes);
-  }
-  return absl::NotFoundError(absl::StrCat(word, ": there is no such way"));
+  return Way{nullptr, bytes,
+             [new_slot = found->second, bytes] { return new_slot(bytes); }};
+}
+
+std::unique_ptr<wasm2c::MemorySource> Way::NewSource() const {
+  if (pool == nullptr) return SourceOf(new_slot(), max_memory_bytes);
+  return OrDie(wasm2c::PoolMemorySource::Create(pool.get()));
 }
 
 std::unique_ptr<wasm2c::MemorySource> SourceOf(std::unique_ptr<CycleSlot> slot,

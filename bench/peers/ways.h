@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -44,23 +45,22 @@ class CycleSlot {
 };
 
 // What all threads of a measurement share.
-class Way {
- public:
-  virtual ~Way() = default;
-  virtual std::unique_ptr<CycleSlot> NewSlot() = 0;
+struct Way {
   // One memory at a time, for one thread, of a wasm2c guest that stays in its
   // bounds: not all ways have guards.
-  virtual std::unique_ptr<wasm2c::MemorySource> NewSource() = 0;
+  std::unique_ptr<wasm2c::MemorySource> NewSource() const;
+
   // This library's; null for the kernel's own ways.
-  virtual Service* pool() { return nullptr; }
+  std::unique_ptr<Service> pool;
+  uint64_t max_memory_bytes;
+  std::function<std::unique_ptr<CycleSlot>()> new_slot;
 };
 
 // The way of that word, for memories of this layout that have so many bytes at
 // first. Errors: NotFound for a word that is none; others say why this machine
 // cannot.
-absl::StatusOr<std::unique_ptr<Way>> OpenWay(const std::string& word,
-                                             const LayoutOptions& layout,
-                                             uint64_t size_bytes);
+absl::StatusOr<Way> OpenWay(const std::string& word,
+                            const LayoutOptions& layout, uint64_t size_bytes);
 
 // What makes a pool in that way; nullopt if it is none of this library's.
 std::optional<ServiceOptions> PoolOptionsOf(const std::string& word);
