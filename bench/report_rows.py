@@ -49,7 +49,6 @@ WASMTIME = {"default": "default", "batch": "batches of 16", "keep": "keep reside
             "scan": "keep, scan"}
 # Pages changed, and how many cycles of them a round has.
 CYCLES = {0: 800, 1: 800, 4: 600, 16: 400, 64: 150, 256: 60}
-THREADS = (1, 2, 4, 8)
 # Rows without other contenders.
 ALONE = {"only": (OURS["C++"],), "family": "C++"}
 
@@ -155,25 +154,24 @@ class Row:
         return None
 
 
-def recycle(section, more, suffix, counts, **options):
+def cycles(section, more, suffix, counts, **options):
     """Rows of cycles. A fork takes as long as a thousand of these: one has it."""
     rows = []
     for pages in ("same", "others", "mixed"):
         for k in (32,) if pages == "mixed" else counts:
             if k or pages == "same":
+                usual = {"cycles": CYCLES.get(k, 250),
+                         "without": () if (section, k) == ("recycle", 16) else ("fork",)}
                 rows.append(Row(section, f"{pages}, k={k}{suffix}",
-                                f"work=cycle pages={pages} k={k}{more}",
-                                cycles=CYCLES.get(k, 250),
-                                without=() if (section, k) == ("recycle", 16) else
-                                ("fork",), **options))
+                                f"work=cycle pages={pages} k={k}{more}", **usual | options))
     return rows
 
 
 def all_rows():
-    rows = recycle("recycle", "", "", CYCLES, count=True, variants="all")
-    rows += recycle("recycle, 4 MiB", " of_kib=4096 memory_kib=4096", " of 4 MiB",
-                    list(CYCLES)[1:], count=True, variants="all")
-    rows += recycle("whole pages", " whole=1", ", all of each page", (1, 16, 64, 256))
+    rows = cycles("recycle", "", "", CYCLES, count=True, variants="all")
+    rows += cycles("recycle, 4 MiB", " of_kib=4096 memory_kib=4096", " of 4 MiB",
+                   list(CYCLES)[1:], count=True, variants="all")
+    rows += cycles("whole pages", " whole=1", ", all of each page", (1, 16, 64, 256))
     for new, image in ((0, "known image"), (1, "new image")):
         for k in CYCLES:
             rows.append(Row("first cycle", f"of a slot, {image}, k={k}",
@@ -200,19 +198,15 @@ def all_rows():
                         cycles=400 if value == "memory_ns" else 50))
     for order in ("overlapping", "waiting"):
         rows.append(Row("lookup", f"an address in 16 pools, {order}",
-                        f"work=locate order={order}", value="lookup_ns",
-                        **ALONE))
+                        f"work=locate order={order}", value="lookup_ns", **ALONE))
     for grown in (1, 16):
         rows.append(Row("growth", f"by {grown * 64} KiB in each cycle, all written",
-                        f"work=cycle k=0 grown={grown} max_kib=8192", cycles=400 // grown + 40,
-                        count=True, without=("limit", "fork")))
-    for pages in ("same", "others", "mixed"):
-        for k in (32,) if pages == "mixed" else (1, 16, 64):
-            rows.append(Row("threads", f"{pages}, k={k}",
-                            # Long enough that threads which share a core take turns.
-                            f"work=cycle pages={pages} k={k} ms=40 parts=1",
-                            value="per_second", cycles=1_000_000, each=("threads", THREADS),
-                            without=("fork", "batches", "0.33", "keep, scan")))
+                        f"work=cycle k=0 grown={grown} max_kib=8192", count=True,
+                        cycles=400 // grown + 40, without=("limit", "fork")))
+    # Long enough that threads which share a core take turns.
+    rows += cycles("threads", " ms=40 parts=1", "", (1, 16, 64), value="per_second",
+                   cycles=1_000_000, each=("threads", (1, 2, 4, 8)),
+                   without=("fork", "batches", "0.33", "keep, scan"))
     rows.append(Row("many images", "1,000 of 64 KiB over 64 slots, k=4",
                     "work=cycle k=4 image_kib=64 images=1000 slots=64", cycles=640,
                     without=("limit", "fork")))
@@ -231,16 +225,14 @@ def all_rows():
         rows.append(Row(
             "idle slots", f"10,000 of {most}, 16 pages read, 4 changed",
             f"work=many slots=10000 k=4 reads=16 memory_kib=4096 max_kib={max_kib} "
-            f"stride_kib={stride_kib}", value="idle_private_kib", rounds=1,
-            **ALONE))
+            f"stride_kib={stride_kib}", value="idle_private_kib", rounds=1, **ALONE))
     for pages in ("same", "others"):
         rows.append(Row("SQLite", f"{pages} rows", f"work=sqlite pages={pages}",
                         value="mean_ns", cycles=30, count=True, variants=(COPIED,),
                         without=("limit", "fork")))
     for slots in (64, 10000):
         rows.append(Row("a new pool", f"of {slots:,} slots, until its first guest runs",
-                        f"work=create slots={slots}", value="all_ns", fresh=True,
-                        **ALONE))
+                        f"work=create slots={slots}", value="all_ns", fresh=True, **ALONE))
     for pages, which in (("same", "the rows that it learned from"),
                          ("others", "other rows")):
         for cache in ("warm", "cold") if pages == "same" else ("warm",):
@@ -250,11 +242,9 @@ def all_rows():
                             fresh=True, variants=(NO_SET,), family="C++",
                             only=(OURS["C++"], READ_FILE, MAP_FILE)))
     rows.append(Row("image files", "open and bind, all pages stored", "work=size",
-                    value="all_ns", fresh=True, each=("mib", (1, 64, 1024)),
-                    **ALONE))
+                    value="all_ns", fresh=True, each=("mib", (1, 64, 1024)), **ALONE))
     rows.append(Row("image files", "50 that share nine tenths of their pages, in a store",
-                    "work=store images=50 mib=4", value="files", rounds=1,
-                    **ALONE))
+                    "work=store images=50 mib=4", value="files", rounds=1, **ALONE))
     for what, title in (("bytes", "build one from bytes"),
                         ("write", "write one, with digests, synced"),
                         ("verify", "open one and verify all"),

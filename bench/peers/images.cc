@@ -16,10 +16,10 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
+#include "bench/peers/guest.h"
+#include "bench/peers/rows.h"
+#include "bench/peers/ways.h"
 #include "firsttouch/bench/fixture.h"
-#include "firsttouch/bench/peers/guest.h"
-#include "firsttouch/bench/peers/rows.h"
-#include "firsttouch/bench/peers/ways.h"
 #include "firsttouch/bench/readings.h"
 #include "firsttouch/examples/tenants.h"
 #include "firsttouch/init/image.h"

@@ -28,11 +28,11 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "bench/peers/guest.h"
+#include "bench/peers/rows.h"
+#include "bench/peers/thread_pool.h"
+#include "bench/peers/ways.h"
 #include "firsttouch/bench/fixture.h"
-#include "firsttouch/bench/peers/guest.h"
-#include "firsttouch/bench/peers/rows.h"
-#include "firsttouch/bench/peers/thread_pool.h"
-#include "firsttouch/bench/peers/ways.h"
 #include "firsttouch/bench/readings.h"
 #include "firsttouch/examples/system_calls.h"
 #include "firsttouch/examples/tenants.h"

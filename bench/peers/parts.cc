@@ -21,10 +21,10 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "bench/peers/guest.h"
+#include "bench/peers/rows.h"
+#include "bench/peers/ways.h"
 #include "firsttouch/bench/fixture.h"
-#include "firsttouch/bench/peers/guest.h"
-#include "firsttouch/bench/peers/rows.h"
-#include "firsttouch/bench/peers/ways.h"
 #include "firsttouch/bench/readings.h"
 #include "firsttouch/locator/locator.h"
 #include "firsttouch/service/memory.h"

@@ -6,7 +6,7 @@
 
 #include <string>
 
-#include "firsttouch/bench/peers/guest.h"
+#include "bench/peers/guest.h"
 
 namespace firsttouch::bench {
 

@@ -1,4 +1,4 @@
-#include "firsttouch/bench/peers/ways.h"
+#include "bench/peers/ways.h"
 
 #include <sys/mman.h>
 
