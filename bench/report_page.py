@@ -106,9 +106,9 @@ def text_table(lines):
 def text(report):
     """Tables and goals, for a terminal."""
     lines = [f"{what}: {told}" for what, told in report["about"].items()]
-    lines += ["x: as a multiple of firsttouch's; flt: page faults, calls: system calls, sigs:",
-              "signals, TLB: shootdowns of the machine, all per cycle; what the other columns",
-              "are says bench/README.md; times among them are in us"]
+    lines += ["x: as a multiple of firsttouch's; flt: page faults, calls: system calls,",
+              "sigs: signals, TLB: shootdowns of the machine, all per cycle; what the other",
+              "columns are says bench/README.md; times among them are in us"]
     for row in report["rows"]:
         table, failed = row_lines(row)
         lines += ["", f"{row['section']}: {row['title']} ({UNITS[row['value']][0]})"]

@@ -34,15 +34,11 @@ namespace firsttouch::bench {
 class Request {
  public:
   explicit Request(const std::string& line) {
-    for (const auto word : absl::StrSplit(line, ' ', absl::SkipEmpty())) {
-      const std::pair<std::string, std::string> pair =
-          absl::StrSplit(word, absl::MaxSplits('=', 1));
-      if (verb.empty()) {
-        verb = pair.first;
-      } else {
-        words_.insert(pair);
-      }
-    }
+    const std::pair<std::string, std::string> parts =
+        absl::StrSplit(line, absl::MaxSplits(' ', 1));
+    verb = parts.first;
+    // Of a map these are keys and values in turns.
+    words_ = absl::StrSplit(parts.second, absl::ByAnyChar(" ="));
   }
   std::string Text(const std::string& name) const {
     const auto found = words_.find(name);
