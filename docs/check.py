@@ -224,7 +224,7 @@ def uses(root):
             continue
         # One rule after the other, as buildifier has them.
         for rule in re.findall(r"^\w+\(\n(?:    .*\n|\n)*\)", path.read_text(), re.M):
-            name = re.search(r'^    name = "(\w+)"', rule, re.M)
+            name = re.search(r'^    name = "([\w/]+)"', rule, re.M)
             kind = rule[:rule.index("(")]
             if name is None or "test" in kind or "test" in name.group(1) or "testonly = " in rule:
                 continue
