@@ -1,5 +1,5 @@
 // What is read while something is measured: the time, and what the kernel
-// counts by itself; and how many readings become one number.
+// counts by itself.
 
 #ifndef FIRSTTOUCH_BENCH_READINGS_H_
 #define FIRSTTOUCH_BENCH_READINGS_H_
@@ -52,21 +52,8 @@ std::optional<double> MedianRatio(const std::vector<double>& numerators,
 // What the clock and the loop around a cycle take by themselves, in ticks.
 double EmptyLoopTicks();
 
-// Cycles of one thread that followed each other without a gap, and a round of
-// them: in one thread, or in several at the same time. None may be empty.
+// Of cycles of one thread that followed each other without a gap.
 using Ticks = std::vector<uint64_t>;
-
-// Without the clock's share.
-struct RoundTimes {
-  // The cycles' median, of the slowest thread.
-  double median_ns = 0;
-  // The mean of all, in which what happens every some cycles shows. Cycles of
-  // more than ten medians and half a ms are left out: in these the thread did
-  // not run, another program did.
-  double mean_ns = 0;
-  double cycles = 0;
-};
-RoundTimes TimesOfRound(const std::vector<Ticks>& ticks_of_threads);
 
 // Page faults so far, of this process, those that another thread has served
 // among them, and of its children that have ended (getrusage).

@@ -107,6 +107,27 @@ class Rows(unittest.TestCase):
         self.assertIn("some: there is no such way", ran.stderr)
 
 
+class Times(unittest.TestCase):
+    """On made-up readings."""
+
+    def times(self, readings):
+        answer = report.with_times({"ns": readings})
+        return answer["median_ns"], answer["mean_ns"]
+
+    def test_what_happens_now_and_then_is_in_the_mean_only(self):
+        self.assertEqual(self.times([10_000] * 90 + [60_000] * 10), (10_000, 15_000))
+
+    def test_time_slices_of_others_are_in_neither(self):
+        self.assertEqual(self.times([10_000] * 99 + [4_000_000]), (10_000, 10_000))
+
+    def test_long_cycles_are_not_taken_for_time_slices(self):
+        self.assertEqual(self.times([900_000, 1_000_000, 2_000_000]), (1_000_000, 1_300_000))
+
+    def test_short_cycles_are_measured_finer_than_the_clocks_steps(self):
+        # A clock that stands still, and then moves by four cycles at once.
+        self.assertEqual(self.times([200, 0, 0, 0] * 100), (50, 50))
+
+
 class Counters(unittest.TestCase):
     """On made-up answers."""
 

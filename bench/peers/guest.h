@@ -71,12 +71,21 @@ class Answer {
   void Text(const std::string& name, const std::string& value) {
     parts_.push_back(absl::StrCat("\"", name, "\":\"", value, "\""));
   }
-  // Of each thread, in which so many cycles together are one reading.
-  void Times(const std::vector<Ticks>& ticks, uint64_t together = 1) {
-    const RoundTimes times = TimesOfRound(ticks);
-    Number("median_ns", times.median_ns);
-    Number("mean_ns", times.mean_ns);
-    Number("cycles", times.cycles * static_cast<double>(together));
+  // In ns, without the clock's share. report.py takes a median and a mean of
+  // it.
+  void Readings(const std::string& name, const Ticks& ticks) {
+    std::vector<std::string> all;
+    for (const uint64_t one : ticks) {
+      const double own = static_cast<double>(one) - EmptyLoopTicks();
+      all.push_back(absl::StrFormat("%.1f", own / TicksPerNs()));
+    }
+    parts_.push_back(
+        absl::StrCat("\"", name, "\":[", absl::StrJoin(all, ","), "]"));
+  }
+  // One reading for so many cycles together.
+  void Cycles(const Ticks& ticks, uint64_t together = 1) {
+    Readings("ns", ticks);
+    Number("cycles", ticks.size() * together);
   }
   void Sum(uint64_t sum) { Text("sum", absl::StrFormat("%016x", sum)); }
   void Print() const {

@@ -339,42 +339,42 @@ class WarmRow {
     if (shootdowns.has_value() && shootdowns_before.has_value()) {
       answer.Number("shootdowns", *shootdowns - *shootdowns_before);
     }
-    std::vector<Ticks> ticks;
+    Ticks ticks;
     Ticks acquire;
     Ticks release;
     uint64_t sum = 0;
-    uint64_t readings = 0;
     uint64_t begun = UINT64_MAX;
     uint64_t ended = 0;
     for (const auto& worker : workers_) {
-      ticks.push_back(worker->ticks);
       const auto add = [](Ticks& all, const Ticks& some) {
         all.insert(all.end(), some.begin(), some.end());
       };
+      add(ticks, worker->ticks);
       add(acquire, worker->acquire_ticks);
       add(release, worker->release_ticks);
       sum += worker->sum;
       begun = std::min(begun, worker->begun);
       ended = std::max(ended, worker->ended);
-      readings += worker->ticks.size();
     }
-    answer.Times(ticks, slots_);
+    const uint64_t done = ticks.size() * slots_;
     // Of all that passed, also while a thread waited for a core or for a lock.
-    answer.Number("per_second", 1e9 * static_cast<double>(readings * slots_) /
-                                    TicksToNs(ended - begun));
+    answer.Number("per_second",
+                  1e9 * static_cast<double>(done) / TicksToNs(ended - begun));
     if (sqlite_) {
-      Ticks recycle(acquire.size());
       std::transform(acquire.begin(), acquire.end(), release.begin(),
-                     recycle.begin(), std::plus<>());
-      const RoundTimes recycled = TimesOfRound({recycle});
-      answer.Number("recycle_median_ns", recycled.median_ns);
-      answer.Number("recycle_mean_ns", recycled.mean_ns);
+                     acquire.begin(), std::plus<>());
+      answer.Readings("recycle_ns", acquire);
     } else if (!release.empty()) {
       answer.Number("acquire_p999_ns", TicksToNs(Quantile(acquire, 0.999)));
       answer.Number("release_p999_ns", TicksToNs(Quantile(release, 0.999)));
     }
-    // Who is faster comes further in a time, and reads more.
-    if (ms == 0 && !sqlite_) answer.Sum(sum);
+    if (ms != 0) {
+      // Who is faster comes further in a time, and reads more.
+      answer.Number("cycles", done);
+      return;
+    }
+    answer.Cycles(ticks, slots_);
+    if (!sqlite_) answer.Sum(sum);
   }
 
   bool FindsClean() {

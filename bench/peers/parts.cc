@@ -233,8 +233,8 @@ void TouchRound(const std::string& way, const Request& request,
     ticks.push_back(NowTicks() - start);
     faults += (pool ? pool->Stats().faults() : Faults()) - before;
   }
-  answer.Times({ticks});
-  answer.Number("touch_median_ns", TicksToNs(Median(ticks)));
+  answer.Cycles(ticks);
+  answer.Readings("touch_ns", ticks);
   answer.Number("faults", faults);
   answer.Sum(sum);
 }
@@ -274,7 +274,7 @@ void TrapRound(const std::string& way, const Request& request, Answer& answer) {
   for (uint64_t i = 0; i <= request.Number("cycles", 400) / kTogether; ++i) {
     ticks.push_back(TicksOfTraps(outside, write, kTogether) / kTogether);
   }
-  answer.Times({ticks}, kTogether);
+  answer.Cycles(ticks, kTogether);
   answer.Number("trapped", g_traps);
 }
 
@@ -405,7 +405,7 @@ void SlotsRound(const std::string& way, const Request& request,
     for (uint64_t i = 0; i < count; ++i) {
       all[i] = acquire[i] + touch[i] + release[i];
     }
-    answer.Times({all});
+    answer.Cycles(all);
     answer.Number("faults", faults);
     answer.Sum(sum);
     return;
@@ -489,7 +489,7 @@ void FloorRound(const std::string&, const Request& request, Answer& answer) {
     }
     ticks.push_back(NowTicks() - begun);
   }
-  answer.Times({ticks});
+  answer.Cycles(ticks);
 }
 
 }  // namespace firsttouch::bench

@@ -73,6 +73,14 @@ impl Answer {
     fn text(&mut self, name: &str, value: &str) {
         self.0.push(format!("\"{name}\":{value:?}"));
     }
+    /// In ns. report.py takes a median and a mean of it.
+    fn readings(&mut self, name: &str, ticks: &[u64]) {
+        let ns: Vec<String> = ticks
+            .iter()
+            .map(|ticks| format!("{:.1}", *ticks as f64 / ticks_per_ns()))
+            .collect();
+        self.0.push(format!("\"{name}\":[{}]", ns.join(",")));
+    }
     fn print(&self) {
         println!("{{{}}}", self.0.join(","));
         std::io::stdout().flush().unwrap();
@@ -132,21 +140,6 @@ fn footprint() -> [f64; 4] {
             .lines()
             .count() as f64,
     ]
-}
-
-fn quantile(sorted: &[u64], part: f64) -> f64 {
-    sorted[((sorted.len() - 1) as f64 * part).round() as usize] as f64
-}
-
-/// Without cycles in which another program ran, as readings.cc has it.
-fn mean_ns(sorted: &[u64]) -> f64 {
-    let longest = (10.0 * quantile(sorted, 0.5)).max(500_000.0 * ticks_per_ns());
-    let own: Vec<f64> = sorted
-        .iter()
-        .map(|ticks| *ticks as f64)
-        .filter(|ticks| *ticks <= longest)
-        .collect();
-    own.iter().sum::<f64>() / own.len() as f64 / ticks_per_ns()
 }
 
 // --- Images ------------------------------------------------------------------
@@ -567,30 +560,19 @@ impl Row {
         let before = faults();
         let parts = self.all(|| Job::Cycles(cycles, counted));
         let faults = faults() - before;
-        let done: u64 = parts.iter().map(|(part, _)| part.ticks.len() as u64).sum();
-        let times = |name: &str, parts: &[Vec<u64>], answer: &mut Answer| {
-            let (mut median, mut mean) = (0.0_f64, 0.0);
-            for ticks in parts {
-                let mut sorted = ticks.clone();
-                sorted.sort();
-                median = median.max(quantile(&sorted, 0.5) / ticks_per_ns());
-                mean += mean_ns(&sorted) / parts.len() as f64;
-            }
-            answer.number(&format!("{name}median_ns"), median);
-            answer.number(&format!("{name}mean_ns"), mean);
-        };
-        let of = |parts: &[(Part, bool)]| -> Vec<Vec<u64>> {
-            parts.iter().map(|(part, _)| part.ticks.clone()).collect()
-        };
-        times("", &of(&parts), answer);
-        if !parts[0].0.touch_ticks.is_empty() {
-            let touches: Vec<_> = parts
+        let all = |parts: &[(Part, bool)], of: fn(&Part) -> &Vec<u64>| -> Vec<u64> {
+            parts
                 .iter()
-                .map(|(part, _)| part.touch_ticks.clone())
-                .collect();
-            times("touch_", &touches, answer);
+                .flat_map(|(part, _)| of(part))
+                .copied()
+                .collect()
+        };
+        let times = all(&parts, |part| &part.ticks);
+        let touches = all(&parts, |part| &part.touch_ticks);
+        if !touches.is_empty() {
+            answer.readings("touch_ns", &touches);
         }
-        let done = done as f64 * request.number("slots", 1) as f64;
+        let done = times.len() as f64 * request.number("slots", 1) as f64;
         answer.number("cycles", done);
         // Of all that passed, also while a thread waited for a core or for a lock.
         let begun = parts.iter().map(|(part, _)| part.begun).min().unwrap();
@@ -598,16 +580,18 @@ impl Row {
         let ns = (ended - begun) as f64 / ticks_per_ns();
         answer.number("per_second", 1e9 * done / ns);
         answer.number("faults", faults as f64);
-        // Who is faster comes further in a time, and reads more.
-        if request.number("ms", 0) == 0 {
-            let sum = parts
-                .iter()
-                .fold(0_u64, |sum, (part, _)| sum.wrapping_add(part.sum));
-            answer.text("sum", &format!("{sum:016x}"));
+        if request.number("ms", 0) != 0 {
+            // Who is faster comes further in a time, and reads more.
+            return;
         }
+        answer.readings("ns", &times);
+        let sum = parts
+            .iter()
+            .fold(0_u64, |sum, (part, _)| sum.wrapping_add(part.sum));
+        answer.text("sum", &format!("{sum:016x}"));
         if !counted {
             let rest = self.all(|| Job::Rest(cycles.div_ceil(4).max(40)));
-            times("rest_", &of(&rest), answer);
+            answer.readings("rest_ns", &all(&rest, |part| &part.ticks));
         }
     }
 }
@@ -636,7 +620,7 @@ fn first_cycles(way: &str, modules: &Modules, request: &Request, answer: &mut An
     let supply = Supply::new(way, &sizes_for(slots + 1));
     let app = supply.app(&with_data(&modules.guest, &image_bytes(0, 1 << 20)));
     let rest = supply.app(&modules.rest);
-    let timed = |apps: &[&App], sum: &mut u64| -> f64 {
+    let timed = |apps: &[&App], sum: &mut u64| -> Vec<u64> {
         let mut guests = Vec::new();
         let mut times = Vec::new();
         for (i, app) in apps.iter().enumerate() {
@@ -651,8 +635,7 @@ fn first_cycles(way: &str, modules: &Modules, request: &Request, answer: &mut An
             drop(guest);
             times[i] += ticks() - begun;
         }
-        times.sort();
-        mean_ns(&times)
+        times
     };
     let mut sum = 0;
     for _ in 0..20 {
@@ -670,13 +653,13 @@ fn first_cycles(way: &str, modules: &Modules, request: &Request, answer: &mut An
         .map(|i| new_apps.get(i).unwrap_or(&app))
         .collect();
     let before = faults();
-    let mean = timed(&apps, &mut sum);
+    let times = timed(&apps, &mut sum);
     answer.number("faults", (faults() - before) as f64);
+    answer.readings("ns", &times);
     answer.number("cycles", slots as f64);
-    answer.number("mean_ns", mean);
     answer.text("sum", &format!("{sum:016x}"));
     let rests = vec![&rest; slots as usize];
-    answer.number("rest_mean_ns", timed(&rests, &mut 0));
+    answer.readings("rest_ns", &timed(&rests, &mut 0));
     drop(held);
 }
 
@@ -701,10 +684,9 @@ fn traps(way: &str, modules: &Modules, request: &Request, answer: &mut Answer) {
         trapped += u64::from(end.is_err());
     }
     answer.number("first_ns", times[0] as f64 / ticks_per_ns());
-    times.sort();
     answer.number("cycles", times.len() as f64);
     answer.number("trapped", trapped as f64);
-    answer.number("mean_ns", mean_ns(&times));
+    answer.readings("ns", &times);
     // A call that comes back takes this.
     let mut rest = Vec::new();
     for _ in 0..200 {
@@ -712,8 +694,7 @@ fn traps(way: &str, modules: &Modules, request: &Request, answer: &mut Answer) {
         peek.call(&mut guest.store, 64).unwrap();
         rest.push(ticks() - begun);
     }
-    rest.sort();
-    answer.number("rest_mean_ns", mean_ns(&rest));
+    answer.readings("rest_ns", &rest);
 }
 
 /// What a pool of so many slots takes: time for its parts, and memory.
@@ -747,13 +728,10 @@ fn many(way: &str, modules: &Modules, request: &Request, answer: &mut Answer) {
         release.push(ticks() - begun);
     }
     let idle = footprint();
-    for (name, times) in [("acquire", acquire), ("touch", touch), ("release", release)] {
-        let mut times = times;
+    for (name, mut times) in [("acquire", acquire), ("touch", touch), ("release", release)] {
         times.sort();
-        answer.number(
-            &format!("{name}_ns"),
-            quantile(&times, 0.5) / ticks_per_ns(),
-        );
+        let median = times[times.len() / 2] as f64;
+        answer.number(&format!("{name}_ns"), median / ticks_per_ns());
     }
     for (state, now) in [("busy", busy), ("idle", idle)] {
         for (i, what) in ["private_kib", "pss_kib", "tables_kib", "mappings"]
@@ -862,8 +840,7 @@ impl Sqlite {
         assert_eq!(guest.call("mine", 4711_i64), 1, "mine");
         assert_eq!(guest.call("foreign", 4711_i64), 0, "foreign");
         answer.number("cycles", times.len() as f64);
-        times.sort();
-        answer.number("mean_ns", mean_ns(&times));
+        answer.readings("ns", &times);
         answer.text("sum", &format!("{sum:016x}"));
     }
 }

@@ -74,10 +74,13 @@ int main() {
       ticks.push_back(NowTicks() - begun);
     }
     if (marked) prctl(0x66740002, 0, 0, 0, 0);
-    std::printf(R"({"cycles":%d,"faults":%lu,"mean_ns":%.1f})", cycles,
-                Faults() - faults,
-                firsttouch::bench::TimesOfRound({ticks}).mean_ns);
-    std::puts("");
+    std::printf(R"({"cycles":%d,"faults":%lu,"ns":[)", cycles,
+                Faults() - faults);
+    for (size_t i = 0; i < ticks.size(); ++i) {
+      std::printf("%s%.1f", i == 0 ? "" : ",",
+                  firsttouch::bench::TicksToNs(ticks[i]));
+    }
+    std::puts("]}");
     std::fflush(stdout);
   }
   return 0;
