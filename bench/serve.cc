@@ -22,6 +22,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/bench/fixture.h"
+#include "firsttouch/bench/page_cache.h"
 #include "firsttouch/bench/serve.pb.h"
 #include "firsttouch/bench/serve_guests.h"
 #include "firsttouch/bench/serve_report.h"
@@ -57,8 +58,8 @@ std::string Situation(const ServeRow& row) {
 
 namespace {
 
-constexpr const char* kGuestWays[] = {kMappingName, kExampleName, kSetName,
-                                      kUncheckedName, kNoSetName, kLimitName};
+constexpr const char* kGuestWays[] = {kMappingName,   kExampleName, kSetName,
+                                      kUncheckedName, kNoSetName,   kLimitName};
 constexpr const char* kFaultWays[] = {kBareLoopName, kPageName};
 
 struct Sizes {
@@ -87,8 +88,7 @@ void Measure(const ServedFile& file, const TouchPattern& pattern,
 // Nothing where the page cache can be emptied of the file; otherwise why not.
 std::string WhyNeverCold(const ServedFile& file) {
   file.FillPageCache();
-  file.DropFromPageCache();
-  const uint64_t left = file.CachedBytes();
+  const uint64_t left = DropFromPageCache(file.path()) * kPageBytes;
   if (left * 100 <= file.bytes()) return "";
   return absl::StrCat("page cache cold: ", Size(left), " of ", file.path(),
                       " stay in the page cache; is it on a disk?");

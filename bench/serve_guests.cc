@@ -23,6 +23,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/bench/fixture.h"
+#include "firsttouch/bench/page_cache.h"
 #include "firsttouch/bench/readings.h"
 #include "firsttouch/bench/serve_processes.h"
 #include "firsttouch/init/image.h"
@@ -425,7 +426,7 @@ ServeRow RunGuests(const ServedFile& file, const TouchPattern& pattern,
     });
   }
   if (row.page_cache() == "cold") {
-    file.DropFromPageCache();
+    DropFromPageCache(file.path());
   } else {
     file.FillPageCache();
   }
@@ -474,32 +475,14 @@ ServedFile::ServedFile(std::string path, uint64_t bytes)
 }
 
 uint64_t ServedFile::CachedBytes() const {
-  const UniqueFd fd = OpenFile(path_);
-  std::byte* const mapped =
-      MapOrDie(bytes(), PROT_READ, MAP_SHARED, fd.get(), data_offset_);
-  std::vector<unsigned char> pages(words_.size());
-  if (mincore(mapped, bytes(), pages.data()) != 0) Die("mincore failed");
-  munmap(mapped, bytes());
-  return kPageBytes * static_cast<uint64_t>(std::count_if(
-                          pages.begin(), pages.end(),
-                          [](unsigned char page) { return (page & 1) != 0; }));
+  return CachedPages(path_) * kPageBytes;
 }
 
 void ServedFile::FillPageCache() const {
-  if (CachedBytes() == bytes()) return;
+  if (CachedBytes() >= bytes()) return;
   const UniqueFd fd = OpenFile(path_);
   std::vector<char> buffer(1 << 20);
   while (read(fd.get(), buffer.data(), buffer.size()) > 0) {
-  }
-}
-
-void ServedFile::DropFromPageCache() const {
-  // Pages that are just being read, or were, may stay the first time.
-  constexpr int kTries = 100;
-  const UniqueFd fd = OpenFile(path_);
-  for (int i = 0; i < kTries && CachedBytes() > bytes() / 100; ++i) {
-    posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED);
-    usleep(1000);
   }
 }
 

@@ -49,10 +49,9 @@ class ServedFile {
   // The first eight bytes of a page.
   uint64_t WordOf(PageIndex page) const { return words_[page.value()]; }
 
-  // What the page cache has of the pages.
+  // What the page cache has of the file.
   uint64_t CachedBytes() const;
   void FillPageCache() const;
-  void DropFromPageCache() const;
 
  private:
   const std::string path_;

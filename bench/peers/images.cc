@@ -20,6 +20,7 @@
 #include "bench/peers/rows.h"
 #include "bench/peers/ways.h"
 #include "firsttouch/bench/fixture.h"
+#include "firsttouch/bench/page_cache.h"
 #include "firsttouch/bench/readings.h"
 #include "firsttouch/examples/tenants.h"
 #include "firsttouch/init/image.h"
@@ -126,33 +127,6 @@ void WriteSqlite(uint64_t rows, bool with_set, const std::string& file) {
   const ImageRef image = database->memories().front().image;
   if (!with_set) image->working_set().Replace({}, {});
   OrDie(WriteImageFile(*image, file).status());
-}
-
-// Returns how many pages of the file the kernel keeps all the same, as it does
-// those of tmpfs.
-int64_t DropFromPageCache(const std::string& file) {
-  const UniqueFd fd(open(file.c_str(), O_RDONLY | O_CLOEXEC));
-  struct stat status = {};
-  if (!fd || fstat(fd.get(), &status) != 0) {
-    Die(absl::StrCat("cannot open ", file));
-  }
-  const auto bytes = static_cast<uint64_t>(status.st_size);
-  void* const view = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, fd.get(), 0);
-  if (view == MAP_FAILED) Die("mmap of the file failed");
-  std::vector<unsigned char> cached(PagesRoundedUp(bytes).value());
-  int64_t left = 0;
-  // Pages that are just being written to the disk stay the first time.
-  for (int tries = 0; tries < 100; ++tries) {
-    fdatasync(fd.get());
-    posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED);
-    if (mincore(view, bytes, cached.data()) != 0) Die("mincore failed");
-    left = std::count_if(cached.begin(), cached.end(),
-                         [](unsigned char page) { return (page & 1) != 0; });
-    if (left == 0) break;
-    usleep(1000);
-  }
-  munmap(view, bytes);
-  return left;
 }
 
 // A file all of whose pages are stored.
