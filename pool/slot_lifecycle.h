@@ -26,8 +26,8 @@
 //                  never leased again.
 //
 // In kReturning and kParking, the thread that restores may touch pages that the
-// host took from the memory while it was held (MADV_DONTNEED): such a fault is
-// resolved as in a lease.
+// host took from the memory (MADV_DONTNEED): such a fault is resolved as in a
+// lease.
 
 #ifndef FIRSTTOUCH_POOL_SLOT_LIFECYCLE_H_
 #define FIRSTTOUCH_POOL_SLOT_LIFECYCLE_H_

@@ -59,10 +59,10 @@ class FillForOther {
 
 // Makes missing pages of [first_page, first_page + pages), below the slot's
 // size or above it, private and writable with their initial bytes before they
-// are touched, as if each had been written to. Only for the slot's owner, and
-// only for pages that the kernel does not resolve by itself. After a failure
-// the pages that were made are cleaned by a release, and the missing ones are
-// filled at their first touch.
+// are touched, as if each had been written to. For the slot's owner, or a
+// thread in its memory, and only for pages that the kernel does not resolve by
+// itself. After a failure the pages that were made are cleaned by a release,
+// and the missing ones are filled at their first touch.
 FaultResult FillPrivate(FaultPool& fault_pool, uint32_t slot,
                         uint64_t first_page, uint64_t pages) noexcept;
 

@@ -2,6 +2,8 @@
 // image and zeroes, whatever the leases before have left in the slot; and where
 // the images are small, a pool comes to need neither the kernel nor a fault.
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -75,6 +77,7 @@ class ImageRotationTest : public testing::TestWithParam<Way> {
                       .max_memory_bytes = kMemoryPages * kPageBytes,
                       .guard_after_bytes = 1 << 20};
     options.supply = Asking(GetParam());
+    options.trap_callback = JumpOutOfTrap;
     absl::StatusOr<std::unique_ptr<Service>> service =
         CreateService(GetParam(), options);
     ASSERT_TRUE(service.ok()) << service.status();
@@ -172,6 +175,46 @@ TEST_P(ImageRotationTest, SmallImagesComeToNeedNeitherAFaultNorTheKernel) {
   EXPECT_EQ(after.binds - before.binds, 5 * images.size());
   EXPECT_EQ(after.faults(), before.faults());
   EXPECT_EQ(after.kernel_calls, before.kernel_calls);
+}
+
+// Somebody unmaps a page of a slot that nobody has. Whoever acquires memory
+// from then on gets an error, or memory as it must be.
+TEST_P(ImageRotationTest, APageThatIsLostWhileItsSlotIsIdleIsNeverReplaced) {
+  constexpr uint64_t kPages = 8;
+  constexpr uint64_t kPage = 3;
+  const TestImage images[] = {MakeImage(1, kPages), MakeImage(3, kPages)};
+  Make(/*slots=*/1);
+  std::byte* lost = nullptr;
+  for (const TestImage& image : {images[0], images[1], images[0]}) {
+    Memory memory = Acquire(image, kPages);
+    Store(memory, kPage * kPageBytes, 99);
+    lost = memory.base() + kPage * kPageBytes;
+    ASSERT_TRUE(memory.Release().ok());
+  }
+  ASSERT_EQ(munmap(lost, kPageBytes), 0);
+  for (int i = 0; i < 6; ++i) {
+    const TestImage& image = images[(i + 1) % 2];
+    absl::StatusOr<Memory> memory = service_->Acquire(
+        {.image = image.image, .size_bytes = kPages * kPageBytes});
+    if (!memory.ok()) {
+      EXPECT_EQ(service_->Stats().slots_quarantined, 1u) << memory.status();
+      continue;
+    }
+    for (uint64_t page = 0; page < kPages; ++page) {
+      EXPECT_EQ(Load(*memory, page * kPageBytes), image.InitialByte(page))
+          << "page " << page << " of lease " << i;
+    }
+    EXPECT_TRUE(
+        TrapOf([&] { Load(*memory, kPages * kPageBytes); }).has_value());
+    Store(*memory, kPage * kPageBytes, 98);
+    memory->Release().IgnoreError();
+    // Smaller than the page is far, in turns.
+    absl::StatusOr<Memory> smaller =
+        service_->Acquire({.size_bytes = kPage * kPageBytes});
+    if (!smaller.ok()) continue;
+    EXPECT_TRUE(
+        TrapOf([&] { Load(*smaller, kPage * kPageBytes); }).has_value());
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Ways, ImageRotationTest, AllWays(), WayName);

@@ -152,6 +152,7 @@ absl::Status PrepareSlot(ServicePool& pool, SlotState& slot,
   const uint64_t size_bytes = options.initial_bytes();
   const uint64_t size_pages = PagesRoundedUp(size_bytes).value();
   DropWhatIsDistrusted(pool);
+  HeedDistrust(slot);
   if (absl::Status status = pool.supply->Bind(slot, options.image, size_pages);
       !status.ok()) {
     return status;
@@ -165,7 +166,8 @@ absl::Status PrepareSlot(ServicePool& pool, SlotState& slot,
   }
   slot.initial_bytes = size_bytes;
   slot.remap_wanted = false;
-  slot.exceptions.store(0, std::memory_order_relaxed);
+  // Another thread may have set that one since.
+  slot.exceptions.fetch_and(kSlotDistrusted, std::memory_order_relaxed);
   BeginLease(slot, TermsOf(options));
   return absl::OkStatus();
 }

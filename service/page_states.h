@@ -39,7 +39,7 @@
 // that can be written, and cleared only after the page is gone or protected: a
 // page that can have changed is always in one of these planes. `present` is set
 // after the kernel has mapped the page and may lag behind while a fill is under
-// way. A release and a snapshot need it exactly, so they wait for fills first.
+// way. A release needs it exactly, so it waits for fills first.
 // A dirty or untracked page that is not present is one whose fill was not
 // completed (it failed, or was left by longjmp): a release drops it, since it
 // may or may not be there. A clean page can be there without `present` only

@@ -238,10 +238,21 @@ absl::Status Demote(ServicePool& pool, SlotState& slot) {
 void DropWhatIsDistrusted(ServicePool& pool) {
   if (!pool.supply->DistrustsPages()) return;
   for (uint32_t i = 0; i < pool.layout.slots(); ++i) {
-    pool.slots[i].exceptions.fetch_or(kSlotDropped, std::memory_order_relaxed);
+    pool.slots[i].exceptions.fetch_or(kSlotDistrusted,
+                                      std::memory_order_relaxed);
   }
   // Free slots keep pages for a lease that begins on the steady path.
   TrimTo(pool, 0, nullptr).IgnoreError();
+}
+
+void HeedDistrust(SlotState& slot) {
+  if ((slot.exceptions.load(std::memory_order_relaxed) & kSlotDistrusted) ==
+      0) {
+    return;
+  }
+  slot.exceptions.fetch_or(kSlotDropped, std::memory_order_relaxed);
+  slot.exceptions.fetch_and(static_cast<uint8_t>(~kSlotDistrusted),
+                            std::memory_order_relaxed);
 }
 
 void LetGoOfImage(ServicePool& pool, const Image& image,

@@ -45,6 +45,9 @@ void PutOffDemotion(ServicePool& pool, const SlotState& slot);
 // writes the supply may not have been told of. Called off the steady path,
 // where a system call does no harm.
 void DropWhatIsDistrusted(ServicePool& pool);
+// Has the slot's next Bind() or Restore() drop its pages, if any thread has
+// called that since the last one.
+void HeedDistrust(SlotState& slot);
 
 // Called when the last handle of an image is dropped: idle slots unbind it now,
 // other slots at their release. Adds the references that they had to `dropped`,

@@ -38,6 +38,7 @@ absl::Status RestoreAndNote(ServicePool& pool, SlotState& slot,
       slot.tracking != Tracking::kSignal) {
     DropWhatIsDistrusted(pool);
   }
+  HeedDistrust(slot);
   // No page that may have changed is restored in place then.
   const bool drops =
       (slot.exceptions.load(std::memory_order_relaxed) & kSlotDropped) != 0;

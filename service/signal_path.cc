@@ -230,11 +230,12 @@ bool WasFrozen(SlotState& slot, const ucontext_t& context) {
   return left != 0;
 }
 
-// Whether a release or Reset that restores the memory in this thread can go on
-// after a touch that nothing else resolves: other code has unmapped the page or
-// made it inaccessible while the memory was held (munmap, mremap, mprotect,
-// MADV_GUARD_INSTALL), or its contents are not to be had any more. The page is
-// made accessible, with any contents, and the slot is not used again.
+// Whether a release, Reset or bind that restores the memory in this thread can
+// go on after a touch that nothing else resolves: other code has unmapped the
+// page or made it inaccessible (munmap, mremap, mprotect, MADV_GUARD_INSTALL),
+// while the memory was held or idle, or its contents are not to be had any
+// more. The page is made accessible, with any contents, and the slot is not
+// used again.
 bool GoesOnWithoutPage(FaultPool& fault_pool, SlotState& slot,
                        uintptr_t address) {
   const SlotLifecycle lifecycle =

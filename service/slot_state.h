@@ -166,10 +166,14 @@ enum SlotExceptions : uint8_t {
   kSlotDropped = 2,
   // The last handle of its image may have been dropped.
   kSlotImageUnused = 4,
-  // Pages were taken from the memory while it was held (munmap, mprotect by
-  // other code), and a restore found out: see HandleFault(). Set by the fault
-  // path; the slot is not used again.
+  // Pages were taken from the memory (munmap, mprotect by other code), while it
+  // was held or idle, and a restore found out: see HandleFault(). Set by the
+  // fault path; the slot is not used again.
   kSlotLost = 8,
+  // The supply has found out that what the slot knows of its pages may be wrong
+  // (MemorySupply::DistrustsPages). Set by any thread at any time; becomes
+  // kSlotDropped when the slot is next prepared or restored.
+  kSlotDistrusted = 16,
 };
 
 // What a steady cycle touches is in the first three cache lines: a guest
@@ -242,15 +246,16 @@ struct alignas(64) SlotState {
   std::atomic<bool> reads_to_teach{false};
   // Owner. The image's memfd is mapped: its pages are shared until they are
   // written. Where false, they are copied in: always with the backing kCopied,
-  // and with kShared until the slot has a fault on a page of its image.
+  // and with kShared where that costs less (ShowingOf() in uffd_bind.cc).
   bool image_mapped = false;
   // Owner. The image is small and the slot has had another: the first touch of
   // a page copies all of them, and they are not mapped.
   bool image_copied = false;
   // Clean copies of image pages may be there, of which `present` need not know
-  // (page_states.h). Set by the fault path, cleared when they are dropped.
+  // (page_states.h). Set by the fault path, cleared by a bind that drops all.
   std::atomic<bool> has_clean_copies{false};
-  // Such a fault has occurred: the image is to be mapped before the next lease.
+  // Guests read pages of the image that were copied in: it is to be mapped
+  // before the next lease, so that slots share them.
   std::atomic<bool> mapping_wanted{false};
   PoisonedPages poisoned_pages{};
 

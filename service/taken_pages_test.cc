@@ -137,8 +137,9 @@ TEST_P(TakenPagesTest, AReleaseAndAResetRestoreWhatSomebodyTookAway) {
 }
 
 // A page that was taken away is supplied again as a release restores it, by a
-// handler thread that has not finished when the release has.
-TEST_P(TakenPagesTest, ASlotGetsItsNextImageAfterTheFillsForTheLastOne) {
+// handler thread, which wakes the release before it has finished: with the
+// pages behind, from the image of this lease.
+TEST_P(TakenPagesTest, AReleaseWaitsForTheFillsOfItsRestore) {
   if (GetParam().by_mappings() ||
       GetParam().resolve != Resolve::kHandlerThread) {
     GTEST_SKIP() << "no other thread fills";
@@ -150,25 +151,22 @@ TEST_P(TakenPagesTest, ASlotGetsItsNextImageAfterTheFillsForTheLastOne) {
   TakeAway(memory, 2, 1);
   std::atomic<bool> filling{false};
   std::atomic<bool> released{false};
-  std::atomic<bool> acquired{false};
-  std::atomic<bool> acquired_meanwhile{false};
+  std::atomic<bool> released_meanwhile{false};
   const std::thread::id here = std::this_thread::get_id();
   const auto stay = [&](const FakeKernel::Call&) {
     if (std::this_thread::get_id() == here || filling.exchange(true)) return;
-    while (!released) sched_yield();
-    for (int i = 0; i < 2000 && !acquired; ++i) sched_yield();
-    acquired_meanwhile = acquired.load();
+    for (int i = 0; i < 2000 && !released; ++i) sched_yield();
+    released_meanwhile = released.load();
   };
   for (const Op op : {Op::kCopy, Op::kContinue}) kernel_.HookAfter(op, stay);
   ASSERT_EQ(memory.Release(), absl::OkStatus());
   released = true;
-  memory = MustAcquire(images[1]);
-  acquired = true;
   for (const Op op : {Op::kCopy, Op::kContinue}) {
     kernel_.HookAfter(op, nullptr);
   }
   if (!filling) GTEST_SKIP() << "the page is dropped, not restored";
-  EXPECT_FALSE(acquired_meanwhile);
+  EXPECT_FALSE(released_meanwhile);
+  memory = MustAcquire(images[1]);
   EXPECT_EQ(
       FirstDifference(memory, InitialBytes(images[1], kPages * kPageBytes)),
       std::nullopt);

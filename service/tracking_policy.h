@@ -32,8 +32,9 @@
 // kSignal for the h retained ones, kAsync for every page that leases change at
 // all, since a protected page stays private.
 //
-// s, f, g, q are the signal_ns, kernel_fault_ns, first_restore_ns and
-// restore_ns (or restore_zero_ns) of page_costs.h.
+// s, f, g are the signal_ns, kernel_fault_ns and first_restore_ns of
+// page_costs.h. q is what restores of the slot have taken for each page; where
+// that was not measured, restore_ns or restore_zero_ns of page_costs.h.
 
 #ifndef FIRSTTOUCH_SERVICE_TRACKING_POLICY_H_
 #define FIRSTTOUCH_SERVICE_TRACKING_POLICY_H_

@@ -109,19 +109,23 @@ absl::Status RewritePages(const UffdContext& context, SlotState& slot,
                      WordMask(index, 0, touched_pages),
                  restored);
   });
+  // By a handler thread, which may still be at it.
+  WaitForFills(slot);
   slot.size_bytes.store(0, std::memory_order_seq_cst);
   CountOwned(slot.counters.pages_restored, restored.pages);
   const uint8_t exceptions = slot.exceptions.fetch_and(
       static_cast<uint8_t>(~kSlotLost), std::memory_order_relaxed);
   if ((exceptions & kSlotLost) != 0) {
+    // What is mapped in place of the page is not the pool's.
+    slot.place_lost = true;
     return absl::UnavailableError(absl::StrCat(
         "a page at offset ",
         slot.lost_page.load(std::memory_order_relaxed) - slot.base, " of slot ",
         SlotNumber(context.fault_pool, slot), " in pool \"",
         context.fault_pool.name,
         "\" was unmapped or made inaccessible by somebody else while the slot "
-        "was idle, or cannot be supplied: acquire again, which maps the slot "
-        "anew; leave the mappings of a pool alone"));
+        "was idle, or cannot be supplied: the slot is not used again; acquire "
+        "another one, and leave the mappings of a pool alone"));
   }
   // The image's file was cut short.
   if (restored.pages != 0 && (exceptions & kSlotDropped) != 0) {
@@ -209,6 +213,8 @@ absl::Status BindImage(const UffdContext& context, SlotState& slot,
   int memfd = -1;
   if (map) {
     absl::StatusOr<int> on_demand = image->OnDemandMemfd();
+    // Copies have done so far.
+    if (!on_demand.ok() && map_now) return absl::OkStatus();
     if (!on_demand.ok()) return on_demand.status();
     memfd = *on_demand;
   }

@@ -35,9 +35,6 @@ namespace firsttouch {
 
 absl::Status UffdSupply::Bind(SlotState& slot, const ImageRef& image,
                               uint64_t size_pages) {
-  // A page that somebody took away was supplied by a handler thread when it was
-  // restored. That thread may not have come to the end of it yet.
-  WaitForFills(slot);
   absl::Status status;
   if (slot.remap_wanted) status = MapAllAnew(*context_, slot);
   if (status.ok() &&
@@ -88,6 +85,10 @@ absl::Status UffdSupply::Restore(SlotState& slot, uint64_t size_bytes,
   absl::Status status =
       RestorePages(*context_, slot, slot.kept_pages,
                    PagesRoundedUp(size_bytes).value(), most_private_pages);
+  // A page that somebody had taken away was supplied by a handler thread when
+  // it was restored. That thread has woken this one, and may go on: with the
+  // pages behind, from this image.
+  WaitForFills(slot);
   // Includes private pages that are clean, which the kernel may be reading; and
   // pages that could not be restored since the image's page could not be read.
   if (status.ok() &&
@@ -269,7 +270,7 @@ absl::Status UffdSupply::MakeReady(SlotState& slot, uint64_t offset_bytes,
 
 MemoryPages UffdSupply::CountPages(SlotState& slot) {
   MemoryPages count;
-  WaitForFills(slot);  // As in Snapshot.
+  WaitForFills(slot);
   if (slot.kernel_pages > 0) {
     // A failed scan leaves out what it would have found.
     FindKernelWrites(*context_, slot).IgnoreError();
