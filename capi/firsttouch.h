@@ -906,12 +906,12 @@ typedef struct ft_memory_options {
 // A memory of its own, of a pool with one memory an instance. `options` may be
 // NULL: no image, no bytes (ft_memory_grow gives it some). `base` may be NULL;
 // it gets the first byte, which stays where it is until the release. Gives the
-// calling thread an alternate signal stack if it lacks one. RESOURCE_EXHAUSTED
-// when every slot is in use, or descriptors, mappings or memory have run out;
-// INVALID_ARGUMENT for a size above the pool's or below the image's;
-// FAILED_PRECONDITION where this thread cannot take faults. In the steady
-// cycle: no system call, no shared lock, no allocation. Any thread; not in a
-// signal handler.
+// calling thread an alternate signal stack if it lacks one that is large enough
+// for a fault. RESOURCE_EXHAUSTED when every slot is in use, or descriptors,
+// mappings or memory have run out; INVALID_ARGUMENT for a size above the pool's
+// or below the image's; FAILED_PRECONDITION where this thread cannot take
+// faults. In the steady cycle: no system call, no shared lock, no allocation.
+// Any thread; not in a signal handler.
 FT_API ft_status ft_memory_acquire(ft_pool pool,
                                    const ft_memory_options* options,
                                    ft_memory* memory, void** base,
@@ -1310,8 +1310,7 @@ FT_API ft_status ft_table_pool_get_layout(ft_table_pool pool, ft_layout* layout,
 // go where they would go without it. Calls may be nested.
 //
 // FAILED_PRECONDITION where this thread cannot take traps: SIGBUS or SIGSEGV is
-// blocked, or its alternate stack is too small. Any thread; not in a signal
-// handler.
+// blocked. Any thread; not in a signal handler.
 FT_API ft_status ft_run_guarded(ft_memory memory, void (*run)(void* argument),
                                 void* argument, ft_trap* trap,
                                 ft_error* error) FT_NOEXCEPT;
@@ -1360,9 +1359,9 @@ FT_API ft_status ft_signals_uninstall(ft_error* error) FT_NOEXCEPT;
 FT_API ft_status ft_signals_check(ft_error* error) FT_NOEXCEPT;
 
 // What a thread that runs guest code and acquires no memory itself calls once:
-// gives it an alternate signal stack, and says FAILED_PRECONDITION where SIGBUS
-// or SIGSEGV is blocked, or where it has a stack of its own that is too small.
-// Any thread; not in a signal handler.
+// gives it an alternate signal stack, in the place of one that is too small,
+// and says FAILED_PRECONDITION where SIGBUS or SIGSEGV is blocked. Any thread;
+// not in a signal handler.
 FT_API ft_status ft_thread_prepare(ft_error* error) FT_NOEXCEPT;
 
 // FAILED_PRECONDITION where the calling thread has no alternate stack, or has

@@ -86,17 +86,16 @@ class ThreadAlternateStack {
     }
     if (IsOurs(present)) return absl::OkStatus();
     const size_t frame = KernelFrameBytes();
-    if ((present.ss_flags & SS_DISABLE) == 0) {
-      const size_t needed = frame + kPageBytes;
-      if (present.ss_size < needed) {
-        return absl::FailedPreconditionError(absl::StrCat(
-            "the thread's alternate signal stack has ", present.ss_size,
-            " bytes; the fault handler needs at least ", needed,
-            " here (AT_MINSIGSTKSZ ", frame, " + ", kPageBytes,
-            "): install a larger one with sigaltstack(2), or none, and "
-            "firsttouch makes one"));
-      }
-      return absl::OkStatus();
+    const size_t needed = frame + kPageBytes;
+    const bool is_there = (present.ss_flags & SS_DISABLE) == 0;
+    if (is_there && present.ss_size >= needed) return absl::OkStatus();
+    if (is_there && (present.ss_flags & SS_ONSTACK) != 0) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "the thread runs on its alternate signal stack, which has ",
+          present.ss_size, " bytes; the fault handler needs at least ", needed,
+          " here (AT_MINSIGSTKSZ ", frame, " + ", kPageBytes,
+          "): call this outside of signal handlers, and firsttouch replaces it "
+          "by a larger one"));
     }
     if (mapping_ == nullptr) {
       if (absl::Status status = Map(frame); !status.ok()) return status;

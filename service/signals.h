@@ -111,11 +111,15 @@ absl::Status CheckSignalsUnblocked();
 // when the thread ends. One system call where the thread has one. Puts ours
 // back where other code has removed it since.
 //
+// Takes the place of one of the host's that is too small, as Rust's are on
+// processors whose signal frames are large: it makes them of AT_MINSIGSTKSZ
+// bytes, which the frame alone fills. Handlers of the host run on ours then.
+//
 // A stack of the host's with SS_AUTODISARM is fine, but after a trap callback
 // that leaves by longjmp the stack is without that flag.
 //
-// FailedPrecondition when the thread has one of its own that is too small
-// (names both sizes). ResourceExhausted when there is no memory.
+// FailedPrecondition when the thread runs on one that is too small, in a signal
+// handler (names both sizes). ResourceExhausted when there is no memory.
 absl::Status EnsureAlternateStack();
 
 // Each thread that runs guest code has to call this once, unless it acquires

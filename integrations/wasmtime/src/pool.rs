@@ -241,8 +241,8 @@ pub fn zeroed<R>(run: impl FnOnce() -> R) -> R {
 const WASM_PAGE: u64 = 64 * 1024;
 const HOST_PAGE: u64 = 4096;
 
-// Gives the calling thread an alternate signal stack that is large enough for
-// Wasmtime's handler, and so for ours: that of Rust's own threads is not.
+// Has Wasmtime give the calling thread its alternate signal stack now: it is
+// large enough for our handler, too, where that of Rust's own threads may not be.
 fn prepare_thread() {
     thread_local! {
         static PREPARED: Cell<bool> = const { Cell::new(false) };
