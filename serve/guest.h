@@ -30,6 +30,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -186,8 +187,9 @@ class Guest : public std::enable_shared_from_this<Guest> {
   void WakeAll();
 
   // Places all pages that the image stores and calls `done` (with the guest's
-  // lock: it must not call the guest) with the first error, or OK. After that
-  // the memory needs no server. Another call before that takes its place.
+  // lock: it must not call the guest) with OK: the memory needs no server then;
+  // or with the first error, when all has been tried, or so much has failed
+  // that the rest is not. Another call before that takes its place.
   void FillAll(std::function<void(absl::Status)> done);
 
   // All pages count as changed, for ChangedPages(): what is known of them was
@@ -247,9 +249,9 @@ class Guest : public std::enable_shared_from_this<Guest> {
   explicit Guest(Parts parts);
   absl::Status Watch();
   // What MakeReady() has come to for the fault at `page`, or for what is placed
-  // early.
+  // early; the offset is that of what failed.
   void Arrived(uintptr_t page, const absl::Status& status);
-  void ArrivedEarly(const absl::Status& status);
+  void ArrivedEarly(uint64_t image_offset_bytes, const absl::Status& status);
 
   // ---- All below: with the lock ----
   // True: there were some.
@@ -286,6 +288,9 @@ class Guest : public std::enable_shared_from_this<Guest> {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // What became of placing some early. False: no more for now.
   bool AfterEarly(const EarlyPages::Some& some, const Placed& placed)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The pages that are placed early from there on cannot be had: others are.
+  void LoseEarly(uint64_t image_offset_bytes, const absl::Status& why)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndFillAll(const absl::Status& status)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -354,10 +359,14 @@ class Guest : public std::enable_shared_from_this<Guest> {
 
   EarlyPages early_ ABSL_GUARDED_BY(mutex_);
   bool early_waits_ ABSL_GUARDED_BY(mutex_) = false;
+  // Where pieces begin in the image that could not be had, since the beginning
+  // or the last FillAll(); and whether these were too many to go on.
+  std::set<uint64_t> early_lost_ ABSL_GUARDED_BY(mutex_);
   bool early_failed_ ABSL_GUARDED_BY(mutex_) = false;
   // When the background may go on, by its rate.
   Clock::time_point background_due_ ABSL_GUARDED_BY(mutex_){};
   std::function<void(absl::Status)> fill_done_ ABSL_GUARDED_BY(mutex_);
+  absl::Status fill_error_ ABSL_GUARDED_BY(mutex_);  // The first of FillAll().
 
   std::vector<uint64_t> changed_ ABSL_GUARDED_BY(mutex_);
   std::vector<uint64_t> touched_ ABSL_GUARDED_BY(mutex_);

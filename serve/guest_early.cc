@@ -33,6 +33,9 @@ namespace {
 // What is placed early before a guest is looked at again: a thread may have to
 // wait until that is done.
 constexpr uint64_t kMostBytesAtOnce = uint64_t{2} << 20;
+// Pieces that cannot be had before nothing is placed early any more: where that
+// many are, most likely all are, and each is asked of a page source.
+constexpr size_t kMostLostEarly = 16;
 // What is checked ahead before other jobs have their turn.
 constexpr uint64_t kCheckedPagesAtOnce = 1024;
 
@@ -189,7 +192,7 @@ void Guest::PlanEarly() {
         by_address.begin(), by_address.end(),
         [](const PageRun& a, const PageRun& b) { return a.first < b.first; });
     image->BeginReading(by_address);
-    if (waits) self->ArrivedEarly(absl::OkStatus());
+    if (waits) self->ArrivedEarly(0, absl::OkStatus());
     if (image->image().has_source()) return;
     CheckAhead(host, image, shared, 0, 0);
   });
@@ -207,6 +210,7 @@ std::vector<EarlyPages::Some> Guest::NextEarly() {
         map_, image_->image().stored(),
         options_.background_bytes_per_second != 0 || fill_done_ != nullptr);
     if (!some.has_value()) break;
+    if (early_lost_.contains(some->piece.OffsetOf(some->start))) continue;
     bytes += some->end - some->start;
     pages.push_back(*some);
     if (some->of_the_rest && fill_done_ == nullptr) {
@@ -239,10 +243,12 @@ void Guest::WaitForEarly(std::vector<EarlyPages::Some>& pages) {
       /*urgent=*/false,
       [self = shared_from_this(), needed = std::move(needed)] {
         absl::Status status;
-        for (size_t i = needed.size(); i-- > 0 && status.ok();) {
+        size_t i = needed.size();
+        while (i > 0 && status.ok()) {
+          --i;
           status = self->image_->MakeReady(needed[i].first, needed[i].length);
         }
-        self->ArrivedEarly(status);
+        self->ArrivedEarly(needed[i].first.offset_bytes(), status);
       });
 }
 
@@ -250,7 +256,7 @@ bool Guest::PlaceEarly() {
   if (early_waits_ || early_failed_ || refused_) return false;
   std::vector<EarlyPages::Some> pages = NextEarly();
   if (pages.empty()) {
-    if (early_.rest_is_done()) EndFillAll(absl::OkStatus());
+    if (early_.rest_is_done()) EndFillAll(std::exchange(fill_error_, {}));
     return false;
   }
   WaitForEarly(pages);
@@ -303,15 +309,23 @@ bool Guest::AfterEarly(const EarlyPages::Some& some, const Placed& placed) {
       ended_ = true;
       return false;
     case Placed::Outcome::kLost:
-      // A fault there will say it again, and does what is to be done.
-      early_failed_ = true;
-      host_.Tell(absl::StrCat(
-          "guest ", options_.name,
-          ": no more pages are placed early: ", placed.status.ToString()));
-      EndFillAll(placed.status);
-      return false;
+      LoseEarly(some.piece.OffsetOf(some.start), placed.status);
+      return !early_failed_;
   }
   return false;
+}
+
+void Guest::LoseEarly(uint64_t image_offset_bytes, const absl::Status& why) {
+  // A fault there will say it again, and does what is to be done.
+  early_lost_.insert(image_offset_bytes);
+  early_failed_ = early_lost_.size() >= kMostLostEarly;
+  host_.Tell(absl::StrCat(
+      "guest ", options_.name, ": pages at ", image_offset_bytes,
+      " of its image cannot be placed early",
+      early_failed_ ? ", and no more are" : "", ": ", why.ToString()));
+  // One of its own, as in Arrived().
+  if (fill_error_.ok()) fill_error_ = absl::Status(why.code(), why.message());
+  if (early_failed_) EndFillAll(std::exchange(fill_error_, {}));
 }
 
 void Guest::EndFillAll(const absl::Status& status) {
@@ -319,16 +333,11 @@ void Guest::EndFillAll(const absl::Status& status) {
   std::exchange(fill_done_, nullptr)(status);
 }
 
-void Guest::ArrivedEarly(const absl::Status& status) {
+void Guest::ArrivedEarly(uint64_t image_offset_bytes,
+                         const absl::Status& status) {
   MutexLock lock(&mutex_);
   early_waits_ = false;
-  if (!status.ok()) {
-    early_failed_ = true;
-    host_.Tell(
-        absl::StrCat("guest ", options_.name,
-                     ": no more pages are placed early: ", status.ToString()));
-    EndFillAll(status);
-  }
+  if (!status.ok()) LoseEarly(image_offset_bytes, status);
   if (!ended_) SetTimer(Clock::duration::zero());
 }
 

@@ -25,6 +25,8 @@ void Guest::FillAll(std::function<void(absl::Status)> done) {
     return;
   }
   fill_done_ = std::move(done);
+  fill_error_ = absl::OkStatus();
+  early_lost_.clear();
   early_failed_ = false;
   early_.RestartRest();
   SetTimer(Clock::duration::zero());

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -108,6 +109,22 @@ class ServerTest : public ::testing::Test {
     if (!id.ok()) return nullptr;
     id_ = *id;
     return server_->Find(*id);
+  }
+
+  // Places all pages, and waits for the end of that.
+  static absl::Status Fill(Guest& guest) {
+    Mutex mutex;
+    CondVar changed;
+    std::optional<absl::Status> end;
+    guest.FillAll([&](const absl::Status& status) {
+      MutexLock lock(&mutex);
+      // One of its own, as in Guest::Arrived().
+      end = absl::Status(status.code(), status.message());
+      changed.Signal();
+    });
+    MutexLock lock(&mutex);
+    while (!end.has_value()) changed.Wait(&mutex);
+    return *end;
   }
 
   std::string skip_;
@@ -313,19 +330,8 @@ TEST_F(ServerTest, TouchesAreRecordedInOrderAndPlacedForTheNextGuest) {
   EXPECT_TRUE(image->working_set().known());
   // All of it is there before it is asked for: FillAll comes behind it.
   served = Attach(*second, shared);
-  Mutex mutex;
-  CondVar changed;
-  bool done = false;
-  served->FillAll([&](const absl::Status& status) {
-    EXPECT_TRUE(status.ok()) << status;
-    MutexLock lock(&mutex);
-    done = true;
-    changed.Signal();
-  });
-  {
-    MutexLock lock(&mutex);
-    while (!done) changed.Wait(&mutex);
-  }
+  const absl::Status filled = Fill(*served);
+  EXPECT_TRUE(filled.ok()) << filled;
   EXPECT_GE(served->Stats().pages_placed_early, 192u);
   EXPECT_EQ(second->Look(0, 256), Seen{.as_image = 256});
 }
@@ -478,19 +484,8 @@ TEST_F(ServerTest, AFilledGuestNeedsNoServer) {
   StartServer();
   const auto served = Attach(*guest, GuestImage::Create(image));
   ASSERT_TRUE(guest->GiveBack(0, 4));
-  Mutex mutex;
-  CondVar changed;
-  bool done = false;
-  served->FillAll([&](const absl::Status& status) {
-    EXPECT_TRUE(status.ok()) << status;
-    MutexLock lock(&mutex);
-    done = true;
-    changed.Signal();
-  });
-  {
-    MutexLock lock(&mutex);
-    while (!done) changed.Wait(&mutex);
-  }
+  const absl::Status filled = Fill(*served);
+  EXPECT_TRUE(filled.ok()) << filled;
   EXPECT_EQ(served->Stats().pages_copied, 192u - 3);
   EXPECT_EQ(guest->Look(0, 256), (Seen{.as_image = 253, .zero = 3}));
 }
@@ -598,6 +593,35 @@ TEST_F(DamagedImageTest, AnExtentWithAWrongDigestIsSigbusAndNeverBytes) {
   EXPECT_THAT(told_.text(), HasSubstr("do not match their digest"));
   EXPECT_THAT(told_.text(), HasSubstr(path_));
   EXPECT_EQ(served->Stats().lost, 3u);
+}
+
+TEST_F(DamagedImageTest, ADamagedPageDoesNotKeepOthersFromBeingPlacedEarly) {
+  auto guest = MakeStandIn({.image = image_, .pages = 1024});
+  SKIP_WITHOUT(guest);
+  Damage(5);
+  StartServer();
+  const auto served = Attach(
+      *guest, Open(),
+      {.place_first = std::make_shared<const std::vector<PageRun>>(
+           std::vector<PageRun>{PageRun{PageIndex(0), PageCount(1024)}})});
+  // All but the piece that has the page; the end of filling says so.
+  const absl::Status filled = Fill(*served);
+  EXPECT_EQ(filled.code(), absl::StatusCode::kDataLoss) << filled;
+  EXPECT_THAT(std::string(filled.message()), HasSubstr("page 5"));
+  EXPECT_GE(served->Stats().pages_placed_early, 1008u - 4);
+  EXPECT_EQ(served->Stats().lost, 0u);
+  EXPECT_EQ(guest->Look(0, 1024), (Seen{.as_image = 1023, .sigbus = 1}));
+}
+
+TEST_F(DamagedImageTest, WhereMuchIsDamagedNothingIsPlacedEarlyAnyMore) {
+  auto guest = MakeStandIn({.image = image_, .pages = 1024});
+  SKIP_WITHOUT(guest);
+  StartServer();
+  const auto image = Open();
+  ASSERT_EQ(truncate(path_.c_str(), static_cast<off_t>(data_offset_)), 0);
+  const auto served = Attach(*guest, image);
+  EXPECT_FALSE(Fill(*served).ok());
+  EXPECT_THAT(told_.text(), HasSubstr("cannot be placed early, and no more"));
 }
 
 TEST_F(DamagedImageTest, AFileThatIsCutShortIsSigbusAndNeverZeroes) {
