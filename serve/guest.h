@@ -189,7 +189,9 @@ class Guest : public std::enable_shared_from_this<Guest> {
   // Places all pages that the image stores and calls `done` (with the guest's
   // lock: it must not call the guest) with OK: the memory needs no server then;
   // or with the first error, when all has been tried, or so much has failed
-  // that the rest is not. Another call before that takes its place.
+  // that the rest is not. Memory that the process does not have registered any
+  // more needs no pages; the host is told. Another call before that takes its
+  // place.
   void FillAll(std::function<void(absl::Status)> done);
 
   // All pages count as changed, for ChangedPages(): what is known of them was
@@ -366,7 +368,10 @@ class Guest : public std::enable_shared_from_this<Guest> {
   // When the background may go on, by its rate.
   Clock::time_point background_due_ ABSL_GUARDED_BY(mutex_){};
   std::function<void(absl::Status)> fill_done_ ABSL_GUARDED_BY(mutex_);
-  absl::Status fill_error_ ABSL_GUARDED_BY(mutex_);  // The first of FillAll().
+  // Of FillAll(): its first error, and whether there was memory that is not
+  // registered.
+  absl::Status fill_error_ ABSL_GUARDED_BY(mutex_);
+  bool fill_unregistered_ ABSL_GUARDED_BY(mutex_) = false;
 
   std::vector<uint64_t> changed_ ABSL_GUARDED_BY(mutex_);
   std::vector<uint64_t> touched_ ABSL_GUARDED_BY(mutex_);

@@ -123,6 +123,7 @@ class SharedPlacing {
   struct Counts {
     uint64_t copied = 0;
     uint64_t zeroed = 0;
+    bool unregistered = false;  // Some of it.
   };
   const std::vector<Counts>& counts() const { return counts_; }
 
@@ -138,18 +139,40 @@ class SharedPlacing {
       const size_t index = next_.fetch_add(1);
       if (index >= pages_.size()) return;
       const EarlyPages::Some& some = pages_[index];
-      const Counts before = {placer.pages_copied(), placer.pages_zeroed()};
-      Placed placed =
-          placer.Place(some.piece, some.start, some.end, /*write=*/false,
-                       IsJoined(index) ? PagePlacer::Waking::kLater
-                                       : PagePlacer::Waking::kAtOnce);
-      counts_[index] = {placer.pages_copied() - before.copied,
-                        placer.pages_zeroed() - before.zeroed};
+      const uint64_t copied = placer.pages_copied();
+      const uint64_t zeroed = placer.pages_zeroed();
+      const PagePlacer::Waking waking = IsJoined(index)
+                                            ? PagePlacer::Waking::kLater
+                                            : PagePlacer::Waking::kAtOnce;
+      Placed placed = placer.Place(some.piece, some.start, some.end,
+                                   /*write=*/false, waking);
+      const bool unregistered =
+          placed.outcome == Placed::Outcome::kUnregistered;
+      if (unregistered) placed = PlaceRegistered(placer, some, waking);
+      counts_[index] = {placer.pages_copied() - copied,
+                        placer.pages_zeroed() - zeroed, unregistered};
       if (placed.outcome == Placed::Outcome::kDone) continue;
       failed_.store(true, std::memory_order_relaxed);
       MutexLock lock(&mutex_);
       failures_.push_back({index, std::move(placed)});
     }
+  }
+
+  // What is not registered needs no page, and those behind it may.
+  static Placed PlaceRegistered(PagePlacer& placer,
+                                const EarlyPages::Some& some,
+                                PagePlacer::Waking waking) {
+    for (uintptr_t page = some.start; page < some.end;
+         page += some.piece.page_bytes) {
+      Placed placed =
+          placer.Place(some.piece, page, page + some.piece.page_bytes,
+                       /*write=*/false, waking);
+      if (placed.outcome != Placed::Outcome::kDone &&
+          placed.outcome != Placed::Outcome::kUnregistered) {
+        return placed;
+      }
+    }
+    return {};
   }
 
   const std::vector<EarlyPages::Some> pages_;
@@ -269,11 +292,12 @@ bool Guest::PlaceEarly() {
   PagePlacer placer(kernel_, uffd_.get(), *image_);
   shared->PlaceAll(placer);
   for (size_t i = 0; i < shared->begun(); ++i) {
-    const auto& [copied, zeroed] = shared->counts()[i];
+    const auto& [copied, zeroed, unregistered] = shared->counts()[i];
     const EarlyPages::Some& some = shared->pages()[i];
     const uint64_t offset = some.piece.OffsetOf(some.start);
     placer_.Count(copied, zeroed);
     stats_.pages_placed_early += copied + zeroed;
+    if (unregistered) fill_unregistered_ = true;
     Count(offset, &RegionInBlock::pages_copied, copied);
     Count(offset, &RegionInBlock::pages_zeroed, zeroed);
     Count(offset, &RegionInBlock::pages_early, copied + zeroed);
@@ -297,7 +321,6 @@ bool Guest::AfterEarly(const EarlyPages::Some& some, const Placed& placed) {
   switch (placed.outcome) {
     case Placed::Outcome::kDone:
     case Placed::Outcome::kUnregistered:
-      // What is not registered needs no page.
       return true;
     case Placed::Outcome::kNotReady:
       // It was, and is not any more.
@@ -330,6 +353,12 @@ void Guest::LoseEarly(uint64_t image_offset_bytes, const absl::Status& why) {
 
 void Guest::EndFillAll(const absl::Status& status) {
   if (fill_done_ == nullptr) return;
+  if (std::exchange(fill_unregistered_, false)) {
+    host_.Tell(absl::StrCat(
+        "guest ", options_.name,
+        ": some of its memory is not registered with its userfaultfd any more; "
+        "no pages were placed there"));
+  }
   std::exchange(fill_done_, nullptr)(status);
 }
 

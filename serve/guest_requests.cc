@@ -26,6 +26,7 @@ void Guest::FillAll(std::function<void(absl::Status)> done) {
   }
   fill_done_ = std::move(done);
   fill_error_ = absl::OkStatus();
+  fill_unregistered_ = false;
   early_lost_.clear();
   early_failed_ = false;
   early_.RestartRest();

@@ -490,6 +490,21 @@ TEST_F(ServerTest, AFilledGuestNeedsNoServer) {
   EXPECT_EQ(guest->Look(0, 256), (Seen{.as_image = 253, .zero = 3}));
 }
 
+TEST_F(ServerTest, FillingGoesOnBehindMemoryThatIsNotRegisteredAnyMore) {
+  const ImageRef image = TestImage(256);
+  auto guest = MakeStandIn({.image = image, .pages = 256});
+  SKIP_WITHOUT(guest);
+  StartServer();
+  // No event tells of this.
+  ASSERT_TRUE(guest->Unregister(5, 1));
+  const auto served = Attach(*guest, GuestImage::Create(image));
+  const absl::Status filled = Fill(*served);
+  EXPECT_TRUE(filled.ok()) << filled;
+  EXPECT_EQ(served->Stats().pages_copied, 192u - 1);
+  EXPECT_THAT(told_.text(), HasSubstr("is not registered"));
+  EXPECT_EQ(guest->Look(0, 256), (Seen{.as_image = 255, .zero = 1}));
+}
+
 // ---- Images that fail -------------------------------------------------------
 
 class DamagedImageTest : public ServerTest {

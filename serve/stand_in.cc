@@ -36,6 +36,7 @@ enum : uint64_t {
   kGiveBack,
   kUnmap,
   kMove,
+  kUnregister,
   kLookInFork,
   kRace,
   kJoin,
@@ -286,6 +287,12 @@ class Body {
         }
         return {};
       }
+      case kUnregister:
+        return {.hung = !uffd_
+                             ->Unregister(reinterpret_cast<uintptr_t>(
+                                              at_[command.first]),
+                                          bytes)
+                             .ok()};
       case kLookInFork:
         return LookInFork(command);
       case kJoin:
@@ -403,6 +410,10 @@ bool StandIn::Unmap(uint64_t first, uint64_t pages) {
 
 bool StandIn::Move(uint64_t first, uint64_t pages) {
   return Order(kMove, first, pages) && !Answer().hung;
+}
+
+bool StandIn::Unregister(uint64_t first, uint64_t pages) {
+  return Order(kUnregister, first, pages) && !Answer().hung;
 }
 
 StandIn::Seen StandIn::LookInFork(uint64_t first, uint64_t pages) {

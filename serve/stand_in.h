@@ -72,6 +72,8 @@ class StandIn {
   bool GiveBack(uint64_t first, uint64_t pages);
   bool Unmap(uint64_t first, uint64_t pages);
   bool Move(uint64_t first, uint64_t pages);
+  // UFFDIO_UNREGISTER, of which no event tells.
+  bool Unregister(uint64_t first, uint64_t pages);
   // What a forked child sees.
   Seen LookInFork(uint64_t first, uint64_t pages);
   // Threads read all pages again and again in an order of their own, while one
