@@ -266,6 +266,9 @@ class Guest : public std::enable_shared_from_this<Guest> {
   bool Lose(Fault& fault, uintptr_t page, uint64_t page_bytes,
             const absl::Status& why, bool retry)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Poisons missing pages, and lets the others be written to.
+  Placed PoisonAll(const AddressMap::Piece& piece, uintptr_t start,
+                   uintptr_t end) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void CountLost(uintptr_t page) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Kill() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void TellJournalIsFull() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -110,17 +110,14 @@ bool Guest::Poison() {
   ReadEvents();
   for (std::optional<AddressMap::Piece> piece = map_.Next(0); piece.has_value();
        piece = map_.Next(piece->end)) {
-    Placed poisoned;
-    for (uint32_t stops = 0; stops < 100; ++stops) {
-      poisoned =
-          placer_.Poison(piece->start, piece->bytes(), piece->page_bytes);
-      // Nobody may be there to let a page be written to later.
-      if (poisoned.outcome == Placed::Outcome::kDone && piece->track_writes) {
-        MarkChanged(*piece, piece->start, piece->end);
-        poisoned = placer_.Unprotect(piece->start, piece->bytes());
-      }
-      if (poisoned.outcome != Placed::Outcome::kStopped) break;
-      if (!ReadEvents()) sched_yield();
+    Placed poisoned = PoisonAll(*piece, piece->start, piece->end);
+    // Behind memory that is not registered any more there may be some that is.
+    for (uintptr_t page = piece->start;
+         poisoned.outcome == Placed::Outcome::kUnregistered &&
+         page < piece->end;
+         page += piece->page_bytes) {
+      const Placed one = PoisonAll(*piece, page, page + piece->page_bytes);
+      if (one.outcome != Placed::Outcome::kDone) poisoned = one;
     }
     if (poisoned.outcome == Placed::Outcome::kGone) {
       ended_ = true;
@@ -138,6 +135,22 @@ bool Guest::Poison() {
     placer_.Wake(piece->start, piece->bytes());
   }
   return true;
+}
+
+Placed Guest::PoisonAll(const AddressMap::Piece& piece, uintptr_t start,
+                        uintptr_t end) {
+  Placed poisoned;
+  for (uint32_t stops = 0; stops < 100; ++stops) {
+    poisoned = placer_.Poison(start, end - start, piece.page_bytes);
+    // Nobody may be there to let a page be written to later.
+    if (poisoned.outcome == Placed::Outcome::kDone && piece.track_writes) {
+      MarkChanged(piece, start, end);
+      poisoned = placer_.Unprotect(start, end - start);
+    }
+    if (poisoned.outcome != Placed::Outcome::kStopped) break;
+    if (!ReadEvents()) sched_yield();
+  }
+  return poisoned;
 }
 
 void Guest::TellJournalIsFull() {

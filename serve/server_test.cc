@@ -427,6 +427,23 @@ TEST_F(ServerTest, AServerThatEndsLeavesSigbusAndNotZeroes) {
   EXPECT_EQ(guest->Look(0, 64), (Seen{.as_image = 1, .sigbus = 63}));
 }
 
+TEST_F(ServerTest, AServerThatEndsLeavesSigbusBehindMemoryThatIsNotRegistered) {
+  const ImageRef image = TestImage(64);
+  for (const bool track_writes : {false, true}) {
+    auto guest = MakeStandIn(
+        {.image = image, .pages = 64, .track_writes = track_writes});
+    SKIP_WITHOUT(guest);
+    StartServer();
+    Attach(*guest, GuestImage::Create(image));
+    EXPECT_EQ(guest->Look(6, 1), Seen{.as_image = 1});
+    ASSERT_TRUE(guest->Unregister(5, 1));
+    server_.reset();
+    EXPECT_EQ(guest->Look(0, 64),
+              (Seen{.as_image = 1, .zero = 1, .sigbus = 62}));
+    EXPECT_TRUE(guest->Write(6, 1));
+  }
+}
+
 TEST_F(ServerTest, AServerThatEndsLetsProtectedPagesBeWrittenTo) {
   const ImageRef image = TestImage(64);
   auto guest = MakeStandIn({.image = image, .pages = 64, .track_writes = true});
