@@ -20,6 +20,7 @@
 #include "firsttouch/tools/pooldump/snapshot/printable.h"
 #include "firsttouch/tools/pooldump/snapshot/proc_memory.h"
 #include "firsttouch/tools/pooldump/snapshot/processes.h"
+#include "firsttouch/tools/pooldump/snapshot/served_processes.h"
 #include "firsttouch/uffd/unique_fd.h"
 #include "firsttouch/uffd/units.h"
 
@@ -57,14 +58,26 @@ struct LiveProcess::Impl {
   };
   std::optional<Look> look;
 
-  // The guests of all servers of the process, or the one that is wanted.
+  // The guests of all servers of the process, or the one that is wanted. Those
+  // of whom it is not to be believed that it serves their process are without
+  // it; `warnings` tells of them.
   absl::StatusOr<std::vector<PoolSnapshot>> Guests(
-      std::vector<Served>& served) const {
+      std::vector<Served>& served, std::vector<std::string>& warnings) const {
     std::vector<PoolSnapshot> guests;
     for (Served& one : served) {
       absl::StatusOr<std::vector<PoolSnapshot>> its = one.reader.ReadGuests();
       if (!its.ok()) return its.status();
       std::move(its->begin(), its->end(), std::back_inserter(guests));
+    }
+    ServedProcesses processes(blocks.proc());
+    for (PoolSnapshot& guest : guests) {
+      if (guest.guest().pid() == 0) continue;
+      const absl::StatusOr<pid_t> pid =
+          processes.Find(static_cast<uint64_t>(guest.guest().pid()));
+      guest.mutable_guest()->set_pid(pid.value_or(0));
+      if (pid.ok() || guest_pid != 0) continue;
+      warnings.push_back(absl::StrCat("guest \"", guest.name(),
+                                      "\": ", pid.status().message()));
     }
     if (guest_pid != 0) {
       std::erase_if(guests, [&](const PoolSnapshot& guest) {
@@ -87,7 +100,7 @@ struct LiveProcess::Impl {
       std::vector<std::string> warnings;
       absl::StatusOr<Found> found = impl->blocks.Find(warnings);
       if (!found.ok()) continue;
-      const auto guests = impl->Guests(found->served);
+      const auto guests = impl->Guests(found->served, warnings);
       if (guests.ok() && !guests->empty()) return impl;
     }
     return nullptr;
@@ -121,7 +134,8 @@ struct LiveProcess::Impl {
     absl::StatusOr<Found> found = blocks.Find(warnings);
     if (!found.ok()) return found.status();
     std::vector<Pool>* const pools = &found->pools;
-    absl::StatusOr<std::vector<PoolSnapshot>> guests = Guests(found->served);
+    absl::StatusOr<std::vector<PoolSnapshot>> guests =
+        Guests(found->served, warnings);
     if (!guests.ok()) return guests.status();
     if (absl::Status status = Choose(name, *pools, *guests); !status.ok()) {
       return status;
@@ -274,7 +288,7 @@ absl::StatusOr<ProcessSnapshot> LiveProcess::Snapshot(
   if (!found.ok()) return found.status();
   snapshot.set_serves(!found->served.empty());
   absl::StatusOr<std::vector<PoolSnapshot>> guests =
-      impl_->Guests(found->served);
+      impl_->Guests(found->served, warnings);
   if (!guests.ok()) return guests.status();
   if (absl::Status status = impl_->Choose(options.pool, found->pools, *guests);
       !status.ok()) {
@@ -395,7 +409,7 @@ absl::StatusOr<Location> LiveProcess::Locate(uint64_t address) {
     absl::StatusOr<LiveBlocks::Found> found = impl_->blocks.Find(warnings);
     if (!found.ok()) return found.status();
     absl::StatusOr<std::vector<PoolSnapshot>> guests =
-        impl_->Guests(found->served);
+        impl_->Guests(found->served, warnings);
     if (!guests.ok()) return guests.status();
     if (impl_->guest_pid != 0) found->pools.clear();
     look = Impl::Look{.pools = std::move(found->pools),

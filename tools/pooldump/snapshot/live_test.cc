@@ -1,6 +1,7 @@
 #include "firsttouch/tools/pooldump/snapshot/live.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -24,10 +25,14 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/control/block.h"
+#include "firsttouch/control/guests_block.h"
 #include "firsttouch/init/image_builder.h"
+#include "firsttouch/init/memfd.h"
 #include "firsttouch/service/service.h"
 #include "firsttouch/service/supply.h"
+#include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/test_util.h"
+#include "firsttouch/uffd/uffd.h"
 #include "firsttouch/uffd/units.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -612,6 +617,112 @@ TEST(LiveTest, TellsTheOwnerOfAProcessThatForbidsIt) {
               HasSubstr("; the process is of this user, but has privileges "
                         "that this user lacks, or forbids it "
                         "(PR_SET_DUMPABLE): run pooldump as root"));
+}
+
+// Publishes that this process serves a process with one region.
+void PublishGuest(pid_t pid) {
+  const auto block = GuestsBlock::Create(RealMemfdCalls(), "server", 4);
+  const GuestsBlock::Place place = {.start = kMiB, .bytes = kMiB};
+  auto entry = block->Publish({.number = 1,
+                               .pid = static_cast<uint64_t>(pid),
+                               .name = "vm",
+                               .image_name = "base"},
+                              {&place, 1});
+  // As long as the process is there.
+  if (entry == nullptr || entry.release() == nullptr) abort();
+}
+
+void BecomeNobody() {
+  if (setgid(65534) != 0 || setuid(65534) != 0) abort();
+}
+
+TEST(LiveTest, ShowsTheGuestOfAServer) {
+  OtherProcess guest([] {});
+  OtherProcess server([&] { PublishGuest(guest.pid()); });
+  ASSERT_TRUE(guest.ready() && server.ready());
+  const ProcessSnapshot snapshot = SnapshotOf(guest.pid());
+  EXPECT_EQ(snapshot.pid(), server.pid());
+  ASSERT_EQ(snapshot.pools_size(), 1);
+  EXPECT_EQ(snapshot.pools(0).guest().pid(), guest.pid());
+}
+
+TEST(LiveTest, AServerIsNotBelievedThatSaysItServesSomebodyElsesProcess) {
+  if (geteuid() != 0) GTEST_SKIP() << "only root can become another user";
+  OtherProcess victim([] {});
+  OtherProcess liar([&] {
+    PublishGuest(victim.pid());
+    BecomeNobody();
+  });
+  ASSERT_TRUE(victim.ready() && liar.ready());
+  EXPECT_TRUE(absl::IsNotFound(LiveProcess::Open(victim.pid()).status()));
+  const ProcessSnapshot snapshot = SnapshotOf(liar.pid());
+  ASSERT_EQ(snapshot.pools_size(), 1);
+  EXPECT_EQ(snapshot.pools(0).guest().pid(), 0);
+  ASSERT_GE(snapshot.warnings_size(), 1);
+  EXPECT_EQ(snapshot.warnings(0),
+            absl::StrCat("guest \"vm\": the server, of user id 65534, says "
+                         "that it serves process ",
+                         victim.pid(),
+                         ", of user id 0, but has no userfaultfd of it: it is "
+                         "not believed"));
+}
+
+TEST(LiveTest, AServerIsBelievedThatHasAUserfaultfdOfTheGuest) {
+  if (geteuid() != 0) GTEST_SKIP() << "only root can become another user";
+  const absl::StatusOr<Uffd> uffd = Uffd::Open(RealKernel(), {});
+  if (!uffd.ok()) GTEST_SKIP() << uffd.status();
+  OtherProcess guest([] {});
+  OtherProcess server([&] {
+    PublishGuest(guest.pid());
+    BecomeNobody();
+  });
+  ASSERT_TRUE(guest.ready() && server.ready());
+  const ProcessSnapshot snapshot = SnapshotOf(guest.pid());
+  ASSERT_EQ(snapshot.pools_size(), 1);
+  EXPECT_EQ(snapshot.pools(0).guest().pid(), guest.pid());
+}
+
+TEST(LiveTest, AServerInAnotherPidNamespaceHasOtherNumbersForItsGuests) {
+  if (geteuid() != 0) GTEST_SKIP() << "only root can make a pid namespace";
+  // Server and guest, as this process sees them; and as they are in there.
+  constexpr pid_t kServer = 1;
+  constexpr pid_t kGuest = 2;
+  struct Numbers {
+    pid_t server;
+    pid_t guest;
+    std::atomic<bool> ready;
+  };
+  auto* const shared = static_cast<Numbers*>(
+      mmap(nullptr, sizeof(Numbers), PROT_READ | PROT_WRITE,
+           MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  ASSERT_NE(shared, MAP_FAILED);
+  OtherProcess other([&] {
+    if (unshare(CLONE_NEWPID) != 0) return;
+    const auto start = [&](pid_t number) {
+      const pid_t pid = fork();
+      if (pid != 0) return pid;
+      prctl(PR_SET_PDEATHSIG, SIGKILL);
+      if (getpid() != number) abort();
+      if (number == kServer) {
+        PublishGuest(kGuest);
+        shared->ready = true;
+      }
+      while (true) pause();
+    };
+    shared->server = start(kServer);
+    shared->guest = start(kGuest);
+    while (!shared->ready) sched_yield();
+  });
+  ASSERT_TRUE(other.ready());
+  if (!shared->ready) GTEST_SKIP() << "no pid namespace can be made";
+  ProcessSnapshot snapshot = SnapshotOf(shared->server);
+  ASSERT_EQ(snapshot.pools_size(), 1);
+  EXPECT_EQ(snapshot.pools(0).guest().pid(), shared->guest);
+  snapshot = SnapshotOf(shared->guest);
+  EXPECT_EQ(snapshot.pid(), shared->server);
+  // There is a process of that number here as well, and it is another.
+  EXPECT_FALSE(LiveProcess::Open(kGuest).ok());
+  munmap(shared, sizeof(Numbers));
 }
 
 TEST(LiveTest, APoolOfMappingsHasNoPageStates) {
