@@ -15,7 +15,7 @@
 //
 // Costs: memory and time go with the number of pieces, which regions, moves and
 // separate ranges of given-back pages make; neighbours that continue each other
-// are one piece.
+// are one piece. Whoever keeps a map of somebody else's memory bounds pieces().
 //
 // Threads: thread-compatible. Not for signal handlers.
 

@@ -276,6 +276,7 @@ void Guest::Handle(const Event& event) {
     }
     case Event::Kind::kRemove:
       ++stats_.removes;
+      if (in_too_many_pieces_) return;
       for (std::optional<AddressMap::Piece> piece = map_.Next(event.start);
            piece.has_value() && piece->start < event.end;
            piece = map_.Next(piece->end)) {
@@ -285,15 +286,20 @@ void Guest::Handle(const Event& event) {
               (end - piece->start) / kPageBytes);
       }
       map_.Free(event.start, event.end);
+      LimitPieces();
       return;
     case Event::Kind::kUnmap:
       ++stats_.unmaps;
+      if (in_too_many_pieces_) return;
       map_.Unmap(event.start, event.end);
+      LimitPieces();
       places_changed_ = true;
       return;
     case Event::Kind::kRemap:
       ++stats_.moves;
+      if (in_too_many_pieces_) return;
       map_.Move(event.from, event.to, event.bytes);
+      LimitPieces();
       // What has moved may be behind where the filling is.
       if (fill_done_ != nullptr) early_.RestartRest();
       places_changed_ = true;

@@ -92,6 +92,11 @@ struct GuestOptions {
   // fault then fills one page, and nothing is placed before it is asked for.
   bool record_touches = false;
 
+  // In how many pieces (address_map.h) its memory may be. A guest whose pages
+  // come to lie in more, by what it gives back, moves or unmaps, is not served
+  // any more: what is missing is lost to it, as `on_loss` says.
+  size_t most_pieces = size_t{1} << 20;
+
   // A child that the guest forks is served like the guest (the client has asked
   // for the event; otherwise there is none, and no server knows the child).
   // False: a touch of its missing pages is a SIGBUS.
@@ -214,7 +219,8 @@ class Guest : public std::enable_shared_from_this<Guest> {
   // The pages that differ from the image since it was loaded, or since the last
   // call with `restart`: written to, or given back. Ascending; in the image.
   // Only of regions with track_writes. With `restart` all pages are protected
-  // again. Errors: what the kernel says to that.
+  // again. Errors: what the kernel says to that; ResourceExhausted: see
+  // GuestOptions::most_pieces.
   absl::StatusOr<std::vector<PageRun>> ChangedPages(bool restart);
 
   // With GuestOptions::record_touches, in order.
@@ -259,6 +265,8 @@ class Guest : public std::enable_shared_from_this<Guest> {
   // True: there were some.
   bool ReadEvents() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Handle(const Event& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Gives the guest up where its memory is in too many pieces.
+  void LimitPieces() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void AdoptChild(int uffd) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // False: stopped; the fault is to be served again.
   bool Serve(Fault& fault) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -342,6 +350,8 @@ class Guest : public std::enable_shared_from_this<Guest> {
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
   // Every page that is missing is lost.
   bool refused_ ABSL_GUARDED_BY(mutex_) = false;
+  // So that it does not follow events any more.
+  bool in_too_many_pieces_ ABSL_GUARDED_BY(mutex_) = false;
 
   // Forked children that can be neither served nor poisoned: their descriptors
   // stay open, so that nothing reads as zero.

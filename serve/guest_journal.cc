@@ -292,7 +292,10 @@ void GuestJournal::BeginRead(const AddressMap& map) {
       !complete_) {
     return;
   }
-  if (Write(map).ok()) return;
+  if (!Write(map).ok()) GiveUp();
+}
+
+void GuestJournal::GiveUp() {
   complete_ = false;
   file_->has_all = 0;
 }

@@ -98,6 +98,8 @@ class GuestJournal {
 
   // Whether the file has all that has happened.
   bool complete() const { return complete_; }
+  // The file does not have it any more: complete() is false from now on.
+  void GiveUp();
   // Takes the file away: the guest has ended, or needs no server.
   void Forget();
 

@@ -206,6 +206,16 @@ TEST_F(GuestJournalTest, WithoutRoomForANewFileItSaysThatItLacksEvents) {
   }
 }
 
+TEST_F(GuestJournalTest, WhatIsGivenUpLacksEvents) {
+  Create();
+  Read({Removed(1, 1)});
+  journal_->GiveUp();
+  EXPECT_FALSE(journal_->complete());
+  absl::StatusOr<GuestJournal::Left> left = GuestJournal::Open(path_);
+  ASSERT_TRUE(left.ok()) << left.status();
+  EXPECT_FALSE(left->journal->complete());
+}
+
 TEST_F(GuestJournalTest, AForkThatWasNotAnsweredIsTold) {
   Create();
   uffd_msg fork = {};

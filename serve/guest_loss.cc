@@ -153,6 +153,24 @@ Placed Guest::PoisonAll(const AddressMap::Piece& piece, uintptr_t start,
   return poisoned;
 }
 
+void Guest::LimitPieces() {
+  if (map_.pieces() <= options_.most_pieces) return;
+  // From here on the map is as it is: it is not to be wrong for anybody.
+  in_too_many_pieces_ = true;
+  refused_ = true;
+  if (journal_ != nullptr) journal_->GiveUp();
+  const bool killed = options_.on_loss == OnLoss::kKill && Kill();
+  const absl::Status why = absl::ResourceExhaustedError(
+      absl::StrCat("its memory is in more than ", options_.most_pieces,
+                   " pieces, by what it has given back, moved or unmapped "
+                   "(GuestOptions::most_pieces)"));
+  host_.Tell(absl::StrCat("guest ", options_.name,
+                          " is not served any more: ", why.message(), "; ",
+                          killed ? "its process is killed"
+                                 : "a touch of a missing page is a SIGBUS"));
+  EndFillAll(why);
+}
+
 void Guest::TellJournalIsFull() {
   host_.Tell(absl::StrCat(
       "guest ", options_.name, ": there is no room for its events in ",

@@ -45,6 +45,12 @@ void Guest::WakeAll() {
 absl::StatusOr<std::vector<PageRun>> Guest::ChangedPages(bool restart) {
   MutexLock lock(&mutex_);
   if (!ended_) ReadEvents();
+  if (in_too_many_pieces_) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "guest ", options_.name,
+        ": what it has given back since it was in too many pieces is not known "
+        "(GuestOptions::most_pieces)"));
+  }
   // First protected, then forgotten: a write between the two is a fault that
   // has not been served yet, and counts for the next time.
   for (std::optional<AddressMap::Piece> piece = map_.Next(0);

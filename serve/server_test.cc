@@ -209,6 +209,36 @@ TEST_F(ServerTest, ThreadsThatRaceWithGivingBackSeeImageOrZeroAndNothingElse) {
   EXPECT_GT(seen.as_image, 0u);
 }
 
+TEST_F(ServerTest, AGuestInTooManyPiecesIsNotServedAnyMore) {
+  const ImageRef image = TestImage(64);
+  auto guest = MakeStandIn({.image = image, .pages = 64});
+  SKIP_WITHOUT(guest);
+  auto killed = MakeStandIn({.image = image, .pages = 64});
+  SKIP_WITHOUT(killed);
+  StartServer();
+  const auto shared = GuestImage::Create(image);
+  auto served = Attach(*guest, shared, {.most_pieces = 7});
+  // Seven pieces: three of zeroes, and what is between and around them.
+  for (const uint64_t page : {8, 10, 12}) {
+    ASSERT_TRUE(guest->GiveBack(page, 1));
+  }
+  EXPECT_EQ(guest->Look(0, 1), Seen{.as_image = 1});
+  EXPECT_EQ(told_.text(), "");
+  ASSERT_TRUE(guest->GiveBack(14, 1));
+  EXPECT_EQ(guest->Look(0, 16), (Seen{.as_image = 1, .sigbus = 15}));
+  EXPECT_THAT(told_.text(), HasSubstr("its memory is in more than 7 pieces"));
+  EXPECT_FALSE(Fill(*served).ok());
+  // Nothing is known of what it does from here on, and nothing wrong is said.
+  ASSERT_TRUE(guest->Move(32, 8));
+  ASSERT_TRUE(guest->GiveBack(48, 1));
+  EXPECT_EQ(guest->Look(16, 48), Seen{.sigbus = 48});
+  EXPECT_FALSE(served->ChangedPages(false).ok());
+  served =
+      Attach(*killed, shared, {.on_loss = OnLoss::kKill, .most_pieces = 1});
+  EXPECT_FALSE(killed->Unmap(8, 1) && killed->Look(0, 1).as_image == 1);
+  EXPECT_EQ(killed->WaitForSignal(), SIGKILL);
+}
+
 TEST_F(ServerTest, MemoryThatMovesKeepsWhatItBeginsWith) {
   const ImageRef image = TestImage(64);
   auto guest = MakeStandIn({.image = image, .pages = 64});
