@@ -118,7 +118,30 @@ absl::StatusOr<std::unique_ptr<GuestJournal>> GuestJournal::Create(
   return journal;
 }
 
-absl::Status GuestJournal::GoOn(const AddressMap& map) { return Write(map); }
+absl::Status GuestJournal::GoOn(const AddressMap& map) {
+  absl::Status written = Write(map);
+  if (written.ok() || !MapOld()) return written;
+  GiveUp();
+  return absl::OkStatus();
+}
+
+bool GuestJournal::MapOld() {
+  const UniqueFd fd(open(path_.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+  struct stat status;
+  if (!fd || fstat(fd.get(), &status) != 0) return false;
+  const uint64_t bytes = static_cast<uint64_t>(status.st_size);
+  if (!S_ISREG(status.st_mode) || bytes < sizeof(File)) return false;
+  void* const mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                            MAP_SHARED | MAP_POPULATE, fd.get(), 0);
+  if (mapped == MAP_FAILED) return false;
+  mlock(mapped, kPageBytes);
+  Unmap();
+  file_ = static_cast<File*>(mapped);
+  file_bytes_ = bytes;
+  log_capacity_ = 0;
+  landed_ = 0;
+  return true;
+}
 
 absl::Status GuestJournal::Write(const AddressMap& map) {
   static_assert(sizeof(File) <= kPageBytes);

@@ -77,8 +77,10 @@ class GuestJournal {
   // Errors: DataLoss for what no journal ever is, with the path and the rule.
   static absl::StatusOr<Left> Open(const std::string& path);
   // Before anything else is done with a journal that was left: puts a new file
-  // in place of it. Nobody else may be using the old one. Errors: those of
-  // Create.
+  // in place of it. Nobody else may be using the old one. Where there is no
+  // room for the new one, the old one stays, and says that it lacks events: it
+  // is not complete() from then on. Errors: those of Create, where the old one
+  // cannot be changed either.
   absl::Status GoOn(const AddressMap& map);
 
   GuestJournal(const GuestJournal&) = delete;
@@ -113,6 +115,8 @@ class GuestJournal {
       : path_(std::move(path)), record_(std::move(record)) {}
   // Puts a new file under the name.
   absl::Status Write(const AddressMap& map);
+  // Uses the file that is there, without its log. False: that cannot be.
+  bool MapOld();
   void Unmap();
   uffd_msg* log() const;
 

@@ -1,10 +1,13 @@
 #include "firsttouch/serve/guest_journal.h"
 
 #include <fcntl.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -203,6 +206,53 @@ TEST_F(GuestJournalTest, WithoutRoomForANewFileItSaysThatItLacksEvents) {
     ASSERT_TRUE(left.ok()) << left.status();
     EXPECT_FALSE(left->journal->complete()) << "also when another goes on";
     ASSERT_TRUE(left->journal->GoOn(left->map).ok());
+  }
+}
+
+TEST_F(GuestJournalTest, WithoutRoomToGoOnTheOldFileStaysAndSaysThatItLacks) {
+  Create();
+  BeginRead({Removed(3, 2)});
+  absl::StatusOr<GuestJournal::Left> left = GuestJournal::Open(path_);
+  ASSERT_TRUE(left.ok()) << left.status();
+  rlimit whole;
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &whole), 0);
+  const rlimit none = {.rlim_cur = 0, .rlim_max = whole.rlim_max};
+  const auto before = signal(SIGXFSZ, SIG_IGN);
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &none), 0);
+  const absl::Status goes_on = left->journal->GoOn(left->map);
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &whole), 0);
+  signal(SIGXFSZ, before);
+  EXPECT_TRUE(goes_on.ok()) << goes_on;
+  EXPECT_FALSE(left->journal->complete());
+  map_ = left->map;
+  journal_ = std::move(left->journal);
+  // Events can be read on.
+  for (uint64_t page = 8; page < 64; page += 2) Read({Removed(page, 1)});
+  left = GuestJournal::Open(path_);
+  ASSERT_TRUE(left.ok()) << left.status();
+  EXPECT_FALSE(left->journal->complete());
+  EXPECT_EQ(left->journal->record(), record_);
+}
+
+TEST_F(GuestJournalTest, KilledWhileItClearsWhatHasLandedItCountsNothingTwice) {
+  Create();
+  Read({Removed(1, 1)});
+  // Moves, which must not be applied once more; as before Answered().
+  BeginRead({Moved(0, kStart + 2 * kPages * kPageBytes), Moved(1, kStart),
+             Removed(0, 1)});
+  journal_->EndRead(3);
+  const std::string expected = Freed();
+  const auto landing = journal_->landing();
+  const std::vector<uffd_msg> landed(landing.begin(), landing.end());
+  char* const bytes = reinterpret_cast<char*>(landing.data());
+  const size_t size = 3 * sizeof(uffd_msg);
+  // Cleared from either end: memset(3) goes as it likes.
+  for (size_t cleared = 0; cleared <= size; ++cleared) {
+    for (const size_t from : {size_t{0}, size - cleared}) {
+      std::memset(bytes + from, 0, cleared);
+      EXPECT_EQ(Freed(), expected) << cleared << " bytes from " << from;
+      std::copy(landed.begin(), landed.end(), landing.begin());
+    }
   }
 }
 

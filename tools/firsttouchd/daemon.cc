@@ -374,6 +374,10 @@ absl::Status Daemon::Start(std::vector<GuestArrival> guests) {
                        " cannot be taken over again: ", goes_on.message()));
       guest.journal->Forget();
       guest.journal = nullptr;
+    } else if (!guest.lose_missing && !guest.journal->complete()) {
+      Log(absl::StrCat("guest ", name,
+                       " cannot be taken over again without losing its missing "
+                       "pages: there is no room for a new record of it"));
     }
     const absl::Status taken = server_->Attach(std::move(guest)).status();
     Log(taken.ok() ? absl::StrCat("guest ", name, " is taken over")
