@@ -226,6 +226,30 @@ TEST_F(SurvivalTest, AServerWhoseSuccessorDiesGoesOn) {
                                "on"));
 }
 
+TEST_F(SurvivalTest, GuestsOfASuccessorThatDiesJustAfterItHasTakenThemGoOn) {
+  if (!Serve(Words())) GTEST_SKIP() << skip_;
+  ASSERT_TRUE(guest_->GiveBack(8, 4));
+  {
+    const UniqueFd dies(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+    const sockaddr_un address = SocketAddress(State() + "/successor").value();
+    ASSERT_EQ(connect(dies.get(), reinterpret_cast<const sockaddr*>(&address),
+                      sizeof address),
+              0);
+    std::string text;
+    do {
+      std::array<char, 256> bytes = {};
+      ASSERT_GT(recv(dies.get(), bytes.data(), bytes.size() - 1, 0), 0);
+      text = bytes.data();
+    } while (text != "end");
+    ASSERT_EQ(send(dies.get(), "taken", 5, 0), 5);
+  }
+  EXPECT_EQ(End(0), 0) << "the old one has nothing to do any more";
+  EXPECT_EQ(Journals().size(), 1u);
+  guest_->BeginLook(0, kPages);  // Waits.
+  if (!Restart()) GTEST_SKIP() << skip_;
+  EXPECT_EQ(guest_->Answer(), (Seen{.as_image = kPages - 3, .zero = 3}));
+}
+
 // A successor may take longer than a watchdog waits.
 TEST_F(SurvivalTest, TheWatchdogIsToldAlsoWhileASuccessorThinks) {
   environment_ = {{"WATCHDOG_USEC", "2000"}};
