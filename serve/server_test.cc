@@ -1,15 +1,18 @@
 #include "firsttouch/serve/server.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <string>
@@ -29,6 +32,7 @@
 #include "firsttouch/serve/stand_in.h"
 #include "firsttouch/serve/test_image.h"
 #include "firsttouch/uffd/abi.h"
+#include "firsttouch/uffd/fake_kernel.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/test_util.h"
@@ -40,6 +44,7 @@
 namespace firsttouch {
 namespace {
 
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -77,10 +82,10 @@ class ServerTest : public ::testing::Test {
     return *std::move(stand_in);
   }
 
-  void StartServer(ServerOptions options = {}) {
+  void StartServer(ServerOptions options = {}, Kernel& kernel = RealKernel()) {
     options.tell = told_.Tell();
     absl::StatusOr<std::unique_ptr<Server>> server =
-        Server::Start(std::move(options));
+        Server::Start(std::move(options), kernel);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }
@@ -364,6 +369,63 @@ TEST_F(ServerTest, TouchesAreRecordedInOrderAndPlacedForTheNextGuest) {
   EXPECT_TRUE(filled.ok()) << filled;
   EXPECT_GE(served->Stats().pages_placed_early, 192u);
   EXPECT_EQ(second->Look(0, 256), Seen{.as_image = 256});
+}
+
+TEST_F(ServerTest, AFaultElsewhereDoesNotWaitForAllThatIsPlacedEarly) {
+  const ImageRef image = TestImage(1024);
+  auto guest = MakeStandIn({.image = image, .pages = 1024});
+  SKIP_WITHOUT(guest);
+  FakeKernel kernel;
+  Mutex mutex;
+  std::vector<uintptr_t> copied;  // Where, in this order.
+  kernel.Hook(FakeKernel::Op::kCopy, [&](const FakeKernel::Call& call) {
+    const uintptr_t start = guest->regions()[0].start;
+    if (call.start - start >= 1024 * kPageBytes) return;
+    MutexLock lock(&mutex);
+    copied.push_back((call.start - start) / kPageBytes);
+    if (copied.size() > 1) return;
+    guest->BeginLook(1000, 1);
+    const UniqueFd uffd = guest->Uffd();
+    pollfd waits = {.fd = uffd.get(), .events = POLLIN, .revents = 0};
+    EXPECT_EQ(poll(&waits, 1, 60'000), 1);
+  });
+  StartServer({}, kernel);
+  const auto served = Attach(
+      *guest, GuestImage::Create(image),
+      {.place_first = std::make_shared<const std::vector<PageRun>>(
+           std::vector<PageRun>{PageRun{PageIndex(0), PageCount(512)}})});
+  EXPECT_EQ(guest->Answer(), Seen{.as_image = 1});
+  {
+    MutexLock lock(&mutex);
+    // A piece has four copies, and another thread may have helped.
+    EXPECT_THAT(
+        std::vector<uintptr_t>(
+            copied.begin(),
+            copied.begin() + std::min<ptrdiff_t>(12, std::ssize(copied))),
+        Contains(1000u));
+  }
+  // The others come all the same.
+  EXPECT_TRUE(Fill(*served).ok());
+  EXPECT_EQ(guest->Look(0, 1024), Seen{.as_image = 1024});
+  // Before the hook.
+  server_.reset();
+}
+
+TEST_F(ServerTest, WhatIsPlacedEarlyWhileThreadsTouchAndGiveBackIsNeverOld) {
+  const ImageRef image = TestImage(1024);
+  for (int i = 0; i < 8; ++i) {
+    auto guest = MakeStandIn({.image = image, .pages = 1024});
+    SKIP_WITHOUT(guest);
+    StartServer();
+    const auto served = Attach(*guest, GuestImage::Create(image));
+    guest->BeginRace(2, 8);
+    EXPECT_TRUE(Fill(*served).ok());
+    const Seen seen = guest->Answer();
+    EXPECT_FALSE(seen.hung);
+    EXPECT_EQ(seen.other, 0u);
+    EXPECT_EQ(seen.sigbus, 0u);
+    server_.reset();
+  }
 }
 
 TEST(GuestImageTest, WhatIsPlacedEarlyIsOneCopyAsLongAsSomebodyHasIt) {
