@@ -33,7 +33,8 @@ inline constexpr char kNoSetName[] = "no working set";
 // once, and as many threads as there are processors copy it, by address, with
 // nothing looked at or checked.
 inline constexpr char kLimitName[] = "limit: copies";
-// serve/ without a working set and read-ahead, so that each fault is a page; and a loop that does nothing but read a fault and copy a page.
+// serve/ without a working set and read-ahead, so that each fault is a page;
+// and a loop that does nothing but read a fault and copy a page.
 inline constexpr char kPageName[] = "page by page";
 inline constexpr char kBareLoopName[] = "bare loop";
 
