@@ -118,7 +118,7 @@ class Contender:
             self.process = None
 
     def counted(self, counter, request):
-        """System calls and signals of the request, and of how many cycles."""
+        """System calls and signals of the request."""
         try:
             run = subprocess.run(
                 [*counter, *self.command],

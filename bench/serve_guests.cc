@@ -479,7 +479,7 @@ uint64_t ServedFile::CachedBytes() const {
 }
 
 void ServedFile::FillPageCache() const {
-  if (CachedBytes() >= bytes()) return;
+  if (CachedBytes() >= data_offset_ + bytes()) return;
   const UniqueFd fd = OpenFile(path_);
   std::vector<char> buffer(1 << 20);
   while (read(fd.get(), buffer.data(), buffer.size()) > 0) {

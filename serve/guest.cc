@@ -297,6 +297,7 @@ void Guest::Handle(const Event& event) {
       return;
     case Event::Kind::kRemap:
       ++stats_.moves;
+      if (in_too_many_pieces_) has_moved_since_ = true;
       if (in_too_many_pieces_) return;
       map_.Move(event.from, event.to, event.bytes);
       LimitPieces();
@@ -333,6 +334,8 @@ void Guest::AdoptChild(int uffd) {
     MutexLock lock(&child->mutex_);
     child->changed_ = changed_;
     child->refused_ = refused_ || !options_.serve_forks;
+    child->in_too_many_pieces_ = in_too_many_pieces_;
+    child->has_moved_since_ = has_moved_since_;
   }
   if (absl::Status watched = child->Watch(); !watched.ok()) {
     host_.Tell(absl::StrCat(
@@ -356,6 +359,12 @@ bool Guest::Serve(Fault& fault) {
       if (ReadEvents()) {
         if (++tries < kTriesPerTurn) continue;
         return false;
+      }
+      // Moved by a guest that is not followed any more: the page is there.
+      if (fault.write_protect &&
+          placer_.Unprotect(RoundDownToPage(fault.address), kPageBytes)
+                  .outcome == Placed::Outcome::kDone) {
+        return true;
       }
       return Lose(fault, RoundDownToPage(fault.address), kPageBytes,
                   absl::NotFoundError("it is in none of the guest's regions"),

@@ -274,6 +274,10 @@ class Guest : public std::enable_shared_from_this<Guest> {
   bool Lose(Fault& fault, uintptr_t page, uint64_t page_bytes,
             const absl::Status& why, bool retry)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Poisons missing pages of a piece, as far as it is registered. `calls`
+  // counts for all pieces.
+  Placed PoisonParts(const AddressMap::Piece& piece, uint64_t* calls)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Poisons missing pages, and lets the others be written to.
   Placed PoisonAll(const AddressMap::Piece& piece, uintptr_t start,
                    uintptr_t end) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -352,6 +356,8 @@ class Guest : public std::enable_shared_from_this<Guest> {
   bool refused_ ABSL_GUARDED_BY(mutex_) = false;
   // So that it does not follow events any more.
   bool in_too_many_pieces_ ABSL_GUARDED_BY(mutex_) = false;
+  // Nor knows where memory is that has been moved since.
+  bool has_moved_since_ ABSL_GUARDED_BY(mutex_) = false;
 
   // Forked children that can be neither served nor poisoned: their descriptors
   // stay open, so that nothing reads as zero.

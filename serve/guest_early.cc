@@ -239,13 +239,15 @@ void Guest::PlanEarly() {
       !image_->image().has_source() && !image_->SeemsReadAndReady(*shared);
   host_.RunElsewhere(/*urgent=*/false, [&host = host_, image = image_, shared,
                                         waits = early_waits_,
-                                        self = shared_from_this()] {
+                                        self = weak_from_this()] {
     std::vector<PageRun> by_address = *shared;
     std::sort(
         by_address.begin(), by_address.end(),
         [](const PageRun& a, const PageRun& b) { return a.first < b.first; });
     image->BeginReading(by_address);
-    if (waits) self->ArrivedEarly(0, absl::OkStatus());
+    // Nothing keeps a guest, and its descriptor, that is not served any more.
+    const std::shared_ptr<Guest> guest = waits ? self.lock() : nullptr;
+    if (guest != nullptr) guest->ArrivedEarly(0, absl::OkStatus());
     if (image->image().has_source()) return;
     CheckAhead(host, image, shared, 0, 0);
   });

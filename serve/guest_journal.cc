@@ -140,6 +140,9 @@ bool GuestJournal::MapOld() {
   file_bytes_ = bytes;
   log_capacity_ = 0;
   landed_ = 0;
+  // The map has what had landed.
+  std::memset(file_->landing, 0, sizeof file_->landing);
+  file_->logged_before.store(file_->logged.load());
   return true;
 }
 

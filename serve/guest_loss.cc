@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -108,17 +109,10 @@ bool Guest::Poison() {
   if (ended_) return true;
   EndFillAll(absl::CancelledError("the guest is not served any more"));
   ReadEvents();
+  uint64_t calls = 0;
   for (std::optional<AddressMap::Piece> piece = map_.Next(0); piece.has_value();
        piece = map_.Next(piece->end)) {
-    Placed poisoned = PoisonAll(*piece, piece->start, piece->end);
-    // Behind memory that is not registered any more there may be some that is.
-    for (uintptr_t page = piece->start;
-         poisoned.outcome == Placed::Outcome::kUnregistered &&
-         page < piece->end;
-         page += piece->page_bytes) {
-      const Placed one = PoisonAll(*piece, page, page + piece->page_bytes);
-      if (one.outcome != Placed::Outcome::kDone) poisoned = one;
-    }
+    const Placed poisoned = PoisonParts(*piece, &calls);
     if (poisoned.outcome == Placed::Outcome::kGone) {
       ended_ = true;
       return true;
@@ -134,7 +128,43 @@ bool Guest::Poison() {
     }
     placer_.Wake(piece->start, piece->bytes());
   }
-  return true;
+  if (!has_moved_since_) return true;
+  const bool killed = Kill();
+  host_.Tell(absl::StrCat("guest ", options_.name,
+                          ": where some of its memory has been moved to is not "
+                          "known, so that missing pages there cannot be "
+                          "poisoned",
+                          killed ? "; its process has been killed" : ""));
+  return killed;
+}
+
+Placed Guest::PoisonParts(const AddressMap::Piece& piece, uint64_t* calls) {
+  // Some seconds.
+  constexpr uint64_t kMostCalls = uint64_t{1} << 22;
+  // Beside memory that is not registered any more there may be some that is,
+  // and a range of several mappings is refused as a whole.
+  std::vector<std::pair<uintptr_t, uintptr_t>> parts = {
+      {piece.start, piece.end}};
+  while (!parts.empty()) {
+    const auto [start, end] = parts.back();
+    parts.pop_back();
+    if (++*calls > kMostCalls) {
+      return {.outcome = Placed::Outcome::kLost,
+              .status = absl::ResourceExhaustedError(
+                  "too much of its memory is not registered any more")};
+    }
+    Placed poisoned = PoisonAll(piece, start, end);
+    const uint64_t pages = (end - start) / piece.page_bytes;
+    if (poisoned.outcome == Placed::Outcome::kUnregistered && pages > 1) {
+      const uintptr_t middle = start + pages / 2 * piece.page_bytes;
+      parts.emplace_back(middle, end);
+      parts.emplace_back(start, middle);
+    } else if (poisoned.outcome != Placed::Outcome::kDone &&
+               poisoned.outcome != Placed::Outcome::kUnregistered) {
+      return poisoned;
+    }
+  }
+  return {};
 }
 
 Placed Guest::PoisonAll(const AddressMap::Piece& piece, uintptr_t start,

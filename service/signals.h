@@ -114,6 +114,8 @@ absl::Status CheckSignalsUnblocked();
 // Takes the place of one of the host's that is too small, as Rust's are on
 // processors whose signal frames are large: it makes them of AT_MINSIGSTKSZ
 // bytes, which the frame alone fills. Handlers of the host run on ours then.
+// (Called in a signal handler, this lasts until that returns: the kernel puts
+// back the stack of what was interrupted.)
 //
 // A stack of the host's with SS_AUTODISARM is fine, but after a trap callback
 // that leaves by longjmp the stack is without that flag.

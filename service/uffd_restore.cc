@@ -513,7 +513,7 @@ absl::Status RestorePages(const UffdContext& context, SlotState& slot,
           group.last.store(0, std::memory_order_relaxed);
         }
       });
-  if (timed && restored.pages != 0) {
+  if (timed && restored.pages >= kPagesToTime) {
     NoteRestoreTime(slot, MonotonicNanos() - begun_ns, restored.pages);
   }
   if (first_writes != 0 && slot.image != nullptr) {

@@ -42,6 +42,7 @@ absl::Status UffdSupply::Bind(SlotState& slot, const ImageRef& image,
     status = DropEveryPage(*context_, slot, slot.kept_pages);
   }
   if (status.ok()) status = BindImage(*context_, slot, image);
+  StopFills(slot);  // As in Restore().
   if (!status.ok()) return status;
   // Stays set until all that follows is done.
   slot.remap_wanted = true;
@@ -88,7 +89,7 @@ absl::Status UffdSupply::Restore(SlotState& slot, uint64_t size_bytes,
   // A page that somebody had taken away was supplied by a handler thread when
   // it was restored. That thread has woken this one, and may go on: with the
   // pages behind, from this image.
-  WaitForFills(slot);
+  StopFills(slot);
   // Includes private pages that are clean, which the kernel may be reading; and
   // pages that could not be restored since the image's page could not be read.
   if (status.ok() &&

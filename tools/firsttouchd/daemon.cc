@@ -225,8 +225,8 @@ absl::StatusOr<GuestArrival> Daemon::FindGuest(const std::string& path) {
   arrival.lose_missing = !left->journal->complete();
   if (arrival.lose_missing) {
     Log(absl::StrCat("guest ", record.name,
-                     ": what it gave back is not known, since there was no "
-                     "room to record it; its missing pages are lost to it"));
+                     ": what it gave back is not known, since not all of it is "
+                     "recorded; its missing pages are lost to it"));
   }
   if (left->lost_fork) {
     Log(absl::StrCat("guest ", record.name,
