@@ -1,7 +1,5 @@
 // What a guest is given before it asks for it.
 
-#include <poll.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -15,7 +13,6 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "firsttouch/control/guests.h"
@@ -33,8 +30,8 @@ namespace firsttouch {
 
 namespace {
 
-// What is placed early before a guest is looked at again: a thread that waits
-// for a page of that may have to wait until all is done.
+// What is placed early before a guest is looked at again: a thread may have to
+// wait until that is done.
 constexpr uint64_t kMostBytesAtOnce = uint64_t{2} << 20;
 // Pieces that cannot be had before nothing is placed early any more: where that
 // many are, most likely all are, and each is asked of a page source.
@@ -82,52 +79,36 @@ class SharedPlacing {
 
   // In a thread that helps. Ends at once where all is done.
   void Help(Kernel& kernel, int uffd, const GuestImage& image) {
-    PagePlacer placer(kernel, uffd, image);
-    for (bool more = true; more;) {
-      {
-        MutexLock lock(&mutex_);
-        while (paused_ && !closed_) changed_.Wait(&mutex_);
-        if (closed_) return;
-        ++placing_;
-      }
-      more = PlaceNext(placer);
+    {
       MutexLock lock(&mutex_);
-      --placing_;
-      changed_.SignalAll();
+      if (closed_) return;
+      ++helping_;
     }
+    PagePlacer placer(kernel, uffd, image);
+    Place(placer);
+    MutexLock lock(&mutex_);
+    --helping_;
+    helped_.SignalAll();
   }
 
   // In the thread that has the guest: places what nobody else does, and waits
-  // for those who help. Nobody uses the guest for this afterwards. Between
-  // pieces, where `is_called()`, nobody places while `must_stop()` finds out
-  // whether that is all for now.
-  void PlaceAll(PagePlacer& placer, absl::FunctionRef<bool()> is_called,
-                absl::FunctionRef<bool()> must_stop) {
-    while (PlaceNext(placer)) {
-      if (!is_called()) continue;
-      Pause(/*for_good=*/false);
-      if (must_stop()) break;
+  // for those who help. Nobody uses the guest for this afterwards.
+  void PlaceAll(PagePlacer& placer) {
+    Place(placer);
+    {
       MutexLock lock(&mutex_);
-      paused_ = false;
-      changed_.SignalAll();
+      closed_ = true;
+      while (helping_ > 0) helped_.Wait(&mutex_);
     }
-    Pause(/*for_good=*/true);
     // Threads that wait go on when all is there, and not at each part of it, of
     // which the next one would stop them.
-    for (size_t i = 0; i < begun();) {
+    for (size_t i = 0; i < pages_.size();) {
       const uintptr_t start = pages_[i].start;
       uintptr_t end = pages_[i].end;
-      const bool joined = IsJoined(i);
-      while (++i < begun() && pages_[i].start == end) end = pages_[i].end;
-      if (joined) placer.Wake(start, end - start);
+      const size_t first = i;
+      while (++i < pages_.size() && pages_[i].start == end) end = pages_[i].end;
+      if (i > first + 1) placer.Wake(start, end - start);
     }
-  }
-
-  // Whether the page at an address is one of these.
-  bool Has(uintptr_t address) const {
-    return std::any_of(pages_.begin(), pages_.end(), [&](const auto& some) {
-      return some.start <= address && address < some.end;
-    });
   }
 
   // After PlaceAll().
@@ -153,37 +134,28 @@ class SharedPlacing {
             pages_[index].end == pages_[index + 1].start);
   }
 
-  // Waits until nobody else places.
-  void Pause(bool for_good) {
-    MutexLock lock(&mutex_);
-    paused_ = true;
-    if (for_good) closed_ = true;
-    changed_.SignalAll();
-    while (placing_ > 0) changed_.Wait(&mutex_);
-  }
-
-  // False: there is nothing more to do.
-  bool PlaceNext(PagePlacer& placer) {
-    if (failed_.load(std::memory_order_relaxed)) return false;
-    const size_t index = next_.fetch_add(1);
-    if (index >= pages_.size()) return false;
-    const EarlyPages::Some& some = pages_[index];
-    const uint64_t copied = placer.pages_copied();
-    const uint64_t zeroed = placer.pages_zeroed();
-    const PagePlacer::Waking waking = IsJoined(index)
-                                          ? PagePlacer::Waking::kLater
-                                          : PagePlacer::Waking::kAtOnce;
-    Placed placed = placer.Place(some.piece, some.start, some.end,
-                                 /*write=*/false, waking);
-    const bool unregistered = placed.outcome == Placed::Outcome::kUnregistered;
-    if (unregistered) placed = PlaceRegistered(placer, some, waking);
-    counts_[index] = {placer.pages_copied() - copied,
-                      placer.pages_zeroed() - zeroed, unregistered};
-    if (placed.outcome == Placed::Outcome::kDone) return true;
-    failed_.store(true, std::memory_order_relaxed);
-    MutexLock lock(&mutex_);
-    failures_.push_back({index, std::move(placed)});
-    return false;
+  void Place(PagePlacer& placer) {
+    while (!failed_.load(std::memory_order_relaxed)) {
+      const size_t index = next_.fetch_add(1);
+      if (index >= pages_.size()) return;
+      const EarlyPages::Some& some = pages_[index];
+      const uint64_t copied = placer.pages_copied();
+      const uint64_t zeroed = placer.pages_zeroed();
+      const PagePlacer::Waking waking = IsJoined(index)
+                                            ? PagePlacer::Waking::kLater
+                                            : PagePlacer::Waking::kAtOnce;
+      Placed placed = placer.Place(some.piece, some.start, some.end,
+                                   /*write=*/false, waking);
+      const bool unregistered =
+          placed.outcome == Placed::Outcome::kUnregistered;
+      if (unregistered) placed = PlaceRegistered(placer, some, waking);
+      counts_[index] = {placer.pages_copied() - copied,
+                        placer.pages_zeroed() - zeroed, unregistered};
+      if (placed.outcome == Placed::Outcome::kDone) continue;
+      failed_.store(true, std::memory_order_relaxed);
+      MutexLock lock(&mutex_);
+      failures_.push_back({index, std::move(placed)});
+    }
   }
 
   // What is not registered needs no page, and those behind it may.
@@ -208,11 +180,9 @@ class SharedPlacing {
   std::atomic<size_t> next_{0};
   std::atomic<bool> failed_{false};
   mutable Mutex mutex_;
-  CondVar changed_;
-  // Helpers place nothing, for now or any more.
-  bool paused_ ABSL_GUARDED_BY(mutex_) = false;
+  CondVar helped_;
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
-  int placing_ ABSL_GUARDED_BY(mutex_) = 0;  // Of the helpers.
+  int helping_ ABSL_GUARDED_BY(mutex_) = 0;
   std::vector<Failure> failures_ ABSL_GUARDED_BY(mutex_);
 };
 
@@ -232,22 +202,14 @@ void Guest::PlanEarly() {
   early_.Plan(shared, map_);
   // Another guest that has not got all of them yet has had them read.
   if (!first) return;
-  // All at once, since a disk is fastest so. Nothing is placed before that has
-  // begun: each page that a copy has to wait for would be read with some around
-  // it.
-  early_waits_ =
-      !image_->image().has_source() && !image_->SeemsReadAndReady(*shared);
-  host_.RunElsewhere(/*urgent=*/false, [&host = host_, image = image_, shared,
-                                        waits = early_waits_,
-                                        self = weak_from_this()] {
+  // All at once, since a disk is fastest so, and before the first one is
+  // needed.
+  host_.RunElsewhere(/*urgent=*/false, [&host = host_, image = image_, shared] {
     std::vector<PageRun> by_address = *shared;
     std::sort(
         by_address.begin(), by_address.end(),
         [](const PageRun& a, const PageRun& b) { return a.first < b.first; });
     image->BeginReading(by_address);
-    // Nothing keeps a guest, and its descriptor, that is not served any more.
-    const std::shared_ptr<Guest> guest = waits ? self.lock() : nullptr;
-    if (guest != nullptr) guest->ArrivedEarly(0, absl::OkStatus());
     if (image->image().has_source()) return;
     CheckAhead(host, image, shared, 0, 0);
   });
@@ -322,21 +284,7 @@ bool Guest::PlaceEarly() {
     });
   }
   PagePlacer placer(kernel_, uffd_.get(), *image_);
-  const auto is_called = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    pollfd waits = {.fd = uffd_.get(), .events = POLLIN, .revents = 0};
-    return kernel_.Poll(&waits, 1, 0).value > 0;
-  };
-  // Who waits for one of these pages gets it soon; others do not wait for that.
-  // What an event has changed is looked up anew.
-  const auto must_stop = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    const uint64_t changes = stats_.removes + stats_.unmaps + stats_.moves;
-    ReadEvents();
-    return stats_.removes + stats_.unmaps + stats_.moves != changes ||
-           std::any_of(queue_.begin(), queue_.end(), [&](const Fault& fault) {
-             return fault.write_protect || !shared->Has(fault.address);
-           });
-  };
-  shared->PlaceAll(placer, is_called, must_stop);
+  shared->PlaceAll(placer);
   for (size_t i = 0; i < shared->begun(); ++i) {
     const auto& [copied, zeroed, unregistered] = shared->counts()[i];
     const EarlyPages::Some& some = shared->pages()[i];

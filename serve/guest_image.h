@@ -93,9 +93,6 @@ class GuestImage {
   // the files only; others have no more read than what is not ready.) Fast
   // where the runs ascend.
   void BeginReading(std::span<const PageRun> runs) const;
-  // Whether that seems to be done, and what was read to be ready: looks at some
-  // of the pages.
-  bool SeemsReadAndReady(std::span<const PageRun> runs) const;
 
   // One copy for all guests that have the same pages placed early. Whoever asks
   // for others does not share with those before it. `first`: nobody has them
@@ -136,6 +133,8 @@ class GuestImage {
     uint64_t first_bit = 0;
     uint64_t bits = 0;
   };
+  // Whether all of some pages of the runs are in the page cache and ready.
+  bool SeemsReadAndReady(std::span<const PageRun> runs) const;
   // At most `end`.
   Place PlaceOf(PageIndex page, PageIndex end) const;
   static bool IsChecked(const Place& place);

@@ -1,19 +1,15 @@
 #include "firsttouch/serve/server.h"
 
 #include <fcntl.h>
-#include <poll.h>
-#include <sched.h>
 #include <signal.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <memory>
 #include <optional>
 #include <string>
@@ -33,7 +29,6 @@
 #include "firsttouch/serve/stand_in.h"
 #include "firsttouch/serve/test_image.h"
 #include "firsttouch/uffd/abi.h"
-#include "firsttouch/uffd/fake_kernel.h"
 #include "firsttouch/uffd/kernel.h"
 #include "firsttouch/uffd/mutex.h"
 #include "firsttouch/uffd/test_util.h"
@@ -45,7 +40,6 @@
 namespace firsttouch {
 namespace {
 
-using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -83,10 +77,10 @@ class ServerTest : public ::testing::Test {
     return *std::move(stand_in);
   }
 
-  void StartServer(ServerOptions options = {}, Kernel& kernel = RealKernel()) {
+  void StartServer(ServerOptions options = {}) {
     options.tell = told_.Tell();
     absl::StatusOr<std::unique_ptr<Server>> server =
-        Server::Start(std::move(options), kernel);
+        Server::Start(std::move(options));
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }
@@ -374,54 +368,6 @@ TEST_F(ServerTest, TouchesAreRecordedInOrderAndPlacedForTheNextGuest) {
   EXPECT_TRUE(filled.ok()) << filled;
   EXPECT_GE(served->Stats().pages_placed_early, 192u);
   EXPECT_EQ(second->Look(0, 256), Seen{.as_image = 256});
-}
-
-TEST_F(ServerTest, AFaultElsewhereDoesNotWaitForAllThatIsPlacedEarly) {
-  const ImageRef image = TestImage(1024);
-  auto guest = MakeStandIn({.image = image, .pages = 1024});
-  SKIP_WITHOUT(guest);
-  FakeKernel kernel;
-  Mutex mutex;
-  std::vector<uintptr_t> copied;  // Where, in this order.
-  kernel.Hook(FakeKernel::Op::kCopy, [&](const FakeKernel::Call& call) {
-    const uintptr_t start = guest->regions()[0].start;
-    if (call.start - start >= 1024 * kPageBytes) return;
-    MutexLock lock(&mutex);
-    copied.push_back((call.start - start) / kPageBytes);
-    if (copied.size() > 1) return;
-    guest->BeginLook(1000, 1);
-    const UniqueFd uffd = guest->Uffd();
-    pollfd waits = {.fd = uffd.get(), .events = POLLIN, .revents = 0};
-    EXPECT_EQ(poll(&waits, 1, 60'000), 1);
-  });
-  // Without a thread that helps.
-  cpu_set_t all;
-  ASSERT_EQ(sched_getaffinity(0, sizeof all, &all), 0);
-  cpu_set_t one;
-  CPU_ZERO(&one);
-  CPU_SET(static_cast<unsigned>(sched_getcpu()), &one);
-  ASSERT_EQ(sched_setaffinity(0, sizeof one, &one), 0);
-  StartServer({}, kernel);
-  ASSERT_EQ(sched_setaffinity(0, sizeof all, &all), 0);
-  const auto served = Attach(
-      *guest, GuestImage::Create(image),
-      {.place_first = std::make_shared<const std::vector<PageRun>>(
-           std::vector<PageRun>{PageRun{PageIndex(0), PageCount(512)}})});
-  EXPECT_EQ(guest->Answer(), Seen{.as_image = 1});
-  {
-    MutexLock lock(&mutex);
-    // A piece has four copies.
-    EXPECT_THAT(
-        std::vector<uintptr_t>(
-            copied.begin(),
-            copied.begin() + std::min<ptrdiff_t>(12, std::ssize(copied))),
-        Contains(1000u));
-  }
-  // The others come all the same.
-  EXPECT_TRUE(Fill(*served).ok());
-  EXPECT_EQ(guest->Look(0, 1024), Seen{.as_image = 1024});
-  // Before the hook.
-  server_.reset();
 }
 
 TEST_F(ServerTest, WhatIsPlacedEarlyWhileThreadsTouchAndGiveBackIsNeverOld) {
